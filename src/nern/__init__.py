@@ -1,0 +1,33 @@
+"""nern: neural representations of neural networks.
+
+A trained network's convolution kernels are a signal over coordinates (layer, filter, channel). A NeRN is a small
+network, the predictor, that maps an encoded coordinate to its kernel.
+"""
+
+__version__ = "0.1.0"
+
+from nern import objectives, ordering, originals, representation, tasks, training  # noqa: F401  (fills the registries)
+from nern.api import Fitted, fit, fit_config
+from nern.config import Config
+from nern.errors import NernError, NonFiniteLossError
+from nern.originals.base import OriginalNetwork, register_original
+from nern.run import evaluate, load_run, resume, train
+from nern.tasks.base import register_task
+from nern.tasks.images import ImageTensors
+
+__all__ = [
+    "Config",
+    "Fitted",
+    "ImageTensors",
+    "NernError",
+    "NonFiniteLossError",
+    "OriginalNetwork",
+    "evaluate",
+    "fit",
+    "fit_config",
+    "load_run",
+    "register_original",
+    "register_task",
+    "resume",
+    "train",
+]

@@ -1,0 +1,7 @@
+"""`python -m nern`."""
+
+import sys
+
+from nern.cli import main
+
+sys.exit(main())

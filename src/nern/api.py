@@ -1,0 +1,140 @@
+"""The Python front door: fit a NeRN to a module of one's own, without data."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from nern.config import Config, EmbeddingsConfig, NernConfig, OptimConfig, PermutationsConfig
+from nern.errors import NernError
+from nern.evaluation import LayerError, layer_errors
+from nern.ordering.order import Ordering
+from nern.ordering.store import get_ordering
+from nern.originals.base import Original, as_original
+from nern.registry import PREDICTORS
+from nern.representation.kernels import KernelTable
+from nern.representation.nern import NeRN, build_nern
+from nern.terminal import ProgressDisplay
+from nern.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A NeRN fitted to a network.
+
+    Attributes:
+        original: the frozen copy of the network.
+        nern: its representation.
+        ordering: of its kernels.
+    """
+
+    original: Original
+    nern: NeRN
+    ordering: Ordering
+
+    def network(self) -> nn.Module:
+        """The reconstructed network: a copy of the module with predicted weights, in eval mode."""
+        return self.original.rebuild(self.nern.reconstruct())
+
+    def layer_errors(self) -> list[LayerError]:
+        """Reconstruction error of each layer."""
+        return layer_errors(self.original.weight_names, self.original.weights, self.nern.reconstruct())
+
+    @property
+    def share(self) -> float:
+        """Parameters of the predictor over represented weights."""
+        return self.nern.num_parameters / self.nern.table.num_weights
+
+
+def fit_config(iterations: int = 2000) -> Config:
+    """The settings `fit` uses unless told otherwise: reconstruction only."""
+    return Config(
+        nern=NernConfig(
+            num_blocks=5,
+            act_layer="gelu",
+            weights_batch_method="random_batch",
+            weights_batch_size=4096,
+            attention_loss_weight=0.0,
+            distillation_loss_weight=0.0,
+            embeddings=EmbeddingsConfig(
+                enc_levels=40, base=0.76, permutations=PermutationsConfig(permute_mode="crossfilter")
+            ),
+        ),
+        optim=OptimConfig(optimizer_type="adamw", lr=5e-3, betas=(0.9, 0.999), weight_decay=0.0),
+        epochs=None,
+        num_iterations=iterations,
+    )
+
+
+def fit(
+    network: nn.Module,
+    *,
+    ratio: float | None = 0.5,
+    iterations: int = 2000,
+    config: Config | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    console: Console | None = None,
+) -> Fitted:
+    """Fit a NeRN to the convolutions of `network`; reconstruction only, no data. The network itself is not changed.
+
+    Args:
+        network: any module with 2-d convolutions, or an `OriginalNetwork` that chooses its own weights.
+        ratio: size of the predictor as a share of the represented weights: the hidden width is the largest that keeps
+            within it. None: the width in `config`.
+        iterations: training steps (with `config`, its own count holds).
+        config: settings, see `fit_config`. output_size is raised to the largest kernel.
+        seed: of initialisation and weight batches.
+        progress: show a progress bar.
+        console: where it is shown; None: standard error.
+
+    Raises:
+        NernError: no convolutions, values that are not finite, `ratio` too small for any predictor.
+    """
+    original = as_original(network)
+    config = replace(config or fit_config(iterations), seed=seed)
+    num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
+    table = KernelTable.of(original.weights, num_idxs)
+    largest = max(max(shape[2:]) for shape in table.shapes)
+    config.nern = replace(config.nern, output_size=max(largest, config.nern.output_size))
+    permutations = config.nern.embeddings.permutations
+    mode = permutations.permute_mode or "none"
+    ordering, _ = get_ordering(original.weights, mode, permutations.path, permutations.num_workers)
+    if ratio is not None:
+        config.nern = replace(config.nern, hidden_layer_size=_width(config.nern, table, ratio))
+    config.check()
+    device = original.weights[0].device
+    nern = build_nern(config.nern, table, ordering, seed, device)
+    trainer = Trainer(config, original, nern)
+    display = ProgressDisplay(console or Console(stderr=True), trainer.total_steps, trainer.total_steps, live=progress)
+    trainer.on_step = display.on_step
+    with display, warnings.catch_warnings():
+        trainer.fit()
+    return Fitted(original, nern, ordering)
+
+
+def _width(config: NernConfig, table: KernelTable, ratio: float) -> int:
+    """The largest hidden width whose predictor has at most `ratio` times as many parameters as there are weights."""
+    budget = ratio * table.num_weights
+
+    def size(width: int) -> int:
+        with torch.device("meta"):
+            narrow = replace(config, hidden_layer_size=width, init="default", checkpoint_path=None)
+            return build_nern(narrow, table, None, 0, "meta").num_parameters
+
+    if size(1) > budget:
+        raise NernError(
+            f"ratio (={ratio}) of {table.num_weights:,} weights leaves {budget:,.0f} parameters; the narrowest predictor of "
+            f"this config has {size(1):,}. Raise ratio, or lower nern.embeddings.enc_levels."
+        )
+    low, high = 1, 2
+    while size(high) <= budget:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) <= budget else (low, middle)
+    return low

@@ -1,0 +1,224 @@
+"""The command line: nern train | evaluate | quickstart."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+from rich.console import Console
+
+import nern
+from nern.config import Config, check_key, from_namespace, known_keys, read_config_file
+from nern.errors import NernError
+from nern.run import config_of_run, evaluate, resume, train
+from nern.training.interrupt import Interrupted
+
+TRAIN_HELP = """Train a NeRN: represent the convolution kernels of a pretrained network by a small predictor.
+
+Settings come from a YAML file (--config_path) and from dotted options, which win over the file wherever they stand:
+
+  nern train --config_path FILE --nern.hidden_layer_size 180 --epochs 400
+
+The run is written to logging.log_dir/logging.exp_name: resolved config, checkpoints, results, picture, TensorBoard
+events. A run that was stopped goes on with --resume."""
+
+EVALUATE_HELP = """Evaluate a NeRN on the test images, beside its original network.
+
+  nern evaluate --run RUN_FOLDER                     the best checkpoint of a run
+  nern evaluate --config_path FILE                   a config with nern.init: checkpoint and nern.checkpoint_path
+  nern evaluate --config_path FILE --original true   the original network alone"""
+
+QUICKSTART_HELP = """Turn a small pretrained network into a NeRN and back, with nothing to download: about two minutes on two
+CPU cores. Trains on scikit-learn's digits and ends with a table of accuracies and sizes."""
+
+
+def _config_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--config_path", action=ActionConfigFile, metavar="FILE", help="YAML file; may be given several times, later ones win"
+    )
+    parser.add_class_arguments(Config)
+
+
+def _json_option(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the metrics here, as JSON")
+
+
+def _train_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=TRAIN_HELP, formatter_class=_formatter())
+    parser.add_argument(
+        "--resume", type=str, default=None, metavar="RUN_FOLDER", help="continue a stopped run; takes no other settings"
+    )
+    _json_option(parser)
+    _config_options(parser)
+    return parser
+
+
+def _evaluate_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=EVALUATE_HELP, formatter_class=_formatter())
+    parser.add_argument("--run", type=str, default=None, metavar="RUN_FOLDER", help="evaluate a checkpoint of this run")
+    parser.add_argument(
+        "--checkpoint", type=str, default="best", metavar="NAME", help="with --run: 'best', 'last' or 'step_N'"
+    )
+    parser.add_argument("--original", type=bool, default=False, help="evaluate the original network itself")
+    _json_option(parser)
+    _config_options(parser)
+    return parser
+
+
+def _quickstart_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=QUICKSTART_HELP, formatter_class=_formatter())
+    parser.add_argument("--log_dir", type=str, default="outputs", help="folder in which the run folder is made")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run")
+    _json_option(parser)
+    return parser
+
+
+def _formatter() -> Any:
+    from jsonargparse import DefaultHelpFormatter
+
+    class Formatter(DefaultHelpFormatter):  # type: ignore[misc, valid-type]
+        """Keeps the line breaks of the description."""
+
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return "\n".join(indent + line for line in text.splitlines())
+
+    return Formatter
+
+
+def _config(given: dict[str, Any]) -> Config:
+    names = {name for name in known_keys() if "." not in name}
+    return from_namespace({name: value for name, value in given.items() if name in names})
+
+
+def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    if given["resume"] is not None:
+        rest = [a for a in _option_names(argv) if a not in ("resume", "json")]
+        if rest:
+            raise NernError(f"--resume continues a run with its own settings; drop --{', --'.join(rest)}")
+        resume(given["resume"], console, given["json"])
+        return
+    config = _config(given)
+    console.print(config.to_yaml(), highlight=False, style="dim", markup=False, soft_wrap=True)
+    train(config, console, given["json"])
+
+
+def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    if given["run"] is None:
+        evaluate(_config(given), given["original"], given["json"], console)
+        return
+    rest = [a for a in _option_names(argv) if a not in ("run", "checkpoint", "original", "json")]
+    if rest:
+        raise NernError(f"--run takes its settings from the run folder; drop --{', --'.join(rest)}")
+    evaluate(config_of_run(given["run"], given["checkpoint"]), given["original"], given["json"], console)
+
+
+def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    with resources.as_file(resources.files("nern") / "configs" / "quickstart.yaml") as path:
+        config = Config.load(path)
+    config.logging.log_dir, config.seed = given["log_dir"], given["seed"]
+    metrics = train(config, console, given["json"])
+    console.print(
+        f"picture: {metrics['run_folder']}/curves.png\n"
+        f"again, from the files: nern evaluate --run {metrics['run_folder']}\n"
+        f"over time: tensorboard --logdir {config.logging.log_dir}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+Command = tuple[Callable[[], ArgumentParser], Callable[[dict[str, Any], Sequence[str], Console], None], str]
+COMMANDS: dict[str, Command] = {
+    "train": (_train_parser, _run_train, "train a NeRN"),
+    "evaluate": (_evaluate_parser, _run_evaluate, "evaluate a NeRN, or the original network"),
+    "quickstart": (_quickstart_parser, _run_quickstart, "the whole job on a small network, nothing to download"),
+}
+
+
+def _option_names(argv: Sequence[str]) -> list[str]:
+    return [a[2:].partition("=")[0] for a in argv if a.startswith("--")]
+
+
+def _config_first(argv: Sequence[str]) -> list[str]:
+    """Move --config_path to the front: dotted options win over the file wherever they stand."""
+    first, rest, arguments = [], [], list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        if argument == "--config_path" and arguments:
+            first += [argument, arguments.pop(0)]
+        elif argument.startswith("--config_path="):
+            first.append(argument)
+        else:
+            rest.append(argument)
+    return first + rest
+
+
+def _check_options(parser: ArgumentParser, argv: Sequence[str]) -> None:
+    """Name unknown keys and their nearest, in files and on the command line, before jsonargparse sees them."""
+    own = {name for action in parser._actions for option in action.option_strings for name in (option.lstrip("-"),)}
+    if "config_path" not in own:
+        return
+    for name in _option_names(argv):
+        if name not in own:
+            check_key(name.rstrip("+"))
+    for index, argument in enumerate(argv):
+        if argument == "--config_path" and index + 1 < len(argv):
+            read_config_file(argv[index + 1])
+        elif argument.startswith("--config_path="):
+            read_config_file(argument.partition("=")[2])
+
+
+def _usage() -> str:
+    lines = [f"  nern {name:<12} {text}" for name, (_, _, text) in COMMANDS.items()]
+    return (
+        f"nern {nern.__version__}: neural representations of neural networks\n\n"
+        + "\n".join(lines)
+        + "\n\n`nern COMMAND --help` explains a command."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 2 for what a user can mend, 128 + signal when stopped."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    console = Console(stderr=True)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        print(nern.__version__)
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    warnings.showwarning = lambda message, *_: console.print(f"[yellow]warning:[/] {message}", highlight=False)
+    try:
+        if name not in COMMANDS:
+            from nern.errors import unknown_name
+
+            raise unknown_name("command", name, COMMANDS)
+        build, run, _ = COMMANDS[name]
+        parser = build()
+        parser.prog = f"nern {name}"
+        parser.exit_on_error = False
+        rest = _config_first(rest)
+        _check_options(parser, rest)
+        try:
+            given = parser.parse_args(rest, env=False).as_dict()
+        except Exception as error:  # jsonargparse's ArgumentError: key, expected type, value
+            raise NernError(f"{' '.join(str(error).split())} (see nern {name} --help)") from error
+        run(given, rest, console)
+    except Interrupted as error:
+        console.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
+        return 128 + error.signal_number
+    except NernError as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("stopped; nothing since the last save was kept", style="yellow")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,495 @@
+"""The one typed configuration: YAML files, dotted overrides, checks before any work starts.
+
+Every key of the published framework is here with its default and meaning; keys of ours sit beside them. A string
+under a field is its documentation: `nern train --help` prints it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from nern import registry
+from nern.errors import NernError, unknown_name
+from nern.files import load_yaml, write_text
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+@dataclass(kw_only=True)
+class PermutationsConfig:
+    """Ordering: which permutation makes neighbouring kernels similar, and where it is kept."""
+
+    permute_mode: str | None = None
+    """Ordering: 'crossfilter' (all kernels of a layer in one path), 'infilter' (channels within each filter, then
+    filters), 'none' or null."""
+    num_workers: int = 3
+    """Threads that order layers side by side."""
+    path: str | None = None
+    """Folder the orderings are read from, or written to if it holds none; also a folder of `layer_{i}.pt` files. null:
+    the user's cache, keyed by the content of the weights."""
+
+
+@dataclass(kw_only=True)
+class EmbeddingsConfig:
+    """Encoding: how a coordinate becomes the vector that the predictor sees."""
+
+    type: str = "basic"
+    """Kind of encoding: 'basic' (sines and cosines of pi * base**level * index), 'ffn' (random Fourier features)."""
+    num_idxs: int = 3
+    """Indices of a coordinate: 3 (layer, filter, channel) for the kxk predictors, 5 (and row, column) for 'basic'."""
+    enc_levels: int = 20
+    """Number of frequencies of each index."""
+    base: float = 1.25
+    """Ratio of successive frequencies ('basic'); below 1 the encoding is smooth."""
+    fusion_mode: str = "concat"
+    """How the encodings of the indices are joined: 'concat', or 'sum' ('basic' only)."""
+    normalization_mode: str | None = "none"
+    """What indices are divided by before encoding: 'none' (raw, what published runs use), 'local' (the sizes of their
+    own layer), 'global' (the largest entry of all weight shapes)."""
+    gauss_scale: list[float] = field(default_factory=lambda: [1.0, 0.1, 0.1])
+    """Standard deviation of the random frequencies of each index ('ffn'); num_idxs numbers."""
+    permutations: PermutationsConfig = field(default_factory=PermutationsConfig)
+
+
+@dataclass(kw_only=True)
+class NernConfig:
+    """The NeRN: predictor, weight batches, objectives."""
+
+    init: str = "fmod"
+    """Initialisation of the predictor: 'fmod' (remainder by 2 of the default weights, which lie within 1 already, so
+    the same as 'default'), 'default' (PyTorch's), 'checkpoint' (from checkpoint_path)."""
+    checkpoint_path: str | None = None
+    """File of predictor weights for init 'checkpoint': a state dict of ours or of the published framework."""
+    method: str = "kxk"
+    """Predictor: 'kxk' (an MLP that gives a K x K kernel), 'kxk_nerf' (the encoding enters again half-way),
+    'kxk_residual' (the first layer's output is added half-way), 'basic' (one weight for each of five indices)."""
+    output_size: int = 3
+    """K, the side of predicted kernels (kxk predictors); at least the largest kernel of the network."""
+    norm_layer: str | None = "none"
+    """Normalisation after each hidden linear layer: 'none' (what published runs do, whatever they set), 'bn', 'ln'."""
+    act_layer: str = "relu"
+    """Activation: 'relu', 'leaky_relu', 'hardswish', 'gelu', 'relu6', 'elu'."""
+    num_blocks: int = 3
+    """Number of linear layers, the final one included; at least 2."""
+    hidden_layer_size: int = 30
+    """Width of the hidden layers."""
+    weights_batch_size: int | None = 65536
+    """Rows (kernels) that carry gradient in the random methods, and rows in one forward call; null: no limit."""
+    weights_batch_method: str = "all"
+    """Which rows carry gradient in a step: 'all', 'sequential_layer', 'random_layer', 'random_batch',
+    'random_batch_without_replacement', 'random_weighted_batch' (80 % uniform, 20 % by kernel norm; all published
+    experiments)."""
+    embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
+    reconstruction_loss_weight: float = 1.0
+    """Weight of the reconstruction loss."""
+    attention_loss_weight: float = 1e-5
+    """Weight of the feature-map loss; 0 or below switches it off."""
+    distillation_loss_weight: float = 1e-5
+    """Weight of the output distillation loss; 0 or below switches it off."""
+    task_loss_weight: float = 0.0
+    """Weight of the task loss (needs labels); 0 or below switches it off, as in all published runs."""
+    task_loss_type: str = "CELoss"
+    """Task loss: 'CELoss', 'StableCELoss', 'NLLLoss' (expects log-probabilities), 'NoLoss'."""
+    reconstruction_loss_type: str = "L2Loss"
+    """Reconstruction loss: 'L2Loss' (root of the mean squared error of all weights), 'MSELoss' (mean over layers)."""
+    attention_loss_type: str = "L2BatchedAttentionLoss"
+    """Feature-map loss: 'L2BatchedAttentionLoss', 'L2AttentionLoss', 'SPAttentionLoss'."""
+    distillation_loss_type: str = "KLDivLoss"
+    """Distillation loss: 'KLDivLoss', 'StableKLDivLoss', 'MultiStableKLDivLoss', 'TempStableKLDivLoss'."""
+    sampling_mode: str = "center"
+    """How a predicted kernel is reduced to a smaller one: 'center', 'average', 'max'."""
+    feature_maps: list[str] | None = None
+    """Modules whose outputs the feature-map loss compares: names or globs, in this order, repeats counted; null: the
+    network's own choice."""
+
+
+@dataclass(kw_only=True)
+class LoggingConfig:
+    """Logging: where a run is written and what is tracked."""
+
+    exp_name: str = "NeRN_Train"
+    """Name of the run; its folder is log_dir/exp_name (with -2, -3, ... if that exists)."""
+    log_interval: int = 20
+    """Log scalars every so many steps."""
+    log_dir: str = "outputs"
+    """Folder of run folders."""
+    disable_logging: bool = False
+    """Track nothing (checkpoints and results are written all the same)."""
+    verbose: bool = False
+    """Also log the norms of weights and gradients of each predictor parameter."""
+    use_tensorboard: bool | None = None
+    """true: TensorBoard; false: ClearML (TensorBoard, with a warning, where it is not installed); null: `tracker`."""
+    tracker: str = "tensorboard"
+    """Where scalars go: 'tensorboard', 'clearml' (the clearml extra), 'none'."""
+    progress: bool = True
+    """Show a live progress bar (in a terminal) or a line at each evaluation (elsewhere)."""
+
+
+@dataclass(kw_only=True)
+class TaskConfig:
+    """Task: the data, and the original network that was trained on it."""
+
+    task_name: str = "digits"
+    """Task: 'cifar10', 'cifar100', 'digits' (scikit-learn's, nothing to download), or one you registered."""
+    imagenet_path: str | None = None
+    """Folder of ImageNet, for a task that reads it."""
+    data_dir: str | None = None
+    """Folder the dataset is read from; null: downloaded to the user's cache."""
+    original_model_name: str = "ResNet8"
+    """Architecture of the original network: 'ResNet20', 'ResNet32', 'ResNet44', 'ResNet56', 'ResNet110', 'ResNet8',
+    or one you registered."""
+    original_model_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the architecture, over those of the JSON file beside the weights."""
+    use_random_data: bool = False
+    """Train on random images (uniform in [-2, 2]) in place of the training set; no labels are used."""
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """Optimizer and learning-rate schedule."""
+
+    optimizer_type: str = "adamw"
+    """Optimizer: 'sgd' (Nesterov), 'adamw', 'adadelta', 'ranger'."""
+    lr: float = 1e-4
+    """Learning rate at the start."""
+    betas: tuple[float, float] = (0.5, 0.999)
+    """Moment factors of adamw and ranger."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 1e-3
+    """Weight decay (decoupled in adamw and ranger)."""
+    ranger_use_gc: bool = True
+    """Gradient centralisation in ranger. Published runs had it on even where they set false: set true to repeat them."""
+    max_gradient_norm: float | None = None
+    """Clip the global gradient norm to this; null: no clipping."""
+    max_gradient: float | None = None
+    """Clip each gradient entry to this; null: no clipping."""
+    lr_scheduler_type: str = "cosine"
+    """Schedule: 'cosine', 'exponential'."""
+    min_lr: float = 1e-6
+    """Lowest learning rate; the schedule stops at or below it."""
+    step_interval: int = 1
+    """Steps between advances of the exponential schedule; 0: a hundredth of the run. cosine: always 1."""
+    gamma: float = 0.0
+    """Factor of the exponential schedule; 0: such that min_lr is reached at the end."""
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """Evaluation: on which images, and how the best checkpoint is chosen."""
+
+    best_on: str = "held_out"
+    """What 'best' is chosen on: 'held_out' (training images set aside; the test figure is only reported) or 'test'
+    (the published choice; nothing is set aside)."""
+    held_out_images: int = 1000
+    """Training images set aside for choosing the best checkpoint; at most a tenth of the training set."""
+    test_images: int | None = None
+    """Test images used; null: all; 0: none, the test set is not even loaded (data-free runs)."""
+    batch_size: int = 500
+    """Images in one evaluation batch."""
+
+
+@dataclass(kw_only=True)
+class Config:
+    """General settings."""
+
+    original_model_path: str | None = None
+    """Weights of the original network: a .pt, .pth, .th or .safetensors state dict (arguments of the network in a .json
+    file of the same name, if any), or 'pretrained:NAME' for one that ships with nern. null: random weights."""
+    nern: NernConfig = field(default_factory=NernConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    num_workers: int = 0
+    """Worker processes of data loaders (tasks whose images live in memory need none)."""
+    num_gpus: int = 1
+    """Devices to use. With more than there are: a warning, and what there is."""
+    batch_size: int = 256
+    """Images in one training step."""
+    epochs: int | None = 250
+    """Training epochs; exactly one of epochs and num_iterations is set (null unsets one)."""
+    num_iterations: int | None = None
+    """Training steps; exactly one of epochs and num_iterations is set."""
+    eval_epochs_interval: int | None = 1
+    """Evaluate every so many epochs; null: not by epochs. The end of a run is always evaluated."""
+    save_epochs_interval: int | None = 400
+    """Keep a checkpoint every so many epochs; null: none but 'best' and 'last'."""
+    eval_iterations_interval: int | None = None
+    """Evaluate every so many steps; null: not by steps."""
+    save_iterations_interval: int | None = None
+    """Keep a checkpoint every so many steps; null: none but 'best' and 'last'."""
+    eval_loss_window_size: int = 20
+    """Length of a window of recent losses; an extra evaluation is made when it is full and the current loss (feature
+    maps + distillation, unweighted) is not above its minimum."""
+    eval_loss_window_interval: int = 10
+    """A loss enters that window every so many steps."""
+    save_minutes: float = 5.0
+    """Save the state for --resume at least every so many minutes (and at every evaluation)."""
+    loss_warmup_iterations: int = 10000
+    """During so many first steps only the reconstruction loss is used."""
+    no_cuda: bool = False
+    """Run on the CPU even where a GPU is available."""
+    learn_fc_layer: bool = False
+    """Also train the final fully connected layer of the reconstructed network; it is saved beside the predictor."""
+    seed: int = 0
+    """Seed of everything random: same seed, same machine, same result."""
+
+    def check(self) -> Config:
+        """Raise NernError for the first name, number or combination that cannot work; return self otherwise."""
+        _check_names(self)
+        _check_numbers(self)
+        _check_combinations(self)
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, keys as in a configuration file."""
+        return _plain(dataclasses.asdict(self))
+
+    def to_yaml(self) -> str:
+        """The configuration file that reproduces this one."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=100)
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_yaml()` to `path`."""
+        write_text(path, self.to_yaml())
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Config:
+        """Config from a nested dict, keys as in a file. Raises NernError for unknown keys, wrong types and bad values."""
+        check_keys(values)
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(Config)
+        try:
+            parsed = parser.parse_object(dict(values), env=False)
+        except Exception as error:  # jsonargparse raises ArgumentError with key, expected type and value
+            raise NernError(f"bad configuration: {_tidy(error)}") from error
+        return from_namespace(parsed.as_dict())
+
+    @staticmethod
+    def load(path: str | Path) -> Config:
+        """Config from a YAML file; NernError as in `from_dict`."""
+        return Config.from_dict(read_config_file(path))
+
+
+def from_namespace(values: Mapping[str, Any]) -> Config:
+    """Config from a nested dict whose types were checked already."""
+    config: Config = _build(Config, values)
+    return config.check()
+
+
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """The nested dict in a YAML file, its keys checked. Numbers such as 5e-3 are numbers."""
+    values = load_yaml(path, "configuration file", lambda text: yaml.load(text, Loader=_Loader))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise NernError(f"configuration file {path} holds {type(values).__name__}, not keys and values")
+    check_keys(values, where=str(path))
+    return values
+
+
+def known_keys(cls: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key with its field type, sections included (their type is the dataclass)."""
+    hints = typing.get_type_hints(cls)
+    keys: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        keys[prefix + f.name] = hints[f.name]
+        if dataclasses.is_dataclass(hints[f.name]):
+            keys |= known_keys(typing.cast(type, hints[f.name]), f"{prefix}{f.name}.")
+    return keys
+
+
+def check_key(key: str, where: str = "") -> None:
+    """Raise NernError if the dotted `key` does not exist, naming the section's keys and the nearest."""
+    known = known_keys()
+    if key in known:
+        return
+    section = key.rpartition(".")[0]
+    while section and not dataclasses.is_dataclass(known.get(section)):
+        section = section.rpartition(".")[0]
+    prefix = f"{section}." if section else ""
+    choices = [name for name in known if name.startswith(prefix) and "." not in name.removeprefix(prefix)]
+    elsewhere = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    hint = f" (there is {', '.join(elsewhere)})" if elsewhere else ""
+    error = unknown_name("configuration key", key, choices)
+    raise NernError(f"{where + ': ' if where else ''}{error}{hint}")
+
+
+def check_keys(values: Mapping[str, Any], prefix: str = "", where: str = "") -> None:
+    """`check_key` for every key of a nested mapping; a section must hold a mapping."""
+    known = known_keys()
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        check_key(key, where)
+        if dataclasses.is_dataclass(known[key]):
+            if not isinstance(value, Mapping):
+                raise NernError(f"{where + ': ' if where else ''}{key} is a section; it needs keys, not {value!r}")
+            check_keys(value, f"{key}.", where)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 plus numbers without a dot in the mantissa (5e-3), as users write them."""
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _build(cls: Any, values: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(cls)
+    built = {}
+    for f in dataclasses.fields(cls):
+        if f.name in values:
+            value = values[f.name]
+            built[f.name] = _build(hints[f.name], value) if dataclasses.is_dataclass(hints[f.name]) else value
+    return cls(**built)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _tidy(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def none_name(value: str | None) -> str:
+    """null and 'None' as the name 'none'."""
+    return "none" if value is None or value == "None" else value
+
+
+def _check_names(config: Config) -> None:
+    n, e = config.nern, config.nern.embeddings
+    e.normalization_mode, n.norm_layer = none_name(e.normalization_mode), none_name(n.norm_layer)
+    e.permutations.permute_mode = none_name(e.permutations.permute_mode)
+    for names, given in (
+        (registry.TASKS, config.task.task_name),
+        (registry.ORIGINALS, config.task.original_model_name),
+        (registry.PREDICTORS, n.method),
+        (registry.ACTIVATIONS, n.act_layer),
+        (registry.NORM_LAYERS, n.norm_layer),
+        (registry.INITS, n.init),
+        (registry.ENCODINGS, e.type),
+        (registry.ORDERINGS, e.permutations.permute_mode),
+        (registry.SAMPLING_MODES, n.sampling_mode),
+        (registry.WEIGHT_BATCHES, n.weights_batch_method),
+        (registry.RECONSTRUCTION_LOSSES, n.reconstruction_loss_type),
+        (registry.FEATURE_MAP_LOSSES, n.attention_loss_type),
+        (registry.DISTILLATION_LOSSES, n.distillation_loss_type),
+        (registry.TASK_LOSSES, n.task_loss_type),
+        (registry.OPTIMIZERS, config.optim.optimizer_type),
+        (registry.SCHEDULES, config.optim.lr_scheduler_type),
+        (registry.TRACKERS, config.logging.tracker),
+    ):
+        names[given]
+    for key, given, choices in (
+        ("nern.embeddings.fusion_mode", e.fusion_mode, ("concat", "sum")),
+        ("nern.embeddings.normalization_mode", e.normalization_mode, ("none", "local", "global")),
+        ("evaluation.best_on", config.evaluation.best_on, ("held_out", "test")),
+    ):
+        if given not in choices:
+            raise unknown_name(key, given, choices)
+
+
+_AT_LEAST = {
+    "nern.output_size": 1,
+    "nern.num_blocks": 2,
+    "nern.hidden_layer_size": 1,
+    "nern.weights_batch_size": 1,
+    "nern.embeddings.enc_levels": 1,
+    "nern.embeddings.num_idxs": 1,
+    "nern.embeddings.permutations.num_workers": 1,
+    "logging.log_interval": 1,
+    "evaluation.held_out_images": 1,
+    "evaluation.test_images": 0,
+    "evaluation.batch_size": 1,
+    "optim.step_interval": 0,
+    "optim.weight_decay": 0,
+    "optim.min_lr": 0,
+    "optim.gamma": 0,
+    "num_workers": 0,
+    "num_gpus": 0,
+    "batch_size": 1,
+    "epochs": 0,
+    "num_iterations": 0,
+    "eval_epochs_interval": 1,
+    "save_epochs_interval": 1,
+    "eval_iterations_interval": 1,
+    "save_iterations_interval": 1,
+    "eval_loss_window_size": 1,
+    "eval_loss_window_interval": 1,
+    "save_minutes": 0,
+    "loss_warmup_iterations": 0,
+    "seed": 0,
+}
+_ABOVE_ZERO = ("optim.lr", "optim.max_gradient_norm", "optim.max_gradient", "nern.embeddings.base")
+
+
+def _get(config: Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _check_numbers(config: Config) -> None:
+    for key, least in _AT_LEAST.items():
+        value = _get(config, key)
+        if value is not None and not value >= least:
+            raise NernError(f"{key} (={value}) must be at least {least}")
+    for key in _ABOVE_ZERO:
+        value = _get(config, key)
+        if value is not None and not 0 < value < float("inf"):
+            raise NernError(f"{key} (={value}) must be above 0")
+    for beta in config.optim.betas:
+        if not 0 <= beta < 1:
+            raise NernError(f"optim.betas (={list(config.optim.betas)}) must lie in [0, 1)")
+
+
+def _check_combinations(config: Config) -> None:
+    n, e, o = config.nern, config.nern.embeddings, config.optim
+    if (config.epochs is None) == (config.num_iterations is None):
+        given = f"epochs is {config.epochs} and num_iterations is {config.num_iterations}"
+        raise NernError(f"set exactly one of epochs and num_iterations, the other to null ({given})")
+    wanted = registry.PREDICTORS.info(n.method)["num_idxs"]
+    if e.num_idxs != wanted:
+        raise NernError(f"nern.method {n.method!r} needs nern.embeddings.num_idxs {wanted}, not {e.num_idxs}")
+    if e.type == "ffn":
+        if e.fusion_mode != "concat":
+            raise NernError("nern.embeddings.type 'ffn' mixes all indices in every feature; fusion_mode must be 'concat'")
+        if len(e.gauss_scale) != e.num_idxs:
+            raise NernError(
+                f"nern.embeddings.gauss_scale (={e.gauss_scale}) needs one number for each of num_idxs (={e.num_idxs})"
+            )
+    if n.init == "checkpoint" and n.checkpoint_path is None:
+        raise NernError("nern.init 'checkpoint' needs nern.checkpoint_path")
+    if n.init != "checkpoint" and n.checkpoint_path is not None:
+        raise NernError(f"nern.checkpoint_path is set but nern.init is {n.init!r}; set nern.init to 'checkpoint'")
+    if registry.WEIGHT_BATCHES.info(n.weights_batch_method)["needs_size"] and n.weights_batch_size is None:
+        raise NernError(f"nern.weights_batch_method {n.weights_batch_method!r} needs nern.weights_batch_size")
+    if config.task.use_random_data and n.task_loss_weight > 0:
+        raise NernError("nern.task_loss_weight above 0 needs labels; task.use_random_data has none")
+    if config.evaluation.best_on == "test" and config.evaluation.test_images == 0:
+        raise NernError("evaluation.best_on 'test' needs test images; evaluation.test_images is 0")
+    if o.min_lr > o.lr:
+        raise NernError(f"optim.min_lr (={o.min_lr}) must not be above optim.lr (={o.lr})")
+    if o.lr_scheduler_type == "exponential" and o.gamma == 0 and o.min_lr == 0:
+        raise NernError("optim.gamma 0 (computed) needs optim.min_lr above 0")
+    if config.logging.use_tensorboard and config.logging.tracker != "tensorboard":
+        raise NernError(f"logging.use_tensorboard is true but logging.tracker is {config.logging.tracker!r}; drop one")

@@ -1,0 +1,27 @@
+"""The error a user is meant to read: what was given, what is allowed, how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NernError(ValueError):
+    """A mistake in what was given (config, file, network, data). The command line prints it without a traceback."""
+
+
+class NonFiniteLossError(NernError):
+    """A loss term or a gradient became NaN or infinite; the message names the step and the term."""
+
+
+def unknown_name(kind: str, given: object, choices: Iterable[str]) -> NernError:
+    """Error for a name that is not among `choices`; suggests the nearest and lists all.
+
+    >>> str(unknown_name("activation", "rleu", ["relu", "gelu"]))
+    "unknown activation 'rleu'; did you mean 'relu'? Choices: gelu, relu"
+    """
+    names = sorted(choices)
+    folded = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(str(given).lower(), folded, n=1)
+    hint = f"; did you mean {folded[near[0]]!r}?" if near else "."
+    return NernError(f"unknown {kind} {given!r}{hint} Choices: {', '.join(names) or '(none)'}")

@@ -1,0 +1,108 @@
+"""Evaluation: a network's outputs on a set of images, against labels and against the original network's outputs."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nern.originals.base import Original
+from nern.tasks.base import EvalSet
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Figures of one network on one set. Shares are in percent; those that need labels are None where there are none.
+
+    Attributes:
+        images: number of images.
+        agreement: images on which the prediction is the original's.
+        divergence: mean KL(original || this) of the softmaxed outputs, in nats.
+        top1, top5: images whose label is the prediction, or among the five largest outputs.
+        loss: mean cross entropy of the logits, in nats.
+    """
+
+    images: int
+    agreement: float
+    divergence: float
+    top1: float | None = None
+    top5: float | None = None
+    loss: float | None = None
+
+    def to_dict(self) -> dict[str, float]:
+        """The figures there are, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
+    def score(self) -> tuple[float, float]:
+        """What 'best' means: top-1 where there are labels, ties broken by (else only) the lower divergence."""
+        return (-1.0 if self.top1 is None else self.top1, -self.divergence)
+
+
+class Evaluator:
+    """Evaluates weights of an original's architecture; the original's own outputs are computed once for each set.
+
+    Args:
+        original: the original network.
+        batch_size: images in one forward pass.
+    """
+
+    def __init__(self, original: Original, batch_size: int) -> None:
+        self.original, self.batch_size = original, batch_size
+        self._reference: weakref.WeakKeyDictionary[EvalSet, list[Tensor]] = weakref.WeakKeyDictionary()
+
+    @torch.no_grad()
+    def __call__(
+        self, data: EvalSet, weights: Sequence[Tensor] | None = None, extra: dict[str, Tensor] | None = None
+    ) -> Metrics:
+        """Metrics on `data` of the architecture with `weights` (and `extra` parameters); None: of the original."""
+        known = self._reference.get(data)
+        outputs: list[Tensor] = []
+        sums = torch.zeros(5, dtype=torch.float64)  # agreement, divergence, top-1, top-5, loss
+        count, labelled = 0, False
+        for number, (images, labels) in enumerate(data.batches(self.batch_size)):
+            target = self.original(images) if known is None else known[number]
+            outputs.append(target)
+            result = target if weights is None else self.original.run(weights, images, extra)[0]
+            count += len(images)
+            predicted = result.argmax(1)
+            log_p, log_q = target.double().log_softmax(1), result.double().log_softmax(1)
+            figures = [(predicted == target.argmax(1)).sum(), (log_p.exp() * (log_p - log_q)).sum()]
+            if labels is not None:
+                labelled = True
+                top = result.topk(min(TOP, result.shape[1]), dim=1).indices
+                figures += [(predicted == labels).sum(), (top == labels[:, None]).any(1).sum()]
+                figures += [F.nll_loss(log_q, labels, reduction="sum")]
+            sums[: len(figures)] += torch.stack([f.double() for f in figures]).cpu()
+        if known is None:
+            self._reference[data] = outputs
+        agreement, divergence, top1, top5, loss = (sums / count).tolist()
+        if not labelled:
+            return Metrics(count, 100 * agreement, divergence)
+        return Metrics(count, 100 * agreement, divergence, 100 * top1, 100 * top5, loss)
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Reconstruction error of one layer: root mean squared error, and error norm over weight norm."""
+
+    name: str
+    weights: int
+    rmse: float
+    relative: float
+
+
+def layer_errors(names: Sequence[str], original: Sequence[Tensor], weights: Sequence[Tensor]) -> list[LayerError]:
+    """`LayerError` of every layer. A zero layer has relative error 0 if reconstructed exactly, else infinity."""
+    errors = []
+    for name, o, r in zip(names, original, weights, strict=True):
+        difference, norm = (r - o).double().norm().item(), o.double().norm().item()
+        relative = difference / norm if norm else (0.0 if difference == 0 else float("inf"))
+        errors.append(LayerError(name, o.numel(), difference / o.numel() ** 0.5, relative))
+    return errors

@@ -1,0 +1,188 @@
+"""Files: atomic writes, weights read without executing anything, the user's cache directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from nern.errors import NernError
+
+WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
+NESTED_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
+PARALLEL_PREFIX = "module."  # added to every name by DataParallel and DistributedDataParallel
+
+
+def cache_dir() -> Path:
+    """The user's cache folder for nern; `NERN_CACHE_DIR` overrides the platform's choice."""
+    return Path(os.environ.get("NERN_CACHE_DIR") or platformdirs.user_cache_dir("nern", appauthor=False))
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it replaces `path` in one step, on failure it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0o022)
+    os.umask(current)
+    return current
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` (UTF-8) atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. Raises ValueError for NaN and infinity."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def save_torch(path: str | Path, value: Any) -> None:
+    """`torch.save`, atomically. Only plain containers and tensors: what `load_torch` gives back."""
+    with atomic_path(path) as temporary:
+        torch.save(value, temporary)
+
+
+def save_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, atomically."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(contiguous, temporary, dict(metadata) if metadata else None)
+
+
+def load_safetensors(path: str | Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises NernError if it is missing, truncated or not one."""
+    path = existing_file(path, what)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except Exception as error:  # safetensors raises its own error type, OSError or ValueError, by defect
+        raise NernError(f"{what} {path} is not a complete safetensors file ({error})") from error
+
+
+def load_torch(path: str | Path, what: str, allow: list[Any] | None = None) -> Any:
+    """`torch.load` of tensors and plain containers, on the CPU; nothing in the file is executed.
+
+    Args:
+        path: the file.
+        what: what it should hold, in words, for the error.
+        allow: further globals that the file may name (see `torch.serialization.safe_globals`).
+
+    Raises:
+        NernError: no such file; truncated; or it names code, which is refused.
+    """
+    path = existing_file(path, what)
+    try:
+        with torch.serialization.safe_globals(allow or []):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle, EOF and runtime errors, by defect
+        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise NernError(
+                f"{what} {path} holds Python objects besides tensors; they could run code and are refused. "
+                "Save the plain state dict (torch.save(model.state_dict(), path)) or safetensors instead."
+            ) from error
+        raise NernError(f"{what} {path} cannot be read: truncated, or not a PyTorch file ({detail})") from error
+
+
+def existing_file(path: str | Path, what: str) -> Path:
+    """`path`, if it is a file; else NernError naming the folder's candidates."""
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise NernError(f"{what}: {path} is a folder, a file is expected")
+    siblings = sorted(p.name for p in path.parent.iterdir() if p.is_file())[:10] if path.parent.is_dir() else []
+    there = f"; in that folder: {', '.join(siblings)}" if siblings else ""
+    raise NernError(f"{what}: no such file: {path}{there}")
+
+
+def load_state_dict(path: str | Path, what: str = "weights file") -> dict[str, Tensor]:
+    """The state dict in a `.pt`, `.pth`, `.th` or `.safetensors` file.
+
+    A training checkpoint is looked into (`state_dict`, `model_state_dict`, `model`), and the `module.` prefix of
+    DataParallel is dropped. Nothing is executed. Raises NernError for anything else, and for weights that are NaN or
+    infinite.
+    """
+    path = existing_file(path, what)
+    if path.suffix not in WEIGHT_SUFFIXES:
+        raise NernError(f"{what} {path}: suffix {path.suffix!r} is not one of {', '.join(WEIGHT_SUFFIXES)}")
+    loaded = load_safetensors(path, what)[0] if path.suffix == ".safetensors" else load_torch(path, what)
+    state = _find_state_dict(loaded)
+    if state is None:
+        raise NernError(f"{what} {path} holds no state dict (a mapping of names to tensors, alone or under "
+                        f"{', '.join(NESTED_KEYS)})")  # fmt: skip
+    if all(name.startswith(PARALLEL_PREFIX) for name in state):
+        state = {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in state.items()}
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise NernError(f"{what} {path}: {name} holds values that are not finite (NaN or infinity)")
+    return state
+
+
+def _find_state_dict(loaded: Any) -> dict[str, Tensor] | None:
+    if not isinstance(loaded, Mapping):
+        return None
+    for key in NESTED_KEYS:
+        if isinstance(loaded.get(key), Mapping):
+            return _find_state_dict(loaded[key])
+    if loaded and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()):
+        return dict(loaded)
+    return None
+
+
+def load_into(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Copy `state` into `module`, names and shapes checked first. Raises NernError listing what does not fit."""
+    own = module.state_dict()
+    optional = {name for name in own if name.endswith("num_batches_tracked")}
+    missing = [name for name in own if name not in state and name not in optional]
+    unexpected = [name for name in state if name not in own and not name.endswith("num_batches_tracked")]
+    shapes = [
+        f"{name}: expected {tuple(own[name].shape)}, found {tuple(state[name].shape)}"
+        for name in own
+        if name in state and own[name].shape != state[name].shape
+    ]
+    if missing or unexpected or shapes:
+        parts = [("missing", missing), ("not expected", unexpected), ("of another shape", shapes)]
+        listing = "; ".join(f"{len(found)} {label}: {_some(found)}" for label, found in parts if found)
+        raise NernError(f"{what} does not fit {type(module).__name__}: {listing}")
+    module.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()})
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (f", ... (+{len(names) - limit})" if len(names) > limit else "")
+
+
+def load_yaml(path: str | Path, what: str, reader: Callable[[str], Any]) -> Any:
+    """Parse a YAML file with `reader`; NernError where it is missing or malformed."""
+    path = existing_file(path, what)
+    try:
+        return reader(path.read_text(encoding="utf-8"))
+    except Exception as error:
+        raise NernError(f"{what} {path} is not valid YAML: {error}") from error

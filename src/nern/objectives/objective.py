@@ -1,0 +1,95 @@
+"""The objective: reconstruction + feature maps + output distillation (+ task), each with its weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nern.config import NernConfig
+from nern.errors import NonFiniteLossError
+from nern.originals.base import Original
+from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, RECONSTRUCTION_LOSSES, TASK_LOSSES
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Unweighted terms by name, and their weighted sum."""
+
+    terms: dict[str, Tensor]
+    total: Tensor
+
+    def check_finite(self, step: int) -> None:
+        """Raise NonFiniteLossError naming `step` and the terms that are NaN or infinite."""
+        if not torch.isfinite(self.total):
+            bad = {name: float(value.detach()) for name, value in self.terms.items() if not torch.isfinite(value)}
+            listing = ", ".join(f"{name} loss is {value}" for name, value in bad.items()) or "their sum is infinite"
+            raise NonFiniteLossError(
+                f"step {step}: {listing}. A lower optim.lr or optim.max_gradient_norm may help; the state of the last save "
+                "is in the run folder."
+            )
+
+
+class Objective:
+    """The losses that a config selects.
+
+    Args:
+        config: names and weights of the terms.
+        original: the network to be represented.
+    """
+
+    def __init__(self, config: NernConfig, original: Original) -> None:
+        self.original = original
+        self.weights = {
+            "reconstruction": config.reconstruction_loss_weight,
+            "feature_maps": config.attention_loss_weight,
+            "distillation": config.distillation_loss_weight,
+            "task": config.task_loss_weight,
+        }
+        self._reconstruction = RECONSTRUCTION_LOSSES[config.reconstruction_loss_type]
+        self._feature_maps = FEATURE_MAP_LOSSES[config.attention_loss_type]
+        self._distillation = DISTILLATION_LOSSES[config.distillation_loss_type]
+        self._task = TASK_LOSSES[config.task_loss_type]
+
+    def active(self, name: str) -> bool:
+        """Whether a term takes part: its weight is above zero. Reconstruction is always computed."""
+        return self.weights[name] > 0
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether any term runs the network."""
+        return any(self.active(name) for name in ("feature_maps", "distillation", "task"))
+
+    def __call__(
+        self,
+        weights: Sequence[Tensor],
+        images: Tensor | None,
+        labels: Tensor | None = None,
+        extra: dict[str, Tensor] | None = None,
+    ) -> Losses:
+        """Losses of predicted weights.
+
+        Args:
+            weights: of all layers; gradients flow to them.
+            images: a batch; None: only the reconstruction loss.
+            labels: for the task loss.
+            extra: further parameters of the reconstructed network that are trained.
+        """
+        terms = {"reconstruction": self._reconstruction(self.original.weights, weights)}
+        if images is not None and self.needs_images:
+            with_maps = self.active("feature_maps")
+            outputs, maps = self.original.run(weights, images, extra, with_maps)
+            if with_maps:
+                target, target_maps = self.original.features(images)
+                terms["feature_maps"] = self._feature_maps(target_maps, maps)
+            elif self.active("distillation"):
+                target = self.original(images)
+            if self.active("distillation"):
+                terms["distillation"] = self._distillation(target, outputs)
+            if self.active("task"):
+                assert labels is not None  # the config's check
+                terms["task"] = self._task(outputs, labels)
+        weighted = [self.weights[name] * value for name, value in terms.items()]
+        return Losses(terms, torch.stack(weighted).sum())

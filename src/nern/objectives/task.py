@@ -1,0 +1,34 @@
+"""Task losses: the reconstructed network's outputs against labels. The published training never uses one."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from nern.registry import TASK_LOSSES
+
+STABLE = 1e-3
+
+
+@TASK_LOSSES.register("CELoss")
+def ce_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of logits."""
+    return F.cross_entropy(outputs, labels)
+
+
+@TASK_LOSSES.register("StableCELoss")
+def stable_ce_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy with log(softmax + 1e-3)."""
+    return F.nll_loss((outputs.softmax(1) + STABLE).log(), labels)
+
+
+@TASK_LOSSES.register("NLLLoss")
+def nll_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Negative log likelihood; outputs must be log-probabilities already."""
+    return F.nll_loss(outputs, labels)
+
+
+@TASK_LOSSES.register("NoLoss")
+def no_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Zero, without a gradient."""
+    return outputs.new_zeros(())

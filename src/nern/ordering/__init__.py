@@ -1,0 +1,18 @@
+"""Orderings: permutations of kernels that make the signal over coordinates smooth."""
+
+from nern.ordering.greedy import greedy_filter_path, greedy_path
+from nern.ordering.order import CrossFilterOrdering, InFilterOrdering, NoOrdering, Ordering, solve_ordering
+from nern.ordering.store import get_ordering, load_ordering, save_ordering
+
+__all__ = [
+    "CrossFilterOrdering",
+    "InFilterOrdering",
+    "NoOrdering",
+    "Ordering",
+    "get_ordering",
+    "greedy_filter_path",
+    "greedy_path",
+    "load_ordering",
+    "save_ordering",
+    "solve_ordering",
+]

@@ -1,0 +1,82 @@
+"""Exact greedy paths, compiled: from row 0 always to the most similar row not yet visited (NeRN, section 3.2).
+
+Ties go to the lowest row number. Similarities are computed in float64, so a path does not depend on the machine's
+float32 rounding. All functions release the GIL: layers are ordered in threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+
+@_compiled
+def _greedy_path(rows: Any, by_distance: bool) -> Any:  # pragma: no cover (compiled)
+    """Path over `rows` (n, d): next is the largest dot product, or, `by_distance`, the least squared distance."""
+    n, d = rows.shape
+    path = np.empty(n, np.int64)
+    left = np.arange(n)  # rows not yet visited, in rising order
+    values = rows.T.copy()  # (d, n), columns as in `left`: both are compacted as rows are visited
+    current, count = 0, n
+    for position in range(n):
+        path[position] = left[current]
+        here = values[:, current].copy()
+        count -= 1
+        for i in range(current, count):
+            left[i] = left[i + 1]
+        for j in range(d):
+            for i in range(current, count):
+                values[j, i] = values[j, i + 1]
+        best, current = -np.inf, 0
+        for i in range(count):
+            similarity = 0.0
+            for j in range(d):
+                if by_distance:
+                    difference = values[j, i] - here[j]
+                    similarity -= difference * difference
+                else:
+                    similarity += values[j, i] * here[j]
+            if similarity > best:
+                best, current = similarity, i
+    return path
+
+
+def normalized(kernels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each row divided by its norm; a zero row stays zero (it is similar to nothing: cosine 0)."""
+    norms = np.linalg.norm(kernels, axis=-1, keepdims=True)
+    return np.divide(kernels, norms, out=np.zeros_like(kernels), where=norms > 0)
+
+
+def greedy_path(kernels: NDArray[Any]) -> NDArray[np.int64]:
+    """Greedy path over kernels.
+
+    Args:
+        kernels: (n, entries). Kernels of one entry are compared by value (the nearest is next), others by cosine.
+
+    Returns:
+        (n,) the row visited at each position; row 0 is first.
+    """
+    rows = np.ascontiguousarray(kernels, dtype=np.float64)
+    by_distance = rows.shape[1] == 1
+    return _greedy_path(rows if by_distance else normalized(rows), by_distance)
+
+
+def greedy_filter_path(filters: NDArray[Any]) -> NDArray[np.int64]:
+    """Greedy path over filters whose channels are arranged already.
+
+    Args:
+        filters: (filters, channels, entries). The similarity of two filters is the sum over channels of the kernels'
+            cosine similarities; for kernels of one entry, minus the sum of squared differences.
+
+    Returns:
+        (filters,) the filter visited at each position; filter 0 is first.
+    """
+    arranged = np.ascontiguousarray(filters, dtype=np.float64)
+    by_distance = arranged.shape[2] == 1
+    rows = arranged if by_distance else normalized(arranged)
+    return _greedy_path(np.ascontiguousarray(rows.reshape(len(rows), -1)), by_distance)

@@ -1,0 +1,165 @@
+"""Orderings on disk: our file, the published framework's folders, and a cache keyed by content."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nern.errors import NernError
+from nern.files import cache_dir, load_safetensors, load_torch, save_safetensors
+from nern.ordering.order import Ordering, Shapes, solve_ordering
+from nern.registry import ORDERINGS
+
+FILE_NAME = "ordering.safetensors"
+SOLVER_VERSION = 1  # raise it when a solver's results change: cached orderings of older versions are left aside
+
+
+def content_key(weights: Sequence[Tensor], mode: str) -> str:
+    """Digest of everything an ordering depends on: mode, solver version, and each weight's shape and values."""
+    digest = hashlib.sha256(f"{mode}/{SOLVER_VERSION}".encode())
+    for weight in weights:
+        array = weight.detach().cpu().float().contiguous().numpy()
+        digest.update(repr(array.shape).encode())
+        digest.update(array.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def get_ordering(
+    weights: Sequence[Tensor], mode: str, path: str | Path | None = None, num_workers: int = 1
+) -> tuple[Ordering, str]:
+    """The ordering of these weights, and where it came from, in words.
+
+    Read from the folder `path` if it holds one; else from the cache; else solved, and written to `path` and the cache.
+
+    Raises:
+        NernError: the stored ordering is of another mode, does not fit the shapes, or is damaged.
+    """
+    shapes = [tuple(w.shape) for w in weights]
+    if mode == "none":
+        return ORDERINGS[mode].from_layers([], []), "none needed"
+    key = content_key(weights, mode)
+    if path is not None and _holds_ordering(Path(path)):
+        return load_ordering(path, mode, shapes), f"read from {path}"  # type: ignore[arg-type]
+    cached = cache_dir() / "orderings" / f"{key}.safetensors"
+    if cached.is_file():
+        ordering, source = load_ordering(cached, mode, shapes), f"from the cache ({cached})"  # type: ignore[arg-type]
+    else:
+        ordering, source = solve_ordering(weights, mode, num_workers), "solved now"
+        save_ordering(cached, ordering, key)
+    if path is not None:
+        save_ordering(Path(path) / FILE_NAME, ordering, key)
+        source += f", written to {path}"
+    return ordering, source
+
+
+def save_ordering(path: str | Path, ordering: Ordering, key: str = "") -> None:
+    """Write an ordering as safetensors, in the smallest integers that hold it; `key`: the weights' `content_key`."""
+    tensors = ordering.tensors()
+    largest = max((int(t.max()) for t in tensors.values() if t.numel()), default=0)
+    dtype = next(d for d in (torch.uint8, torch.uint16, torch.int64) if largest <= torch.iinfo(d).max)
+    save_safetensors(
+        path, {name: t.to(dtype) for name, t in tensors.items()}, {"mode": ordering.mode, "content_key": key}
+    )
+
+
+def load_ordering(path: str | Path, mode: str, shapes: Shapes) -> Ordering:
+    """An ordering of `mode` for layers of `shapes`, from our file, a folder that holds it, or a published folder.
+
+    Raises:
+        NernError: missing, damaged, of another mode, or not permutations of these layers' kernels.
+    """
+    path = Path(path)
+    if path.is_dir() and not (path / FILE_NAME).is_file():
+        layers = _load_published(path, mode, shapes)
+    else:
+        tensors, metadata = load_safetensors(path / FILE_NAME if path.is_dir() else path, "ordering file")
+        if metadata.get("mode") != mode:
+            raise NernError(
+                f"ordering file {path} is of mode {metadata.get('mode')!r}, but "
+                f"nern.embeddings.permutations.permute_mode is {mode!r}"
+            )
+        layers = [{} for _ in shapes]
+        for name, tensor in tensors.items():
+            kind, _, index = name.rpartition(".")
+            if not index.isdigit() or int(index) >= len(shapes):
+                raise NernError(f"ordering file {path} has a tensor {name!r}, but the network has {len(shapes)} layers")
+            layers[int(index)][kind] = tensor
+    try:
+        ordering: Ordering = ORDERINGS[mode].from_layers(layers, shapes)
+    except KeyError as error:
+        raise NernError(f"ordering {path} lacks {error} for some layer: it is of another network or mode") from error
+    except NernError as error:
+        raise NernError(f"ordering {path} does not fit the network: {error}") from error
+    return ordering
+
+
+def _holds_ordering(path: Path) -> bool:
+    return path.is_file() or (path / FILE_NAME).is_file() or bool(_published_files(path))
+
+
+def _published_files(path: Path) -> dict[int, Path]:
+    if not path.is_dir():
+        return {}
+    matches = {p: re.fullmatch(r"layer_(\d+)\.pt", p.name) for p in path.iterdir()}
+    return {int(m.group(1)): p for p, m in matches.items() if m}
+
+
+def _load_published(path: Path, mode: str, shapes: Shapes) -> list[dict[str, Tensor]]:
+    """A folder of `layer_{i}.pt`: a cross-filter path is one list of integers; an in-filter order is a pair of the
+    filter path and each filter's channel path, in either order. Lists, tuples, tensors and NumPy arrays are taken."""
+    files = _published_files(path)
+    if sorted(files) != list(range(len(shapes))):
+        raise NernError(
+            f"folder {path} needs {FILE_NAME} or layer_0.pt to layer_{len(shapes) - 1}.pt; it has "
+            f"{', '.join(p.name for _, p in sorted(files.items())) or 'neither'}"
+        )
+    layers: list[dict[str, Tensor]] = []
+    for index, shape in enumerate(shapes):
+        content = load_torch(files[index], "ordering file", allow=_numpy_globals())
+        layers.append(_published_layer(content, mode, shape, files[index]))
+    return layers
+
+
+def _published_layer(content: Any, mode: str, shape: tuple[int, ...], path: Path) -> dict[str, Tensor]:
+    filters, channels = shape[:2]
+    if isinstance(content, dict):
+        content = list(content.values())
+    if mode == "crossfilter":
+        order = _integers(content)
+        if order is not None and order.numel() == filters * channels:
+            return {"order": order.flatten()}
+    elif isinstance(content, list | tuple) and len(content) == 2:
+        first, second = (_integers(part) for part in content)
+        for filter_order, channel_order in ((first, second), (second, first)):
+            if filter_order is not None and channel_order is not None:
+                if filter_order.numel() == filters and tuple(channel_order.shape) == (filters, channels):
+                    return {"filter_order": filter_order.flatten(), "channel_order": channel_order}
+    raise NernError(
+        f"ordering file {path} does not hold a {mode} order of {filters} filters and {channels} channels"
+    )
+
+
+def _integers(value: Any) -> Tensor | None:
+    """`value` as an int64 tensor if it is whole numbers in a regular arrangement."""
+    try:
+        if isinstance(value, list | tuple) and value and all(isinstance(v, Tensor | np.ndarray) for v in value):
+            value = torch.stack([torch.as_tensor(v) for v in value])
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return None if tensor.is_floating_point() or tensor.is_complex() else tensor.long()
+
+
+def _numpy_globals() -> list[Any]:
+    """What a pickled integer array names; all of it only makes arrays."""
+    dtypes = [type(np.dtype(t)) for t in (np.int64, np.int32, np.uint16, np.uint8)]
+    core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
+    names = [core._reconstruct, core.scalar, np.ndarray, np.dtype, *dtypes]
+    return [*names, *[(f, f"numpy.core.multiarray.{f.__name__}") for f in names[:2]]]

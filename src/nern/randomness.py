@@ -1,0 +1,31 @@
+"""Seeds: every random choice has its own generator, derived from one seed; the global generators stay untouched."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derived_seed(seed: int, *purpose: object) -> int:
+    """A seed for `purpose`, independent of those for other purposes. The same on every machine."""
+    digest = hashlib.sha256(repr((int(seed), *purpose)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1  # fits int64
+
+
+def generator(seed: int, *purpose: object, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator seeded for `purpose`."""
+    return torch.Generator(device=device).manual_seed(derived_seed(seed, *purpose))
+
+
+@contextmanager
+def forked_rng(seed: int, *purpose: object) -> Iterator[None]:
+    """Within it the global CPU generator is seeded for `purpose`; after it, it is as it was before.
+
+    For library code that offers no generator argument (default layer initialisation, transforms).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, *purpose))
+        yield

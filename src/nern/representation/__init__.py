@@ -1,0 +1,19 @@
+"""The representation itself: coordinates in, weights out. Knows nothing of data or training."""
+
+from nern.representation.encoding import BasicEncoding, Encoding, FourierEncoding
+from nern.representation.kernels import KernelTable
+from nern.representation.nern import NeRN, build_nern
+from nern.representation.predictor import build_predictor, parameters_of
+from nern.representation.sampling import sample_kernels
+
+__all__ = [
+    "BasicEncoding",
+    "Encoding",
+    "FourierEncoding",
+    "KernelTable",
+    "NeRN",
+    "build_nern",
+    "build_predictor",
+    "parameters_of",
+    "sample_kernels",
+]

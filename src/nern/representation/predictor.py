@@ -1,0 +1,186 @@
+"""Predictors: MLPs from an encoding to a kernel.
+
+State dicts have the published names: `layers.{i}.weight`, `layers.{i}.bias`, `final_linear_layer.weight`,
+`final_linear_layer.bias` (and `norms.{i}.*` if a norm layer was asked for), so checkpoints travel both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nern.errors import NernError
+from nern.files import load_into, load_state_dict
+from nern.randomness import forked_rng
+from nern.registry import ACTIVATIONS, INITS, NORM_LAYERS, PREDICTORS
+
+for _name, _activation in {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "hardswish": nn.Hardswish,
+    "gelu": nn.GELU,
+    "relu6": nn.ReLU6,
+    "elu": nn.ELU,
+}.items():
+    ACTIVATIONS.register(_name)(_activation)
+
+for _name, _norm in {"none": None, "bn": nn.BatchNorm1d, "ln": nn.LayerNorm}.items():
+    NORM_LAYERS.register(_name)(_norm)
+
+
+@PREDICTORS.register("kxk", num_idxs=3)
+class KxKPredictor(nn.Module):
+    """`num_blocks` linear layers, an activation after each but the last; the output is a K x K kernel.
+
+    Args:
+        input_size: length of an encoding.
+        output_size: K.
+        hidden_layer_size: width of the hidden layers.
+        num_blocks: number of linear layers, the final one included; at least `least_blocks`.
+        act_layer: name of the activation.
+        norm_layer: name of the normalisation between a hidden linear layer and its activation. 'bn' uses the statistics
+            of the rows predicted with gradient while training, running averages otherwise.
+
+    Shapes: (rows, input_size) -> (rows, K, K).
+    """
+
+    least_blocks = 2
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int = 3,
+        hidden_layer_size: int = 30,
+        num_blocks: int = 3,
+        act_layer: str = "relu",
+        norm_layer: str = "none",
+    ) -> None:
+        super().__init__()
+        if num_blocks < self.least_blocks:
+            raise NernError(f"nern.num_blocks (={num_blocks}) must be at least {self.least_blocks} for this nern.method")
+        self.kernel_shape = (output_size, output_size)
+        self.middle = num_blocks // 2
+        sizes = [self.layer_input_size(i, input_size, hidden_layer_size) for i in range(num_blocks - 1)]
+        self.layers = nn.ModuleList(nn.Linear(size, hidden_layer_size) for size in sizes)
+        self.final_linear_layer = nn.Linear(hidden_layer_size, output_size * output_size)
+        self.activation: nn.Module = ACTIVATIONS[act_layer]()
+        norm: Any = NORM_LAYERS[norm_layer]
+        self.norms = nn.ModuleList(norm(hidden_layer_size) for _ in sizes) if norm else None
+
+    def layer_input_size(self, index: int, input_size: int, hidden_layer_size: int) -> int:
+        """Input size of hidden layer `index`."""
+        return input_size if index == 0 else hidden_layer_size
+
+    def linear(self, index: int, h: Tensor) -> Tensor:
+        """Hidden linear layer `index`, normalised, before its activation."""
+        h = self.layers[index](h)
+        return self.norms[index](h) if self.norms is not None else h
+
+    def hidden(self, encodings: Float[Tensor, "n e"]) -> Float[Tensor, "n h"]:
+        """Everything before the final linear layer."""
+        h = encodings
+        for index in range(len(self.layers)):
+            h = self.activation(self.linear(index, h))
+        return h
+
+    def forward(self, encodings: Float[Tensor, "n e"]) -> Float[Tensor, "n k k"]:
+        """Kernels of encoded coordinates."""
+        return self.final_linear_layer(self.hidden(encodings)).unflatten(-1, self.kernel_shape)
+
+
+@PREDICTORS.register("kxk_nerf", num_idxs=3)
+class KxKNerfPredictor(KxKPredictor):
+    """As kxk; hidden layer `num_blocks // 2` receives [encoding, running activation] (the skip of NeRF)."""
+
+    least_blocks = 3
+
+    def layer_input_size(self, index: int, input_size: int, hidden_layer_size: int) -> int:
+        """The middle layer also takes the encoding."""
+        if index == self.middle:
+            return input_size + hidden_layer_size
+        return super().layer_input_size(index, input_size, hidden_layer_size)
+
+    def hidden(self, encodings: Float[Tensor, "n e"]) -> Float[Tensor, "n h"]:
+        """Everything before the final linear layer."""
+        h = encodings
+        for index in range(len(self.layers)):
+            if index == self.middle:
+                h = torch.cat((encodings, h), dim=1)
+            h = self.activation(self.linear(index, h))
+        return h
+
+
+@PREDICTORS.register("kxk_residual", num_idxs=3)
+class KxKResidualPredictor(KxKPredictor):
+    """As kxk, but no activation follows the first layer, and its output is added to that of hidden layer
+    `num_blocks // 2` before the activation there."""
+
+    least_blocks = 3
+
+    def hidden(self, encodings: Float[Tensor, "n e"]) -> Float[Tensor, "n h"]:
+        """Everything before the final linear layer."""
+        first = h = self.linear(0, encodings)
+        for index in range(1, len(self.layers)):
+            h = self.linear(index, h)
+            h = self.activation(h + first if index == self.middle else h)
+        return h
+
+
+@PREDICTORS.register("basic", num_idxs=5)
+class BasicPredictor(KxKPredictor):
+    """As kxk, but a coordinate has five indices (layer, filter, channel, row, column) and the output is one weight,
+    as a 1 x 1 kernel."""
+
+    def __init__(self, input_size: int, output_size: int = 1, **kwargs: Any) -> None:
+        del output_size  # one weight a row, whatever the kernel sizes
+        super().__init__(input_size, output_size=1, **kwargs)
+
+
+def parameters_of(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+@INITS.register("default")
+def default_init(predictor: nn.Module, checkpoint_path: str | None) -> None:
+    """PyTorch's own initialisation, which construction did already."""
+
+
+@INITS.register("fmod")
+def fmod_init(predictor: nn.Module, checkpoint_path: str | None) -> None:
+    """Parameters of two or more dimensions are replaced by their remainder by 2. On PyTorch's initialisation, whose
+    values lie within 1, this changes nothing."""
+    with torch.no_grad():
+        for parameter in predictor.parameters():
+            if parameter.dim() >= 2:
+                parameter.fmod_(2)
+
+
+@INITS.register("checkpoint")
+def checkpoint_init(predictor: nn.Module, checkpoint_path: str | None) -> None:
+    """Weights from a file: ours, or a predictor's state dict of the published framework."""
+    assert checkpoint_path is not None  # the config's check
+    load_predictor(predictor, load_state_dict(checkpoint_path, "predictor checkpoint"), str(checkpoint_path))
+
+
+def load_predictor(predictor: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Copy a state dict into `predictor`; NernError names the keys to look at if it does not fit."""
+    try:
+        load_into(predictor, state, f"predictor checkpoint {where}")
+    except NernError as error:
+        raise NernError(
+            f"{error}. Its shape follows from nern.method, num_blocks, hidden_layer_size, output_size, norm_layer and "
+            "nern.embeddings; they must be those of the run that wrote it."
+        ) from error
+
+
+def build_predictor(method: str, seed: int, init: str = "default", checkpoint_path: str | None = None, **kwargs: Any) -> Any:
+    """The predictor registered as `method`, initialised from `seed` (or the checkpoint); kwargs: its arguments."""
+    with forked_rng(seed, "predictor"):
+        predictor: nn.Module = PREDICTORS[method](**kwargs)
+    INITS[init](predictor, checkpoint_path)
+    return predictor

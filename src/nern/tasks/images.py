@@ -1,0 +1,99 @@
+"""Small-image data: the whole set on the device as uint8, augmented there in batches, each image on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from nern.randomness import generator
+
+Batch = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class ImageTensors:
+    """A labelled image set in memory.
+
+    Args:
+        images: uint8 (n, channels, height, width).
+        labels: int64 (n,).
+        mean, std: of each channel, on the scale 0 to 1; batches come out as (image / 255 - mean) / std.
+        pad: augmentation: zero-pad by so many pixels and crop back at a random place.
+        flip: augmentation: mirror left and right with probability 1/2.
+    """
+
+    images: UInt8[Tensor, "n c h w"]
+    labels: Int[Tensor, " n"]
+    mean: Sequence[float]
+    std: Sequence[float]
+    pad: int = 0
+    flip: bool = False
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device) -> ImageTensors:
+        """The same on another device."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def subset(self, indices: Tensor) -> ImageTensors:
+        """These images only."""
+        indices = indices.to(self.images.device)
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def normalized(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """What a network sees."""
+        mean, std = (torch.tensor(list(v), device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return images.float().div_(255).sub_(mean).div_(std)
+
+    def augmented(self, images: UInt8[Tensor, "b c h w"], rng: torch.Generator) -> UInt8[Tensor, "b c h w"]:
+        """Random crop and flip, drawn for each image."""
+        count, _, height, width = images.shape
+        device = images.device
+        if self.flip:
+            flip = torch.rand(count, generator=rng) < 0.5
+            images = torch.where(flip.to(device).view(-1, 1, 1, 1), images.flip(3), images)
+        if self.pad:
+            shifts = torch.randint(0, 2 * self.pad + 1, (2, count), generator=rng).to(device)
+            padded = torch.nn.functional.pad(images, (self.pad,) * 4)
+            rows = (torch.arange(height, device=device) + shifts[0, :, None]).view(count, 1, height, 1)
+            columns = (torch.arange(width, device=device) + shifts[1, :, None]).view(count, 1, 1, width)
+            which = torch.arange(count, device=device).view(-1, 1, 1, 1)
+            channels = torch.arange(images.shape[1], device=device).view(1, -1, 1, 1)
+            images = padded[which, channels, rows, columns]
+        return images
+
+    def batch(self, indices: Tensor, rng: torch.Generator | None = None) -> Batch:
+        """Images and labels of `indices`, augmented with `rng` if given."""
+        indices = indices.to(self.images.device)
+        images = self.images[indices]
+        return self.normalized(images if rng is None else self.augmented(images, rng)), self.labels[indices]
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """All images in order, not augmented."""
+        for start in range(0, len(self), batch_size):
+            yield self.batch(torch.arange(start, min(start + batch_size, len(self))))
+
+
+class EpochOrder:
+    """Which images form step `step`: a new permutation each epoch, derived from the seed; nothing to save for resuming.
+
+    The last batch of an epoch may be short.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.steps_per_epoch = -(-count // batch_size)
+        self._epoch, self._permutation = -1, torch.empty(0)
+
+    def indices(self, step: int) -> Int[Tensor, " b"]:
+        """Image numbers of this step."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._permutation = torch.randperm(self.count, generator=generator(self.seed, "images", epoch))
+            self._epoch = epoch
+        return self._permutation[index * self.batch_size : (index + 1) * self.batch_size]

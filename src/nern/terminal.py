@@ -1,0 +1,123 @@
+"""What a run shows in the terminal: messages, a live progress bar, tables."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from nern.objectives.objective import Losses
+
+UPDATE_EVERY = 10  # steps between updates of the losses shown: reading a loss waits for the device
+
+
+def bytes_text(count: float) -> str:
+    """A size for people: 1,234 B, 12.3 kB, 1.2 MB (powers of ten)."""
+    if count < 10_000:
+        return f"{count:,.0f} B"
+    return f"{count / 1e3:,.1f} kB" if count < 1e6 else f"{count / 1e6:,.2f} MB"
+
+
+class ProgressDisplay:
+    """A progress bar with phase, losses and the latest accuracy; lines at evaluations where there is no terminal."""
+
+    def __init__(self, console: Console, total: int, warmup: int, done: int = 0, live: bool = True) -> None:
+        self.console, self.total, self.warmup = console, total, warmup
+        self.live = live and console.is_terminal
+        self.lines = live and not console.is_terminal
+        self._accuracy = ""
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TaskProgressColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TextColumn("[bold]{task.fields[accuracy]}"),
+            console=console,
+            disable=not self.live,
+        )
+        self._task = self._bar.add_task(self._phase(done), total=total, completed=done, losses="", accuracy="")
+
+    def _phase(self, step: int) -> str:
+        return "reconstruction" if step < min(self.warmup, self.total) else "training"
+
+    def __enter__(self) -> ProgressDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def on_step(self, step: int, losses: Losses) -> None:
+        """Show the steps done."""
+        if not self.live:
+            return
+        shown = {}
+        if step % UPDATE_EVERY == 0 or step == self.total:
+            terms = {"reconstruction": "rec", "feature_maps": "maps", "distillation": "dist", "task": "task"}
+            parts = [f"{terms[name]} {float(value.detach()):.4g}" for name, value in losses.terms.items()]
+            shown = {"losses": " ".join(parts)}
+        phase = "distillation" if len(losses.terms) > 1 else self._phase(step - 1)
+        self._bar.update(self._task, completed=step, description=phase, **shown)
+
+    def on_evaluation(self, record: dict[str, Any]) -> None:
+        """Show an evaluation."""
+        parts = []
+        for name, label in (("test", "test"), ("held_out", "held out")):
+            if name in record:
+                metrics = record[name]
+                key = "top1" if "top1" in metrics else "agreement"
+                parts.append(f"{label} {metrics[key]:.2f} %" + (" agreement" if key == "agreement" else ""))
+        text = ", ".join(parts)
+        if self.live:
+            self._bar.update(self._task, accuracy=text)
+        elif self.lines and text:
+            self.console.print(f"step {record['step']}/{self.total}: {text}", highlight=False)
+
+
+def metrics_table(title: str, rows: dict[str, dict[str, float]]) -> Table:
+    """A table of metrics, one row a network."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("network")
+    columns = {"top1": "top-1 %", "top5": "top-5 %", "loss": "loss", "agreement": "agreement %", "images": "images"}
+    for heading in columns.values():
+        table.add_column(heading, justify="right")
+    for name, metrics in rows.items():
+        cells = []
+        for key in columns:
+            value = metrics.get(key)
+            digits = {"loss": 4, "images": 0}.get(key, 2)
+            cells.append("-" if value is None else f"{value:,.{digits}f}")
+        table.add_row(name, *cells)
+    return table
+
+
+def result_table(metrics: dict[str, Any]) -> Table:
+    """The closing table of a run, from its metrics.json."""
+    table = Table(title="Result", title_justify="left", title_style="bold")
+    for heading, justify in (("", "left"), ("original", "right"), ("reconstructed", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    original, best = metrics["original"].get("test"), metrics["best"].get("test")
+    if original and best:
+        table.add_row(f"accuracy, {best['images']:,} test images", f"{original['top1']:.2f} %", f"{best['top1']:.2f} %")
+        table.add_row("agreement with the original", "", f"{best['agreement']:.2f} %")
+    sizes = metrics["sizes"]
+    table.add_row(
+        "represented weights / predictor",
+        f"{sizes['represented_parameters']:,}",
+        f"{sizes['predictor_parameters']:,} ({sizes['predictor_share']:.1%})",
+    )
+    table.add_row("all parameters", f"{sizes['original_parameters']:,}", f"{sizes['reconstructed_parameters']:,}")
+    table.add_row("file: represented weights / predictor", "", bytes_text(sizes["predictor_bytes"]))
+    table.add_row("file: ordering", "", bytes_text(sizes["ordering_bytes"]))
+    table.add_row("file: everything else", "", bytes_text(sizes["kept_bytes"]))
+    total = sum(sizes[f"{part}_bytes"] for part in ("predictor", "ordering", "kept"))
+    table.add_row("all, float32", bytes_text(sizes["original_bytes"]), bytes_text(total))
+    table.add_row("training time", "", f"{metrics['seconds']:.1f} s")
+    return table

@@ -1,0 +1,77 @@
+"""Learning-rate schedules: the rate of a step as a plain function; nothing to save but the rate itself.
+
+A schedule advances after training step i when i is a multiple of its interval (so already after step 0), and only
+while the rate is above `min_lr`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+from nern.config import OptimConfig
+from nern.errors import NernError
+from nern.registry import SCHEDULES
+
+Rate = Callable[[int], float]  # number of advances -> rate
+
+
+@SCHEDULES.register("cosine")
+def cosine(config: OptimConfig, iterations: int, interval: int) -> Rate:
+    """Half a cosine from `lr` to `min_lr` over the run."""
+
+    def rate(advances: int) -> float:
+        share = min(advances / max(iterations, 1), 1.0)
+        return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * share)) / 2
+
+    return rate
+
+
+@SCHEDULES.register("exponential")
+def exponential(config: OptimConfig, iterations: int, interval: int) -> Rate:
+    """Multiplied by `gamma` at each advance; gamma 0: so that `min_lr` is reached at the end."""
+    gamma = config.gamma
+    if gamma == 0:
+        gamma = (config.min_lr / config.lr) ** (1 / max(iterations / interval, 1e-9))
+
+    def rate(advances: int) -> float:
+        return config.lr * gamma**advances
+
+    return rate
+
+
+class Schedule:
+    """The learning rate of a run.
+
+    Args:
+        config: kind, rates, interval.
+        iterations: steps of the run.
+        stretched: let `step_interval` stretch the cosine, as the published code does (ours sets it to 1).
+
+    Raises:
+        NernError: `step_interval` 0 where no interval can be computed.
+    """
+
+    def __init__(self, config: OptimConfig, iterations: int, *, stretched: bool = False) -> None:
+        interval = config.step_interval
+        if config.lr_scheduler_type == "cosine" and interval != 1 and not stretched:
+            warnings.warn(f"optim.step_interval (={interval}) is 1 with the cosine schedule", stacklevel=2)
+            interval = 1
+        if interval == 0:
+            interval = iterations // 100
+            if interval == 0:
+                raise NernError(f"optim.step_interval 0 (a hundredth of the run) needs 100 steps; there are {iterations}")
+        self.interval, self.min_lr = interval, config.min_lr
+        self._rate: Rate = SCHEDULES[config.lr_scheduler_type](config, iterations, interval)
+        self.advances = 0
+
+    @property
+    def lr(self) -> float:
+        """The rate of the next step."""
+        return self._rate(self.advances)
+
+    def after_step(self, step: int) -> None:
+        """Advance, if it is time, after training step `step` (counted from 0)."""
+        if step % self.interval == 0 and self.lr > self.min_lr:
+            self.advances += 1

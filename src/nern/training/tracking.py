@@ -1,0 +1,114 @@
+"""Tracking: scalars over time, to TensorBoard, ClearML or nowhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from nern.config import Config, LoggingConfig
+from nern.errors import NernError
+from nern.registry import TRACKERS
+
+
+class Tracker(Protocol):
+    """Contract of a tracker. Built as `Tracker(run_folder, config, first_step)`; what was recorded from
+    `first_step` on, before a run was resumed, is superseded."""
+
+    def log(self, scalars: Mapping[str, float], step: int) -> None:
+        """Record scalars; names are `group/name`."""
+        ...
+
+    def close(self) -> None:
+        """Write everything out."""
+        ...
+
+
+@TRACKERS.register("none")
+class NoTracker:
+    """Records nothing."""
+
+    def __init__(self, folder: Path, config: Config, first_step: int) -> None:
+        pass
+
+    def log(self, scalars: Mapping[str, float], step: int) -> None:
+        """See `Tracker`."""
+
+    def close(self) -> None:
+        """See `Tracker`."""
+
+
+@TRACKERS.register("tensorboard")
+class TensorBoardTracker:
+    """Event files in the run folder."""
+
+    def __init__(self, folder: Path, config: Config, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
+
+    def log(self, scalars: Mapping[str, float], step: int) -> None:
+        """See `Tracker`."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self._writer.close()
+
+
+@TRACKERS.register("clearml")
+class ClearMLTracker:
+    """A ClearML task, named after the run, in the project `nern`."""
+
+    def __init__(self, folder: Path, config: Config, first_step: int) -> None:
+        if not clearml_installed():
+            raise NernError("logging.tracker 'clearml' needs the clearml extra: pip install 'nern[clearml]'")
+        from clearml import Task
+
+        self._task: Any = Task.init(
+            project_name="nern",
+            task_name=config.logging.exp_name,
+            auto_connect_frameworks=False,
+            auto_connect_arg_parser=False,
+            auto_connect_streams=False,
+            reuse_last_task_id=False,
+        )
+        self._task.connect(config.to_dict())
+        self._logger = self._task.get_logger()
+
+    def log(self, scalars: Mapping[str, float], step: int) -> None:
+        """See `Tracker`."""
+        for name, value in scalars.items():
+            title, _, series = name.rpartition("/")
+            self._logger.report_scalar(title or name, series, value=value, iteration=step)
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self._task.flush(wait_for_uploads=True)
+        self._task.close()
+
+
+def clearml_installed() -> bool:
+    """Whether the clearml extra is there."""
+    return importlib.util.find_spec("clearml") is not None
+
+
+def tracker_name(config: LoggingConfig) -> str:
+    """The tracker that the logging keys ask for, the published `use_tensorboard` included."""
+    if config.disable_logging:
+        return "none"
+    if config.use_tensorboard is False:
+        if clearml_installed():
+            return "clearml"
+        warnings.warn("logging.use_tensorboard is false, but ClearML is not installed: TensorBoard is used", stacklevel=2)
+        return "tensorboard"
+    return config.tracker
+
+
+def build_tracker(config: Config, folder: Path, first_step: int = 0) -> Tracker:
+    """The tracker of a run that starts at (or is resumed from) `first_step`."""
+    tracker: Tracker = TRACKERS[tracker_name(config.logging)](folder, config, first_step)
+    return tracker

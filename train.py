@@ -1,0 +1,7 @@
+"""`python train.py ...` is `nern train ...`."""
+
+import sys
+
+from nern.cli import main
+
+sys.exit(main(["train", *sys.argv[1:]]))
