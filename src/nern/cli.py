@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
 import nern
@@ -38,7 +38,10 @@ CPU cores. Trains on scikit-learn's digits and ends with a table of accuracies a
 
 def _config_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--config_path", action=ActionConfigFile, metavar="FILE", help="YAML file; may be given several times, later ones win"
+        "--config_path",
+        action=ActionConfigFile,
+        metavar="FILE",
+        help="YAML file; may be given several times, later ones win",
     )
     parser.add_class_arguments(Config)
 

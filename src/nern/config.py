@@ -472,7 +472,9 @@ def _check_combinations(config: Config) -> None:
         raise NernError(f"nern.method {n.method!r} needs nern.embeddings.num_idxs {wanted}, not {e.num_idxs}")
     if e.type == "ffn":
         if e.fusion_mode != "concat":
-            raise NernError("nern.embeddings.type 'ffn' mixes all indices in every feature; fusion_mode must be 'concat'")
+            raise NernError(
+                "nern.embeddings.type 'ffn' mixes all indices in every feature; fusion_mode must be 'concat'"
+            )
         if len(e.gauss_scale) != e.num_idxs:
             raise NernError(
                 f"nern.embeddings.gauss_scale (={e.gauss_scale}) needs one number for each of num_idxs (={e.num_idxs})"

@@ -200,7 +200,7 @@ def evaluate(
         }
     if json_path is not None:
         write_json(json_path, metrics)
-    rows = {name: metrics[name] for name in ("original", "reconstructed") if name in metrics}
+    rows: dict[str, dict[str, float]] = {n: metrics[n] for n in ("original", "reconstructed") if n in metrics}
     console.print(metrics_table(f"{config.task.original_model_name} on {config.task.task_name}", rows))
     if "layers" in metrics:
         worst = max(metrics["layers"], key=lambda e: e["relative"])

@@ -51,14 +51,16 @@ class ProgressDisplay:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def on_step(self, step: int, losses: Losses) -> None:
         """Show the steps done."""
         if not self.live:
             return
-        shown = {}
+        shown: dict[str, Any] = {}
         if step % UPDATE_EVERY == 0 or step == self.total:
             terms = {"reconstruction": "rec", "feature_maps": "maps", "distillation": "dist", "task": "task"}
             parts = [f"{terms[name]} {float(value.detach()):.4g}" for name, value in losses.terms.items()]

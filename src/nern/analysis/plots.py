@@ -76,7 +76,10 @@ def _losses(axes: Any, records: Sequence[dict[str, float]]) -> None:
 def _accuracy(axes: Any, records: Sequence[dict[str, Any]], original_top1: float | None) -> None:
     axes.set_title("Accuracy of the reconstructed network", color=INK, fontsize=10)
     axes.set_ylabel("top-1 (%)")
-    for name, label, colour in (("test", "test images", "#0072b2"), ("held_out", "held-out training images", "#e69f00")):
+    for name, label, colour in (
+        ("test", "test images", "#0072b2"),
+        ("held_out", "held-out training images", "#e69f00"),
+    ):
         points = [(r["step"], r[name]["top1"]) for r in records if name in r and "top1" in r[name]]
         if points:
             axes.plot(*zip(*points, strict=True), color=colour, lw=1.2, marker="o", ms=3, label=label)

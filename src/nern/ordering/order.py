@@ -120,7 +120,9 @@ class InFilterOrdering:
         for index, (layer, (co, ci, _, _)) in enumerate(zip(layers, shapes, strict=True)):
             channels = layer["channel_order"]
             if tuple(channels.shape) != (co, ci):
-                raise NernError(f"the channel orders of layer {index} have shape {tuple(channels.shape)}, not {(co, ci)}")
+                raise NernError(
+                    f"the channel orders of layer {index} have shape {tuple(channels.shape)}, not {(co, ci)}"
+                )
             filter_orders.append(_check_permutation(layer["filter_order"], co, f"the filter order of layer {index}"))
             rows = [_check_permutation(r, ci, f"channel order {f} of layer {index}") for f, r in enumerate(channels)]
             channel_orders.append(torch.stack(rows))

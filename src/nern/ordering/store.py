@@ -138,12 +138,11 @@ def _published_layer(content: Any, mode: str, shape: tuple[int, ...], path: Path
     elif isinstance(content, list | tuple) and len(content) == 2:
         first, second = (_integers(part) for part in content)
         for filter_order, channel_order in ((first, second), (second, first)):
-            if filter_order is not None and channel_order is not None:
-                if filter_order.numel() == filters and tuple(channel_order.shape) == (filters, channels):
-                    return {"filter_order": filter_order.flatten(), "channel_order": channel_order}
-    raise NernError(
-        f"ordering file {path} does not hold a {mode} order of {filters} filters and {channels} channels"
-    )
+            if filter_order is None or channel_order is None:
+                continue
+            if filter_order.numel() == filters and tuple(channel_order.shape) == (filters, channels):
+                return {"filter_order": filter_order.flatten(), "channel_order": channel_order}
+    raise NernError(f"ordering file {path} does not hold a {mode} order of {filters} filters and {channels} channels")
 
 
 def _integers(value: Any) -> Tensor | None:

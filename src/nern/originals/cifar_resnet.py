@@ -7,6 +7,7 @@ State-dict names: conv1, bn1, layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2,shortcut}, l
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ class CifarResNet(OriginalNetwork):
             raise unknown_name("shortcut option", option, ("A", "B"))
         if depth < 8 or (depth - 2) % 6:
             raise NernError(f"depth (={depth}) of a CIFAR ResNet must be 6n + 2")
-        if len(widths) != 3 or option == "A" and any((b - a) % 2 or b < a for a, b in zip(widths, widths[1:])):  # noqa: B905
+        if len(widths) != 3 or (option == "A" and any((b - a) % 2 or b < a for a, b in pairwise(widths))):
             raise NernError(f"widths (={list(widths)}) must be three numbers; with option A rising in even steps")
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
@@ -79,7 +80,9 @@ class CifarResNet(OriginalNetwork):
         for stage, width in enumerate(widths):
             strides = [1 if stage == 0 else 2] + [1] * (blocks - 1)
             inputs = [before] + [width] * (blocks - 1)
-            stages.append(nn.Sequential(*(BasicBlock(i, width, s, option) for i, s in zip(inputs, strides, strict=True))))
+            stages.append(
+                nn.Sequential(*(BasicBlock(i, width, s, option) for i, s in zip(inputs, strides, strict=True)))
+            )
             before = width
         self.layer1, self.layer2, self.layer3 = stages
         self.linear = nn.Linear(before, num_classes)

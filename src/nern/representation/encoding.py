@@ -1,6 +1,7 @@
 """Encoding: coordinates -> vectors of sines and cosines (NeRN, section 3.1; random Fourier features: Tancik et al. 2020).
 
-Arguments reach thousands of radians, so they are computed in float64 and only the result is rounded to float32.
+Arguments reach hundreds of radians and more, where float32 rounds them visibly. 'basic' rounds as the published code
+does (index times base**level, then times pi, all in float32), so that published predictors see what they were trained on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Encoding(Protocol):
     size: int
 
     def encode(self, coordinates: Float[Tensor, "n idxs"]) -> Float[Tensor, "n size"]:
-        """Vectors in float64."""
+        """Vectors, computed in the precision of `coordinates`."""
         ...
 
     def prepare(self, coordinates: Float[Tensor, "n idxs"], device: torch.device) -> EncodedRows:
@@ -33,7 +34,7 @@ class Encoding(Protocol):
 class EncodedRows(Protocol):
     """Encodings of a table's rows, made when asked for: the whole is never held in memory."""
 
-    def __call__(self, rows: Int[Tensor, " r"] | slice) -> Float[Tensor, "r size"]: ...
+    def __call__(self, which: Int[Tensor, " r"] | slice, /) -> Float[Tensor, "r size"]: ...
 
 
 def _sin_cos(arguments: Tensor) -> Tensor:
@@ -63,13 +64,14 @@ class BasicEncoding:
         del gauss_scale  # the random encoding's
         self.sum = fusion_mode == "sum"
         self.size = 2 * enc_levels * (1 if self.sum else num_idxs)
-        self.frequencies = math.pi * torch.tensor(base, dtype=torch.float64) ** torch.arange(enc_levels)
+        self.base, self.enc_levels = base, enc_levels
 
     def _encode_index(self, values: Float[Tensor, " n"]) -> Float[Tensor, "n levels2"]:
-        return _sin_cos(values.double().unsqueeze(-1) * self.frequencies)
+        powers = self.base ** torch.arange(self.enc_levels, dtype=values.dtype, device=values.device)
+        return _sin_cos(values.unsqueeze(-1) * powers * math.pi)
 
     def encode(self, coordinates: Float[Tensor, "n idxs"]) -> Float[Tensor, "n size"]:
-        """Vectors in float64."""
+        """Vectors, computed in the precision of `coordinates`."""
         parts = [self._encode_index(column) for column in coordinates.unbind(1)]
         return torch.stack(parts).sum(0) if self.sum else torch.cat(parts, dim=1)
 
@@ -78,7 +80,7 @@ class BasicEncoding:
         tables, lookups = [], []
         for column in coordinates.unbind(1):
             values, lookup = column.unique(return_inverse=True)
-            tables.append(self._encode_index(values).float().to(device))
+            tables.append(self._encode_index(values.float()).to(device))
             lookups.append(lookup.to(device))
 
         def rows(which: Int[Tensor, " r"] | slice) -> Float[Tensor, "r size"]:
@@ -115,8 +117,8 @@ class FourierEncoding:
         return draw * torch.tensor(list(gauss_scale))
 
     def encode(self, coordinates: Float[Tensor, "n idxs"]) -> Float[Tensor, "n size"]:
-        """Vectors in float64."""
-        return _sin_cos((2 * math.pi * coordinates.double()) @ self.B.double().T)
+        """Vectors, computed in the precision of `coordinates`."""
+        return _sin_cos((2 * math.pi * coordinates) @ self.B.to(coordinates).T)
 
     def prepare(self, coordinates: Float[Tensor, "n idxs"], device: torch.device) -> EncodedRows:
         """Arguments are sums over indices: multiply each index's few values by B once, gather and add when asked."""

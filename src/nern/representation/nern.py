@@ -1,7 +1,7 @@
 """The NeRN: coordinates in, weights out.
 
-       coordinates            encodings                predictions               weights
-    (rows, num_idxs) --encoding--> (rows, e) --predictor--> (rows, K, K) --sampling--> (filters, channels, h, w) a layer
+   coordinates            encodings                predictions               weights
+(rows, num_idxs) --encoding--> (rows, e) --predictor--> (rows, K, K) --sampling--> (filters, channels, h, w) a layer
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ class KxKPredictor(nn.Module):
     ) -> None:
         super().__init__()
         if num_blocks < self.least_blocks:
-            raise NernError(f"nern.num_blocks (={num_blocks}) must be at least {self.least_blocks} for this nern.method")
+            raise NernError(
+                f"nern.num_blocks (={num_blocks}) must be at least {self.least_blocks} for this nern.method"
+            )
         self.kernel_shape = (output_size, output_size)
         self.middle = num_blocks // 2
         sizes = [self.layer_input_size(i, input_size, hidden_layer_size) for i in range(num_blocks - 1)]
@@ -178,7 +180,9 @@ def load_predictor(predictor: nn.Module, state: Mapping[str, Tensor], where: str
         ) from error
 
 
-def build_predictor(method: str, seed: int, init: str = "default", checkpoint_path: str | None = None, **kwargs: Any) -> Any:
+def build_predictor(
+    method: str, seed: int, init: str = "default", checkpoint_path: str | None = None, **kwargs: Any
+) -> Any:
     """The predictor registered as `method`, initialised from `seed` (or the checkpoint); kwargs: its arguments."""
     with forked_rng(seed, "predictor"):
         predictor: nn.Module = PREDICTORS[method](**kwargs)

@@ -235,7 +235,9 @@ def build_task(config: Config, device: torch.device, train: bool = True) -> Task
         else:
             stream = LoaderStream(train_data, Subset(train_data.dataset, kept.tolist()), batch_size, seed, device)
             apart_loader = DataLoader(
-                Subset(train_data.dataset, apart.tolist()), config.evaluation.batch_size, collate_fn=train_data.collate_fn
+                Subset(train_data.dataset, apart.tolist()),
+                config.evaluation.batch_size,
+                collate_fn=train_data.collate_fn,
             )
             held_out = LoaderSet(apart_loader, device) if aside else None
     return Task(

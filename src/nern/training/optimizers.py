@@ -43,7 +43,7 @@ def ranger(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer
 
     While the rectification is undefined (the first steps) it takes plain momentum steps.
     """
-    from pytorch_optimizer import Ranger
+    from pytorch_optimizer import Ranger  # type: ignore[attr-defined]
 
     optimizer: torch.optim.Optimizer = Ranger(
         parameters,

@@ -1,14 +1,14 @@
 """The run folder: every file a run leaves, and where it lies.
 
-    config.yaml             the resolved configuration
-    ordering.safetensors    the ordering (absent with 'none')
-    kept.safetensors        parameters and buffers of the original that the NeRN does not represent
-    checkpoints/*.pt        predictor state dicts: best, last, step_N
-    checkpoints/*.fc.safetensors   the final fully connected layer, where it was trained
-    state.pt                everything --resume needs
-    metrics.json            results
-    curves.png              losses, accuracy, errors of the layers
-    events.out.tfevents.*   TensorBoard
+config.yaml             the resolved configuration
+ordering.safetensors    the ordering (absent with 'none')
+kept.safetensors        parameters and buffers of the original that the NeRN does not represent
+checkpoints/*.pt        predictor state dicts: best, last, step_N
+checkpoints/*.fc.safetensors   the final fully connected layer, where it was trained
+state.pt                everything --resume needs
+metrics.json            results
+curves.png              losses, accuracy, errors of the layers
+events.out.tfevents.*   TensorBoard
 """
 
 from __future__ import annotations

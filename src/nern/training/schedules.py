@@ -61,7 +61,9 @@ class Schedule:
         if interval == 0:
             interval = iterations // 100
             if interval == 0:
-                raise NernError(f"optim.step_interval 0 (a hundredth of the run) needs 100 steps; there are {iterations}")
+                raise NernError(
+                    f"optim.step_interval 0 (a hundredth of the run) needs 100 steps; there are {iterations}"
+                )
         self.interval, self.min_lr = interval, config.min_lr
         self._rate: Rate = SCHEDULES[config.lr_scheduler_type](config, iterations, interval)
         self.advances = 0

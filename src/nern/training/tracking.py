@@ -103,7 +103,9 @@ def tracker_name(config: LoggingConfig) -> str:
     if config.use_tensorboard is False:
         if clearml_installed():
             return "clearml"
-        warnings.warn("logging.use_tensorboard is false, but ClearML is not installed: TensorBoard is used", stacklevel=2)
+        warnings.warn(
+            "logging.use_tensorboard is false, but ClearML is not installed: TensorBoard is used", stacklevel=2
+        )
         return "tensorboard"
     return config.tracker
 

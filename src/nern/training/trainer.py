@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nern.config import Config
 from nern.errors import NonFiniteLossError
-from nern.evaluation import Evaluator, Metrics
+from nern.evaluation import Evaluator
 from nern.objectives.objective import Losses, Objective
 from nern.originals.base import Original
 from nern.registry import OPTIMIZERS
@@ -209,7 +209,8 @@ class Trainer:
     def _evaluation_due(self, step: int, losses: Losses) -> bool:
         due = self._every(self.config.eval_iterations_interval, self.config.eval_epochs_interval)
         if step % self.config.eval_loss_window_interval == 0 and len(losses.terms) > 1:
-            current = sum(float(losses.terms[n].detach()) for n in ("feature_maps", "distillation") if n in losses.terms)
+            watched = [losses.terms[n] for n in ("feature_maps", "distillation") if n in losses.terms]
+            current = sum(float(term.detach()) for term in watched)
             self._window.append(current)
             due = due or (len(self._window) == self._window.maxlen and current <= min(self._window))
         return due
@@ -297,8 +298,3 @@ class Trainer:
         self._window.extend(state["window"])
         self.history = History(state["losses"], state["evaluations"])
         self._evaluated_at = state["evaluated_at"]
-
-
-def best_metrics(record: dict[str, Any], name: str) -> Metrics | None:
-    """The metrics of set `name` in an evaluation's record."""
-    return Metrics(**record[name]) if name in record else None

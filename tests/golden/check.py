@@ -1,0 +1,698 @@
+"""Check nern against a folder of reference vectors.
+
+    python tests/golden/check.py DIR [--weights FILE]
+
+DIR holds pairs `<topic>.json` (manifest) and `<topic>.safetensors`. Every case is computed with nern's own functions
+and compared within the case's tolerance; one line a case tells the largest error found. Exits with 1 if a case differs,
+or is of a kind that is not known here. `--weights`: the pretrained network that end-to-end cases refer to (default:
+../weights/resnet20-cifar10.pt beside DIR, else beside ../shared/golden).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from nern.config import Config, NernConfig, OptimConfig, check_keys, known_keys
+from nern.errors import NernError
+from nern.files import load_state_dict
+from nern.objectives.objective import Losses
+from nern.objectives.smoothness import cosine_smoothness, l2_smoothness
+from nern.ordering.order import CrossFilterOrdering, InFilterOrdering, Ordering, solve_ordering
+from nern.originals.base import Original
+from nern.originals.build import build_original_network
+from nern.registry import (
+    DISTILLATION_LOSSES,
+    ENCODINGS,
+    FEATURE_MAP_LOSSES,
+    OPTIMIZERS,
+    PREDICTORS,
+    RECONSTRUCTION_LOSSES,
+    TASK_LOSSES,
+)
+from nern.representation.encoding import FourierEncoding
+from nern.representation.kernels import KernelTable
+from nern.representation.nern import NeRN, build_nern
+from nern.representation.sampling import sample_kernels
+from nern.training.schedules import Schedule
+from nern.training.trainer import Trainer
+from nern.training.weight_batches import WeightBatches
+
+Tensors = dict[str, Tensor]
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "golden"
+
+
+@dataclasses.dataclass
+class Case:
+    """One case, its tensors loaded; and the folder's context for cases that refer to other files."""
+
+    name: str
+    kind: str
+    variant: str
+    config: dict[str, Any]
+    inputs: Tensors
+    outputs: Tensors
+    rtol: float
+    atol: float
+    meta: dict[str, Any]
+    folder: Path
+    weights: Path | None
+
+    @property
+    def published(self) -> bool:
+        """Whether a stated fault of the published code is part of this case."""
+        return self.variant == "as_published"
+
+    def listed(self, name: str) -> list[Tensor]:
+        """Inputs `name.0`, `name.1`, ..."""
+        return listed(self.inputs, name)
+
+    def state(self, prefix: str = "state_dict/") -> Tensors:
+        """Inputs under `prefix`."""
+        return {k.removeprefix(prefix): v for k, v in self.inputs.items() if k.startswith(prefix)}
+
+
+def listed(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """Tensors `name.0`, `name.1`, ... in order."""
+    numbers = sorted(int(k.removeprefix(f"{name}.")) for k in tensors if k.startswith(f"{name}."))
+    return [tensors[f"{name}.{i}"] for i in numbers]
+
+
+def numbered(name: str, values: Any) -> Tensors:
+    """`name.i` -> value."""
+    return {f"{name}.{i}": v for i, v in enumerate(values)}
+
+
+CHECKS: dict[str, Callable[[Case], Tensors]] = {}
+
+
+def check(kind: str) -> Callable[[Callable[[Case], Tensors]], Callable[[Case], Tensors]]:
+    """Register the function that computes the outputs of a kind."""
+
+    def add(function: Callable[[Case], Tensors]) -> Callable[[Case], Tensors]:
+        CHECKS[kind] = function
+        return function
+
+    return add
+
+
+# --- encodings and coordinates -----------------------------------------------------------------------------------
+
+
+def encoding_of(config: Mapping[str, Any]) -> Any:
+    """The encoding a case's config describes."""
+    keys = ("num_idxs", "enc_levels", "base", "fusion_mode", "gauss_scale")
+    return ENCODINGS[config["type"]](**{k: config[k] for k in keys if k in config})
+
+
+@check("encoding")
+def encoding(case: Case) -> Tensors:
+    """`encode`, and for raw float32 cases what `prepare` serves to the predictor."""
+    encoder = encoding_of(case.config)
+    if isinstance(encoder, FourierEncoding):
+        encoder.B = case.inputs["B"]
+    coordinates = case.inputs["coordinates"]
+    dtype = torch.float32 if case.outputs["encoding"].dtype == torch.float32 else torch.float64
+    encoded: Tensor = encoder.encode(coordinates.to(dtype))
+    if dtype == torch.float32:
+        served = encoder.prepare(coordinates.double(), torch.device("cpu"))(slice(None))
+        if difference("served", served, case.outputs["encoding"], case.rtol, case.atol)[1]:
+            raise NernError("what prepare() serves differs")
+    return {"encoding": encoded}
+
+
+@check("encoding_matrix")
+def encoding_matrix(case: Case) -> Tensors:
+    """The random matrix of 'ffn'."""
+    return {"B": FourierEncoding.matrix(case.config["enc_levels"], case.config["num_idxs"], case.config["gauss_scale"])}
+
+
+def table_of(shapes: Tensor) -> KernelTable:
+    """The table of a tensor of shapes [layers, 4]."""
+    return KernelTable(tuple(tuple(row) for row in shapes.tolist()))  # type: ignore[misc]
+
+
+def mode_of(config: Mapping[str, Any]) -> str:
+    """The normalisation mode, 'none' for the published spelling."""
+    mode = config.get("normalization_mode", "none")
+    return "none" if mode in (None, "None") else mode
+
+
+@check("coordinates")
+def coordinates(case: Case) -> Tensors:
+    """Normalised coordinates."""
+    table = table_of(case.inputs["shapes"])
+    values = table.normalize(table.coordinates(), mode_of(case.config))
+    return numbered("coordinates", (values[table.layer(i)] for i in range(len(table.shapes))))
+
+
+def ordering_of(case: Case, shapes: list[tuple[int, ...]]) -> Ordering | None:
+    """The ordering among a case's inputs."""
+    if orders := case.listed("order"):
+        return CrossFilterOrdering.from_layers([{"order": o} for o in orders], shapes)  # type: ignore[arg-type]
+    if filters := case.listed("filter_order"):
+        pairs = zip(filters, case.listed("channel_order"), strict=True)
+        layers = [{"filter_order": f, "channel_order": c} for f, c in pairs]
+        return InFilterOrdering.from_layers(layers, shapes)  # type: ignore[arg-type]
+    return None
+
+
+@check("embeddings")
+def embeddings(case: Case) -> Tensors:
+    """What the predictor is fed; as published, raw coordinates whatever the mode."""
+    if "experiment" in case.config:
+        network = original_of(case)
+        table, config = KernelTable.of(network.weights), experiment_config(case)
+        nern = build_nern(config.nern, table, ordering_of(case, list(table.shapes)), 0)
+        rows = case.outputs
+        layers = {name: table.layer(int(name.rpartition(".")[2])) for name in rows}
+        return {n: nern.encoded(slice(part.start, part.start + len(rows[n]))) for n, part in layers.items()}
+    table = table_of(case.inputs["shapes"])
+    ordering = ordering_of(case, list(table.shapes))
+    rows_ = table.coordinates(ordering.positions(table.shapes) if ordering else None)
+    mode = "none" if case.published else mode_of(case.config)
+    served = encoding_of(case.config).prepare(table.normalize(rows_, mode), torch.device("cpu"))
+    return numbered("embeddings", (served(table.layer(i)) for i in range(len(table.shapes))))
+
+
+# --- orderings ---------------------------------------------------------------------------------------------------
+
+
+@check("ordering")
+def ordering(case: Case) -> Tensors:
+    """Solved orderings."""
+    weights = original_of(case).weights if "weights" in case.meta else case.listed("weights")
+    solved = solve_ordering(weights, case.config["permute_mode"], num_workers=2).tensors()
+    return {name: solved[name] for name in case.outputs}
+
+
+@check("ordering_apply")
+def ordering_apply(case: Case) -> Tensors:
+    """An ordering applied to embeddings."""
+    shapes = list(table_of(case.inputs["shapes"]).shapes)
+    applied = ordering_of(case, list(shapes))
+    assert applied is not None
+    pairs = zip(case.listed("embeddings"), applied.positions(shapes), strict=True)
+    return numbered("permuted", (e[p] for e, p in pairs))
+
+
+# --- predictors, sampling ----------------------------------------------------------------------------------------
+
+
+def predictor_of(config: Mapping[str, Any], input_size: int, state: Tensors) -> Any:
+    """The predictor of a case, its weights loaded."""
+    keys = ("output_size", "hidden_layer_size", "num_blocks", "act_layer")
+    predictor = PREDICTORS[config["method"]](input_size=input_size, **{k: config[k] for k in keys if k in config})
+    predictor.load_state_dict(state)
+    return predictor
+
+
+@check("predictor")
+def predictor(case: Case) -> Tensors:
+    """Output and gradients."""
+    encodings = case.inputs["embeddings"].clone().requires_grad_()
+    net = predictor_of(case.config, encodings.shape[1], case.state())
+    if "parameters" in case.meta and sum(p.numel() for p in net.parameters()) != case.meta["parameters"]:
+        raise NernError("the number of parameters differs")
+    output = net(encodings)
+    upstream = case.inputs["upstream"].view_as(output)
+    (output * upstream).sum().backward()
+    gradients = {f"grad/{name}": p.grad for name, p in net.named_parameters()}
+    return {"output": output.flatten(1), "grad/embeddings": encodings.grad} | gradients
+
+
+def nern_of(case: Case) -> NeRN:
+    """A NeRN whose encodings are the case's own; its layers have kernels of the predicted size, so none is sampled."""
+    size = case.config["output_size"]
+    shapes = tuple((co, ci, size, size) for co, ci, _, _ in table_of(case.inputs["shapes"]).shapes)
+    stacked = torch.cat(case.listed("embeddings"))
+    net = predictor_of(case.config, stacked.shape[1], case.state())
+    chunk = case.config.get("weights_batch_size")
+    return NeRN(KernelTable(shapes), net, lambda rows: stacked[rows], chunk=chunk)
+
+
+@check("prediction")
+def prediction(case: Case) -> Tensors:
+    """All rows predicted, before sampling."""
+    nern = nern_of(case)
+    predictions = nern()
+    layers = [predictions[nern.table.layer(i)] for i in range(len(nern.table.shapes))]
+    shaped = (p.view(*shape[:2], *p.shape[1:]) for p, shape in zip(layers, nern.table.shapes, strict=True))
+    return numbered("predicted", shaped)
+
+
+@check("sampling")
+def sampling(case: Case) -> Tensors:
+    """Sampled kernels and gradients."""
+    out: Tensors = {}
+    sizes = case.inputs["kernel_sizes"].reshape(-1).tolist()
+    triples = zip(case.listed("predicted"), sizes, case.listed("upstream"), strict=True)
+    for i, (predicted, size, upstream) in enumerate(triples):
+        leaf = predicted.clone().requires_grad_()
+        kernels = leaf.reshape(-1, *leaf.shape[-2:])
+        sampled = sample_kernels(kernels, (size, size), case.config["sampling_mode"])
+        sampled = sampled.reshape(*leaf.shape[:-2], size, size)
+        (sampled * upstream.view_as(sampled)).sum().backward()
+        assert leaf.grad is not None
+        out |= {f"sampled.{i}": sampled, f"grad.{i}": leaf.grad}
+    return out
+
+
+# --- losses ------------------------------------------------------------------------------------------------------
+
+
+def list_loss(case: Case, loss: Callable[..., Tensor]) -> Tensors:
+    """Value and gradients of a loss of two lists."""
+    leaves = [t.clone().requires_grad_() for t in case.listed("reconstructed")]
+    value = loss(case.listed("original"), leaves)
+    value.backward()
+    return {"value": value} | numbered("grad", (leaf.grad for leaf in leaves))
+
+
+@check("reconstruction_loss")
+def reconstruction_loss(case: Case) -> Tensors:
+    """Reconstruction losses."""
+    return list_loss(case, RECONSTRUCTION_LOSSES[case.config["reconstruction_loss_type"]])
+
+
+@check("feature_map_loss")
+def feature_map_loss(case: Case) -> Tensors:
+    """Feature-map losses."""
+    return list_loss(case, FEATURE_MAP_LOSSES[case.config["attention_loss_type"]])
+
+
+@check("distillation_loss")
+def distillation_loss(case: Case) -> Tensors:
+    """Distillation losses."""
+    leaf = case.inputs["reconstructed"].clone().requires_grad_()
+    value = DISTILLATION_LOSSES[case.config["distillation_loss_type"]](case.inputs["original"], leaf)
+    value.backward()
+    assert leaf.grad is not None
+    return {"value": value, "grad": leaf.grad}
+
+
+@check("task_loss")
+def task_loss(case: Case) -> Tensors:
+    """Task losses; a loss without a gradient has zeros."""
+    leaf = case.inputs["prediction"].clone().requires_grad_()
+    value = TASK_LOSSES[case.config["task_loss_type"]](leaf, case.inputs["target"])
+    if value.requires_grad:
+        value.backward()
+    return {"value": value, "grad": torch.zeros_like(leaf) if leaf.grad is None else leaf.grad}
+
+
+@check("smoothness")
+def smoothness(case: Case) -> Tensors:
+    """Smoothness measures."""
+    leaves = [w.clone().requires_grad_() for w in case.listed("weights")]
+    out: Tensors
+    if case.config["measure"] == "CosineSmoothness":
+        cosine, l2 = cosine_smoothness(leaves, published=case.published)
+        out, total = {"cosine": cosine, "l2": l2}, cosine + l2
+    else:
+        total = l2_smoothness(leaves, published=case.published)
+        out = {"value": total}
+    if total.requires_grad:
+        total.backward()
+    return out | numbered("grad", (torch.zeros_like(w) if w.grad is None else w.grad for w in leaves))
+
+
+# --- optimizers, schedules, batches ------------------------------------------------------------------------------
+
+
+def optim_config(config: Mapping[str, Any], published: bool) -> OptimConfig:
+    """The optimizer settings of a case; as published, gradient centralisation is on whatever is set."""
+    known = {f.name for f in dataclasses.fields(OptimConfig)}
+    values: dict[str, Any] = {k: tuple(v) if k == "betas" else v for k, v in config.items() if k in known}
+    if published:
+        values["ranger_use_gc"] = True
+    return OptimConfig(**values)
+
+
+@check("optimizer")
+def optimizer(case: Case) -> Tensors:
+    """A trajectory on a quadratic."""
+    start, H, T = (case.state(prefix) for prefix in ("start/", "H/", "T/"))
+    parameters = {name: nn.Parameter(value.clone()) for name, value in start.items()}
+    config = optim_config(case.config, case.published)
+    optim = OPTIMIZERS[config.optimizer_type](list(parameters.values()), config)
+    steps = len(case.outputs["loss_before_step"])
+    losses, trajectory = [], {name: [] for name in parameters}  # type: ignore[var-annotated]
+    for _ in range(steps):
+        loss = torch.stack([0.5 * (H[n] * (p - T[n]) ** 2).sum() for n, p in parameters.items()]).sum()
+        losses.append(loss.detach())
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+        for name, p in parameters.items():
+            trajectory[name].append(p.detach().clone())
+    return {"loss_before_step": torch.stack(losses)} | {
+        f"trajectory/{n}": torch.stack(t) for n, t in trajectory.items()
+    }
+
+
+@check("schedule")
+def schedule(case: Case) -> Tensors:
+    """Learning rates over time."""
+    config = optim_config(case.config, False)
+    rates = Schedule(config, case.config["num_iterations"], stretched=case.published)
+    lrs = [rates.lr]
+    for step in range(len(case.outputs["lr"]) - 1):
+        rates.after_step(step)
+        lrs.append(rates.lr)
+    return {"lr": torch.tensor(lrs, dtype=torch.float64)}
+
+
+@check("row_weights")
+def row_weights(case: Case) -> Tensors:
+    """Kernel norms and the probabilities of a weighted draw."""
+    weights = case.listed("weights")
+    table = KernelTable.of(weights)
+    norms = table.norms(weights)
+    layers = (norms[table.layer(i)] for i in range(len(weights)))
+    return {"probabilities": norms / norms.sum()} | numbered("norms", layers)
+
+
+@check("batching")
+def batching(case: Case) -> Tensors:
+    """Predictions of all rows, gradients through the drawn ones."""
+    nern = nern_of(case)
+    table = nern.table
+    rows: Tensor | None = case.inputs["rows_with_gradient"].long()
+    method = case.config["weights_batch_method"]
+    batches = WeightBatches(method, table, torch.ones(table.rows), case.config["weights_batch_size"], seed=0)
+    for step in range(20):  # our own draws: as many rows as theirs, all of the table
+        drawn = batches.rows(step)
+        if drawn is not None and not bool(((drawn >= 0) & (drawn < table.rows)).all()):
+            raise NernError("a drawn row is not of the table")
+    assert rows is not None
+    if method == "all" and sorted(rows.tolist()) == list(range(table.rows)):
+        rows = None
+    upstream = torch.cat([u.reshape(-1, *u.shape[-2:]) for u in case.listed("upstream")])
+    trainer = Trainer(
+        Config(nern=NernConfig(weights_batch_method="all"), epochs=None, num_iterations=1),
+        Original(_Shapes(list(table.shapes))),  # type: ignore[arg-type]
+        nern,
+    )
+    trainer.objective = _Upstream(upstream, nern)  # type: ignore[assignment]
+    trainer.backward(None, None, rows)
+    out = {f"grad/{name}": p.grad for name, p in nern.predictor.named_parameters()}
+    layers = (nern()[table.layer(i)].view(*shape[:2], *upstream.shape[1:]) for i, shape in enumerate(table.shapes))
+    return {k: v for k, v in out.items() if v is not None} | numbered("predicted", layers)
+
+
+class _Shapes(nn.Module):
+    """A network with weights of given shapes, of which only the shapes matter."""
+
+    def __init__(self, shapes: list[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(torch.zeros(shape) for shape in shapes)
+
+    def get_learnable_weights(self) -> list[Tensor]:
+        """All of them."""
+        return list(self.weights)
+
+
+class _Upstream:
+    """A loss whose gradient in the predicted weights is given."""
+
+    needs_images = False
+
+    def __init__(self, upstream: Tensor, nern: NeRN) -> None:
+        self.upstream, self.table = upstream, nern.table
+
+    def __call__(self, weights: list[Tensor], *args: Any) -> Any:
+        rows = [w.reshape(-1, *w.shape[2:]) for w in weights]
+        parts = [self.upstream[self.table.layer(i)] for i in range(len(rows))]
+        total = torch.stack([(r * u).sum() for r, u in zip(rows, parts, strict=True)]).sum()
+        return Losses({"reconstruction": total}, total)
+
+
+# --- end to end --------------------------------------------------------------------------------------------------
+
+
+def weights_file(case: Case) -> Path:
+    """The pretrained network that a case refers to."""
+    candidates = [case.weights] if case.weights else []
+    candidates += [f.parent / "weights" / "resnet20-cifar10.pt" for f in (case.folder, SHARED)]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise NernError(f"the pretrained network is not at {', '.join(map(str, candidates))}; give --weights FILE")
+
+
+def original_of(case: Case) -> Original:
+    """The pretrained network; as published, the second map of a block is that after the addition."""
+    network = build_original_network("ResNet20", str(weights_file(case)))
+    taps = network.feature_map_modules()
+    if case.published:
+        taps = [tap.removesuffix(".bn2") + ".sum" if tap.endswith(".bn2") else tap for tap in taps]
+    return Original(network, taps)
+
+
+def experiment_config(case: Case) -> Config:
+    """The experiment file of a case with its overrides."""
+    for folder in (case.folder, SHARED):
+        if (folder / "experiments.json").is_file():
+            experiments = json.loads((folder / "experiments.json").read_text())["experiments"]
+            break
+    else:
+        raise NernError("experiments.json is missing")
+    found = [v for k, v in experiments.items() if k.endswith(case.config["experiment"])]
+    values = merge(found[0], case.config.get("overrides", {}))
+    for section in ("nern", "optim"):
+        values = merge(values, {section: case.config.get(section, {})})
+    if "num_iterations" in case.config:
+        values |= {"epochs": None, "num_iterations": case.config["num_iterations"]}
+    values["original_model_path"] = str(weights_file(case))
+    config = Config.from_dict(values)
+    if case.published:
+        config.optim.ranger_use_gc = True
+    return config
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts, `over` winning."""
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = merge(out.get(key, {}), value) if isinstance(value, Mapping) else value
+    return out
+
+
+@check("model_weights")
+def model_weights(case: Case) -> Tensors:
+    """Checksums and the list of learnable weights."""
+    state = load_state_dict(weights_file(case))
+    for name, wanted in case.meta["sha256"].items():
+        array = state[name].contiguous().numpy()
+        if hashlib.sha256(array.astype(array.dtype.newbyteorder("<")).tobytes()).hexdigest() != wanted:
+            raise NernError(f"checksum of {name} differs")
+    name = case.config["task"]["original_model_name"]
+    original = Original(build_original_network(name, str(weights_file(case))))
+    if original.weight_names != case.meta["learnable"]:
+        raise NernError("the learnable weights differ")
+    return {}
+
+
+def trainer_of(case: Case) -> Trainer:
+    """A trainer with the case's predictor, ordering and settings."""
+    config, original = experiment_config(case), original_of(case)
+    table = KernelTable.of(original.weights)
+    nern = build_nern(config.nern, table, ordering_of(case, list(table.shapes)), 0)
+    nern.predictor.load_state_dict(case.state())
+    return Trainer(config, original, nern)
+
+
+@check("end_to_end")
+def end_to_end(case: Case) -> Tensors:
+    """Predicted weights, losses, gradients."""
+    trainer = trainer_of(case)
+    original, nern = trainer.original, trainer.nern
+    weights = nern.reconstruct()
+    out = numbered("weights", weights) | {"norms": torch.stack([w.norm() for w in weights])}
+    if "batch" in case.inputs:
+        batch = case.inputs["batch"]
+        losses = trainer.backward(batch, None, None)
+        names = {"reconstruction": "reconstruction", "feature_maps": "feature_map", "distillation": "distillation"}
+        out |= {f"{names[k]}_loss": v for k, v in losses.terms.items()} | {"total_loss": losses.total}
+        outputs, maps = original.features(batch)
+        reconstructed, reconstructed_maps = original.run(weights, batch, with_maps=True)
+        out |= {"original_outputs": outputs, "reconstructed_outputs": reconstructed}
+        out["original_map_norms"] = torch.stack([m.norm() for m in maps])
+        out["reconstructed_map_norms"] = torch.stack([m.norm() for m in reconstructed_maps])
+        out |= {f"grad/{name}": p.grad for name, p in nern.predictor.named_parameters() if p.grad is not None}
+    return {name: out[name] for name in case.outputs}
+
+
+@check("training")
+def training(case: Case) -> Tensors:
+    """A few steps on one batch."""
+    trainer = trainer_of(case)
+    order = ("reconstruction", "feature_maps", "distillation")
+    losses, lrs = [], []
+    for _ in range(len(case.outputs["losses"])):
+        lrs.append(trainer.schedule.lr)
+        step = trainer.train_step(case.inputs["batch"], None, None)
+        losses.append(torch.stack([*(step.terms[name] for name in order), step.total]).detach())
+    lrs.append(trainer.schedule.lr)
+    parameters = {name: p.detach() for name, p in trainer.nern.predictor.named_parameters()}
+    out = parameters | {"losses": torch.stack(losses), "lr": torch.tensor(lrs[: len(case.outputs["lr"])])}
+    return {name: out[name] for name in case.outputs}
+
+
+# --- comparing ---------------------------------------------------------------------------------------------------
+
+
+def difference(name: str, ours: Tensor, theirs: Tensor, rtol: float, atol: float) -> tuple[float, str]:
+    """Largest error, and what is wrong ('' if nothing is)."""
+    ours, theirs = ours.detach().double(), theirs.double()
+    if ours.shape != theirs.shape:
+        if ours.numel() != theirs.numel() or ours.dim() + theirs.dim() > 1:
+            return float("inf"), f"{name} has shape {tuple(ours.shape)}, not {tuple(theirs.shape)}"
+        ours = ours.view_as(theirs)  # a number, as a scalar or as one entry
+    if not ours.numel():
+        return 0.0, ""
+    error = (ours - theirs).abs()
+    bad = ~(error <= atol + rtol * theirs.abs())
+    return float(error.max()), f"{name}: {int(bad.sum())} of {bad.numel()} entries differ" if bad.any() else ""
+
+
+def compare(case: Case) -> tuple[float, str]:
+    """Compute a case; the largest error, and what is wrong ('' if nothing is)."""
+    if case.kind not in CHECKS:
+        return float("inf"), f"unknown kind {case.kind!r}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = CHECKS[case.kind](case)
+    worst, problem = 0.0, ""
+    for name, theirs in case.outputs.items():
+        if name not in ours:
+            return float("inf"), f"{name} is not computed"
+        error, wrong = difference(name, ours[name], theirs, case.rtol, case.atol)
+        worst, problem = max(worst, error), problem or wrong
+    return worst, problem
+
+
+def check_config(path: Path) -> tuple[float, str]:
+    """Every published configuration field exists with the same default, but for those whose default could not work."""
+    changed = {  # published default -> ours, and why
+        "nern.embeddings.normalization_mode": "none",  # published code encodes raw indices whatever it says
+        "nern.embeddings.permutations.permute_mode": "none",  # null and 'none' mean the same
+        "nern.norm_layer": "none",  # published predictors have none whatever it says
+        "logging.use_tensorboard": None,  # TensorBoard is the default tracker
+        "task.task_name": "digits",  # the published default is not registered
+        "task.original_model_name": "ResNet8",
+    }
+    published = json.loads(path.read_text())["fields"]
+    ours, known, problems = Config().check().to_dict(), known_keys(), []
+
+    def walk(fields: dict[str, Any], values: Any, prefix: str) -> None:
+        for name, field in fields.items():
+            key = prefix + name
+            if key not in known:
+                problems.append(f"{key} is not known")
+            elif "fields" in field:
+                walk(field["fields"], values[name], f"{key}.")
+            elif values[name] != changed.get(key, field["default"]):
+                problems.append(f"{key} defaults to {values[name]!r}, not {field['default']!r}")
+
+    walk(published, ours, "")
+    return float(len(problems)), "; ".join(problems)
+
+
+def check_experiments(path: Path) -> tuple[float, str]:
+    """Every key of every published experiment file exists, with a value of the right type."""
+    problems = []
+    for name, values in json.loads(path.read_text())["experiments"].items():
+        try:
+            check_keys(values)
+            Config.from_dict(merge(values, {"task": {"task_name": "cifar10", "original_model_name": "ResNet20"}}))
+        except NernError as error:
+            problems.append(f"{name}: {error}")
+    return float(len(problems)), "; ".join(problems)
+
+
+FILES = {"config_defaults.json": check_config, "experiments.json": check_experiments}
+
+
+def cases_of(path: Path, weights: Path | None) -> list[Case]:
+    """The cases of a manifest, tensors loaded."""
+    manifest = json.loads(path.read_text())
+    stored = load_file(path.parent / manifest["tensors"])
+    cases = []
+    for entry in manifest["cases"]:
+        inputs, outputs = ({k: stored[v] for k, v in entry.get(part, {}).items()} for part in ("inputs", "outputs"))
+        cases.append(
+            Case(
+                entry["name"],
+                entry["kind"],
+                entry.get("variant", "as_published"),
+                entry.get("config", {}),
+                inputs,
+                outputs,
+                entry.get("rtol", 0.0),
+                entry.get("atol", 0.0),
+                entry.get("meta") or {},
+                path.parent,
+                weights,
+            )
+        )
+    return cases
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Check a folder; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder of vectors")
+    parser.add_argument("--weights", type=Path, help="the pretrained network of end-to-end cases")
+    arguments = parser.parse_args(argv)
+    torch.manual_seed(0)
+    failed = total = 0
+    manifests = sorted(arguments.folder.resolve().glob("*.json"))
+    if not manifests:
+        print(f"no manifests in {arguments.folder}")
+        return 1
+    used = set()
+    for path in manifests:
+        lines: list[tuple[str, float, str, bool]] = []
+        if path.name in FILES:
+            lines.append((path.stem, *FILES[path.name](path), False))
+        else:
+            try:
+                cases = cases_of(path, arguments.weights)
+                used.add(json.loads(path.read_text())["tensors"])
+            except Exception as error:
+                lines.append((path.stem, float("inf"), f"not a readable manifest: {error!r}", False))
+                cases = []
+            for case in cases:
+                try:
+                    error_, problem = compare(case)
+                except Exception as error:
+                    error_, problem = float("inf"), f"{type(error).__name__}: {error}"
+                lines.append((f"{path.stem}/{case.name}", error_, problem, bool(case.meta.get("fault"))))
+        for name, error_, problem, fault in lines:
+            total += 1
+            status = "ok" if not problem else "fault, not reproduced" if fault else "FAIL"
+            failed += status == "FAIL"
+            print(f"{status:<5} {name:<60} error {error_:.3g}" + (f"  {problem}" if problem else ""))
+    for path in sorted(arguments.folder.resolve().glob("*.safetensors")):
+        if path.name not in used:
+            total, failed = total + 1, failed + 1
+            print(f"FAIL  {path.name}: no manifest refers to it")
+    print(f"{total - failed} of {total} vectors match")
+    return 1 if failed or not total else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
