@@ -7,9 +7,13 @@ under a field is its documentation: `nern train --help` prints it.
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import importlib.util
 import re
+import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from nern import registry
 from nern.errors import NernError, unknown_name
-from nern.files import load_yaml, write_text
+from nern.files import existing_file, load_yaml, write_text
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -143,7 +147,7 @@ class TaskConfig:
     imagenet_path: str | None = None
     """Folder of ImageNet, for a task that reads it."""
     data_dir: str | None = None
-    """Folder the dataset is read from; null: downloaded to the user's cache."""
+    """Folder the dataset is read from; null: ./data if it is there, else downloaded to the user's cache."""
     original_model_name: str = "ResNet8"
     """Architecture of the original network: 'ResNet20', 'ResNet32', 'ResNet44', 'ResNet56', 'ResNet110', 'ResNet8',
     or one you registered."""
@@ -202,6 +206,9 @@ class EvaluationConfig:
 class Config:
     """General settings."""
 
+    imports: list[str] = field(default_factory=list)
+    """Modules (my_package.networks) or files (networks.py) of yours to import first: those that register the networks
+    and tasks which the other keys name."""
     original_model_path: str | None = None
     """Weights of the original network: a .pt, .pth, .th or .safetensors state dict (arguments of the network in a .json
     file of the same name, if any), or 'pretrained:NAME' for one that ships with nern. null: random weights."""
@@ -246,6 +253,7 @@ class Config:
 
     def check(self) -> Config:
         """Raise NernError for the first name, number or combination that cannot work; return self otherwise."""
+        self.imports = import_modules(self.imports)
         _check_names(self)
         _check_numbers(self)
         _check_combinations(self)
@@ -279,6 +287,45 @@ class Config:
     def load(path: str | Path) -> Config:
         """Config from a YAML file; NernError as in `from_dict`."""
         return Config.from_dict(read_config_file(path))
+
+
+def import_modules(names: list[str]) -> list[str]:
+    """Import modules by dotted name (from the working directory, too) or by path to a .py file, each once.
+
+    Returns the names, paths made absolute. Raises NernError for one that does not exist or fails.
+    """
+    resolved = []
+    for name in names:
+        path = Path(name).expanduser().resolve() if name.endswith(".py") else None
+        resolved.append(name if path is None else str(path))
+        try:
+            if path is None:
+                with _importable(Path.cwd()):
+                    importlib.import_module(name)
+            elif (module_name := f"nern_import_{path.stem}_{abs(hash(path)):x}") not in sys.modules:
+                spec = importlib.util.spec_from_file_location(module_name, existing_file(path, "imports"))
+                assert spec is not None
+                assert spec.loader is not None
+                sys.modules[module_name] = module = importlib.util.module_from_spec(spec)
+                try:
+                    spec.loader.exec_module(module)
+                except BaseException:
+                    del sys.modules[module_name]
+                    raise
+        except NernError:
+            raise
+        except Exception as error:
+            raise NernError(f"imports: {name!r} cannot be imported ({type(error).__name__}: {error})") from error
+    return resolved
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.append(str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 def from_namespace(values: Mapping[str, Any]) -> Config:

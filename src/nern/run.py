@@ -10,7 +10,6 @@ import torch
 from rich.console import Console
 
 import nern
-from nern.analysis.plots import plot_run
 from nern.config import Config
 from nern.devices import peak_memory_bytes, select_device
 from nern.errors import NernError
@@ -115,6 +114,8 @@ def _announce(console: Console, experiment: Experiment, trainer: Trainer, folder
 
 def _finish(experiment: Experiment, trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
     """Metrics of the finished run, written as metrics.json, and the picture."""
+    from nern.analysis.plots import plot_run  # matplotlib takes a second to import
+
     config, original, nern_ = experiment.config, experiment.original, experiment.nern
     errors = layer_errors(original.weight_names, original.weights, nern_.reconstruct())
     sets = {"held_out": experiment.task.held_out, "test": experiment.task.test}
