@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,7 +89,7 @@ def fit(
         config: settings, see `fit_config`. output_size is raised to the largest kernel.
         seed: of initialisation and weight batches.
         progress: show a progress bar.
-        console: where it is shown; None: standard error.
+        console: where it is shown; None: standard output.
 
     Raises:
         NernError: no convolutions, values that are not finite, `ratio` too small for any predictor.
@@ -110,9 +109,9 @@ def fit(
     device = original.weights[0].device
     nern = build_nern(config.nern, table, ordering, seed, device)
     trainer = Trainer(config, original, nern)
-    display = ProgressDisplay(console or Console(stderr=True), trainer.total_steps, trainer.total_steps, live=progress)
+    display = ProgressDisplay(console or Console(), trainer.total_steps, trainer.total_steps, live=progress)
     trainer.on_step = display.on_step
-    with display, warnings.catch_warnings():
+    with display:
         trainer.fit()
     return Fitted(original, nern, ordering)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from rich.console import Console
 
 import nern
 from nern.config import Config, check_key, from_namespace, known_keys, read_config_file
-from nern.errors import NernError
+from nern.errors import NernError, NernWarning, unknown_name
 from nern.run import config_of_run, evaluate, resume, train
 from nern.training.interrupt import Interrupted
 
@@ -105,7 +106,7 @@ def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
         resume(given["resume"], console, given["json"])
         return
     config = _config(given)
-    console.print(config.to_yaml(), highlight=False, style="dim", markup=False, soft_wrap=True)
+    console.print(config.to_yaml(), style="dim", **_PLAIN)
     train(config, console, given["json"])
 
 
@@ -139,6 +140,9 @@ COMMANDS: dict[str, Command] = {
     "evaluate": (_evaluate_parser, _run_evaluate, "evaluate a NeRN, or the original network"),
     "quickstart": (_quickstart_parser, _run_quickstart, "the whole job on a small network, nothing to download"),
 }
+
+
+_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
 def _option_names(argv: Sequence[str]) -> list[str]:
@@ -186,41 +190,44 @@ def _usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 2 for what a user can mend, 128 + signal when stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    console = Console(stderr=True)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0
     if arguments[0] == "--version":
         print(nern.__version__)
         return 0
-    name, rest = arguments[0], arguments[1:]
-    warnings.showwarning = lambda message, *_: console.print(f"[yellow]warning:[/] {message}", highlight=False)
-    try:
-        if name not in COMMANDS:
-            from nern.errors import unknown_name
-
-            raise unknown_name("command", name, COMMANDS)
-        build, run, _ = COMMANDS[name]
-        parser = build()
-        parser.prog = f"nern {name}"
-        parser.exit_on_error = False
-        rest = _config_first(rest)
-        _check_options(parser, rest)
+    errors = Console(stderr=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", NernWarning)
+        warnings.showwarning = lambda message, *_, **__: errors.print(f"warning: {message}", style="yellow", **_PLAIN)
         try:
-            given = parser.parse_args(rest, env=False).as_dict()
-        except Exception as error:  # jsonargparse's ArgumentError: key, expected type, value
-            raise NernError(f"{' '.join(str(error).split())} (see nern {name} --help)") from error
-        run(given, rest, console)
-    except Interrupted as error:
-        console.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
-        return 128 + error.signal_number
-    except NernError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        console.print("stopped; nothing since the last save was kept", style="yellow")
-        return 130
+            _dispatch(arguments[0], arguments[1:])
+        except Interrupted as error:
+            errors.print(str(error), style="yellow", **_PLAIN)
+            return 128 + error.signal_number
+        except NernError as error:
+            errors.print(f"error: {error}", style="red", **_PLAIN)
+            return 2
+        except KeyboardInterrupt:
+            errors.print("stopped; nothing since the last save was kept", style="yellow", **_PLAIN)
+            return 128 + signal.SIGINT
     return 0
+
+
+def _dispatch(name: str, rest: Sequence[str]) -> None:
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS)
+    build, run, _ = COMMANDS[name]
+    parser = build()
+    parser.prog = f"nern {name}"
+    parser.exit_on_error = False
+    rest = _config_first(rest)
+    _check_options(parser, rest)
+    try:
+        given = parser.parse_args(rest, env=False).as_dict()
+    except Exception as error:  # jsonargparse's ArgumentError: key, expected type, value
+        raise NernError(f"{' '.join(str(error).split())} (see nern {name} --help)") from error
+    run(given, rest, Console())
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import warnings
 
 import torch
 
 from nern.config import Config
+from nern.errors import NernWarning
 
 
 def select_device(config: Config) -> torch.device:
@@ -18,13 +18,17 @@ def select_device(config: Config) -> torch.device:
     used = "one GPU" if available else "the CPU"
     if config.num_gpus > 1:
         there = f"{available} of them available" if available else "none available"
-        warnings.warn(f"num_gpus is {config.num_gpus}, {there}: the run uses {used}", stacklevel=2)
+        warnings.warn(f"num_gpus is {config.num_gpus}, {there}: the run uses {used}", NernWarning, stacklevel=2)
     return device
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held so far: of the process (CPU), or of tensors on the GPU."""
+    """Most memory held so far: of the process (CPU), or of tensors on the GPU; 0 where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB

@@ -10,6 +10,10 @@ class NernError(ValueError):
     """A mistake in what was given (config, file, network, data). The command line prints it without a traceback."""
 
 
+class NernWarning(UserWarning):
+    """Something a user should know that does not stop the work."""
+
+
 class NonFiniteLossError(NernError):
     """A loss term or a gradient became NaN or infinite; the message names the step and the term."""
 

@@ -90,19 +90,20 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class LayerError:
-    """Reconstruction error of one layer: root mean squared error, and error norm over weight norm."""
+    """Reconstruction error of one layer: root mean squared error, and error norm over weight norm (None where all weights
+    of the layer are zero)."""
 
     name: str
     weights: int
     rmse: float
-    relative: float
+    relative: float | None
 
 
 def layer_errors(names: Sequence[str], original: Sequence[Tensor], weights: Sequence[Tensor]) -> list[LayerError]:
-    """`LayerError` of every layer. A zero layer has relative error 0 if reconstructed exactly, else infinity."""
+    """`LayerError` of every layer."""
     errors = []
     for name, o, r in zip(names, original, weights, strict=True):
         difference, norm = (r - o).double().norm().item(), o.double().norm().item()
-        relative = difference / norm if norm else (0.0 if difference == 0 else float("inf"))
+        relative = difference / norm if norm else None
         errors.append(LayerError(name, o.numel(), difference / o.numel() ** 0.5, relative))
     return errors

@@ -68,6 +68,7 @@ def build_experiment(config: Config, train: bool = True) -> Experiment:
     Raises:
         NernError: anything in the config that cannot work, before any training starts.
     """
+    config.check()
     device = select_device(config)
     original = build_original(config, device)
     num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]

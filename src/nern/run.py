@@ -30,14 +30,14 @@ def train(config: Config, console: Console | None = None, json_path: str | Path 
 
     Args:
         config: a checked config.
-        console: where messages and progress go; None: standard error.
+        console: where messages and progress go; None: standard output.
         json_path: also write the metrics here.
 
     Raises:
         NernError: before anything is written, if the config cannot work; later, if a loss is not finite.
         Interrupted: on Ctrl-C or SIGTERM, after saving.
     """
-    console = console or Console(stderr=True)
+    console = console or Console()
     experiment = build_experiment(config)
     folder = RunFolder.create(config)
     config.save(folder.config)
@@ -55,7 +55,7 @@ def resume(path: str | Path, console: Console | None = None, json_path: str | Pa
         NernError: no run there, nothing saved, or its state is damaged.
         Interrupted: as for `train`.
     """
-    console = console or Console(stderr=True)
+    console = console or Console()
     folder = RunFolder.open(path)
     config = Config.load(folder.config)
     state = folder.load_state()
@@ -129,7 +129,7 @@ def _finish(experiment: Experiment, trainer: Trainer, folder: RunFolder) -> dict
         "sizes": _sizes(experiment, folder),
         "steps": trainer.step,
         "seconds": trainer.seconds,
-        "seconds_per_step": trainer.seconds / max(trainer.step, 1),
+        "seconds_per_step": trainer.step_seconds / max(trainer.step, 1),
         "peak_memory_bytes": peak_memory_bytes(experiment.device),
         "device": str(experiment.device),
         "versions": {"nern": nern.__version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -144,7 +144,7 @@ def _finish(experiment: Experiment, trainer: Trainer, folder: RunFolder) -> dict
 
 
 def _sizes(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
-    """Parameters, and bytes of the files on disk."""
+    """Parameters, and bytes: of the original's tensors, and of the run's files on disk."""
     original, nern_ = experiment.original, experiment.nern
     represented = nern_.table.num_weights
     state_bytes = sum(t.numel() * t.element_size() for t in original.network.state_dict().values())
@@ -155,6 +155,8 @@ def _sizes(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
         "reconstructed_parameters": original.num_parameters - represented + nern_.num_parameters,
         "predictor_share": nern_.num_parameters / represented,
         "original_bytes": state_bytes,
+        "represented_bytes": sum(w.numel() * w.element_size() for w in original.weights),
+        "original_kept_bytes": sum(t.numel() * t.element_size() for t in original.kept().values()),
         "predictor_bytes": folder.checkpoint("best").stat().st_size,
         "ordering_bytes": folder.ordering.stat().st_size if folder.ordering.is_file() else 0,
         "ordering_bytes_at_least": experiment.ordering.bits() / 8,
@@ -173,7 +175,7 @@ def evaluate(
     Raises:
         NernError: no test images, no checkpoint, or one that does not fit.
     """
-    console = console or Console(stderr=True)
+    console = console or Console()
     if config.evaluation.test_images == 0:
         raise NernError("there is nothing to evaluate on: evaluation.test_images is 0")
     if original:
@@ -204,8 +206,11 @@ def evaluate(
     rows: dict[str, dict[str, float]] = {n: metrics[n] for n in ("original", "reconstructed") if n in metrics}
     console.print(metrics_table(f"{config.task.original_model_name} on {config.task.task_name}", rows))
     if "layers" in metrics:
-        worst = max(metrics["layers"], key=lambda e: e["relative"])
-        console.print(f"largest reconstruction error: {worst['relative']:.3f} in {worst['name']}", highlight=False)
+        worst = max(metrics["layers"], key=lambda e: e["relative"] or 0.0)
+        console.print(
+            f"largest reconstruction error: {worst['relative'] or 0.0:.3f} of the weights' norm, in {worst['name']}",
+            highlight=False,
+        )
     return metrics
 
 

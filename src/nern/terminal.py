@@ -111,15 +111,17 @@ def result_table(metrics: dict[str, Any]) -> Table:
         table.add_row("agreement with the original", "", f"{best['agreement']:.2f} %")
     sizes = metrics["sizes"]
     table.add_row(
-        "represented weights / predictor",
+        "parameters: convolutions / predictor",
         f"{sizes['represented_parameters']:,}",
         f"{sizes['predictor_parameters']:,} ({sizes['predictor_share']:.1%})",
     )
-    table.add_row("all parameters", f"{sizes['original_parameters']:,}", f"{sizes['reconstructed_parameters']:,}")
-    table.add_row("file: represented weights / predictor", "", bytes_text(sizes["predictor_bytes"]))
-    table.add_row("file: ordering", "", bytes_text(sizes["ordering_bytes"]))
-    table.add_row("file: everything else", "", bytes_text(sizes["kept_bytes"]))
-    total = sum(sizes[f"{part}_bytes"] for part in ("predictor", "ordering", "kept"))
-    table.add_row("all, float32", bytes_text(sizes["original_bytes"]), bytes_text(total))
-    table.add_row("training time", "", f"{metrics['seconds']:.1f} s")
+    table.add_row("parameters: all", f"{sizes['original_parameters']:,}", f"{sizes['reconstructed_parameters']:,}")
+    parts = {"predictor": "represented_bytes", "ordering": None, "kept": "original_kept_bytes"}
+    labels = {"predictor": "bytes: convolutions / predictor", "ordering": "bytes: ordering", "kept": "bytes: the rest"}
+    for part, before in parts.items():
+        left = "-" if before is None else bytes_text(sizes[before])
+        table.add_row(labels[part], left, bytes_text(sizes[f"{part}_bytes"]))
+    total = sum(sizes[f"{part}_bytes"] for part in parts)
+    table.add_row("bytes: all", bytes_text(sizes["original_bytes"]), bytes_text(total))
+    table.add_row("time", "", f"{metrics['seconds']:.1f} s")
     return table

@@ -90,7 +90,7 @@ def _accuracy(axes: Any, records: Sequence[dict[str, Any]], original_top1: float
 def _layers(axes: Any, errors: Sequence[LayerError]) -> None:
     axes.set_title("Reconstruction error of each layer", color=INK, fontsize=10)
     axes.set_ylabel("error norm / weight norm")
-    axes.bar(range(len(errors)), [e.relative for e in errors], color="#0072b2")
+    axes.bar(range(len(errors)), [e.relative or 0.0 for e in errors], color="#0072b2")
     axes.set_ylim(bottom=0)
     if len(errors) <= 24:
         axes.set_xticks(range(len(errors)), [e.name.removesuffix(".weight") for e in errors], rotation=90, fontsize=7)

@@ -118,7 +118,7 @@ class Original:
     def __init__(self, network: OriginalNetwork, feature_maps: Sequence[str] | None = None) -> None:
         self.network = network.eval().requires_grad_(False)
         names = {id(p): name for name, p in network.named_parameters()}
-        weights = list(network.get_learnable_weights())
+        weights = list({id(weight): weight for weight in network.get_learnable_weights()}.values())  # tied ones once
         for index, weight in enumerate(weights):
             if id(weight) not in names:
                 raise NernError(f"get_learnable_weights()[{index}] is not a parameter of {type(network).__name__}")
@@ -148,8 +148,9 @@ class Original:
 
     def kept(self) -> dict[str, Tensor]:
         """Everything the NeRN does not represent: other parameters and buffers, by name."""
-        represented = set(self.weight_names)
-        return {name: value for name, value in self.network.state_dict().items() if name not in represented}
+        represented = {id(weight) for weight in self.weights}  # by identity: a tied weight has several names
+        state = self.network.state_dict(keep_vars=True)
+        return {name: value.detach() for name, value in state.items() if id(value) not in represented}
 
     def classifier(self) -> dict[str, Tensor]:
         """Weight and bias of the last fully connected layer, by name. Raises NernError if there is none."""
@@ -182,7 +183,8 @@ class Original:
         """
         replaced = dict(zip(self.weight_names, weights, strict=True)) | (extra or {})
         call = _Call(self.network, self._with_maps if with_maps else None)
-        replaced = {f"network.{name}": value for name, value in replaced.items()}
+        own = self.network.get_parameter
+        replaced = {f"network.{name}": value.to(own(name).dtype) for name, value in replaced.items()}
         output: tuple[Tensor, FeatureMaps] = functional_call(call, replaced, (batch,))
         return output
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nern.errors import NernError, unknown_name
+from nern.errors import NernError, NernWarning, unknown_name
 from nern.files import existing_file, load_state_dict
 from nern.originals.base import OriginalNetwork, kwargs_file
 from nern.randomness import forked_rng
@@ -64,7 +64,7 @@ def build_original_network(
     with forked_rng(seed, "original"):
         network: OriginalNetwork = _call(build, name, given, optional={"num_classes"})
     if file is None:
-        warnings.warn(f"original_model_path is not set: {name} has random weights", stacklevel=2)
+        warnings.warn(f"original_model_path is not set: {name} has random weights", NernWarning, stacklevel=2)
         return network.to(device)
     network.load(str(file), device)
     return network

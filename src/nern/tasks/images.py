@@ -14,7 +14,7 @@ from nern.randomness import generator
 Batch = tuple[Tensor, Tensor | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageTensors:
     """A labelled image set in memory.
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 
 from nern.config import OptimConfig
-from nern.errors import NernError
+from nern.errors import NernError, NernWarning
 from nern.registry import SCHEDULES
 
 Rate = Callable[[int], float]  # number of advances -> rate
@@ -56,7 +56,7 @@ class Schedule:
     def __init__(self, config: OptimConfig, iterations: int, *, stretched: bool = False) -> None:
         interval = config.step_interval
         if config.lr_scheduler_type == "cosine" and interval != 1 and not stretched:
-            warnings.warn(f"optim.step_interval (={interval}) is 1 with the cosine schedule", stacklevel=2)
+            warnings.warn(f"optim.step_interval (={interval}) is 1 with the cosine schedule", NernWarning, stacklevel=2)
             interval = 1
         if interval == 0:
             interval = iterations // 100

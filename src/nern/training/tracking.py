@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nern.config import Config, LoggingConfig
-from nern.errors import NernError
+from nern.errors import NernError, NernWarning
 from nern.registry import TRACKERS
 
 
@@ -77,7 +77,7 @@ class ClearMLTracker:
             reuse_last_task_id=False,
         )
         self._task.connect(config.to_dict())
-        self._logger = self._task.get_logger()
+        self._logger: Any = self._task.get_logger()
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
         """See `Tracker`."""
@@ -104,7 +104,9 @@ def tracker_name(config: LoggingConfig) -> str:
         if clearml_installed():
             return "clearml"
         warnings.warn(
-            "logging.use_tensorboard is false, but ClearML is not installed: TensorBoard is used", stacklevel=2
+            "logging.use_tensorboard is false, but ClearML is not installed: TensorBoard is used",
+            NernWarning,
+            stacklevel=2,
         )
         return "tensorboard"
     return config.tracker

@@ -89,7 +89,8 @@ class Trainer:
         )
         self.schedule = Schedule(config.optim, self.total_steps)
         self.step = 0
-        self.seconds = 0.0
+        self.seconds = 0.0  # of the whole run, evaluations included
+        self.step_seconds = 0.0  # of training steps alone
         self.best: dict[str, Any] | None = None
         self.history = History()
         self._window: deque[float] = deque(maxlen=config.eval_loss_window_size)
@@ -171,9 +172,10 @@ class Trainer:
         began, saved = time.monotonic() - self.seconds, time.monotonic()
         with StopRequest() as stop:
             while self.step < self.total_steps:
-                step = self.step
+                step, started = self.step, time.monotonic()
                 images, labels = self._images(step)
                 losses = self.train_step(images, labels, self.batches.rows(step))
+                self.step_seconds += time.monotonic() - started
                 self.seconds = time.monotonic() - began
                 self._log(step, losses)
                 if self._evaluation_due(step, losses):
@@ -284,6 +286,7 @@ class Trainer:
             "evaluations": self.history.evaluations,
             "evaluated_at": self._evaluated_at,
             "seconds": self.seconds,
+            "step_seconds": self.step_seconds,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -294,7 +297,8 @@ class Trainer:
                 p.copy_(state["extra"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.advances = state["schedule_advances"]
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.step, self.best = state["step"], state["best"]
+        self.seconds, self.step_seconds = state["seconds"], state["step_seconds"]
         self._window.extend(state["window"])
         self.history = History(state["losses"], state["evaluations"])
         self._evaluated_at = state["evaluated_at"]

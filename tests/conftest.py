@@ -1,0 +1,121 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor, nn
+
+torch.set_num_threads(1)
+settings.register_profile("nern", deadline=None, max_examples=25, derandomize=True, database=None)
+settings.load_profile("nern")
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache of this test: a folder of its own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("NERN_CACHE_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder beside the repository with data, weights and reference vectors."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder ../shared (data, weights, reference vectors) is not there")
+    return SHARED
+
+
+@pytest.fixture
+def rng_untouched() -> Iterator[None]:
+    """Asserts that the test leaves the global generators of torch, Python and NumPy as they were."""
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    yield
+    assert torch.equal(torch.get_rng_state(), before[0]), "torch's global generator was used"
+    assert random.getstate() == before[1], "Python's global generator was used"
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    assert np.array_equal(numpy_state[1], before[2][1]), "NumPy's global generator was used"
+    assert numpy_state[2] == before[2][2], "NumPy's global generator was used"
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """A seeded generator for the test's own draws."""
+    return torch.Generator().manual_seed(1)
+
+
+class _Payload:
+    """An object whose pickle runs code when it is loaded: it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+class Attack:
+    """Files that would run code if they were loaded as pickles."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def save_torch(self, path: Path) -> None:
+        """A file as `torch.save` writes it, a tensor beside the code."""
+        torch.save({"weight": torch.zeros(2), "payload": _Payload(self.trace)}, path)
+
+    def save_pickle(self, path: Path, **entries: Any) -> None:
+        """A bare pickle of a dict."""
+        path.write_bytes(pickle.dumps({**entries, "payload": _Payload(self.trace)}, protocol=2))
+
+    @property
+    def executed(self) -> bool:
+        """Whether any of the files was executed."""
+        return self.trace.exists()
+
+
+@pytest.fixture
+def attack(tmp_path: Path) -> Attack:
+    """A maker of malicious files."""
+    return Attack(tmp_path / "executed")
+
+
+@pytest.fixture
+def small_cnn() -> Callable[..., nn.Module]:
+    """Makes a small network with convolutions of several kernel sizes, seeded."""
+
+    def make(seed: int = 0) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return nn.Sequential(
+                nn.Conv2d(1, 4, 3, padding=1),
+                nn.BatchNorm2d(4),
+                nn.ReLU(),
+                nn.Conv2d(4, 6, 1),
+                nn.ReLU(),
+                nn.Conv2d(6, 3, 3),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(3, 10),
+            )
+
+    return make
+
+
+@pytest.fixture
+def images(rng: torch.Generator) -> Tensor:
+    """A batch of eight 1 x 8 x 8 images."""
+    return torch.randn(8, 1, 8, 8, generator=rng)

@@ -1,0 +1,208 @@
+"""tests/golden/check.py: the reference vectors, and that it notices what it should."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+PROGRAM = Path(__file__).parent / "golden" / "check.py"
+
+
+@pytest.fixture(scope="module")
+def check() -> ModuleType:
+    """The program as a module."""
+    spec = importlib.util.spec_from_file_location("golden_check", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_topic(folder: Path, topic: str, cases: list[dict[str, Any]], tensors: dict[str, Tensor]) -> None:
+    folder.mkdir(exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / f"{topic}.safetensors")
+    manifest = {"topic": topic, "tensors": f"{topic}.safetensors", "about": "", "cases": cases}
+    (folder / f"{topic}.json").write_text(json.dumps(manifest))
+
+
+def case(name: str, kind: str, config: dict[str, Any], inputs: list[str], outputs: list[str], tolerance: float) -> dict:
+    keys = [{key: f"{name}/{key}" for key in names} for names in (inputs, outputs)]
+    return {
+        "name": name,
+        "kind": kind,
+        "variant": "as_published",
+        "config": config,
+        "inputs": keys[0],
+        "outputs": keys[1],
+        "rtol": tolerance,
+        "atol": tolerance,
+        "note": "",
+    }
+
+
+def basic_encoding(coordinates: Tensor, levels: int, base: float) -> Tensor:
+    """sin and cos of pi * base**level * index, index-major, one entry at a time."""
+    rows = []
+    for row in coordinates.double().tolist():
+        arguments = [math.pi * base**level * index for index in row for level in range(levels)]
+        rows.append([f(argument) for argument in arguments for f in (math.sin, math.cos)])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+@pytest.fixture
+def other_vectors(tmp_path: Path, rng: torch.Generator) -> Path:
+    """A folder of vectors with shapes and values of its own, outputs computed by plain torch."""
+    folder = tmp_path / "vectors"
+    coordinates = torch.randint(0, 9, (7, 3), generator=rng)
+    tensors = {
+        "enc/coordinates": coordinates,
+        "enc/encoding": basic_encoding(coordinates, levels=6, base=0.9),
+    }
+    config = {"type": "basic", "num_idxs": 3, "enc_levels": 6, "base": 0.9, "fusion_mode": "concat"}
+    write_topic(folder, "encoding", [case("enc", "encoding", config, ["coordinates"], ["encoding"], 1e-9)], tensors)
+
+    predicted = torch.randn(4, 2, 7, 7, generator=rng)
+    upstream = torch.randn(4, 2, 3, 3, generator=rng)
+    gradient = torch.zeros_like(predicted)
+    gradient[..., 2:5, 2:5] = upstream
+    tensors = {
+        "centre/predicted.0": predicted,
+        "centre/upstream.0": upstream,
+        "centre/kernel_sizes": torch.tensor([3]),
+        "centre/sampled.0": predicted[..., 2:5, 2:5],
+        "centre/grad.0": gradient,
+    }
+    inputs, outputs = ["predicted.0", "upstream.0", "kernel_sizes"], ["sampled.0", "grad.0"]
+    config = {"sampling_mode": "center", "output_size": 7}
+    write_topic(folder, "sampling", [case("centre", "sampling", config, inputs, outputs, 0.0)], tensors)
+
+    original, reconstructed = torch.randn(5, 2, 3, 3, generator=rng), torch.randn(5, 2, 3, 3, generator=rng)
+    difference = reconstructed - original
+    rmse = difference.square().mean().sqrt()
+    tensors = {
+        "rmse/original.0": original,
+        "rmse/reconstructed.0": reconstructed,
+        "rmse/value": rmse.reshape(()),
+        "rmse/grad.0": difference / (rmse * difference.numel()),
+    }
+    inputs, outputs = ["original.0", "reconstructed.0"], ["value", "grad.0"]
+    config = {"reconstruction_loss_type": "L2Loss"}
+    write_topic(folder, "losses", [case("rmse", "reconstruction_loss", config, inputs, outputs, 1e-5)], tensors)
+    return folder
+
+
+def edit_manifest(path: Path, **changes: Any) -> None:
+    manifest = json.loads(path.read_text())
+    manifest["cases"][0] |= changes
+    path.write_text(json.dumps(manifest))
+
+
+def test_every_shared_vector_matches(check: ModuleType, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = check.main([str(shared / "golden")])
+    lines = capsys.readouterr().out.splitlines()
+    assert status == 0, "\n".join(line for line in lines if line.startswith("FAIL"))
+    cases = sum(len(json.loads(path.read_text()).get("cases", [None])) for path in (shared / "golden").glob("*.json"))
+    assert len(lines) == cases + 1  # one line a vector, and the count
+    assert cases > 200
+
+
+def test_another_folder_of_the_format_matches(
+    check: ModuleType, other_vectors: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check.main([str(other_vectors)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:-1]] == [
+        ["ok", "encoding/enc"],
+        ["ok", "losses/rmse"],
+        ["ok", "sampling/centre"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("topic", "key", "size"),
+    [("encoding", "enc/encoding", 1e-6), ("sampling", "centre/grad.0", 1e-3), ("losses", "rmse/value", 1e-3)],
+)
+def test_a_tampered_value_is_noticed(
+    check: ModuleType, other_vectors: Path, capsys: pytest.CaptureFixture[str], topic: str, key: str, size: float
+) -> None:
+    path = other_vectors / f"{topic}.safetensors"
+    tensors = load_file(path)
+    tensors[key].view(-1)[-1] += size
+    save_file(tensors, path)
+    assert check.main([str(other_vectors)]) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert len(failed) == 1
+    assert failed[0].split()[1].startswith(topic)
+
+
+def test_a_nan_among_the_stored_values_is_noticed(check: ModuleType, other_vectors: Path) -> None:
+    path = other_vectors / "encoding.safetensors"
+    tensors = load_file(path)
+    tensors["enc/encoding"][0, 0] = math.nan
+    save_file(tensors, path)
+    assert check.main([str(other_vectors)]) == 1
+
+
+def test_another_shape_is_noticed(check: ModuleType, other_vectors: Path) -> None:
+    path = other_vectors / "encoding.safetensors"
+    tensors = load_file(path)
+    tensors["enc/encoding"] = tensors["enc/encoding"][:, :-1].contiguous()
+    save_file(tensors, path)
+    assert check.main([str(other_vectors)]) == 1
+
+
+def test_an_unknown_kind_is_noticed(check: ModuleType, other_vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_manifest(other_vectors / "encoding.json", kind="encodings_of_tomorrow")
+    assert check.main([str(other_vectors)]) == 1
+    assert "unknown kind 'encodings_of_tomorrow'" in capsys.readouterr().out
+
+
+def test_an_output_that_is_not_computed_is_noticed(check: ModuleType, other_vectors: Path) -> None:
+    edit_manifest(other_vectors / "encoding.json", outputs={"encoding": "enc/encoding", "more": "enc/encoding"})
+    assert check.main([str(other_vectors)]) == 1
+
+
+def test_a_tensor_that_is_not_stored_is_noticed(check: ModuleType, other_vectors: Path) -> None:
+    edit_manifest(other_vectors / "encoding.json", inputs={"coordinates": "nowhere"})
+    assert check.main([str(other_vectors)]) == 1
+
+
+def test_tensors_without_a_manifest_are_noticed(
+    check: ModuleType, other_vectors: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(other_vectors / "losses.safetensors", other_vectors / "stray.safetensors")
+    assert check.main([str(other_vectors)]) == 1
+    assert "stray.safetensors: no manifest refers to it" in capsys.readouterr().out
+
+
+def test_a_manifest_without_tensors_is_noticed(check: ModuleType, other_vectors: Path) -> None:
+    (other_vectors / "losses.safetensors").unlink()
+    assert check.main([str(other_vectors)]) == 1
+
+
+def test_an_empty_folder_does_not_pass(check: ModuleType, tmp_path: Path) -> None:
+    assert check.main([str(tmp_path)]) == 1
+
+
+def test_a_folder_of_empty_manifests_does_not_pass(check: ModuleType, tmp_path: Path) -> None:
+    write_topic(tmp_path, "encoding", [], {"unused": torch.zeros(1)})
+    assert check.main([str(tmp_path)]) == 1
+
+
+def test_the_command_exits_with_the_result(other_vectors: Path) -> None:
+    edit_manifest(other_vectors / "sampling.json", kind="unknown")
+    result = subprocess.run([sys.executable, str(PROGRAM), str(other_vectors)], capture_output=True, text=True)
+    assert result.returncode == 1, result.stderr
+    assert result.stdout.splitlines()[-1] == "2 of 3 vectors match"

@@ -1,0 +1,106 @@
+"""The README's code and commands, run as written but for their length."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import nern
+from nern import registry
+from nern.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHORT = ["--epochs", "null", "--num_iterations", "2", "--batch_size", "8", "--evaluation.test_images", "64"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("nern ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def test_ten_lines_fit_a_network(capsys: pytest.CaptureFixture[str]) -> None:
+    code = next(b for b in blocks("python") if "nern.fit" in b)
+    assert len(code.strip().splitlines()) <= 11
+    names: dict[str, object] = {}
+    exec(code.replace("iterations=2000", "iterations=3, progress=False"), names)
+    assert isinstance(names["reconstructed"], torch.nn.Sequential)
+    assert capsys.readouterr().out.count("relative error") == 2
+
+
+def test_own_network_and_task_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = next(b for b in blocks("python") if b.startswith("# mine.py"))
+    config = next(b for b in blocks("yaml") if "mine.py" in b)
+    Path("mine.py").write_text(code)
+    Path("config.yaml").write_text(config)
+    names: dict[str, object] = {}
+    try:
+        exec(code, names)
+        torch.save(names["MyNetwork"]().state_dict(), "mine.pt")  # type: ignore[operator]
+        registry.ORIGINALS.unregister("MyNetwork")
+        registry.TASKS.unregister("mybenchmark")
+        assert main(["train", "--config_path", "config.yaml", *SHORT, "--loss_warmup_iterations", "1"]) == 0
+        assert Path("outputs/NeRN_Train/metrics.json").is_file()
+    finally:
+        registry.ORIGINALS.unregister("MyNetwork")
+        registry.TASKS.unregister("mybenchmark")
+
+
+@pytest.fixture
+def cifar_folder(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with what the README's CIFAR-10 config refers to."""
+    subprocess.run([sys.executable, shared / "data" / "unpack_cifar10.py", tmp_path / "data"], check=True)
+    shutil.copy(shared / "weights" / "resnet20-cifar10.pt", tmp_path / "resnet20.pt")
+    (tmp_path / "config.yaml").write_text(next(b for b in blocks("yaml") if "resnet20.pt" in b))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_documented_commands_run(cifar_folder: Path) -> None:
+    ran = []
+    for command in commands():
+        if "--help" in command:
+            with pytest.raises(SystemExit) as stopped:
+                main(command)
+            assert stopped.value.code == 0
+        else:
+            short = SHORT if command[0] == "train" else ["--evaluation.test_images", "64"]
+            assert main([*command, *(short if "--config_path" in command else [])]) == 0, command
+        if command[0] == "train" and "--config_path" in command:
+            shutil.copy("outputs/cifar10_resnet20_crossfilter_180/checkpoints/best.pt", "predictor.pt")
+        ran.append(command[0])
+    assert ran.count("train") == 4
+    assert ran.count("evaluate") == 3
+    network = nern.load_run("outputs/cifar10_resnet20_crossfilter_180")
+    assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("key", "entries"),
+    [
+        ("task.original_model_name", registry.ORIGINALS),
+        ("task.task_name", registry.TASKS),
+        ("nern.embeddings.permutations.permute_mode", registry.ORDERINGS),
+        ("nern.embeddings.type", registry.ENCODINGS),
+        ("nern.method", registry.PREDICTORS),
+        ("nern.weights_batch_method", registry.WEIGHT_BATCHES),
+        ("optim.optimizer_type", registry.OPTIMIZERS),
+        ("logging.tracker", registry.TRACKERS),
+    ],
+)
+def test_tables_list_every_registered_name(key: str, entries: registry.Registry[object]) -> None:
+    row = next(line for line in README.splitlines() if f"| `{key}` |" in line)
+    named = set(re.findall(r"`([\w]+)`", row.split("|")[3]))
+    assert set(entries) <= named
