@@ -107,6 +107,7 @@ def small_cnn() -> Callable[..., nn.Module]:
                 nn.Conv2d(4, 6, 1),
                 nn.ReLU(),
                 nn.Conv2d(6, 3, 3),
+                nn.BatchNorm2d(3),
                 nn.AdaptiveAvgPool2d(1),
                 nn.Flatten(),
                 nn.Linear(3, 10),

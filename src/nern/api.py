@@ -16,7 +16,8 @@ from nern.ordering.store import get_ordering
 from nern.originals.base import Original, as_original
 from nern.registry import PREDICTORS
 from nern.representation.kernels import KernelTable
-from nern.representation.nern import NeRN, build_nern
+from nern.representation.nern import NeRN, build_nern, predictor_arguments
+from nern.representation.predictor import parameters_of
 from nern.terminal import ProgressDisplay
 from nern.training.trainer import Trainer
 
@@ -121,9 +122,10 @@ def _width(config: NernConfig, table: KernelTable, ratio: float) -> int:
     budget = ratio * table.num_weights
 
     def size(width: int) -> int:
-        with torch.device("meta"):
-            narrow = replace(config, hidden_layer_size=width, init="default", checkpoint_path=None)
-            return build_nern(narrow, table, None, 0, "meta").num_parameters
+        with torch.device("meta"):  # sizes only
+            return parameters_of(
+                PREDICTORS[config.method](**predictor_arguments(replace(config, hidden_layer_size=width)))
+            )
 
     if size(1) > budget:
         raise NernError(

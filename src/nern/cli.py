@@ -52,7 +52,10 @@ def _json_option(parser: ArgumentParser) -> None:
 
 
 def _train_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=TRAIN_HELP, formatter_class=_formatter())
+    usage = (
+        "nern train --config_path FILE [--dotted.key VALUE ...] [--json FILE]\n       nern train --resume RUN_FOLDER"
+    )
+    parser = ArgumentParser(description=TRAIN_HELP, usage=usage, formatter_class=_formatter())
     parser.add_argument(
         "--resume", type=str, default=None, metavar="RUN_FOLDER", help="continue a stopped run; takes no other settings"
     )
@@ -62,7 +65,11 @@ def _train_parser() -> ArgumentParser:
 
 
 def _evaluate_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=EVALUATE_HELP, formatter_class=_formatter())
+    usage = (
+        "nern evaluate --run RUN_FOLDER [--checkpoint NAME] [--json FILE]\n"
+        "       nern evaluate --config_path FILE [--dotted.key VALUE ...] [--original true] [--json FILE]"
+    )
+    parser = ArgumentParser(description=EVALUATE_HELP, usage=usage, formatter_class=_formatter())
     parser.add_argument("--run", type=str, default=None, metavar="RUN_FOLDER", help="evaluate a checkpoint of this run")
     parser.add_argument(
         "--checkpoint", type=str, default="best", metavar="NAME", help="with --run: 'best', 'last' or 'step_N'"

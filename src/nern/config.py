@@ -265,7 +265,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """The configuration file that reproduces this one."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=100)
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=False, width=100)
 
     def save(self, path: str | Path) -> None:
         """Write `to_yaml()` to `path`."""

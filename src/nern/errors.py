@@ -25,7 +25,7 @@ def unknown_name(kind: str, given: object, choices: Iterable[str]) -> NernError:
     "unknown activation 'rleu'; did you mean 'relu'? Choices: gelu, relu"
     """
     names = sorted(choices)
-    folded = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(str(given).lower(), folded, n=1)
+    folded = {name.lower().rpartition(".")[2]: name for name in names}  # of a dotted key the last part is compared
+    near = difflib.get_close_matches(str(given).lower().rpartition(".")[2], folded, n=1, cutoff=0.45)
     hint = f"; did you mean {folded[near[0]]!r}?" if near else "."
     return NernError(f"unknown {kind} {given!r}{hint} Choices: {', '.join(names) or '(none)'}")

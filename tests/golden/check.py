@@ -256,7 +256,7 @@ def prediction(case: Case) -> Tensors:
 def sampling(case: Case) -> Tensors:
     """Sampled kernels and gradients."""
     out: Tensors = {}
-    sizes = case.inputs["kernel_sizes"].reshape(-1).tolist()
+    sizes = case.inputs["kernel_sizes"].reshape(len(case.listed("predicted")), -1)[:, 0].tolist()
     triples = zip(case.listed("predicted"), sizes, case.listed("upstream"), strict=True)
     for i, (predicted, size, upstream) in enumerate(triples):
         leaf = predicted.clone().requires_grad_()
@@ -442,10 +442,17 @@ class _Upstream:
 # --- end to end --------------------------------------------------------------------------------------------------
 
 
+def network_name(case: Case) -> str:
+    """The architecture that a case refers to."""
+    name: str = case.config.get("task", {}).get("original_model_name", "ResNet20")
+    return name
+
+
 def weights_file(case: Case) -> Path:
     """The pretrained network that a case refers to."""
     candidates = [case.weights] if case.weights else []
-    candidates += [f.parent / "weights" / "resnet20-cifar10.pt" for f in (case.folder, SHARED)]
+    file = f"{network_name(case).lower()}-cifar10.pt"
+    candidates += [f.parent / "weights" / file for f in (case.folder, SHARED)]
     for path in candidates:
         if path.is_file():
             return path
@@ -454,7 +461,7 @@ def weights_file(case: Case) -> Path:
 
 def original_of(case: Case) -> Original:
     """The pretrained network; as published, the second map of a block is that after the addition."""
-    network = build_original_network("ResNet20", str(weights_file(case)))
+    network = build_original_network(network_name(case), str(weights_file(case)))
     taps = network.feature_map_modules()
     if case.published:
         taps = [tap.removesuffix(".bn2") + ".sum" if tap.endswith(".bn2") else tap for tap in taps]
@@ -498,8 +505,7 @@ def model_weights(case: Case) -> Tensors:
         array = state[name].contiguous().numpy()
         if hashlib.sha256(array.astype(array.dtype.newbyteorder("<")).tobytes()).hexdigest() != wanted:
             raise NernError(f"checksum of {name} differs")
-    name = case.config["task"]["original_model_name"]
-    original = Original(build_original_network(name, str(weights_file(case))))
+    original = original_of(case)
     if original.weight_names != case.meta["learnable"]:
         raise NernError("the learnable weights differ")
     return {}

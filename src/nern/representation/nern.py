@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nern.config import NernConfig
+from nern.config import EmbeddingsConfig, NernConfig
 from nern.ordering.order import Ordering
 from nern.registry import ENCODINGS
-from nern.representation.encoding import EncodedRows
+from nern.representation.encoding import EncodedRows, Encoding
 from nern.representation.kernels import KernelTable
 from nern.representation.predictor import build_predictor, parameters_of
 
@@ -80,6 +81,30 @@ class NeRN(nn.Module):
             self.train(training)
 
 
+def build_encoding(config: EmbeddingsConfig) -> Encoding:
+    """The encoding that `config` describes."""
+    encoding: Encoding = ENCODINGS[config.type](
+        num_idxs=config.num_idxs,
+        enc_levels=config.enc_levels,
+        base=config.base,
+        fusion_mode=config.fusion_mode,
+        gauss_scale=config.gauss_scale,
+    )
+    return encoding
+
+
+def predictor_arguments(config: NernConfig) -> dict[str, Any]:
+    """Arguments of the predictor that `config` describes."""
+    return {
+        "input_size": build_encoding(config.embeddings).size,
+        "output_size": config.output_size,
+        "hidden_layer_size": config.hidden_layer_size,
+        "num_blocks": config.num_blocks,
+        "act_layer": config.act_layer,
+        "norm_layer": config.norm_layer,
+    }
+
+
 def build_nern(
     config: NernConfig, table: KernelTable, ordering: Ordering | None, seed: int, device: torch.device | str = "cpu"
 ) -> NeRN:
@@ -90,26 +115,8 @@ def build_nern(
     """
     device = torch.device(device)
     table.check_output_size(config.output_size)
-    embeddings = config.embeddings
-    encoding = ENCODINGS[embeddings.type](
-        num_idxs=embeddings.num_idxs,
-        enc_levels=embeddings.enc_levels,
-        base=embeddings.base,
-        fusion_mode=embeddings.fusion_mode,
-        gauss_scale=embeddings.gauss_scale,
-    )
-    predictor = build_predictor(
-        config.method,
-        seed,
-        config.init,
-        config.checkpoint_path,
-        input_size=encoding.size,
-        output_size=config.output_size,
-        hidden_layer_size=config.hidden_layer_size,
-        num_blocks=config.num_blocks,
-        act_layer=config.act_layer,
-        norm_layer=config.norm_layer,
-    )
+    predictor = build_predictor(config.method, seed, config.init, config.checkpoint_path, **predictor_arguments(config))
     coordinates = table.coordinates(ordering.positions(table.shapes) if ordering else None)
-    encoded = encoding.prepare(table.normalize(coordinates, embeddings.normalization_mode or "none"), device)
+    normalized = table.normalize(coordinates, config.embeddings.normalization_mode or "none")
+    encoded = build_encoding(config.embeddings).prepare(normalized, device)
     return NeRN(table, predictor.to(device), encoded, config.sampling_mode, config.weights_batch_size)

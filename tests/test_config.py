@@ -1,0 +1,417 @@
+"""The configuration: what is accepted, what is refused, and what the refusal says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nern import registry
+from nern.config import Config, known_keys
+from nern.errors import NernError
+
+UNREGISTERED = ("task.task_name", "task.original_model_name")  # published defaults that name nothing
+OTHER_DEFAULTS = {  # what published runs did, whatever these keys said
+    "nern.norm_layer": "none",
+    "nern.embeddings.normalization_mode": "none",
+    "nern.embeddings.permutations.permute_mode": "none",
+    "logging.use_tensorboard": None,
+}
+FIELDS = {key: kind for key, kind in known_keys().items() if not dataclasses.is_dataclass(kind)}
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys as the sections of a file."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        inner = result
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+    return result
+
+
+def make(**values: Any) -> Config:
+    """A config with these keys set; sections and names are joined by two underscores."""
+    return Config.from_dict(nested({key.replace("__", "."): value for key, value in values.items()}))
+
+
+def value_of(config: Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def load(tmp_path: Path, text: str) -> Config:
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return Config.load(path)
+
+
+def published(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, entry in fields.items():
+        if "fields" in entry:
+            yield from published(entry["fields"], f"{prefix}{name}.")
+        else:
+            yield prefix + name, entry["default"]
+
+
+@pytest.fixture(scope="session")
+def published_defaults(shared: Path) -> dict[str, Any]:
+    """Every key of the published configuration with its default."""
+    return dict(published(json.loads((shared / "golden" / "config_defaults.json").read_text())["fields"]))
+
+
+# --- the published keys ------------------------------------------------------------------------------------------
+
+
+def test_every_published_key_is_known_and_keeps_its_default(published_defaults: dict[str, Any]) -> None:
+    assert len(published_defaults) > 50
+    ours = Config().check()
+    for key, default in published_defaults.items():
+        value = value_of(ours, key)
+        if key in UNREGISTERED:
+            continue
+        if isinstance(default, list):
+            value = list(value)
+        assert value == OTHER_DEFAULTS.get(key, default), key
+
+
+def test_all_published_defaults_are_accepted_in_one_file(tmp_path: Path, published_defaults: dict[str, Any]) -> None:
+    values = {key: value for key, value in published_defaults.items() if key not in UNREGISTERED}
+    config = load(tmp_path, yaml.safe_dump(nested(values)))
+    assert config.nern.norm_layer == "bn"
+    assert config.nern.embeddings.normalization_mode == "local"
+    assert config.nern.embeddings.permutations.permute_mode == "none"
+    assert config.logging.use_tensorboard is False
+
+
+def test_defaults_can_be_run_as_they_are() -> None:
+    config = Config().check()
+    assert config.task.task_name in registry.TASKS
+    assert config.task.original_model_name in registry.ORIGINALS
+
+
+# --- reading and writing files -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", ["5e-3", "5.e-3", "0.5e-2", "5E-3", "0.005", "50e-4"])
+def test_numbers_are_read_as_people_write_them(tmp_path: Path, number: str) -> None:
+    assert load(tmp_path, f"optim: {{lr: {number}}}").optim.lr == 0.005
+
+
+@pytest.mark.parametrize("word", ["False", "false", "no", "off"])
+def test_booleans_are_read_as_people_write_them(tmp_path: Path, word: str) -> None:
+    assert load(tmp_path, f"optim: {{ranger_use_gc: {word}}}").optim.ranger_use_gc is False
+
+
+def test_written_config_reads_back_equal(tmp_path: Path) -> None:
+    config = make(
+        original_model_path="weights/network.pt",
+        nern__method="basic",
+        nern__embeddings__num_idxs=5,
+        nern__embeddings__permutations__permute_mode="crossfilter",
+        nern__feature_maps=["bn1", "layer*.sum"],
+        task__original_model_kwargs={"option": "B", "widths": [4, 6, 8]},
+        optim__lr=5e-3,
+        optim__betas=[0.9, 0.95],
+        optim__min_lr=0.0,
+        epochs=None,
+        num_iterations=7,
+    )
+    config.save(tmp_path / "config.yaml")
+    assert Config.load(tmp_path / "config.yaml") == config
+
+
+@given(name=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1), lr=st.floats(1e-6, 1e6))
+def test_any_name_and_number_read_back_equal(tmp_path_factory: pytest.TempPathFactory, name: str, lr: float) -> None:
+    path = tmp_path_factory.mktemp("round") / "config.yaml"
+    config = Config()
+    config.logging.exp_name, config.optim.lr = name, lr
+    config.check().save(path)
+    assert Config.load(path) == config
+
+
+@pytest.mark.parametrize("name", ["1e3", "5e-3", "1_0e1", "007", "true", "null", "~", "1.5", "2020-01-01", "a: b"])
+def test_names_that_look_like_something_else_read_back_equal(tmp_path: Path, name: str) -> None:
+    config = make(logging__exp_name=name)
+    config.save(tmp_path / "config.yaml")
+    assert Config.load(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a remark\n", "---\n"])
+def test_empty_file_means_all_defaults(tmp_path: Path, text: str) -> None:
+    assert load(tmp_path, text) == Config().check()
+
+
+@pytest.mark.parametrize("text", ["- epochs\n", "epochs", "12"])
+def test_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(NernError, match=r"config\.yaml holds .*, not keys and values"):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["nern: [1\nepochs: 2", "nern:\n\t- x: 1", "a: b: c", "epochs: !!python/object:os.system 1"]
+)
+def test_malformed_file_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(NernError, match=r"config\.yaml is not valid YAML") as caught:
+        load(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_key_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NernError, match="logging"):
+        load(tmp_path, "logging: {exp_name: mine}\nepochs: 3\nlogging: {use_tensorboard: True}\n")
+
+
+def test_binary_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"\x80\x02\xff\x00")
+    with pytest.raises(NernError, match="not valid YAML"):
+        Config.load(tmp_path / "config.yaml")
+
+
+def test_missing_file_is_named_with_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "there.yaml").touch()
+    with pytest.raises(NernError, match=r"no such file: .*absent\.yaml; in that folder: there\.yaml"):
+        Config.load(tmp_path / "absent.yaml")
+
+
+def test_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NernError, match="is a folder"):
+        Config.load(tmp_path)
+
+
+# --- keys --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest", "choice"),
+    [
+        ("epoch", "epochs", "num_iterations"),
+        ("nern.num_block", "nern.num_blocks", "nern.hidden_layer_size"),
+        ("nern.embeddings.enc_level", "nern.embeddings.enc_levels", "nern.embeddings.base"),
+        ("nern.embeddings.permutations.permute_mod", "permutations.permute_mode", "permutations.path"),
+        ("optim.learning_rate", "optim", "optim.lr"),
+    ],
+)
+def test_unknown_key_names_the_nearest_and_all_choices(tmp_path: Path, key: str, nearest: str, choice: str) -> None:
+    with pytest.raises(NernError, match="unknown configuration key") as caught:
+        load(tmp_path, yaml.safe_dump(nested({key: 1})))
+    message = str(caught.value)
+    assert repr(key) in message
+    assert nearest in message
+    assert choice in message
+    assert "config.yaml" in message
+
+
+def test_key_in_the_wrong_section_is_pointed_to(tmp_path: Path) -> None:
+    with pytest.raises(NernError, match=r"optim\.lr"):
+        load(tmp_path, "lr: 5e-3")
+
+
+@pytest.mark.parametrize("section", ["nern", "nern.embeddings", "nern.embeddings.permutations", "task", "logging"])
+@pytest.mark.parametrize("value", [3, "crossfilter", [1, 2], None])
+def test_section_must_hold_keys(section: str, value: object) -> None:
+    with pytest.raises(NernError, match=f"{section} is a section"):
+        Config.from_dict(nested({section: value}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("nern.num_blocks", "five"),
+        ("nern.num_blocks", 5.5),
+        ("nern.num_blocks", [5]),
+        ("nern.method", 3),
+        ("nern.embeddings.gauss_scale", ["a"]),
+        ("nern.embeddings.gauss_scale", 1.0),
+        ("nern.feature_maps", "bn1"),
+        ("optim.lr", "fast"),
+        ("optim.lr", True),
+        ("optim.betas", [0.9]),
+        ("optim.betas", [0.9, 0.9, 0.9]),
+        ("no_cuda", "perhaps"),
+        ("epochs", 2.5),
+        ("imports", "module"),
+        ("task.original_model_kwargs", [1]),
+        ("logging", {"exp_name": ["a"]}),
+    ],
+)
+def test_wrong_type_names_the_key(key: str, value: object) -> None:
+    with pytest.raises(NernError, match=key.replace(".", r"\.")):
+        Config.from_dict(nested({key: value}))
+
+
+@pytest.mark.parametrize("key", [key for key, kind in FIELDS.items() if type(None) not in typing.get_args(kind)])
+def test_null_is_refused_where_a_value_is_needed(key: str) -> None:
+    with pytest.raises(NernError, match=key.rpartition(".")[2]):
+        Config.from_dict(nested({key: None}))
+
+
+# --- names -------------------------------------------------------------------------------------------------------
+
+NAMED = {
+    "task.task_name": registry.TASKS,
+    "task.original_model_name": registry.ORIGINALS,
+    "nern.method": registry.PREDICTORS,
+    "nern.act_layer": registry.ACTIVATIONS,
+    "nern.norm_layer": registry.NORM_LAYERS,
+    "nern.init": registry.INITS,
+    "nern.embeddings.type": registry.ENCODINGS,
+    "nern.embeddings.permutations.permute_mode": registry.ORDERINGS,
+    "nern.sampling_mode": registry.SAMPLING_MODES,
+    "nern.weights_batch_method": registry.WEIGHT_BATCHES,
+    "nern.reconstruction_loss_type": registry.RECONSTRUCTION_LOSSES,
+    "nern.attention_loss_type": registry.FEATURE_MAP_LOSSES,
+    "nern.distillation_loss_type": registry.DISTILLATION_LOSSES,
+    "nern.task_loss_type": registry.TASK_LOSSES,
+    "optim.optimizer_type": registry.OPTIMIZERS,
+    "optim.lr_scheduler_type": registry.SCHEDULES,
+    "logging.tracker": registry.TRACKERS,
+    "nern.embeddings.fusion_mode": ("concat", "sum"),
+    "nern.embeddings.normalization_mode": ("none", "local", "global"),
+    "evaluation.best_on": ("held_out", "test"),
+}
+
+
+@pytest.mark.parametrize("key", NAMED)
+def test_unknown_name_lists_the_choices(key: str) -> None:
+    with pytest.raises(NernError, match="'nonesuch'") as caught:
+        Config.from_dict(nested({key: "nonesuch"}))
+    assert key in str(caught.value)
+    for name in NAMED[key]:
+        assert name in str(caught.value)
+
+
+def test_misspelt_name_is_corrected() -> None:
+    with pytest.raises(NernError, match="did you mean 'crossfilter'"):
+        make(nern__embeddings__permutations__permute_mode="CrossFiltre")
+
+
+@pytest.mark.parametrize("word", ["None", "none", None])
+@pytest.mark.parametrize(
+    "key", ["nern.embeddings.permutations.permute_mode", "nern.embeddings.normalization_mode", "nern.norm_layer"]
+)
+def test_none_may_be_written_in_three_ways(key: str, word: str | None) -> None:
+    assert value_of(Config.from_dict(nested({key: word})), key) == "none"
+
+
+# --- numbers and combinations ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        key
+        for key, kind in FIELDS.items()
+        if {int, float} & {kind, *typing.get_args(kind)} and not key.endswith(("_loss_weight", "gauss_scale", "betas"))
+    ],
+)
+def test_negative_number_is_refused(key: str) -> None:
+    values: dict[str, Any] = {key: -1}
+    if key == "num_iterations":
+        values["epochs"] = None
+    with pytest.raises(NernError, match=key.replace(".", r"\.")):
+        Config.from_dict(nested(values))
+
+
+@pytest.mark.parametrize(
+    "key", ["batch_size", "nern.hidden_layer_size", "nern.num_blocks", "optim.lr", "logging.log_interval"]
+)
+def test_zero_is_refused_where_nothing_could_happen(key: str) -> None:
+    with pytest.raises(NernError, match=key.replace(".", r"\.")):
+        Config.from_dict(nested({key: 0}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("key", ["optim.lr", "nern.embeddings.base", "optim.max_gradient_norm"])
+def test_numbers_must_be_finite(key: str, value: float) -> None:
+    with pytest.raises(NernError, match=key.replace(".", r"\.")):
+        Config.from_dict(nested({key: value}))
+
+
+@pytest.mark.parametrize("betas", [[1.0, 0.9], [0.9, -0.1]])
+def test_moment_factors_lie_in_zero_to_one(betas: list[float]) -> None:
+    with pytest.raises(NernError, match=r"optim\.betas"):
+        make(optim__betas=betas)
+
+
+@pytest.mark.parametrize(("epochs", "num_iterations"), [(3, 10), (None, None)])
+def test_exactly_one_length_is_set(epochs: int | None, num_iterations: int | None) -> None:
+    with pytest.raises(NernError, match="exactly one of epochs and num_iterations"):
+        make(epochs=epochs, num_iterations=num_iterations)
+
+
+def test_length_in_steps_needs_epochs_unset() -> None:
+    with pytest.raises(NernError, match="exactly one of epochs and num_iterations"):
+        make(num_iterations=10)
+    assert make(epochs=None, num_iterations=10).num_iterations == 10
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"nern.embeddings.type": "ffn", "nern.embeddings.fusion_mode": "sum"}, "fusion_mode must be 'concat'"),
+        ({"nern.embeddings.type": "ffn", "nern.embeddings.gauss_scale": [1, 0.1]}, "gauss_scale .* num_idxs"),
+        ({"nern.method": "basic"}, "needs nern.embeddings.num_idxs 5, not 3"),
+        ({"nern.embeddings.num_idxs": 5}, "needs nern.embeddings.num_idxs 3, not 5"),
+        ({"nern.init": "checkpoint"}, "needs nern.checkpoint_path"),
+        ({"nern.checkpoint_path": "best.pt"}, "set nern.init to 'checkpoint'"),
+        ({"nern.weights_batch_method": "random_weighted_batch", "nern.weights_batch_size": None}, "weights_batch_size"),
+        ({"optim.lr": 1e-4, "optim.min_lr": 1e-3}, "optim.min_lr .* must not be above optim.lr"),
+        ({"optim.lr_scheduler_type": "exponential", "optim.min_lr": 0}, "optim.gamma 0 .* needs optim.min_lr"),
+        ({"task.use_random_data": True, "nern.task_loss_weight": 1.0}, "needs labels"),
+        ({"evaluation.best_on": "test", "evaluation.test_images": 0}, "needs test images"),
+        ({"logging.use_tensorboard": True, "logging.tracker": "none"}, "logging.tracker"),
+    ],
+)
+def test_impossible_combination_says_what_to_change(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(NernError, match=message):
+        Config.from_dict(nested(values))
+
+
+# --- anything at all ---------------------------------------------------------------------------------------------
+
+words = st.sampled_from(["none", "basic", "ffn", "kxk", "test", "5e-3", "1", ""]) | st.text(max_size=4)
+scalars = st.none() | st.booleans() | st.integers(-3, 10**6) | st.floats() | words
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=2), max_leaves=4
+)
+keys = st.sampled_from([key for key in known_keys() if key != "imports"])
+strange = st.recursive(
+    st.dictionaries(words | st.integers() | st.none(), values, max_size=2),
+    lambda inner: st.dictionaries(st.sampled_from(["nern", "optim", "embeddings", "task"]), inner, max_size=2),
+)
+
+
+def loads_or_explains(mapping: dict[Any, Any]) -> None:
+    try:
+        config = Config.from_dict(mapping)
+    except NernError:
+        return
+    assert Config.from_dict(config.to_dict()).to_yaml() == config.to_yaml()
+
+
+@settings(max_examples=60)
+@given(st.dictionaries(keys, values, min_size=1, max_size=4))
+def test_any_values_load_or_are_explained(mapping: dict[str, Any]) -> None:
+    try:
+        arranged = nested(mapping)
+    except (AttributeError, TypeError):  # a section and a key within it
+        return
+    loads_or_explains(arranged)
+
+
+@given(strange)
+def test_any_mapping_loads_or_is_explained(mapping: dict[Any, Any]) -> None:
+    loads_or_explains(mapping)
