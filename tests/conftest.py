@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,16 +41,31 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def cifar10(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the shared copy of CIFAR-10 in its usual layout."""
+    folder = tmp_path_factory.mktemp("data")
+    unpack = shared / "data" / "unpack_cifar10.py"
+    subprocess.run([sys.executable, str(unpack), str(folder)], check=True, capture_output=True)
+    return folder
+
+
 @pytest.fixture
 def rng_untouched() -> Iterator[None]:
     """Asserts that the test leaves the global generators of torch, Python and NumPy as they were."""
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    before = _global_states()
     yield
-    assert torch.equal(torch.get_rng_state(), before[0]), "torch's global generator was used"
-    assert random.getstate() == before[1], "Python's global generator was used"
+    for name, state in _global_states().items():
+        assert np.array_equal(state, before[name]), f"{name}'s global generator was used"
+
+
+def _global_states() -> dict[str, np.ndarray]:
     numpy_state = np.random.get_state()  # noqa: NPY002
-    assert np.array_equal(numpy_state[1], before[2][1]), "NumPy's global generator was used"
-    assert numpy_state[2] == before[2][2], "NumPy's global generator was used"
+    return {
+        "torch": torch.get_rng_state().numpy(),
+        "Python": np.array(random.getstate()[1]),
+        "NumPy": np.append(numpy_state[1], numpy_state[2]),
+    }
 
 
 @pytest.fixture

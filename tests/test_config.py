@@ -133,6 +133,7 @@ def test_written_config_reads_back_equal(tmp_path: Path) -> None:
     assert Config.load(tmp_path / "config.yaml") == config
 
 
+@settings(max_examples=12)
 @given(name=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1), lr=st.floats(1e-6, 1e6))
 def test_any_name_and_number_read_back_equal(tmp_path_factory: pytest.TempPathFactory, name: str, lr: float) -> None:
     path = tmp_path_factory.mktemp("round") / "config.yaml"

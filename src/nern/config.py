@@ -362,6 +362,8 @@ def check_key(key: str, where: str = "") -> None:
     if key in known:
         return
     section = key.rpartition(".")[0]
+    if typing.get_origin(known.get(section)) is dict:  # an entry of a free mapping
+        return
     while section and not dataclasses.is_dataclass(known.get(section)):
         section = section.rpartition(".")[0]
     prefix = f"{section}." if section else ""

@@ -1,0 +1,559 @@
+"""Original networks: architectures, weights files, the frozen handle."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nern.config import Config
+from nern.errors import NernError, NernWarning
+from nern.evaluation import Evaluator
+from nern.files import save_safetensors
+from nern.originals import (
+    CifarResNet,
+    Original,
+    OriginalNetwork,
+    as_original,
+    build_original_network,
+    pretrained_names,
+    register_original,
+)
+from nern.registry import ORIGINALS
+from nern.tasks import build_task
+
+DEPTHS = (8, 20, 32, 44, 56, 110)
+
+
+def resnet8(seed: int = 0, **kwargs: Any) -> CifarResNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: CifarResNet = ORIGINALS["ResNet8"](**({"widths": [4, 6, 8]} | kwargs))
+    return network
+
+
+def equal_states(a: nn.Module, b: nn.Module) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# --- architectures -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["A", "B"])
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_cifar_resnets(depth: int, option: str, rng: torch.Generator) -> None:
+    network = ORIGINALS[f"ResNet{depth}"](option=option, num_classes=7)
+    original = Original(network)
+    batch = torch.randn(2, 3, 32, 32, generator=rng)
+    output, maps = original.features(batch)
+    assert output.shape == (2, 7)
+    assert torch.equal(output, original(batch))
+    blocks = (depth - 2) // 2
+    assert len(maps) == 1 + 3 * blocks
+    assert [m.shape[1] for m in maps] == [16] + [w for w in (16, 32, 64) for _ in range(blocks)]
+    expected = ["conv1.weight"] + [
+        f"layer{stage}.{block}.conv{conv}.weight"
+        for stage in (1, 2, 3)
+        for block in range(blocks // 3)
+        for conv in (1, 2)
+    ]
+    assert original.weight_names == expected
+    assert all(w.shape[2:] == (3, 3) for w in original.weights)
+    assert len([name for name in network.state_dict() if ".shortcut.0" in name]) == (2 if option == "B" else 0)
+
+
+def test_every_registered_cifar_resnet_is_tested() -> None:
+    assert {name for name in ORIGINALS if name.startswith("ResNet")} >= {f"ResNet{depth}" for depth in DEPTHS}
+
+
+def test_feature_maps_are_taken_before_the_activation(rng: torch.Generator) -> None:
+    _, maps = Original(resnet8()).features(torch.randn(2, 3, 16, 16, generator=rng))
+    assert all((m < 0).any() for m in maps)
+
+
+def test_the_third_map_of_a_block_is_the_sum_of_the_second_and_the_shortcut(rng: torch.Generator) -> None:
+    _, maps = Original(resnet8()).features(torch.randn(2, 3, 16, 16, generator=rng))
+    stem, _, branch, total = maps[:4]
+    torch.testing.assert_close(total, branch + stem.relu())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"depth": 21}, "6n"),
+        ({"depth": 2}, "6n"),
+        ({"depth": 8, "option": "C"}, "Choices: A, B"),
+        ({"depth": 8, "widths": [4, 7, 8]}, "widths"),
+        ({"depth": 8, "widths": [4, 8]}, "widths"),
+    ],
+)
+def test_impossible_resnets_are_refused(kwargs: dict[str, Any], says: str) -> None:
+    with pytest.raises(NernError, match=says):
+        CifarResNet(**kwargs)
+
+
+def accuracy(name: str, weights: Path, data: Path) -> float:
+    config = Config()
+    config.task.task_name, config.task.data_dir = "cifar10", str(data)
+    original = Original(build_original_network(name, str(weights)))
+    test = build_task(config.check(), torch.device("cpu"), train=False).test
+    assert len(test) == 9806
+    metrics = Evaluator(original, 500)(test)
+    assert metrics.agreement == 100
+    assert metrics.top1 is not None
+    return metrics.top1
+
+
+def test_the_shared_resnet20_has_its_accuracy(shared: Path, cifar10: Path) -> None:
+    assert accuracy("ResNet20", shared / "weights" / "resnet20-cifar10.pt", cifar10) == pytest.approx(91.67, abs=0.02)
+
+
+@pytest.mark.slow
+def test_the_shared_resnet56_has_its_accuracy(shared: Path, cifar10: Path) -> None:
+    assert accuracy("ResNet56", shared / "weights" / "resnet56-cifar10.pt", cifar10) == pytest.approx(93.31, abs=0.02)
+
+
+@pytest.mark.parametrize("depth", [20, 56])
+def test_state_dict_names_are_those_of_the_shared_weights(shared: Path, depth: int) -> None:
+    state = torch.load(shared / "weights" / f"resnet{depth}-cifar10.pt", weights_only=True)
+    own = ORIGINALS[f"ResNet{depth}"]().state_dict()
+    assert {name for name in own if "num_batches" not in name} == {n for n in state if "num_batches" not in n}
+
+
+# --- weights files -----------------------------------------------------------------------------------------------
+
+
+def save_weights(path: Path, state: dict[str, Any]) -> None:
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".safetensors"])
+def test_weights_files_of_all_kinds_are_loaded(suffix: str, prefix: str, tmp_path: Path) -> None:
+    source = resnet8(seed=3)
+    path = tmp_path / f"weights{suffix}"
+    save_weights(path, {prefix + name: value for name, value in source.state_dict().items()})
+    assert equal_states(build_original_network("ResNet8", str(path)), source)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_weights_inside_a_training_checkpoint_are_found(key: str, prefix: str, tmp_path: Path) -> None:
+    source = resnet8(seed=3)
+    optimizer = torch.optim.SGD(source.parameters(), lr=0.1, momentum=0.9)
+    state = {prefix + name: value for name, value in source.state_dict().items()}
+    checkpoint = {"epoch": 7, "best_prec1": 91.7, key: state, "optimizer": optimizer.state_dict()}
+    torch.save(checkpoint, tmp_path / "checkpoint.th")
+    assert equal_states(build_original_network("ResNet8", str(tmp_path / "checkpoint.th")), source)
+
+
+def test_weights_of_before_batch_norm_counted_batches_are_loaded(tmp_path: Path) -> None:
+    source = resnet8(seed=3)
+    state = {n: v for n, v in source.state_dict().items() if not n.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "old.pt")
+    assert equal_states(build_original_network("ResNet8", str(tmp_path / "old.pt")), source)
+
+
+@pytest.mark.parametrize("option", ["A", "B"])
+def test_what_the_weights_tell_need_not_be_said(option: str, tmp_path: Path) -> None:
+    source = resnet8(option=option, num_classes=13, in_channels=2, widths=[4, 8, 10])
+    torch.save(source.state_dict(), tmp_path / "weights.pt")
+    assert equal_states(build_original_network("ResNet8", str(tmp_path / "weights.pt")), source)
+
+
+def test_the_json_file_beside_the_weights_goes_before_what_they_tell(tmp_path: Path) -> None:
+    folder = tmp_path / "pt.models"  # "pt" in the path must not matter
+    folder.mkdir()
+    torch.save(resnet8(option="B").state_dict(), folder / "adapted.pt")
+    (folder / "adapted.json").write_text(json.dumps({"option": "B"}))
+    assert len(build_original_network("ResNet8", str(folder / "adapted.pt")).layer2[0].shortcut) == 2
+    (folder / "adapted.json").write_text(json.dumps({"option": "A"}))
+    with pytest.raises(NernError, match=r"not expected: layer2.0.shortcut"):
+        build_original_network("ResNet8", str(folder / "adapted.pt"))
+
+
+def test_arguments_in_the_config_go_before_the_json_file(tmp_path: Path) -> None:
+    torch.save(resnet8(num_classes=4).state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "weights.json").write_text(json.dumps({"num_classes": 9}))
+    network = build_original_network("ResNet8", str(tmp_path / "weights.pt"), {"num_classes": 4}, num_classes=10)
+    assert network.linear.out_features == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{option: B", r"weights.json is not valid JSON"),
+        ('["B"]', r"weights.json holds list, not an object"),
+        ('{"optoin": "B"}', r"unknown argument of ResNet8 'optoin'; did you mean 'option'"),
+        ('{"option": "D"}', r"unknown shortcut option 'D'"),
+        ('{"num_classes": "ten"}', r"num_classes"),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(text: str, says: str, tmp_path: Path) -> None:
+    torch.save(resnet8().state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "weights.json").write_text(text)
+    with pytest.raises(NernError, match=says):
+        build_original_network("ResNet8", str(tmp_path / "weights.pt"))
+
+
+def without(state: dict[str, Tensor]) -> None:
+    del state["layer2.0.conv1.weight"]
+
+
+def more(state: dict[str, Tensor]) -> None:
+    state["layer9.weight"] = torch.zeros(2)
+
+
+def reshaped(state: dict[str, Tensor]) -> None:
+    state["layer1.0.conv2.weight"] = torch.zeros(4, 4, 5, 5)
+
+
+def not_a_number(state: dict[str, Tensor]) -> None:
+    state["bn1.running_var"][1] = math.nan
+
+
+def infinite(state: dict[str, Tensor]) -> None:
+    state["conv1.weight"][0, 0, 0, 0] = math.inf
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (without, r"does not fit CifarResNet: 1 missing: layer2.0.conv1.weight"),
+        (more, r"1 not expected: layer9.weight"),
+        (reshaped, r"layer1.0.conv2.weight: expected \(4, 4, 3, 3\), found \(4, 4, 5, 5\)"),
+        (not_a_number, r"bn1.running_var holds values that are not finite"),
+        (infinite, r"conv1.weight holds values that are not finite"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_that_do_not_fit_are_one_clear_error(
+    change: Callable[[dict[str, Tensor]], None], says: str, suffix: str, tmp_path: Path
+) -> None:
+    state = resnet8().state_dict()
+    change(state)
+    save_weights(tmp_path / f"weights{suffix}", state)
+    with pytest.raises(NernError, match=says):
+        build_original_network("ResNet8", str(tmp_path / f"weights{suffix}"))
+
+
+def test_weights_of_another_depth_are_one_clear_error(tmp_path: Path) -> None:
+    torch.save(resnet8().state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(NernError, match=r"missing: layer1.1.conv1.weight, .*\(\+\d+\)"):
+        build_original_network("ResNet20", str(tmp_path / "weights.pt"))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("kept", [0, 10, 1000, -50])
+def test_truncated_weights_are_one_clear_error(suffix: str, kept: int, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{suffix}"
+    save_weights(path, resnet8().state_dict())
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(NernError, match=r"weights.* (cannot be read: truncated|is not a complete safetensors file)"):
+        build_original_network("ResNet8", str(path))
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>not found</html>", b"404: Not Found", b"\x00" * 200])
+def test_what_is_no_weights_file_is_called_so(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(content)
+    with pytest.raises(NernError, match="cannot be read: truncated, or not a PyTorch file") as error:
+        build_original_network("ResNet8", str(tmp_path / "weights.pt"))
+    assert "weights_only" not in str(error.value)  # no advice to load it unsafely
+
+
+@pytest.mark.parametrize("content", [{}, [torch.zeros(1)], torch.zeros(3), {"epoch": 3}, {"state_dict": {"a": 1}}])
+def test_files_without_a_state_dict_are_one_clear_error(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(NernError, match="holds no state dict"):
+        build_original_network("ResNet8", str(tmp_path / "weights.pt"))
+
+
+def test_a_missing_file_lists_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "resnet8.pt").touch()
+    with pytest.raises(NernError, match=r"original_model_path.*no such file: .*resnet9.pt; in that folder: resnet8.pt"):
+        build_original_network("ResNet8", str(tmp_path / "resnet9.pt"))
+    with pytest.raises(NernError, match="no such file"):
+        build_original_network("ResNet8", str(tmp_path / "nowhere" / "resnet9.pt"))
+    with pytest.raises(NernError, match="is a folder"):
+        build_original_network("ResNet8", str(tmp_path))
+
+
+def test_other_suffixes_are_refused(tmp_path: Path) -> None:
+    torch.save(resnet8().state_dict(), tmp_path / "weights.bin")
+    with pytest.raises(NernError, match=r"'.bin' is not one of .pt, .pth, .th, .safetensors"):
+        build_original_network("ResNet8", str(tmp_path / "weights.bin"))
+
+
+@pytest.mark.parametrize("how", ["save_torch", "save_pickle"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".safetensors"])
+def test_weights_files_with_code_are_refused_and_not_executed(
+    how: str, suffix: str, attack: Any, tmp_path: Path
+) -> None:
+    getattr(attack, how)(tmp_path / f"weights{suffix}")
+    with pytest.raises(NernError, match=r"refused|not a complete safetensors file"):
+        build_original_network("ResNet8", str(tmp_path / f"weights{suffix}"))
+    assert not attack.executed
+
+
+def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
+    torch.save(resnet8(), tmp_path / "model.pt")
+    with pytest.raises(NernError, match=r"Python objects besides tensors.*Save the plain state dict"):
+        build_original_network("ResNet8", str(tmp_path / "model.pt"))
+
+
+def test_unknown_names_list_the_choices() -> None:
+    with pytest.raises(NernError, match=r"task.original_model_name.*did you mean 'ResNet20'"):
+        build_original_network("resnet20", None)
+    with pytest.raises(NernError, match=r"Choices: .*digits-resnet8"):
+        build_original_network("ResNet8", "pretrained:nothing")
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+def test_networks_that_ship_are_loaded(name: str, rng: torch.Generator) -> None:
+    network = build_original_network("ResNet8", f"pretrained:{name}")
+    assert Original(network)(torch.randn(2, 1, 8, 8, generator=rng)).shape == (2, 10)
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_without_weights_the_network_is_random_by_the_seed_and_says_so() -> None:
+    networks = []
+    for seed in (1, 1, 2):
+        with pytest.warns(NernWarning, match="original_model_path is not set: ResNet8 has random weights"):
+            networks.append(build_original_network("ResNet8", None, seed=seed))
+    assert equal_states(networks[0], networks[1])
+    assert not torch.equal(networks[0].conv1.weight, networks[2].conv1.weight)
+
+
+def test_a_network_of_the_user_s_with_its_own_loader(tmp_path: Path) -> None:
+    @register_original("Mine")
+    class Mine(OriginalNetwork):
+        def __init__(self, num_classes: int = 10) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, num_classes, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).mean((2, 3))
+
+        def load(self, path: str, device: torch.device) -> None:
+            with torch.no_grad():
+                self.conv.weight.fill_(float(Path(path).read_text()))
+
+    try:
+        (tmp_path / "weights.txt").write_text("0.25")
+        network = build_original_network("Mine", str(tmp_path / "weights.txt"), num_classes=3)
+        assert torch.equal(network.conv.weight, torch.full((3, 1, 3, 3), 0.25))
+        with pytest.raises(NernError, match="registered already"):
+            register_original("Mine")(Mine)
+    finally:
+        ORIGINALS.unregister("Mine")
+
+
+# --- the frozen handle -------------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """A block with in-place operations, or without."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.inplace = inplace
+        self.conv1, self.bn1 = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(first))
+        if self.inplace:
+            out += first
+        else:
+            out = out + first
+        return self.relu(out).mean((2, 3))
+
+
+@pytest.fixture
+def residuals() -> tuple[nn.Module, nn.Module]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Residual(inplace=True)
+    plain = Residual(inplace=False)
+    plain.load_state_dict(network.state_dict())
+    return network, plain
+
+
+def test_in_place_operations_do_not_corrupt_feature_maps(
+    residuals: tuple[nn.Module, nn.Module], rng: torch.Generator
+) -> None:
+    batch = torch.randn(3, 2, 6, 6, generator=rng)
+    originals = [as_original(network) for network in residuals]
+    weights = [torch.randn(w.shape, generator=rng) for w in originals[0].weights]
+    gradients = []
+    for original in originals:
+        leaves = [w.clone().requires_grad_() for w in weights]
+        output, maps = original.run(leaves, batch, with_maps=True)
+        (output.sum() + sum((m * m).sum() for m in maps)).backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for (output, maps), (expected, expected_maps) in (
+        [original.features(batch) for original in originals],
+        [original.run(weights, batch, with_maps=True) for original in originals],
+    ):
+        torch.testing.assert_close(output, expected)
+        assert len(maps) == len(expected_maps) == 2
+        for m, n in zip(maps, expected_maps, strict=True):
+            assert (m < 0).any()
+            torch.testing.assert_close(m, n)
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_no_hooks_stay_behind(residuals: tuple[nn.Module, nn.Module], rng: torch.Generator) -> None:
+    original = as_original(residuals[0])
+    original.features(torch.randn(1, 2, 6, 6, generator=rng))
+    assert not any(module._forward_hooks for module in original.network.modules())
+
+
+def test_feature_maps_can_be_chosen_by_name_and_glob(small_cnn: Callable[..., nn.Module], images: Tensor) -> None:
+    original = as_original(small_cnn(), ["module.5", "module.[13]", "module.5"])
+    _, maps = original.features(images)
+    assert [tuple(m.shape[1:]) for m in maps] == [(3, 6, 6), (4, 8, 8), (6, 8, 8), (3, 6, 6)]
+    with pytest.raises(NernError, match=r"nern.feature_maps.*'layer9.\*'"):
+        as_original(small_cnn(), ["layer9.*"])
+
+
+def test_networks_without_norms_give_the_outputs_of_their_convolutions(images: Tensor) -> None:
+    original = as_original(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Conv2d(2, 3, 1)))
+    _, maps = original.features(images)
+    assert [m.shape[1] for m in maps] == [2, 3]
+    assert (maps[0] < 0).any()
+
+
+def test_the_original_is_frozen_and_in_eval_mode(small_cnn: Callable[..., nn.Module], images: Tensor) -> None:
+    original = as_original(small_cnn().train())
+    assert not any(module.training for module in original.network.modules())
+    assert not any(p.requires_grad for p in original.network.parameters())
+    assert not original(images).requires_grad
+    assert not original.features(images)[0].requires_grad
+
+
+def test_the_user_s_module_is_not_touched(small_cnn: Callable[..., nn.Module], images: Tensor) -> None:
+    network = small_cnn().train()
+    before = copy.deepcopy(network)
+    original = as_original(network)
+    weights = [torch.zeros_like(w).requires_grad_() for w in original.weights]
+    original.run(weights, images, with_maps=True)[0].sum().backward()
+    original.rebuild(weights)
+    assert equal_states(network, before)
+    assert all(module.training for module in network.modules())
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_running_with_other_weights_changes_nothing(small_cnn: Callable[..., nn.Module], images: Tensor) -> None:
+    original = as_original(small_cnn())
+    before, output = copy.deepcopy(original.network), original(images)
+    original.run([torch.zeros_like(w) for w in original.weights], images)
+    assert equal_states(original.network, before)
+    assert torch.equal(original(images), output)
+    torch.testing.assert_close(original.run(original.weights, images)[0], output)
+
+
+def test_a_rebuilt_network_gives_the_functional_outputs(
+    small_cnn: Callable[..., nn.Module], images: Tensor, rng: torch.Generator
+) -> None:
+    original = as_original(small_cnn())
+    weights = [torch.randn(w.shape, generator=rng) for w in original.weights]
+    extra = {name: p + 1 for name, p in original.classifier().items()}
+    rebuilt = original.rebuild(weights, extra)
+    assert type(rebuilt) is nn.Sequential
+    assert not rebuilt.training
+    torch.testing.assert_close(rebuilt(images), original.run(weights, images, extra)[0])
+    assert not torch.allclose(rebuilt(images), original(images))
+
+
+def test_a_registered_network_is_rebuilt_as_itself(rng: torch.Generator) -> None:
+    original = as_original(resnet8())
+    rebuilt = original.rebuild([torch.zeros_like(w) for w in original.weights])
+    assert isinstance(rebuilt, CifarResNet)
+    assert not rebuilt.conv1.weight.any()
+
+
+def test_what_is_kept_and_what_is_represented_make_up_the_network(small_cnn: Callable[..., nn.Module]) -> None:
+    original = as_original(small_cnn())
+    names = {name.removeprefix("module.") for name in [*original.kept(), *original.weight_names]}
+    assert names == set(small_cnn().state_dict())
+    assert not set(original.kept()) & set(original.weight_names)
+    assert original.num_parameters == sum(p.numel() for p in small_cnn().parameters())
+
+
+def test_a_network_without_convolutions_is_one_clear_error() -> None:
+    with pytest.raises(NernError, match="Linear has no convolutions: there is nothing for a NeRN to represent"):
+        as_original(nn.Linear(3, 4))
+
+
+@pytest.mark.parametrize("where", ["0.weight", "1.running_mean"])
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_module_with_values_that_are_not_finite_is_one_clear_error(
+    small_cnn: Callable[..., nn.Module], where: str, value: float
+) -> None:
+    network = small_cnn()
+    network.state_dict()[where].view(-1)[1] = value
+    with pytest.raises(NernError, match=rf"{where} of Sequential holds values that are not finite"):
+        as_original(network)
+
+
+def test_a_learnable_weight_that_is_no_parameter_is_one_clear_error() -> None:
+    class Odd(OriginalNetwork):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def get_learnable_weights(self) -> list[Tensor]:
+            return [self.conv.weight, self.conv.weight * 2]
+
+    with pytest.raises(NernError, match=r"get_learnable_weights\(\)\[1\] is not a parameter of Odd"):
+        as_original(Odd())
+
+
+def test_a_network_without_fully_connected_layer_has_no_classifier() -> None:
+    with pytest.raises(NernError, match="learn_fc_layer: Conv2d has no fully connected layer"):
+        as_original(nn.Conv2d(1, 2, 3)).classifier()
+
+
+class Tied(nn.Module):
+    """Two convolutions share a weight; so do two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1, bias=False)
+        self.second.weight = self.first.weight
+        self.up, self.down = nn.Linear(2, 2, bias=False), nn.Linear(2, 2)
+        self.down.weight = self.up.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(F.relu(self.first(x))).mean((2, 3))
+        return self.down(self.up(x))
+
+
+def test_tied_weights_are_represented_once(rng: torch.Generator, tmp_path: Path) -> None:
+    network, batch = Tied(), torch.randn(2, 2, 5, 5, generator=rng)
+    original = as_original(network)
+    assert len(original.weights) == 1
+    weights = [torch.randn(w.shape, generator=rng) for w in original.weights]
+    expected = copy.deepcopy(network)
+    with torch.no_grad():
+        expected.first.weight.copy_(weights[0])
+    torch.testing.assert_close(original.run(weights, batch)[0], expected(batch).detach())
+    torch.testing.assert_close(original.rebuild(weights)(batch), expected(batch).detach())
+    kept = original.kept()
+    assert not {"module.first.weight", "module.second.weight"} & set(kept)
+    save_safetensors(tmp_path / "kept.safetensors", kept)

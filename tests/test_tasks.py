@@ -1,0 +1,636 @@
+"""Tasks: datasets, augmentation, streams of batches."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from nern.compat import import_torchvision
+from nern.config import Config
+from nern.errors import NernError
+from nern.evaluation import Evaluator
+from nern.originals import as_original
+from nern.registry import TASKS
+from nern.tasks import ImageTensors, Task, build_task, register_task
+from nern.tasks.images import EpochOrder
+
+CPU = torch.device("cpu")
+
+
+def config(task: str = "digits", **changes: Any) -> Config:
+    """A config of a task; `held_out`, `test_images` and `best_on` are those of its evaluation section."""
+    made = Config(batch_size=changes.pop("batch_size", 16), seed=changes.pop("seed", 0))
+    made.evaluation.held_out_images = changes.pop("held_out", 1000)
+    made.evaluation.test_images = changes.pop("test_images", None)
+    made.evaluation.best_on = changes.pop("best_on", "held_out")
+    made.task.task_name = task
+    for name, value in changes.items():
+        assert hasattr(made.task, name)
+        setattr(made.task, name, value)
+    return made.check()
+
+
+def whole(data: Any, batch_size: int = 500) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*data.batches(batch_size), strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+# --- CIFAR -------------------------------------------------------------------------------------------------------
+
+
+def write_cifar10(folder: Path, count: int = 20, **changes: Any) -> Path:
+    """A small set in the layout of CIFAR-10; `changes` go over the entries of its files."""
+    target = folder / "cifar-10-batches-py"
+    target.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        data = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+        entry = {"labels": rng.integers(0, 10, count).tolist(), "data": data, "batch_label": name} | changes
+        (target / name).write_bytes(pickle.dumps(entry, protocol=2))
+    return target
+
+
+def test_the_shared_cifar10_is_read(cifar10: Path) -> None:
+    task = build_task(config("cifar10", data_dir=str(cifar10)), CPU)
+    assert (task.input_shape, task.num_classes) == ((3, 32, 32), 10)
+    assert (len(task.train.data), len(task.held_out), len(task.test)) == (48_059, 1_000, 9_806)
+    for part in (task.train.data, task.held_out, task.test):
+        assert part.images.dtype == torch.uint8
+        assert part.images.shape[1:] == (3, 32, 32)
+        assert part.labels.dtype == torch.int64
+        assert set(part.labels.unique().tolist()) == set(range(10))
+    images, labels = task.train.batch(0)
+    assert images.dtype == torch.float32
+    assert (images.shape, labels.shape) == ((16, 3, 32, 32), (16,))
+    assert images.abs().max() < 3
+
+
+def test_batch_files_are_images_by_channel_row_and_column(tmp_path: Path) -> None:
+    folder = write_cifar10(tmp_path)
+    stored = pickle.loads((folder / "test_batch").read_bytes())
+    test = build_task(config("cifar10", data_dir=str(tmp_path)), CPU, train=False).test
+    assert test.images[3, 1, 5, 7] == stored["data"][3, 1 * 1024 + 5 * 32 + 7]
+    assert test.labels.tolist() == stored["labels"]
+    normalized = next(test.batches(20))[0]
+    for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+        expected = (test.images[:, channel].double() / 255 - mean) / std
+        torch.testing.assert_close(normalized[:, channel].double(), expected, rtol=0, atol=1e-5)
+
+
+def test_the_batch_folder_itself_will_do_as_data_dir(tmp_path: Path) -> None:
+    folder = write_cifar10(tmp_path)
+    assert len(build_task(config("cifar10", data_dir=str(folder)), CPU, train=False).test) == 20
+
+
+def test_data_in_the_working_directory_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar10(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    assert len(build_task(config("cifar10"), CPU).train.data) == 90
+
+
+def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name in ("train", "test"):
+        entry = {"data": np.zeros((30, 3072), np.uint8), "fine_labels": list(range(30)), "coarse_labels": [0] * 30}
+        (folder / name).write_bytes(pickle.dumps(entry, protocol=2))
+    task = build_task(config("cifar100", data_dir=str(tmp_path)), CPU)
+    assert task.num_classes == 100
+    assert task.test.labels.tolist() == list(range(30))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_folder_without_the_data_says_what_is_expected(name: str, tmp_path: Path) -> None:
+    with pytest.raises(NernError, match=rf"task.data_dir .* does not hold {name}: cifar-10.*it holds: nothing"):
+        build_task(config(name, data_dir=str(tmp_path)), CPU)
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(NernError, match="it holds: pictures"):
+        build_task(config(name, data_dir=str(tmp_path)), CPU)
+    with pytest.raises(NernError, match="there is no such folder"):
+        build_task(config(name, data_dir=str(tmp_path / "nowhere")), CPU)
+
+
+@pytest.mark.parametrize(("name", "dataset"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
+def test_a_failed_download_says_where_to_put_the_data(
+    name: str, dataset: str, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(root: str, train: bool, download: bool) -> None:
+        assert download
+        assert Path(root) == cache_dir / "data"
+        raise OSError("no route to host")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(import_torchvision().datasets, dataset, offline)
+    with pytest.raises(NernError, match=rf"{name} could not be downloaded to .*no route to host.*task.data_dir"):
+        build_task(config(name), CPU)
+
+
+def test_downloaded_data_are_read_from_the_cache(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloads = []
+
+    def download(root: str, train: bool, download: bool) -> None:
+        downloads.append(root)
+        write_cifar10(Path(root))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(import_torchvision().datasets, "CIFAR10", download)
+    for _ in range(2):
+        assert len(build_task(config("cifar10"), CPU, train=False).test) == 20
+    assert downloads == [str(cache_dir / "data")]
+
+
+def test_a_missing_batch_file_is_named(tmp_path: Path) -> None:
+    (write_cifar10(tmp_path) / "data_batch_4").unlink()
+    with pytest.raises(NernError, match=r"data_batch_4 is missing"):
+        build_task(config("cifar10", data_dir=str(tmp_path)), CPU)
+
+
+def test_a_malicious_batch_file_is_refused_and_not_executed(tmp_path: Path, attack: Any) -> None:
+    folder = write_cifar10(tmp_path)
+    attack.save_pickle(folder / "test_batch", data=np.zeros((2, 3072), np.uint8), labels=[0, 1])
+    with pytest.raises(NernError, match=r"test_batch is not a batch file of this dataset \(refused to load .*mkdir"):
+        build_task(config("cifar10", data_dir=str(tmp_path)), CPU)
+    assert not attack.executed
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps({"data": [1]})])
+def test_a_damaged_batch_file_is_named(content: bytes, tmp_path: Path) -> None:
+    (write_cifar10(tmp_path) / "data_batch_2").write_bytes(content)
+    with pytest.raises(NernError, match=r"data_batch_2 is not a batch file of this dataset"):
+        build_task(config("cifar10", data_dir=str(tmp_path)), CPU)
+
+
+def test_a_truncated_batch_file_is_named(tmp_path: Path) -> None:
+    path = write_cifar10(tmp_path) / "data_batch_2"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(NernError, match=r"data_batch_2 is not a batch file"):
+        build_task(config("cifar10", data_dir=str(tmp_path)), CPU)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": np.zeros((20, 3072), np.float32)},
+        {"data": np.zeros((20, 1000), np.uint8)},
+        {"data": np.zeros((19, 3072), np.uint8)},
+        {"labels": list(range(12)) + [0] * 7},
+        {"labels": ["cat"] * 20},
+        {"labels": [10] * 20},
+        {"labels": [-1] * 20},
+        {"labels": [0.5] * 20},
+        {"labels": None},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_batch_files_of_something_else_are_one_clear_error(changes: dict[str, Any], tmp_path: Path) -> None:
+    write_cifar10(tmp_path, **changes)
+    with pytest.raises(NernError, match=r"data_batch_1 is not a batch file of this dataset"):
+        build_task(config("cifar10", data_dir=str(tmp_path)), CPU)
+
+
+# --- digits and random data --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_digits_are_split_once_and_for_all() -> None:
+    tasks = [build_task(config(seed=seed), CPU) for seed in (0, 1)]
+    first, second = tasks
+    assert (first.input_shape, first.num_classes) == ((1, 8, 8), 10)
+    assert (len(first.train.data), len(first.held_out), len(first.test)) == (1080, 120, 597)
+    assert torch.equal(first.test.images, second.test.images)
+    assert first.test.images.dtype == torch.uint8
+    assert first.test.images.max() == 255
+    images, labels = whole(first.test)
+    assert images.shape == (597, 1, 8, 8)
+    assert set(labels.tolist()) == set(range(10))
+    assert abs(float(images.mean())) < 0.1
+    assert abs(float(images.std()) - 1) < 0.1
+
+
+def test_test_images_can_be_limited_or_left_out() -> None:
+    everything = build_task(config(), CPU).test
+    some = build_task(config(test_images=50), CPU).test
+    assert len(some) == 50
+    assert torch.equal(some.images, everything.images[:50])
+    assert build_task(config(test_images=0), CPU).test is None
+
+
+def test_only_the_splits_that_are_needed_are_asked_for() -> None:
+    asked = []
+
+    def data(train_kwargs: Any, test_kwargs: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs["splits"])
+        images = images_in_memory()
+        return tuple(images if split in kwargs["splits"] else None for split in ("train", "test"))
+
+    with registered(data):
+        build_task(config("mine"), CPU)
+        build_task(config("mine"), CPU, train=False)
+        build_task(config("mine", test_images=0), CPU)
+        build_task(config("mine", use_random_data=True), CPU)
+        build_task(config("mine", use_random_data=True, test_images=0), CPU)
+    assert asked == [("train", "test"), ("test",), ("train",), ("test",)]
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_random_data_are_uniform_images_without_labels() -> None:
+    stream = build_task(config(use_random_data=True, batch_size=100), CPU).train
+    images, labels = stream.batch(0)
+    assert labels is None
+    assert images.shape == (100, 1, 8, 8)
+    assert -2 <= float(images.min()) < -1.99
+    assert 1.99 < float(images.max()) <= 2
+    assert abs(float(images.mean())) < 0.05
+    assert stream.steps_per_epoch == 12  # as many images an epoch as the training set has
+
+
+def test_random_data_are_a_function_of_seed_and_step() -> None:
+    one, again, other = (build_task(config(use_random_data=True, seed=seed), CPU) for seed in (1, 1, 2))
+    assert torch.equal(one.train.batch(7)[0], again.train.batch(7)[0])
+    assert not torch.equal(one.train.batch(7)[0], one.train.batch(8)[0])
+    assert not torch.equal(one.train.batch(7)[0], other.train.batch(7)[0])
+    held_out = [images for images, labels in one.held_out.batches(100) if labels is None]
+    assert sum(map(len, held_out)) == len(one.held_out) == 1000
+    assert torch.equal(torch.cat(held_out), torch.cat([images for images, _ in one.held_out.batches(100)]))
+    assert not torch.equal(held_out[0][:16], one.train.batch(0)[0])
+
+
+def test_random_data_with_best_on_test_have_no_held_out_images() -> None:
+    assert build_task(config(use_random_data=True, best_on="test"), CPU).held_out is None
+
+
+# --- images in memory --------------------------------------------------------------------------------------------
+
+
+def numbered_images(count: int = 12, size: int = 5, **options: Any) -> ImageTensors:
+    """Images whose pixels are all different (none is zero) and whose label is their number."""
+    images = torch.randint(1, 256, (count, 2, size, size), generator=torch.Generator().manual_seed(0))
+    return ImageTensors(images.to(torch.uint8), torch.arange(count), (0.5, 0.25), (0.5, 0.5), **options)
+
+
+def crops(image: Tensor, pad: int, flip: bool) -> dict[bytes, tuple[int, int, bool]]:
+    """Every image that augmentation may make of `image`, by content."""
+    _, height, width = image.shape
+    allowed = {}
+    for mirrored in (False, True) if flip else (False,):
+        source = image.flip(2) if mirrored else image
+        for top in range(2 * pad + 1):
+            for left in range(2 * pad + 1):
+                crop = torch.zeros_like(image)
+                for y in range(height):
+                    for x in range(width):
+                        row, column = y + top - pad, x + left - pad
+                        if 0 <= row < height and 0 <= column < width:
+                            crop[:, y, x] = source[:, row, column]
+                allowed[crop.numpy().tobytes()] = (top, left, mirrored)
+    return allowed
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("pad", [0, 1, 2])
+def test_each_augmented_image_is_a_crop_of_its_own(pad: int, flip: bool) -> None:
+    data = numbered_images(pad=pad, flip=flip)
+    rng = torch.Generator().manual_seed(1)
+    drawn = set()
+    for _ in range(40):
+        for image, augmented in zip(data.images, data.augmented(data.images, rng), strict=True):
+            allowed = crops_of(image, pad, flip)
+            assert augmented.numpy().tobytes() in allowed
+            drawn.add(allowed[augmented.numpy().tobytes()])
+    assert len(drawn) == (2 * pad + 1) ** 2 * (2 if flip else 1)  # every shift and mirroring occurs
+
+
+_known: dict[Any, Any] = {}
+
+
+def crops_of(image: Tensor, pad: int, flip: bool) -> dict[bytes, tuple[int, int, bool]]:
+    key = (image.numpy().tobytes(), pad, flip)
+    if key not in _known:
+        _known[key] = crops(image, pad, flip)
+    return _known[key]
+
+
+def test_images_of_a_batch_are_augmented_each_on_its_own() -> None:
+    data = numbered_images(count=1, pad=2, flip=True)
+    batch = data.augmented(data.images.repeat(64, 1, 1, 1), torch.Generator().manual_seed(0))
+    assert len({image.numpy().tobytes() for image in batch}) > 20
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_augmentation_depends_on_its_seed_alone_and_leaves_the_images() -> None:
+    data = numbered_images(pad=2, flip=True)
+    before = data.images.clone()
+    one, again, other = (data.augmented(data.images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert torch.equal(data.images, before)
+
+
+def test_batches_to_evaluate_on_are_in_order_and_not_augmented() -> None:
+    data = numbered_images(pad=2, flip=True)
+    images, labels = whole(data, batch_size=5)
+    assert labels.tolist() == list(range(12))
+    expected = (data.images / 255 - torch.tensor([0.5, 0.25]).view(-1, 1, 1)) / 0.5
+    torch.testing.assert_close(images, expected)
+
+
+def test_mean_and_deviation_may_be_lists(small_cnn: Callable[..., Any]) -> None:
+    images = torch.randint(0, 256, (6, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    data = ImageTensors(images, torch.arange(6), mean=[0.5], std=[0.5])
+    assert Evaluator(as_original(small_cnn()), 4)(data).agreement == 100
+
+
+@given(st.integers(1, 50), st.integers(1, 60), st.integers(0, 5))
+def test_every_epoch_covers_each_image_once_in_a_new_order(count: int, batch_size: int, seed: int) -> None:
+    order = EpochOrder(count, batch_size, seed)
+    epochs = []
+    for epoch in range(3):
+        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+        batches = [order.indices(step) for step in steps]
+        assert all(1 <= len(batch) <= batch_size for batch in batches)
+        epochs.append(torch.cat(batches).tolist())
+        assert sorted(epochs[-1]) == list(range(count))
+    if count > 10:
+        assert epochs[0] != epochs[1] != epochs[2]
+    last = 3 * order.steps_per_epoch - 1
+    assert torch.equal(EpochOrder(count, batch_size, seed).indices(last), order.indices(last))
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_batches_are_the_same_reached_one_by_one_or_at_once() -> None:
+    steps = 2 * (1080 // 16 + 1)
+    stream = build_task(config(), CPU).train
+    assert stream.steps_per_epoch == steps // 2
+    reached = [stream.batch(step) for step in range(steps)]
+    for step in (steps - 1, 3, 70):
+        images, labels = build_task(config(), CPU).train.batch(step)
+        assert torch.equal(images, reached[step][0])
+        assert torch.equal(labels, reached[step][1])
+
+
+def test_an_image_is_augmented_anew_in_each_epoch() -> None:
+    stream = build_task(config(), CPU).train
+    images, _ = stream.batch(0)
+    number = int(stream.order.indices(0)[0])
+    later = [step for step in range(68, 136) if number in stream.order.indices(step).tolist()]
+    place = stream.order.indices(later[0]).tolist().index(number)
+    variants = {stream.batch(later[0])[0][place].numpy().tobytes(), images[0].numpy().tobytes()}
+    for epoch in range(2, 8):
+        step = next(s for s in range(68 * epoch, 68 * epoch + 68) if number in stream.order.indices(s).tolist())
+        place = stream.order.indices(step).tolist().index(number)
+        variants.add(stream.batch(step)[0][place].numpy().tobytes())
+    assert len(variants) > 1
+
+
+# --- held-out images ---------------------------------------------------------------------------------------------
+
+
+def label_task(count: int, loaders: bool = False) -> Callable[..., Any]:
+    """A task whose labels are the numbers of its images; test images follow on the training images."""
+
+    def data(train_kwargs: dict[str, Any], test_kwargs: dict[str, Any], **kwargs: Any) -> Any:
+        images = torch.zeros(count + 7, 1, 4, 4, dtype=torch.uint8)
+        labels = torch.arange(count + 7)
+        parts = [(images[:count], labels[:count]), (images[count:], labels[count:])]
+        if loaders:
+            sizes = (train_kwargs["batch_size"], test_kwargs["batch_size"])
+            return tuple(
+                DataLoader(TensorDataset(i.float(), n), batch_size=size)
+                for (i, n), size in zip(parts, sizes, strict=True)
+            )
+        return tuple(ImageTensors(i, n, (0.0,), (1.0,)) for i, n in parts)
+
+    return data
+
+
+@contextmanager
+def registered(function: Callable[..., Any]) -> Iterator[None]:
+    """Within it a function is the task 'mine'."""
+    register_task("mine", input_shape=(1, 4, 4), num_classes=10)(function)
+    try:
+        yield
+    finally:
+        TASKS.unregister("mine")
+
+
+def seen_labels(task: Task) -> set[int]:
+    labels = [task.train.batch(step)[1] for step in range(task.train.steps_per_epoch)]
+    seen = torch.cat(labels).tolist()
+    assert len(seen) == len(set(seen))
+    return set(seen)
+
+
+@pytest.mark.parametrize("loaders", [False, True])
+@pytest.mark.parametrize(("held_out", "aside"), [(5, 5), (1000, 10)])
+def test_held_out_images_are_training_images_that_are_not_trained_on(loaders: bool, held_out: int, aside: int) -> None:
+    with registered(label_task(100, loaders)):
+        task = build_task(config("mine", held_out=held_out), CPU)
+        apart = set(whole(task.held_out)[1].tolist())
+        trained = seen_labels(task)
+        tested = set(whole(task.test)[1].tolist())
+    assert len(apart) == len(task.held_out) == aside
+    assert not apart & trained
+    assert apart | trained == set(range(100))
+    assert tested == set(range(100, 107))
+
+
+@pytest.mark.parametrize("loaders", [False, True])
+def test_with_best_on_test_nothing_is_set_aside(loaders: bool) -> None:
+    with registered(label_task(100, loaders)):
+        task = build_task(config("mine", best_on="test"), CPU)
+        assert task.held_out is None
+        assert seen_labels(task) == set(range(100))
+
+
+@pytest.mark.parametrize("loaders", [False, True])
+def test_which_images_are_held_out_depends_on_the_seed(loaders: bool) -> None:
+    with registered(label_task(100, loaders)):
+        one, again, other = (whole(build_task(config("mine", seed=s), CPU).held_out)[1].tolist() for s in (1, 1, 2))
+    assert one == again != other
+
+
+@pytest.mark.parametrize("loaders", [False, True])
+def test_sets_too_small_to_set_any_image_aside_have_no_held_out_images(loaders: bool) -> None:
+    with registered(label_task(9, loaders)):
+        task = build_task(config("mine"), CPU)
+        assert task.held_out is None
+        assert seen_labels(task) == set(range(9))
+
+
+# --- tasks of the user's with data loaders -----------------------------------------------------------------------
+
+
+class Jittered(Dataset):
+    """Items with noise from all three global generators, as transforms draw it; the first pixel is the item's number."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        noise = torch.rand(1, 4, 4) + random.random() + np.random.random()  # noqa: NPY002
+        noise[0, 0, 0] = index
+        return noise, index % 10
+
+
+def jittered_task(
+    train_kwargs: dict[str, Any], test_kwargs: dict[str, Any], use_workers: bool = True, **kwargs: Any
+) -> Any:
+    return (
+        DataLoader(Jittered(60), train_kwargs["batch_size"], shuffle=True, num_workers=train_kwargs["num_workers"]),
+        DataLoader(Jittered(13), test_kwargs["batch_size"], num_workers=test_kwargs["num_workers"]),
+    )
+
+
+@pytest.fixture
+def jittered() -> Iterator[None]:
+    with registered(jittered_task):
+        yield
+
+
+def loader_stream(**changes: Any) -> Any:
+    return build_task(config("mine", batch_size=8, best_on="test", **changes), CPU).train
+
+
+@pytest.mark.usefixtures("jittered", "rng_untouched")
+def test_loader_batches_are_the_same_reached_one_by_one_or_at_once() -> None:
+    stream = loader_stream()
+    assert stream.steps_per_epoch == 8  # 60 images, the last batch short
+    reached = [stream.batch(step) for step in range(20)]
+    assert [len(images) for images, _ in reached[:8]] == [8] * 7 + [4]
+    for step in (19, 11, 0, 8, 7):
+        images, labels = loader_stream().batch(step)
+        assert torch.equal(images, reached[step][0])
+        assert torch.equal(labels, reached[step][1])
+    resumed = loader_stream()
+    for step in range(11, 20):
+        assert torch.equal(resumed.batch(step)[0], reached[step][0])
+
+
+@pytest.mark.usefixtures("jittered", "rng_untouched")
+def test_loader_epochs_cover_each_image_once_with_new_noise() -> None:
+    stream = loader_stream()
+    epochs = []
+    for epoch in range(2):
+        images = torch.cat([stream.batch(step)[0] for step in range(8 * epoch, 8 * epoch + 8)])
+        numbers = images[:, 0, 0, 0].long()
+        assert sorted(numbers.tolist()) == list(range(60))
+        epochs.append(images[numbers.argsort()])
+    assert not (epochs[0][:, 0, 1:] == epochs[1][:, 0, 1:]).any()
+
+
+@pytest.mark.usefixtures("jittered", "rng_untouched")
+def test_loader_noise_depends_on_the_seed() -> None:
+    one, again, other = (loader_stream(seed=seed).batch(3)[0] for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("jittered", "rng_untouched")
+@pytest.mark.parametrize("name", ["held_out", "test"])
+def test_loader_images_to_evaluate_on_are_the_same_every_time(name: str) -> None:
+    task = build_task(config("mine"), CPU)
+    first, second = (whole(getattr(task, name))[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.usefixtures("jittered")
+def test_stopping_an_evaluation_early_leaves_the_generators() -> None:
+    before = torch.get_rng_state()
+    batches = build_task(config("mine"), CPU).test.batches(4)
+    next(batches)
+    batches.close()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.usefixtures("jittered")
+def test_loader_test_images_can_be_limited() -> None:
+    test = build_task(config("mine", test_images=5), CPU).test
+    images, labels = whole(test)
+    assert len(test) == len(images) == len(labels) == 5
+    assert len(whole(build_task(config("mine", test_images=99), CPU).test)[0]) == 13
+
+
+def test_a_task_is_called_as_the_published_guide_says() -> None:
+    calls = []
+
+    def data(train_kwargs: dict[str, Any], test_kwargs: dict[str, Any], use_workers: bool = True, **kwargs: Any) -> Any:
+        calls.append((train_kwargs, test_kwargs, use_workers, kwargs))
+        return jittered_task(train_kwargs, test_kwargs)
+
+    with registered(data):
+        build_task(config("mine", batch_size=8, data_dir="here", imagenet_path="there"), CPU)
+    ((train_kwargs, test_kwargs, use_workers, kwargs),) = calls
+    assert train_kwargs == {"batch_size": 8, "num_workers": 0}
+    assert test_kwargs == {"batch_size": 500, "num_workers": 0}
+    assert not use_workers
+    assert kwargs == {"data_dir": "here", "imagenet_path": "there", "splits": ("train", "test")}
+
+
+class Endless(IterableDataset):
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        yield torch.zeros(1, 4, 4), 0
+
+
+def images_in_memory(count: int = 20) -> ImageTensors:
+    return ImageTensors(torch.zeros(count, 1, 4, 4, dtype=torch.uint8), torch.arange(count) % 10, (0.0,), (1.0,))
+
+
+IMAGES, EMPTY = images_in_memory(), images_in_memory(0)
+EMPTY_LOADER = DataLoader(TensorDataset(torch.zeros(0, 1, 4, 4)))
+WRONG = {
+    "a tensor": ((torch.zeros(3), IMAGES), "gave Tensor as its train split; an ImageTensors or a DataLoader"),
+    "a list": ((IMAGES, [1, 2]), "gave list as its test split"),
+    "None for a split": ((IMAGES, None), "gave NoneType as its test split"),
+    "an empty training set": ((EMPTY, IMAGES), "the train split of task 'mine' is empty"),
+    "an empty test set": ((IMAGES, EMPTY), "the test split of task 'mine' is empty"),
+    "an empty loader": ((IMAGES, EMPTY_LOADER), "the test split of task 'mine' is empty"),
+    "an iterable dataset": ((DataLoader(Endless()), IMAGES), "needs map-style datasets"),
+    "None": (None, "'mine' gave NoneType"),
+    "one set": (IMAGES, "'mine' gave ImageTensors"),
+    "three sets": ((IMAGES, IMAGES, IMAGES), "'mine' gave"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_task_that_returns_something_else_is_one_clear_error(what: str) -> None:
+    returned, says = WRONG[what]
+    with registered(lambda *args, **kwargs: returned), pytest.raises(NernError, match=says):
+        build_task(config("mine"), CPU)
+
+
+def test_datasets_of_images_without_labels_are_one_clear_error() -> None:
+    loader = DataLoader(torch.zeros(20, 1, 4, 4), 2)  # a batch of two images could pass for images and labels
+    with registered(lambda *args, **kwargs: (loader, loader)), pytest.raises(NernError, match=r"\(image, label\)"):
+        build_task(config("mine", batch_size=2), CPU).train.batch(0)
+
+
+@pytest.mark.parametrize("error", [KeyError("label"), ValueError("bad"), NernError("mine")])
+def test_errors_inside_a_task_come_through(error: Exception) -> None:
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    with registered(failing), pytest.raises(type(error)) as caught:
+        build_task(config("mine"), CPU)
+    assert caught.value is error
+
+
+def test_unknown_tasks_list_the_choices() -> None:
+    with pytest.raises(NernError, match=r"task.task_name.*did you mean 'cifar10'.*digits"):
+        config("cifar-10")

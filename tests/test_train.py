@@ -1,0 +1,901 @@
+"""Training: what a run leaves, when it evaluates and saves, and that a stopped run loses nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import nn
+
+import nern
+from nern import Config, NernError, NonFiniteLossError, registry
+from nern.experiment import build_experiment
+from nern.originals import CifarResNet
+from nern.training import Interrupted, RunFolder, Trainer
+
+BASE: dict[str, Any] = {
+    "nern.hidden_layer_size": 8,
+    "nern.embeddings.enc_levels": 4,
+    "nern.weights_batch_size": 64,
+    "task.original_model_name": "ResNet8",
+    "task.task_name": "digits",
+    "optim.lr": 5e-3,
+    "logging.tracker": "none",
+    "logging.log_interval": 1,
+    "evaluation.held_out_images": 20,
+    "evaluation.test_images": 40,
+    "epochs": None,
+    "num_iterations": 6,
+    "batch_size": 8,
+    "eval_epochs_interval": None,
+    "save_epochs_interval": None,
+    "loss_warmup_iterations": 2,
+}
+WIDTHS = [4, 6, 8]
+PREDICTOR_NAMES = {
+    f"{layer}.{kind}" for layer in ("layers.0", "layers.1", "final_linear_layer") for kind in ("weight", "bias")
+}
+
+Configure = Callable[..., Config]
+
+
+def save_original(path: Path, in_channels: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        torch.save(CifarResNet(8, in_channels=in_channels, widths=WIDTHS).state_dict(), path)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a very small ResNet for digits."""
+    path = tmp_path_factory.mktemp("original") / "network.pt"
+    save_original(path, 1)
+    return path
+
+
+@pytest.fixture
+def configure(original: Path, tmp_path: Path) -> Configure:
+    """Makes a short run's config; dotted keys win over its own."""
+
+    def make(given: Mapping[str, Any] | None = None, **more: Any) -> Config:
+        values = {"original_model_path": str(original), "logging.log_dir": str(tmp_path / "runs"), **BASE}
+        return Config.from_dict(values | dict(given or {}) | more)
+
+    return make
+
+
+@pytest.fixture
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the picture out, the slowest part of a short run."""
+    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def train(config: Config) -> RunFolder:
+    return RunFolder(nern.train(config, quiet())["run_folder"])
+
+
+def resume(folder: RunFolder) -> RunFolder:
+    return RunFolder(nern.resume(folder.root, quiet())["run_folder"])
+
+
+def steps(folder: RunFolder, what: str = "evaluations") -> list[int]:
+    """Steps of the recorded losses or evaluations."""
+    return [record["step"] for record in folder.load_state()[what]]
+
+
+def checkpoint(folder: RunFolder, name: str = "last") -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(folder.checkpoint(name), weights_only=True)
+    return state
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the last bit, in containers of any depth."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Presses Ctrl-C when `step` steps are done."""
+    train_step = Trainer.train_step
+
+    def stopping(self: Trainer, *args: Any) -> Any:
+        losses = train_step(self, *args)
+        if self.step == step:
+            signal.raise_signal(signal.SIGINT)
+        return losses
+
+    patch.setattr(Trainer, "train_step", stopping)
+
+
+def interrupted(config: Config, step: int) -> RunFolder:
+    """The folder of a run that was stopped after `step` steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Interrupted, match=f"stopped at step {step} of {config.num_iterations}; saved"):
+            nern.train(config, quiet())
+    return RunFolder(sorted(Path(config.logging.log_dir).iterdir(), key=lambda p: p.stat().st_mtime)[-1])
+
+
+def assert_same_result(a: RunFolder, b: RunFolder) -> None:
+    state_a, state_b = a.load_state(), b.load_state()
+    assert state_a.keys() == state_b.keys()
+    for key in state_a.keys() - {"seconds"}:
+        assert same(state_a[key], state_b[key]), key
+    for file in sorted((a.root / "checkpoints").iterdir()):
+        twin = b.root / "checkpoints" / file.name
+        load = load_file if file.suffix == ".safetensors" else torch.load
+        assert same(load(file), load(twin)), file.name
+
+
+# --- what a run leaves -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
+    """A complete run on the network that ships with nern, ordered, and what it returned."""
+    values = BASE | {
+        "original_model_path": "pretrained:digits-resnet8",
+        "nern.embeddings.permutations.permute_mode": "crossfilter",
+        "logging.log_dir": str(tmp_path_factory.mktemp("finished")),
+        "logging.tracker": "tensorboard",
+        "logging.exp_name": "run",
+        "eval_iterations_interval": 3,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NERN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        metrics = nern.train(Config.from_dict(values), quiet())
+    return RunFolder(metrics["run_folder"]), metrics
+
+
+def files(folder: RunFolder) -> set[str]:
+    found = {str(path.relative_to(folder.root)) for path in folder.root.rglob("*") if path.is_file()}
+    return {"events" if name.startswith("events.out.tfevents.") else name for name in found}
+
+
+def test_run_folder_holds_what_is_documented(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+    assert files(finished[0]) == {
+        "config.yaml",
+        "ordering.safetensors",
+        "kept.safetensors",
+        "checkpoints/best.pt",
+        "checkpoints/last.pt",
+        "state.pt",
+        "metrics.json",
+        "curves.png",
+        "events",
+    }
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_run_folder_without_ordering_or_tracker_lacks_their_files(configure: Configure) -> None:
+    folder = train(configure({"logging.disable_logging": True}))
+    assert files(folder) == {
+        "config.yaml",
+        "kept.safetensors",
+        "checkpoints/best.pt",
+        "checkpoints/last.pt",
+        "state.pt",
+        "metrics.json",
+    }
+
+
+def test_metrics_are_written_as_returned(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+    folder, metrics = finished
+    assert json.loads(folder.metrics.read_text()) == metrics
+    assert metrics["original"]["test"]["images"] == 40
+    assert metrics["original"]["test"]["agreement"] == 100
+    assert set(metrics["best"]) == set(metrics["last"]) == {"step", "held_out", "test"}
+    assert set(metrics["best"]["test"]) == {"images", "agreement", "divergence", "top1", "top5", "loss"}
+    assert metrics["steps"] == metrics["last"]["step"] == 6
+    assert metrics["seconds"] > 0
+    assert metrics["seconds_per_step"] == metrics["seconds"] / 6
+    assert metrics["peak_memory_bytes"] > 10**7
+    assert metrics["versions"]["nern"] == nern.__version__
+    assert metrics["run_folder"] == str(folder.root)
+
+
+def test_metrics_name_every_layer(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+    layers = finished[1]["layers"]
+    assert [layer["name"] for layer in layers][:2] == ["conv1.weight", "layer1.0.conv1.weight"]
+    assert len(layers) == 7
+    for layer in layers:
+        assert layer["rmse"] > 0
+        assert layer["relative"] > 0
+
+
+def test_sizes_add_up_and_are_those_on_disk(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+    folder, metrics = finished
+    sizes = metrics["sizes"]
+    predictor = checkpoint(folder, "best")
+    assert sizes["represented_parameters"] == sum(layer["weights"] for layer in metrics["layers"])
+    assert sizes["predictor_parameters"] == sum(tensor.numel() for tensor in predictor.values())
+    assert sizes["predictor_share"] == sizes["predictor_parameters"] / sizes["represented_parameters"]
+    unrepresented = sizes["original_parameters"] - sizes["represented_parameters"]
+    assert sizes["reconstructed_parameters"] == unrepresented + sizes["predictor_parameters"]
+    assert sizes["predictor_bytes"] == folder.checkpoint("best").stat().st_size
+    assert sizes["ordering_bytes"] == folder.ordering.stat().st_size
+    assert sizes["kept_bytes"] == folder.kept.stat().st_size
+    assert 0 < sizes["ordering_bytes_at_least"] < sizes["ordering_bytes"]
+
+
+def test_kept_and_represented_make_the_whole_network(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+    folder, metrics = finished
+    kept = load_file(folder.kept)
+    network = CifarResNet(8, in_channels=1)
+    represented = {layer["name"] for layer in metrics["layers"]}
+    assert represented | kept.keys() == network.state_dict().keys()
+    assert not represented & kept.keys()
+
+
+def test_picture_is_a_png(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+    picture = finished[0].curves
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    height, width, _ = matplotlib.image.imread(picture).shape
+    assert width > height > 300
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_checkpoint_is_a_plain_state_dict_with_published_names(
+    finished: tuple[RunFolder, dict[str, Any]], name: str
+) -> None:
+    state = checkpoint(finished[0], name)
+    assert state.keys() == PREDICTOR_NAMES
+    assert all(type(tensor) is torch.Tensor and torch.isfinite(tensor).all() for tensor in state.values())
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_saved_config_reproduces_the_run(configure: Configure, tmp_path: Path) -> None:
+    first = train(configure())
+    again = Config.load(first.config)
+    again.logging.log_dir = str(tmp_path / "again")
+    assert_same_result(first, train(again))
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_runs_are_never_overwritten(configure: Configure) -> None:
+    config = configure({"num_iterations": 1})
+    first = train(config)
+    before = {path: path.read_bytes() for path in first.root.rglob("*") if path.is_file()}
+    roots = [first.root, train(config).root, train(config).root]
+    assert [root.name for root in roots] == ["NeRN_Train", "NeRN_Train-2", "NeRN_Train-3"]
+    assert {path: path.read_bytes() for path in first.root.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_run_of_no_steps_evaluates_and_saves_the_start(configure: Configure) -> None:
+    folder = train(configure({"num_iterations": 0}))
+    assert steps(folder) == [0]
+    assert checkpoint(folder, "best").keys() == PREDICTOR_NAMES
+
+
+# --- randomness --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_same_seed_same_result_other_seed_another(configure: Configure) -> None:
+    random = {"nern.weights_batch_method": "random_batch"}
+    first, second = (train(configure(random, seed=1)) for _ in range(2))
+    assert_same_result(first, second)
+    other = checkpoint(train(configure(random, seed=2)))
+    assert all(not torch.equal(tensor, other[name]) for name, tensor in checkpoint(first).items())
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_training_leaves_the_global_generators_alone(configure: Configure) -> None:
+    train(configure({"logging.tracker": "tensorboard", "nern.weights_batch_method": "random_weighted_batch"}))
+
+
+def test_training_leaves_signal_handlers_alone(configure: Configure, no_picture: None) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    train(configure({"num_iterations": 1}))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+# --- stopping and resuming ---------------------------------------------------------------------------------------
+
+RESUMED: dict[str, dict[str, Any]] = {
+    **{method: {"nern.weights_batch_method": method} for method in registry.WEIGHT_BATCHES},
+    "without replacement, across cycles": {
+        "nern.weights_batch_method": "random_batch_without_replacement",
+        "nern.weights_batch_size": 200,
+    },
+    **{f"optimizer {name}": {"optim.optimizer_type": name} for name in registry.OPTIMIZERS},
+    "ranger, batches": {"optim.optimizer_type": "ranger", "nern.weights_batch_method": "random_weighted_batch"},
+    "random data": {"task.use_random_data": True},
+    "random data, no test": {"task.use_random_data": True, "evaluation.test_images": 0},
+    "fully connected layer": {"learn_fc_layer": True},
+    "exponential": {"optim.lr_scheduler_type": "exponential", "optim.step_interval": 2},
+    "batch norm": {"nern.norm_layer": "bn", "nern.weights_batch_method": "random_batch"},
+    "task loss": {"nern.task_loss_weight": 0.1},
+    "best on test": {"evaluation.best_on": "test"},
+    "window": {"eval_loss_window_size": 2, "eval_loss_window_interval": 1},
+    "ordered": {"nern.embeddings.permutations.permute_mode": "infilter"},
+    "published predictor": {"nern.method": "kxk_nerf", "nern.embeddings.type": "ffn"},
+}
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("case", RESUMED)
+def test_resumed_run_equals_an_uninterrupted_one(configure: Configure, case: str) -> None:
+    config = configure({"num_iterations": 10, "eval_iterations_interval": 3} | RESUMED[case])
+    whole = train(config)
+    folder = interrupted(config, 5)
+    assert folder.load_state()["step"] == 5
+    assert_same_result(whole, resume(folder))
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("step", [1, 2, 3, 9])
+def test_run_may_be_stopped_anywhere(configure: Configure, step: int) -> None:
+    config = configure(
+        {"num_iterations": 10, "eval_iterations_interval": 3, "nern.weights_batch_method": "random_batch"}
+    )
+    assert_same_result(train(config), resume(interrupted(config, step)))
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_run_may_be_stopped_twice(configure: Configure) -> None:
+    config = configure({"num_iterations": 9, "optim.optimizer_type": "ranger"})
+    folder = interrupted(config, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Interrupted, match="stopped at step 7 of 9"):
+            nern.resume(folder.root, quiet())
+    assert_same_result(train(config), resume(folder))
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_stop_in_the_last_step_finishes_the_run(configure: Configure) -> None:
+    config = configure()
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 6)
+        folder = train(config)
+    assert folder.metrics.is_file()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_resuming_a_finished_run_changes_no_result(configure: Configure) -> None:
+    folder = train(configure())
+    before = {path.name: path.read_bytes() for path in (folder.root / "checkpoints").iterdir()}
+    metrics = json.loads(folder.metrics.read_text())
+    resume(folder)
+    assert {path.name: path.read_bytes() for path in (folder.root / "checkpoints").iterdir()} == before
+    after = json.loads(folder.metrics.read_text())
+    assert after["best"] == metrics["best"]
+    assert after["last"] == metrics["last"]
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_resuming_needs_neither_the_cache_nor_the_first_checkpoint(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shape = {"nern.embeddings.permutations.permute_mode": "crossfilter"}
+    start = tmp_path / "start.pt"
+    start.write_bytes(train(configure(shape)).checkpoint("last").read_bytes())
+    config = configure(shape | {"nern.init": "checkpoint", "nern.checkpoint_path": str(start)})
+    whole, folder = train(config), interrupted(config, 3)
+    start.unlink()
+    monkeypatch.setenv("NERN_CACHE_DIR", str(tmp_path / "another"))
+    assert_same_result(whole, resume(folder))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: folder.config.unlink(), "is not a run folder"),
+        (lambda folder: folder.state.unlink(), "cannot be resumed: it has no state.pt"),
+        (lambda folder: folder.state.write_bytes(folder.state.read_bytes()[:500]), "cannot be read: truncated"),
+        (lambda folder: torch.save({"version": 0}, folder.state), "not written by this version"),
+        (lambda folder: torch.save([1], folder.state), "not written by this version"),
+    ],
+)
+@pytest.mark.usefixtures("no_picture")
+def test_damaged_run_is_refused(configure: Configure, damage: Callable[[RunFolder], Any], message: str) -> None:
+    folder = train(configure({"num_iterations": 1}))
+    damage(folder)
+    with pytest.raises(NernError, match=message):
+        nern.resume(folder.root, quiet())
+
+
+def test_malicious_state_is_not_executed(configure: Configure, no_picture: None, attack: Any) -> None:
+    folder = train(configure({"num_iterations": 1}))
+    attack.save_torch(folder.state)
+    with pytest.raises(NernError, match="refused"):
+        nern.resume(folder.root, quiet())
+    assert not attack.executed
+
+
+SLOW = """
+import os, time
+from nern.training.trainer import Trainer
+train_step = Trainer.train_step
+def slow(self, *args):
+    time.sleep(0.1)
+    return train_step(self, *args)
+if "SLOW" in os.environ:
+    Trainer.train_step = slow
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_killed_process_leaves_a_run_that_goes_on_as_if_nothing_had_happened(
+    configure: Configure, tmp_path: Path, number: signal.Signals, no_picture: None
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    values = {
+        "imports": [str(tmp_path / "slow.py")],
+        "num_iterations": 60,
+        "save_minutes": 0.0,
+        "logging.exp_name": "killed",
+    }
+    config = configure(values)
+    config.save(tmp_path / "config.yaml")
+    folder = RunFolder(tmp_path / "runs" / "killed")
+    command = [sys.executable, "-m", "nern", "train", "--config_path", str(tmp_path / "config.yaml")]
+    process = subprocess.Popen(command, env=os.environ | {"SLOW": "1"}, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not folder.state.is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        messages = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 128 + number
+        assert f"nern train --resume {folder.root}" in messages
+        assert "Traceback" not in messages
+    assert 0 < folder.load_state()["step"] < 60
+    config.logging.exp_name = "whole"
+    assert_same_result(train(config), resume(folder))
+
+
+# --- losses ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_only_reconstruction_counts_during_the_warm_up(configure: Configure) -> None:
+    losses = train(configure({"loss_warmup_iterations": 3})).load_state()["losses"]
+    always = {"step", "lr", "total", "reconstruction"}
+    assert [record["step"] for record in losses] == [0, 1, 2, 3, 4, 5]
+    assert all(record.keys() == always for record in losses[:3])
+    assert all(record.keys() == always | {"feature_maps", "distillation"} for record in losses[3:])
+    assert all(record["total"] == record["reconstruction"] for record in losses[:3])
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_terms_of_no_weight_are_not_computed(configure: Configure) -> None:
+    off = {"nern.attention_loss_weight": 0.0, "nern.distillation_loss_weight": -1.0}
+    losses = train(configure(off | {"loss_warmup_iterations": 0})).load_state()["losses"]
+    assert all(record.keys() == {"step", "lr", "total", "reconstruction"} for record in losses)
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_training_lowers_the_loss(configure: Configure) -> None:
+    losses = train(configure({"num_iterations": 40, "loss_warmup_iterations": 40})).load_state()["losses"]
+    assert losses[-1]["reconstruction"] < 0.9 * losses[0]["reconstruction"]
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("random_data", [False, True])
+def test_loss_that_is_not_finite_stops_the_run_naming_step_and_term(configure: Configure, random_data: bool) -> None:
+    config = configure({"optim.lr": 1e30, "task.use_random_data": random_data, "optim.weight_decay": 0.0})
+    with pytest.raises(NonFiniteLossError, match=r"step [1-5]: .*reconstruction loss is (inf|nan)"):
+        train(config)
+    assert not (Path(config.logging.log_dir) / "NeRN_Train" / "metrics.json").exists()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_loss_that_is_not_finite_does_not_reach_the_weights(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: list[torch.Tensor] = []
+    train_step = Trainer.train_step
+
+    def watched(self: Trainer, *args: Any) -> Any:
+        try:
+            return train_step(self, *args)
+        except NonFiniteLossError:
+            weights.extend(parameter.detach().clone() for parameter in self.parameters)
+            raise
+
+    monkeypatch.setattr(Trainer, "train_step", watched)
+    with pytest.raises(NonFiniteLossError):
+        train(configure({"optim.lr": 1e30, "optim.weight_decay": 0.0}))
+    assert weights
+    assert all(torch.isfinite(tensor).all() for tensor in weights)
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_reconstruction_that_overflows_the_network_is_reported_or_explained(configure: Configure) -> None:
+    config = configure({"optim.lr": 1e8, "num_iterations": 1, "optim.weight_decay": 0.0})
+    try:
+        folder = train(config)
+    except NernError as error:
+        assert "finite" in str(error)  # noqa: PT017
+    else:
+        json.loads(folder.metrics.read_text())
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_layer_of_zeros_is_represented_like_any_other(configure: Configure, original: Path, tmp_path: Path) -> None:
+    state = torch.load(original)
+    state["layer2.0.conv1.weight"].zero_()
+    torch.save(state, tmp_path / "zeros.pt")
+    folder = train(configure({"original_model_path": str(tmp_path / "zeros.pt")}))
+    assert json.loads(folder.metrics.read_text())["layers"][3]["rmse"] > 0
+
+
+def test_original_stays_frozen(configure: Configure) -> None:
+    experiment = build_experiment(configure({"loss_warmup_iterations": 0}))
+    before = {name: tensor.clone() for name, tensor in experiment.original.network.state_dict().items()}
+    trainer = Trainer(experiment.config, experiment.original, experiment.nern, experiment.task)
+    trainer.fit()
+    after = experiment.original.network.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert all(parameter.grad is None for parameter in experiment.original.network.parameters())
+    assert not experiment.original.network.training
+    ids = {id(parameter) for parameter in experiment.original.network.parameters()}
+    assert not ids & {id(parameter) for parameter in trainer.parameters}
+
+
+# --- when it evaluates and saves ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"num_iterations": 5}, [5]),
+        ({"num_iterations": 5, "eval_iterations_interval": 2}, [2, 4, 5]),
+        ({"num_iterations": 4, "eval_iterations_interval": 2}, [2, 4]),
+        ({"epochs": 2, "eval_epochs_interval": 1}, [2, 4]),
+        ({"epochs": 3, "eval_epochs_interval": 2}, [4, 6]),
+        ({"num_iterations": 5, "eval_epochs_interval": 1, "eval_iterations_interval": 3}, [2, 3, 4, 5]),
+    ],
+)
+def test_evaluations_come_at_their_intervals_and_at_the_end(
+    configure: Configure, values: dict[str, Any], expected: list[int]
+) -> None:
+    two_steps_an_epoch = {"batch_size": 600, "loss_warmup_iterations": 100, "num_iterations": None}
+    assert steps(train(configure(two_steps_an_epoch | values))) == expected
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_low_loss_in_a_window_triggers_an_evaluation(configure: Configure) -> None:
+    folder = train(configure({"num_iterations": 12, "eval_loss_window_size": 3, "eval_loss_window_interval": 2}))
+    losses = folder.load_state()["losses"]
+    watched = [
+        (r["step"], r["feature_maps"] + r["distillation"]) for r in losses if "feature_maps" in r and r["step"] % 2 == 0
+    ]
+    expected = set()
+    for index in range(2, len(watched)):
+        step, loss = watched[index]
+        if loss <= min(value for _, value in watched[index - 2 : index + 1]):
+            expected.add(step + 1)
+    assert expected
+    assert set(steps(folder)) == expected | {12}
+
+
+def test_lowest_loss_triggers_only_when_the_window_is_full(configure: Configure) -> None:
+    experiment = build_experiment(configure({"eval_loss_window_size": 3, "eval_loss_window_interval": 2}))
+    trainer = Trainer(experiment.config, experiment.original, experiment.nern)
+    triggered = []
+    for step, loss in enumerate([9.0, 0.0, 8.0, 0.0, 7.0, 0.0, 7.5, 0.0, 7.0, 0.0]):
+        terms = {"reconstruction": torch.tensor(1.0), "distillation": torch.tensor(loss)}
+        if trainer._evaluation_due(step, nern.objectives.Losses(terms, torch.tensor(1.0))):
+            triggered.append(step)
+    assert triggered == [4, 8]
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"save_iterations_interval": 2}, {"step_2", "step_4"}),
+        ({"save_epochs_interval": 2}, {"step_4"}),
+        ({}, set()),
+    ],
+)
+def test_checkpoints_are_kept_at_their_intervals(
+    configure: Configure, values: dict[str, Any], expected: set[str]
+) -> None:
+    folder = train(configure({"num_iterations": 5, "batch_size": 600, "loss_warmup_iterations": 9} | values))
+    assert {path.stem for path in (folder.root / "checkpoints").iterdir()} == expected | {"best", "last"}
+    assert all(checkpoint(folder, name).keys() == PREDICTOR_NAMES for name in expected)
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("best_on", ["held_out", "test"])
+def test_best_is_the_evaluation_with_the_highest_score(configure: Configure, best_on: str) -> None:
+    folder = train(configure({"evaluation.best_on": best_on, "eval_iterations_interval": 1, "optim.lr": 0.05}))
+    metrics = json.loads(folder.metrics.read_text())
+    evaluations = folder.load_state()["evaluations"]
+    assert ("held_out" in metrics["last"]) == (best_on == "held_out")
+    best = max(
+        evaluations, key=lambda record: (record[best_on]["top1"], -record[best_on]["divergence"], -record["step"])
+    )
+    assert metrics["best"] == best
+
+
+def test_held_out_images_are_training_images_that_are_not_trained_on(configure: Configure) -> None:
+    experiment = build_experiment(configure())
+    assert len(experiment.task.held_out) == 20
+    trained = experiment.task.train.data
+    assert len(trained) == 1180
+    everything = build_experiment(configure({"evaluation.best_on": "test"})).task
+    assert everything.held_out is None
+    assert len(everything.train.data) == 1200
+    images = {image.numpy().tobytes() for image in trained.images}
+    held_out = {image.numpy().tobytes() for image in experiment.task.held_out.images}
+    assert len(images & held_out) <= 1
+    assert images | held_out == {image.numpy().tobytes() for image in everything.train.data.images}
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_data_free_run_reports_agreement_only(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.TASKS._entries, "digits", None)  # loading it would fail
+    folder = train(configure({"task.use_random_data": True, "evaluation.test_images": 0}))
+    metrics = json.loads(folder.metrics.read_text())
+    assert set(metrics["best"]) == {"step", "held_out"}
+    assert set(metrics["best"]["held_out"]) == {"images", "agreement", "divergence"}
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_random_data_stand_in_for_a_dataset_that_is_not_there(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_original(tmp_path / "colour.pt", 3)
+    values = {"task.task_name": "cifar10", "task.use_random_data": True, "evaluation.test_images": 0}
+    folder = train(configure(values | {"original_model_path": "colour.pt", "num_iterations": 3, "batch_size": 4}))
+    assert "distillation" in folder.load_state()["losses"][-1]
+
+
+# --- everything that has a name trains ---------------------------------------------------------------------------
+
+NAMED = {
+    "nern.embeddings.type": registry.ENCODINGS,
+    "nern.method": registry.PREDICTORS,
+    "nern.embeddings.permutations.permute_mode": registry.ORDERINGS,
+    "nern.sampling_mode": registry.SAMPLING_MODES,
+    "nern.norm_layer": registry.NORM_LAYERS,
+    "nern.act_layer": registry.ACTIVATIONS,
+    "nern.init": registry.INITS,
+    "nern.reconstruction_loss_type": registry.RECONSTRUCTION_LOSSES,
+    "nern.attention_loss_type": registry.FEATURE_MAP_LOSSES,
+    "nern.distillation_loss_type": registry.DISTILLATION_LOSSES,
+    "nern.task_loss_type": registry.TASK_LOSSES,
+    "nern.weights_batch_method": registry.WEIGHT_BATCHES,
+    "optim.optimizer_type": registry.OPTIMIZERS,
+    "optim.lr_scheduler_type": registry.SCHEDULES,
+}
+COMBINED: list[dict[str, Any]] = [
+    {"nern.embeddings.type": "ffn", "nern.embeddings.normalization_mode": "local"},
+    {
+        "nern.embeddings.type": "basic",
+        "nern.embeddings.fusion_mode": "sum",
+        "nern.embeddings.normalization_mode": "global",
+    },
+    {
+        "nern.method": "basic",
+        "nern.embeddings.type": "ffn",
+        "nern.embeddings.num_idxs": 5,
+        "nern.embeddings.gauss_scale": [1, 0.1, 0.1, 1, 1],
+        "nern.weights_batch_method": "random_weighted_batch",
+    },
+    *({"nern.output_size": 5, "nern.sampling_mode": mode} for mode in registry.SAMPLING_MODES),
+    {"nern.weights_batch_method": "random_batch", "nern.weights_batch_size": None},
+    {"nern.weights_batch_method": "random_batch_without_replacement", "nern.weights_batch_size": 10**6},
+    {"optim.lr_scheduler_type": "exponential", "optim.gamma": 0.9},
+    {"optim.max_gradient_norm": 0.1, "optim.max_gradient": 0.01},
+    {"optim.optimizer_type": "ranger", "optim.ranger_use_gc": False},
+    {"nern.attention_loss_weight": 0.0},
+    {"nern.distillation_loss_weight": 0.0, "nern.task_loss_weight": 1.0},
+    {"nern.feature_maps": ["layer*.sum", "bn1"]},
+    {"nern.method": "kxk_residual", "nern.num_blocks": 5, "nern.norm_layer": "ln"},
+]
+
+
+def assert_trains(config: Config) -> None:
+    folder = train(config)
+    state = folder.load_state()
+    assert state["step"] == 2
+    assert all(torch.isfinite(tensor).all() for tensor in state["predictor"].values())
+    nern.load_run(folder.root)
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key, names in NAMED.items() for name in names])
+def test_everything_registered_trains(configure: Configure, key: str, name: str) -> None:
+    values = {key: name, "num_iterations": 2, "loss_warmup_iterations": 0}
+    if key == "nern.task_loss_type":
+        values["nern.task_loss_weight"] = 0.1
+    if key == "nern.method":
+        values["nern.embeddings.num_idxs"] = registry.PREDICTORS.info(name)["num_idxs"]
+    if name == "checkpoint":
+        values["nern.checkpoint_path"] = str(train(configure({"num_iterations": 1})).checkpoint("last"))
+    assert_trains(configure(values))
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("values", COMBINED, ids=lambda values: ", ".join(map(str, values.values())))
+def test_combinations_train(configure: Configure, values: dict[str, Any]) -> None:
+    assert_trains(configure({"num_iterations": 2, "loss_warmup_iterations": 0} | values))
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_default_task_and_network_train_with_random_weights(configure: Configure) -> None:
+    defaults = {
+        "task.task_name": Config().task.task_name,
+        "task.original_model_name": Config().task.original_model_name,
+    }
+    with pytest.warns(UserWarning, match="ResNet8 has random weights"):
+        train(configure({"original_model_path": None, "num_iterations": 1} | defaults))
+
+
+# --- options -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_trained_fully_connected_layer_is_saved_and_evaluated(configure: Configure) -> None:
+    folder = train(
+        configure({"original_model_path": "pretrained:digits-resnet8", "learn_fc_layer": True, "optim.lr": 0.05})
+    )
+    layer = load_file(folder.root / "checkpoints" / "best.fc.safetensors")
+    kept = load_file(folder.kept)
+    assert layer.keys() == {"linear.weight", "linear.bias"}
+    assert all(not torch.equal(tensor, kept[name]) for name, tensor in layer.items())
+    config = nern.run.config_of_run(folder.root)
+    assert (
+        nern.evaluate(config, console=quiet())["reconstructed"]
+        == json.loads(folder.metrics.read_text())["best"]["test"]
+    )
+    network = nern.load_run(folder.root)
+    assert torch.equal(network.get_parameter("linear.weight"), layer["linear.weight"])
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_fully_connected_layer_missing_beside_the_checkpoint_is_an_error(configure: Configure) -> None:
+    folder = train(configure({"learn_fc_layer": True, "num_iterations": 1}))
+    (folder.root / "checkpoints" / "best.fc.safetensors").unlink()
+    with pytest.raises(NernError, match=r"learn_fc_layer.*no such file"):
+        nern.load_run(folder.root)
+
+
+@pytest.fixture
+def recorded() -> Iterator[list[tuple[int, dict[str, float]]]]:
+    """What a tracker named 'recording' is given."""
+    records: list[tuple[int, dict[str, float]]] = []
+
+    @registry.TRACKERS.register("recording")
+    class Recording:
+        def __init__(self, folder: Path, config: Config, first_step: int) -> None:
+            pass
+
+        def log(self, scalars: dict[str, float], step: int) -> None:
+            records.append((step, dict(scalars)))
+
+        def close(self) -> None:
+            records.append((-1, {}))
+
+    yield records
+    registry.TRACKERS.unregister("recording")
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_scalars_go_to_the_tracker_at_their_interval(configure: Configure, recorded: list[Any]) -> None:
+    train(configure({"logging.tracker": "recording", "logging.log_interval": 2}))
+    assert [(step, min(scalars, default="closed")) for step, scalars in recorded] == [
+        (0, "loss/reconstruction"),
+        (2, "loss/distillation"),
+        (4, "loss/distillation"),
+        (5, "loss/distillation"),
+        (6, "held_out/agreement"),
+        (-1, "closed"),
+    ]
+    assert recorded[0][1].keys() == {"loss/reconstruction", "loss/total", "optim/lr"}
+    assert {"held_out/top1", "test/top1", "test/loss"} <= recorded[4][1].keys()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_verbose_logs_norms_of_weights_and_gradients(configure: Configure, recorded: list[Any]) -> None:
+    train(configure({"logging.tracker": "recording", "logging.verbose": True, "num_iterations": 1}))
+    scalars = recorded[0][1]
+    for name in PREDICTOR_NAMES:
+        assert scalars[f"weight_norm/{name}"] > 0
+        assert scalars[f"gradient_norm/{name}"] > 0
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_disabled_logging_tracks_nothing(configure: Configure, recorded: list[Any]) -> None:
+    train(configure({"logging.tracker": "recording", "logging.disable_logging": True}))
+    assert recorded == []
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_more_gpus_than_there_are_is_a_warning(configure: Configure) -> None:
+    with pytest.warns(UserWarning, match="num_gpus is 2, .* available: the run uses"):
+        train(configure({"num_gpus": 2, "num_iterations": 1}))
+
+
+# --- nothing half-written ----------------------------------------------------------------------------------------
+
+
+class Unrepresentable(nern.OriginalNetwork):
+    """A network without convolutions."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, num_classes)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.linear(batch.flatten(1))
+
+
+@pytest.fixture
+def unrepresentable() -> Iterator[None]:
+    nern.register_original("Unrepresentable")(Unrepresentable)
+    yield
+    registry.ORIGINALS.unregister("Unrepresentable")
+
+
+@pytest.mark.usefixtures("unrepresentable")
+@pytest.mark.filterwarnings("ignore:original_model_path is not set")
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"original_model_path": "absent.pt"}, "no such file: absent.pt"),
+        ({"original_model_path": "pretrained:nonesuch"}, "Choices: digits-resnet8"),
+        ({"task.original_model_name": "ResNet20"}, "does not fit CifarResNet: .* missing"),
+        ({"task.original_model_name": "Unrepresentable", "original_model_path": None}, "has no convolutions"),
+        ({"task.original_model_kwargs": {"depht": 3}}, "unknown argument of ResNet8 'depht'"),
+        ({"task.task_name": "cifar10", "task.use_random_data": True}, "does not take the .* images of cifar10"),
+        ({"task.original_model_kwargs": {"num_classes": 3}, "original_model_path": None}, "10 classes"),
+        ({"nern.output_size": 1}, "set nern.output_size to at least 3"),
+        ({"nern.init": "checkpoint", "nern.checkpoint_path": "absent.pt"}, "no such file: absent.pt"),
+        ({"nern.feature_maps": ["layer9*"]}, "unknown module"),
+        ({"nern.method": "kxk_nerf", "nern.num_blocks": 2}, "num_blocks .* at least 3"),
+        ({"nern.embeddings.permutations.permute_mode": "infilter", "task.original_model_name": "nonesuch"}, "nonesuch"),
+        ({"optim.lr_scheduler_type": "exponential", "optim.step_interval": 0}, "needs 100 steps; there are 6"),
+        ({"nern.norm_layer": "bn", "nern.weights_batch_method": "random_batch", "nern.weights_batch_size": 1}, "bn"),
+        ({"optim.optimizer_type": "sgd", "optim.momentum": -1.0}, "optim.momentum"),
+    ],
+)
+def test_run_that_cannot_work_leaves_nothing(configure: Configure, values: dict[str, Any], message: str) -> None:
+    log_dir = Path(configure().logging.log_dir)
+    if values.get("original_model_path", "") is None:
+        values = {"task.original_model_kwargs": {"in_channels": 1}, **values}
+    with pytest.raises(NernError, match=message):
+        nern.train(configure(values), quiet())
+    assert not log_dir.exists()
+
+
+def test_log_dir_that_is_a_file_is_refused(configure: Configure, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    with pytest.raises(NernError, match=r"logging\.log_dir"):
+        train(configure({"logging.log_dir": str(tmp_path / "taken")}))

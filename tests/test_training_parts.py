@@ -1,0 +1,343 @@
+"""Schedules, optimizers, clipping, trackers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from nern.config import Config, LoggingConfig, OptimConfig
+from nern.errors import NernError, NernWarning
+from nern.registry import OPTIMIZERS, SCHEDULES, TRACKERS
+from nern.training import tracking
+from nern.training.optimizers import clip_gradients
+from nern.training.schedules import Schedule
+from nern.training.tracking import build_tracker, tracker_name
+
+# --- schedules ---------------------------------------------------------------------------------------------------
+
+
+def rates(config: OptimConfig, iterations: int) -> list[float]:
+    """The rate of each step, and the one after the last."""
+    schedule = Schedule(config, iterations)
+    result = []
+    for step in range(iterations):
+        result.append(schedule.lr)
+        schedule.after_step(step)
+    return [*result, schedule.lr]
+
+
+@given(st.integers(1, 300), st.floats(1e-4, 1.0), st.floats(0, 1.0))
+def test_the_cosine_falls_from_lr_to_min_lr(iterations: int, lr: float, share: float) -> None:
+    low = lr * share
+    values = rates(OptimConfig(lr=lr, min_lr=low), iterations)
+    assert values[0] == pytest.approx(lr)
+    assert values[-1] == pytest.approx(low, abs=1e-12)
+    assert all(low - 1e-12 <= later <= earlier + 1e-12 for earlier, later in zip(values, values[1:], strict=False))
+    middle = values[iterations // 2]
+    assert middle == pytest.approx((lr + low) / 2, abs=(lr - low) * 2 / iterations)
+
+
+@given(st.integers(100, 400), st.integers(0, 7))
+def test_a_computed_gamma_reaches_min_lr_at_the_end(iterations: int, interval: int) -> None:
+    config = OptimConfig(lr=1e-2, min_lr=1e-4, lr_scheduler_type="exponential", gamma=0, step_interval=interval)
+    values = rates(config, iterations)
+    gamma = (1e-4 / 1e-2) ** ((interval or iterations // 100) / iterations)
+    assert 1e-4 * gamma**2 <= values[-1] <= 1e-4 / gamma**2
+    assert all(later <= earlier for earlier, later in zip(values, values[1:], strict=False))
+
+
+def test_the_exponential_advances_after_every_interval() -> None:
+    config = OptimConfig(lr=1.0, min_lr=0.2, lr_scheduler_type="exponential", gamma=0.5, step_interval=3)
+    assert rates(config, 9) == [1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125, 0.125, 0.125]
+
+
+def test_interval_0_is_a_hundredth_of_the_run() -> None:
+    config = OptimConfig(lr=1.0, min_lr=1e-9, lr_scheduler_type="exponential", gamma=0.9, step_interval=0)
+    schedule = Schedule(config, 500)
+    assert schedule.interval == 5
+
+
+def test_interval_0_in_a_short_run_is_an_error() -> None:
+    config = OptimConfig(lr_scheduler_type="exponential", step_interval=0)
+    with pytest.raises(NernError, match=r"optim.step_interval 0 .* needs 100 steps; there are 99"):
+        Schedule(config, 99)
+
+
+@pytest.mark.parametrize("interval", [0, 5])
+def test_the_cosine_has_interval_1_whatever_is_set_and_says_so(interval: int) -> None:
+    with pytest.warns(NernWarning, match=rf"optim.step_interval \(={interval}\) is 1 with the cosine schedule"):
+        values = rates(OptimConfig(lr=1.0, step_interval=interval), 50)
+    assert values == rates(OptimConfig(lr=1.0), 50)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_a_run_of_no_steps_has_a_schedule(name: str) -> None:
+    assert Schedule(OptimConfig(lr=0.1, min_lr=0.01, lr_scheduler_type=name), 0).lr == pytest.approx(0.1)
+
+
+def test_the_rate_does_not_fall_below_what_is_at_or_below_min_lr() -> None:
+    config = OptimConfig(lr=1.0, min_lr=0.3, lr_scheduler_type="exponential", gamma=0.5)
+    assert rates(config, 5) == [1, 0.5, 0.25, 0.25, 0.25, 0.25]
+
+
+# --- optimizers --------------------------------------------------------------------------------------------------
+
+
+def quadratic() -> tuple[list[nn.Parameter], list[torch.Tensor]]:
+    rng = torch.Generator().manual_seed(0)
+    shapes = [(3, 4), (5,), (2, 3, 2)]
+    targets = [torch.randn(shape, generator=rng) for shape in shapes]
+    return [nn.Parameter(torch.randn(shape, generator=rng)) for shape in shapes], targets
+
+
+def minimised(name: str, steps: int, **settings: object) -> tuple[list[float], list[nn.Parameter]]:
+    parameters, targets = quadratic()
+    optimizer = OPTIMIZERS[name](parameters, OptimConfig(optimizer_type=name, **settings))
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = sum((p - t).square().sum() for p, t in zip(parameters, targets, strict=True))
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses, parameters
+
+
+@pytest.mark.usefixtures("rng_untouched")
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("sgd", {"lr": 1e-2}),
+        ("sgd", {"lr": 1e-2, "momentum": 0.0}),
+        ("adamw", {"lr": 3e-2}),
+        ("adadelta", {"lr": 1.0}),
+        ("ranger", {"lr": 1e-2, "ranger_use_gc": False}),
+        ("ranger", {"lr": 1e-2, "ranger_use_gc": True}),
+    ],
+)
+def test_every_optimizer_lowers_a_quadratic(name: str, settings: dict[str, object]) -> None:
+    losses, parameters = minimised(name, 200, **settings)
+    assert all(torch.isfinite(p).all() for p in parameters)
+    centralised = settings.get("ranger_use_gc", False)  # means of matrices' rows cannot be fitted
+    share = {"adadelta": 0.95}.get(name, 0.5 if centralised else 0.1)
+    assert losses[-1] < share * losses[0]
+
+
+def test_every_registered_optimizer_is_tested() -> None:
+    assert set(OPTIMIZERS) == {"sgd", "adamw", "adadelta", "ranger"}
+
+
+def test_gradient_centralisation_keeps_the_means_of_matrices() -> None:
+    start, _ = quadratic()
+    for use, same in ((True, True), (False, False)):
+        _, parameters = minimised("ranger", 20, lr=1e-2, weight_decay=0.0, ranger_use_gc=use)
+        means = [p.detach().flatten(1).mean(1) for p in (parameters[0], parameters[2])]
+        before = [p.detach().flatten(1).mean(1) for p in (start[0], start[2])]
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(means, before, strict=True)) is same
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_a_stopped_optimizer_continues_as_if_it_had_not(name: str) -> None:
+    whole, halves = quadratic()[0], quadratic()[0]
+    targets, config = quadratic()[1], OptimConfig(lr=1e-2)
+
+    def steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            sum((p - t).square().sum() for p, t in zip(parameters, targets, strict=True)).backward()
+            optimizer.step()
+
+    steps(OPTIMIZERS[name](whole, config), whole, 14)
+    first = OPTIMIZERS[name](halves, config)
+    steps(first, halves, 8)
+    second = OPTIMIZERS[name](halves, config)
+    second.load_state_dict(first.state_dict())
+    steps(second, halves, 6)
+    assert all(torch.equal(a, b) for a, b in zip(whole, halves, strict=True))
+
+
+# --- clipping ----------------------------------------------------------------------------------------------------
+
+
+def with_gradients(*gradients: list[float]) -> list[nn.Parameter]:
+    parameters = [nn.Parameter(torch.zeros(len(g))) for g in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = torch.tensor(gradient)
+    return parameters
+
+
+def test_the_gradient_norm_is_limited_over_all_parameters_together() -> None:
+    parameters = with_gradients([3.0, 0.0], [0.0, 4.0])
+    clip_gradients(iter(parameters), OptimConfig(max_gradient_norm=1.0))
+    expected = [[0.6, 0.0], [0.0, 0.8]]
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, torch.tensor(gradient))
+
+
+def test_gradients_below_the_limits_stay_as_they_are() -> None:
+    parameters = with_gradients([3.0, 0.0], [0.0, 4.0])
+    clip_gradients(parameters, OptimConfig(max_gradient_norm=5.1, max_gradient=4.1))
+    clip_gradients(parameters, OptimConfig())
+    assert [p.grad.tolist() for p in parameters] == [[3, 0], [0, 4]]
+
+
+def test_entries_are_limited_before_the_norm() -> None:
+    parameters = with_gradients([30.0, 0.0], [0.0, -4.0])
+    clip_gradients(parameters, OptimConfig(max_gradient=3.0))
+    assert [p.grad.tolist() for p in parameters] == [[3, 0], [0, -3]]
+    parameters = with_gradients([30.0, 0.0], [0.0, -4.0])
+    clip_gradients(parameters, OptimConfig(max_gradient=3.0, max_gradient_norm=18**0.5 / 3))
+    for parameter, gradient in zip(parameters, [[1.0, 0.0], [0.0, -1.0]], strict=True):
+        torch.testing.assert_close(parameter.grad, torch.tensor(gradient))
+
+
+# --- trackers ----------------------------------------------------------------------------------------------------
+
+
+def config_of(**logging: object) -> Config:
+    return Config(logging=LoggingConfig(exp_name="a run", **logging))
+
+
+def tensorboard_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_events_hold_what_was_logged(tmp_path: Path) -> None:
+    tracker = build_tracker(config_of(tracker="tensorboard"), tmp_path)
+    for step in range(3):
+        tracker.log({"loss/total": 1.0 / (step + 1), "optim/lr": 0.5}, step)
+    tracker.close()
+    scalars = tensorboard_scalars(tmp_path)
+    assert set(scalars) == {"loss/total", "optim/lr"}
+    assert scalars["loss/total"] == [(step, pytest.approx(1.0 / (step + 1))) for step in range(3)]
+
+
+def test_what_tensorboard_held_from_the_resumed_step_on_is_superseded(tmp_path: Path) -> None:
+    for first, value in ((0, 1.0), (2, 2.0)):
+        tracker = build_tracker(config_of(tracker="tensorboard"), tmp_path, first_step=first)
+        for step in range(first, 4):
+            tracker.log({"loss/total": value}, step)
+        tracker.close()
+    assert tensorboard_scalars(tmp_path)["loss/total"] == [(0, 1.0), (1, 1.0), (2, 2.0), (3, 2.0)]
+
+
+def test_the_tracker_none_writes_nothing(tmp_path: Path) -> None:
+    tracker = build_tracker(config_of(tracker="none"), tmp_path)
+    tracker.log({"loss/total": 1.0}, 0)
+    tracker.close()
+    assert not any(tmp_path.iterdir())
+
+
+def test_disabled_logging_writes_nothing_whatever_tracker_is_named(tmp_path: Path) -> None:
+    for use_tensorboard in (True, False, None):
+        config = config_of(disable_logging=True, use_tensorboard=use_tensorboard)
+        tracker = build_tracker(config, tmp_path)
+        tracker.log({"loss/total": 1.0}, 0)
+        tracker.close()
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tracker", sorted(TRACKERS))
+def test_use_tensorboard_null_leaves_the_choice_to_the_tracker_key(tracker: str) -> None:
+    assert tracker_name(LoggingConfig(use_tensorboard=None, tracker=tracker)) == tracker
+
+
+def test_use_tensorboard_true_is_tensorboard() -> None:
+    assert tracker_name(config_of(use_tensorboard=True).check().logging) == "tensorboard"
+
+
+@pytest.mark.parametrize("tracker", ["clearml", "none"])
+def test_use_tensorboard_true_contradicts_another_tracker(tracker: str) -> None:
+    with pytest.raises(NernError, match=rf"use_tensorboard is true but logging.tracker is '{tracker}'"):
+        config_of(use_tensorboard=True, tracker=tracker).check()
+
+
+def test_use_tensorboard_false_is_clearml_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "clearml_installed", lambda: True)
+    assert tracker_name(LoggingConfig(use_tensorboard=False)) == "clearml"
+
+
+def test_use_tensorboard_false_warns_where_clearml_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "clearml_installed", lambda: False)
+    with pytest.warns(NernWarning, match="use_tensorboard is false, but ClearML is not installed: TensorBoard is used"):
+        tracker = build_tracker(config_of(use_tensorboard=False), tmp_path)
+    tracker.log({"loss/total": 1.0}, 0)
+    tracker.close()
+    assert set(tensorboard_scalars(tmp_path)) == {"loss/total"}
+
+
+def test_asking_for_clearml_without_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "clearml_installed", lambda: False)
+    with pytest.raises(NernError, match=r"needs the clearml extra: pip install 'nern\[clearml\]'"):
+        build_tracker(config_of(tracker="clearml"), tmp_path)
+
+
+def test_unknown_trackers_list_the_choices() -> None:
+    with pytest.raises(NernError, match=r"logging.tracker.*Choices: clearml, none, tensorboard"):
+        config_of(tracker="wandb").check()
+
+
+CLEARML = """
+import socket, sys
+from pathlib import Path
+
+def refuse(*args, **kwargs):
+    raise OSError("the network was used")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+from nern.config import Config, LoggingConfig
+from nern.training.tracking import build_tracker
+
+config = Config(logging=LoggingConfig(exp_name="offline run", use_tensorboard=False)).check()
+tracker = build_tracker(config, Path(sys.argv[1]))
+assert type(tracker).__name__ == "ClearMLTracker"
+for step in range(3):
+    tracker.log({"loss/total": 1.0 / (step + 1), "lr": 0.5}, step)
+tracker.close()
+"""
+
+
+def test_clearml_records_offline(tmp_path: Path) -> None:
+    pytest.importorskip("clearml")
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("CLEARML", "TRAINS"))}
+    variables |= {"HOME": str(tmp_path), "CLEARML_OFFLINE_MODE": "1", "CLEARML_CACHE_DIR": str(tmp_path / "clearml")}
+    result = subprocess.run(
+        [sys.executable, "-c", CLEARML, str(run_folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=variables,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "the network was used" not in result.stdout + result.stderr
+    assert not any(run_folder.iterdir())  # no event files besides
+    (session,) = tmp_path.rglob("offline-*.zip")
+    with zipfile.ZipFile(session) as archive:
+        task = json.loads(archive.read("task.json"))
+        lines = archive.read("metrics.jsonl").decode().splitlines()
+    assert (task["project_name"], task["name"]) == ("nern", "offline run")
+    events = [event for line in lines for event in json.loads(line)]
+    recorded = {(e["metric"], e["variant"], e["iter"]): e["value"] for e in events if "value" in e}
+    for step in range(3):
+        assert math.isclose(recorded["loss", "total", step], 1.0 / (step + 1))
+    assert sum(value == 0.5 for value in recorded.values()) == 3
