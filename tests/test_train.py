@@ -22,6 +22,7 @@ from torch import nn
 
 import nern
 from nern import Config, NernError, NonFiniteLossError, registry
+from nern.errors import NernWarning
 from nern.experiment import build_experiment
 from nern.originals import CifarResNet
 from nern.training import Interrupted, RunFolder, Trainer
@@ -141,7 +142,7 @@ def interrupted(config: Config, step: int) -> RunFolder:
 def assert_same_result(a: RunFolder, b: RunFolder) -> None:
     state_a, state_b = a.load_state(), b.load_state()
     assert state_a.keys() == state_b.keys()
-    for key in state_a.keys() - {"seconds"}:
+    for key in state_a.keys() - {"seconds", "step_seconds"}:
         assert same(state_a[key], state_b[key]), key
     for file in sorted((a.root / "checkpoints").iterdir()):
         twin = b.root / "checkpoints" / file.name
@@ -210,7 +211,7 @@ def test_metrics_are_written_as_returned(finished: tuple[RunFolder, dict[str, An
     assert set(metrics["best"]["test"]) == {"images", "agreement", "divergence", "top1", "top5", "loss"}
     assert metrics["steps"] == metrics["last"]["step"] == 6
     assert metrics["seconds"] > 0
-    assert metrics["seconds_per_step"] == metrics["seconds"] / 6
+    assert 0 < metrics["seconds_per_step"] <= metrics["seconds"] / 6
     assert metrics["peak_memory_bytes"] > 10**7
     assert metrics["versions"]["nern"] == nern.__version__
     assert metrics["run_folder"] == str(folder.root)
@@ -642,20 +643,6 @@ def test_best_is_the_evaluation_with_the_highest_score(configure: Configure, bes
     assert metrics["best"] == best
 
 
-def test_held_out_images_are_training_images_that_are_not_trained_on(configure: Configure) -> None:
-    experiment = build_experiment(configure())
-    assert len(experiment.task.held_out) == 20
-    trained = experiment.task.train.data
-    assert len(trained) == 1180
-    everything = build_experiment(configure({"evaluation.best_on": "test"})).task
-    assert everything.held_out is None
-    assert len(everything.train.data) == 1200
-    images = {image.numpy().tobytes() for image in trained.images}
-    held_out = {image.numpy().tobytes() for image in experiment.task.held_out.images}
-    assert len(images & held_out) <= 1
-    assert images | held_out == {image.numpy().tobytes() for image in everything.train.data.images}
-
-
 @pytest.mark.usefixtures("no_picture")
 def test_data_free_run_reports_agreement_only(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.TASKS._entries, "digits", None)  # loading it would fail
@@ -754,7 +741,7 @@ def test_default_task_and_network_train_with_random_weights(configure: Configure
         "task.task_name": Config().task.task_name,
         "task.original_model_name": Config().task.original_model_name,
     }
-    with pytest.warns(UserWarning, match="ResNet8 has random weights"):
+    with pytest.warns(NernWarning, match="ResNet8 has random weights"):
         train(configure({"original_model_path": None, "num_iterations": 1} | defaults))
 
 
@@ -839,7 +826,7 @@ def test_disabled_logging_tracks_nothing(configure: Configure, recorded: list[An
 
 @pytest.mark.usefixtures("no_picture")
 def test_more_gpus_than_there_are_is_a_warning(configure: Configure) -> None:
-    with pytest.warns(UserWarning, match="num_gpus is 2, .* available: the run uses"):
+    with pytest.warns(NernWarning, match="num_gpus is 2, .* available: the run uses"):
         train(configure({"num_gpus": 2, "num_iterations": 1}))
 
 
@@ -875,7 +862,10 @@ def unrepresentable() -> Iterator[None]:
         ({"task.original_model_name": "Unrepresentable", "original_model_path": None}, "has no convolutions"),
         ({"task.original_model_kwargs": {"depht": 3}}, "unknown argument of ResNet8 'depht'"),
         ({"task.task_name": "cifar10", "task.use_random_data": True}, "does not take the .* images of cifar10"),
-        ({"task.original_model_kwargs": {"num_classes": 3}, "original_model_path": None}, "10 classes"),
+        (
+            {"task.original_model_kwargs": {"num_classes": 3, "in_channels": 1}, "original_model_path": None},
+            "10 classes",
+        ),
         ({"nern.output_size": 1}, "set nern.output_size to at least 3"),
         ({"nern.init": "checkpoint", "nern.checkpoint_path": "absent.pt"}, "no such file: absent.pt"),
         ({"nern.feature_maps": ["layer9*"]}, "unknown module"),
@@ -888,8 +878,6 @@ def unrepresentable() -> Iterator[None]:
 )
 def test_run_that_cannot_work_leaves_nothing(configure: Configure, values: dict[str, Any], message: str) -> None:
     log_dir = Path(configure().logging.log_dir)
-    if values.get("original_model_path", "") is None:
-        values = {"task.original_model_kwargs": {"in_channels": 1}, **values}
     with pytest.raises(NernError, match=message):
         nern.train(configure(values), quiet())
     assert not log_dir.exists()

@@ -265,7 +265,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """The configuration file that reproduces this one."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=False, width=100)
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=100)
 
     def save(self, path: str | Path) -> None:
         """Write `to_yaml()` to `path`."""
@@ -387,22 +387,38 @@ def check_keys(values: Mapping[str, Any], prefix: str = "", where: str = "") -> 
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 plus numbers without a dot in the mantissa (5e-3), as users write them."""
+    """YAML 1.1 plus numbers without a dot in the mantissa (5e-3), as users write them; a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.value in seen and key_node.value != "<<":
+                raise NernError(f"key {key_node.value!r} is given twice, again in line {key_node.start_mark.line + 1}")
+            seen.add(key_node.value if isinstance(key_node, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: a name such as '1e3' is quoted."""
 
 
-def _build(cls: Any, values: Mapping[str, Any]) -> Any:
+_NUMBER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+for _reader_or_writer in (_Loader, _Dumper):  # add_implicit_resolver copies the inherited table first
+    _reader_or_writer.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789"))
+
+
+def _build(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     hints = typing.get_type_hints(cls)
     built = {}
     for f in dataclasses.fields(cls):
         if f.name in values:
-            value = values[f.name]
-            built[f.name] = _build(hints[f.name], value) if dataclasses.is_dataclass(hints[f.name]) else value
+            value, hint = values[f.name], hints[f.name]
+            if value is None and type(None) not in typing.get_args(hint):
+                raise NernError(
+                    f"{prefix}{f.name} needs a value ({getattr(hint, '__name__', hint)}); null is not allowed"
+                )
+            section = dataclasses.is_dataclass(hint)
+            built[f.name] = _build(hint, value, f"{prefix}{f.name}.") if section else value
     return cls(**built)
 
 
@@ -470,6 +486,7 @@ _AT_LEAST = {
     "evaluation.batch_size": 1,
     "optim.step_interval": 0,
     "optim.weight_decay": 0,
+    "optim.momentum": 0,
     "optim.min_lr": 0,
     "optim.gamma": 0,
     "num_workers": 0,

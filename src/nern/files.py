@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -114,12 +115,13 @@ def load_torch(path: str | Path, what: str, allow: list[Any] | None = None) -> A
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle, EOF and runtime errors, by defect
         detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if re.search(r"Unsupported (global|class)|GLOBAL", str(error)):
             raise NernError(
                 f"{what} {path} holds Python objects besides tensors; they could run code and are refused. "
                 "Save the plain state dict (torch.save(model.state_dict(), path)) or safetensors instead."
             ) from error
-        raise NernError(f"{what} {path} cannot be read: truncated, or not a PyTorch file ({detail})") from error
+        detail = "" if "weights_only" in detail else f" ({detail})"  # torch's advice to load it unsafely is not ours
+        raise NernError(f"{what} {path} cannot be read: truncated, or not a PyTorch file{detail}") from error
 
 
 def existing_file(path: str | Path, what: str) -> Path:
@@ -196,4 +198,4 @@ def load_yaml(path: str | Path, what: str, reader: Callable[[str], Any]) -> Any:
     try:
         return reader(path.read_text(encoding="utf-8"))
     except Exception as error:
-        raise NernError(f"{what} {path} is not valid YAML: {error}") from error
+        raise NernError(f"{what} {path} is not valid YAML: {' '.join(str(error).split())}") from error

@@ -87,4 +87,9 @@ def _call(build: Any, name: str, kwargs: dict[str, Any], optional: set[str]) -> 
         for key in kwargs:
             if key not in parameters:
                 raise unknown_name(f"argument of {name}", key, parameters)
-    return build(**kwargs)
+    try:
+        return build(**kwargs)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, NernError):
+            raise
+        raise NernError(f"{name} cannot be built with {kwargs}: {error}") from error

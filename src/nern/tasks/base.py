@@ -154,51 +154,54 @@ class LoaderStream:
         self.items = _SeededItems(dataset, seed)
         self.order = EpochOrder(len(dataset), batch_size, seed)
         self.steps_per_epoch = self.order.steps_per_epoch
-        self._next, self._iterator = -1, iter(())
+        self._next = -1
+        self._iterator: Iterator[Batch] = iter(())
 
     def batch(self, step: int) -> Batch:
         """See `TrainStream`."""
         if step != self._next or step % self.steps_per_epoch == 0:
-            self._iterator = iter(
-                DataLoader(
-                    self.items,
-                    batch_sampler=_FromStep(self.order, step),  # type: ignore[arg-type]
-                    num_workers=self.loader.num_workers,
-                    collate_fn=self.loader.collate_fn,
-                    pin_memory=self.device.type == "cuda",
-                    generator=generator(self.seed, "workers", step),
-                )
-            )
+            self._iterator = _loaded(self.loader, self.items, _FromStep(self.order, step), self.device, self.seed)
         self._next = step + 1
-        return _to_device(next(self._iterator), self.device)
+        return next(self._iterator)
 
 
 class LoaderSet:
-    """Evaluation images from a user's `DataLoader`, at most `limit` of them."""
+    """Evaluation images from a user's `DataLoader`, at most `limit` of them: its dataset, in order, the same each time."""
 
-    def __init__(self, loader: DataLoader[Any], device: torch.device, limit: int | None = None) -> None:
+    def __init__(self, loader: DataLoader[Any], dataset: Any, device: torch.device, limit: int | None = None) -> None:
         self.loader, self.device = loader, device
-        count = len(loader.dataset)  # type: ignore[arg-type]
-        self.count = count if limit is None else min(limit, count)
+        self.items = _SeededItems(dataset, seed=0)
+        self.count = len(dataset) if limit is None else min(limit, len(dataset))
 
     def __len__(self) -> int:
         return self.count
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """In the loader's own batches."""
-        left = self.count
-        with forked_rng(0, "evaluation"):  # a loader draws a base seed from the global generator
-            for batch in self.loader:
-                images, labels = _to_device(batch, self.device)
-                yield images[:left], None if labels is None else labels[:left]
-                left -= len(images)
-                if left <= 0:
-                    return
+        """All images in order."""
+        keys = [(0, index) for index in range(self.count)]
+        starts = range(0, self.count, batch_size)
+        yield from _loaded(self.loader, self.items, [keys[s : s + batch_size] for s in starts], self.device, 0)
 
 
-def _to_device(batch: Any, device: torch.device) -> Batch:
-    images, labels = batch
-    return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+def _loaded(
+    loader: DataLoader[Any], items: _SeededItems, keys: Any, device: torch.device, seed: int
+) -> Iterator[Batch]:
+    """Batches of `items`, with the collation and workers of `loader`."""
+    ours = DataLoader(
+        items,
+        batch_sampler=keys,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=device.type == "cuda",
+        generator=generator(seed, "workers"),
+    )
+    for batch in ours:
+        if not (
+            isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(b, torch.Tensor) for b in batch)
+        ):
+            raise NernError(f"a task's dataset must give (image, label); its batches are {type(batch).__name__}")
+        images, labels = batch
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
 def build_task(config: Config, device: torch.device, train: bool = True) -> Task:
@@ -234,12 +237,7 @@ def build_task(config: Config, device: torch.device, train: bool = True) -> Task
             held_out = train_data.subset(apart).to(device) if aside else None
         else:
             stream = LoaderStream(train_data, Subset(train_data.dataset, kept.tolist()), batch_size, seed, device)
-            apart_loader = DataLoader(
-                Subset(train_data.dataset, apart.tolist()),
-                config.evaluation.batch_size,
-                collate_fn=train_data.collate_fn,
-            )
-            held_out = LoaderSet(apart_loader, device) if aside else None
+            held_out = LoaderSet(train_data, Subset(train_data.dataset, apart.tolist()), device) if aside else None
     return Task(
         name,
         shape,
@@ -264,6 +262,8 @@ def _load_splits(config: Config, splits: tuple[str, ...]) -> tuple[Any, Any]:
             imagenet_path=config.task.imagenet_path,
             splits=splits,
         )
+    if not (isinstance(data, list | tuple) and len(data) == 2):
+        raise NernError(f"task {config.task.task_name!r} gave {type(data).__name__}, not the pair (train, test)")
     train, test = data
     for split, part in (("train", train), ("test", test)):
         if split not in splits:
@@ -286,5 +286,5 @@ def _dataset_length(loader: DataLoader[Any], task: str) -> int:
 
 def _eval_set(data: ImageTensors | DataLoader[Any], limit: int | None, device: torch.device) -> EvalSet:
     if isinstance(data, DataLoader):
-        return LoaderSet(data, device, limit)
+        return LoaderSet(data, data.dataset, device, limit)
     return (data if limit is None or limit >= len(data) else data.subset(torch.arange(limit))).to(device)

@@ -13,6 +13,7 @@ import torch
 from nern.compat import import_torchvision
 from nern.errors import NernError
 from nern.files import cache_dir
+from nern.registry import TASKS
 from nern.tasks.base import register_task
 from nern.tasks.images import ImageTensors
 
@@ -114,6 +115,9 @@ def _read_split(name: str, folder: Path, split: str) -> ImageTensors:
             data = np.asarray(entry["data"])
             if data.dtype != np.uint8 or data.shape != (len(entry[layout["labels"]]), 3072):
                 raise ValueError(f"data of shape {data.shape} and type {data.dtype}")
+            classes = TASKS.info(name)["num_classes"]
+            if not all(type(label) is int and 0 <= label < classes for label in entry[layout["labels"]]):
+                raise ValueError(f"labels that are not whole numbers from 0 to {classes - 1}")
         except FileNotFoundError as error:
             raise NernError(f"{name}: {path} is missing") from error
         except Exception as error:  # whatever a damaged or foreign pickle raises

@@ -68,12 +68,16 @@ class ClearMLTracker:
             raise NernError("logging.tracker 'clearml' needs the clearml extra: pip install 'nern[clearml]'")
         from clearml import Task
 
+        # Report from a thread, not from a forked process: while ClearML asks git about the working directory in another
+        # thread, a fork inherits the pipe to git, and closing then waits forever.
+        Task._report_subprocess_enabled = False
         self._task: Any = Task.init(
             project_name="nern",
             task_name=config.logging.exp_name,
             auto_connect_frameworks=False,
             auto_connect_arg_parser=False,
             auto_connect_streams=False,
+            auto_resource_monitoring=False,
             reuse_last_task_id=False,
         )
         self._task.connect(config.to_dict())
@@ -87,7 +91,6 @@ class ClearMLTracker:
 
     def close(self) -> None:
         """See `Tracker`."""
-        self._task.flush(wait_for_uploads=True)
         self._task.close()
 
 

@@ -1,0 +1,456 @@
+"""The Python API: a module of one's own in, its NeRN and a reconstructed module out; networks and tasks of one's own."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import nern
+from nern import Config, NernError, registry
+from nern.config import NernConfig
+
+
+class Mixed(nn.Module):
+    """3 x 3, 1 x 1 and 5 x 5 convolutions, a skip connection, a fully connected layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.point = nn.Conv2d(8, 8, 1)
+        self.wide = nn.Conv2d(8, 6, 5, padding=2)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norm(self.stem(images)).relu()
+        x = self.wide(x + self.point(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def mixed() -> Mixed:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return Mixed()
+
+
+def fit(network: nn.Module, **arguments: Any) -> nern.Fitted:
+    return nern.fit(network, **({"iterations": 4, "progress": False} | arguments))
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> nern.Fitted:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NERN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        return fit(mixed())
+
+
+@pytest.fixture
+def batch(rng: torch.Generator) -> Tensor:
+    return torch.randn(2, 3, 9, 9, generator=rng)
+
+
+# --- fit ---------------------------------------------------------------------------------------------------------
+
+
+def test_network_of_the_same_architecture_comes_back(fitted: nern.Fitted, batch: Tensor) -> None:
+    network = fitted.network()
+    assert type(network) is Mixed
+    assert not network.training
+    expected = mixed().state_dict()
+    state = network.state_dict()
+    assert {name: tensor.shape for name, tensor in state.items()} == {n: t.shape for n, t in expected.items()}
+    assert torch.isfinite(network(batch)).all()
+
+
+def test_convolutions_are_predicted_and_the_rest_is_kept(fitted: nern.Fitted) -> None:
+    network, before = fitted.network(), mixed().state_dict()
+    predicted = dict(zip(fitted.original.weight_names, fitted.nern.reconstruct(), strict=True))
+    assert predicted.keys() == {"module.stem.weight", "module.point.weight", "module.wide.weight"}
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, predicted.get(f"module.{name}", before[name])), name
+
+
+def test_each_call_gives_a_network_of_its_own(fitted: nern.Fitted, batch: Tensor) -> None:
+    first, second = fitted.network(), fitted.network()
+    with torch.no_grad():
+        next(first.parameters()).zero_()
+    assert not torch.equal(first(batch), second(batch))
+
+
+def test_module_of_the_user_is_not_changed(batch: Tensor) -> None:
+    network = mixed().train()
+    network.point.weight.requires_grad_(False)
+    before = copy.deepcopy(network)
+    fit(network)
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), before.state_dict().values(), strict=True)
+    )
+    assert network.training
+    assert [p.requires_grad for p in network.parameters()] == [p.requires_grad for p in before.parameters()]
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_more_steps_reconstruct_better() -> None:
+    def error(iterations: int) -> float:
+        return max(layer.relative or 0.0 for layer in fit(mixed(), iterations=iterations, ratio=2.0).layer_errors())
+
+    assert error(200) < 0.5 * error(1)
+
+
+@pytest.mark.parametrize("ratio", [0.6, 1.0, 4.0])
+def test_predictor_is_the_largest_within_the_ratio(ratio: float) -> None:
+    config = nern.fit_config(1)
+    config.nern.embeddings.enc_levels = 5
+    fitted = fit(mixed(), config=config, ratio=ratio)
+    assert fitted.share == fitted.nern.num_parameters / sum(w.numel() for w in fitted.original.weights)
+    assert fitted.share <= ratio
+    config.nern.hidden_layer_size = fitted.nern.predictor.final_linear_layer.in_features + 1
+    assert fit(mixed(), config=config, ratio=None).share > ratio
+
+
+def test_too_small_a_ratio_says_how_small_it_can_be() -> None:
+    with pytest.raises(NernError, match=r"ratio \(=0.001\) .* the narrowest predictor of this config has \d+\. Raise"):
+        fit(mixed(), ratio=0.001)
+
+
+def test_settings_may_be_ones_own_and_stay_as_they_are() -> None:
+    config = Config(epochs=None, num_iterations=3, nern=NernConfig(hidden_layer_size=5, method="kxk_residual"))
+    before = copy.deepcopy(config)
+    fitted = fit(mixed(), config=config, ratio=None, iterations=99)
+    assert fitted.nern.predictor.final_linear_layer.in_features == 5
+    assert fitted.nern.predictor.kernel_shape == (5, 5)
+    assert config == before
+
+
+def test_single_weights_can_be_predicted_as_well(batch: Tensor) -> None:
+    config = nern.fit_config(2)
+    config.nern.method, config.nern.embeddings.num_idxs = "basic", 5
+    assert torch.isfinite(fit(mixed(), config=config, ratio=None).network()(batch)).all()
+
+
+def test_same_seed_same_network_other_seed_another(fitted: nern.Fitted) -> None:
+    again, other = fit(mixed(), seed=0), fit(mixed(), seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(fitted.nern.reconstruct(), again.nern.reconstruct(), strict=True))
+    assert not torch.equal(fitted.nern.reconstruct()[0], other.nern.reconstruct()[0])
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_fitting_leaves_the_global_generators_alone() -> None:
+    fit(mixed())
+
+
+def test_layer_errors_name_the_convolutions(fitted: nern.Fitted) -> None:
+    errors = fitted.layer_errors()
+    assert [error.weights for error in errors] == [8 * 3 * 9, 8 * 8, 6 * 8 * 25]
+    for error, original, weight in zip(errors, fitted.original.weights, fitted.nern.reconstruct(), strict=True):
+        assert error.rmse == pytest.approx((weight - original).square().mean().sqrt().item())
+        assert error.relative == pytest.approx(((weight - original).norm() / original.norm()).item())
+
+
+@pytest.mark.parametrize("kind", ["depthwise", "transposed beside", "dilated", "oblong", "single kernel"])
+def test_convolutions_of_all_kinds_are_represented(kind: str, batch: Tensor) -> None:
+    layers = {
+        "depthwise": [nn.Conv2d(3, 6, 3, groups=3)],
+        "transposed beside": [nn.Conv2d(3, 6, 3), nn.ConvTranspose2d(6, 2, 3)],
+        "dilated": [nn.Conv2d(3, 6, 3, dilation=2)],
+        "oblong": [nn.Conv2d(3, 6, (1, 5))],
+        "single kernel": [nn.Conv2d(3, 1, 3), nn.Conv2d(1, 1, 7)],
+    }
+    network = nn.Sequential(*layers[kind])
+    assert fit(network, ratio=None).network()(batch).shape == network(batch).shape
+
+
+def test_module_in_double_precision_comes_back_in_it(batch: Tensor) -> None:
+    network = mixed().double().eval()
+    outputs = fit(network).network()(batch.double())
+    assert outputs.dtype == torch.float64
+
+
+def test_network_without_convolutions_is_refused() -> None:
+    with pytest.raises(NernError, match="Sequential has no convolutions"):
+        fit(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    network = mixed()
+    with torch.no_grad():
+        network.wide.weight[0, 0, 0, 0] = value
+    with pytest.raises(NernError, match=r"wide\.weight of Mixed holds values that are not finite"):
+        fit(network)
+
+
+def test_progress_is_shown_where_it_is_asked_for() -> None:
+    screen = io.StringIO()
+    fit(mixed(), progress=True, console=Console(file=screen, force_terminal=True, width=120))
+    assert "4/4" in screen.getvalue()
+
+
+def test_no_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(mixed())
+    assert capsys.readouterr() == ("", "")
+
+
+# --- runs --------------------------------------------------------------------------------------------------------
+
+SHORT: dict[str, Any] = {
+    "nern.hidden_layer_size": 8,
+    "nern.embeddings.enc_levels": 4,
+    "optim.lr": 0.05,
+    "logging.tracker": "none",
+    "epochs": None,
+    "num_iterations": 4,
+    "batch_size": 8,
+    "eval_epochs_interval": None,
+    "loss_warmup_iterations": 2,
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+    """Makes a short run's config in an empty working directory; the picture is left out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
+    return lambda **sections: Config.from_dict(SHORT | sections)
+
+
+def train(config: Config) -> dict[str, Any]:
+    return nern.train(config, Console(file=io.StringIO()))
+
+
+def test_network_of_a_run_has_the_accuracy_that_was_reported(config: Callable[..., Config]) -> None:
+    ordered = {"nern.embeddings.permutations.permute_mode": "crossfilter"}
+    metrics = train(config(original_model_path="pretrained:digits-resnet8", **ordered))
+    network = nern.load_run(metrics["run_folder"])
+    assert isinstance(network, nern.OriginalNetwork)
+    assert not network.training
+    _, test = nern.tasks.digits({}, {})
+    correct = 0
+    with torch.no_grad():
+        for images, labels in test.batches(500):
+            correct += int((network(images).argmax(1) == labels).sum())
+    assert 100 * correct / 597 == pytest.approx(metrics["best"]["test"]["top1"], abs=1e-9)
+
+
+def test_network_of_a_run_needs_no_data(config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = train(config(original_model_path="pretrained:digits-resnet8"))["run_folder"]
+    monkeypatch.setitem(registry.TASKS._entries, "digits", None)  # loading it would fail
+    assert nern.load_run(folder, "last")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(("name", "said"), [("absent", "is not a run folder"), (".", "is not a run folder")])
+def test_folder_without_a_run_is_refused(config: Callable[..., Config], name: str, said: str) -> None:
+    with pytest.raises(NernError, match=said):
+        nern.load_run(name)
+
+
+def test_metrics_come_back_from_evaluating(config: Callable[..., Config]) -> None:
+    values = {"original_model_path": "pretrained:digits-resnet8", "evaluation.test_images": 50}
+    metrics = nern.evaluate(config(**values), original=True, console=Console(file=io.StringIO()))
+    assert metrics["original"]["images"] == 50
+
+
+# --- networks and tasks of one's own -----------------------------------------------------------------------------
+
+MINE = '''
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from nern import OriginalNetwork, register_original, register_task
+
+
+@register_original("Published")
+class Published(OriginalNetwork):
+    """Has exactly the methods of the published guide."""
+
+    def __init__(self, num_classes: int = 10, **kwargs):
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.side = nn.Conv2d(4, 4, 1)
+        self.linear = nn.Linear(4, num_classes)
+
+    def forward(self, batch):
+        return self.get_feature_maps(batch)[0]
+
+    def get_feature_maps(self, batch):
+        first = self.first(batch)
+        second = self.second(first.relu()) + self.side(first)
+        return self.linear(second.relu().mean((2, 3))), [first, second]
+
+    def get_learnable_weights(self):
+        return [self.first.weight, self.second.weight]
+
+    def load(self, path, device):
+        self.load_state_dict(torch.load(path, weights_only=True)["published"])
+        self.to(device)
+
+
+def images(count, seed):
+    rng = torch.Generator().manual_seed(seed)
+    return TensorDataset(torch.randn(count, 2, 6, 6, generator=rng), torch.randint(3, (count,), generator=rng))
+
+
+@register_task("loaders", input_shape=(2, 6, 6), num_classes=3, train_images=64)
+def get_dataloaders(train_kwargs, test_kwargs, use_workers=True, **kwargs):
+    """Returns loaders as the published guide says."""
+    workers = train_kwargs["num_workers"] if use_workers else 0
+    train_loader = DataLoader(images(64, 0), batch_size=train_kwargs["batch_size"], shuffle=True, num_workers=workers)
+    return train_loader, DataLoader(images(20, 1), batch_size=8, shuffle=False)
+'''
+OWN = {"task.task_name": "loaders", "task.original_model_name": "Published", "original_model_path": "mine.weights"}
+
+
+@pytest.fixture
+def mine(tmp_path: Path, config: Callable[..., Config]) -> Iterator[Path]:
+    """A file that registers a network and a task, and weights of that network."""
+    path = tmp_path / "mine.py"
+    path.write_text(MINE)
+    names: dict[str, Any] = {}
+    exec(MINE, names)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        torch.save({"published": names["Published"](num_classes=3).state_dict()}, tmp_path / "mine.weights")
+    forget()
+    modules = set(sys.modules)
+    yield path
+    forget()
+    for name in set(sys.modules) - modules:
+        if name == "mine" or name.startswith("nern_import_"):
+            del sys.modules[name]
+
+
+def forget() -> None:
+    for names, name in ((registry.ORIGINALS, "Published"), (registry.TASKS, "loaders")):
+        if name in names:
+            names.unregister(name)
+
+
+@pytest.mark.parametrize("name", ["mine.py", "mine"])
+def test_network_and_task_registered_in_an_imported_file_train(
+    mine: Path, config: Callable[..., Config], name: str
+) -> None:
+    metrics = train(config(imports=[name], **OWN))
+    assert [layer["name"] for layer in metrics["layers"]] == ["first.weight", "second.weight"]
+    assert metrics["original"]["test"]["images"] == 20
+    assert metrics["original"]["held_out"]["images"] == 6
+    network = nern.load_run(metrics["run_folder"])
+    assert type(network).__name__ == "Published"
+    state = torch.load("mine.weights")["published"]
+    assert torch.equal(network.get_parameter("side.weight"), state["side.weight"])
+    assert not torch.equal(network.get_parameter("first.weight"), state["first.weight"])
+
+
+def test_feature_maps_are_those_of_the_registered_network(mine: Path, config: Callable[..., Config]) -> None:
+    experiment = nern.experiment.build_experiment(config(imports=["mine.py"], **OWN))
+    outputs, maps = experiment.original.features(torch.randn(5, 2, 6, 6))
+    assert outputs.shape == (5, 3)
+    assert [feature_map.shape for feature_map in maps] == [(5, 4, 6, 6), (5, 4, 6, 6)]
+    assert maps[0].min() < 0
+
+
+def test_imported_file_is_found_again_from_another_folder(
+    mine: Path, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(
+        train(config(imports=["mine.py"], **(OWN | {"original_model_path": str(tmp_path / "mine.weights")})))[
+            "run_folder"
+        ]
+    )
+    forget()
+    for name in [name for name in sys.modules if name.startswith("nern_import_")]:
+        del sys.modules[name]
+    folder = folder.resolve()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert type(nern.load_run(folder)).__name__ == "Published"
+
+
+def test_importing_a_file_twice_registers_once(mine: Path, config: Callable[..., Config]) -> None:
+    assert config(imports=["mine.py"], **OWN) == config(imports=[str(mine)], **OWN)
+
+
+def test_loaders_resume_bit_for_bit(mine: Path, config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal
+
+    from nern.training import Interrupted, Trainer
+
+    own = config(imports=["mine.py"], **(OWN | {"num_iterations": 12, "loss_warmup_iterations": 0}))
+    whole = Path(train(own)["run_folder"])
+    train_step = Trainer.train_step
+
+    def stopping(self: Trainer, *args: Any) -> Any:
+        losses = train_step(self, *args)
+        if self.step == 5:
+            signal.raise_signal(signal.SIGINT)
+        return losses
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stopping)
+        with pytest.raises(Interrupted):
+            train(own)
+    stopped = whole.with_name(f"{whole.name}-2")
+    nern.resume(stopped, Console(file=io.StringIO()))
+    for name, tensor in torch.load(whole / "checkpoints" / "last.pt").items():
+        assert torch.equal(tensor, torch.load(stopped / "checkpoints" / "last.pt")[name])
+    assert (
+        json.loads((whole / "metrics.json").read_text())["last"]
+        == json.loads((stopped / "metrics.json").read_text())["last"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("absent.py", None, "no such file"),
+        ("absent_module", None, "'absent_module' cannot be imported .*ModuleNotFoundError"),
+        ("broken.py", "1 / 0", "'broken.py' cannot be imported .*ZeroDivisionError"),
+        ("syntax.py", "def :", "'syntax.py' cannot be imported .*SyntaxError"),
+        ("again.py", MINE.replace('"Published"', '"ResNet20"'), "'ResNet20' is registered already"),
+        ("", None, "cannot be imported"),
+    ],
+)
+def test_bad_imports_are_explained(
+    config: Callable[..., Config], tmp_path: Path, name: str, text: str | None, said: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(NernError, match=said):
+        config(imports=[name])
+
+
+def test_broken_file_can_be_mended_and_imported_again(
+    mine: Path, config: Callable[..., Config], tmp_path: Path
+) -> None:
+    whole = mine.read_text()
+    mine.write_text("1 / 0")
+    with pytest.raises(NernError, match="ZeroDivisionError"):
+        config(imports=["mine.py"])
+    mine.write_text(whole)
+    assert config(imports=["mine.py"], **OWN).task.task_name == "loaders"
+
+
+def test_registered_name_is_taken(mine: Path, config: Callable[..., Config]) -> None:
+    config(imports=["mine.py"])
+    with pytest.raises(NernError, match=r"task .*'loaders' is registered already"):
+        nern.register_task("loaders", input_shape=(1, 1, 1), num_classes=1)(lambda *args, **kwargs: None)
+    with pytest.raises(NernError, match=r"original network .*'Published' is registered already"):
+        nern.register_original("Published")(Mixed)
+    assert registry.ORIGINALS["Published"] is not Mixed
+
+
+def test_only_registered_names_can_be_unregistered() -> None:
+    with pytest.raises(NernError, match="'nonesuch'"):
+        registry.TASKS.unregister("nonesuch")

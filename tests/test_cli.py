@@ -1,0 +1,435 @@
+"""The commands: what they take, what they print, and how they end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import nern
+from nern import Config
+from nern.cli import COMMANDS, main
+from nern.config import known_keys
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = """
+original_model_path: pretrained:digits-resnet8
+nern:
+  hidden_layer_size: 8
+  weights_batch_size: 64
+  weights_batch_method: random_batch
+  embeddings: {enc_levels: 4, permutations: {permute_mode: infilter}}
+optim: {lr: 5e-2}
+logging: {tracker: none}
+evaluation: {held_out_images: 20, test_images: 100}
+epochs: null
+num_iterations: 6
+eval_epochs_interval: null
+eval_iterations_interval: 2
+batch_size: 8
+loss_warmup_iterations: 2
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command in an empty working directory that holds `short.yaml`."""
+    (tmp_path / "short.yaml").write_text(SHORT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*arguments: str) -> Ended:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        return Ended(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the picture out, the slowest part of a short run."""
+    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
+
+
+@pytest.fixture
+def configs(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configs that `nern train` would have trained."""
+    seen: list[Config] = []
+    monkeypatch.setattr("nern.cli.train", lambda config, *args: seen.append(config))
+    return seen
+
+
+# --- the front ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_front_page_names_every_command(run: Run, arguments: tuple[str, ...]) -> None:
+    ended = run(*arguments)
+    assert ended.code == 0
+    for name in COMMANDS:
+        assert f"nern {name}" in ended.out
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == Ended(0, f"{nern.__version__}\n", "")
+
+
+def test_unknown_command_suggests_the_nearest(run: Run) -> None:
+    ended = run("trian")
+    assert ended.code == 2
+    assert "unknown command 'trian'; did you mean 'train'?" in ended.err
+    assert all(name in ended.err for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help_page(run: Run, name: str) -> None:
+    ended = run(name, "--help")
+    assert ended.code == 0
+    assert ended.out.startswith(f"usage: nern {name}")
+    assert "--json FILE" in ended.out
+
+
+KEYS = [key for key, kind in known_keys().items() if not dataclasses.is_dataclass(kind)]
+
+
+def test_help_describes_every_key(run: Run) -> None:
+    entries = re.split(r"\n(?=  -)", run("train", "--help").out)
+    texts: dict[str, str] = {}
+    for entry in entries:
+        if match := re.match(r"  --([\w.]+)", entry):
+            parts = re.split(r"\s{2,}", entry.strip(), maxsplit=1)
+            texts[match.group(1)] = " ".join(parts[1].split()) if len(parts) == 2 else ""
+    for key in KEYS:
+        description, _, facts = texts[key].partition("(type: ")
+        assert len(description.split()) >= 3, key
+        assert "default: " in facts, key
+
+
+def test_help_gives_the_sections_their_titles(run: Run) -> None:
+    page = run("train", "--help").out
+    for title in ("The NeRN: ", "Encoding: ", "Ordering: ", "Optimizer ", "Logging: ", "Task: ", "Evaluation: "):
+        assert f"\n{title}" in page
+
+
+def test_command_is_installed() -> None:
+    (script,) = metadata.entry_points(group="console_scripts", name="nern")
+    assert script.load() is main
+
+
+# --- settings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file_first", [True, False])
+def test_options_win_over_the_file_wherever_they_stand(run: Run, configs: list[Config], file_first: bool) -> None:
+    file, options = ["--config_path", "short.yaml"], ["--epochs", "400", "--num_iterations", "null", "--optim.lr=5e-4"]
+    assert run("train", *(file + options if file_first else options + file)).code == 0
+    (config,) = configs
+    assert (config.epochs, config.num_iterations, config.optim.lr) == (400, None, 5e-4)
+    assert config.nern.hidden_layer_size == 8
+
+
+def test_file_may_be_given_with_an_equals_sign(run: Run, configs: list[Config]) -> None:
+    assert run("train", "--seed", "3", "--config_path=short.yaml").code == 0
+    assert (configs[0].seed, configs[0].num_iterations) == (3, 6)
+
+
+def test_later_file_wins(run: Run, configs: list[Config], tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text("nern: {hidden_layer_size: 9}\n")
+    assert run("train", "--config_path", "short.yaml", "--config_path", "more.yaml").code == 0
+    assert configs[0].nern.hidden_layer_size == 9
+    assert configs[0].nern.embeddings.enc_levels == 4
+
+
+def test_published_options_work_as_written(run: Run, configs: list[Config]) -> None:
+    options = [
+        "--logging.use_tensorboard",
+        "True",
+        "--nern.weights_batch_method",
+        "all",
+        "--logging.tracker",
+        "tensorboard",
+    ]
+    assert run("train", *options, "--config_path", "short.yaml").code == 0
+    assert configs[0].logging.use_tensorboard is True
+    assert configs[0].nern.weights_batch_method == "all"
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n"])
+def test_empty_file_means_all_defaults(run: Run, configs: list[Config], tmp_path: Path, text: str) -> None:
+    (tmp_path / "empty.yaml").write_text(text)
+    assert run("train", "--config_path", "empty.yaml").code == 0
+    assert configs == [Config().check()]
+
+
+@pytest.mark.parametrize("name", ["1e3", "007", "true", "a b"])
+def test_names_stay_text(run: Run, configs: list[Config], name: str) -> None:
+    assert run("train", "--config_path", "short.yaml", "--logging.exp_name", name).code == 0
+    assert configs[0].logging.exp_name == name
+
+
+def test_numbers_in_files_are_numbers_on_both_ways_in(run: Run, configs: list[Config], tmp_path: Path) -> None:
+    assert run("train", "--config_path", "short.yaml").code == 0
+    assert configs[0] == Config.load(tmp_path / "short.yaml")
+
+
+def test_resolved_config_is_printed_and_reads_back(run: Run, configs: list[Config]) -> None:
+    ended = run("train", "--config_path", "short.yaml", "--logging.exp_name", "a [bold] name")
+    assert Config.from_dict(yaml.safe_load(ended.out)) == configs[0]
+
+
+def test_print_config_shows_the_settings_and_stops(run: Run, configs: list[Config]) -> None:
+    ended = run("train", "--config_path", "short.yaml", "--seed", "5", "--print_config")
+    assert ended.code == 0
+    printed = yaml.safe_load(ended.out)
+    assert (printed["seed"], printed["num_iterations"]) == (5, 6)
+    assert printed["nern"]["embeddings"]["permutations"]["permute_mode"] == "infilter"
+    assert configs == []
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("train --config_path short.yaml --nern.num_block 3", "did you mean 'nern.num_blocks'"),
+        ("train --config_path short.yaml --nern.num_blocks three", "nern.num_blocks"),
+        ("train --config_path short.yaml --nern.num_blocks", "expected one argument"),
+        ("train --config_path short.yaml --epochs 3", "exactly one of epochs and num_iterations"),
+        ("train --config_path short.yaml --nern.act_layer rleu", "did you mean 'relu'"),
+        ("train --config_path short.yaml --nern crossfilter", "nern"),
+        ("train --config_path short.yaml --nern.output_size 1", "nern.output_size"),
+        ("train --config_path short.yaml --original_model_path absent.pt", "no such file: absent.pt"),
+        ("train --config_path short.yaml --task.task_name nonesuch", "Choices: cifar10, cifar100, digits"),
+        ("train --config_path short.yaml --imports nonesuch", "imports"),
+        ("train --config_path short.yaml extra", "extra"),
+        ("train --config_path absent.yaml", "no such file: absent.yaml"),
+        ("train --config_path", "expected one argument"),
+        ("train --config_path unknown.yaml", "unknown.yaml: unknown configuration key 'epoch'; did you mean 'epochs'"),
+        ("train --config_path type.yaml", "nern.num_blocks"),
+        ("train --config_path section.yaml", "nern is a section"),
+        ("train --config_path malformed.yaml", "malformed.yaml is not valid YAML"),
+        ("train --config_path list.yaml", "not keys and values"),
+        ("train --resume absent", "absent is not a run folder"),
+        ("train --resume absent --config_path short.yaml", "drop --config_path"),
+        ("evaluate --config_path short.yaml", "set nern.init to 'checkpoint'"),
+        ("evaluate --run absent", "absent is not a run folder"),
+        ("evaluate --run absent --seed 3", "drop --seed"),
+        ("evaluate --config_path short.yaml --original true --evaluation.test_images 0", "nothing to evaluate on"),
+        ("evaluate --config_path short.yaml --original perhaps", "original"),
+        ("quickstart --epochs 3", "--epochs"),
+    ],
+)
+def test_mistake_is_one_line_and_leaves_nothing(run: Run, tmp_path: Path, arguments: str, said: str) -> None:
+    (tmp_path / "unknown.yaml").write_text("epoch: 3\n")
+    (tmp_path / "type.yaml").write_text("nern: {num_blocks: many}\n")
+    (tmp_path / "section.yaml").write_text("nern: 3\n")
+    (tmp_path / "malformed.yaml").write_text("nern: [1\nepochs: 2\n")
+    (tmp_path / "list.yaml").write_text("- nern\n")
+    before = set(tmp_path.iterdir())
+    ended = run(*arguments.split())
+    assert ended.code == 2
+    (line,) = ended.err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_message_is_printed_as_it_is(run: Run) -> None:
+    assert "no such file: [red]absent.pt" in run("train", "--original_model_path", "[red]absent.pt").err
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_warning_is_one_line_and_stops_nothing(run: Run) -> None:
+    ended = run("train", "--config_path", "short.yaml", "--num_iterations", "1", "--num_gpus", "2")
+    assert ended.code == 0
+    assert re.fullmatch(r"warning: num_gpus is 2, .* available: the run uses .*\n", ended.err)
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_metrics_that_cannot_be_written_are_noticed_before_training(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    ended = run("train", "--config_path", "short.yaml", "--json", "taken")
+    assert ended.code == 2
+    assert re.fullmatch(r"error: .*taken.*\n", ended.err)
+    assert not (tmp_path / "outputs").exists()
+
+
+# --- training and evaluating -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_train_writes_metrics_and_ends_with_a_table(run: Run, tmp_path: Path) -> None:
+    ended = run("train", "--config_path", "short.yaml", "--json", "results/metrics.json")
+    assert (ended.code, ended.err) == (0, "")
+    metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    assert metrics == json.loads((tmp_path / "outputs" / "NeRN_Train" / "metrics.json").read_text())
+    assert "run folder: outputs/NeRN_Train" in ended.out
+    assert f"{metrics['original']['test']['top1']:.2f} %" in ended.out
+    assert f"{metrics['sizes']['predictor_parameters']:,}" in ended.out
+    assert "step 2/6: test " in ended.out
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_saved_weights_are_those_that_were_evaluated(run: Run, tmp_path: Path) -> None:
+    options = ["--optim.lr", "0.1", "--num_iterations", "9", "--eval_iterations_interval", "1"]  # where the best is not the last
+    assert run("train", "--config_path", "short.yaml", *options).code == 0
+    folder = tmp_path / "outputs" / "NeRN_Train"
+    trained = json.loads((folder / "metrics.json").read_text())
+    for checkpoint in ("best", "last"):
+        config = Config.load(tmp_path / "short.yaml").to_dict()
+        config["nern"] |= {"init": "checkpoint", "checkpoint_path": str(folder / "checkpoints" / f"{checkpoint}.pt")}
+        (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(config))
+        ended = run("evaluate", "--config_path", "evaluate.yaml", "--json", f"{checkpoint}.json")
+        assert ended.code == 0
+        evaluated = json.loads((tmp_path / f"{checkpoint}.json").read_text())
+        assert evaluated["reconstructed"] == trained[checkpoint]["test"]
+        assert evaluated["original"] == trained["original"]["test"]
+        assert "largest reconstruction error" in ended.out
+        named = ["--checkpoint", checkpoint] if checkpoint != "best" else []
+        assert run("evaluate", "--run", str(folder), *named, "--json", "run.json").code == 0
+        assert json.loads((tmp_path / "run.json").read_text()) == evaluated
+    assert evaluated["layers"] == trained["layers"]
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_checkpoint_that_is_not_there_lists_those_that_are(run: Run) -> None:
+    run("train", "--config_path", "short.yaml", "--num_iterations", "1")
+    ended = run("evaluate", "--run", "outputs/NeRN_Train", "--checkpoint", "step_3")
+    assert ended.code == 2
+    assert "it has: best, last" in ended.err
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_run_of_random_data_is_evaluated_on_the_test_images(run: Run, tmp_path: Path) -> None:
+    assert run("train", "--config_path", "short.yaml", "--task.use_random_data", "true").code == 0
+    assert run("evaluate", "--run", "outputs/NeRN_Train", "--json", "metrics.json").code == 0
+    trained = json.loads((tmp_path / "outputs" / "NeRN_Train" / "metrics.json").read_text())
+    assert json.loads((tmp_path / "metrics.json").read_text())["reconstructed"] == trained["best"]["test"]
+
+
+def test_original_is_evaluated_alone(run: Run, tmp_path: Path) -> None:
+    options = ["--original", "true", "--evaluation.test_images", "null", "--json", "metrics.json"]
+    ended = run("evaluate", "--config_path", "short.yaml", *options)
+    assert ended.code == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics.keys() == {"original"}
+    assert metrics["original"]["images"] == 597
+    assert metrics["original"]["top1"] > 99
+    assert "ResNet8 on digits" in ended.out
+    assert {path.name for path in tmp_path.iterdir()} == {"short.yaml", "metrics.json"}
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_stopped_run_says_how_to_go_on_and_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal
+
+    from nern.training import Trainer
+
+    train_step = Trainer.train_step
+
+    def stopping(self: Trainer, *args: Any) -> Any:
+        losses = train_step(self, *args)
+        if self.step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return losses
+
+    monkeypatch.setattr(Trainer, "train_step", stopping)
+    ended = run("train", "--config_path", "short.yaml")
+    assert ended.code == 128 + signal.SIGINT
+    assert ended.err == "stopped at step 3 of 6; saved. Continue with: nern train --resume outputs/NeRN_Train\n"
+    ended = run(*ended.err.split("nern ")[1].split(), "--json", "metrics.json")
+    assert (ended.code, ended.err) == (0, "")
+    assert "6 steps, from step 3" in ended.out
+    assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 6
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_loss_that_is_not_finite_is_an_error(run: Run) -> None:
+    ended = run("train", "--config_path", "short.yaml", "--optim.lr", "1e30")
+    assert ended.code == 2
+    assert re.fullmatch(r"error: step \d: reconstruction loss is (inf|nan).*\n", ended.err)
+
+
+# --- quickstart --------------------------------------------------------------------------------------------------
+
+
+def test_quickstart_runs_what_the_package_holds(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Config.load
+
+    def short(path: str | Path) -> Config:
+        config = load(path)
+        config.num_iterations, config.loss_warmup_iterations, config.eval_iterations_interval = 4, 2, 2
+        config.evaluation.test_images = 100
+        return config
+
+    monkeypatch.setattr(Config, "load", staticmethod(short))
+    ended = run("quickstart", "--log_dir", "here", "--seed", "2", "--json", "metrics.json")
+    assert (ended.code, ended.err) == (0, "")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["seed"] == 2
+    assert metrics["sizes"]["predictor_share"] <= 0.5
+    assert (tmp_path / "here" / "quickstart" / "curves.png").is_file()
+    assert "picture: here/quickstart/curves.png" in ended.out
+    assert "nern evaluate --run here/quickstart" in ended.out
+
+
+@pytest.mark.slow
+def test_quickstart_keeps_its_promise(run: Run, tmp_path: Path) -> None:
+    assert run("quickstart", "--json", "metrics.json").code == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["best"]["test"]["top1"] >= metrics["original"]["test"]["top1"] - 0.5
+    assert metrics["sizes"]["predictor_share"] <= 0.5
+    assert run("evaluate", "--run", "outputs/quickstart", "--json", "again.json").code == 0
+    assert json.loads((tmp_path / "again.json").read_text())["reconstructed"] == metrics["best"]["test"]
+
+
+# --- the other doors ---------------------------------------------------------------------------------------------
+
+
+def outside(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_module_is_a_command(tmp_path: Path) -> None:
+    done = outside("-m", "nern", "--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{nern.__version__}\n")
+
+
+def test_scripts_at_the_root_train_and_evaluate(tmp_path: Path) -> None:
+    (tmp_path / "short.yaml").write_text(SHORT)
+    done = outside(str(ROOT / "train.py"), "--config_path", "short.yaml", "--num_iterations", "1", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = outside(str(ROOT / "evaluate.py"), "--config_path", "short.yaml", "--original", "true", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ResNet8 on digits" in done.stdout
+    done = outside(str(ROOT / "evaluate.py"), "--config_path", "absent.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
