@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nern.config import NernConfig
-from nern.errors import NernError
+from nern.errors import NernError, NernWarning
 from nern.ordering import (
     CrossFilterOrdering,
     InFilterOrdering,
@@ -446,3 +446,22 @@ def test_positions_are_the_inverse_of_the_path() -> None:
     ordering = InFilterOrdering([torch.tensor([2, 0, 1])], [torch.tensor([[1, 0], [0, 1], [1, 0]])])
     (positions,) = ordering.positions([(3, 2, 3, 3)])
     assert positions.tolist() == [3, 2, 4, 5, 1, 0]
+
+
+def test_an_ordering_of_other_weights_is_taken_with_a_warning(tmp_path: Path) -> None:
+    first, second = (torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    get_ordering([first], "crossfilter", tmp_path)
+    get_ordering([first], "crossfilter", tmp_path)
+    with pytest.warns(NernWarning, match="was solved for other weights"):
+        get_ordering([second], "crossfilter", tmp_path)
+
+
+def test_a_damaged_cache_mends_itself(cache_dir: Path) -> None:
+    weights = [torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))]
+    solved, _ = get_ordering(weights, "crossfilter")
+    (cached,) = (cache_dir / "orderings").iterdir()
+    cached.write_bytes(cached.read_bytes()[:20])
+    again, source = get_ordering(weights, "crossfilter")
+    assert source == "solved now"
+    assert torch.equal(again.tensors()["order.0"], solved.tensors()["order.0"])
+    assert "cache" in get_ordering(weights, "crossfilter")[1]

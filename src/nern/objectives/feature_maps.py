@@ -32,10 +32,15 @@ def l2_batched_attention_loss(original: Maps, reconstructed: Maps) -> Tensor:
 
 @FEATURE_MAP_LOSSES.register("L2AttentionLoss")
 def l2_attention_loss(original: Maps, reconstructed: Maps) -> Tensor:
-    """Each map divided by its norm over the whole batch (the original's without epsilon); squared differences summed,
-    not divided by the batch size."""
+    """Each map divided by its norm over the whole batch (the original's without epsilon; a zero map stays zero); squared
+    differences summed, not divided by the batch size."""
     terms = [
-        (o / torch.linalg.vector_norm(o) - r / (torch.linalg.vector_norm(r) + EPSILON)).square().sum()
+        (
+            o / torch.linalg.vector_norm(o).clamp_min(torch.finfo(o.dtype).tiny)
+            - r / (torch.linalg.vector_norm(r) + EPSILON)
+        )
+        .square()
+        .sum()
         for o, r in zip(original, reconstructed, strict=True)
     ]
     return torch.stack(terms).sum()

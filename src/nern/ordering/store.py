@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nern.errors import NernError
+from nern.errors import NernError, NernWarning
 from nern.files import cache_dir, load_safetensors, load_torch, save_safetensors
 from nern.ordering.order import Ordering, Shapes, solve_ordering
 from nern.registry import ORDERINGS
@@ -36,7 +37,8 @@ def get_ordering(
 ) -> tuple[Ordering, str]:
     """The ordering of these weights, and where it came from, in words.
 
-    Read from the folder `path` if it holds one; else from the cache; else solved, and written to `path` and the cache.
+    Read from the folder (or file) `path` if it holds one, with a warning if it was solved for other weights; else from the
+    cache; else solved, and written to `path` and the cache.
 
     Raises:
         NernError: the stored ordering is of another mode, does not fit the shapes, or is damaged.
@@ -46,17 +48,27 @@ def get_ordering(
         return ORDERINGS[mode].from_layers([], []), "none needed"
     key = content_key(weights, mode)
     if path is not None and _holds_ordering(Path(path)):
-        return load_ordering(path, mode, shapes), f"read from {path}"  # type: ignore[arg-type]
+        ordering = load_ordering(path, mode, shapes)  # type: ignore[arg-type]
+        _warn_if_of_other_weights(Path(path), key)
+        return ordering, f"read from {path}"
     cached = cache_dir() / "orderings" / f"{key}.safetensors"
-    if cached.is_file():
+    try:
         ordering, source = load_ordering(cached, mode, shapes), f"from the cache ({cached})"  # type: ignore[arg-type]
-    else:
+    except NernError:  # not there, or damaged: the cache mends itself
         ordering, source = solve_ordering(weights, mode, num_workers), "solved now"
         save_ordering(cached, ordering, key)
     if path is not None:
         save_ordering(Path(path) / FILE_NAME, ordering, key)
         source += f", written to {path}"
     return ordering, source
+
+
+def _warn_if_of_other_weights(path: Path, key: str) -> None:
+    """An ordering of other weights of the same shapes works, but not as well; published folders do not tell."""
+    file = path / FILE_NAME if path.is_dir() else path
+    stored = load_safetensors(file, "ordering file")[1].get("content_key") if file.is_file() else None
+    if stored and stored != key:
+        warnings.warn(f"the ordering in {file} was solved for other weights than these", NernWarning, stacklevel=3)
 
 
 def save_ordering(path: str | Path, ordering: Ordering, key: str = "") -> None:
@@ -158,7 +170,7 @@ def _integers(value: Any) -> Tensor | None:
 
 def _numpy_globals() -> list[Any]:
     """What a pickled integer array names; all of it only makes arrays."""
-    dtypes = [type(np.dtype(t)) for t in (np.int64, np.int32, np.uint16, np.uint8)]
+    dtypes = [type(np.dtype(t)) for t in np.sctypeDict.values() if np.issubdtype(t, np.integer)]
     core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
     names = [core._reconstruct, core.scalar, np.ndarray, np.dtype, *dtypes]
     return [*names, *[(f, f"numpy.core.multiarray.{f.__name__}") for f in names[:2]]]

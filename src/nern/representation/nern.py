@@ -30,7 +30,8 @@ class NeRN(nn.Module):
         predictor: maps encodings to kernels.
         encoded: encodings of the table's rows.
         sampling_mode: how predictions are reduced to smaller kernels.
-        chunk: rows in one forward call of the predictor; None: all. It bounds memory and changes no value.
+        chunk: rows in one forward call of the predictor; None: all. It bounds memory and changes no value (but for
+            batch norm while training, whose statistics are those of a chunk).
     """
 
     def __init__(

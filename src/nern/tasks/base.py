@@ -37,7 +37,9 @@ def register_task(
 
     The function is called as `f(train_kwargs, test_kwargs, use_workers=..., data_dir=..., imagenet_path=...,
     splits=...)`; both kwargs hold `batch_size` and `num_workers`. Each split is an `ImageTensors` or a `DataLoader`
-    over a map-style dataset of (image, label); a split not among `splits` is not used and may be None.
+    over a map-style dataset of (image, label); a split not among `splits` is not used and may be None. Held-out images are
+    items of the training split: those of a `DataLoader` come through its transforms, those of an `ImageTensors` are not
+    augmented.
     """
     return TASKS.register(name, input_shape=input_shape, num_classes=num_classes, train_images=train_images)
 

@@ -70,7 +70,7 @@ class ClearMLTracker:
 
         # Report from a thread, not from a forked process: while ClearML asks git about the working directory in another
         # thread, a fork inherits the pipe to git, and closing then waits forever.
-        Task._report_subprocess_enabled = False
+        Task._report_subprocess_enabled = False  # type: ignore[assignment]
         self._task: Any = Task.init(
             project_name="nern",
             task_name=config.logging.exp_name,
