@@ -185,7 +185,7 @@ def test_the_json_file_beside_the_weights_goes_before_what_they_tell(tmp_path: P
 def test_arguments_in_the_config_go_before_the_json_file(tmp_path: Path) -> None:
     torch.save(resnet8(num_classes=4).state_dict(), tmp_path / "weights.pt")
     (tmp_path / "weights.json").write_text(json.dumps({"num_classes": 9}))
-    network = build_original_network("ResNet8", str(tmp_path / "weights.pt"), {"num_classes": 4}, num_classes=10)
+    network = build_original_network("ResNet8", str(tmp_path / "weights.pt"), {"num_classes": 4}, {"num_classes": 10})
     assert network.linear.out_features == 4
 
 
@@ -350,7 +350,7 @@ def test_a_network_of_the_user_s_with_its_own_loader(tmp_path: Path) -> None:
 
     try:
         (tmp_path / "weights.txt").write_text("0.25")
-        network = build_original_network("Mine", str(tmp_path / "weights.txt"), num_classes=3)
+        network = build_original_network("Mine", str(tmp_path / "weights.txt"), task_kwargs={"num_classes": 3})
         assert torch.equal(network.conv.weight, torch.full((3, 1, 3, 3), 0.25))
         with pytest.raises(NernError, match="registered already"):
             register_original("Mine")(Mine)

@@ -331,7 +331,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "batch norm": {"nern.norm_layer": "bn", "nern.weights_batch_method": "random_batch"},
     "task loss": {"nern.task_loss_weight": 0.1},
     "best on test": {"evaluation.best_on": "test"},
-    "window": {"eval_loss_window_size": 2, "eval_loss_window_interval": 1},
+    "window": {"eval_loss_window_size": 6, "eval_loss_window_interval": 1},
     "ordered": {"nern.embeddings.permutations.permute_mode": "infilter"},
     "published predictor": {"nern.method": "kxk_nerf", "nern.embeddings.type": "ffn"},
 }

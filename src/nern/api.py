@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,7 +97,7 @@ def fit(
         NernError: no convolutions, values that are not finite, `ratio` too small for any predictor.
     """
     original = as_original(network)
-    config = replace(config or fit_config(iterations), seed=seed)
+    config = replace(copy.deepcopy(config) if config else fit_config(iterations), seed=seed)
     num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
     table = KernelTable.of(original.weights, num_idxs)
     largest = max(max(shape[2:]) for shape in table.shapes)

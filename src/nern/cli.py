@@ -157,32 +157,37 @@ def _option_names(argv: Sequence[str]) -> list[str]:
 
 
 def _config_first(argv: Sequence[str]) -> list[str]:
-    """Move --config_path to the front: dotted options win over the file wherever they stand."""
+    """Move --config_path to the front, so that dotted options win over the file wherever they stand; check the keys of
+    each file, and leave out one without any."""
     first, rest, arguments = [], [], list(argv)
     while arguments:
         argument = arguments.pop(0)
-        if argument == "--config_path" and arguments:
-            first += [argument, arguments.pop(0)]
-        elif argument.startswith("--config_path="):
-            first.append(argument)
-        else:
+        name, equals, path = argument.partition("=")
+        if name != "--config_path" or not (equals or arguments):
             rest.append(argument)
+            continue
+        path = path if equals else arguments.pop(0)
+        if read_config_file(path):
+            first += ["--config_path", path]
     return first + rest
 
 
+def known_options(parser: ArgumentParser) -> set[str]:
+    """Names of a parser's options, without dashes."""
+    return {option.lstrip("-") for action in parser._actions for option in action.option_strings}
+
+
 def _check_options(parser: ArgumentParser, argv: Sequence[str]) -> None:
-    """Name unknown keys and their nearest, in files and on the command line, before jsonargparse sees them."""
-    own = {name for action in parser._actions for option in action.option_strings for name in (option.lstrip("-"),)}
+    """Name unknown keys and their nearest before jsonargparse sees them."""
+    own = known_options(parser)
     if "config_path" not in own:
         return
     for name in _option_names(argv):
+        if name not in own and "." not in name and name not in known_keys():
+            choices = {option for option in own if "." not in option and not option.endswith("+") and len(option) > 1}
+            raise unknown_name("option", name, choices)
         if name not in own:
             check_key(name.rstrip("+"))
-    for index, argument in enumerate(argv):
-        if argument == "--config_path" and index + 1 < len(argv):
-            read_config_file(argv[index + 1])
-        elif argument.startswith("--config_path="):
-            read_config_file(argument.partition("=")[2])
 
 
 def _usage() -> str:
@@ -228,8 +233,8 @@ def _dispatch(name: str, rest: Sequence[str]) -> None:
     parser = build()
     parser.prog = f"nern {name}"
     parser.exit_on_error = False
-    rest = _config_first(rest)
     _check_options(parser, rest)
+    rest = _config_first(rest) if "config_path" in known_options(parser) else list(rest)
     try:
         given = parser.parse_args(rest, env=False).as_dict()
     except Exception as error:  # jsonargparse's ArgumentError: key, expected type, value

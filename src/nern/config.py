@@ -6,7 +6,9 @@ under a field is its documentation: `nern train --help` prints it.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import re
@@ -259,6 +261,18 @@ class Config:
         _check_combinations(self)
         return self
 
+    def with_absolute_paths(self) -> Config:
+        """A copy whose input files and folders are named from the root: it works from any working directory."""
+        config = copy.deepcopy(self)
+        permutations = config.nern.embeddings.permutations
+        if not (config.original_model_path or "").startswith("pretrained:"):
+            config.original_model_path = _absolute(config.original_model_path)
+        config.nern.checkpoint_path = _absolute(config.nern.checkpoint_path)
+        permutations.path = _absolute(permutations.path)
+        config.task.data_dir = _absolute(config.task.data_dir)
+        config.task.imagenet_path = _absolute(config.task.imagenet_path)
+        return config
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, keys as in a configuration file."""
         return _plain(dataclasses.asdict(self))
@@ -275,10 +289,8 @@ class Config:
     def from_dict(values: Mapping[str, Any]) -> Config:
         """Config from a nested dict, keys as in a file. Raises NernError for unknown keys, wrong types and bad values."""
         check_keys(values)
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(Config)
         try:
-            parsed = parser.parse_object(dict(values), env=False)
+            parsed = _parser().parse_object(dict(values), env=False)
         except Exception as error:  # jsonargparse raises ArgumentError with key, expected type and value
             raise NernError(f"bad configuration: {_tidy(error)}") from error
         return from_namespace(parsed.as_dict())
@@ -386,6 +398,13 @@ def check_keys(values: Mapping[str, Any], prefix: str = "", where: str = "") -> 
             check_keys(value, f"{key}.", where)
 
 
+@functools.cache
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Config)
+    return parser
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 plus numbers without a dot in the mantissa (5e-3), as users write them; a key given twice is an error."""
 
@@ -432,6 +451,10 @@ def _plain(value: Any) -> Any:
 
 def _tidy(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())
 
 
 def none_name(value: str | None) -> str:
@@ -551,6 +574,8 @@ def _check_combinations(config: Config) -> None:
         raise NernError(f"nern.checkpoint_path is set but nern.init is {n.init!r}; set nern.init to 'checkpoint'")
     if registry.WEIGHT_BATCHES.info(n.weights_batch_method)["needs_size"] and n.weights_batch_size is None:
         raise NernError(f"nern.weights_batch_method {n.weights_batch_method!r} needs nern.weights_batch_size")
+    if n.norm_layer == "bn" and n.weights_batch_size == 1:
+        raise NernError("nern.norm_layer 'bn' needs statistics of several rows; nern.weights_batch_size is 1")
     if config.task.use_random_data and n.task_loss_weight > 0:
         raise NernError("nern.task_loss_weight above 0 needs labels; task.use_random_data has none")
     if config.evaluation.best_on == "test" and config.evaluation.test_images == 0:

@@ -42,7 +42,7 @@ def build_original(config: Config, device: torch.device) -> Original:
         config.task.original_model_name,
         config.original_model_path,
         config.task.original_model_kwargs,
-        info["num_classes"],
+        {"num_classes": info["num_classes"], "in_channels": info["input_shape"][0]},
         config.seed,
         device,
     )

@@ -73,6 +73,16 @@ def _finite(value: Any) -> Any:
     return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
+def check_writable(path: str | Path, what: str) -> None:
+    """Raise NernError if a file could not be written at `path`: a check before long work, nothing is written."""
+    path = Path(path)
+    folder = next(p for p in path.absolute().parents if p.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise NernError(
+            f"{what}: {path} cannot be written: " + ("it is a folder" if path.is_dir() else f"see {folder}")
+        )
+
+
 def save_torch(path: str | Path, value: Any) -> None:
     """`torch.save`, atomically. Only plain containers and tensors: what `load_torch` gives back."""
     with atomic_path(path) as temporary:

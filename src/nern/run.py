@@ -15,13 +15,13 @@ from nern.devices import peak_memory_bytes, select_device
 from nern.errors import NernError
 from nern.evaluation import Evaluator, layer_errors
 from nern.experiment import Experiment, build_experiment, build_original
-from nern.files import save_safetensors, write_json
+from nern.files import check_writable, save_safetensors, write_json
 from nern.ordering.store import content_key, save_ordering
 from nern.tasks.base import build_task
 from nern.terminal import ProgressDisplay, metrics_table, result_table
 from nern.training.interrupt import Interrupted
 from nern.training.run_folder import RunFolder
-from nern.training.tracking import build_tracker
+from nern.training.tracking import build_tracker, check_tracker
 from nern.training.trainer import Trainer
 
 
@@ -38,14 +38,18 @@ def train(config: Config, console: Console | None = None, json_path: str | Path 
         Interrupted: on Ctrl-C or SIGTERM, after saving.
     """
     console = console or Console()
+    if json_path is not None:
+        check_writable(json_path, "--json")
+    check_tracker(config.logging)
     experiment = build_experiment(config)
+    trainer = _trainer(experiment)
     folder = RunFolder.create(config)
-    config.save(folder.config)
+    config.with_absolute_paths().save(folder.config)
     if experiment.ordering.mode != "none":
         key = content_key(experiment.original.weights, experiment.ordering.mode)
         save_ordering(folder.ordering, experiment.ordering, key)
     save_safetensors(folder.kept, experiment.original.kept())
-    return _run(experiment, folder, console, json_path)
+    return _run(experiment, trainer, folder, console, json_path)
 
 
 def resume(path: str | Path, console: Console | None = None, json_path: str | Path | None = None) -> dict[str, Any]:
@@ -56,6 +60,8 @@ def resume(path: str | Path, console: Console | None = None, json_path: str | Pa
         Interrupted: as for `train`.
     """
     console = console or Console()
+    if json_path is not None:
+        check_writable(json_path, "--json")
     folder = RunFolder.open(path)
     config = Config.load(folder.config)
     state = folder.load_state()
@@ -63,20 +69,20 @@ def resume(path: str | Path, console: Console | None = None, json_path: str | Pa
         config.nern.embeddings.permutations.path = str(folder.ordering)
     if config.nern.init == "checkpoint":  # the state holds the weights; the file may be gone
         config.nern.init, config.nern.checkpoint_path = "default", None
-    return _run(build_experiment(config), folder, console, json_path, state)
+    experiment = build_experiment(config)
+    trainer = _trainer(experiment)
+    trainer.load_state(state)
+    return _run(experiment, trainer, folder, console, json_path)
+
+
+def _trainer(experiment: Experiment) -> Trainer:
+    return Trainer(experiment.config, experiment.original, experiment.nern, experiment.task, extra=experiment.extra)
 
 
 def _run(
-    experiment: Experiment,
-    folder: RunFolder,
-    console: Console,
-    json_path: str | Path | None,
-    state: dict[str, Any] | None = None,
+    experiment: Experiment, trainer: Trainer, folder: RunFolder, console: Console, json_path: str | Path | None
 ) -> dict[str, Any]:
-    config, original, nern_ = experiment.config, experiment.original, experiment.nern
-    trainer = Trainer(config, original, nern_, experiment.task, folder, extra=experiment.extra)
-    if state is not None:
-        trainer.load_state(state)
+    config, trainer.folder = experiment.config, folder
     _announce(console, experiment, trainer, folder)
     trainer.tracker = build_tracker(config, folder.root, first_step=trainer.step)
     warmup = config.loss_warmup_iterations if trainer.objective.needs_images else trainer.total_steps
@@ -176,6 +182,8 @@ def evaluate(
         NernError: no test images, no checkpoint, or one that does not fit.
     """
     console = console or Console()
+    if json_path is not None:
+        check_writable(json_path, "--json")
     if config.evaluation.test_images == 0:
         raise NernError("there is nothing to evaluate on: evaluation.test_images is 0")
     if original:

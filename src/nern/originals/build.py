@@ -40,13 +40,14 @@ def build_original_network(
     name: str,
     path: str | None,
     kwargs: dict[str, Any] | None = None,
-    num_classes: int | None = None,
+    task_kwargs: dict[str, Any] | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> OriginalNetwork:
     """The network registered as `name` with the weights in `path` (None: random, from `seed`, with a warning).
 
-    Its arguments, later ones first: `kwargs`; the JSON file beside the weights; what the weights tell; `num_classes`.
+    Its arguments: `task_kwargs`, those of them that it takes; over them what the weights tell; over that the JSON file
+    beside the weights; over all `kwargs`.
 
     Raises:
         NernError: no such file, weights or arguments that do not fit.
@@ -54,7 +55,7 @@ def build_original_network(
     device = torch.device(device)
     build = ORIGINALS[name]
     file = None if path is None else resolve_weights(path)
-    arguments: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    arguments = dict(task_kwargs or {})
     if file is not None:
         if hasattr(build, "infer_kwargs") and getattr(build, "load", None) in (None, OriginalNetwork.load):
             arguments |= build.infer_kwargs(load_state_dict(file, "original network's weights"))
@@ -62,7 +63,7 @@ def build_original_network(
             arguments |= _read_kwargs(kwargs_file(file))
     given = arguments | (kwargs or {})
     with forked_rng(seed, "original"):
-        network: OriginalNetwork = _call(build, name, given, optional={"num_classes"})
+        network: OriginalNetwork = _call(build, name, given, optional=set(task_kwargs or {}))
     if file is None:
         warnings.warn(f"original_model_path is not set: {name} has random weights", NernWarning, stacklevel=2)
         return network.to(device)

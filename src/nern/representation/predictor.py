@@ -80,7 +80,14 @@ class KxKPredictor(nn.Module):
     def linear(self, index: int, h: Tensor) -> Tensor:
         """Hidden linear layer `index`, normalised, before its activation."""
         h = self.layers[index](h)
-        return self.norms[index](h) if self.norms is not None else h
+        if self.norms is None:
+            return h
+        norm = self.norms[index]
+        if len(h) == 1 and self.training and isinstance(norm, nn.BatchNorm1d):  # a single row has no variance
+            return nn.functional.batch_norm(
+                h, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+            )
+        return norm(h)
 
     def hidden(self, encodings: Float[Tensor, "n e"]) -> Float[Tensor, "n h"]:
         """Everything before the final linear layer."""

@@ -64,8 +64,7 @@ class ClearMLTracker:
     """A ClearML task, named after the run, in the project `nern`."""
 
     def __init__(self, folder: Path, config: Config, first_step: int) -> None:
-        if not clearml_installed():
-            raise NernError("logging.tracker 'clearml' needs the clearml extra: pip install 'nern[clearml]'")
+        check_tracker(config.logging)
         from clearml import Task
 
         # Report from a thread, not from a forked process: while ClearML asks git about the working directory in another
@@ -113,6 +112,12 @@ def tracker_name(config: LoggingConfig) -> str:
         )
         return "tensorboard"
     return config.tracker
+
+
+def check_tracker(config: LoggingConfig) -> None:
+    """Raise NernError if the tracker that is asked for is not installed."""
+    if not config.disable_logging and config.tracker == "clearml" and not clearml_installed():
+        raise NernError("logging.tracker 'clearml' needs the clearml extra: pip install 'nern[clearml]'")
 
 
 def build_tracker(config: Config, folder: Path, first_step: int = 0) -> Tracker:

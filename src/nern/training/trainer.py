@@ -191,11 +191,11 @@ class Trainer:
                     self.save_checkpoint("last")
                     raise Interrupted(stop.signal_number, f"stopped at step {self.step} of {self.total_steps}")
                 self.seconds = time.monotonic() - began
-        if self._evaluated_at != self.step:
-            self.evaluate()
-        self.seconds = time.monotonic() - began
-        self.save_checkpoint("last")
-        self.save_state()
+            if self._evaluated_at != self.step:
+                self.evaluate()
+            self.seconds = time.monotonic() - began
+            self.save_checkpoint("last")
+            self.save_state()
 
     def _images(self, step: int) -> tuple[Tensor | None, Tensor | None]:
         stream = self.task.train if self.task else None
