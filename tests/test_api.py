@@ -168,7 +168,7 @@ def test_convolutions_of_all_kinds_are_represented(kind: str, batch: Tensor) -> 
         "single kernel": [nn.Conv2d(3, 1, 3), nn.Conv2d(1, 1, 7)],
     }
     network = nn.Sequential(*layers[kind])
-    assert fit(network, ratio=None).network()(batch).shape == network(batch).shape
+    assert fit(network, config=nern.fit_config()).network()(batch).shape == network(batch).shape
 
 
 def test_module_in_double_precision_comes_back_in_it(batch: Tensor) -> None:

@@ -315,7 +315,7 @@ def test_saved_weights_are_those_that_were_evaluated(run: Run, tmp_path: Path) -
         named = ["--checkpoint", checkpoint] if checkpoint != "best" else []
         assert run("evaluate", "--run", str(folder), *named, "--json", "run.json").code == 0
         assert json.loads((tmp_path / "run.json").read_text()) == evaluated
-    assert evaluated["layers"] == trained["layers"]
+        assert (evaluated["layers"] == trained["layers"]) == (checkpoint == "best")
 
 
 @pytest.mark.usefixtures("no_picture")

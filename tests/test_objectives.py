@@ -318,7 +318,7 @@ def test_only_the_terms_at_fault_are_named() -> None:
 
 def test_a_sum_that_overflows_is_noticed() -> None:
     terms = {"reconstruction": torch.tensor(3e38), "distillation": torch.tensor(3e38)}
-    with pytest.raises(NonFiniteLossError, match="step 0: their sum is infinite"):
+    with pytest.raises(NonFiniteLossError, match="step 0: the weighted sum of the losses is inf"):
         Losses(terms, sum(terms.values())).check_finite(0)
 
 

@@ -142,7 +142,7 @@ def interrupted(config: Config, step: int) -> RunFolder:
 def assert_same_result(a: RunFolder, b: RunFolder) -> None:
     state_a, state_b = a.load_state(), b.load_state()
     assert state_a.keys() == state_b.keys()
-    for key in state_a.keys() - {"seconds", "step_seconds"}:
+    for key in state_a.keys() - {"config", "seconds", "step_seconds"}:
         assert same(state_a[key], state_b[key]), key
     for file in sorted((a.root / "checkpoints").iterdir()):
         twin = b.root / "checkpoints" / file.name
@@ -887,3 +887,74 @@ def test_log_dir_that_is_a_file_is_refused(configure: Configure, tmp_path: Path)
     (tmp_path / "taken").touch()
     with pytest.raises(NernError, match=r"logging\.log_dir"):
         train(configure({"logging.log_dir": str(tmp_path / "taken")}))
+
+
+# --- a run folder belongs to its settings and its original ---------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_resuming_with_other_settings_names_what_changed(configure: Configure) -> None:
+    folder = interrupted(configure(), 3)
+    folder.config.write_text(folder.config.read_text().replace("hidden_layer_size: 8", "hidden_layer_size: 9"))
+    with pytest.raises(NernError, match=r"nern\.hidden_layer_size changed"):
+        resume(folder)
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_state_that_does_not_fit_is_one_clear_error(configure: Configure) -> None:
+    folder = interrupted(configure(), 3)
+    state = folder.load_state()
+    del state["version"], state["optimizer"]
+    folder.save_state(state)
+    with pytest.raises(NernError, match=r"state\.pt is damaged: 'optimizer'"):
+        resume(folder)
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_an_original_that_changed_is_noticed(configure: Configure, tmp_path: Path) -> None:
+    config = configure()
+    assert config.original_model_path is not None
+    weights = tmp_path / "copy.pt"
+    state = torch.load(config.original_model_path)
+    torch.save(state, weights)
+    folder = train(configure({"original_model_path": str(weights)}))
+    nern.load_run(folder.root)
+    torch.save({name: 2 * value for name, value in state.items()}, weights)
+    for use in (lambda: nern.load_run(folder.root), lambda: resume(folder)):
+        with pytest.raises(NernError, match="had other weights"):
+            use()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_removed_ordering_is_written_again(configure: Configure) -> None:
+    folder = interrupted(configure({"nern.embeddings.permutations.permute_mode": "crossfilter"}), 3)
+    before = folder.ordering.read_bytes()
+    folder.ordering.unlink()
+    resume(folder)
+    assert folder.ordering.read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_one_process_at_a_time_trains_in_a_folder(configure: Configure) -> None:
+    folder = interrupted(configure(), 3)
+    with folder.locked(), pytest.raises(NernError, match="another process is training in"):
+        resume(folder)
+    resume(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"nern.feature_maps": [], "loss_warmup_iterations": 0}, "gives no feature maps"),
+        ({"nern.reconstruction_loss_weight": -1.0}, "must not be negative"),
+        ({"nern.attention_loss_weight": float("nan")}, "finite"),
+        ({"logging.exp_name": ""}, "must name a folder"),
+    ],
+)
+def test_what_fails_at_the_first_batch_leaves_nothing(
+    configure: Configure, values: dict[str, Any], message: str
+) -> None:
+    log_dir = Path(configure().logging.log_dir)
+    with pytest.raises(NernError, match=message):
+        nern.train(configure(values), quiet())
+    assert not log_dir.exists() or not any(log_dir.iterdir())

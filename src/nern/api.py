@@ -20,6 +20,7 @@ from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_nern, predictor_arguments
 from nern.representation.predictor import parameters_of
 from nern.terminal import ProgressDisplay
+from nern.training.interrupt import Interrupted
 from nern.training.trainer import Trainer
 
 
@@ -74,10 +75,10 @@ def fit_config(iterations: int = 2000) -> Config:
 def fit(
     network: nn.Module,
     *,
-    ratio: float | None = 0.5,
-    iterations: int = 2000,
+    ratio: float | None = None,
+    iterations: int | None = None,
     config: Config | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     progress: bool = True,
     console: Console | None = None,
 ) -> Fitted:
@@ -86,18 +87,26 @@ def fit(
     Args:
         network: any module with 2-d convolutions, or an `OriginalNetwork` that chooses its own weights.
         ratio: size of the predictor as a share of the represented weights: the hidden width is the largest that keeps
-            within it. None: the width in `config`.
-        iterations: training steps (with `config`, its own count holds).
-        config: settings, see `fit_config`. output_size is raised to the largest kernel.
-        seed: of initialisation and weight batches.
+            within it. None: 0.5, or with `config` its own width.
+        iterations: training steps. None: 2,000, or with `config` its own count.
+        config: settings in place of `fit_config()`, copied. output_size is raised to the largest kernel.
+        seed: of initialisation and weight batches. None: 0, or with `config` its own.
         progress: show a progress bar.
         console: where it is shown; None: standard output.
 
     Raises:
         NernError: no convolutions, values that are not finite, `ratio` too small for any predictor.
+        KeyboardInterrupt: on Ctrl-C; nothing is kept.
     """
+    ratio = 0.5 if ratio is None and config is None else ratio
+    if ratio is not None and not 0 < ratio < float("inf"):
+        raise NernError(f"ratio (={ratio}) must be above 0")
     original = as_original(network)
-    config = replace(copy.deepcopy(config) if config else fit_config(iterations), seed=seed)
+    config = copy.deepcopy(config) if config else fit_config()
+    config.seed = config.seed if seed is None else seed
+    if iterations is not None:
+        config.epochs, config.num_iterations = None, iterations
+    config.check()
     num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
     table = KernelTable.of(original.weights, num_idxs)
     largest = max(max(shape[2:]) for shape in table.shapes)
@@ -109,12 +118,15 @@ def fit(
         config.nern = replace(config.nern, hidden_layer_size=_width(config.nern, table, ratio))
     config.check()
     device = original.weights[0].device
-    nern = build_nern(config.nern, table, ordering, seed, device)
+    nern = build_nern(config.nern, table, ordering, config.seed, device)
     trainer = Trainer(config, original, nern)
     display = ProgressDisplay(console or Console(), trainer.total_steps, trainer.total_steps, live=progress)
     trainer.on_step = display.on_step
-    with display:
-        trainer.fit()
+    try:
+        with display:
+            trainer.fit()
+    except Interrupted as error:
+        raise KeyboardInterrupt from error
     return Fitted(original, nern, ordering)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import warnings
@@ -72,7 +73,11 @@ def _evaluate_parser() -> ArgumentParser:
     parser = ArgumentParser(description=EVALUATE_HELP, usage=usage, formatter_class=_formatter())
     parser.add_argument("--run", type=str, default=None, metavar="RUN_FOLDER", help="evaluate a checkpoint of this run")
     parser.add_argument(
-        "--checkpoint", type=str, default="best", metavar="NAME", help="with --run: 'best', 'last' or 'step_N'"
+        "--checkpoint",
+        type=str | None,
+        default=None,
+        metavar="NAME",
+        help="with --run: 'best' (unless set), 'last' or 'step_N'",
     )
     parser.add_argument("--original", type=bool, default=False, help="evaluate the original network itself")
     _json_option(parser)
@@ -119,12 +124,15 @@ def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
 
 def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     if given["run"] is None:
+        if given["checkpoint"] is not None:
+            raise NernError("--checkpoint names a checkpoint of --run; without a run, set nern.checkpoint_path")
         evaluate(_config(given), given["original"], given["json"], console)
         return
     rest = [a for a in _option_names(argv) if a not in ("run", "checkpoint", "original", "json")]
     if rest:
         raise NernError(f"--run takes its settings from the run folder; drop --{', --'.join(rest)}")
-    evaluate(config_of_run(given["run"], given["checkpoint"]), given["original"], given["json"], console)
+    config = config_of_run(given["run"], given["checkpoint"] or "best")
+    evaluate(config, given["original"], given["json"], console, given["run"])
 
 
 def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
@@ -157,8 +165,8 @@ def _option_names(argv: Sequence[str]) -> list[str]:
 
 
 def _config_first(argv: Sequence[str]) -> list[str]:
-    """Move --config_path to the front, so that dotted options win over the file wherever they stand; check the keys of
-    each file, and leave out one without any."""
+    """Move --config_path to the front, so that dotted options win over the file wherever they stand. Files are read here,
+    with the reader of `Config.load`; jsonargparse gets their content. One without keys is left out."""
     first, rest, arguments = [], [], list(argv)
     while arguments:
         argument = arguments.pop(0)
@@ -167,8 +175,8 @@ def _config_first(argv: Sequence[str]) -> list[str]:
             rest.append(argument)
             continue
         path = path if equals else arguments.pop(0)
-        if read_config_file(path):
-            first += ["--config_path", path]
+        if values := read_config_file(path):
+            first += ["--config_path", json.dumps(values)]
     return first + rest
 
 

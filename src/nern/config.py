@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import math
 import re
 import sys
 import typing
@@ -197,7 +198,8 @@ class EvaluationConfig:
     """What 'best' is chosen on: 'held_out' (training images set aside; the test figure is only reported) or 'test'
     (the published choice; nothing is set aside)."""
     held_out_images: int = 1000
-    """Training images set aside for choosing the best checkpoint; at most a tenth of the training set."""
+    """Training images set aside for choosing the best checkpoint, at most a tenth of the training set; random images of
+    their own where task.use_random_data is set."""
     test_images: int | None = None
     """Test images used; null: all; 0: none, the test set is not even loaded (data-free runs)."""
     batch_size: int = 500
@@ -288,9 +290,10 @@ class Config:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Config:
         """Config from a nested dict, keys as in a file. Raises NernError for unknown keys, wrong types and bad values."""
+        values = nested(values)
         check_keys(values)
         try:
-            parsed = _parser().parse_object(dict(values), env=False)
+            parsed = _parser().parse_object(values, env=False)
         except Exception as error:  # jsonargparse raises ArgumentError with key, expected type and value
             raise NernError(f"bad configuration: {_tidy(error)}") from error
         return from_namespace(parsed.as_dict())
@@ -347,12 +350,13 @@ def from_namespace(values: Mapping[str, Any]) -> Config:
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
-    """The nested dict in a YAML file, its keys checked. Numbers such as 5e-3 are numbers."""
-    values = load_yaml(path, "configuration file", lambda text: yaml.load(text, Loader=_Loader))
+    """The nested dict in a YAML file, its keys checked and dotted ones unfolded. Numbers such as 5e-3 are numbers."""
+    values = load_yaml(path, "configuration file", parse_yaml)
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise NernError(f"configuration file {path} holds {type(values).__name__}, not keys and values")
+    values = nested(values, where=str(path))
     check_keys(values, where=str(path))
     return values
 
@@ -386,6 +390,28 @@ def check_key(key: str, where: str = "") -> None:
     raise NernError(f"{where + ': ' if where else ''}{error}{hint}")
 
 
+def nested(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """`values` with dotted keys ("nern.init") unfolded into sections. Raises NernError for one that is given twice."""
+    unfolded: dict[str, Any] = {}
+
+    def put(target: dict[str, Any], key: str, value: Any, path: str) -> None:
+        first, _, rest = key.partition(".")
+        if rest or isinstance(value, Mapping):
+            section = target.setdefault(first, {})
+            if not isinstance(section, dict):
+                raise NernError(f"{where + ': ' if where else ''}{path} is given twice")
+            for name, entry in {rest: value}.items() if rest else value.items():
+                put(section, str(name), entry, f"{path}.{name}" if not rest else path)
+        elif first in target:
+            raise NernError(f"{where + ': ' if where else ''}{path} is given twice")
+        else:
+            target[first] = value
+
+    for key, value in values.items():
+        put(unfolded, str(key), value, str(key))
+    return unfolded
+
+
 def check_keys(values: Mapping[str, Any], prefix: str = "", where: str = "") -> None:
     """`check_key` for every key of a nested mapping; a section must hold a mapping."""
     known = known_keys()
@@ -403,6 +429,11 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Config)
     return parser
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds. Numbers such as 5e-3 are numbers; nothing in it is executed."""
+    return yaml.load(text, Loader=_Loader)
 
 
 class _Loader(yaml.SafeLoader):
@@ -553,6 +584,15 @@ def _check_numbers(config: Config) -> None:
 
 def _check_combinations(config: Config) -> None:
     n, e, o = config.nern, config.nern.embeddings, config.optim
+    weights = [getattr(n, f"{term}_loss_weight") for term in ("reconstruction", "attention", "distillation", "task")]
+    if not all(math.isfinite(number) for number in (*weights, *e.gauss_scale)):
+        raise NernError("the loss weights under nern and nern.embeddings.gauss_scale must be finite numbers")
+    if n.reconstruction_loss_weight < 0 or not any(weight > 0 for weight in weights):
+        raise NernError(
+            "nern.reconstruction_loss_weight must not be negative, and one of the loss weights must be above 0"
+        )
+    if not config.logging.exp_name.strip("/ ") or "\0" in config.logging.exp_name:
+        raise NernError(f"logging.exp_name (={config.logging.exp_name!r}) must name a folder")
     if (config.epochs is None) == (config.num_iterations is None):
         given = f"epochs is {config.epochs} and num_iterations is {config.num_iterations}"
         raise NernError(f"set exactly one of epochs and num_iterations, the other to null ({given})")

@@ -40,9 +40,9 @@ class Metrics:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
-    def score(self) -> tuple[float, float]:
-        """What 'best' means: top-1 where there are labels, ties broken by (else only) the lower divergence."""
-        return (-1.0 if self.top1 is None else self.top1, -self.divergence)
+    def score(self) -> float:
+        """What 'best' means: top-1 where there are labels, else the lower divergence. Among equals the latest is best."""
+        return -self.divergence if self.top1 is None else self.top1
 
 
 class Evaluator:

@@ -50,10 +50,16 @@ def build_original(config: Config, device: torch.device) -> Original:
     shape, classes = info["input_shape"], info["num_classes"]
     try:
         outputs = original(torch.zeros(1, *shape, device=device))
-    except RuntimeError as error:
+    except NernError:
+        raise
+    except Exception as error:
         raise NernError(
             f"{config.task.original_model_name} does not take the {shape} images of {config.task.task_name}: {error}"
         ) from error
+    if not isinstance(outputs, torch.Tensor):
+        raise NernError(
+            f"{config.task.original_model_name} gives {type(outputs).__name__}, not a tensor of class scores"
+        )
     if outputs.shape != (1, classes):
         raise NernError(
             f"{config.task.original_model_name} gives outputs of shape {tuple(outputs.shape[1:])} an image; task "

@@ -128,7 +128,7 @@ def load_torch(path: str | Path, what: str, allow: list[Any] | None = None) -> A
         if re.search(r"Unsupported (global|class)|GLOBAL", str(error)):
             raise NernError(
                 f"{what} {path} holds Python objects besides tensors; they could run code and are refused. "
-                "Save the plain state dict (torch.save(model.state_dict(), path)) or safetensors instead."
+                "Save plain tensors instead (of a network: torch.save(model.state_dict(), path), or safetensors)."
             ) from error
         detail = "" if "weights_only" in detail else f" ({detail})"  # torch's advice to load it unsafely is not ours
         raise NernError(f"{what} {path} cannot be read: truncated, or not a PyTorch file{detail}") from error
@@ -164,6 +164,8 @@ def load_state_dict(path: str | Path, what: str = "weights file") -> dict[str, T
     if all(name.startswith(PARALLEL_PREFIX) for name in state):
         state = {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in state.items()}
     for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+            raise NernError(f"{what} {path}: {name} is sparse, quantised or complex; plain real tensors are needed")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise NernError(f"{what} {path}: {name} holds values that are not finite (NaN or infinity)")
     return state

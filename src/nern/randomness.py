@@ -27,5 +27,5 @@ def forked_rng(seed: int, *purpose: object) -> Iterator[None]:
     For library code that offers no generator argument (default layer initialisation, transforms).
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, *purpose))
+        torch.default_generator.manual_seed(derived_seed(seed, *purpose))  # torch.manual_seed would seed GPUs, too
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import torch
 from rich.console import Console
 
 import nern
-from nern.config import Config
+from nern.config import Config, parse_yaml
 from nern.devices import peak_memory_bytes, select_device
 from nern.errors import NernError
 from nern.evaluation import Evaluator, layer_errors
 from nern.experiment import Experiment, build_experiment, build_original
-from nern.files import check_writable, save_safetensors, write_json
+from nern.files import check_writable, load_safetensors, load_state_dict, save_safetensors, write_json
 from nern.ordering.store import content_key, save_ordering
 from nern.tasks.base import build_task
 from nern.terminal import ProgressDisplay, metrics_table, result_table
@@ -44,12 +45,31 @@ def train(config: Config, console: Console | None = None, json_path: str | Path 
     experiment = build_experiment(config)
     trainer = _trainer(experiment)
     folder = RunFolder.create(config)
-    config.with_absolute_paths().save(folder.config)
+    try:
+        config.with_absolute_paths().save(folder.config)
+        _save_ordering(experiment, folder)
+        save_safetensors(folder.kept, experiment.original.kept(), {"original": experiment.original.digest()})
+        return _run(experiment, trainer, folder, console, json_path)
+    except BaseException:
+        if not folder.state.is_file():  # nothing was trained: leave nothing behind
+            shutil.rmtree(folder.root, ignore_errors=True)
+        raise
+
+
+def _save_ordering(experiment: Experiment, folder: RunFolder) -> None:
     if experiment.ordering.mode != "none":
         key = content_key(experiment.original.weights, experiment.ordering.mode)
         save_ordering(folder.ordering, experiment.ordering, key)
-    save_safetensors(folder.kept, experiment.original.kept())
-    return _run(experiment, trainer, folder, console, json_path)
+
+
+def _check_original(experiment: Experiment, folder: RunFolder) -> None:
+    """Raise NernError if the weights of the original are no longer those the run was trained on."""
+    stored = load_safetensors(folder.kept, "kept parameters of the run")[1].get("original")
+    if stored != experiment.original.digest():
+        raise NernError(
+            f"the original network of run {folder.root} had other weights than "
+            f"{experiment.config.original_model_path} has now"
+        )
 
 
 def resume(path: str | Path, console: Console | None = None, json_path: str | Path | None = None) -> dict[str, Any]:
@@ -65,14 +85,34 @@ def resume(path: str | Path, console: Console | None = None, json_path: str | Pa
     folder = RunFolder.open(path)
     config = Config.load(folder.config)
     state = folder.load_state()
+    changed = _differences(parse_yaml(str(state.get("config"))), parse_yaml(folder.config.read_text(encoding="utf-8")))
+    if changed:
+        raise NernError(
+            f"{folder.config} is not what the saved state was trained with: {', '.join(changed)} changed. A resumed run "
+            "keeps its settings; start a new one for others."
+        )
     if folder.ordering.is_file():
         config.nern.embeddings.permutations.path = str(folder.ordering)
     if config.nern.init == "checkpoint":  # the state holds the weights; the file may be gone
         config.nern.init, config.nern.checkpoint_path = "default", None
     experiment = build_experiment(config)
+    _check_original(experiment, folder)
+    if not folder.ordering.is_file():
+        _save_ordering(experiment, folder)
     trainer = _trainer(experiment)
-    trainer.load_state(state)
+    try:
+        trainer.load_state(state)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise NernError(f"saved state {folder.state} is damaged: {' '.join(str(error).split())[:200]}") from error
     return _run(experiment, trainer, folder, console, json_path)
+
+
+def _differences(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return [] if before == after else [prefix[:-1] or "everything"]
+    keys = [*after, *(key for key in before if key not in after)]
+    return [name for key in keys for name in _differences(before.get(key), after.get(key), f"{prefix}{key}.")]
 
 
 def _trainer(experiment: Experiment) -> Trainer:
@@ -83,6 +123,19 @@ def _run(
     experiment: Experiment, trainer: Trainer, folder: RunFolder, console: Console, json_path: str | Path | None
 ) -> dict[str, Any]:
     config, trainer.folder = experiment.config, folder
+    with folder.locked():
+        return _train_locked(experiment, trainer, folder, console, json_path, config)
+
+
+def _train_locked(
+    experiment: Experiment,
+    trainer: Trainer,
+    folder: RunFolder,
+    console: Console,
+    json_path: str | Path | None,
+    config: Config,
+) -> dict[str, Any]:
+    trainer.rehearse()
     _announce(console, experiment, trainer, folder)
     trainer.tracker = build_tracker(config, folder.root, first_step=trainer.step)
     warmup = config.loss_warmup_iterations if trainer.objective.needs_images else trainer.total_steps
@@ -123,7 +176,10 @@ def _finish(experiment: Experiment, trainer: Trainer, folder: RunFolder) -> dict
     from nern.analysis.plots import plot_run  # matplotlib takes a second to import
 
     config, original, nern_ = experiment.config, experiment.original, experiment.nern
+    last = {name: value.clone() for name, value in nern_.predictor.state_dict().items()}
+    nern_.predictor.load_state_dict(load_state_dict(folder.checkpoint("best")))  # figures and picture are of the best
     errors = layer_errors(original.weight_names, original.weights, nern_.reconstruct())
+    nern_.predictor.load_state_dict(last)
     sets = {"held_out": experiment.task.held_out, "test": experiment.task.test}
     original_metrics = {n: trainer.evaluator(data).to_dict() for n, data in sets.items() if data is not None}
     best = {k: v for k, v in (trainer.best or {}).items() if k != "score"}
@@ -171,9 +227,15 @@ def _sizes(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
 
 
 def evaluate(
-    config: Config, original: bool = False, json_path: str | Path | None = None, console: Console | None = None
+    config: Config,
+    original: bool = False,
+    json_path: str | Path | None = None,
+    console: Console | None = None,
+    run: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate the NeRN of `config` (its checkpoint), or the original network itself, on the test images.
+
+    With `run`, the folder that `config_of_run` was given, the original must still be the one of the run.
 
     Returns:
         {"original": {...}} and, unless `original`, {"reconstructed": {...}, "layers": [...]}.
@@ -199,6 +261,8 @@ def evaluate(
                 "folder with --run; --original true evaluates the original network"
             )
         experiment = build_experiment(config, train=False)
+        if run is not None:
+            _check_original(experiment, RunFolder.open(run))
         test = experiment.task.test
         assert test is not None
         evaluator = Evaluator(experiment.original, config.evaluation.batch_size)
@@ -218,6 +282,7 @@ def evaluate(
         console.print(
             f"largest reconstruction error: {worst['relative'] or 0.0:.3f} of the weights' norm, in {worst['name']}",
             highlight=False,
+            soft_wrap=True,
         )
     return metrics
 
@@ -245,4 +310,5 @@ def load_run(path: str | Path, checkpoint: str = "best") -> torch.nn.Module:
     config = config_of_run(path, checkpoint)
     config.no_cuda, config.evaluation.test_images = True, 0
     experiment = build_experiment(config, train=False)
+    _check_original(experiment, RunFolder.open(path))
     return experiment.original.rebuild(experiment.nern.reconstruct(), experiment.extra)

@@ -6,11 +6,12 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from nern.objectives.objective import Losses
 
+WIDE = 120  # columns from which on the losses are shown, too
 UPDATE_EVERY = 10  # steps between updates of the losses shown: reading a loss waits for the device
 
 
@@ -29,19 +30,17 @@ class ProgressDisplay:
         self.live = live and console.is_terminal
         self.lines = live and not console.is_terminal
         self._accuracy = ""
-        self._bar = Progress(
+        wide = console.width >= WIDE
+        columns = [
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TaskProgressColumn(),
+            BarColumn(bar_width=30 if wide else 12),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
+            *([TimeElapsedColumn(), TextColumn("left")] if wide else []),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}"),
+            *([TextColumn("{task.fields[losses]}")] if wide else []),
             TextColumn("[bold]{task.fields[accuracy]}"),
-            console=console,
-            disable=not self.live,
-        )
+        ]
+        self._bar = Progress(*columns, console=console, disable=not self.live)
         self._task = self._bar.add_task(self._phase(done), total=total, completed=done, losses="", accuracy="")
 
     def _phase(self, step: int) -> str:
@@ -70,9 +69,9 @@ class ProgressDisplay:
 
     def on_evaluation(self, record: dict[str, Any]) -> None:
         """Show an evaluation."""
-        parts = []
+        parts: list[str] = []
         for name, label in (("test", "test"), ("held_out", "held out")):
-            if name in record:
+            if name in record and (not parts or not self.live or self.console.width >= WIDE):
                 metrics = record[name]
                 key = "top1" if "top1" in metrics else "agreement"
                 parts.append(f"{label} {metrics[key]:.2f} %" + (" agreement" if key == "agreement" else ""))

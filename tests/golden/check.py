@@ -581,6 +581,8 @@ def compare(case: Case) -> tuple[float, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ours = CHECKS[case.kind](case)
+    if not case.outputs and case.kind != "model_weights":
+        return float("inf"), "the case has no outputs"
     worst, problem = 0.0, ""
     for name, theirs in case.outputs.items():
         if name not in ours:
@@ -681,6 +683,8 @@ def main(argv: list[str] | None = None) -> int:
             except Exception as error:
                 lines.append((path.stem, float("inf"), f"not a readable manifest: {error!r}", False))
                 cases = []
+            if not cases and not lines:
+                lines.append((path.stem, float("inf"), "the manifest has no cases", False))
             for case in cases:
                 try:
                     error_, problem = compare(case)

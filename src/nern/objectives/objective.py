@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nern.config import NernConfig
-from nern.errors import NonFiniteLossError
+from nern.errors import NernError, NonFiniteLossError
 from nern.originals.base import Original
 from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, RECONSTRUCTION_LOSSES, TASK_LOSSES
 
@@ -25,11 +25,9 @@ class Losses:
         """Raise NonFiniteLossError naming `step` and the terms that are NaN or infinite."""
         if not torch.isfinite(self.total):
             bad = {name: float(value.detach()) for name, value in self.terms.items() if not torch.isfinite(value)}
-            listing = ", ".join(f"{name} loss is {value}" for name, value in bad.items()) or "their sum is infinite"
-            raise NonFiniteLossError(
-                f"step {step}: {listing}. A lower optim.lr or optim.max_gradient_norm may help; the state of the last save "
-                "is in the run folder."
-            )
+            listing = ", ".join(f"{name} loss is {value}" for name, value in bad.items())
+            listing = listing or f"the weighted sum of the losses is {float(self.total.detach())}"
+            raise NonFiniteLossError(f"step {step}: {listing}. A lower optim.lr or optim.max_gradient_norm may help.")
 
 
 class Objective:
@@ -83,6 +81,8 @@ class Objective:
             outputs, maps = self.original.run(weights, images, extra, with_maps)
             if with_maps:
                 target, target_maps = self.original.features(images)
+                if not maps:
+                    raise NernError(f"{self.original.name} gives no feature maps; see nern.feature_maps")
                 terms["feature_maps"] = self._feature_maps(target_maps, maps)
             elif self.active("distillation"):
                 target = self.original(images)

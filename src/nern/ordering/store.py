@@ -54,9 +54,12 @@ def get_ordering(
     cached = cache_dir() / "orderings" / f"{key}.safetensors"
     try:
         ordering, source = load_ordering(cached, mode, shapes), f"from the cache ({cached})"  # type: ignore[arg-type]
-    except NernError:  # not there, or damaged: the cache mends itself
+    except (NernError, OSError):  # not there, or damaged: the cache mends itself
         ordering, source = solve_ordering(weights, mode, num_workers), "solved now"
-        save_ordering(cached, ordering, key)
+        try:
+            save_ordering(cached, ordering, key)
+        except OSError as error:
+            warnings.warn(f"the ordering cannot be cached ({error})", NernWarning, stacklevel=2)
     if path is not None:
         save_ordering(Path(path) / FILE_NAME, ordering, key)
         source += f", written to {path}"

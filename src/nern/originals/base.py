@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,13 @@ class ModuleNetwork(OriginalNetwork):
         output: Tensor = self.module(batch)
         return output
 
+    def load(self, path: str, device: torch.device) -> None:
+        """Load the module's own state dict."""
+        load_into(
+            self.module, load_state_dict(path, "original network's weights"), f"original network's weights {path}"
+        )
+        self.to(device)
+
 
 def tapped_forward(network: nn.Module, names: Sequence[str], batch: Tensor) -> tuple[Tensor, FeatureMaps]:
     """Run `network` and return its output and the outputs of the named modules, in the order of `names`.
@@ -89,7 +97,9 @@ def tapped_forward(network: nn.Module, names: Sequence[str], batch: Tensor) -> t
 @contextmanager
 def _hooks(network: nn.Module, outputs: dict[str, list[tuple[Tensor, int]]], clone: bool) -> Iterator[None]:
     def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                raise NernError(f"module {name!r} gives {type(output).__name__}, not a tensor: no feature map")
             kept = output.clone() if clone else output
             outputs[name].append((kept, kept._version))
 
@@ -121,7 +131,14 @@ class Original:
         weights = list({id(weight): weight for weight in network.get_learnable_weights()}.values())  # tied ones once
         for index, weight in enumerate(weights):
             if id(weight) not in names:
-                raise NernError(f"get_learnable_weights()[{index}] is not a parameter of {type(network).__name__}")
+                raise NernError(
+                    f"learnable weight {index} is not a parameter of {self.name}, but computed from some (by weight_norm, "
+                    "say): make it one (torch.nn.utils.parametrize.remove_parametrizations)"
+                )
+            if not weight.is_floating_point() or weight.is_meta:
+                raise NernError(
+                    f"{names[id(weight)]} holds {weight.dtype} on device {weight.device}; real numbers are needed"
+                )
         if not weights:
             raise NernError(f"{self.name} has no convolutions: there is nothing for a NeRN to represent")
         self.weight_names = [names[id(weight)] for weight in weights]
@@ -151,6 +168,14 @@ class Original:
         represented = {id(weight) for weight in self.weights}  # by identity: a tied weight has several names
         state = self.network.state_dict(keep_vars=True)
         return {name: value.detach() for name, value in state.items() if id(value) not in represented}
+
+    def digest(self) -> str:
+        """Digest of all parameters and buffers."""
+        digest = hashlib.sha256()
+        for name, value in self.network.state_dict().items():
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def classifier(self) -> dict[str, Tensor]:
         """Weight and bias of the last fully connected layer, by name. Raises NernError if there is none."""
@@ -228,8 +253,19 @@ def _match(network: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 
 def as_original(network: nn.Module, feature_maps: Sequence[str] | None = None) -> Original:
-    """A frozen copy of a network of the user's; the network itself is not touched."""
-    copied = copy.deepcopy(network)
+    """A frozen copy of a network of the user's; the network itself is not touched.
+
+    Raises:
+        NernError: it cannot be copied (uninitialised lazy modules, scripted modules, old-style weight_norm), or see
+            `Original`.
+    """
+    try:
+        copied = copy.deepcopy(network)
+        copied.state_dict()
+        shapes = [p.shape for p in copied.parameters()]
+    except Exception as error:
+        raise NernError(f"{type(network).__name__} cannot be copied: {' '.join(str(error).split())[:200]}") from error
+    del shapes  # asked for because a lazy module has none yet
     return Original(copied if isinstance(copied, OriginalNetwork) else ModuleNetwork(copied), feature_maps)
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from nern.errors import NernError, NernWarning, unknown_name
 from nern.files import existing_file, load_state_dict
-from nern.originals.base import OriginalNetwork, kwargs_file
+from nern.originals.base import ModuleNetwork, OriginalNetwork, kwargs_file
 from nern.randomness import forked_rng
 from nern.registry import ORIGINALS
 
@@ -63,7 +64,10 @@ def build_original_network(
             arguments |= _read_kwargs(kwargs_file(file))
     given = arguments | (kwargs or {})
     with forked_rng(seed, "original"):
-        network: OriginalNetwork = _call(build, name, given, optional=set(task_kwargs or {}))
+        built = _call(build, name, given, optional=set(task_kwargs or {}))
+    if not isinstance(built, nn.Module):
+        raise NernError(f"the registered network {name!r} is {type(built).__name__}, not a torch.nn.Module")
+    network = built if isinstance(built, OriginalNetwork) else ModuleNetwork(built)
     if file is None:
         warnings.warn(f"original_model_path is not set: {name} has random weights", NernWarning, stacklevel=2)
         return network.to(device)
@@ -90,7 +94,7 @@ def _call(build: Any, name: str, kwargs: dict[str, Any], optional: set[str]) -> 
                 raise unknown_name(f"argument of {name}", key, parameters)
     try:
         return build(**kwargs)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, NernError):
             raise
         raise NernError(f"{name} cannot be built with {kwargs}: {error}") from error

@@ -107,12 +107,12 @@ class CifarResNet(OriginalNetwork):
     def infer_kwargs(cls, state: dict[str, Tensor]) -> dict[str, Any]:
         """Option, classes, image channels and widths from the shapes of the weights."""
         inferred: dict[str, Any] = {"option": "B" if any(".shortcut." in name for name in state) else "A"}
-        if "linear.weight" in state:
+        if "linear.weight" in state and state["linear.weight"].dim() == 2:
             inferred["num_classes"] = len(state["linear.weight"])
         if "conv1.weight" in state and state["conv1.weight"].dim() == 4:
             inferred["in_channels"] = state["conv1.weight"].shape[1]
         convolutions = [state.get(f"layer{stage}.0.conv1.weight") for stage in (1, 2, 3)]
-        if all(c is not None for c in convolutions):
+        if all(c is not None and c.dim() == 4 for c in convolutions):
             inferred["widths"] = [len(c) for c in convolutions if c is not None]
         return inferred
 

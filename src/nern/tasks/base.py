@@ -273,6 +273,14 @@ def _load_splits(config: Config, splits: tuple[str, ...]) -> tuple[Any, Any]:
         if not isinstance(part, ImageTensors | DataLoader):
             raise NernError(f"task {config.task.task_name!r} gave {type(part).__name__} as its {split} split; "
                             "an ImageTensors or a DataLoader is expected")  # fmt: skip
+        info = TASKS.info(config.task.task_name)
+        if isinstance(part, ImageTensors) and len(part):
+            if tuple(part.images.shape[1:]) != tuple(info["input_shape"]):
+                raise NernError(f"the {split} images of task {config.task.task_name!r} have shape "
+                                f"{tuple(part.images.shape[1:])}, not {tuple(info['input_shape'])}")  # fmt: skip
+            if not 0 <= int(part.labels.min()) <= int(part.labels.max()) < info["num_classes"]:
+                raise NernError(f"the {split} labels of task {config.task.task_name!r} are not all within "
+                                f"0..{info['num_classes'] - 1}")  # fmt: skip
         count = len(part) if isinstance(part, ImageTensors) else _dataset_length(part, config.task.task_name)
         if count == 0:
             raise NernError(f"the {split} split of task {config.task.task_name!r} is empty")

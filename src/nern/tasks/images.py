@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from nern.errors import NernError
 from nern.randomness import generator
 
 Batch = tuple[Tensor, Tensor | None]
@@ -32,6 +33,17 @@ class ImageTensors:
     std: Sequence[float]
     pad: int = 0
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.dim() != 4:
+            raise NernError(
+                f"images must be uint8 (n, channels, height, width), not {images.dtype} {tuple(images.shape)}"
+            )
+        if labels.dtype != torch.int64 or labels.shape != (len(images),):
+            raise NernError(f"labels must be int64 ({len(images)},), not {labels.dtype} {tuple(labels.shape)}")
+        if len(self.mean) != images.shape[1] or len(self.std) != images.shape[1] or min(self.std) <= 0:
+            raise NernError(f"mean and std need a number for each of {images.shape[1]} channels, std above 0")
 
     def __len__(self) -> int:
         return len(self.images)

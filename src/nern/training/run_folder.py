@@ -13,8 +13,10 @@ events.out.tfevents.*   TensorBoard
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +25,12 @@ from nern.config import Config
 from nern.errors import NernError
 from nern.files import load_safetensors, load_torch, save_safetensors, save_torch
 from nern.ordering.store import FILE_NAME as ORDERING_FILE
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 STATE_VERSION = 1
 
@@ -57,6 +65,18 @@ class RunFolder:
         if not folder.config.is_file():
             raise NernError(f"{path} is not a run folder: it has no config.yaml")
         return folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While entered, no other process trains in this folder (where the system has file locks). Raises NernError if
+        one does."""
+        with self.config.open() as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise NernError(f"another process is training in {self.root}") from error
+            yield
 
     @property
     def config(self) -> Path:
@@ -99,8 +119,8 @@ class RunFolder:
         save_torch(self.checkpoint(name), {k: v.detach().cpu().clone() for k, v in predictor.items()})
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Write what --resume needs."""
-        save_torch(self.state, {"version": STATE_VERSION} | state)
+        """Write what --resume needs: `state`, and the text of config.yaml, which a resumed run must not change."""
+        save_torch(self.state, {"version": STATE_VERSION, "config": self.config.read_text(encoding="utf-8")} | state)
 
     def load_state(self) -> dict[str, Any]:
         """What `save_state` wrote. Raises NernError if it is missing, damaged or of another version."""

@@ -70,15 +70,19 @@ class ClearMLTracker:
         # Report from a thread, not from a forked process: while ClearML asks git about the working directory in another
         # thread, a fork inherits the pipe to git, and closing then waits forever.
         Task._report_subprocess_enabled = False  # type: ignore[assignment]
-        self._task: Any = Task.init(
-            project_name="nern",
-            task_name=config.logging.exp_name,
-            auto_connect_frameworks=False,
-            auto_connect_arg_parser=False,
-            auto_connect_streams=False,
-            auto_resource_monitoring=False,
-            reuse_last_task_id=False,
-        )
+        try:
+            self._task: Any = Task.init(
+                project_name="nern",
+                task_name=config.logging.exp_name,
+                auto_connect_frameworks=False,
+                auto_connect_arg_parser=False,
+                auto_connect_streams=False,
+                auto_resource_monitoring=False,
+                reuse_last_task_id=False,
+            )
+        except Exception as error:  # not configured, no server
+            detail = " ".join(str(error).split())[:200]
+            raise NernError(f"ClearML does not start ({detail}); run clearml-init, or set logging.tracker") from error
         self._task.connect(config.to_dict())
         self._logger: Any = self._task.get_logger()
 
@@ -122,5 +126,12 @@ def check_tracker(config: LoggingConfig) -> None:
 
 def build_tracker(config: Config, folder: Path, first_step: int = 0) -> Tracker:
     """The tracker of a run that starts at (or is resumed from) `first_step`."""
-    tracker: Tracker = TRACKERS[tracker_name(config.logging)](folder, config, first_step)
+    name = tracker_name(config.logging)
+    try:
+        tracker: Tracker = TRACKERS[name](folder, config, first_step)
+    except NernError as error:
+        if config.logging.use_tensorboard is not False:
+            raise
+        warnings.warn(f"{error}: TensorBoard is used", NernWarning, stacklevel=2)  # as where ClearML is not installed
+        tracker = TensorBoardTracker(folder, config, first_step)
     return tracker

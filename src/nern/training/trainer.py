@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from nern.config import Config
-from nern.errors import NonFiniteLossError
+from nern.errors import NernError, NonFiniteLossError
 from nern.evaluation import Evaluator
 from nern.objectives.objective import Losses, Objective
 from nern.originals.base import Original
@@ -156,9 +156,34 @@ class Trainer:
             named = {**dict(self.nern.predictor.named_parameters()), **self.extra}
             bad = [name for name, p in named.items() if p.grad is not None and not torch.isfinite(p.grad).all()]
             raise NonFiniteLossError(
-                f"step {self.step}: the gradient of {', '.join(bad)} is not finite, though every loss term is. A lower "
-                "optim.lr may help; the state of the last save is in the run folder."
+                f"step {self.step}: the gradient of {', '.join(bad) or 'all parameters together'} is not finite, though "
+                "every loss term is. A lower optim.lr may help."
             )
+
+    def rehearse(self) -> None:
+        """Run two training and two evaluation images through everything once, without an update.
+
+        Raises:
+            NernError: whatever fails there, before any work.
+        """
+        stream = self.task.train if self.task else None
+        sets = [data for data in (self.task.held_out, self.task.test) if data is not None] if self.task else []
+        try:
+            with torch.no_grad(), self.nern.evaluating():
+                weights = self.nern.weights()
+                images, labels = (None, None) if stream is None else stream.batch(self.step)
+                if images is not None:
+                    images, labels = images[:2], None if labels is None else labels[:2]
+                self.objective(weights, images, labels, dict(self.extra)).check_finite(self.step)
+                for data in sets:
+                    images, labels = next(data.batches(2))
+                    outputs, _ = self.original.run(weights, images)
+                    if labels is not None:
+                        torch.nn.functional.cross_entropy(outputs, labels)
+        except NernError:
+            raise
+        except Exception as error:
+            raise NernError(f"the first batch cannot be processed: {type(error).__name__}: {error}") from error
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -214,7 +239,8 @@ class Trainer:
             watched = [losses.terms[n] for n in ("feature_maps", "distillation") if n in losses.terms]
             current = sum(float(term.detach()) for term in watched)
             self._window.append(current)
-            due = due or (len(self._window) == self._window.maxlen and current <= min(self._window))
+            full = len(self._window) == self._window.maxlen
+            due = due or bool(watched and full and current <= min(self._window))
         return due
 
     def _log(self, step: int, losses: Losses) -> None:
@@ -252,11 +278,11 @@ class Trainer:
         if self.tracker is not None and metrics:
             self.tracker.log({f"{s}/{k}": v for s, m in metrics.items() for k, v in m.to_dict().items()}, self.step)
         chosen = metrics.get(self.config.evaluation.best_on)
-        if chosen is not None and (self.best is None or chosen.score > tuple(self.best["score"])):
-            self.best = record | {"score": list(chosen.score)}
+        if chosen is not None and (self.best is None or chosen.score >= self.best["score"]):
+            self.best = record | {"score": chosen.score}
             self.save_checkpoint("best")
         elif chosen is None:  # nothing to choose by: the latest is the best
-            self.best = record | {"score": []}
+            self.best = record | {"score": 0.0}
             self.save_checkpoint("best")
         if self.on_evaluation is not None:
             self.on_evaluation(record)
