@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from itertools import pairwise
 from pathlib import Path
@@ -242,6 +243,7 @@ def test_what_tensorboard_held_from_the_resumed_step_on_is_superseded(tmp_path: 
         for step in range(first, 4):
             tracker.log({"loss/total": value}, step)
         tracker.close()
+        time.sleep(1.1)  # event files are read in the order of their names, which begin with the second
     assert tensorboard_scalars(tmp_path)["loss/total"] == [(0, 1.0), (1, 1.0), (2, 2.0), (3, 2.0)]
 
 
