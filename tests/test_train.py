@@ -928,10 +928,10 @@ def test_an_original_that_changed_is_noticed(configure: Configure, tmp_path: Pat
 @pytest.mark.usefixtures("no_picture")
 def test_a_removed_ordering_is_written_again(configure: Configure) -> None:
     folder = interrupted(configure({"nern.embeddings.permutations.permute_mode": "crossfilter"}), 3)
-    before = folder.ordering.read_bytes()
+    before = load_file(folder.ordering)
     folder.ordering.unlink()
     resume(folder)
-    assert folder.ordering.read_bytes() == before
+    assert same(load_file(folder.ordering), before)
 
 
 @pytest.mark.usefixtures("no_picture")
