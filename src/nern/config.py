@@ -387,7 +387,12 @@ def check_key(key: str, where: str = "") -> None:
     elsewhere = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     hint = f" (there is {', '.join(elsewhere)})" if elsewhere else ""
     error = unknown_name("configuration key", key, choices)
-    raise NernError(f"{where + ': ' if where else ''}{error}{hint}")
+    raise NernError(f"{_at(where)}{error}{hint}")
+
+
+def _at(where: str) -> str:
+    """`where` as the beginning of a message."""
+    return f"{where}: " if where else ""
 
 
 def nested(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -399,11 +404,11 @@ def nested(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         if rest or isinstance(value, Mapping):
             section = target.setdefault(first, {})
             if not isinstance(section, dict):
-                raise NernError(f"{where + ': ' if where else ''}{path} is given twice")
+                raise NernError(f"{_at(where)}{path} is given twice")
             for name, entry in {rest: value}.items() if rest else value.items():
                 put(section, str(name), entry, f"{path}.{name}" if not rest else path)
         elif first in target:
-            raise NernError(f"{where + ': ' if where else ''}{path} is given twice")
+            raise NernError(f"{_at(where)}{path} is given twice")
         else:
             target[first] = value
 
@@ -420,7 +425,7 @@ def check_keys(values: Mapping[str, Any], prefix: str = "", where: str = "") -> 
         check_key(key, where)
         if dataclasses.is_dataclass(known[key]):
             if not isinstance(value, Mapping):
-                raise NernError(f"{where + ': ' if where else ''}{key} is a section; it needs keys, not {value!r}")
+                raise NernError(f"{_at(where)}{key} is a section; it needs keys, not {value!r}")
             check_keys(value, f"{key}.", where)
 
 

@@ -73,8 +73,11 @@ def _finite(value: Any) -> Any:
     return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def check_writable(path: str | Path, what: str) -> None:
-    """Raise NernError if a file could not be written at `path`: a check before long work, nothing is written."""
+def check_writable(path: str | Path | None, what: str) -> None:
+    """Raise NernError if a file could not be written at `path` (None: none is asked for): a check before long work,
+    nothing is written."""
+    if path is None:
+        return
     path = Path(path)
     folder = next(p for p in path.absolute().parents if p.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):

@@ -39,8 +39,7 @@ def train(config: Config, console: Console | None = None, json_path: str | Path 
         Interrupted: on Ctrl-C or SIGTERM, after saving.
     """
     console = console or Console()
-    if json_path is not None:
-        check_writable(json_path, "--json")
+    check_writable(json_path, "--json")
     check_tracker(config.logging)
     experiment = build_experiment(config)
     trainer = _trainer(experiment)
@@ -80,8 +79,7 @@ def resume(path: str | Path, console: Console | None = None, json_path: str | Pa
         Interrupted: as for `train`.
     """
     console = console or Console()
-    if json_path is not None:
-        check_writable(json_path, "--json")
+    check_writable(json_path, "--json")
     folder = RunFolder.open(path)
     config = Config.load(folder.config)
     state = folder.load_state()
@@ -122,19 +120,14 @@ def _trainer(experiment: Experiment) -> Trainer:
 def _run(
     experiment: Experiment, trainer: Trainer, folder: RunFolder, console: Console, json_path: str | Path | None
 ) -> dict[str, Any]:
-    config, trainer.folder = experiment.config, folder
     with folder.locked():
-        return _train_locked(experiment, trainer, folder, console, json_path, config)
+        return _run_locked(experiment, trainer, folder, console, json_path)
 
 
-def _train_locked(
-    experiment: Experiment,
-    trainer: Trainer,
-    folder: RunFolder,
-    console: Console,
-    json_path: str | Path | None,
-    config: Config,
+def _run_locked(
+    experiment: Experiment, trainer: Trainer, folder: RunFolder, console: Console, json_path: str | Path | None
 ) -> dict[str, Any]:
+    config, trainer.folder = experiment.config, folder
     trainer.rehearse()
     _announce(console, experiment, trainer, folder)
     trainer.tracker = build_tracker(config, folder.root, first_step=trainer.step)
@@ -244,8 +237,7 @@ def evaluate(
         NernError: no test images, no checkpoint, or one that does not fit.
     """
     console = console or Console()
-    if json_path is not None:
-        check_writable(json_path, "--json")
+    check_writable(json_path, "--json")
     if config.evaluation.test_images == 0:
         raise NernError("there is nothing to evaluate on: evaluation.test_images is 0")
     if original:
