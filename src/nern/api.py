@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,11 +18,11 @@ from nern.ordering.store import get_ordering
 from nern.originals.base import Original, as_original
 from nern.registry import PREDICTORS
 from nern.representation.kernels import KernelTable
-from nern.representation.nern import NeRN, build_nern, predictor_arguments
+from nern.representation.nern import NeRN, build_heads, build_nern, predictor_arguments
 from nern.representation.predictor import parameters_of
 from nern.terminal import ProgressDisplay
 from nern.training.interrupt import Interrupted
-from nern.training.trainer import Trainer
+from nern.training.trainer import Member, Trainer
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def fit_config(iterations: int = 2000) -> Config:
             act_layer="gelu",
             weights_batch_method="random_batch",
             weights_batch_size=4096,
+            reconstruction_rows="drawn",
             attention_loss_weight=0.0,
             distillation_loss_weight=0.0,
             embeddings=EmbeddingsConfig(
@@ -79,29 +81,33 @@ def fit(
     iterations: int | None = None,
     config: Config | None = None,
     seed: int | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
     progress: bool = True,
     console: Console | None = None,
 ) -> Fitted:
-    """Fit a NeRN to the convolutions of `network`; reconstruction only, no data. The network itself is not changed.
+    """Fit a NeRN to the weights of `network`; reconstruction only, no data. The network itself is not changed.
 
     Args:
-        network: any module with 2-d convolutions, or an `OriginalNetwork` that chooses its own weights.
+        network: any module, or an `OriginalNetwork` that chooses its own weights.
         ratio: size of the predictor as a share of the represented weights: the hidden width is the largest that keeps
             within it. None: 0.5, or with `config` its own width.
         iterations: training steps. None: 2,000, or with `config` its own count.
-        config: settings in place of `fit_config()`, copied. output_size is raised to the largest kernel.
+        config: settings in place of `fit_config()`, copied.
         seed: of initialisation and weight batches. None: 0, or with `config` its own.
+        include: weights to represent, globs on parameter names; None: all convolutions (or the network's own choice).
+        exclude: weights to keep, globs over `include`.
         progress: show a progress bar.
         console: where it is shown; None: standard output.
 
     Raises:
-        NernError: no convolutions, values that are not finite, `ratio` too small for any predictor.
+        NernError: nothing to represent, values that are not finite, `ratio` too small for any predictor.
         KeyboardInterrupt: on Ctrl-C; nothing is kept.
     """
     ratio = 0.5 if ratio is None and config is None else ratio
     if ratio is not None and not 0 < ratio < float("inf"):
         raise NernError(f"ratio (={ratio}) must be above 0")
-    original = as_original(network)
+    original = as_original(network, include=include, exclude=exclude)
     config = copy.deepcopy(config) if config else fit_config()
     config.seed = config.seed if seed is None else seed
     if iterations is not None:
@@ -109,17 +115,15 @@ def fit(
     config.check()
     num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
     table = KernelTable.of(original.weights, num_idxs)
-    largest = max(max(shape[2:]) for shape in table.shapes)
-    config.nern = replace(config.nern, output_size=max(largest, config.nern.output_size))
     permutations = config.nern.embeddings.permutations
     mode = permutations.permute_mode or "none"
-    ordering, _ = get_ordering(original.weights, mode, permutations.path, permutations.num_workers)
+    ordering, _ = get_ordering(table.views(original.weights), mode, permutations.path, permutations.num_workers)
     if ratio is not None:
         config.nern = replace(config.nern, hidden_layer_size=_width(config.nern, table, ratio))
     config.check()
     device = original.weights[0].device
     nern = build_nern(config.nern, table, ordering, config.seed, device)
-    trainer = Trainer(config, original, nern)
+    trainer = Trainer(config, [Member(original)], nern)
     display = ProgressDisplay(console or Console(), trainer.total_steps, trainer.total_steps, live=progress)
     trainer.on_step = display.on_step
     try:
@@ -132,13 +136,12 @@ def fit(
 
 def _width(config: NernConfig, table: KernelTable, ratio: float) -> int:
     """The largest hidden width whose predictor has at most `ratio` times as many parameters as there are weights."""
-    budget = ratio * table.num_weights
+    budget, heads = ratio * table.num_weights, build_heads(config, table)
 
     def size(width: int) -> int:
         with torch.device("meta"):  # sizes only
-            return parameters_of(
-                PREDICTORS[config.method](**predictor_arguments(replace(config, hidden_layer_size=width)))
-            )
+            arguments = predictor_arguments(replace(config, hidden_layer_size=width), heads)
+            return parameters_of(PREDICTORS[config.method](**arguments))
 
     if size(1) > budget:
         raise NernError(

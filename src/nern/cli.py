@@ -8,15 +8,16 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
 import nern
-from nern.config import Config, check_key, from_namespace, known_keys, read_config_file
+from nern.config import Config, OriginalConfig, Settings, check_key, from_namespace, known_keys, read_config_file
 from nern.errors import NernError, NernWarning, unknown_name
 from nern.run import config_of_run, evaluate, resume, train
+from nern.run_original import resume_original, train_original
 from nern.training.interrupt import Interrupted
 
 TRAIN_HELP = """Train a NeRN: represent the convolution kernels of a pretrained network by a small predictor.
@@ -34,18 +35,27 @@ EVALUATE_HELP = """Evaluate a NeRN on the test images, beside its original netwo
   nern evaluate --config_path FILE                   a config with nern.init: checkpoint and nern.checkpoint_path
   nern evaluate --config_path FILE --original true   the original network alone"""
 
+ORIGINAL_HELP = """Train a network on a task from scratch, to be represented later; with a factor under `smoothness`
+neighbouring kernels are made alike.
+
+  nern train-original --config_path FILE --epochs 60
+
+The run folder ends up with network.safetensors, network.json (arguments) and network.md (card). A run that was stopped
+goes on with --resume."""
+
 QUICKSTART_HELP = """Turn a small pretrained network into a NeRN and back, with nothing to download: about two minutes on two
 CPU cores. Trains on scikit-learn's digits and ends with a table of accuracies and sizes."""
 
 
-def _config_options(parser: ArgumentParser) -> None:
+def _config_options(parser: ArgumentParser, cls: type[Settings] = Config) -> None:
     parser.add_argument(
         "--config_path",
         action=ActionConfigFile,
         metavar="FILE",
         help="YAML file; may be given several times, later ones win",
     )
-    parser.add_class_arguments(Config)
+    parser.add_class_arguments(cls)
+    parser.settings_class = cls  # type: ignore[attr-defined]
 
 
 def _json_option(parser: ArgumentParser) -> None:
@@ -62,6 +72,20 @@ def _train_parser() -> ArgumentParser:
     )
     _json_option(parser)
     _config_options(parser)
+    return parser
+
+
+def _original_parser() -> ArgumentParser:
+    usage = (
+        "nern train-original --config_path FILE [--dotted.key VALUE ...] [--json FILE]\n"
+        "       nern train-original --resume RUN_FOLDER"
+    )
+    parser = ArgumentParser(description=ORIGINAL_HELP, usage=usage, formatter_class=_formatter())
+    parser.add_argument(
+        "--resume", type=str, default=None, metavar="RUN_FOLDER", help="continue a stopped run; takes no other settings"
+    )
+    _json_option(parser)
+    _config_options(parser, OriginalConfig)
     return parser
 
 
@@ -105,19 +129,35 @@ def _formatter() -> Any:
     return Formatter
 
 
-def _config(given: dict[str, Any]) -> Config:
-    names = {name for name in known_keys() if "." not in name}
-    return from_namespace({name: value for name, value in given.items() if name in names})
+S = TypeVar("S", bound=Settings)
+
+
+def _config(given: dict[str, Any], cls: type[S]) -> S:
+    names = {name for name in known_keys(cls) if "." not in name}
+    return from_namespace({name: value for name, value in given.items() if name in names}, cls)
+
+
+def _resumes(given: dict[str, Any], argv: Sequence[str]) -> bool:
+    rest = [a for a in _option_names(argv) if a not in ("resume", "json")]
+    if given["resume"] is not None and rest:
+        raise NernError(f"--resume continues a run with its own settings; drop --{', --'.join(rest)}")
+    return given["resume"] is not None
+
+
+def _run_original(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    if _resumes(given, argv):
+        resume_original(given["resume"], console, given["json"])
+        return
+    config = _config(given, OriginalConfig)
+    console.print(config.to_yaml(), style="dim", **_PLAIN)
+    train_original(config, console, given["json"])
 
 
 def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    if given["resume"] is not None:
-        rest = [a for a in _option_names(argv) if a not in ("resume", "json")]
-        if rest:
-            raise NernError(f"--resume continues a run with its own settings; drop --{', --'.join(rest)}")
+    if _resumes(given, argv):
         resume(given["resume"], console, given["json"])
         return
-    config = _config(given)
+    config = _config(given, Config)
     console.print(config.to_yaml(), style="dim", **_PLAIN)
     train(config, console, given["json"])
 
@@ -126,7 +166,7 @@ def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) 
     if given["run"] is None:
         if given["checkpoint"] is not None:
             raise NernError("--checkpoint names a checkpoint of --run; without a run, set nern.checkpoint_path")
-        evaluate(_config(given), given["original"], given["json"], console)
+        evaluate(_config(given, Config), given["original"], given["json"], console)
         return
     rest = [a for a in _option_names(argv) if a not in ("run", "checkpoint", "original", "json")]
     if rest:
@@ -152,6 +192,7 @@ def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console
 Command = tuple[Callable[[], ArgumentParser], Callable[[dict[str, Any], Sequence[str], Console], None], str]
 COMMANDS: dict[str, Command] = {
     "train": (_train_parser, _run_train, "train a NeRN"),
+    "train-original": (_original_parser, _run_original, "train a network to be represented"),
     "evaluate": (_evaluate_parser, _run_evaluate, "evaluate a NeRN, or the original network"),
     "quickstart": (_quickstart_parser, _run_quickstart, "the whole job on a small network, nothing to download"),
 }
@@ -164,7 +205,7 @@ def _option_names(argv: Sequence[str]) -> list[str]:
     return [a[2:].partition("=")[0] for a in argv if a.startswith("--")]
 
 
-def _config_first(argv: Sequence[str]) -> list[str]:
+def _config_first(argv: Sequence[str], cls: type[Settings]) -> list[str]:
     """Move --config_path to the front, so that dotted options win over the file wherever they stand. Files are read here,
     with the reader of `Config.load`; jsonargparse gets their content. One without keys is left out."""
     first, rest, arguments = [], [], list(argv)
@@ -175,7 +216,7 @@ def _config_first(argv: Sequence[str]) -> list[str]:
             rest.append(argument)
             continue
         path = path if equals else arguments.pop(0)
-        if values := read_config_file(path):
+        if values := read_config_file(path, cls):
             first += ["--config_path", json.dumps(values)]
     return first + rest
 
@@ -187,19 +228,19 @@ def known_options(parser: ArgumentParser) -> set[str]:
 
 def _check_options(parser: ArgumentParser, argv: Sequence[str]) -> None:
     """Name unknown keys and their nearest before jsonargparse sees them."""
-    own = known_options(parser)
-    if "config_path" not in own:
+    own, cls = known_options(parser), getattr(parser, "settings_class", None)
+    if cls is None:
         return
     for name in _option_names(argv):
-        if name not in own and "." not in name and name not in known_keys():
+        if name not in own and "." not in name and name not in known_keys(cls):
             choices = {option for option in own if "." not in option and not option.endswith("+") and len(option) > 1}
             raise unknown_name("option", name, choices)
         if name not in own:
-            check_key(name.rstrip("+"))
+            check_key(name.rstrip("+"), cls)
 
 
 def _usage() -> str:
-    lines = [f"  nern {name:<12} {text}" for name, (_, _, text) in COMMANDS.items()]
+    lines = [f"  nern {name:<15} {text}" for name, (_, _, text) in COMMANDS.items()]
     return (
         f"nern {nern.__version__}: neural representations of neural networks\n\n"
         + "\n".join(lines)
@@ -242,7 +283,8 @@ def _dispatch(name: str, rest: Sequence[str]) -> None:
     parser.prog = f"nern {name}"
     parser.exit_on_error = False
     _check_options(parser, rest)
-    rest = _config_first(rest) if "config_path" in known_options(parser) else list(rest)
+    cls = getattr(parser, "settings_class", None)
+    rest = list(rest) if cls is None else _config_first(rest, cls)
     try:
         given = parser.parse_args(rest, env=False).as_dict()
     except Exception as error:  # jsonargparse's ArgumentError: key, expected type, value

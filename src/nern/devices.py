@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Protocol
 
 import torch
 
-from nern.config import Config
 from nern.errors import NernWarning
 
 
-def select_device(config: Config) -> torch.device:
+class Run(Protocol):
+    """What a configuration says of devices."""
+
+    no_cuda: bool
+    num_gpus: int
+
+
+def select_device(config: Run) -> torch.device:
     """The first GPU, or the CPU; warns where `num_gpus` asks for more than is used."""
     available = 0 if config.no_cuda or config.num_gpus == 0 else torch.cuda.device_count()
     device = torch.device("cuda", 0) if available else torch.device("cpu")

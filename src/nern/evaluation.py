@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nern.originals.base import Original
 from nern.tasks.base import EvalSet
@@ -43,6 +43,19 @@ class Metrics:
     def score(self) -> float:
         """What 'best' means: top-1 where there are labels, else the lower divergence. Among equals the latest is best."""
         return -self.divergence if self.top1 is None else self.top1
+
+
+def mean_metrics(parts: Sequence[Metrics]) -> Metrics:
+    """Means over several networks, each on its own set; `images` is their sum. A figure that one lacks is None."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def mean(name: str) -> float | None:
+        values = [getattr(part, name) for part in parts]
+        return None if None in values else sum(values) / len(values)
+
+    figures = {name: mean(name) for name in ("agreement", "divergence", "top1", "top5", "loss")}
+    return Metrics(images=sum(part.images for part in parts), **figures)  # type: ignore[arg-type]
 
 
 class Evaluator:
@@ -86,6 +99,19 @@ class Evaluator:
         if not labelled:
             return Metrics(count, 100 * agreement, divergence)
         return Metrics(count, 100 * agreement, divergence, 100 * top1, 100 * top5, loss)
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, data: EvalSet, batch_size: int) -> dict[str, float]:
+    """Top-1 accuracy (percent), cross entropy (nats) and number of images of a network in eval mode on labelled `data`."""
+    right, loss, count = 0, 0.0, 0
+    for images, labels in data.batches(batch_size):
+        assert labels is not None
+        outputs = network(images)
+        right += int((outputs.argmax(1) == labels).sum())
+        loss += float(F.cross_entropy(outputs, labels, reduction="sum"))
+        count += len(images)
+    return {"images": count, "top1": 100 * right / count, "loss": loss / count}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A config made into objects: task, original network, ordering, NeRN."""
+"""A config made into objects: original networks with their tasks, ordering, NeRN."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nern.config import Config
+from nern.config import Config, NetworkConfig
 from nern.devices import select_device
 from nern.errors import NernError
 from nern.ordering.order import Ordering
 from nern.ordering.store import get_ordering
 from nern.originals.base import Original
-from nern.originals.build import build_original_network
-from nern.registry import PREDICTORS, TASKS
+from nern.originals.build import build_original
+from nern.registry import PREDICTORS
 from nern.representation.kernels import KernelTable
-from nern.representation.nern import NeRN, build_nern
-from nern.tasks.base import Task, build_task
+from nern.representation.nern import NeRN, build_heads, build_nern
+from nern.tasks.base import DataSettings, build_task, channels_of, classes_of, format_of
 from nern.training.run_folder import load_extra
+from nern.training.trainer import Member
 
 
 @dataclass(frozen=True)
@@ -27,68 +28,97 @@ class Experiment:
 
     config: Config
     device: torch.device
-    task: Task
-    original: Original
+    members: list[Member]
     ordering: Ordering
     ordering_source: str
     nern: NeRN
     extra: dict[str, Tensor]
 
 
-def build_original(config: Config, device: torch.device) -> Original:
-    """The original network of a config, frozen, checked against the task's images and classes."""
-    info = TASKS.info(config.task.task_name)
-    network = build_original_network(
-        config.task.original_model_name,
-        config.original_model_path,
-        config.task.original_model_kwargs,
-        {"num_classes": info["num_classes"], "in_channels": info["input_shape"][0]},
-        config.seed,
+def build_checked_original(network: NetworkConfig, seed: int, device: torch.device) -> Original:
+    """One original network of a config, frozen, checked against its task's images and classes."""
+    task, name = network.task, network.task.original_model_name
+    classes = classes_of(task)
+    original = build_original(
+        name,
+        network.original_model_path,
+        task.original_model_kwargs,
+        {"num_classes": classes, "in_channels": channels_of(task)},
+        seed,
         device,
+        network.feature_maps,
+        network.include,
+        network.exclude or (),
     )
-    original = Original(network.to(device), config.nern.feature_maps)
-    shape, classes = info["input_shape"], info["num_classes"]
+    shape = format_of(task, original.input_format).shape
     try:
         outputs = original(torch.zeros(1, *shape, device=device))
     except NernError:
         raise
     except Exception as error:
-        raise NernError(
-            f"{config.task.original_model_name} does not take the {shape} images of {config.task.task_name}: {error}"
-        ) from error
+        raise NernError(f"{name} does not take the {shape} images of {task.task_name}: {error}") from error
     if not isinstance(outputs, torch.Tensor):
-        raise NernError(
-            f"{config.task.original_model_name} gives {type(outputs).__name__}, not a tensor of class scores"
-        )
+        raise NernError(f"{name} gives {type(outputs).__name__}, not a tensor of class scores")
     if outputs.shape != (1, classes):
         raise NernError(
-            f"{config.task.original_model_name} gives outputs of shape {tuple(outputs.shape[1:])} an image; task "
-            f"{config.task.task_name} has {classes} classes"
+            f"{name} gives outputs of shape {tuple(outputs.shape[1:])} an image; task {task.task_name} has {classes} classes"
         )
     return original
 
 
+def data_settings(config: Config) -> DataSettings:
+    """How a NeRN's training uses its data."""
+    hold_out = config.evaluation.best_on == "held_out"
+    return DataSettings(
+        batch_size=config.batch_size,
+        eval_batch_size=config.evaluation.batch_size,
+        num_workers=config.num_workers,
+        seed=config.seed,
+        held_out_images=config.evaluation.held_out_images if hold_out else 0,
+        test_images=config.evaluation.test_images,
+    )
+
+
+def member_names(networks: list[NetworkConfig]) -> list[str]:
+    """A name for each network: architecture on task, numbered where that occurs twice."""
+    names: list[str] = []
+    for network in networks:
+        name = base = f"{network.task.original_model_name} on {network.task.task_name}"
+        while name in names:
+            name = f"{base} ({names.count(name) + sum(n.startswith(f'{base} (') for n in names) + 1})"
+        names.append(name)
+    return names
+
+
+def joint_ordering(table: KernelTable, weights: list[Tensor], config: Config) -> tuple[Ordering, str]:
+    """The ordering of all networks' layers, and where it came from."""
+    permutations = config.nern.embeddings.permutations
+    mode = permutations.permute_mode or "none"
+    return get_ordering(table.views(weights), mode, permutations.path, permutations.num_workers)
+
+
 def build_experiment(config: Config, train: bool = True) -> Experiment:
-    """Build what `config` describes; `train` False: without the training set.
+    """Build what `config` describes; `train` False: without the training sets.
 
     Raises:
         NernError: anything in the config that cannot work, before any training starts.
     """
     config.check()
-    device = select_device(config)
-    original = build_original(config, device)
+    device, networks = select_device(config), config.members()
+    originals = [build_checked_original(network, config.seed, device) for network in networks]
     num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
-    table = KernelTable.of(original.weights, num_idxs)
-    table.check_output_size(config.nern.output_size)
-    permutations = config.nern.embeddings.permutations
-    ordering, source = get_ordering(
-        original.weights, permutations.permute_mode or "none", permutations.path, permutations.num_workers
-    )
+    table = KernelTable.of_networks([original.weights for original in originals], num_idxs)
+    build_heads(config.nern, table)  # fails before the ordering takes its time
+    ordering, source = joint_ordering(table, [w for original in originals for w in original.weights], config)
     nern = build_nern(config.nern, table, ordering, config.seed, device)
     extra: dict[str, Tensor] = {}
     if config.learn_fc_layer:
-        extra = original.classifier()
+        extra = originals[0].classifier()
         if config.nern.init == "checkpoint" and config.nern.checkpoint_path is not None:
             extra = {k: v.to(device) for k, v in load_extra(config.nern.checkpoint_path, extra).items()}
-    task = build_task(config, device, train)
-    return Experiment(config, device, task, original, ordering, source, nern, extra)
+    settings = data_settings(config)
+    members = [
+        Member(original, build_task(network.task, settings, device, train, original), name)
+        for network, original, name in zip(networks, originals, member_names(networks), strict=True)
+    ]
+    return Experiment(config, device, members, ordering, source, nern, extra)

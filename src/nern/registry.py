@@ -67,6 +67,7 @@ class Registry(Generic[T]):
 
 ORIGINALS: Registry[Any] = Registry("original network (task.original_model_name)")
 TASKS: Registry[Any] = Registry("task (task.task_name)")
+RANDOM_IMAGES: Registry[Any] = Registry("kind of made-up images (task.random_data)")
 PREDICTORS: Registry[Any] = Registry("predictor (nern.method)")
 ACTIVATIONS: Registry[Any] = Registry("activation (nern.act_layer)")
 NORM_LAYERS: Registry[Any] = Registry("norm layer (nern.norm_layer)")

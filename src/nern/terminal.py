@@ -61,10 +61,11 @@ class ProgressDisplay:
             return
         shown: dict[str, Any] = {}
         if step % UPDATE_EVERY == 0 or step == self.total:
-            terms = {"reconstruction": "rec", "feature_maps": "maps", "distillation": "dist", "task": "task"}
-            parts = [f"{terms[name]} {float(value.detach()):.4g}" for name, value in losses.terms.items()]
+            short = {"reconstruction": "rec", "feature_maps": "maps", "distillation": "dist"}
+            parts = [f"{short.get(name, name)} {float(value.detach()):.4g}" for name, value in losses.terms.items()]
             shown = {"losses": " ".join(parts)}
         phase = "distillation" if len(losses.terms) > 1 else self._phase(step - 1)
+        phase = phase if "reconstruction" in losses.terms else "training"
         self._bar.update(self._task, completed=step, description=phase, **shown)
 
     def on_evaluation(self, record: dict[str, Any]) -> None:
@@ -123,4 +124,18 @@ def result_table(metrics: dict[str, Any]) -> Table:
     total = sum(sizes[f"{part}_bytes"] for part in parts)
     table.add_row("bytes: all", bytes_text(sizes["original_bytes"]), bytes_text(total))
     table.add_row("time", "", f"{metrics['seconds']:.1f} s")
+    return table
+
+
+def original_table(metrics: dict[str, Any]) -> Table:
+    """The closing table of `nern train-original`, from its metrics.json."""
+    table = Table(title="Result", title_justify="left", title_style="bold", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    if test := metrics["test"]:
+        table.add_row(f"accuracy, {test['images']:,} test images", f"{test['top1']:.2f} %")
+    table.add_row("parameters", f"{metrics['parameters']:,}")
+    table.add_row("neighbouring kernels, mean cosine", f"{metrics['neighbour_cosine']:.4f}")
+    table.add_row("steps", f"{metrics['steps']:,}")
+    table.add_row("time", f"{metrics['seconds']:.1f} s")
     return table

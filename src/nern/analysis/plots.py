@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from nern.evaluation import LayerError
 from nern.files import atomic_path
-from nern.training.trainer import History
+from nern.training.loop import History
 
 INK, MUTED = "#222222", "#8a8a8a"
 COLOURS = {
@@ -59,6 +59,23 @@ def plot_run(
         axes.grid(True, alpha=0.25)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+
+
+def plot_original(path: str | Path, title: str, history: History) -> None:
+    """Write the picture (PNG) of the training of an original: losses, and accuracy on the test images."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(title, color=INK, fontsize=12)
+    _losses(left, history.losses)
+    _accuracy(right, history.evaluations, None)
+    right.set_title("Accuracy", color=INK, fontsize=10)
+    for axes in (left, right):
+        axes.set_xlabel("training step")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True, alpha=0.25)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
 

@@ -30,6 +30,14 @@ class Losses:
             raise NonFiniteLossError(f"step {step}: {listing}. A lower optim.lr or optim.max_gradient_norm may help.")
 
 
+def mean_losses(parts: Sequence[Losses]) -> Losses:
+    """Mean of each term, and of the totals, over several networks."""
+    if len(parts) == 1:
+        return parts[0]
+    terms = {name: torch.stack([p.terms[name] for p in parts]).mean() for name in parts[0].terms}
+    return Losses(terms, torch.stack([p.total for p in parts]).mean())
+
+
 class Objective:
     """The losses that a config selects.
 
@@ -59,6 +67,11 @@ class Objective:
     def needs_images(self) -> bool:
         """Whether any term runs the network."""
         return any(self.active(name) for name in ("feature_maps", "distillation", "task"))
+
+    def reconstruction(self, original: Sequence[Tensor], predicted: Sequence[Tensor]) -> Losses:
+        """The reconstruction loss alone, of any share of the weights, layer by layer."""
+        value = self._reconstruction(original, predicted)
+        return Losses({"reconstruction": value}, self.weights["reconstruction"] * value)
 
     def __call__(
         self,

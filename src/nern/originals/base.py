@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +13,50 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nern.errors import NernError, unknown_name
+from nern.errors import NernError, NernWarning
 from nern.files import load_into, load_state_dict
+from nern.originals.input_format import InputFormat, input_format
+from nern.originals.selection import choose_parameters, convolution_weights, matching
+from nern.originals.taps import FeatureMaps, Taps, default_taps, matching_taps
 from nern.registry import ORIGINALS
 
-FeatureMaps = list[Tensor]
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+SMALL_SHARE = 0.1  # representing less of a network than this deserves a word
 
 
-def register_original(name: str) -> Callable[[Any], Any]:
-    """Class decorator: make an `OriginalNetwork` available as `task.original_model_name`."""
-    return ORIGINALS.register(name)
+def register_original(name: str, **info: Any) -> Callable[[Any], Any]:
+    """Decorator of a class or function that builds a network: make it available as `task.original_model_name`.
+
+    Args:
+        name: what the config says.
+        info: `represents`, `feature_maps`: globs, the choice of a network that is no `OriginalNetwork`; `about`: a few
+            words for `nern list`.
+    """
+    return ORIGINALS.register(name, **info)
 
 
 class OriginalNetwork(nn.Module):
-    """Base of networks that a config can name. Every method has a default that fits most networks.
+    """Base of networks that choose for themselves. Every method has a default that fits most networks.
 
     Override `get_learnable_weights` to choose what the NeRN represents, `get_feature_maps` to choose what the
     feature-map loss compares, `load` for another file format.
     """
 
     def get_learnable_weights(self) -> list[Tensor]:
-        """The weights that the NeRN represents, four-dimensional. Default: those of all 2-d convolutions, in order."""
-        return [m.weight for m in self.modules() if isinstance(m, nn.Conv2d)]
+        """The weights that the NeRN represents, of two or more dimensions. Default: those of all convolutions."""
+        return convolution_weights(self)
 
     def feature_map_modules(self) -> list[str]:
-        """Names of the modules whose outputs are the feature maps. Default: the normalisation layers (outputs before
-        the activation); the convolutions where there are none."""
-        named = list(self.named_modules())
-        norms = [name for name, m in named if isinstance(m, _NORMS)]
-        return norms or [name for name, m in named if isinstance(m, nn.Conv2d)]
+        """Names of the modules whose outputs are the feature maps ('NAME:input': whose inputs). Default: the normalisation
+        layers (outputs before the activation); the convolutions where there are none."""
+        return default_taps(self)
 
     def get_feature_maps(self, batch: Tensor) -> tuple[Tensor, FeatureMaps]:
         """Output and feature maps (before the activation) of a batch. Default: outputs of `feature_map_modules`."""
-        return tapped_forward(self, self.feature_map_modules(), batch)
+        return Taps(self.feature_map_modules())(self, batch)
 
     def load(self, path: str, device: torch.device) -> None:
         """Load weights from a state-dict file; NernError if they do not fit."""
-        load_into(self, load_state_dict(path, "original network's weights"), f"original network's weights {path}")
+        load_weights(self, path)
         self.to(device)
 
     @classmethod
@@ -60,98 +65,89 @@ class OriginalNetwork(nn.Module):
         return {}
 
 
-class ModuleNetwork(OriginalNetwork):
-    """Any `nn.Module` as an original network."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, batch: Tensor) -> Tensor:
-        """The module's own output."""
-        output: Tensor = self.module(batch)
-        return output
-
-    def load(self, path: str, device: torch.device) -> None:
-        """Load the module's own state dict."""
-        load_into(
-            self.module, load_state_dict(path, "original network's weights"), f"original network's weights {path}"
-        )
-        self.to(device)
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Copy a state-dict file into `network`; NernError if it does not fit."""
+    what = "original network's weights"
+    load_into(network, load_state_dict(path, what), f"{what} {path}")
 
 
-def tapped_forward(network: nn.Module, names: Sequence[str], batch: Tensor) -> tuple[Tensor, FeatureMaps]:
-    """Run `network` and return its output and the outputs of the named modules, in the order of `names`.
-
-    A name may occur twice. If the network changes a recorded output in place later on, the pass is repeated with copies.
-    """
-    for clone in (False, True):
-        outputs: dict[str, list[tuple[Tensor, int]]] = {name: [] for name in names}
-        with _hooks(network, outputs, clone):
-            result = network(batch)
-        if all(t._version == version for taps in outputs.values() for t, version in taps):
-            break
-    return result, [tensor for name in names for tensor, _ in outputs[name]]
-
-
-@contextmanager
-def _hooks(network: nn.Module, outputs: dict[str, list[tuple[Tensor, int]]], clone: bool) -> Iterator[None]:
-    def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not isinstance(output, Tensor):
-                raise NernError(f"module {name!r} gives {type(output).__name__}, not a tensor: no feature map")
-            kept = output.clone() if clone else output
-            outputs[name].append((kept, kept._version))
-
-        return hook
-
-    handles = [network.get_submodule(name).register_forward_hook(record(name)) for name in outputs]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def own_weights(network: nn.Module, represents: Sequence[str] | None = None) -> list[Tensor]:
+    """The weights that a network wants represented: its own choice, else `represents` (globs), else all convolutions."""
+    if isinstance(network, OriginalNetwork):
+        return network.get_learnable_weights()
+    if represents is None:
+        return convolution_weights(network)
+    return [network.get_parameter(name) for name in matching(network, represents, "represents")]
 
 
 class Original:
-    """An original network, frozen and in eval mode, with the ways to run it on other weights.
+    """A network, frozen and in eval mode, with the ways to run it on other weights.
 
     Args:
         network: taken over: put in eval mode, gradients switched off. Pass a copy of what you still need.
         feature_maps: names or globs of modules to compare in place of the network's own choice.
+        include, exclude: globs on parameter names; None: the network's own choice of weights to represent.
+        represents: that choice, as globs, of a network that is no `OriginalNetwork`; None: all convolutions.
+
+    Attributes:
+        choices: what becomes of every parameter.
+        weight_names: of the represented weights.
+        input_format: the images it expects; None where it does not say.
 
     Raises:
         NernError: no learnable weights, one that is no parameter of the network, values that are not finite, or a glob
             that matches nothing.
     """
 
-    def __init__(self, network: OriginalNetwork, feature_maps: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        feature_maps: Sequence[str] | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        represents: Sequence[str] | None = None,
+    ) -> None:
         self.network = network.eval().requires_grad_(False)
-        names = {id(p): name for name, p in network.named_parameters()}
-        weights = list({id(weight): weight for weight in network.get_learnable_weights()}.values())  # tied ones once
-        for index, weight in enumerate(weights):
-            if id(weight) not in names:
-                raise NernError(
-                    f"learnable weight {index} is not a parameter of {self.name}, but computed from some (by weight_norm, "
-                    "say): make it one (torch.nn.utils.parametrize.remove_parametrizations)"
-                )
+        chooses = isinstance(network, OriginalNetwork)
+        own = own_weights(network, represents)
+        self.choices = choose_parameters(network, own, include, exclude)
+        self.weight_names = [choice.name for choice in self.choices if choice.taken]
+        self._check_weights(include is None)
+        self.input_format: InputFormat | None = input_format(network)
+        own_maps = chooses and feature_maps is None
+        taps = default_taps(network) if feature_maps is None else matching_taps(network, feature_maps)
+        if own_maps and type(network).get_feature_maps is OriginalNetwork.get_feature_maps:  # type: ignore[attr-defined]
+            own_maps, taps = False, network.feature_map_modules()  # type: ignore[operator]
+        self._taps = None if own_maps else Taps(taps)
+
+    def _check_weights(self, by_default: bool) -> None:
+        if not self.weight_names:
+            tensors = [c.name for c in self.choices if len(c.shape) > 1]
+            raise NernError(
+                f"{self.name} has no convolutions to represent"
+                + (f"; choose weights by nern.include. There are: {', '.join(tensors[:40])}" if tensors else "")
+            )
+        for name in self.weight_names:
+            weight = self.network.get_parameter(name)
             if not weight.is_floating_point() or weight.is_meta:
-                raise NernError(
-                    f"{names[id(weight)]} holds {weight.dtype} on device {weight.device}; real numbers are needed"
-                )
-        if not weights:
-            raise NernError(f"{self.name} has no convolutions: there is nothing for a NeRN to represent")
-        self.weight_names = [names[id(weight)] for weight in weights]
-        for name, value in network.state_dict().items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise NernError(f"{name} holds {weight.dtype} on device {weight.device}; real numbers are needed")
+        for name, value in self.network.state_dict().items():
+            if value.is_floating_point() and not value.is_meta and not torch.isfinite(value).all():
                 raise NernError(f"{name} of {self.name} holds values that are not finite (NaN or infinity)")
-        self._taps = None if feature_maps is None else _match(network, feature_maps)
+        represented = sum(w.numel() for w in self.weights)
+        if by_default and represented < SMALL_SHARE * self.num_parameters:
+            share = represented / self.num_parameters
+            warnings.warn(
+                f"the convolutions of {self.name} hold only {share:.1%} of its parameters; nern.include: ['*.weight'] "
+                "represents its fully connected layers, too",
+                NernWarning,
+                stacklevel=3,
+            )
 
     @property
     def name(self) -> str:
         """Name of the architecture."""
-        network = self.network.module if isinstance(self.network, ModuleNetwork) else self.network
-        return type(network).__name__
+        return type(self.network).__name__
 
     @property
     def weights(self) -> list[Tensor]:
@@ -220,16 +216,19 @@ class Original:
         with torch.no_grad():
             for name, value in replaced.items():
                 network.get_parameter(name).copy_(value)
-        return network.module if isinstance(network, ModuleNetwork) else network
+        return network
 
-    def _with_maps(self, network: OriginalNetwork, batch: Tensor) -> tuple[Tensor, FeatureMaps]:
-        return network.get_feature_maps(batch) if self._taps is None else tapped_forward(network, self._taps, batch)
+    def _with_maps(self, network: nn.Module, batch: Tensor) -> tuple[Tensor, FeatureMaps]:
+        if self._taps is not None:
+            return self._taps(network, batch)
+        output: tuple[Tensor, FeatureMaps] = network.get_feature_maps(batch)  # type: ignore[operator]
+        return output
 
 
 class _Call(nn.Module):
     """What `functional_call` runs: the network, plain or with its feature maps."""
 
-    def __init__(self, network: OriginalNetwork, with_maps: Callable[..., Any] | None) -> None:
+    def __init__(self, network: nn.Module, with_maps: Callable[..., Any] | None) -> None:
         super().__init__()
         self.network = network
         self._with_maps = with_maps
@@ -241,18 +240,12 @@ class _Call(nn.Module):
         return output
 
 
-def _match(network: nn.Module, patterns: Sequence[str]) -> list[str]:
-    names = [name for name, _ in network.named_modules() if name]
-    matched = []
-    for pattern in patterns:
-        found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-        if not found:
-            raise unknown_name("module (nern.feature_maps)", pattern, names)
-        matched += found
-    return matched
-
-
-def as_original(network: nn.Module, feature_maps: Sequence[str] | None = None) -> Original:
+def as_original(
+    network: nn.Module,
+    feature_maps: Sequence[str] | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+) -> Original:
     """A frozen copy of a network of the user's; the network itself is not touched.
 
     Raises:
@@ -266,7 +259,7 @@ def as_original(network: nn.Module, feature_maps: Sequence[str] | None = None) -
     except Exception as error:
         raise NernError(f"{type(network).__name__} cannot be copied: {' '.join(str(error).split())[:200]}") from error
     del shapes  # asked for because a lazy module has none yet
-    return Original(copied if isinstance(copied, OriginalNetwork) else ModuleNetwork(copied), feature_maps)
+    return Original(copied, feature_maps, include, exclude)
 
 
 def kwargs_file(path: str | Path) -> Path:

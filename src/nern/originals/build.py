@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import warnings
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch import nn
 
 from nern.errors import NernError, NernWarning, unknown_name
 from nern.files import existing_file, load_state_dict
-from nern.originals.base import ModuleNetwork, OriginalNetwork, kwargs_file
+from nern.originals.base import Original, OriginalNetwork, kwargs_file, load_weights
+from nern.originals.sources import find_builder, load_timm, load_torchvision
 from nern.randomness import forked_rng
 from nern.registry import ORIGINALS
 
@@ -37,6 +39,30 @@ def resolve_weights(path: str) -> Path:
     return existing_file(path, "original network's weights (original_model_path)")
 
 
+def builder_of(name: str) -> Any:
+    """What builds the network that `task.original_model_name` names. Raises NernError where there is none."""
+    return find_builder(name) if ":" in name else ORIGINALS[name]
+
+
+def build_network(
+    name: str, kwargs: dict[str, Any] | None = None, optional: dict[str, Any] | None = None, seed: int = 0
+) -> nn.Module:
+    """The network `name` with random weights from `seed`.
+
+    Args:
+        kwargs: its arguments.
+        optional: arguments that are left out where it takes none of the name.
+
+    Raises:
+        NernError: no such network; arguments that do not fit.
+    """
+    with forked_rng(seed, "original"):
+        built = _call(builder_of(name), name, (optional or {}) | (kwargs or {}), optional=set(optional or {}))
+    if not isinstance(built, nn.Module):
+        raise NernError(f"the network {name!r} is {type(built).__name__}, not a torch.nn.Module")
+    return built
+
+
 def build_original_network(
     name: str,
     path: str | None,
@@ -44,8 +70,8 @@ def build_original_network(
     task_kwargs: dict[str, Any] | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> OriginalNetwork:
-    """The network registered as `name` with the weights in `path` (None: random, from `seed`, with a warning).
+) -> nn.Module:
+    """The network `name` with the weights in `path` (None: random, from `seed`, with a warning).
 
     Its arguments: `task_kwargs`, those of them that it takes; over them what the weights tell; over that the JSON file
     beside the weights; over all `kwargs`.
@@ -54,25 +80,62 @@ def build_original_network(
         NernError: no such file, weights or arguments that do not fit.
     """
     device = torch.device(device)
-    build = ORIGINALS[name]
+    source, _, entry = (path or "").partition(":")
+    if source in ("torchvision", "timm"):
+        network = build_network(name, kwargs, seed=seed)  # with the classes it was trained on
+        _load_pretrained(network, name, source, entry)
+        return network.to(device)
     file = None if path is None else resolve_weights(path)
-    arguments = dict(task_kwargs or {})
+    build, arguments = builder_of(name), dict(task_kwargs or {})
     if file is not None:
         if hasattr(build, "infer_kwargs") and getattr(build, "load", None) in (None, OriginalNetwork.load):
             arguments |= build.infer_kwargs(load_state_dict(file, "original network's weights"))
         if kwargs_file(file).is_file():
             arguments |= _read_kwargs(kwargs_file(file))
-    given = arguments | (kwargs or {})
-    with forked_rng(seed, "original"):
-        built = _call(build, name, given, optional=set(task_kwargs or {}))
-    if not isinstance(built, nn.Module):
-        raise NernError(f"the registered network {name!r} is {type(built).__name__}, not a torch.nn.Module")
-    network = built if isinstance(built, OriginalNetwork) else ModuleNetwork(built)
+    optional = {k: v for k, v in arguments.items() if k in (task_kwargs or {})}
+    network = build_network(name, arguments | (kwargs or {}), optional, seed)
     if file is None:
         warnings.warn(f"original_model_path is not set: {name} has random weights", NernWarning, stacklevel=2)
-        return network.to(device)
-    network.load(str(file), device)
-    return network
+    elif isinstance(network, OriginalNetwork):
+        network.load(str(file), device)
+    else:
+        load_weights(network, file)
+    return network.to(device)
+
+
+def _load_pretrained(network: nn.Module, name: str, source: str, entry: str) -> None:
+    """Weights that another library publishes, into the network `name`."""
+    its_source, _, its_name = name.rpartition(":")
+    if not its_source:
+        its_source, its_name = "torchvision", ORIGINALS.info(name).get("torchvision", "")
+    if its_source != source or not its_name:
+        raise NernError(
+            f"original_model_path {source!r} means pretrained weights of a {source} network; {name!r} is none. Give a file, "
+            f"or set task.original_model_name to {source}:NAME."
+        )
+    if source == "torchvision":
+        load_torchvision(network, its_name, entry or "DEFAULT")
+    else:
+        load_timm(network, its_name, entry)
+
+
+def build_original(
+    name: str,
+    path: str | None,
+    kwargs: dict[str, Any] | None = None,
+    task_kwargs: dict[str, Any] | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    feature_maps: Sequence[str] | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+) -> Original:
+    """The network of `build_original_network`, frozen; what it is registered with says what is represented and compared,
+    unless `include` and `feature_maps` do."""
+    network = build_original_network(name, path, kwargs, task_kwargs, seed, device)
+    info = ORIGINALS.info(name) if name in ORIGINALS else {}
+    taps = info.get("feature_maps") if feature_maps is None else feature_maps
+    return Original(network, taps, include, exclude, represents=info.get("represents"))
 
 
 def _read_kwargs(path: Path) -> dict[str, Any]:

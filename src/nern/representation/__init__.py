@@ -1,7 +1,8 @@
 """The representation itself: coordinates in, weights out. Knows nothing of data or training."""
 
 from nern.representation.encoding import BasicEncoding, Encoding, FourierEncoding
-from nern.representation.kernels import KernelTable
+from nern.representation.heads import Heads
+from nern.representation.kernels import KernelTable, kernel_shape
 from nern.representation.nern import NeRN, build_nern
 from nern.representation.predictor import build_predictor, parameters_of
 from nern.representation.sampling import sample_kernels
@@ -10,10 +11,12 @@ __all__ = [
     "BasicEncoding",
     "Encoding",
     "FourierEncoding",
+    "Heads",
     "KernelTable",
     "NeRN",
     "build_nern",
     "build_predictor",
+    "kernel_shape",
     "parameters_of",
     "sample_kernels",
 ]

@@ -1,12 +1,16 @@
 """Kernel table: the kernels of all learnable weights as rows, their coordinates, and the way back to tensors.
 
 A row is one kernel, `weight[filter, channel]`, numbered `filter * c_in + channel` within its layer; layers follow each
-other in the order of the network's list. With five indices a row is one single weight, the kernel's entries in
-row-major order. This module is the only place that knows this numbering.
+other in the order of the networks' lists. With five indices a row is one single weight, the kernel's entries in row-major
+order. This module is the only place that knows this numbering.
+
+Every weight is seen as (filters, channels, height, width): a matrix has 1 x 1 kernels, a 1-d convolution 1 x k ones, and
+of a kernel with three axes the first two are joined. The channels of a grouped convolution are those of one group.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +20,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nern.errors import NernError
-from nern.representation.sampling import sample_kernels
 
 KERNEL_IDXS, WEIGHT_IDXS = 3, 5
+Shape4 = tuple[int, int, int, int]
+
+
+def kernel_shape(shape: Sequence[int]) -> Shape4:
+    """A weight's shape as (filters, channels, height, width). Raises NernError for a vector, or an empty axis."""
+    if len(shape) < 2 or min(shape) < 1:
+        raise NernError(f"a weight of shape {tuple(shape)} has no kernels; (filters, channels, ...) is expected")
+    kernel = shape[2:]
+    return shape[0], shape[1], math.prod(kernel[:-1]), kernel[-1] if kernel else 1
 
 
 @dataclass(frozen=True)
@@ -28,17 +40,21 @@ class KernelTable:
     Args:
         shapes: of each layer's weight: (filters, channels, height, width).
         num_idxs: 3, a row is a kernel (layer, filter, channel); 5, a row is a weight (..., row, column).
+        tensor_shapes: of the weights themselves; empty: `shapes`.
+        networks: of each layer, the number of its network, rising; empty: all are of one, and coordinates do not tell.
 
     Raises:
         NernError: no layers, or one that is not four-dimensional.
     """
 
-    shapes: tuple[tuple[int, int, int, int], ...]
+    shapes: tuple[Shape4, ...]
     num_idxs: int = KERNEL_IDXS
+    tensor_shapes: tuple[tuple[int, ...], ...] = ()
+    networks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.shapes:
-            raise NernError("the network has no learnable weights: a NeRN represents convolutions, and it has none")
+            raise NernError("the network has no learnable weights: there is nothing for a NeRN to represent")
         for index, shape in enumerate(self.shapes):
             if len(shape) != 4 or min(shape) < 1:
                 raise NernError(
@@ -49,8 +65,21 @@ class KernelTable:
 
     @staticmethod
     def of(weights: Sequence[Tensor], num_idxs: int = KERNEL_IDXS) -> KernelTable:
-        """The table of these weights."""
-        return KernelTable(tuple(tuple(w.shape) for w in weights), num_idxs)  # type: ignore[misc]
+        """The table of one network's weights."""
+        return KernelTable.of_networks([weights], num_idxs)
+
+    @staticmethod
+    def of_networks(networks: Sequence[Sequence[Tensor]], num_idxs: int = KERNEL_IDXS) -> KernelTable:
+        """The table of the weights of several networks, one after the other."""
+        tensor_shapes = tuple(tuple(w.shape) for weights in networks for w in weights)
+        numbers = tuple(number for number, weights in enumerate(networks) for _ in weights)
+        several = numbers if len(networks) > 1 else ()
+        return KernelTable(tuple(kernel_shape(s) for s in tensor_shapes), num_idxs, tensor_shapes, several)
+
+    @property
+    def coordinate_size(self) -> int:
+        """Length of a coordinate: `num_idxs`, and one more where there are several networks."""
+        return self.num_idxs + bool(self.networks)
 
     @cached_property
     def layer_rows(self) -> tuple[int, ...]:
@@ -81,8 +110,16 @@ class KernelTable:
         """Rows of layer `index`."""
         return slice(self.starts[index], self.starts[index + 1])
 
+    @cached_property
+    def _layer_coordinates(self) -> tuple[tuple[int, ...], ...]:
+        """Of each layer: its number, or (network, number within the network)."""
+        if not self.networks:
+            return tuple((index,) for index in range(len(self.shapes)))
+        first = {network: self.networks.index(network) for network in self.networks}
+        return tuple((network, index - first[network]) for index, network in enumerate(self.networks))
+
     def coordinates(self, positions: Sequence[Int[Tensor, " kernels"]] | None = None) -> Int[Tensor, "rows idxs"]:
-        """Integer coordinates of every row.
+        """Integer coordinates of every row: (network where there are several, layer, filter, channel, ...).
 
         Args:
             positions: of each layer, the kernel whose (filter, channel) each kernel takes: an ordering
@@ -91,7 +128,8 @@ class KernelTable:
         parts = []
         for index, (co, ci, kh, kw) in enumerate(self.shapes):
             kernel = torch.arange(co * ci) if positions is None else positions[index]
-            columns = [torch.full_like(kernel, index), kernel // ci, kernel % ci]
+            columns = [torch.full_like(kernel, number) for number in self._layer_coordinates[index]]
+            columns += [kernel // ci, kernel % ci]
             if self.num_idxs == WEIGHT_IDXS:
                 entry = torch.arange(kh * kw).repeat(co * ci)
                 columns = [c.repeat_interleave(kh * kw) for c in columns] + [entry // kw, entry % kw]
@@ -101,46 +139,34 @@ class KernelTable:
     def normalize(self, coordinates: Int[Tensor, "rows idxs"], mode: str) -> Float[Tensor, "rows idxs"]:
         """Coordinates in float64, divided as `nern.embeddings.normalization_mode` says.
 
-        'none': as they are. 'local': by the number of layers and the sizes of the row's own layer. 'global': by the
-        largest entry of all weight shapes, kernel sizes included.
+        'none': as they are. 'local': by the number of networks, of layers of the row's network and the sizes of its own
+        layer. 'global': by the largest entry of all weight shapes, kernel sizes included.
         """
         values = coordinates.double()
         if mode == "none":
             return values
         if mode == "global":
             return values / max(max(shape) for shape in self.shapes)
-        sizes = torch.tensor([(len(self.shapes), *shape) for shape in self.shapes], dtype=torch.float64)
-        return values / sizes[coordinates[:, 0], : self.num_idxs]
+        owners = self.networks or (0,) * len(self.shapes)
+        counts = [(max(owners) + 1,) * bool(self.networks) + (owners.count(n),) for n in owners]
+        sizes = torch.tensor([(*c, *shape) for c, shape in zip(counts, self.shapes, strict=True)], dtype=torch.float64)
+        rows = torch.tensor(self.layer_rows)
+        return values / sizes[:, : self.coordinate_size].repeat_interleave(rows, dim=0)
 
     def to_rows(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """The rows of each layer: (rows, height, width) kernels, or (rows, 1, 1) with five indices."""
         if self.num_idxs == WEIGHT_IDXS:
             return [w.reshape(-1, 1, 1) for w in weights]
-        return [w.reshape(-1, *w.shape[2:]) for w in weights]
+        return [w.reshape(-1, *shape[2:]) for w, shape in zip(weights, self.shapes, strict=True)]
 
-    def to_weights(self, predictions: Float[Tensor, "rows k k"], sampling_mode: str) -> list[Tensor]:
-        """The weight tensors that these predictions of all rows stand for, each sampled down to its layer's kernel.
+    def to_weight(self, rows: Float[Tensor, "rows h w"], index: int) -> Tensor:
+        """The weight tensor of layer `index` from its rows. Differentiable."""
+        return rows.reshape(self.tensor_shapes[index] if self.tensor_shapes else self.shapes[index])
 
-        Differentiable. With five indices a prediction is the weight itself.
-        """
-        weights = []
-        for index, shape in enumerate(self.shapes):
-            rows = predictions[self.layer(index)]
-            if self.num_idxs == KERNEL_IDXS:
-                rows = sample_kernels(rows, shape[2:], sampling_mode)
-            weights.append(rows.reshape(shape))
-        return weights
+    def views(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """The weights as (filters, channels, height, width)."""
+        return [w.reshape(shape) for w, shape in zip(weights, self.shapes, strict=True)]
 
     def norms(self, weights: Sequence[Tensor]) -> Float[Tensor, " rows"]:
         """Euclidean norm of every row of these weights."""
         return torch.cat([rows.flatten(1).norm(dim=1) for rows in self.to_rows(weights)])
-
-    def check_output_size(self, output_size: int) -> None:
-        """Raise NernError if a kernel is larger than what is predicted."""
-        largest = max(max(shape[2:]) for shape in self.shapes)
-        if self.num_idxs == KERNEL_IDXS and largest > output_size:
-            index = next(i for i, shape in enumerate(self.shapes) if max(shape[2:]) == largest)
-            raise NernError(
-                f"learnable weight {index} has {self.shapes[index][2]} x {self.shapes[index][3]} kernels, larger than the "
-                f"predicted {output_size} x {output_size}; set nern.output_size to at least {largest}"
-            )

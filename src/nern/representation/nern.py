@@ -1,12 +1,12 @@
 """The NeRN: coordinates in, weights out.
 
    coordinates            encodings                predictions               weights
-(rows, num_idxs) --encoding--> (rows, e) --predictor--> (rows, K, K) --sampling--> (filters, channels, h, w) a layer
+(rows, num_idxs) --encoding--> (rows, e) --predictor--> (rows, h, w) a head --> (filters, channels, h, w) a layer
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from nern.config import EmbeddingsConfig, NernConfig
 from nern.ordering.order import Ordering
 from nern.registry import ENCODINGS
 from nern.representation.encoding import EncodedRows, Encoding
+from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable
 from nern.representation.predictor import build_predictor, parameters_of
 
@@ -26,44 +27,48 @@ class NeRN(nn.Module):
     """A predictor with the coordinates it is asked about.
 
     Args:
-        table: geometry of the learnable weights.
+        heads: of the predictor, with the table of kernels that they give.
         predictor: maps encodings to kernels.
         encoded: encodings of the table's rows.
-        sampling_mode: how predictions are reduced to smaller kernels.
         chunk: rows in one forward call of the predictor; None: all. It bounds memory and changes no value (but for
             batch norm while training, whose statistics are those of a chunk).
     """
 
-    def __init__(
-        self,
-        table: KernelTable,
-        predictor: nn.Module,
-        encoded: EncodedRows,
-        sampling_mode: str = "center",
-        chunk: int | None = None,
-    ) -> None:
+    def __init__(self, heads: Heads, predictor: nn.Module, encoded: EncodedRows, chunk: int | None = None) -> None:
         super().__init__()
-        self.table = table
+        self.heads, self.table = heads, heads.table
         self.predictor = predictor
         self.encoded = encoded
-        self.sampling_mode = sampling_mode
-        self.chunk = chunk or table.rows
+        self.chunk = chunk or self.table.rows
+        several = len(heads.sizes) > 1
+        self._rows = [heads.rows(head) for head in range(len(heads.sizes))] if several else None
 
     @property
     def num_parameters(self) -> int:
         """Parameters of the predictor."""
         return parameters_of(self.predictor)
 
-    def forward(self, rows: Int[Tensor, " r"] | None = None) -> Float[Tensor, "r k k"]:
-        """Predictions of `rows`; None: of all rows."""
-        count = self.table.rows if rows is None else len(rows)
-        starts = range(0, count, self.chunk)
-        pieces = [slice(s, min(s + self.chunk, count)) if rows is None else rows[s : s + self.chunk] for s in starts]
-        return torch.cat([self.predictor(self.encoded(piece)) for piece in pieces])
+    def forward(self, rows: Int[Tensor, " r"] | None = None) -> list[Float[Tensor, "r h w"]]:
+        """Predictions, one tensor a head: of its share of `rows`, in their order; None: of all rows."""
+        if rows is not None:
+            parts: list[Tensor | None] = [of_head for of_head, _ in self.heads.split(rows)]
+        else:
+            parts = [None] if self._rows is None else list(self._rows)
+        return [self._predict(part, head) for head, part in enumerate(parts)]
 
-    def weights(self, predictions: Float[Tensor, "rows k k"] | None = None) -> list[Tensor]:
-        """The weight tensors of all layers, from predictions of all rows (None: predicted here)."""
-        return self.table.to_weights(self() if predictions is None else predictions, self.sampling_mode)
+    def _predict(self, rows: Tensor | None, head: int) -> Tensor:
+        count = self.table.rows if rows is None else len(rows)
+        starts = range(0, max(count, 1), self.chunk)
+        pieces = [slice(s, min(s + self.chunk, count)) if rows is None else rows[s : s + self.chunk] for s in starts]
+        if count == 0:
+            return next(self.predictor.parameters()).new_zeros(0, *self.heads.sizes[head])
+        return torch.cat([self.predictor(self.encoded(piece), head) for piece in pieces])
+
+    def weights(self, predictions: Sequence[Float[Tensor, "r h w"]] | None = None) -> list[Tensor]:
+        """The weight tensors of all layers, from predictions of all rows, one tensor a head (None: predicted here)."""
+        predictions = self() if predictions is None else predictions
+        layers = range(len(self.table.shapes))
+        return [self.table.to_weight(self.heads.layer(predictions, index), index) for index in layers]
 
     @torch.no_grad()
     def reconstruct(self) -> list[Tensor]:
@@ -82,23 +87,30 @@ class NeRN(nn.Module):
             self.train(training)
 
 
-def build_encoding(config: EmbeddingsConfig) -> Encoding:
-    """The encoding that `config` describes."""
+def build_encoding(config: EmbeddingsConfig, networks: bool = False) -> Encoding:
+    """The encoding that `config` describes; `networks`: the coordinates begin with the number of a network."""
+    scales = list(config.gauss_scale)
     encoding: Encoding = ENCODINGS[config.type](
-        num_idxs=config.num_idxs,
+        num_idxs=config.num_idxs + networks,
         enc_levels=config.enc_levels,
         base=config.base,
         fusion_mode=config.fusion_mode,
-        gauss_scale=config.gauss_scale,
+        gauss_scale=[scales[0], *scales] if networks and scales else scales,
     )
     return encoding
 
 
-def predictor_arguments(config: NernConfig) -> dict[str, Any]:
+def build_heads(config: NernConfig, table: KernelTable) -> Heads:
+    """The heads that `config` asks for. Raises NernError for a kernel larger than a shared head's."""
+    kind = config.heads or ("per_size" if config.output_size == 3 else "shared")
+    return Heads.build(table, kind, config.output_size, config.sampling_mode)
+
+
+def predictor_arguments(config: NernConfig, heads: Heads) -> dict[str, Any]:
     """Arguments of the predictor that `config` describes."""
     return {
-        "input_size": build_encoding(config.embeddings).size,
-        "output_size": config.output_size,
+        "input_size": build_encoding(config.embeddings, bool(heads.table.networks)).size,
+        "kernel_sizes": heads.sizes,
         "hidden_layer_size": config.hidden_layer_size,
         "num_blocks": config.num_blocks,
         "act_layer": config.act_layer,
@@ -115,9 +127,10 @@ def build_nern(
         NernError: a kernel larger than `output_size`; a checkpoint that does not fit.
     """
     device = torch.device(device)
-    table.check_output_size(config.output_size)
-    predictor = build_predictor(config.method, seed, config.init, config.checkpoint_path, **predictor_arguments(config))
+    heads = build_heads(config, table)
+    arguments = predictor_arguments(config, heads)
+    predictor = build_predictor(config.method, seed, config.init, config.checkpoint_path, **arguments)
     coordinates = table.coordinates(ordering.positions(table.shapes) if ordering else None)
     normalized = table.normalize(coordinates, config.embeddings.normalization_mode or "none")
-    encoded = build_encoding(config.embeddings).prepare(normalized, device)
-    return NeRN(table, predictor.to(device), encoded, config.sampling_mode, config.weights_batch_size)
+    encoded = build_encoding(config.embeddings, bool(table.networks)).prepare(normalized, device)
+    return NeRN(heads, predictor.to(device), encoded, config.weights_batch_size)

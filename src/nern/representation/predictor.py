@@ -6,7 +6,7 @@ State dicts have the published names: `layers.{i}.weight`, `layers.{i}.bias`, `f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,18 +34,18 @@ for _name, _norm in {"none": None, "bn": nn.BatchNorm1d, "ln": nn.LayerNorm}.ite
 
 @PREDICTORS.register("kxk", num_idxs=3)
 class KxKPredictor(nn.Module):
-    """`num_blocks` linear layers, an activation after each but the last; the output is a K x K kernel.
+    """`num_blocks` linear layers, an activation after each but the last; the output is a kernel.
 
     Args:
         input_size: length of an encoding.
-        output_size: K.
+        kernel_sizes: (height, width) of the kernels that each head gives.
         hidden_layer_size: width of the hidden layers.
         num_blocks: number of linear layers, the final one included; at least `least_blocks`.
         act_layer: name of the activation.
         norm_layer: name of the normalisation between a hidden linear layer and its activation. 'bn' uses the statistics
             of the rows predicted with gradient while training, running averages otherwise.
 
-    Shapes: (rows, input_size) -> (rows, K, K).
+    Heads share all layers but the final one. Shapes: (rows, input_size) -> (rows, height, width) of the head.
     """
 
     least_blocks = 2
@@ -53,7 +53,7 @@ class KxKPredictor(nn.Module):
     def __init__(
         self,
         input_size: int,
-        output_size: int = 3,
+        kernel_sizes: Sequence[tuple[int, int]] = ((3, 3),),
         hidden_layer_size: int = 30,
         num_blocks: int = 3,
         act_layer: str = "relu",
@@ -64,11 +64,15 @@ class KxKPredictor(nn.Module):
             raise NernError(
                 f"nern.num_blocks (={num_blocks}) must be at least {self.least_blocks} for this nern.method"
             )
-        self.kernel_shape = (output_size, output_size)
+        self.kernel_sizes = list(kernel_sizes)
         self.middle = num_blocks // 2
         sizes = [self.layer_input_size(i, input_size, hidden_layer_size) for i in range(num_blocks - 1)]
         self.layers = nn.ModuleList(nn.Linear(size, hidden_layer_size) for size in sizes)
-        self.final_linear_layer = nn.Linear(hidden_layer_size, output_size * output_size)
+        finals = {f"{h}x{w}": nn.Linear(hidden_layer_size, h * w) for h, w in self.kernel_sizes}
+        if len(finals) == 1:  # the published name
+            self.final_linear_layer = next(iter(finals.values()))
+        else:
+            self.final_linear_layers = nn.ModuleDict(finals)
         self.activation: nn.Module = ACTIVATIONS[act_layer]()
         norm: Any = NORM_LAYERS[norm_layer]
         self.norms = nn.ModuleList(norm(hidden_layer_size) for _ in sizes) if norm else None
@@ -96,9 +100,12 @@ class KxKPredictor(nn.Module):
             h = self.activation(self.linear(index, h))
         return h
 
-    def forward(self, encodings: Float[Tensor, "n e"]) -> Float[Tensor, "n k k"]:
-        """Kernels of encoded coordinates."""
-        return self.final_linear_layer(self.hidden(encodings)).unflatten(-1, self.kernel_shape)
+    def forward(self, encodings: Float[Tensor, "n e"], head: int = 0) -> Float[Tensor, "n h w"]:
+        """Kernels of encoded coordinates, of the size of `head`."""
+        height, width = self.kernel_sizes[head]
+        single = len(self.kernel_sizes) == 1
+        final = self.final_linear_layer if single else self.final_linear_layers[f"{height}x{width}"]
+        return final(self.hidden(encodings)).unflatten(-1, (height, width))
 
 
 @PREDICTORS.register("kxk_nerf", num_idxs=3)
@@ -144,9 +151,8 @@ class BasicPredictor(KxKPredictor):
     """As kxk, but a coordinate has five indices (layer, filter, channel, row, column) and the output is one weight,
     as a 1 x 1 kernel."""
 
-    def __init__(self, input_size: int, output_size: int = 1, **kwargs: Any) -> None:
-        del output_size  # one weight a row, whatever the kernel sizes
-        super().__init__(input_size, output_size=1, **kwargs)
+    def __init__(self, input_size: int, kernel_sizes: Sequence[tuple[int, int]] = ((1, 1),), **kwargs: Any) -> None:
+        super().__init__(input_size, kernel_sizes=kernel_sizes, **kwargs)
 
 
 def parameters_of(module: nn.Module) -> int:

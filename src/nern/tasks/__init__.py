@@ -4,6 +4,7 @@ from nern.tasks.base import EvalSet, Task, TrainStream, build_task, register_tas
 from nern.tasks.cifar import cifar10, cifar100
 from nern.tasks.digits import digits
 from nern.tasks.images import ImageTensors
+from nern.tasks.random_images import uniform
 
 __all__ = [
     "EvalSet",
@@ -15,4 +16,5 @@ __all__ = [
     "cifar100",
     "digits",
     "register_task",
+    "uniform",
 ]

@@ -15,33 +15,91 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from nern.config import Config
+from nern.config import TaskConfig
 from nern.errors import NernError
+from nern.originals.base import Original
+from nern.originals.input_format import InputFormat
 from nern.randomness import derived_seed, forked_rng, generator
-from nern.registry import TASKS
+from nern.registry import RANDOM_IMAGES, TASKS
 from nern.tasks.images import Batch, EpochOrder, ImageTensors
-
-RANDOM_RANGE = 2.0  # random images are uniform in [-2, 2], as published
+from nern.tasks.mixing import MixedStream
 
 
 def register_task(
-    name: str, *, input_shape: tuple[int, int, int], num_classes: int, train_images: int = 50_000
+    name: str,
+    *,
+    input_shape: tuple[int, int, int] | None = None,
+    num_classes: int | Callable[[TaskConfig], int],
+    train_images: int = 50_000,
+    **defaults: Any,
 ) -> Callable[[Any], Any]:
     """Decorator for a function that returns the data of a task: `(train, test)`.
 
     Args:
         name: what `task.task_name` says.
-        input_shape: (channels, height, width) of an image.
-        num_classes: outputs that a network of this task has.
-        train_images: images of an epoch when random data stand in for the training set.
+        input_shape: (channels, height, width) of an image; None: what the network expects, or `task.input_size`.
+        num_classes: outputs that a network of this task has; a function of the `task` section counts them.
+        train_images: images of an epoch when made-up ones stand in for the training set.
+        defaults: what null means for `mixup`, `cutmix` and `auto_augment` of the `task` section; else none of them.
 
     The function is called as `f(train_kwargs, test_kwargs, use_workers=..., data_dir=..., imagenet_path=...,
-    splits=...)`; both kwargs hold `batch_size` and `num_workers`. Each split is an `ImageTensors` or a `DataLoader`
-    over a map-style dataset of (image, label); a split not among `splits` is not used and may be None. Held-out images are
-    items of the training split: those of a `DataLoader` come through its transforms, those of an `ImageTensors` are not
+    splits=..., input_format=..., auto_augment=..., in_memory=...)`; both kwargs hold `batch_size` and `num_workers`, and
+    `input_format` is the `InputFormat` that images must have. Each split is an `ImageTensors` or a `DataLoader` over a
+    map-style dataset of (image, label); a split not among `splits` is not used and may be None. Held-out images are items
+    of the training split: those of a `DataLoader` come through its transforms, those of an `ImageTensors` are not
     augmented.
     """
-    return TASKS.register(name, input_shape=input_shape, num_classes=num_classes, train_images=train_images)
+    return TASKS.register(
+        name, input_shape=input_shape, num_classes=num_classes, train_images=train_images, defaults=defaults
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """How a run uses its data.
+
+    Attributes:
+        batch_size: images in a training batch.
+        eval_batch_size: images in an evaluation batch.
+        num_workers: worker processes of a `DataLoader`.
+        seed: of the order of images, augmentation and held-out images.
+        held_out_images: training images set aside, at most a tenth; 0: none.
+        test_images: test images used; None: all; 0: none, the split is not read.
+    """
+
+    batch_size: int
+    eval_batch_size: int
+    num_workers: int
+    seed: int
+    held_out_images: int = 0
+    test_images: int | None = None
+
+
+def classes_of(task: TaskConfig) -> int:
+    """Number of classes of the task that the section names. Raises NernError where its data do not tell."""
+    classes = TASKS.info(task.task_name)["num_classes"]
+    return classes(task) if callable(classes) else classes
+
+
+def channels_of(task: TaskConfig) -> int:
+    """Channels of the task's images, before a network is there to ask."""
+    shape = TASKS.info(task.task_name)["input_shape"]
+    return shape[0] if shape else InputFormat().shape[0]
+
+
+def format_of(task: TaskConfig, expected: InputFormat | None) -> InputFormat:
+    """The images that the task gives a network whose metadata say `expected` (None: nothing).
+
+    Raises:
+        NernError: `input_size`, `mean` or `std` of a task whose images are fixed.
+    """
+    shape = TASKS.info(task.task_name)["input_shape"]
+    if shape is None:
+        return (expected or InputFormat()).having(task.input_size, task.mean, task.std)
+    given = [key for key in ("input_size", "mean", "std") if getattr(task, key) is not None]
+    if given:
+        raise NernError(f"task.{given[0]} has no part in task {task.task_name!r}, whose images are fixed; leave it out")
+    return InputFormat(shape, (0.0,) * shape[0], (1.0,) * shape[0])
 
 
 class TrainStream(Protocol):
@@ -75,6 +133,11 @@ class Task:
     held_out: EvalSet | None
     test: EvalSet | None
 
+    def skipped(self) -> list[str]:
+        """Names of images that could not be read so far, in order."""
+        sources = (self.train, self.held_out, self.test)
+        return sorted({name for source in sources for name in getattr(source, "skipped", ())})
+
 
 class TensorStream:
     """Batches of an `ImageTensors`."""
@@ -89,32 +152,32 @@ class TensorStream:
         return self.data.batch(self.order.indices(step), generator(self.seed, "augment", step))
 
 
-class RandomStream:
-    """Images uniform in [-2, 2], without labels; also a set of them to evaluate on."""
+class MadeUpStream:
+    """Made-up images, without labels; also a set of them to evaluate on.
+
+    Args:
+        draw: (number of images, generator) -> images on the device.
+    """
 
     def __init__(
-        self, shape: tuple[int, int, int], count: int, batch_size: int, seed: int, purpose: str, device: torch.device
+        self, draw: Callable[[int, torch.Generator], Tensor], count: int, batch_size: int, seed: int, purpose: str
     ) -> None:
-        self.shape, self.count, self.batch_size, self.seed = shape, count, batch_size, seed
-        self.purpose, self.device = purpose, device
+        self.draw, self.count, self.batch_size, self.seed, self.purpose = draw, count, batch_size, seed, purpose
         self.steps_per_epoch = -(-count // batch_size)
 
     def __len__(self) -> int:
         return self.count
 
-    def _draw(self, count: int, number: int) -> Tensor:
-        uniform = torch.rand(count, *self.shape, generator=generator(self.seed, self.purpose, number))
-        return uniform.mul_(2 * RANDOM_RANGE).sub_(RANDOM_RANGE).to(self.device)
-
     def batch(self, step: int) -> Batch:
         """See `TrainStream`."""
         rest = self.count - (step % self.steps_per_epoch) * self.batch_size
-        return self._draw(min(rest, self.batch_size), step), None
+        return self.draw(min(rest, self.batch_size), generator(self.seed, self.purpose, step)), None
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """See `EvalSet`."""
         for number, start in enumerate(range(0, self.count, batch_size)):
-            yield self._draw(min(batch_size, self.count - start), number), None
+            count = min(batch_size, self.count - start)
+            yield self.draw(count, generator(self.seed, self.purpose, number)), None
 
 
 class _SeededItems(Dataset[Any]):
@@ -206,85 +269,107 @@ def _loaded(
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def build_task(config: Config, device: torch.device, train: bool = True) -> Task:
-    """The task that `config` names.
+def build_task(
+    task: TaskConfig,
+    settings: DataSettings,
+    device: torch.device,
+    train: bool = True,
+    original: Original | None = None,
+) -> Task:
+    """The task that a config's section names.
 
     Args:
-        config: a checked config.
+        task: a checked section.
+        settings: how the data are used.
         device: where batches are delivered.
         train: False: the test set only.
+        original: the network it is for: its metadata say what images it expects, and some made-up images are made from it.
 
     Raises:
         NernError: the dataset is missing, damaged or empty.
     """
-    name, info = config.task.task_name, TASKS.info(config.task.task_name)
-    shape, seed, batch_size = info["input_shape"], config.seed, config.batch_size
-    random_data = config.task.use_random_data
-    splits = ["train"] if train and not random_data else []
-    splits += ["test"] if config.evaluation.test_images != 0 else []
-    train_data, test_data = _load_splits(config, tuple(splits))
-    hold_out = config.evaluation.best_on == "held_out"
+    info = TASKS.info(task.task_name)
+    images = format_of(task, None if original is None else original.input_format)
+    classes = classes_of(task)
+    made_up = train and task.use_random_data
+    splits = ["train"] if train and not made_up else []
+    splits += ["test"] if settings.test_images != 0 else []
+    train_data, test_data = _load_splits(task, settings, images, classes, tuple(splits))
     stream: TrainStream | None = None
     held_out: EvalSet | None = None
-    if train and random_data:
-        stream = RandomStream(shape, info["train_images"], batch_size, seed, "random images", device)
-        held_out = RandomStream(shape, config.evaluation.held_out_images, batch_size, seed, "held-out images", device)
+    if made_up:
+        draw = RANDOM_IMAGES[task.random_data](images.shape, settings.seed, device, original)
+        seed, aside = settings.seed, settings.held_out_images
+        stream = MadeUpStream(draw, info["train_images"], settings.batch_size, seed, "random images")
+        held_out = MadeUpStream(draw, aside, settings.batch_size, seed, "held-out images") if aside else None
     elif train:
-        count = len(train_data) if isinstance(train_data, ImageTensors) else len(train_data.dataset)
-        aside = min(config.evaluation.held_out_images, count // 10) if hold_out else 0
-        order = torch.randperm(count, generator=generator(seed, "held-out"))
-        kept, apart = order[aside:].sort().values, order[:aside].sort().values
-        if isinstance(train_data, ImageTensors):
-            stream = TensorStream(train_data.subset(kept).to(device), batch_size, seed)
-            held_out = train_data.subset(apart).to(device) if aside else None
-        else:
-            stream = LoaderStream(train_data, Subset(train_data.dataset, kept.tolist()), batch_size, seed, device)
-            held_out = LoaderSet(train_data, Subset(train_data.dataset, apart.tolist()), device) if aside else None
-    return Task(
-        name,
-        shape,
-        info["num_classes"],
-        stream,
-        held_out if hold_out else None,
-        _eval_set(test_data, config.evaluation.test_images, device) if "test" in splits else None,
-    )
+        stream, held_out = _train_streams(train_data, settings, device)
+        mixup, cutmix = (default_of(task, key) or 0.0 for key in ("mixup", "cutmix"))
+        if mixup or cutmix:
+            stream = MixedStream(stream, mixup, cutmix, classes, settings.seed)
+    test = _eval_set(test_data, settings.test_images, device) if "test" in splits else None
+    return Task(task.task_name, images.shape, classes, stream, held_out, test)
 
 
-def _load_splits(config: Config, splits: tuple[str, ...]) -> tuple[Any, Any]:
+def default_of(task: TaskConfig, key: str) -> Any:
+    """The value of `mixup`, `cutmix` or `auto_augment`: the section's, or where that is null the task's own."""
+    value = getattr(task, key)
+    return TASKS.info(task.task_name)["defaults"].get(key) if value is None else value
+
+
+def _train_streams(data: Any, settings: DataSettings, device: torch.device) -> tuple[TrainStream, EvalSet | None]:
+    count, seed = len(data) if isinstance(data, ImageTensors) else len(data.dataset), settings.seed
+    aside = min(settings.held_out_images, count // 10)
+    order = torch.randperm(count, generator=generator(seed, "held-out"))
+    kept, apart = order[aside:].sort().values, order[:aside].sort().values
+    if isinstance(data, ImageTensors):
+        held_out: EvalSet | None = data.subset(apart).to(device) if aside else None
+        return TensorStream(data.subset(kept).to(device), settings.batch_size, seed), held_out
+    held_out = LoaderSet(data, Subset(data.dataset, apart.tolist()), device) if aside else None
+    return LoaderStream(data, Subset(data.dataset, kept.tolist()), settings.batch_size, seed, device), held_out
+
+
+def _load_splits(
+    task: TaskConfig, settings: DataSettings, images: InputFormat, classes: int, splits: tuple[str, ...]
+) -> tuple[Any, Any]:
     if not splits:
         return None, None
-    kwargs = {"batch_size": config.batch_size, "num_workers": config.num_workers}
-    test_kwargs = kwargs | {"batch_size": config.evaluation.batch_size}
-    with forked_rng(config.seed, "loading data"):
-        data = TASKS[config.task.task_name](
+    name, kwargs = task.task_name, {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
+    with forked_rng(settings.seed, "loading data"):
+        data = TASKS[name](
             kwargs,
-            test_kwargs,
-            use_workers=config.num_workers > 0,
-            data_dir=config.task.data_dir,
-            imagenet_path=config.task.imagenet_path,
+            kwargs | {"batch_size": settings.eval_batch_size},
+            use_workers=settings.num_workers > 0,
+            data_dir=task.data_dir,
+            imagenet_path=task.imagenet_path,
             splits=splits,
+            input_format=images,
+            auto_augment=default_of(task, "auto_augment"),
+            in_memory=task.in_memory,
         )
     if not (isinstance(data, list | tuple) and len(data) == 2):
-        raise NernError(f"task {config.task.task_name!r} gave {type(data).__name__}, not the pair (train, test)")
-    train, test = data
-    for split, part in (("train", train), ("test", test)):
-        if split not in splits:
-            continue
-        if not isinstance(part, ImageTensors | DataLoader):
-            raise NernError(f"task {config.task.task_name!r} gave {type(part).__name__} as its {split} split; "
-                            "an ImageTensors or a DataLoader is expected")  # fmt: skip
-        info = TASKS.info(config.task.task_name)
-        if isinstance(part, ImageTensors) and len(part):
-            if tuple(part.images.shape[1:]) != tuple(info["input_shape"]):
-                raise NernError(f"the {split} images of task {config.task.task_name!r} have shape "
-                                f"{tuple(part.images.shape[1:])}, not {tuple(info['input_shape'])}")  # fmt: skip
-            if not 0 <= int(part.labels.min()) <= int(part.labels.max()) < info["num_classes"]:
-                raise NernError(f"the {split} labels of task {config.task.task_name!r} are not all within "
-                                f"0..{info['num_classes'] - 1}")  # fmt: skip
-        count = len(part) if isinstance(part, ImageTensors) else _dataset_length(part, config.task.task_name)
-        if count == 0:
-            raise NernError(f"the {split} split of task {config.task.task_name!r} is empty")
-    return train, test
+        raise NernError(f"task {name!r} gave {type(data).__name__}, not the pair (train, test)")
+    for split, part in zip(("train", "test"), data, strict=True):
+        if split in splits:
+            _check_split(part, name, split, images.shape, classes)
+    if task.auto_augment not in (None, "none") and isinstance(data[0], ImageTensors):
+        raise NernError(f"task.auto_augment works on images that are streamed; those of {name!r} are held in memory")
+    return data[0], data[1]
+
+
+def _check_split(part: Any, name: str, split: str, shape: tuple[int, int, int], classes: int) -> None:
+    if not isinstance(part, ImageTensors | DataLoader):
+        raise NernError(
+            f"task {name!r} gave {type(part).__name__} as its {split} split; an ImageTensors or a DataLoader is expected"
+        )
+    if isinstance(part, ImageTensors) and len(part):
+        if tuple(part.images.shape[1:]) != tuple(shape):
+            given = tuple(part.images.shape[1:])
+            raise NernError(f"the {split} images of task {name!r} have shape {given}, not {tuple(shape)}")
+        if not 0 <= int(part.labels.min()) <= int(part.labels.max()) < classes:
+            raise NernError(f"the {split} labels of task {name!r} are not all within 0..{classes - 1}")
+    if not (len(part) if isinstance(part, ImageTensors) else _dataset_length(part, name)):
+        raise NernError(f"the {split} split of task {name!r} is empty")
 
 
 def _dataset_length(loader: DataLoader[Any], task: str) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nern.config import OptimConfig
+from nern.errors import NonFiniteLossError
 from nern.registry import OPTIMIZERS
 
 Parameters = Iterable[nn.Parameter]
@@ -68,3 +69,14 @@ def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> N
         nn.utils.clip_grad_value_(parameters, config.max_gradient)
     if config.max_gradient_norm is not None:
         nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
+
+
+def check_gradients(named: Mapping[str, Tensor], step: int) -> None:
+    """Raise NonFiniteLossError, naming the step and the parameters, if a gradient is NaN or infinite."""
+    gradients = [p.grad for p in named.values() if p.grad is not None]
+    if gradients and not torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum()):
+        bad = [name for name, p in named.items() if p.grad is not None and not torch.isfinite(p.grad).all()]
+        raise NonFiniteLossError(
+            f"step {step}: the gradient of {', '.join(bad) or 'all parameters together'} is not finite, though every loss "
+            "term is. A lower optim.lr may help."
+        )

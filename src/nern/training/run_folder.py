@@ -8,6 +8,7 @@ checkpoints/*.fc.safetensors   the final fully connected layer, where it was tra
 state.pt                everything --resume needs
 metrics.json            results
 curves.png              losses, accuracy, errors of the layers
+network.*               of train-original: weights (.safetensors), arguments (.json), card (.md)
 events.out.tfevents.*   TensorBoard
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nern.config import Config
+from nern.config import LoggingConfig
 from nern.errors import NernError
 from nern.files import load_safetensors, load_torch, save_safetensors, save_torch
 from nern.ordering.store import FILE_NAME as ORDERING_FILE
@@ -42,9 +43,9 @@ class RunFolder:
         self.root = Path(root)
 
     @staticmethod
-    def create(config: Config) -> RunFolder:
+    def create(logging: LoggingConfig) -> RunFolder:
         """A new folder `log_dir/exp_name`, or with -2, -3, ... if that holds a run already."""
-        base = Path(config.logging.log_dir).expanduser() / config.logging.exp_name
+        base = Path(logging.log_dir).expanduser() / logging.exp_name
         number, root = 1, base
         while True:
             try:

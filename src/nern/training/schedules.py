@@ -14,6 +14,7 @@ from nern.config import OptimConfig
 from nern.errors import NernError, NernWarning
 from nern.registry import SCHEDULES
 
+RISE = 25  # onecycle begins at lr / RISE
 Rate = Callable[[int], float]  # number of advances -> rate
 
 
@@ -41,6 +42,29 @@ def exponential(config: OptimConfig, iterations: int, interval: int) -> Rate:
     return rate
 
 
+@SCHEDULES.register("onecycle", rises=True)
+def onecycle(config: OptimConfig, iterations: int, interval: int) -> Rate:
+    """Half a cosine up from lr / 25 to `lr` over the first `warmup` of the run, then half a cosine down to `min_lr`
+    (Smith and Topin 2018)."""
+    steps = max(iterations / interval, 1)
+
+    def rate(advances: int) -> float:
+        share = min(advances / steps, 1.0)
+        if share < config.warmup:
+            low, position = config.lr / RISE, 1 - share / config.warmup
+        else:
+            low, position = config.min_lr, (share - config.warmup) / (1 - config.warmup)
+        return low + (config.lr - low) * (1 + math.cos(math.pi * position)) / 2
+
+    return rate
+
+
+@SCHEDULES.register("constant")
+def constant(config: OptimConfig, iterations: int, interval: int) -> Rate:
+    """`lr` throughout."""
+    return lambda advances: config.lr
+
+
 class Schedule:
     """The learning rate of a run.
 
@@ -66,6 +90,7 @@ class Schedule:
                 )
         self.interval, self.min_lr = interval, config.min_lr
         self._rate: Rate = SCHEDULES[config.lr_scheduler_type](config, iterations, interval)
+        self._rises = SCHEDULES.info(config.lr_scheduler_type).get("rises", False)
         self.advances = 0
 
     @property
@@ -75,5 +100,5 @@ class Schedule:
 
     def after_step(self, step: int) -> None:
         """Advance, if it is time, after training step `step` (counted from 0)."""
-        if step % self.interval == 0 and self.lr > self.min_lr:
+        if step % self.interval == 0 and (self._rises or self.lr > self.min_lr):
             self.advances += 1

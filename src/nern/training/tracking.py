@@ -8,9 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from nern.config import Config, LoggingConfig
+from nern.config import LoggingConfig
 from nern.errors import NernError, NernWarning
 from nern.registry import TRACKERS
+
+
+class Run(Protocol):
+    """The configuration of a run, of whatever kind."""
+
+    logging: LoggingConfig
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 class Tracker(Protocol):
@@ -30,7 +38,7 @@ class Tracker(Protocol):
 class NoTracker:
     """Records nothing."""
 
-    def __init__(self, folder: Path, config: Config, first_step: int) -> None:
+    def __init__(self, folder: Path, config: Run, first_step: int) -> None:
         pass
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
@@ -44,7 +52,7 @@ class NoTracker:
 class TensorBoardTracker:
     """Event files in the run folder."""
 
-    def __init__(self, folder: Path, config: Config, first_step: int) -> None:
+    def __init__(self, folder: Path, config: Run, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
@@ -63,7 +71,7 @@ class TensorBoardTracker:
 class ClearMLTracker:
     """A ClearML task, named after the run, in the project `nern`."""
 
-    def __init__(self, folder: Path, config: Config, first_step: int) -> None:
+    def __init__(self, folder: Path, config: Run, first_step: int) -> None:
         check_tracker(config.logging)
         from clearml import Task
 
@@ -124,7 +132,7 @@ def check_tracker(config: LoggingConfig) -> None:
         raise NernError("logging.tracker 'clearml' needs the clearml extra: pip install 'nern[clearml]'")
 
 
-def build_tracker(config: Config, folder: Path, first_step: int = 0) -> Tracker:
+def build_tracker(config: Run, folder: Path, first_step: int = 0) -> Tracker:
     """The tracker of a run that starts at (or is resumed from) `first_step`."""
     name = tracker_name(config.logging)
     try:

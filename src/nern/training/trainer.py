@@ -1,12 +1,10 @@
-"""The training loop: predict, losses, backward, step, log, evaluate, save."""
+"""Training of a NeRN: predict, losses, backward, step."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,96 +12,95 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from nern.config import Config
-from nern.errors import NernError, NonFiniteLossError
-from nern.evaluation import Evaluator
-from nern.objectives.objective import Losses, Objective
+from nern.errors import NernError
+from nern.evaluation import Evaluator, mean_metrics
+from nern.objectives.objective import Losses, Objective, mean_losses
 from nern.originals.base import Original
 from nern.registry import OPTIMIZERS
 from nern.representation.nern import NeRN
-from nern.tasks.base import Task
-from nern.training.interrupt import Interrupted, StopRequest
-from nern.training.optimizers import clip_gradients
-from nern.training.run_folder import RunFolder
+from nern.tasks.base import EvalSet, Task
+from nern.tasks.images import Batch
+from nern.training.loop import Loop
+from nern.training.optimizers import check_gradients, clip_gradients
 from nern.training.schedules import Schedule
-from nern.training.tracking import Tracker
 from nern.training.weight_batches import WeightBatches
 
 
-@dataclass
-class History:
-    """What happened when. `losses`: unweighted terms every log interval; `evaluations`: metrics of each evaluation."""
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One of the networks that a NeRN represents, with the images to train and evaluate it on (None: reconstruction
+    only) and the name that metrics give it."""
 
-    losses: list[dict[str, float]] = field(default_factory=list)
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    original: Original
+    task: Task | None = None
+    name: str = ""
+
+    @property
+    def sets(self) -> dict[str, EvalSet]:
+        """The sets to evaluate on."""
+        both = {"held_out": self.task.held_out, "test": self.task.test} if self.task else {}
+        return {name: data for name, data in both.items() if data is not None}
 
 
-class Trainer:
-    """Trains a NeRN.
+class Trainer(Loop):
+    """Trains a NeRN. The state of a run is `state()`; all else follows from config, seed and step.
 
     Args:
         config: a checked config.
-        original: the network to represent.
-        nern: its representation.
-        task: images to train and evaluate on; None: reconstruction only.
-        folder: where checkpoints go; None: nothing is written.
-        tracker: where scalars go.
-        on_step: called with (steps done, losses) after each step, and with the metrics of an evaluation.
-
-    The state of a run is `state()`; everything else is a function of the config, the seed and the step number.
+        members: the networks it represents, in the order of the NeRN's kernel table.
+        nern: the representation.
+        extra: start of the final fully connected layer, with `learn_fc_layer` (one network only); None: the original's.
     """
 
     def __init__(
-        self,
-        config: Config,
-        original: Original,
-        nern: NeRN,
-        task: Task | None = None,
-        folder: RunFolder | None = None,
-        tracker: Tracker | None = None,
-        on_step: Callable[[int, Losses], None] | None = None,
-        on_evaluation: Callable[[dict[str, Any]], None] | None = None,
-        extra: dict[str, Tensor] | None = None,
+        self, config: Config, members: Sequence[Member], nern: NeRN, extra: dict[str, Tensor] | None = None
     ) -> None:
-        self.config, self.original, self.nern, self.task = config, original, nern, task
-        self.folder, self.tracker = folder, tracker
-        self.on_step, self.on_evaluation = on_step, on_evaluation
-        self.objective = Objective(config.nern, original)
-        weights = original.weights
+        streams = [m.task.train for m in members if m.task is not None and m.task.train is not None]
+        self.steps_per_epoch = max((stream.steps_per_epoch for stream in streams), default=1)
+        iterations = config.num_iterations
+        total_steps = (config.epochs or 0) * self.steps_per_epoch if iterations is None else iterations
+        super().__init__(config.logging, config.save_minutes, total_steps)
+        self.config, self.members, self.nern = config, list(members), nern
+        self.objectives = [Objective(config.nern, member.original) for member in members]
+        self.evaluators = [Evaluator(member.original, config.evaluation.batch_size) for member in members]
+        weights = [weight for member in members for weight in member.original.weights]
+        self.originals = nern.table.to_rows(weights)
         self.device = weights[0].device
-        self.batches = WeightBatches(
-            config.nern.weights_batch_method,
-            nern.table,
-            nern.table.norms(weights),
-            config.nern.weights_batch_size,
-            config.seed,
-        )
-        start = (extra or original.classifier()) if config.learn_fc_layer else {}
+        norms, size = nern.table.norms(weights), config.nern.weights_batch_size
+        self.batches = WeightBatches(config.nern.weights_batch_method, nern.table, norms, size, config.seed)
+        start = (extra or members[0].original.classifier()) if config.learn_fc_layer else {}
         self.extra = {name: nn.Parameter(p.detach().clone().to(self.device)) for name, p in start.items()}
         self.parameters = [*nern.predictor.parameters(), *self.extra.values()]
         self.optimizer: torch.optim.Optimizer = OPTIMIZERS[config.optim.optimizer_type](self.parameters, config.optim)
-        self.evaluator = Evaluator(original, config.evaluation.batch_size)
-        stream = task.train if task else None
-        self.steps_per_epoch = stream.steps_per_epoch if stream else 1
-        self.total_steps = (
-            config.num_iterations if config.num_iterations is not None else (config.epochs or 0) * self.steps_per_epoch
-        )
         self.schedule = Schedule(config.optim, self.total_steps)
-        self.step = 0
-        self.seconds = 0.0  # of the whole run, evaluations included
-        self.step_seconds = 0.0  # of training steps alone
         self.best: dict[str, Any] | None = None
-        self.history = History()
         self._window: deque[float] = deque(maxlen=config.eval_loss_window_size)
-        self._evaluated_at = -1
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether any term runs the networks."""
+        return self.objectives[0].needs_images
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """The predictor's, and what is trained beside it."""
+        return {**dict(self.nern.predictor.named_parameters()), **self.extra}
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     # --- one step -----------------------------------------------------------------------------------------------
 
-    def train_step(self, images: Tensor | None, labels: Tensor | None, rows: Int[Tensor, " r"] | None) -> Losses:
+    def do_step(self) -> Losses:
+        """The next step, with its images and rows."""
+        return self.train_step(self._images(self.step), self.batches.rows(self.step))
+
+    def train_step(self, batches: Sequence[Batch] | None, rows: Int[Tensor, " r"] | None) -> Losses:
         """Predict, compute the losses, differentiate, update.
 
         Args:
-            images: a batch; None: the reconstruction loss only.
-            labels: of the batch, for a task loss.
+            batches: images and labels for each network; None: the reconstruction loss only.
             rows: rows that carry gradient; None: all.
 
         Raises:
@@ -112,53 +109,92 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.lr
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.backward(images, labels, rows)
-        self._check_gradients()
+        losses = self.backward(batches, rows)
+        check_gradients(self.named_parameters(), self.step)
         clip_gradients(self.parameters, self.config.optim)
         self.optimizer.step()
         self.schedule.after_step(self.step)
         self.step += 1
         return losses
 
-    def backward(self, images: Tensor | None, labels: Tensor | None, rows: Int[Tensor, " r"] | None) -> Losses:
+    def backward(self, batches: Sequence[Batch] | None, rows: Int[Tensor, " r"] | None) -> Losses:
         """Losses of the current predictor, and their gradients in its parameters.
 
         All rows are predicted; the losses are differentiated with respect to the predictions, and what arrives at
-        `rows` is passed on to the predictor, a row drawn m times m times.
+        `rows` is passed on to the predictor, a row drawn m times m times. With `nern.reconstruction_rows` 'drawn', a step
+        without images predicts `rows` alone.
         """
         self.nern.train()
         if rows is None:
-            losses = self.objective(self.nern.weights(), images, labels, dict(self.extra))
-            losses.check_finite(self.step)
+            losses = self._losses(self.nern.weights(), batches)
+            losses.total.backward()
+            return losses
+        if batches is None and self.config.nern.reconstruction_rows == "drawn":
+            losses = self._drawn_losses(rows.sort().values.to(self.device))
             losses.total.backward()
             return losses
         drawn, counts = rows.to(self.device).unique(return_counts=True)
         live = self.nern(drawn)
-        predictions = live.new_empty(self.nern.table.rows, *live.shape[1:])
-        others = torch.ones(len(predictions), dtype=torch.bool, device=self.device)
-        others[drawn] = False
+        predictions = self.nern.heads.empty(live)
         with torch.no_grad(), self.nern.evaluating():
+            others = torch.ones(self.nern.table.rows, dtype=torch.bool, device=self.device)
+            others[drawn] = False
             rest = others.nonzero().squeeze(1)
-            if len(rest):
-                predictions[rest] = self.nern(rest)
-            predictions[drawn] = live
-        predictions.requires_grad_()
-        losses = self.objective(self.nern.weights(predictions), images, labels, dict(self.extra))
-        losses.check_finite(self.step)
+            for values, of_rows in ((self.nern(rest), rest), ([p.detach() for p in live], drawn)):
+                for room, value, (_, local) in zip(predictions, values, self.nern.heads.split(of_rows), strict=True):
+                    room[local] = value
+        for room in predictions:
+            room.requires_grad_()
+        losses = self._losses(self.nern.weights(predictions), batches)
         losses.total.backward()
-        assert predictions.grad is not None
-        live.backward(predictions.grad[drawn] * counts.view(-1, 1, 1))
+        gradients = []
+        for room, (of_head, local) in zip(predictions, self.nern.heads.split(drawn), strict=True):
+            assert room.grad is not None
+            times = counts if len(of_head) == len(drawn) else counts[torch.isin(drawn, of_head)]
+            gradients.append(room.grad[local] * times.view(-1, 1, 1))
+        pairs = [(value, gradient) for value, gradient in zip(live, gradients, strict=True) if value.requires_grad]
+        torch.autograd.backward([value for value, _ in pairs], [gradient for _, gradient in pairs])
         return losses
 
-    def _check_gradients(self) -> None:
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if gradients and not torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum()):
-            named = {**dict(self.nern.predictor.named_parameters()), **self.extra}
-            bad = [name for name, p in named.items() if p.grad is not None and not torch.isfinite(p.grad).all()]
-            raise NonFiniteLossError(
-                f"step {self.step}: the gradient of {', '.join(bad) or 'all parameters together'} is not finite, though "
-                "every loss term is. A lower optim.lr may help."
-            )
+    def _losses(self, weights: list[Tensor], batches: Sequence[Batch] | None) -> Losses:
+        """Mean over the networks of each one's losses with its share of all weights."""
+        parts: list[Losses] = []
+        extra: dict[str, Tensor] = dict(self.extra)
+        none: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(self.members)
+        for objective, own, batch in zip(self.objectives, self.split(weights), batches or none, strict=True):
+            images, labels = batch
+            parts.append(objective(own, images, labels, extra))
+            parts[-1].check_finite(self.step)
+        return mean_losses(parts)
+
+    def _drawn_losses(self, rows: Int[Tensor, " r"]) -> Losses:
+        """Reconstruction losses over `rows` alone, which rise."""
+        parts = self.nern.heads.by_layer(rows, self.nern(rows))
+        losses, begins = [], 0
+        for objective, member in zip(self.objectives, self.members, strict=True):
+            ends = begins + len(member.original.weight_names)
+            own = [(self.originals[index][local], kernels) for index, local, kernels in parts if begins <= index < ends]
+            if own:
+                losses.append(objective.reconstruction([o for o, _ in own], [k for _, k in own]))
+                losses[-1].check_finite(self.step)
+            begins = ends
+        return mean_losses(losses)
+
+    def split(self, weights: Sequence[Tensor]) -> list[list[Tensor]]:
+        """The weights of all layers, by network."""
+        parts, begins = [], 0
+        for member in self.members:
+            ends = begins + len(member.original.weight_names)
+            parts.append(list(weights[begins:ends]))
+            begins = ends
+        return parts
+
+    def _images(self, step: int) -> list[Batch] | None:
+        """A batch for each network; None in steps of reconstruction only."""
+        if step < self.config.loss_warmup_iterations or not self.needs_images:
+            return None
+        streams = [m.task.train for m in self.members if m.task is not None and m.task.train is not None]
+        return [stream.batch(step) for stream in streams] if len(streams) == len(self.members) else None
 
     def rehearse(self) -> None:
         """Run two training and two evaluation images through everything once, without an update.
@@ -166,74 +202,37 @@ class Trainer:
         Raises:
             NernError: whatever fails there, before any work.
         """
-        stream = self.task.train if self.task else None
-        sets = [data for data in (self.task.held_out, self.task.test) if data is not None] if self.task else []
         try:
             with torch.no_grad(), self.nern.evaluating():
                 weights = self.nern.weights()
-                images, labels = (None, None) if stream is None else stream.batch(self.step)
-                if images is not None:
-                    images, labels = images[:2], None if labels is None else labels[:2]
-                self.objective(weights, images, labels, dict(self.extra)).check_finite(self.step)
-                for data in sets:
-                    images, labels = next(data.batches(2))
-                    outputs, _ = self.original.run(weights, images)
-                    if labels is not None:
-                        torch.nn.functional.cross_entropy(outputs, labels)
+                batches = self._images(max(self.step, self.config.loss_warmup_iterations))
+                few = [(i[:2], None if y is None else y[:2]) for i, y in batches] if batches else None
+                self._losses(weights, few)
+                for member, own in zip(self.members, self.split(weights), strict=True):
+                    for data in member.sets.values():
+                        images, labels = next(data.batches(2))
+                        outputs, _ = member.original.run(own, images)
+                        if labels is not None:
+                            torch.nn.functional.cross_entropy(outputs, labels)
         except NernError:
             raise
         except Exception as error:
             raise NernError(f"the first batch cannot be processed: {type(error).__name__}: {error}") from error
 
-    # --- the loop -----------------------------------------------------------------------------------------------
+    # --- evaluating and saving ----------------------------------------------------------------------------------
 
-    def fit(self) -> None:
-        """Train from the current step to the end; evaluate and save as the config says, and at the end.
-
-        Raises:
-            Interrupted: on SIGINT or SIGTERM, after saving.
-            NonFiniteLossError: see `train_step`.
-        """
-        began, saved = time.monotonic() - self.seconds, time.monotonic()
-        with StopRequest() as stop:
-            while self.step < self.total_steps:
-                step, started = self.step, time.monotonic()
-                images, labels = self._images(step)
-                losses = self.train_step(images, labels, self.batches.rows(step))
-                self.step_seconds += time.monotonic() - started
-                self.seconds = time.monotonic() - began
-                self._log(step, losses)
-                if self._evaluation_due(step, losses):
-                    self.evaluate()
-                    self.save_state()
-                    saved = time.monotonic()
-                if self._every(self.config.save_iterations_interval, self.config.save_epochs_interval):
-                    self.save_checkpoint(f"step_{self.step}")
-                if stop.signal_number is not None or time.monotonic() - saved > 60 * self.config.save_minutes:
-                    self.save_state()
-                    saved = time.monotonic()
-                if stop.signal_number is not None and self.step < self.total_steps:
-                    self.save_checkpoint("last")
-                    raise Interrupted(stop.signal_number, f"stopped at step {self.step} of {self.total_steps}")
-                self.seconds = time.monotonic() - began
-            if self._evaluated_at != self.step:
-                self.evaluate()
-            self.seconds = time.monotonic() - began
-            self.save_checkpoint("last")
-            self.save_state()
-
-    def _images(self, step: int) -> tuple[Tensor | None, Tensor | None]:
-        stream = self.task.train if self.task else None
-        if stream is None or step < self.config.loss_warmup_iterations or not self.objective.needs_images:
-            return None, None
-        return stream.batch(step)
+    def checkpoint_due(self) -> bool:
+        """Whether the step just done ends an interval of saving."""
+        return self._every(self.config.save_iterations_interval, self.config.save_epochs_interval)
 
     def _every(self, iterations: int | None, epochs: int | None) -> bool:
         """Whether the step just done ends an interval."""
-        steps = self.steps_per_epoch * epochs if epochs and self.task else None
+        has_epochs = any(member.task for member in self.members)
+        steps = self.steps_per_epoch * epochs if epochs and has_epochs else None
         return any(n is not None and self.step % n == 0 for n in (iterations, steps))
 
-    def _evaluation_due(self, step: int, losses: Losses) -> bool:
+    def evaluation_due(self, step: int, losses: Losses) -> bool:
+        """Whether the step just done ends an interval of evaluation, or its loss is the least of a full window."""
         due = self._every(self.config.eval_iterations_interval, self.config.eval_epochs_interval)
         if step % self.config.eval_loss_window_interval == 0 and len(losses.terms) > 1:
             watched = [losses.terms[n] for n in ("feature_maps", "distillation") if n in losses.terms]
@@ -243,88 +242,56 @@ class Trainer:
             due = due or bool(watched and full and current <= min(self._window))
         return due
 
-    def _log(self, step: int, losses: Losses) -> None:
-        if self.on_step is not None:
-            self.on_step(self.step, losses)
-        if step % self.config.logging.log_interval and self.step != self.total_steps:
-            return
-        terms = {name: float(value.detach()) for name, value in losses.terms.items()}
-        terms["total"] = float(losses.total.detach())
-        lr = float(self.optimizer.param_groups[0]["lr"])
-        self.history.losses.append({"step": step, "lr": lr} | terms)
-        if self.tracker is not None:
-            scalars = {f"loss/{name}": value for name, value in terms.items()} | {"optim/lr": lr}
-            if self.config.logging.verbose:
-                scalars |= self._norms()
-            self.tracker.log(scalars, step)
-
-    def _norms(self) -> dict[str, float]:
-        norms = {}
-        for name, p in [*self.nern.predictor.named_parameters(), *self.extra.items()]:
-            norms[f"weight_norm/{name}"] = float(p.detach().norm())
-            norms[f"gradient_norm/{name}"] = math.nan if p.grad is None else float(p.grad.norm())
-        return norms
-
-    # --- evaluating and saving ----------------------------------------------------------------------------------
-
-    def evaluate(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Metrics of the current predictor on the held-out and test sets; keeps it as 'best' if it is."""
-        weights, extra = self.nern.reconstruct(), {k: p.detach() for k, p in self.extra.items()}
-        sets = {"held_out": self.task.held_out, "test": self.task.test} if self.task else {}
-        metrics = {name: self.evaluator(data, weights, extra) for name, data in sets.items() if data is not None}
-        record: dict[str, Any] = {"step": self.step} | {name: m.to_dict() for name, m in metrics.items()}
-        self.history.evaluations.append(record)
-        self._evaluated_at = self.step
-        if self.tracker is not None and metrics:
-            self.tracker.log({f"{s}/{k}": v for s, m in metrics.items() for k, v in m.to_dict().items()}, self.step)
-        chosen = metrics.get(self.config.evaluation.best_on)
-        if chosen is not None and (self.best is None or chosen.score >= self.best["score"]):
-            self.best = record | {"score": chosen.score}
+        weights, extra = self.split(self.nern.reconstruct()), {k: p.detach() for k, p in self.extra.items()}
+        found: dict[str, dict[str, Any]] = {"held_out": {}, "test": {}}
+        for member, evaluator, own in zip(self.members, self.evaluators, weights, strict=True):
+            for name, data in member.sets.items():
+                found[name][member.name] = evaluator(data, own, extra)
+        means = {name: mean_metrics(list(of_networks.values())) for name, of_networks in found.items() if of_networks}
+        record: dict[str, Any] = {name: m.to_dict() for name, m in means.items()}
+        if len(self.members) > 1:
+            record["networks"] = {
+                m.name: {name: found[name][m.name].to_dict() for name in m.sets} for m in self.members
+            }
+        chosen = means.get(self.config.evaluation.best_on)
+        score = 0.0 if chosen is None else chosen.score  # nothing to choose by: the latest is the best
+        if self.best is None or score >= self.best["score"] or chosen is None:
+            self.best = {"step": self.step} | record | {"score": score}
             self.save_checkpoint("best")
-        elif chosen is None:  # nothing to choose by: the latest is the best
-            self.best = record | {"score": 0.0}
-            self.save_checkpoint("best")
-        if self.on_evaluation is not None:
-            self.on_evaluation(record)
         return record
+
+    def original_metrics(self) -> list[dict[str, dict[str, float]]]:
+        """Metrics of each original network on its held-out and test sets."""
+        return [
+            {name: evaluator(data).to_dict() for name, data in member.sets.items()}
+            for member, evaluator in zip(self.members, self.evaluators, strict=True)
+        ]
 
     def save_checkpoint(self, name: str) -> None:
         """Write the current predictor as checkpoint `name`."""
         if self.folder is not None:
             self.folder.save_checkpoint(name, self.nern.predictor.state_dict(), self.extra)
 
-    def save_state(self) -> None:
-        """Write what `load_state` needs to continue as if uninterrupted."""
-        if self.folder is not None:
-            self.folder.save_state(self.state())
-
-    def state(self) -> dict[str, Any]:
-        """Everything a resumed run needs besides the config."""
+    def own_state(self) -> dict[str, Any]:
+        """Predictor, optimizer, schedule, window, best."""
         return {
-            "step": self.step,
             "predictor": self.nern.predictor.state_dict(),
             "extra": {name: p.detach() for name, p in self.extra.items()},
             "optimizer": self.optimizer.state_dict(),
             "schedule_advances": self.schedule.advances,
             "window": list(self._window),
             "best": self.best,
-            "losses": self.history.losses,
-            "evaluations": self.history.evaluations,
-            "evaluated_at": self._evaluated_at,
-            "seconds": self.seconds,
-            "step_seconds": self.step_seconds,
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state()`."""
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Take over `own_state()`."""
         self.nern.predictor.load_state_dict(state["predictor"])
         with torch.no_grad():
             for name, p in self.extra.items():
                 p.copy_(state["extra"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.advances = state["schedule_advances"]
-        self.step, self.best = state["step"], state["best"]
-        self.seconds, self.step_seconds = state["seconds"], state["step_seconds"]
+        self.best = state["best"]
         self._window.extend(state["window"])
-        self.history = History(state["losses"], state["evaluations"])
-        self._evaluated_at = state["evaluated_at"]

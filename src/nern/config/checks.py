@@ -1,0 +1,187 @@
+"""Checks of a configuration before any work starts: names, numbers, combinations."""
+
+from __future__ import annotations
+
+import math
+
+from nern import registry
+from nern.config.imports import import_modules
+from nern.config.schema import Config, LoggingConfig, OptimConfig, TaskConfig
+from nern.config.settings import check_above_zero, check_at_least, choose
+from nern.errors import NernError
+
+
+def check_config(config: Config) -> None:
+    """Raise NernError for the first name, number or combination that cannot work."""
+    config.imports = import_modules(config.imports)
+    _check_names(config)
+    check_at_least(config, _AT_LEAST)
+    check_above_zero(config, ("nern.embeddings.base",))
+    check_optim(config.optim)
+    check_logging(config.logging)
+    _check_combinations(config)
+
+
+def none_name(value: str | None) -> str:
+    """null and 'None' as the name 'none'."""
+    return "none" if value is None or value == "None" else value
+
+
+def _check_names(config: Config) -> None:
+    n, e = config.nern, config.nern.embeddings
+    e.normalization_mode, n.norm_layer = none_name(e.normalization_mode), none_name(n.norm_layer)
+    e.permutations.permute_mode = none_name(e.permutations.permute_mode)
+    for names, given in (
+        (registry.PREDICTORS, n.method),
+        (registry.ACTIVATIONS, n.act_layer),
+        (registry.NORM_LAYERS, n.norm_layer),
+        (registry.INITS, n.init),
+        (registry.ENCODINGS, e.type),
+        (registry.ORDERINGS, e.permutations.permute_mode),
+        (registry.SAMPLING_MODES, n.sampling_mode),
+        (registry.WEIGHT_BATCHES, n.weights_batch_method),
+        (registry.RECONSTRUCTION_LOSSES, n.reconstruction_loss_type),
+        (registry.FEATURE_MAP_LOSSES, n.attention_loss_type),
+        (registry.DISTILLATION_LOSSES, n.distillation_loss_type),
+        (registry.TASK_LOSSES, n.task_loss_type),
+    ):
+        names[given]
+    choose("nern.embeddings.fusion_mode", e.fusion_mode, ("concat", "sum"))
+    choose("nern.embeddings.normalization_mode", e.normalization_mode, ("none", "local", "global"))
+    n.heads = n.heads or ("per_size" if n.output_size == 3 else "shared")
+    choose("nern.heads", n.heads, ("per_size", "shared"))
+    choose("nern.reconstruction_rows", n.reconstruction_rows, ("all", "drawn"))
+    choose("evaluation.best_on", config.evaluation.best_on, ("held_out", "test"))
+    for member in config.members():
+        check_task(member.task)
+
+
+def check_task(task: TaskConfig) -> None:
+    """Names and numbers of a `task` section."""
+    registry.TASKS[task.task_name]
+    if ":" not in task.original_model_name:  # others name their source, which is asked when the network is built
+        registry.ORIGINALS[task.original_model_name]
+    registry.RANDOM_IMAGES[task.random_data]
+    for key in ("mean", "std"):
+        value = getattr(task, key)
+        if value is not None and not (value and all(math.isfinite(v) and (key == "mean" or v > 0) for v in value)):
+            raise NernError(
+                f"task.{key} (={value}) needs a finite number for each channel{', above 0' * (key == 'std')}"
+            )
+    if task.random_data != "uniform" and not task.use_random_data:
+        raise NernError(f"task.random_data is {task.random_data!r}, but task.use_random_data is not set")
+
+
+_TASK_AT_LEAST = {"task.input_size": 1, "task.mixup": 0, "task.cutmix": 0}
+_OPTIM_AT_LEAST = {
+    "optim.step_interval": 0,
+    "optim.weight_decay": 0,
+    "optim.momentum": 0,
+    "optim.min_lr": 0,
+    "optim.gamma": 0,
+}
+_RUN_AT_LEAST = {
+    "logging.log_interval": 1,
+    "num_workers": 0,
+    "num_gpus": 0,
+    "batch_size": 1,
+    "epochs": 0,
+    "eval_epochs_interval": 1,
+    "save_minutes": 0,
+    "seed": 0,
+}
+COMMON_AT_LEAST = _TASK_AT_LEAST | _OPTIM_AT_LEAST | _RUN_AT_LEAST
+_AT_LEAST = COMMON_AT_LEAST | {
+    "networks.task.input_size": 1,
+    "networks.task.mixup": 0,
+    "networks.task.cutmix": 0,
+    "nern.output_size": 1,
+    "nern.num_blocks": 2,
+    "nern.hidden_layer_size": 1,
+    "nern.weights_batch_size": 1,
+    "nern.embeddings.enc_levels": 1,
+    "nern.embeddings.num_idxs": 1,
+    "nern.embeddings.permutations.num_workers": 1,
+    "evaluation.held_out_images": 1,
+    "evaluation.test_images": 0,
+    "evaluation.batch_size": 1,
+    "num_iterations": 0,
+    "save_epochs_interval": 1,
+    "eval_iterations_interval": 1,
+    "save_iterations_interval": 1,
+    "eval_loss_window_size": 1,
+    "eval_loss_window_interval": 1,
+    "loss_warmup_iterations": 0,
+}
+
+
+def check_optim(optim: OptimConfig) -> None:
+    """Names, numbers and combinations of an `optim` section, beyond the lower limits of numbers."""
+    registry.OPTIMIZERS[optim.optimizer_type]
+    registry.SCHEDULES[optim.lr_scheduler_type]
+    for key in ("lr", "max_gradient_norm", "max_gradient"):
+        value = getattr(optim, key)
+        if value is not None and not 0 < value < float("inf"):
+            raise NernError(f"optim.{key} (={value}) must be above 0")
+    for beta in optim.betas:
+        if not 0 <= beta < 1:
+            raise NernError(f"optim.betas (={list(optim.betas)}) must lie in [0, 1)")
+    if not 0 < optim.warmup < 1:
+        raise NernError(f"optim.warmup (={optim.warmup}) is a share of the run, between 0 and 1")
+    if optim.min_lr > optim.lr:
+        raise NernError(f"optim.min_lr (={optim.min_lr}) must not be above optim.lr (={optim.lr})")
+    if optim.lr_scheduler_type == "exponential" and optim.gamma == 0 and optim.min_lr == 0:
+        raise NernError("optim.gamma 0 (computed) needs optim.min_lr above 0")
+
+
+def check_logging(logging: LoggingConfig) -> None:
+    """Names and combinations of a `logging` section."""
+    registry.TRACKERS[logging.tracker]
+    if not logging.exp_name.strip("/ ") or "\0" in logging.exp_name:
+        raise NernError(f"logging.exp_name (={logging.exp_name!r}) must name a folder")
+    if logging.use_tensorboard and logging.tracker != "tensorboard":
+        raise NernError(f"logging.use_tensorboard is true but logging.tracker is {logging.tracker!r}; drop one")
+
+
+def _check_combinations(config: Config) -> None:
+    n, e = config.nern, config.nern.embeddings
+    weights = [getattr(n, f"{term}_loss_weight") for term in ("reconstruction", "attention", "distillation", "task")]
+    if not all(math.isfinite(number) for number in (*weights, *e.gauss_scale)):
+        raise NernError("the loss weights under nern and nern.embeddings.gauss_scale must be finite numbers")
+    if n.reconstruction_loss_weight < 0 or not any(weight > 0 for weight in weights):
+        raise NernError(
+            "nern.reconstruction_loss_weight must not be negative, and one of the loss weights must be above 0"
+        )
+    if (config.epochs is None) == (config.num_iterations is None):
+        given = f"epochs is {config.epochs} and num_iterations is {config.num_iterations}"
+        raise NernError(f"set exactly one of epochs and num_iterations, the other to null ({given})")
+    wanted = registry.PREDICTORS.info(n.method)["num_idxs"]
+    if e.num_idxs != wanted:
+        raise NernError(f"nern.method {n.method!r} needs nern.embeddings.num_idxs {wanted}, not {e.num_idxs}")
+    if e.type == "ffn":
+        if e.fusion_mode != "concat":
+            raise NernError(
+                "nern.embeddings.type 'ffn' mixes all indices in every feature; fusion_mode must be 'concat'"
+            )
+        if len(e.gauss_scale) != e.num_idxs:
+            raise NernError(
+                f"nern.embeddings.gauss_scale (={e.gauss_scale}) needs one number for each of num_idxs (={e.num_idxs})"
+            )
+    if n.init == "checkpoint" and n.checkpoint_path is None:
+        raise NernError("nern.init 'checkpoint' needs nern.checkpoint_path")
+    if n.init != "checkpoint" and n.checkpoint_path is not None:
+        raise NernError(f"nern.checkpoint_path is set but nern.init is {n.init!r}; set nern.init to 'checkpoint'")
+    if registry.WEIGHT_BATCHES.info(n.weights_batch_method)["needs_size"] and n.weights_batch_size is None:
+        raise NernError(f"nern.weights_batch_method {n.weights_batch_method!r} needs nern.weights_batch_size")
+    if n.norm_layer == "bn" and n.weights_batch_size == 1:
+        raise NernError("nern.norm_layer 'bn' needs statistics of several rows; nern.weights_batch_size is 1")
+    if n.task_loss_weight > 0 and any(member.task.use_random_data for member in config.members()):
+        raise NernError("nern.task_loss_weight above 0 needs labels; task.use_random_data has none")
+    if config.evaluation.best_on == "test" and config.evaluation.test_images == 0:
+        raise NernError("evaluation.best_on 'test' needs test images; evaluation.test_images is 0")
+    if n.heads == "per_size" and n.output_size != 3:
+        raise NernError(f"nern.output_size (={n.output_size}) has a part only with nern.heads 'shared'; set that, too")
+    if config.learn_fc_layer and config.networks:
+        raise NernError("learn_fc_layer works with one original network; networks lists several")
+    if config.networks and (config.original_model_path is not None or config.task != TaskConfig()):
+        raise NernError("networks takes the place of original_model_path and task; set either those or networks")

@@ -1,0 +1,61 @@
+"""`imports` of a config: the user's modules that register networks and tasks."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from nern.errors import NernError
+from nern.files import existing_file
+
+
+def import_modules(names: list[str]) -> list[str]:
+    """Import modules by dotted name (from the working directory, too) or by path to a .py file, each once.
+
+    Returns the names, paths made absolute. Raises NernError for one that does not exist or fails.
+    """
+    resolved = []
+    for name in names:
+        import_module(name, "imports")
+        resolved.append(str(Path(name).expanduser().resolve()) if name.endswith(".py") else name)
+    return resolved
+
+
+def import_module(name: str, key: str) -> ModuleType:
+    """The module `name` (see `import_modules`); `key`: the config key to name in errors."""
+    try:
+        if not name.endswith(".py"):
+            with _importable(Path.cwd()):
+                return importlib.import_module(name)
+        path = Path(name).expanduser().resolve()
+        module_name = f"nern_import_{path.stem}_{abs(hash(path)):x}"
+        if module_name in sys.modules:
+            return sys.modules[module_name]
+        spec = importlib.util.spec_from_file_location(module_name, existing_file(path, key))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[module_name] = module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+        return module
+    except NernError:
+        raise
+    except Exception as error:
+        raise NernError(f"{key}: {name!r} cannot be imported ({type(error).__name__}: {error})") from error
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.append(str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))

@@ -1,0 +1,96 @@
+"""The configuration of `nern train-original`: a network trained on a task from scratch."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+from nern import registry
+from nern.config.checks import COMMON_AT_LEAST, check_logging, check_optim, check_task
+from nern.config.imports import import_modules
+from nern.config.schema import LoggingConfig, OptimConfig, TaskConfig, absolute_task
+from nern.config.settings import Settings, check_at_least, choose
+from nern.errors import NernError
+
+
+@dataclass(kw_only=True)
+class SmoothnessConfig:
+    """Smoothness: how alike neighbouring kernels are, added to what is maximised (NeRN, section 3.2)."""
+
+    type: str = "CosineSmoothness"
+    """Measure: 'CosineSmoothness' (cosine similarity of neighbours; 1x1 kernels by l2), 'L2Smoothness' (minus the
+    distance of normalised neighbours)."""
+    cosine_factor: float = 0.0
+    """Factor of the summed cosine similarities (CosineSmoothness)."""
+    l2_factor: float = 0.0
+    """Factor of minus the summed distances (L2Smoothness; of layers of 1x1 kernels with CosineSmoothness)."""
+    along: list[str] = field(default_factory=lambda: ["filters", "channels"])
+    """Which kernels are neighbours: along the filters of a channel ('filters'), the channels of a filter ('channels')."""
+
+
+@dataclass(kw_only=True)
+class OriginalConfig(Settings):
+    """Training of an original network."""
+
+    imports: list[str] = field(default_factory=list)
+    """Modules or files of yours to import first, as for `nern train`."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            optimizer_type="sgd", lr=0.4, weight_decay=5e-4, lr_scheduler_type="onecycle", betas=(0.9, 0.999)
+        )
+    )
+    smoothness: SmoothnessConfig = field(default_factory=SmoothnessConfig)
+    logging: LoggingConfig = field(default_factory=lambda: LoggingConfig(exp_name="original"))
+    epochs: int = 40
+    """Training epochs."""
+    batch_size: int = 256
+    """Images in one training step."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over the classes."""
+    precision: str = "float32"
+    """Arithmetic of the forward pass: 'float32', 'bf16' (autocast)."""
+    initial_weights: str | None = None
+    """Weights to start from: a file or a name, as original_model_path of `nern train`. null: random ones, from seed."""
+    eval_epochs_interval: int | None = 5
+    """Evaluate on the test images every so many epochs; null: at the end only. Nothing is chosen by it."""
+    eval_batch_size: int = 500
+    """Images in one evaluation batch."""
+    num_workers: int = 0
+    """Worker processes of data loaders."""
+    num_gpus: int = 1
+    """0: the CPU; above: the first GPU, if there is one."""
+    no_cuda: bool = False
+    """Run on the CPU even where a GPU is available."""
+    save_minutes: float = 5.0
+    """Save the state for --resume at least every so many minutes (and at every evaluation)."""
+    seed: int = 0
+    """Seed of initialisation, order of images and augmentation."""
+
+    def check(self) -> OriginalConfig:
+        """Raise NernError for the first name, number or combination that cannot work; return self otherwise."""
+        self.imports = import_modules(self.imports)
+        registry.SMOOTHNESS[self.smoothness.type]
+        check_task(self.task)
+        check_at_least(self, COMMON_AT_LEAST | {"eval_batch_size": 1, "epochs": 1})
+        check_optim(self.optim)
+        check_logging(self.logging)
+        choose("precision", self.precision, ("float32", "bf16"))
+        if not 0 <= self.label_smoothing < 1:
+            raise NernError(f"label_smoothing (={self.label_smoothing}) must lie in [0, 1)")
+        smoothness = self.smoothness
+        for direction in smoothness.along:
+            choose("smoothness.along", direction, ("filters", "channels"))
+        if smoothness.type == "L2Smoothness" and smoothness.cosine_factor:
+            raise NernError("smoothness.cosine_factor has no part in L2Smoothness; set l2_factor")
+        if min(smoothness.cosine_factor, smoothness.l2_factor) < 0:
+            raise NernError("smoothness.cosine_factor and l2_factor must not be negative")
+        if self.task.use_random_data:
+            raise NernError("training an original needs labels; task.use_random_data has none")
+        return self
+
+    def with_absolute_paths(self) -> OriginalConfig:
+        """A copy whose input folders are named from the root: it works from any working directory."""
+        config = copy.deepcopy(self)
+        absolute_task(config.task)
+        return config

@@ -1,0 +1,344 @@
+"""The configuration of a NeRN: every key with its type, default and meaning.
+
+Every key of the published framework is here with its default and meaning; keys of ours sit beside them. A string
+under a field is its documentation: `nern train --help` prints it.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nern.config.settings import Settings
+
+WEIGHT_SOURCES = ("pretrained", "torchvision", "timm")  # original_model_path: SOURCE or SOURCE:NAME
+
+
+@dataclass(kw_only=True)
+class PermutationsConfig:
+    """Ordering: which permutation makes neighbouring kernels similar, and where it is kept."""
+
+    permute_mode: str | None = None
+    """Ordering: 'crossfilter' (all kernels of a layer in one path), 'infilter' (channels within each filter, then
+    filters), 'none' or null."""
+    num_workers: int = 3
+    """Threads that order layers side by side."""
+    path: str | None = None
+    """Folder the orderings are read from, or written to if it holds none; also a folder of `layer_{i}.pt` files. null:
+    the user's cache, keyed by the content of the weights."""
+
+
+@dataclass(kw_only=True)
+class EmbeddingsConfig:
+    """Encoding: how a coordinate becomes the vector that the predictor sees."""
+
+    type: str = "basic"
+    """Kind of encoding: 'basic' (sines and cosines of pi * base**level * index), 'ffn' (random Fourier features)."""
+    num_idxs: int = 3
+    """Indices of a coordinate: 3 (layer, filter, channel) for the kxk predictors, 5 (and row, column) for 'basic'."""
+    enc_levels: int = 20
+    """Number of frequencies of each index."""
+    base: float = 1.25
+    """Ratio of successive frequencies ('basic'); below 1 the encoding is smooth."""
+    fusion_mode: str = "concat"
+    """How the encodings of the indices are joined: 'concat', or 'sum' ('basic' only)."""
+    normalization_mode: str | None = "none"
+    """What indices are divided by before encoding: 'none' (raw, what published runs use), 'local' (the sizes of their
+    own layer), 'global' (the largest entry of all weight shapes)."""
+    gauss_scale: list[float] = field(default_factory=lambda: [1.0, 0.1, 0.1])
+    """Standard deviation of the random frequencies of each index ('ffn'); num_idxs numbers."""
+    permutations: PermutationsConfig = field(default_factory=PermutationsConfig)
+
+
+@dataclass(kw_only=True)
+class NernConfig:
+    """The NeRN: predictor, weight batches, objectives."""
+
+    init: str = "fmod"
+    """Initialisation of the predictor: 'fmod' (remainder by 2 of the default weights, which lie within 1 already, so
+    the same as 'default'), 'default' (PyTorch's), 'checkpoint' (from checkpoint_path)."""
+    checkpoint_path: str | None = None
+    """File of predictor weights for init 'checkpoint': a state dict of ours or of the published framework."""
+    method: str = "kxk"
+    """Predictor: 'kxk' (an MLP that gives a K x K kernel), 'kxk_nerf' (the encoding enters again half-way),
+    'kxk_residual' (the first layer's output is added half-way), 'basic' (one weight for each of five indices)."""
+    output_size: int = 3
+    """K, the side of predicted kernels with heads 'shared'; at least the largest kernel of the network."""
+    heads: str | None = None
+    """Output layers of a kxk predictor: 'per_size' (one for each kernel size of the network, which output_size has no
+    part in), 'shared' (one of output_size x output_size, reduced to smaller kernels by sampling_mode, as published). For a
+    network of 3 x 3 kernels both are the same. null: 'per_size', but 'shared' where output_size is set to other than 3."""
+    norm_layer: str | None = "none"
+    """Normalisation after each hidden linear layer: 'none' (what published runs do, whatever they set), 'bn', 'ln'."""
+    act_layer: str = "relu"
+    """Activation: 'relu', 'leaky_relu', 'hardswish', 'gelu', 'relu6', 'elu'."""
+    num_blocks: int = 3
+    """Number of linear layers, the final one included; at least 2."""
+    hidden_layer_size: int = 30
+    """Width of the hidden layers."""
+    weights_batch_size: int | None = 65536
+    """Rows (kernels) that carry gradient in the random methods, and rows in one forward call; null: no limit."""
+    weights_batch_method: str = "all"
+    """Which rows carry gradient in a step: 'all', 'sequential_layer', 'random_layer', 'random_batch',
+    'random_batch_without_replacement', 'random_weighted_batch' (80 % uniform, 20 % by kernel norm; all published
+    experiments)."""
+    embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
+    reconstruction_loss_weight: float = 1.0
+    """Weight of the reconstruction loss."""
+    attention_loss_weight: float = 1e-5
+    """Weight of the feature-map loss; 0 or below switches it off."""
+    distillation_loss_weight: float = 1e-5
+    """Weight of the output distillation loss; 0 or below switches it off."""
+    task_loss_weight: float = 0.0
+    """Weight of the task loss (needs labels); 0 or below switches it off, as in all published runs."""
+    task_loss_type: str = "CELoss"
+    """Task loss: 'CELoss', 'StableCELoss', 'NLLLoss' (expects log-probabilities), 'NoLoss'."""
+    reconstruction_loss_type: str = "L2Loss"
+    """Reconstruction loss: 'L2Loss' (root of the mean squared error of all weights), 'MSELoss' (mean over layers)."""
+    attention_loss_type: str = "L2BatchedAttentionLoss"
+    """Feature-map loss: 'L2BatchedAttentionLoss', 'L2AttentionLoss', 'SPAttentionLoss'."""
+    distillation_loss_type: str = "KLDivLoss"
+    """Distillation loss: 'KLDivLoss', 'StableKLDivLoss', 'MultiStableKLDivLoss', 'TempStableKLDivLoss'."""
+    sampling_mode: str = "center"
+    """How a predicted kernel is reduced to a smaller one (heads 'shared'): 'center', 'average', 'max'."""
+    reconstruction_rows: str = "all"
+    """Rows that a step without images predicts and compares: 'all' (as published), 'drawn' (those of the weight batch
+    alone: an estimate of the loss, many times faster on large networks)."""
+    include: list[str] | None = None
+    """Weights to represent: globs on parameter names ('blocks.*.weight'; tensors of two or more dimensions). null: the
+    network's own choice, all convolutions unless it says otherwise. `nern inspect` shows what is taken."""
+    exclude: list[str] = field(default_factory=list)
+    """Weights to keep as they are: globs on parameter names, over `include`."""
+    feature_maps: list[str] | None = None
+    """Modules whose outputs the feature-map loss compares: names or globs, in this order, repeats counted; 'NAME:input'
+    takes what goes into a module. null: the network's own choice."""
+
+
+@dataclass(kw_only=True)
+class LoggingConfig:
+    """Logging: where a run is written and what is tracked."""
+
+    exp_name: str = "NeRN_Train"
+    """Name of the run; its folder is log_dir/exp_name (with -2, -3, ... if that exists)."""
+    log_interval: int = 20
+    """Log scalars every so many steps."""
+    log_dir: str = "outputs"
+    """Folder of run folders."""
+    disable_logging: bool = False
+    """Track nothing (checkpoints and results are written all the same)."""
+    verbose: bool = False
+    """Also log the norms of weights and gradients of each predictor parameter."""
+    use_tensorboard: bool | None = None
+    """true: TensorBoard; false: ClearML (TensorBoard, with a warning, where it is not installed); null: `tracker`."""
+    tracker: str = "tensorboard"
+    """Where scalars go: 'tensorboard', 'clearml' (the clearml extra), 'none'."""
+    progress: bool = True
+    """Show a live progress bar (in a terminal) or a line at each evaluation (elsewhere)."""
+
+
+@dataclass(kw_only=True)
+class TaskConfig:
+    """Task: the data, and the original network that was trained on it."""
+
+    task_name: str = "digits"
+    """Task: 'cifar10', 'cifar100', 'imagenet', 'imagefolder' (any folder of images), 'digits' (scikit-learn's, nothing to
+    download), or one you registered."""
+    imagenet_path: str | None = None
+    """Folder of ImageNet: it holds train/ and val/ (or validation/), each with a folder of images a class."""
+    data_dir: str | None = None
+    """Folder the dataset is read from. cifar: null means ./data if it is there, else downloaded to the user's cache.
+    imagefolder: holds train/ and val/ (or test/), each with a folder of images a class."""
+    original_model_name: str = "ResNet8"
+    """Architecture of the original network: a registered name ('ResNet20', 'ResNet18', ...; `nern list` shows all),
+    'torchvision:NAME', 'timm:NAME', 'package.module:function' or 'file.py:function', or one you registered."""
+    original_model_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the architecture, over those of the JSON file beside the weights."""
+    use_random_data: bool = False
+    """Train on made-up images in place of the training set; no labels are used."""
+    random_data: str = "uniform"
+    """How they are made (use_random_data): 'uniform' (noise in [-2, 2], as published), 'spectrum' (noise with the
+    spectrum of natural images), 'leaves' (overlapping discs of random colours), 'inversion' (optimised until the
+    original's batch-norm statistics match)."""
+    input_size: int | None = None
+    """Side of the images in pixels, for imagenet and imagefolder; null: what the network's metadata says, else 224."""
+    mean: list[float] | None = None
+    """Mean of each channel on the scale 0 to 1, for imagenet and imagefolder; null: the network's metadata, else
+    ImageNet's."""
+    std: list[float] | None = None
+    """Standard deviation of each channel, as mean."""
+    auto_augment: str | None = None
+    """Augmentation policy in timm's notation, for images that are streamed; 'none' switches it off; null: the task's own
+    (imagenet: 'rand-m9-mstd0.5-inc1')."""
+    mixup: float | None = None
+    """Mixup alpha: training images are blended in pairs. null: the task's own (imagenet: 0.8, others 0)."""
+    cutmix: float | None = None
+    """Cutmix alpha: a rectangle of another image is pasted in. null: the task's own (imagenet: 1.0, others 0)."""
+    in_memory: bool | None = None
+    """imagefolder: hold all images on the device (true), or stream them (false). null: in memory up to 512 MB of pixels."""
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """Optimizer and learning-rate schedule."""
+
+    optimizer_type: str = "adamw"
+    """Optimizer: 'sgd' (Nesterov), 'adamw', 'adadelta', 'ranger'."""
+    lr: float = 1e-4
+    """Learning rate at the start; with onecycle the highest."""
+    betas: tuple[float, float] = (0.5, 0.999)
+    """Moment factors of adamw and ranger."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 1e-3
+    """Weight decay (decoupled in adamw and ranger)."""
+    ranger_use_gc: bool = True
+    """Gradient centralisation in ranger. Published runs had it on even where they set false: set true to repeat them."""
+    max_gradient_norm: float | None = None
+    """Clip the global gradient norm to this; null: no clipping."""
+    max_gradient: float | None = None
+    """Clip each gradient entry to this; null: no clipping."""
+    lr_scheduler_type: str = "cosine"
+    """Schedule: 'cosine', 'exponential', 'onecycle' (up to lr, then a cosine down), 'constant'."""
+    warmup: float = 0.3
+    """Share of the run in which onecycle's rate rises, from lr / 25."""
+    min_lr: float = 1e-6
+    """Lowest learning rate; the schedule stops at or below it."""
+    step_interval: int = 1
+    """Steps between advances of the exponential schedule; 0: a hundredth of the run. cosine: always 1."""
+    gamma: float = 0.0
+    """Factor of the exponential schedule; 0: such that min_lr is reached at the end."""
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """Evaluation: on which images, and how the best checkpoint is chosen."""
+
+    best_on: str = "held_out"
+    """What 'best' is chosen on: 'held_out' (training images set aside; the test figure is only reported) or 'test'
+    (the published choice; nothing is set aside)."""
+    held_out_images: int = 1000
+    """Training images set aside for choosing the best checkpoint, at most a tenth of the training set; random images of
+    their own where task.use_random_data is set."""
+    test_images: int | None = None
+    """Test images used; null: all; 0: none, the test set is not even loaded (data-free runs)."""
+    batch_size: int = 500
+    """Images in one evaluation batch."""
+
+
+@dataclass(kw_only=True)
+class NetworkConfig:
+    """One of several original networks in one NeRN, with its own task."""
+
+    original_model_path: str | None = None
+    """Weights of the network, as original_model_path."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    include: list[str] | None = None
+    """As nern.include, for this network; null: nern.include."""
+    exclude: list[str] | None = None
+    """As nern.exclude, for this network; null: nern.exclude."""
+    feature_maps: list[str] | None = None
+    """As nern.feature_maps, for this network; null: nern.feature_maps."""
+
+
+@dataclass(kw_only=True)
+class Config(Settings):
+    """General settings."""
+
+    imports: list[str] = field(default_factory=list)
+    """Modules (my_package.networks) or files (networks.py) of yours to import first: those that register the networks
+    and tasks which the other keys name."""
+    original_model_path: str | None = None
+    """Weights of the original network: a .pt, .pth, .th or .safetensors state dict (arguments of the network in a .json
+    file of the same name, if any); 'pretrained:NAME' for one that ships with nern; 'torchvision' or 'timm' for the default
+    pretrained weights of such a network, 'torchvision:IMAGENET1K_V1' or 'timm:TAG' for others. null: random weights."""
+    networks: list[NetworkConfig] = field(default_factory=list)
+    """Several original networks in one NeRN, in place of original_model_path and task: a list of sections with those keys
+    (and include, exclude, feature_maps)."""
+    nern: NernConfig = field(default_factory=NernConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    num_workers: int = 0
+    """Worker processes of data loaders (tasks whose images live in memory need none)."""
+    num_gpus: int = 1
+    """Devices to use. With more than there are: a warning, and what there is."""
+    batch_size: int = 256
+    """Images in one training step."""
+    epochs: int | None = 250
+    """Training epochs; exactly one of epochs and num_iterations is set (null unsets one)."""
+    num_iterations: int | None = None
+    """Training steps; exactly one of epochs and num_iterations is set."""
+    eval_epochs_interval: int | None = 1
+    """Evaluate every so many epochs; null: not by epochs. The end of a run is always evaluated."""
+    save_epochs_interval: int | None = 400
+    """Keep a checkpoint every so many epochs; null: none but 'best' and 'last'."""
+    eval_iterations_interval: int | None = None
+    """Evaluate every so many steps; null: not by steps."""
+    save_iterations_interval: int | None = None
+    """Keep a checkpoint every so many steps; null: none but 'best' and 'last'."""
+    eval_loss_window_size: int = 20
+    """Length of a window of recent losses; an extra evaluation is made when it is full and the current loss (feature
+    maps + distillation, unweighted) is not above its minimum."""
+    eval_loss_window_interval: int = 10
+    """A loss enters that window every so many steps."""
+    save_minutes: float = 5.0
+    """Save the state for --resume at least every so many minutes (and at every evaluation)."""
+    loss_warmup_iterations: int = 10000
+    """During so many first steps only the reconstruction loss is used."""
+    no_cuda: bool = False
+    """Run on the CPU even where a GPU is available."""
+    learn_fc_layer: bool = False
+    """Also train the final fully connected layer of the reconstructed network; it is saved beside the predictor."""
+    seed: int = 0
+    """Seed of everything random: same seed, same machine, same result."""
+
+    def check(self) -> Config:
+        """Raise NernError for the first name, number or combination that cannot work; return self otherwise."""
+        from nern.config.checks import check_config  # checks know the schema, too
+
+        check_config(self)
+        return self
+
+    def members(self) -> list[NetworkConfig]:
+        """The original networks, one or several, with `include`, `exclude` and `feature_maps` filled in."""
+        alone = NetworkConfig(original_model_path=self.original_model_path, task=self.task)
+        members = copy.deepcopy(self.networks or [alone])
+        for member in members:
+            member.include = self.nern.include if member.include is None else member.include
+            member.exclude = self.nern.exclude if member.exclude is None else member.exclude
+            member.feature_maps = self.nern.feature_maps if member.feature_maps is None else member.feature_maps
+        return members
+
+    def with_absolute_paths(self) -> Config:
+        """A copy whose input files and folders are named from the root: it works from any working directory."""
+        config = copy.deepcopy(self)
+        config.original_model_path = absolute_weights(config.original_model_path)
+        config.nern.checkpoint_path = absolute(config.nern.checkpoint_path)
+        permutations = config.nern.embeddings.permutations
+        permutations.path = absolute(permutations.path)
+        absolute_task(config.task)
+        for network in config.networks:
+            network.original_model_path = absolute_weights(network.original_model_path)
+            absolute_task(network.task)
+        return config
+
+
+def absolute(path: str | None) -> str | None:
+    """A path named from the root; null stays null."""
+    return None if path is None else str(Path(path).expanduser().absolute())
+
+
+def absolute_weights(path: str | None) -> str | None:
+    """As `absolute`, but weights that are named, not files, stay as they are."""
+    return path if path is None or path.partition(":")[0] in WEIGHT_SOURCES else absolute(path)
+
+
+def absolute_task(task: TaskConfig) -> None:
+    """Name the task's folders, and a network's file, from the root."""
+    task.data_dir, task.imagenet_path = absolute(task.data_dir), absolute(task.imagenet_path)
+    file, colon, function = task.original_model_name.rpartition(":")
+    if colon and file.endswith(".py"):
+        task.original_model_name = f"{absolute(file)}:{function}"

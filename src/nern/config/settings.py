@@ -1,0 +1,192 @@
+"""What every configuration can do: from and to YAML, keys and types checked against its dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from nern.config.yaml_files import at, dump_yaml, nested, read_yaml
+from nern.errors import NernError, unknown_name
+from nern.files import write_text
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class Settings:
+    """Base of a configuration: a dataclass whose fields are its keys, and whose dataclass fields are its sections."""
+
+    def check(self) -> Self:
+        """Raise NernError for the first name, number or combination that cannot work; return self otherwise."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, keys as in a configuration file."""
+        return _plain(dataclasses.asdict(self))  # type: ignore[call-overload]
+
+    def to_yaml(self) -> str:
+        """The configuration file that reproduces this one."""
+        return dump_yaml(self.to_dict())
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_yaml()` to `path`."""
+        write_text(path, self.to_yaml())
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From a nested dict, keys as in a file. Raises NernError for unknown keys, wrong types and bad values."""
+        values = nested(values)
+        check_keys(values, cls)
+        try:
+            parsed = _parser(cls).parse_object(values, env=False)
+        except Exception as error:  # jsonargparse raises ArgumentError with key, expected type and value
+            raise NernError(f"bad configuration: {_tidy(error)}") from error
+        return from_namespace(parsed.as_dict(), cls)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """From a YAML file; NernError as in `from_dict`."""
+        return cls.from_dict(read_config_file(path, cls))
+
+
+S = typing.TypeVar("S", bound=Settings)
+
+
+def from_namespace(values: Mapping[str, Any], cls: type[S]) -> S:
+    """A configuration from a nested dict whose types were checked already."""
+    config: S = _build(cls, values)
+    return config.check()
+
+
+def read_config_file(path: str | Path, cls: type[Settings]) -> dict[str, Any]:
+    """The nested dict in a YAML file and its bases, its keys checked and dotted ones unfolded."""
+    values = read_yaml(path)
+    check_keys(values, cls, where=str(path))
+    return values
+
+
+def item_class(hint: Any) -> Any:
+    """The dataclass that a list of sections holds; None for any other type."""
+    arguments = typing.get_args(hint) if typing.get_origin(hint) is list else ()
+    return arguments[0] if arguments and dataclasses.is_dataclass(arguments[0]) else None
+
+
+def known_keys(cls: Any, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key with its field type, sections included (their type is the dataclass); of a list of sections
+    `name.key` stands for the key in any of them."""
+    hints = typing.get_type_hints(cls)
+    keys: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        keys[prefix + f.name] = hints[f.name]
+        section = hints[f.name] if dataclasses.is_dataclass(hints[f.name]) else item_class(hints[f.name])
+        if section:
+            keys |= known_keys(section, f"{prefix}{f.name}.")
+    return keys
+
+
+def check_key(key: str, cls: Any, where: str = "") -> None:
+    """Raise NernError if the dotted `key` does not exist, naming the section's keys and the nearest."""
+    known = known_keys(cls)
+    if key in known:
+        return
+    section = key.rpartition(".")[0]
+    if typing.get_origin(known.get(section)) is dict:  # an entry of a free mapping
+        return
+    while section and not dataclasses.is_dataclass(known.get(section)) and not item_class(known.get(section)):
+        section = section.rpartition(".")[0]
+    prefix = f"{section}." if section else ""
+    choices = [name for name in known if name.startswith(prefix) and "." not in name.removeprefix(prefix)]
+    elsewhere = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    hint = f" (there is {', '.join(elsewhere)})" if elsewhere else ""
+    error = unknown_name("configuration key", key, choices)
+    raise NernError(f"{at(where)}{error}{hint}")
+
+
+def check_keys(values: Mapping[str, Any], cls: Any, prefix: str = "", where: str = "") -> None:
+    """`check_key` for every key of a nested mapping; a section must hold a mapping, a list of sections mappings."""
+    known = known_keys(cls)
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        check_key(key, cls, where)
+        if item_class(known.get(key)):
+            if not isinstance(value, list) or not all(isinstance(v, Mapping) for v in value):
+                raise NernError(f"{at(where)}{key} is a list of sections; each needs keys, not {value!r}")
+            for item in value:
+                check_keys(item, cls, f"{key}.", where)
+        elif dataclasses.is_dataclass(known.get(key)):
+            if not isinstance(value, Mapping):
+                raise NernError(f"{at(where)}{key} is a section; it needs keys, not {value!r}")
+            check_keys(value, cls, f"{key}.", where)
+
+
+def choose(key: str, given: object, choices: tuple[str, ...]) -> None:
+    """Raise NernError if `given` is not one of `choices`."""
+    if given not in choices:
+        raise unknown_name(key, given, choices)
+
+
+def check_at_least(config: Settings, limits: Mapping[str, float]) -> None:
+    """Raise NernError for the first dotted key whose number lies below its limit; null passes."""
+    for key, least in limits.items():
+        for value in _values(config, key.split(".")):
+            if value is not None and not value >= least:
+                raise NernError(f"{key} (={value}) must be at least {least}")
+
+
+def check_above_zero(config: Settings, keys: tuple[str, ...]) -> None:
+    """Raise NernError for the first dotted key whose number is not finite and above zero; null passes."""
+    for key in keys:
+        for value in _values(config, key.split(".")):
+            if value is not None and not 0 < value < float("inf"):
+                raise NernError(f"{key} (={value}) must be above 0")
+
+
+def _values(section: Any, names: list[str]) -> Iterator[Any]:
+    """What the dotted key holds; in each item of a list of sections."""
+    value = getattr(section, names[0])
+    if len(names) == 1:
+        yield value
+    else:
+        for part in value if isinstance(value, list) else [value]:
+            yield from _values(part, names[1:])
+
+
+@functools.cache
+def _parser(cls: Any) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls)
+    return parser
+
+
+def _build(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    hints = typing.get_type_hints(cls)
+    built = {}
+    for f in dataclasses.fields(cls):
+        if f.name not in values:
+            continue
+        value, hint = values[f.name], hints[f.name]
+        if value is None and type(None) not in typing.get_args(hint):
+            raise NernError(f"{prefix}{f.name} needs a value ({getattr(hint, '__name__', hint)}); null is not allowed")
+        if dataclasses.is_dataclass(hint):
+            value = _build(hint, value, f"{prefix}{f.name}.")
+        elif (item := item_class(hint)) is not None:
+            value = [v if isinstance(v, item) else _build(item, v, f"{prefix}{f.name}.") for v in value]
+        built[f.name] = value
+    return cls(**built)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _tidy(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,118 @@
+"""Configuration files: YAML with inheritance (`base`), written back without loss; nothing in one is executed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nern.errors import NernError
+from nern.files import load_yaml, write_text
+
+BASE = "base"
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds. Numbers such as 5e-3 are numbers; nothing in it is executed."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """The text that `parse_yaml` reads back."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=100)
+
+
+def save_yaml(path: str | Path, values: Mapping[str, Any]) -> None:
+    """Write `dump_yaml` to `path`, atomically."""
+    write_text(path, dump_yaml(values))
+
+
+def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The nested dict in a YAML file, dotted keys unfolded, over what its `base` holds.
+
+    `base: FILE` or `base: [FILE, ...]` names files, relative to this one, whose keys it starts from; later ones win, and
+    its own keys win over all, key by key. Lists are replaced whole.
+
+    Raises:
+        NernError: a file is missing, no YAML, or no mapping; a key given twice; bases in a circle.
+    """
+    here = Path(path).expanduser().resolve()
+    if here in _seen:
+        circle = " -> ".join(str(p) for p in (*_seen[_seen.index(here) :], here))
+        raise NernError(f"configuration files name each other as {BASE} in a circle: {circle}")
+    what = "configuration file" if not _seen else f"configuration file ({BASE} of {_seen[-1]})"
+    values = load_yaml(path, what, parse_yaml)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise NernError(f"{what} {path} holds {type(values).__name__}, not keys and values")
+    bases = values.pop(BASE, [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise NernError(f"{path}: {BASE} must be a file name or a list of them, not {bases!r}")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = _over(merged, read_yaml(here.parent / Path(base).expanduser(), (*_seen, here)))
+    return _over(merged, nested(values, where=str(path)))
+
+
+def _over(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` over `base`, section by section. A section replaced by something else is caught by the check of keys."""
+    merged = dict(base)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _over(merged[key], value) if both else value
+    return merged
+
+
+def nested(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """`values` with dotted keys ("nern.init") unfolded into sections. Raises NernError for one that is given twice."""
+    unfolded: dict[str, Any] = {}
+
+    def put(target: dict[str, Any], key: str, value: Any, path: str) -> None:
+        first, _, rest = key.partition(".")
+        if rest or isinstance(value, Mapping):
+            section = target.setdefault(first, {})
+            if not isinstance(section, dict):
+                raise NernError(f"{at(where)}{path} is given twice")
+            for name, entry in {rest: value}.items() if rest else value.items():
+                put(section, str(name), entry, f"{path}.{name}" if not rest else path)
+        elif first in target:
+            raise NernError(f"{at(where)}{path} is given twice")
+        elif isinstance(value, list):
+            target[first] = [nested(v, where) if isinstance(v, Mapping) else v for v in value]
+        else:
+            target[first] = value
+
+    for key, value in values.items():
+        put(unfolded, str(key), value, str(key))
+    return unfolded
+
+
+def at(where: str) -> str:
+    """`where` as the beginning of a message."""
+    return f"{where}: " if where else ""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 plus numbers without a dot in the mantissa (5e-3), as users write them; a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.value in seen and key_node.value != "<<":
+                raise NernError(f"key {key_node.value!r} is given twice, again in line {key_node.start_mark.line + 1}")
+            seen.add(key_node.value if isinstance(key_node, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: a name such as '1e3' is quoted."""
+
+
+_NUMBER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+for _reader_or_writer in (_Loader, _Dumper):  # add_implicit_resolver copies the inherited table first
+    _reader_or_writer.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789"))

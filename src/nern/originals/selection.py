@@ -1,0 +1,94 @@
+"""Which weights of a network a NeRN represents: by the network's own rule, or by globs on parameter names."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from nern.errors import NernError, unknown_name
+
+
+@dataclass(frozen=True)
+class ParameterChoice:
+    """One parameter of a network: taken into the NeRN, or kept, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    taken: bool
+    reason: str
+
+    @property
+    def kernels(self) -> int:
+        """Kernels it holds: filters times channels."""
+        return self.shape[0] * self.shape[1] if len(self.shape) > 1 else 0
+
+    @property
+    def kernel_size(self) -> str:
+        """'3x3', '7', '1x1' (Linear, too); '-' for a vector."""
+        return "-" if len(self.shape) < 2 else "x".join(str(n) for n in self.shape[2:]) or "1x1"
+
+
+def convolution_weights(network: nn.Module) -> list[Tensor]:
+    """Weights of all convolutions, in order; transposed ones, and of one to three dimensions."""
+    return [m.weight for m in network.modules() if isinstance(m, _ConvNd)]
+
+
+def matching(network: nn.Module, patterns: Sequence[str], key: str) -> list[str]:
+    """Names of parameters that any of the globs matches, in the network's order. Raises NernError for a glob that
+    matches none."""
+    names = [name for name, _ in network.named_parameters()]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise unknown_name(f"parameter ({key})", pattern, names, limit=40)
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def choose_parameters(
+    network: nn.Module, own: Sequence[Tensor], include: Sequence[str] | None, exclude: Sequence[str]
+) -> list[ParameterChoice]:
+    """What becomes of every parameter (tied ones appear once).
+
+    Args:
+        network: owns the parameters.
+        own: the network's own choice, where `include` is None.
+        include, exclude: globs on names.
+
+    Raises:
+        NernError: a glob matches nothing, `include` nothing of two or more dimensions; `own` holds what is no parameter.
+    """
+    parameters = dict(network.named_parameters())
+    chosen = own_names(network, own) if include is None else matching(network, include, "nern.include")
+    dropped = set(matching(network, exclude, "nern.exclude"))
+    choices = []
+    for name in [*chosen, *(n for n in parameters if n not in set(chosen))]:
+        parameter = parameters[name]
+        if name in dropped:
+            taken, reason = False, "exclude"
+        elif name not in chosen:
+            taken, reason = False, "not included" if include is not None else "not the network's choice"
+        elif parameter.dim() < 2:
+            taken, reason = False, "a vector"
+        else:
+            taken, reason = True, "include" if include is not None else "the network's choice"
+        choices.append(ParameterChoice(name, tuple(parameter.shape), taken, reason))
+    if include is not None and not any(c.taken or c.reason == "exclude" for c in choices):
+        raise NernError(
+            f"nern.include {list(include)} matches vectors only; weights of two or more dimensions are needed"
+        )
+    return choices
+
+
+def own_names(network: nn.Module, own: Sequence[Tensor]) -> list[str]:
+    """Names of the weights `own`, each once. Raises NernError for one that is no parameter of the network."""
+    names = {id(p): name for name, p in network.named_parameters()}
+    for index, weight in enumerate(own):
+        if id(weight) not in names:
+            raise NernError(
+                f"learnable weight {index} is not a parameter of {type(network).__name__}, but computed from some (by "
+                "weight_norm, say): make it one (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
+    return [names[key] for key in dict.fromkeys(id(weight) for weight in own)]

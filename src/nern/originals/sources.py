@@ -1,0 +1,169 @@
+"""Networks and pretrained weights of other libraries: `torchvision:NAME`, `timm:NAME`, `package.module:function`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nern.compat import import_torchvision
+from nern.config import import_module
+from nern.errors import NernError
+from nern.files import load_into
+from nern.originals.input_format import InputFormat
+
+Builder = Callable[..., nn.Module]
+
+
+def find_builder(name: str) -> Builder:
+    """The function that builds the network `SOURCE:NAME`.
+
+    Raises:
+        NernError: the source has no such network; the nearest names are suggested.
+    """
+    source, _, what = name.rpartition(":")
+    if source == "torchvision":
+        return _torchvision_builder(what)
+    if source == "timm":
+        return _timm_builder(what)
+    module = import_module(source, "task.original_model_name")
+    builder = getattr(module, what, None)
+    if not callable(builder):
+        there = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
+        raise NernError(
+            f"task.original_model_name {name!r}: {source} has no function or class {what!r}; it has: "
+            f"{', '.join(there[:30]) or 'none'}"
+        )
+    return builder
+
+
+def source_names(source: str) -> list[str]:
+    """All network names of 'torchvision' or 'timm'."""
+    if source == "torchvision":
+        return sorted(import_torchvision().models.list_models())
+    return sorted(_timm().list_models())
+
+
+def _unknown(source: str, name: str) -> NernError:
+    names = source_names(source)
+    near = difflib.get_close_matches(name.lower(), names, n=5, cutoff=0.4)
+    hint = f"; the nearest are: {', '.join(near)}" if near else ""
+    return NernError(f"{source} has no network {name!r}{hint} (`nern list {source}` shows all {len(names)})")
+
+
+def _torchvision_builder(name: str) -> Builder:
+    models = import_torchvision().models
+    if name not in models.list_models():
+        raise _unknown("torchvision", name)
+    function = models.get_model_builder(name)
+
+    def build(num_classes: int = 1000, in_channels: int = 3, **kwargs: Any) -> nn.Module:
+        if in_channels != 3:
+            raise NernError(f"torchvision's {name} takes images of 3 channels, not {in_channels}")
+        if name in ("googlenet", "inception_v3"):
+            kwargs.setdefault("init_weights", True)  # they warn where it is left open
+        network: nn.Module = function(weights=None, num_classes=num_classes, **kwargs)
+        network.input_format = _torchvision_format(name)  # type: ignore[assignment]
+        return network
+
+    return build
+
+
+def _torchvision_format(name: str) -> InputFormat | None:
+    """Of the default pretrained weights; None where there are none, or where they describe other than image crops."""
+    entry = _torchvision_weights(name, "DEFAULT")
+    transforms: Any = None if entry is None else entry.transforms()
+    if not all(hasattr(transforms, key) for key in ("crop_size", "resize_size", "mean", "std", "interpolation")):
+        return None
+    side, resized = transforms.crop_size[0], transforms.resize_size[0]
+    mean, std = tuple(transforms.mean), tuple(transforms.std)
+    return InputFormat((3, side, side), mean, std, transforms.interpolation.value, side / resized)
+
+
+def _torchvision_weights(name: str, entry: str) -> Any:
+    choices = import_torchvision().models.get_model_weights(name)
+    if entry not in choices.__members__ and (entry != "DEFAULT" or not choices.__members__):
+        if entry == "DEFAULT":
+            return None
+        raise NernError(
+            f"torchvision has no weights {entry!r} for {name}; it has: {', '.join(choices.__members__) or 'none'}"
+        )
+    return choices[entry]
+
+
+def load_torchvision(network: nn.Module, name: str, entry: str) -> None:
+    """Load torchvision's pretrained weights `entry` ('DEFAULT' for the best) of its network `name`, downloaded if need be.
+
+    Raises:
+        NernError: no such weights; no network connection (the message tells where to put the file); weights of other
+            shapes.
+    """
+    weights = _torchvision_weights(name, entry)
+    if weights is None:
+        raise NernError(f"torchvision has no pretrained weights for {name}")
+    file = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(weights.url)
+    try:
+        state = torch.hub.load_state_dict_from_url(weights.url, progress=False, check_hash=True, weights_only=True)
+    except Exception as error:  # URLError, a wrong hash, no space: all need the same remedy
+        raise NernError(
+            f"torchvision's weights {entry} of {name} could not be downloaded ({error}). Put {weights.url} at {file} "
+            "yourself, or give the file as original_model_path."
+        ) from error
+    load_into(network, state, f"torchvision's weights {entry} of {name}")
+
+
+def _timm() -> Any:
+    import_torchvision()
+    import timm
+
+    return timm
+
+
+def _timm_builder(name: str) -> Builder:
+    timm = _timm()
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        raise _unknown("timm", name)
+    if tag and name not in timm.list_pretrained():
+        raise NernError(f"timm has no {name!r}; {_tags(base)}")
+
+    def build(num_classes: int | None = None, in_channels: int = 3, **kwargs: Any) -> nn.Module:
+        kwargs = {"in_chans": in_channels} | kwargs | ({} if num_classes is None else {"num_classes": num_classes})
+        network: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
+        return network
+
+    return build
+
+
+def _tags(base: str) -> str:
+    tags = sorted(n.partition(".")[2] for n in _timm().list_pretrained(f"{base}.*"))
+    return f"pretrained tags of {base}: {', '.join(tags) or 'none'}"
+
+
+def load_timm(network: nn.Module, name: str, tag: str) -> None:
+    """Load timm's pretrained weights `tag` (empty for the default, or the tag in `name`) of its network `name`.
+
+    Raises:
+        NernError: as for `load_torchvision`.
+    """
+    timm = _timm()
+    base, _, own_tag = name.partition(".")
+    full = f"{base}.{tag or own_tag}".rstrip(".")
+    cfg = timm.get_pretrained_cfg(full, allow_unregistered=False) if timm.is_model_pretrained(full) else None
+    if cfg is None:
+        raise NernError(f"timm has no pretrained weights {full!r}; {_tags(base)}")
+    arguments: dict[str, Any] = {"num_classes": cfg.num_classes}
+    try:
+        state = timm.create_model(full, pretrained=True, **arguments).state_dict()
+    except Exception as error:
+        source = f"https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
+        raise NernError(
+            f"timm's weights {full} could not be downloaded ({' '.join(str(error).split())[:200]}). Get model.safetensors "
+            f"from {source} and give the file as original_model_path."
+        ) from error
+    load_into(network, state, f"timm's weights {full}")

@@ -1,0 +1,98 @@
+"""Feature maps by hooks: outputs, or inputs, of named modules, unharmed by what the network does in place later."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from nern.errors import NernError, unknown_name
+
+FeatureMaps = list[Tensor]
+INPUT = ":input"  # 'NAME:input' taps what goes into a module
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def default_taps(network: nn.Module) -> list[str]:
+    """The normalisation layers' outputs, before the activation; the convolutions' where there are none, the fully
+    connected layers' where there are none of these either.
+
+    Layers that apply the activation themselves (timm's BatchNormAct2d) are tapped at the input of their `act`.
+    """
+    named = list(network.named_modules())
+    norms = [f"{n}.act{INPUT}" if _acts(m) else n for n, m in named if isinstance(m, _NORMS)]
+    convolutions = [name for name, m in named if isinstance(m, _ConvNd)]
+    return norms or convolutions or [name for name, m in named if isinstance(m, nn.Linear)]
+
+
+def _acts(norm: nn.Module) -> bool:
+    act = getattr(norm, "act", None)
+    return isinstance(act, nn.Module) and not isinstance(act, nn.Identity)
+
+
+def matching_taps(network: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Taps that the patterns name: globs on module names, `:input` after them kept. Raises NernError for one that
+    matches nothing."""
+    names = [name for name, _ in network.named_modules() if name]
+    matched = []
+    for pattern in patterns:
+        glob = pattern.removesuffix(INPUT)
+        found = fnmatch.filter(names, glob)
+        if not found:
+            raise unknown_name("module (nern.feature_maps)", glob, names, limit=40)
+        matched += [name + pattern[len(glob) :] for name in found]
+    return matched
+
+
+class Taps:
+    """Runs a network and returns its output and the tapped maps, in the order of `names`.
+
+    A name may occur twice, a module that runs several times gives several maps. If a network changes a recorded map in
+    place, that pass is repeated with copies, and later passes take copies at once.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self._clone = False
+
+    def __call__(self, network: nn.Module, batch: Tensor) -> tuple[Tensor, FeatureMaps]:
+        """Output and maps of `batch`."""
+        while True:
+            maps: dict[str, list[tuple[Tensor, int]]] = {name: [] for name in self.names}
+            with _hooks(network, maps, self._clone):
+                result = network(batch)
+            if self._clone or all(t._version == version for taps in maps.values() for t, version in taps):
+                return result, [tensor for name in self.names for tensor, _ in maps[name]]
+            self._clone = True
+
+
+@contextmanager
+def _hooks(network: nn.Module, maps: dict[str, list[tuple[Tensor, int]]], clone: bool) -> Iterator[None]:
+    def keep(name: str, value: Any) -> None:
+        if not isinstance(value, Tensor):
+            raise NernError(f"module {name!r} gives {type(value).__name__}, not a tensor: no feature map")
+        kept = value.clone() if clone else value
+        maps[name].append((kept, kept._version))
+
+    def after(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: keep(name, output)
+
+    def before(name: str) -> Callable[..., None]:
+        return lambda module, inputs: keep(name, inputs[0] if inputs else None)
+
+    handles = []
+    for name in maps:
+        module = network.get_submodule(name.removesuffix(INPUT))
+        tap_input = name.endswith(INPUT)
+        handles.append(
+            module.register_forward_pre_hook(before(name)) if tap_input else module.register_forward_hook(after(name))
+        )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,131 @@
+"""Heads: which output layer of the predictor gives which layer's kernels.
+
+'per_size': one head for each kernel size of the network. 'shared': one head of K x K kernels, from which smaller ones are
+sampled (as published). A head has rows of its own: those of its layers, in the order of the kernel table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nern.errors import NernError
+from nern.representation.kernels import WEIGHT_IDXS, KernelTable
+from nern.representation.sampling import sample_kernels
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of one kernel table.
+
+    Args:
+        table: the rows.
+        sizes: (height, width) of what each head predicts.
+        of_layer: the head of each layer.
+        sampling_mode: how a prediction is reduced to a smaller kernel.
+    """
+
+    table: KernelTable
+    sizes: tuple[Size, ...]
+    of_layer: tuple[int, ...]
+    sampling_mode: str = "center"
+
+    @staticmethod
+    def build(table: KernelTable, kind: str, output_size: int = 3, sampling_mode: str = "center") -> Heads:
+        """'per_size' or 'shared' heads; with five indices a row is a weight, and there is one head of 1 x 1.
+
+        Raises:
+            NernError: 'shared', and a kernel larger than `output_size`.
+        """
+        sizes = [shape[2:] for shape in table.shapes]
+        if table.num_idxs == WEIGHT_IDXS:
+            return Heads(table, ((1, 1),), (0,) * len(sizes), sampling_mode)
+        if kind == "per_size":
+            distinct = tuple(dict.fromkeys(sizes))
+            return Heads(table, distinct, tuple(distinct.index(size) for size in sizes), sampling_mode)
+        largest = max(max(size) for size in sizes)
+        if largest > output_size:
+            index = next(i for i, size in enumerate(sizes) if max(size) == largest)
+            raise NernError(
+                f"learnable weight {index} has {sizes[index][0]} x {sizes[index][1]} kernels, larger than the predicted "
+                f"{output_size} x {output_size}; set nern.output_size to at least {largest}, or nern.heads: per_size"
+            )
+        return Heads(table, ((output_size, output_size),), (0,) * len(sizes), sampling_mode)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First row of each layer among the rows of its head."""
+        used, starts = [0] * len(self.sizes), []
+        for head, rows in zip(self.of_layer, self.table.layer_rows, strict=True):
+            starts.append(used[head])
+            used[head] += rows
+        return tuple(starts)
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Rows of each head."""
+        pairs = list(zip(self.of_layer, self.table.layer_rows, strict=True))
+        return tuple(sum(rows for h, rows in pairs if h == head) for head in range(len(self.sizes)))
+
+    @cached_property
+    def _lookups(self) -> tuple[Tensor, Tensor, Tensor]:
+        ends = torch.tensor(self.table.starts[1:])
+        return ends, torch.tensor(self.of_layer), torch.tensor(self.starts) - torch.tensor(self.table.starts[:-1])
+
+    def rows(self, head: int) -> Int[Tensor, " r"]:
+        """The table's rows that a head predicts."""
+        layers = [i for i, h in enumerate(self.of_layer) if h == head]
+        return torch.cat([torch.arange(self.table.starts[i], self.table.starts[i + 1]) for i in layers])
+
+    def split(self, rows: Int[Tensor, " r"]) -> list[tuple[Tensor, Tensor]]:
+        """For each head, those of `rows` that it predicts, and their numbers among the rows of the head."""
+        if len(self.sizes) == 1:
+            return [(rows, rows)]
+        ends, of_layer, shift = (t.to(rows.device) for t in self._lookups)
+        layer = torch.searchsorted(ends, rows, right=True)
+        head, local = of_layer[layer], rows + shift[layer]
+        return [(rows[head == h], local[head == h]) for h in range(len(self.sizes))]
+
+    def empty(self, like: Sequence[Float[Tensor, "r h w"]]) -> list[Tensor]:
+        """Room for the predictions of all rows, of the kind of `like`."""
+        return [p.new_empty(count, *p.shape[1:]) for p, count in zip(like, self.counts, strict=True)]
+
+    def layer(self, predictions: Sequence[Float[Tensor, "r h w"]], index: int) -> Float[Tensor, "rows h w"]:
+        """The kernels of layer `index` from predictions of all rows, one tensor a head; sampled to the layer's size."""
+        start = self.starts[index]
+        return self.sampled(predictions[self.of_layer[index]][start : start + self.table.layer_rows[index]], index)
+
+    def sampled(self, kernels: Float[Tensor, "r h w"], index: int) -> Float[Tensor, "r h w"]:
+        """Predictions of rows of layer `index`, reduced to its kernel size."""
+        if self.table.num_idxs == WEIGHT_IDXS:
+            return kernels
+        return sample_kernels(kernels, self.table.shapes[index][2:], self.sampling_mode)
+
+    def by_layer(
+        self, rows: Int[Tensor, " r"], predictions: Sequence[Float[Tensor, "r h w"]]
+    ) -> list[tuple[int, Tensor, Tensor]]:
+        """Predictions of `rows`, which rise, sorted by layer: (layer, row numbers within it, kernels) of each that occurs.
+
+        Args:
+            rows: repeats are kept.
+            predictions: of the rows of each head, as `NeRN.forward` gives them.
+        """
+        starts = torch.tensor(self.table.starts, device=rows.device)
+        counts = torch.searchsorted(rows, starts).diff().tolist()
+        used, parts, done = [0] * len(self.sizes), [], 0
+        for index, count in enumerate(counts):
+            head = self.of_layer[index]
+            if count:
+                kernels = predictions[head][used[head] : used[head] + count]
+                local = rows[done : done + count] - self.table.starts[index]
+                parts.append((index, local, self.sampled(kernels, index)))
+            used[head] += count
+            done += count
+        return parts

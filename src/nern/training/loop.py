@@ -1,0 +1,176 @@
+"""The loop that every training shares: step, log, evaluate, save; stops on request, resumes from its state."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from nern.config import LoggingConfig
+from nern.objectives.objective import Losses
+from nern.training.interrupt import Interrupted, StopRequest
+from nern.training.run_folder import RunFolder
+from nern.training.tracking import Tracker
+
+
+@dataclass
+class History:
+    """What happened when. `losses`: unweighted terms every log interval; `evaluations`: metrics of each evaluation."""
+
+    losses: list[dict[str, float]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Loop:
+    """Training from the current step to the last. Subclasses say what a step, an evaluation and a state are.
+
+    Attributes:
+        step, total_steps: done, and in all.
+        folder: where checkpoints go; None: nothing is written.
+        tracker: where scalars go.
+        on_step, on_evaluation: called with (steps done, losses) after each step, and with the record of an evaluation.
+        seconds, step_seconds: of the whole run, evaluations included; of training steps alone.
+    """
+
+    def __init__(self, logging: LoggingConfig, save_minutes: float, total_steps: int) -> None:
+        self.logging, self.save_minutes, self.total_steps = logging, save_minutes, total_steps
+        self.folder: RunFolder | None = None
+        self.tracker: Tracker | None = None
+        self.on_step: Callable[[int, Losses], None] | None = None
+        self.on_evaluation: Callable[[dict[str, Any]], None] | None = None
+        self.step = 0
+        self.seconds = 0.0
+        self.step_seconds = 0.0
+        self.history = History()
+        self._evaluated_at = -1
+
+    def do_step(self) -> Losses:
+        """One training step, number `self.step`; raises it by one."""
+        raise NotImplementedError
+
+    def metrics(self) -> dict[str, Any]:
+        """The record of an evaluation of what is trained now; also keeps what is worth keeping."""
+        raise NotImplementedError
+
+    def evaluation_due(self, step: int, losses: Losses) -> bool:
+        """Whether to evaluate after step number `step`."""
+        raise NotImplementedError
+
+    def checkpoint_due(self) -> bool:
+        """Whether to keep a checkpoint now."""
+        return False
+
+    def save_checkpoint(self, name: str) -> None:
+        """Write what is trained as checkpoint `name`."""
+        raise NotImplementedError
+
+    def own_state(self) -> dict[str, Any]:
+        """What a resumed run needs besides the loop's own figures."""
+        raise NotImplementedError
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Take over `own_state()`."""
+        raise NotImplementedError
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """What is trained, by name."""
+        raise NotImplementedError
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step."""
+        raise NotImplementedError
+
+    def fit(self) -> None:
+        """Train to the end; evaluate and save as the config says, and at the end.
+
+        Raises:
+            Interrupted: on SIGINT or SIGTERM, after saving.
+            NonFiniteLossError: a loss or a gradient is not finite.
+        """
+        began, saved = time.monotonic() - self.seconds, time.monotonic()
+        with StopRequest() as stop:
+            while self.step < self.total_steps:
+                step, started = self.step, time.monotonic()
+                losses = self.do_step()
+                self.step_seconds += time.monotonic() - started
+                self.seconds = time.monotonic() - began
+                self._log(step, losses)
+                if self.evaluation_due(step, losses):
+                    self.evaluate()
+                    self.save_state()
+                    saved = time.monotonic()
+                if self.checkpoint_due():
+                    self.save_checkpoint(f"step_{self.step}")
+                if stop.signal_number is not None or time.monotonic() - saved > 60 * self.save_minutes:
+                    self.save_state()
+                    saved = time.monotonic()
+                if stop.signal_number is not None and self.step < self.total_steps:
+                    self.save_checkpoint("last")
+                    raise Interrupted(stop.signal_number, f"stopped at step {self.step} of {self.total_steps}")
+                self.seconds = time.monotonic() - began
+            if self._evaluated_at != self.step:
+                self.evaluate()
+            self.seconds = time.monotonic() - began
+            self.save_checkpoint("last")
+            self.save_state()
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluate what is trained now, record and report it."""
+        record = {"step": self.step} | self.metrics()
+        self.history.evaluations.append(record)
+        self._evaluated_at = self.step
+        sets = {name: figures for name, figures in record.items() if isinstance(figures, dict)}
+        if self.tracker is not None and sets:
+            self.tracker.log({f"{s}/{k}": v for s, m in sets.items() for k, v in m.items()}, self.step)
+        if self.on_evaluation is not None:
+            self.on_evaluation(record)
+        return record
+
+    def _log(self, step: int, losses: Losses) -> None:
+        if self.on_step is not None:
+            self.on_step(self.step, losses)
+        if step % self.logging.log_interval and self.step != self.total_steps:
+            return
+        terms = {name: float(value.detach()) for name, value in losses.terms.items()}
+        terms["total"] = float(losses.total.detach())
+        self.history.losses.append({"step": step, "lr": self.lr} | terms)
+        if self.tracker is not None:
+            scalars = {f"loss/{name}": value for name, value in terms.items()} | {"optim/lr": self.lr}
+            if self.logging.verbose:
+                scalars |= self._norms()
+            self.tracker.log(scalars, step)
+
+    def _norms(self) -> dict[str, float]:
+        norms = {}
+        for name, p in self.named_parameters().items():
+            norms[f"weight_norm/{name}"] = float(p.detach().norm())
+            norms[f"gradient_norm/{name}"] = math.nan if p.grad is None else float(p.grad.norm())
+        return norms
+
+    def save_state(self) -> None:
+        """Write what `load_state` needs to continue as if uninterrupted."""
+        if self.folder is not None:
+            self.folder.save_state(self.state())
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs besides the config."""
+        return self.own_state() | {
+            "step": self.step,
+            "losses": self.history.losses,
+            "evaluations": self.history.evaluations,
+            "evaluated_at": self._evaluated_at,
+            "seconds": self.seconds,
+            "step_seconds": self.step_seconds,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self.load_own_state(state)
+        self.step, self._evaluated_at = state["step"], state["evaluated_at"]
+        self.seconds, self.step_seconds = state["seconds"], state["step_seconds"]
+        self.history = History(state["losses"], state["evaluations"])

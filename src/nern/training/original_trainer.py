@@ -1,0 +1,134 @@
+"""Training of original networks: cross entropy, and smoothness of the kernels if asked for (NeRN, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nern.config import OriginalConfig
+from nern.errors import NernError
+from nern.evaluation import accuracy
+from nern.objectives.objective import Losses
+from nern.objectives.smoothness import mean_neighbour_cosine
+from nern.registry import OPTIMIZERS, SMOOTHNESS
+from nern.tasks.base import Task
+from nern.training.loop import Loop
+from nern.training.optimizers import check_gradients, clip_gradients
+from nern.training.schedules import Schedule
+
+
+class OriginalTrainer(Loop):
+    """Trains a network on its task. The state of a run is `state()`; all else follows from config, seed and step.
+
+    Args:
+        config: a checked config.
+        network: on its device.
+        smooth: names of the weights whose smoothness counts.
+        task: images to train and evaluate on.
+    """
+
+    def __init__(self, config: OriginalConfig, network: nn.Module, smooth: Sequence[str], task: Task) -> None:
+        assert task.train is not None
+        super().__init__(config.logging, config.save_minutes, config.epochs * task.train.steps_per_epoch)
+        self.config, self.network, self.task, self.stream = config, network, task, task.train
+        self.smooth = [network.get_parameter(name) for name in smooth]
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.optimizer: torch.optim.Optimizer = OPTIMIZERS[config.optim.optimizer_type](self.parameters, config.optim)
+        self.schedule = Schedule(config.optim, self.total_steps)
+        self.device = self.parameters[0].device
+        self.channels_last = any(isinstance(m, nn.Conv2d) for m in network.modules())  # the faster layout for them
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
+
+    def do_step(self) -> Losses:
+        """Predict, compute the losses, differentiate, update; NonFiniteLossError before the update."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.lr
+        images, labels = self.stream.batch(self.step)
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.losses(images, labels)
+        losses.check_finite(self.step)
+        losses.total.backward()
+        check_gradients(self.named_parameters(), self.step)
+        clip_gradients(self.parameters, self.config.optim)
+        self.optimizer.step()
+        self.schedule.after_step(self.step)
+        self.step += 1
+        return losses
+
+    def losses(self, images: Tensor, labels: Tensor | None) -> Losses:
+        """Cross entropy of a batch, and minus the smoothness of the weights as far as it has factors."""
+        if labels is None:
+            raise NernError(f"task {self.task.name!r} gives no labels to train on")
+        config = self.config
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            outputs = self.network(images)
+        terms = {"task": F.cross_entropy(outputs.float(), labels, label_smoothing=config.label_smoothing)}
+        total, smoothness = terms["task"], config.smoothness
+        if smoothness.cosine_factor or smoothness.l2_factor:
+            values = SMOOTHNESS[smoothness.type](self.smooth, along=smoothness.along)
+            named = {"l2": values} if isinstance(values, Tensor) else dict(zip(("cosine", "l2"), values, strict=True))
+            for name, value in named.items():
+                if factor := getattr(smoothness, f"{name}_factor"):
+                    terms[f"{name} smoothness"] = value
+                    total = total - factor * value
+        return Losses(terms, total)
+
+    def evaluation_due(self, step: int, losses: Losses) -> bool:
+        """Every `eval_epochs_interval` epochs."""
+        every = self.config.eval_epochs_interval
+        return every is not None and self.step % (every * self.stream.steps_per_epoch) == 0
+
+    def metrics(self) -> dict[str, Any]:
+        """Accuracy on the test images, and how alike neighbouring kernels are."""
+        self.network.eval()
+        test = {} if self.task.test is None else accuracy(self.network, self.task.test, self.config.eval_batch_size)
+        weights = {"neighbour_cosine": mean_neighbour_cosine([w.detach() for w in self.smooth])}
+        return ({"test": test} if test else {}) | {"weights": weights}
+
+    def rehearse(self) -> None:
+        """Two images through the network, without an update. Raises NernError for whatever fails there."""
+        try:
+            with torch.no_grad():
+                self.network.eval()
+                images, labels = self.stream.batch(self.step)
+                self.losses(images[:2], None if labels is None else labels[:2]).check_finite(self.step)
+        except NernError:
+            raise
+        except Exception as error:
+            raise NernError(f"the first batch cannot be processed: {type(error).__name__}: {error}") from error
+
+    def save_checkpoint(self, name: str) -> None:
+        """Write the network's state dict as checkpoint `name`."""
+        if self.folder is not None:
+            self.folder.save_checkpoint(name, self.network.state_dict(), {})
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """The network's."""
+        return dict(self.network.named_parameters())
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def own_state(self) -> dict[str, Any]:
+        """Network, optimizer, schedule."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule_advances": self.schedule.advances,
+        }
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Take over `own_state()`."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.advances = state["schedule_advances"]
