@@ -75,9 +75,9 @@ def test_network_of_the_same_architecture_comes_back(fitted: nern.Fitted, batch:
 def test_convolutions_are_predicted_and_the_rest_is_kept(fitted: nern.Fitted) -> None:
     network, before = fitted.network(), mixed().state_dict()
     predicted = dict(zip(fitted.original.weight_names, fitted.nern.reconstruct(), strict=True))
-    assert predicted.keys() == {"module.stem.weight", "module.point.weight", "module.wide.weight"}
+    assert predicted.keys() == {"stem.weight", "point.weight", "wide.weight"}
     for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, predicted.get(f"module.{name}", before[name])), name
+        assert torch.equal(tensor, predicted.get(name, before[name])), name
 
 
 def test_each_call_gives_a_network_of_its_own(fitted: nern.Fitted, batch: Tensor) -> None:
@@ -108,6 +108,11 @@ def test_more_steps_reconstruct_better() -> None:
     assert error(200) < 0.5 * error(1)
 
 
+def width(fitted: nern.Fitted) -> int:
+    """Width of the predictor's hidden layers."""
+    return fitted.nern.predictor.layers[-1].out_features
+
+
 @pytest.mark.parametrize("ratio", [0.6, 1.0, 4.0])
 def test_predictor_is_the_largest_within_the_ratio(ratio: float) -> None:
     config = nern.fit_config(1)
@@ -115,7 +120,7 @@ def test_predictor_is_the_largest_within_the_ratio(ratio: float) -> None:
     fitted = fit(mixed(), config=config, ratio=ratio)
     assert fitted.share == fitted.nern.num_parameters / sum(w.numel() for w in fitted.original.weights)
     assert fitted.share <= ratio
-    config.nern.hidden_layer_size = fitted.nern.predictor.final_linear_layer.in_features + 1
+    config.nern.hidden_layer_size = width(fitted) + 1
     assert fit(mixed(), config=config, ratio=None).share > ratio
 
 
@@ -128,8 +133,8 @@ def test_settings_may_be_ones_own_and_stay_as_they_are() -> None:
     config = Config(epochs=None, num_iterations=3, nern=NernConfig(hidden_layer_size=5, method="kxk_residual"))
     before = copy.deepcopy(config)
     fitted = fit(mixed(), config=config, ratio=None, iterations=99)
-    assert fitted.nern.predictor.final_linear_layer.in_features == 5
-    assert fitted.nern.predictor.kernel_shape == (5, 5)
+    assert width(fitted) == 5
+    assert fitted.nern.predictor.kernel_sizes == [(3, 3), (1, 1), (5, 5)]
     assert config == before
 
 
@@ -355,7 +360,7 @@ def test_network_and_task_registered_in_an_imported_file_train(
 
 def test_feature_maps_are_those_of_the_registered_network(mine: Path, config: Callable[..., Config]) -> None:
     experiment = nern.experiment.build_experiment(config(imports=["mine.py"], **OWN))
-    outputs, maps = experiment.original.features(torch.randn(5, 2, 6, 6))
+    outputs, maps = experiment.members[0].original.features(torch.randn(5, 2, 6, 6))
     assert outputs.shape == (5, 3)
     assert [feature_map.shape for feature_map in maps] == [(5, 4, 6, 6), (5, 4, 6, 6)]
     assert maps[0].min() < 0

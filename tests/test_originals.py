@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nern.config import Config
 from nern.errors import NernError, NernWarning
 from nern.evaluation import Evaluator
+from nern.experiment import data_settings
 from nern.files import save_safetensors
 from nern.originals import (
     CifarResNet,
@@ -106,7 +107,8 @@ def accuracy(name: str, weights: Path, data: Path) -> float:
     config = Config()
     config.task.task_name, config.task.data_dir = "cifar10", str(data)
     original = Original(build_original_network(name, str(weights)))
-    test = build_task(config.check(), torch.device("cpu"), train=False).test
+    settings = data_settings(config.check())
+    test = build_task(config.task, settings, torch.device("cpu"), train=False).test
     assert len(test) == 9806
     metrics = Evaluator(original, 500)(test)
     assert metrics.agreement == 100
@@ -423,7 +425,7 @@ def test_no_hooks_stay_behind(residuals: tuple[nn.Module, nn.Module], rng: torch
 
 
 def test_feature_maps_can_be_chosen_by_name_and_glob(small_cnn: Callable[..., nn.Module], images: Tensor) -> None:
-    original = as_original(small_cnn(), ["module.5", "module.[13]", "module.5"])
+    original = as_original(small_cnn(), ["5", "[13]", "5"])
     _, maps = original.features(images)
     assert [tuple(m.shape[1:]) for m in maps] == [(3, 6, 6), (4, 8, 8), (6, 8, 8), (3, 6, 6)]
     with pytest.raises(NernError, match=r"nern.feature_maps.*'layer9.\*'"):
@@ -489,14 +491,15 @@ def test_a_registered_network_is_rebuilt_as_itself(rng: torch.Generator) -> None
 
 def test_what_is_kept_and_what_is_represented_make_up_the_network(small_cnn: Callable[..., nn.Module]) -> None:
     original = as_original(small_cnn())
-    names = {name.removeprefix("module.") for name in [*original.kept(), *original.weight_names]}
-    assert names == set(small_cnn().state_dict())
+    assert {*original.kept(), *original.weight_names} == set(small_cnn().state_dict())
     assert not set(original.kept()) & set(original.weight_names)
     assert original.num_parameters == sum(p.numel() for p in small_cnn().parameters())
 
 
 def test_a_network_without_convolutions_is_one_clear_error() -> None:
-    with pytest.raises(NernError, match="Linear has no convolutions: there is nothing for a NeRN to represent"):
+    with pytest.raises(
+        NernError, match=r"Linear has no convolutions to represent; choose weights by nern\.include\. There are: weight"
+    ):
         as_original(nn.Linear(3, 4))
 
 
@@ -555,5 +558,5 @@ def test_tied_weights_are_represented_once(rng: torch.Generator, tmp_path: Path)
     torch.testing.assert_close(original.run(weights, batch)[0], expected(batch).detach())
     torch.testing.assert_close(original.rebuild(weights)(batch), expected(batch).detach())
     kept = original.kept()
-    assert not {"module.first.weight", "module.second.weight"} & set(kept)
+    assert not {"first.weight", "second.weight"} & set(kept)
     save_safetensors(tmp_path / "kept.safetensors", kept)

@@ -102,5 +102,5 @@ def test_documented_commands_run(cifar_folder: Path) -> None:
 )
 def test_tables_list_every_registered_name(key: str, entries: registry.Registry[object]) -> None:
     row = next(line for line in README.splitlines() if f"| `{key}` |" in line)
-    named = set(re.findall(r"`([\w]+)`", row.split("|")[3]))
+    named = set(re.findall(r"`([\w.]+)`", row.split("|")[3]))
     assert set(entries) <= named

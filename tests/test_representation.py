@@ -16,7 +16,7 @@ from nern.errors import NernError
 from nern.files import save_torch
 from nern.ordering import CrossFilterOrdering, InFilterOrdering, NoOrdering, solve_ordering
 from nern.registry import ACTIVATIONS, ENCODINGS, NORM_LAYERS, PREDICTORS, SAMPLING_MODES
-from nern.representation import KernelTable, NeRN, build_nern, build_predictor, parameters_of, sample_kernels
+from nern.representation import Heads, KernelTable, NeRN, build_nern, build_predictor, parameters_of, sample_kernels
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -31,6 +31,11 @@ shapes_of_networks = st.lists(
 def random_weights(shapes: tuple[tuple[int, ...], ...], seed: int = 0) -> list[Tensor]:
     rng = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=rng) for shape in shapes]
+
+
+def to_weights(heads: Heads, predictions: list[Tensor]) -> list[Tensor]:
+    """The weights that these predictions of all rows stand for."""
+    return [heads.table.to_weight(heads.layer(predictions, i), i) for i in range(len(heads.table.shapes))]
 
 
 # --- kernel table ------------------------------------------------------------------------------------------------
@@ -76,14 +81,15 @@ def test_weights_survive_the_way_through_rows(
     table = KernelTable.of(weights, num_idxs)
     for index, weight in enumerate(weights):
         alone = KernelTable.of([weight], num_idxs)
-        (restored,) = alone.to_weights(table.to_rows(weights)[index], mode)
+        heads = Heads.build(alone, "per_size", sampling_mode=mode)
+        (restored,) = to_weights(heads, [table.to_rows(weights)[index]])
         assert torch.equal(restored, weight)
 
 
 def test_predicted_kernels_are_sampled_to_each_layer() -> None:
     table = KernelTable(SHAPES)
     predictions = torch.randn(table.rows, 3, 3, generator=torch.Generator().manual_seed(0))
-    weights = table.to_weights(predictions, "center")
+    weights = to_weights(Heads.build(table, "shared", 3, "center"), [predictions])
     assert [tuple(w.shape) for w in weights] == list(SHAPES)
     assert torch.equal(weights[0][3, 1], predictions[3 * 2 + 1])
     assert torch.equal(weights[1][2, 3], predictions[8 + 2 * 4 + 3, 1:2, 1:2])
@@ -134,7 +140,7 @@ def test_impossible_tables_are_refused(shapes: tuple, num_idxs: int, says: str) 
 def test_a_kernel_above_the_output_size_is_refused_before_anything_is_built() -> None:
     table = KernelTable(((4, 2, 3, 3), (4, 4, 5, 5)))
     with pytest.raises(NernError, match=r"learnable weight 1 .* nern.output_size to at least 5"):
-        build_nern(NernConfig(), table, None, seed=0)
+        build_nern(NernConfig(heads="shared"), table, None, seed=0)
 
 
 # --- sampling ----------------------------------------------------------------------------------------------------
@@ -255,7 +261,7 @@ def test_every_predictor_trains_all_its_parameters(
     method: str, act_layer: str, norm_layer: str, rng: torch.Generator
 ) -> None:
     options = {"hidden_layer_size": 6, "num_blocks": 4, "act_layer": act_layer, "norm_layer": norm_layer}
-    predictor = build_predictor(method, seed=0, input_size=8, output_size=3, **options)
+    predictor = build_predictor(method, seed=0, input_size=8, **options)
     kernels = predictor(torch.randn(12, 8, generator=rng))
     side = 1 if method == "basic" else 3
     assert kernels.shape == (12, side, side)
@@ -341,20 +347,25 @@ def config(**changes: object) -> NernConfig:
     return replace(NernConfig(hidden_layer_size=8, embeddings=EmbeddingsConfig(enc_levels=4)), **changes)
 
 
-@given(st.integers(1, 25))
-def test_predictions_do_not_depend_on_the_size_of_forward_calls(chunk: int) -> None:
+@given(st.integers(1, 25), st.sampled_from(["per_size", "shared"]))
+def test_predictions_do_not_depend_on_the_size_of_forward_calls(chunk: int, heads: str) -> None:
     table = KernelTable(SHAPES)
-    whole, pieces = (build_nern(config(weights_batch_size=size), table, None, seed=0) for size in (None, chunk))
+    whole, pieces = (
+        build_nern(config(weights_batch_size=size, heads=heads), table, None, seed=0) for size in (None, chunk)
+    )
     torch.testing.assert_close(pieces(), whole())
     rows = torch.tensor([25, 3, 3, 11])
-    torch.testing.assert_close(pieces(rows), whole()[rows])
+    expected = [of_head[local] for of_head, (_, local) in zip(whole(), whole.heads.split(rows), strict=True)]
+    assert sum(map(len, expected)) == 4
+    torch.testing.assert_close(pieces(rows), expected)
 
 
 @pytest.mark.parametrize("method", sorted(PREDICTORS))
-@pytest.mark.parametrize("sampling_mode", sorted(SAMPLING_MODES))
-def test_a_nern_gives_weights_of_the_original_shapes(method: str, sampling_mode: str) -> None:
+@pytest.mark.parametrize("sampling_mode", [None, *sorted(SAMPLING_MODES)])
+def test_a_nern_gives_weights_of_the_original_shapes(method: str, sampling_mode: str | None) -> None:
     num_idxs = PREDICTORS.info(method)["num_idxs"]
-    settings = config(method=method, sampling_mode=sampling_mode, num_blocks=4)
+    shared = {"heads": "shared", "sampling_mode": sampling_mode} if sampling_mode else {"heads": "per_size"}
+    settings = config(method=method, num_blocks=4, **shared)
     settings.embeddings.num_idxs = num_idxs
     nern = build_nern(settings, KernelTable(SHAPES, num_idxs), None, seed=0)
     assert [tuple(w.shape) for w in nern.weights()] == list(SHAPES)
@@ -378,10 +389,10 @@ def test_reconstructing_leaves_mode_and_statistics_as_they_are(training: bool) -
 
 def test_the_mode_is_restored_after_an_error() -> None:
     class Failing(nn.Module):
-        def forward(self, encodings: Tensor) -> Tensor:
+        def forward(self, encodings: Tensor, head: int) -> Tensor:
             raise RuntimeError("no")
 
-    nern = NeRN(KernelTable(SHAPES), Failing(), lambda rows: torch.zeros(1)).train()
+    nern = NeRN(Heads.build(KernelTable(SHAPES), "shared"), Failing(), lambda rows: torch.zeros(1)).train()
     with pytest.raises(RuntimeError, match="no"):
         nern.reconstruct()
     assert nern.training

@@ -21,7 +21,8 @@ from nern.compat import import_torchvision
 from nern.config import Config
 from nern.errors import NernError
 from nern.evaluation import Evaluator
-from nern.originals import as_original
+from nern.experiment import data_settings
+from nern.originals import InputFormat, as_original
 from nern.registry import TASKS
 from nern.tasks import ImageTensors, Task, build_task, register_task
 from nern.tasks.images import EpochOrder
@@ -40,6 +41,11 @@ def config(task: str = "digits", **changes: Any) -> Config:
         assert hasattr(made.task, name)
         setattr(made.task, name, value)
     return made.check()
+
+
+def task_of(config: Config, device: torch.device, train: bool = True) -> Task:
+    """The task of a config."""
+    return build_task(config.task, data_settings(config), device, train)
 
 
 def whole(data: Any, batch_size: int = 500) -> tuple[Tensor, Tensor]:
@@ -63,7 +69,7 @@ def write_cifar10(folder: Path, count: int = 20, **changes: Any) -> Path:
 
 
 def test_the_shared_cifar10_is_read(cifar10: Path) -> None:
-    task = build_task(config("cifar10", data_dir=str(cifar10)), CPU)
+    task = task_of(config("cifar10", data_dir=str(cifar10)), CPU)
     assert (task.input_shape, task.num_classes) == ((3, 32, 32), 10)
     assert (len(task.train.data), len(task.held_out), len(task.test)) == (48_059, 1_000, 9_806)
     for part in (task.train.data, task.held_out, task.test):
@@ -80,7 +86,7 @@ def test_the_shared_cifar10_is_read(cifar10: Path) -> None:
 def test_batch_files_are_images_by_channel_row_and_column(tmp_path: Path) -> None:
     folder = write_cifar10(tmp_path)
     stored = pickle.loads((folder / "test_batch").read_bytes())
-    test = build_task(config("cifar10", data_dir=str(tmp_path)), CPU, train=False).test
+    test = task_of(config("cifar10", data_dir=str(tmp_path)), CPU, train=False).test
     assert test.images[3, 1, 5, 7] == stored["data"][3, 1 * 1024 + 5 * 32 + 7]
     assert test.labels.tolist() == stored["labels"]
     normalized = next(test.batches(20))[0]
@@ -91,13 +97,13 @@ def test_batch_files_are_images_by_channel_row_and_column(tmp_path: Path) -> Non
 
 def test_the_batch_folder_itself_will_do_as_data_dir(tmp_path: Path) -> None:
     folder = write_cifar10(tmp_path)
-    assert len(build_task(config("cifar10", data_dir=str(folder)), CPU, train=False).test) == 20
+    assert len(task_of(config("cifar10", data_dir=str(folder)), CPU, train=False).test) == 20
 
 
 def test_data_in_the_working_directory_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar10(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    assert len(build_task(config("cifar10"), CPU).train.data) == 90
+    assert len(task_of(config("cifar10"), CPU).train.data) == 90
 
 
 def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
@@ -106,7 +112,7 @@ def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
     for name in ("train", "test"):
         entry = {"data": np.zeros((30, 3072), np.uint8), "fine_labels": list(range(30)), "coarse_labels": [0] * 30}
         (folder / name).write_bytes(pickle.dumps(entry, protocol=2))
-    task = build_task(config("cifar100", data_dir=str(tmp_path)), CPU)
+    task = task_of(config("cifar100", data_dir=str(tmp_path)), CPU)
     assert task.num_classes == 100
     assert task.test.labels.tolist() == list(range(30))
 
@@ -114,12 +120,12 @@ def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_a_folder_without_the_data_says_what_is_expected(name: str, tmp_path: Path) -> None:
     with pytest.raises(NernError, match=rf"task.data_dir .* does not hold {name}: cifar-10.*it holds: nothing"):
-        build_task(config(name, data_dir=str(tmp_path)), CPU)
+        task_of(config(name, data_dir=str(tmp_path)), CPU)
     (tmp_path / "pictures").mkdir()
     with pytest.raises(NernError, match="it holds: pictures"):
-        build_task(config(name, data_dir=str(tmp_path)), CPU)
+        task_of(config(name, data_dir=str(tmp_path)), CPU)
     with pytest.raises(NernError, match="there is no such folder"):
-        build_task(config(name, data_dir=str(tmp_path / "nowhere")), CPU)
+        task_of(config(name, data_dir=str(tmp_path / "nowhere")), CPU)
 
 
 @pytest.mark.parametrize(("name", "dataset"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
@@ -134,7 +140,7 @@ def test_a_failed_download_says_where_to_put_the_data(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(import_torchvision().datasets, dataset, offline)
     with pytest.raises(NernError, match=rf"{name} could not be downloaded to .*no route to host.*task.data_dir"):
-        build_task(config(name), CPU)
+        task_of(config(name), CPU)
 
 
 def test_downloaded_data_are_read_from_the_cache(
@@ -149,21 +155,21 @@ def test_downloaded_data_are_read_from_the_cache(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(import_torchvision().datasets, "CIFAR10", download)
     for _ in range(2):
-        assert len(build_task(config("cifar10"), CPU, train=False).test) == 20
+        assert len(task_of(config("cifar10"), CPU, train=False).test) == 20
     assert downloads == [str(cache_dir / "data")]
 
 
 def test_a_missing_batch_file_is_named(tmp_path: Path) -> None:
     (write_cifar10(tmp_path) / "data_batch_4").unlink()
     with pytest.raises(NernError, match=r"data_batch_4 is missing"):
-        build_task(config("cifar10", data_dir=str(tmp_path)), CPU)
+        task_of(config("cifar10", data_dir=str(tmp_path)), CPU)
 
 
 def test_a_malicious_batch_file_is_refused_and_not_executed(tmp_path: Path, attack: Any) -> None:
     folder = write_cifar10(tmp_path)
     attack.save_pickle(folder / "test_batch", data=np.zeros((2, 3072), np.uint8), labels=[0, 1])
     with pytest.raises(NernError, match=r"test_batch is not a batch file of this dataset \(refused to load .*mkdir"):
-        build_task(config("cifar10", data_dir=str(tmp_path)), CPU)
+        task_of(config("cifar10", data_dir=str(tmp_path)), CPU)
     assert not attack.executed
 
 
@@ -171,14 +177,14 @@ def test_a_malicious_batch_file_is_refused_and_not_executed(tmp_path: Path, atta
 def test_a_damaged_batch_file_is_named(content: bytes, tmp_path: Path) -> None:
     (write_cifar10(tmp_path) / "data_batch_2").write_bytes(content)
     with pytest.raises(NernError, match=r"data_batch_2 is not a batch file of this dataset"):
-        build_task(config("cifar10", data_dir=str(tmp_path)), CPU)
+        task_of(config("cifar10", data_dir=str(tmp_path)), CPU)
 
 
 def test_a_truncated_batch_file_is_named(tmp_path: Path) -> None:
     path = write_cifar10(tmp_path) / "data_batch_2"
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(NernError, match=r"data_batch_2 is not a batch file"):
-        build_task(config("cifar10", data_dir=str(tmp_path)), CPU)
+        task_of(config("cifar10", data_dir=str(tmp_path)), CPU)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +205,7 @@ def test_a_truncated_batch_file_is_named(tmp_path: Path) -> None:
 def test_batch_files_of_something_else_are_one_clear_error(changes: dict[str, Any], tmp_path: Path) -> None:
     write_cifar10(tmp_path, **changes)
     with pytest.raises(NernError, match=r"data_batch_1 is not a batch file of this dataset"):
-        build_task(config("cifar10", data_dir=str(tmp_path)), CPU)
+        task_of(config("cifar10", data_dir=str(tmp_path)), CPU)
 
 
 # --- digits and random data --------------------------------------------------------------------------------------
@@ -207,7 +213,7 @@ def test_batch_files_of_something_else_are_one_clear_error(changes: dict[str, An
 
 @pytest.mark.usefixtures("rng_untouched")
 def test_digits_are_split_once_and_for_all() -> None:
-    tasks = [build_task(config(seed=seed), CPU) for seed in (0, 1)]
+    tasks = [task_of(config(seed=seed), CPU) for seed in (0, 1)]
     first, second = tasks
     assert (first.input_shape, first.num_classes) == ((1, 8, 8), 10)
     assert (len(first.train.data), len(first.held_out), len(first.test)) == (1080, 120, 597)
@@ -222,11 +228,11 @@ def test_digits_are_split_once_and_for_all() -> None:
 
 
 def test_test_images_can_be_limited_or_left_out() -> None:
-    everything = build_task(config(), CPU).test
-    some = build_task(config(test_images=50), CPU).test
+    everything = task_of(config(), CPU).test
+    some = task_of(config(test_images=50), CPU).test
     assert len(some) == 50
     assert torch.equal(some.images, everything.images[:50])
-    assert build_task(config(test_images=0), CPU).test is None
+    assert task_of(config(test_images=0), CPU).test is None
 
 
 def test_only_the_splits_that_are_needed_are_asked_for() -> None:
@@ -238,17 +244,17 @@ def test_only_the_splits_that_are_needed_are_asked_for() -> None:
         return tuple(images if split in kwargs["splits"] else None for split in ("train", "test"))
 
     with registered(data):
-        build_task(config("mine"), CPU)
-        build_task(config("mine"), CPU, train=False)
-        build_task(config("mine", test_images=0), CPU)
-        build_task(config("mine", use_random_data=True), CPU)
-        build_task(config("mine", use_random_data=True, test_images=0), CPU)
+        task_of(config("mine"), CPU)
+        task_of(config("mine"), CPU, train=False)
+        task_of(config("mine", test_images=0), CPU)
+        task_of(config("mine", use_random_data=True), CPU)
+        task_of(config("mine", use_random_data=True, test_images=0), CPU)
     assert asked == [("train", "test"), ("test",), ("train",), ("test",)]
 
 
 @pytest.mark.usefixtures("rng_untouched")
 def test_random_data_are_uniform_images_without_labels() -> None:
-    stream = build_task(config(use_random_data=True, batch_size=100), CPU).train
+    stream = task_of(config(use_random_data=True, batch_size=100), CPU).train
     images, labels = stream.batch(0)
     assert labels is None
     assert images.shape == (100, 1, 8, 8)
@@ -259,7 +265,7 @@ def test_random_data_are_uniform_images_without_labels() -> None:
 
 
 def test_random_data_are_a_function_of_seed_and_step() -> None:
-    one, again, other = (build_task(config(use_random_data=True, seed=seed), CPU) for seed in (1, 1, 2))
+    one, again, other = (task_of(config(use_random_data=True, seed=seed), CPU) for seed in (1, 1, 2))
     assert torch.equal(one.train.batch(7)[0], again.train.batch(7)[0])
     assert not torch.equal(one.train.batch(7)[0], one.train.batch(8)[0])
     assert not torch.equal(one.train.batch(7)[0], other.train.batch(7)[0])
@@ -270,7 +276,7 @@ def test_random_data_are_a_function_of_seed_and_step() -> None:
 
 
 def test_random_data_with_best_on_test_have_no_held_out_images() -> None:
-    assert build_task(config(use_random_data=True, best_on="test"), CPU).held_out is None
+    assert task_of(config(use_random_data=True, best_on="test"), CPU).held_out is None
 
 
 # --- images in memory --------------------------------------------------------------------------------------------
@@ -373,17 +379,17 @@ def test_every_epoch_covers_each_image_once_in_a_new_order(count: int, batch_siz
 @pytest.mark.usefixtures("rng_untouched")
 def test_batches_are_the_same_reached_one_by_one_or_at_once() -> None:
     steps = 2 * (1080 // 16 + 1)
-    stream = build_task(config(), CPU).train
+    stream = task_of(config(), CPU).train
     assert stream.steps_per_epoch == steps // 2
     reached = [stream.batch(step) for step in range(steps)]
     for step in (steps - 1, 3, 70):
-        images, labels = build_task(config(), CPU).train.batch(step)
+        images, labels = task_of(config(), CPU).train.batch(step)
         assert torch.equal(images, reached[step][0])
         assert torch.equal(labels, reached[step][1])
 
 
 def test_an_image_is_augmented_anew_in_each_epoch() -> None:
-    stream = build_task(config(), CPU).train
+    stream = task_of(config(), CPU).train
     images, _ = stream.batch(0)
     number = int(stream.order.indices(0)[0])
     later = [step for step in range(68, 136) if number in stream.order.indices(step).tolist()]
@@ -438,7 +444,7 @@ def seen_labels(task: Task) -> set[int]:
 @pytest.mark.parametrize(("held_out", "aside"), [(5, 5), (1000, 10)])
 def test_held_out_images_are_training_images_that_are_not_trained_on(loaders: bool, held_out: int, aside: int) -> None:
     with registered(label_task(100, loaders)):
-        task = build_task(config("mine", held_out=held_out), CPU)
+        task = task_of(config("mine", held_out=held_out), CPU)
         apart = set(whole(task.held_out)[1].tolist())
         trained = seen_labels(task)
         tested = set(whole(task.test)[1].tolist())
@@ -451,7 +457,7 @@ def test_held_out_images_are_training_images_that_are_not_trained_on(loaders: bo
 @pytest.mark.parametrize("loaders", [False, True])
 def test_with_best_on_test_nothing_is_set_aside(loaders: bool) -> None:
     with registered(label_task(100, loaders)):
-        task = build_task(config("mine", best_on="test"), CPU)
+        task = task_of(config("mine", best_on="test"), CPU)
         assert task.held_out is None
         assert seen_labels(task) == set(range(100))
 
@@ -459,14 +465,14 @@ def test_with_best_on_test_nothing_is_set_aside(loaders: bool) -> None:
 @pytest.mark.parametrize("loaders", [False, True])
 def test_which_images_are_held_out_depends_on_the_seed(loaders: bool) -> None:
     with registered(label_task(100, loaders)):
-        one, again, other = (whole(build_task(config("mine", seed=s), CPU).held_out)[1].tolist() for s in (1, 1, 2))
+        one, again, other = (whole(task_of(config("mine", seed=s), CPU).held_out)[1].tolist() for s in (1, 1, 2))
     assert one == again != other
 
 
 @pytest.mark.parametrize("loaders", [False, True])
 def test_sets_too_small_to_set_any_image_aside_have_no_held_out_images(loaders: bool) -> None:
     with registered(label_task(9, loaders)):
-        task = build_task(config("mine"), CPU)
+        task = task_of(config("mine"), CPU)
         assert task.held_out is None
         assert seen_labels(task) == set(range(9))
 
@@ -505,7 +511,7 @@ def jittered() -> Iterator[None]:
 
 
 def loader_stream(**changes: Any) -> Any:
-    return build_task(config("mine", batch_size=8, best_on="test", **changes), CPU).train
+    return task_of(config("mine", batch_size=8, best_on="test", **changes), CPU).train
 
 
 @pytest.mark.usefixtures("jittered", "rng_untouched")
@@ -545,7 +551,7 @@ def test_loader_noise_depends_on_the_seed() -> None:
 @pytest.mark.usefixtures("jittered", "rng_untouched")
 @pytest.mark.parametrize("name", ["held_out", "test"])
 def test_loader_images_to_evaluate_on_are_the_same_every_time(name: str) -> None:
-    task = build_task(config("mine"), CPU)
+    task = task_of(config("mine"), CPU)
     first, second = (whole(getattr(task, name))[0] for _ in range(2))
     assert torch.equal(first, second)
 
@@ -553,7 +559,7 @@ def test_loader_images_to_evaluate_on_are_the_same_every_time(name: str) -> None
 @pytest.mark.usefixtures("jittered")
 def test_stopping_an_evaluation_early_leaves_the_generators() -> None:
     before = torch.get_rng_state()
-    batches = build_task(config("mine"), CPU).test.batches(4)
+    batches = task_of(config("mine"), CPU).test.batches(4)
     next(batches)
     batches.close()
     assert torch.equal(torch.get_rng_state(), before)
@@ -561,10 +567,10 @@ def test_stopping_an_evaluation_early_leaves_the_generators() -> None:
 
 @pytest.mark.usefixtures("jittered")
 def test_loader_test_images_can_be_limited() -> None:
-    test = build_task(config("mine", test_images=5), CPU).test
+    test = task_of(config("mine", test_images=5), CPU).test
     images, labels = whole(test)
     assert len(test) == len(images) == len(labels) == 5
-    assert len(whole(build_task(config("mine", test_images=99), CPU).test)[0]) == 13
+    assert len(whole(task_of(config("mine", test_images=99), CPU).test)[0]) == 13
 
 
 def test_a_task_is_called_as_the_published_guide_says() -> None:
@@ -575,12 +581,19 @@ def test_a_task_is_called_as_the_published_guide_says() -> None:
         return jittered_task(train_kwargs, test_kwargs)
 
     with registered(data):
-        build_task(config("mine", batch_size=8, data_dir="here", imagenet_path="there"), CPU)
+        task_of(config("mine", batch_size=8, data_dir="here", imagenet_path="there"), CPU)
     ((train_kwargs, test_kwargs, use_workers, kwargs),) = calls
     assert train_kwargs == {"batch_size": 8, "num_workers": 0}
     assert test_kwargs == {"batch_size": 500, "num_workers": 0}
     assert not use_workers
-    assert kwargs == {"data_dir": "here", "imagenet_path": "there", "splits": ("train", "test")}
+    assert kwargs == {
+        "data_dir": "here",
+        "imagenet_path": "there",
+        "splits": ("train", "test"),
+        "input_format": InputFormat((1, 4, 4), (0.0,), (1.0,)),
+        "auto_augment": None,
+        "in_memory": None,
+    }
 
 
 class Endless(IterableDataset):
@@ -612,13 +625,13 @@ WRONG = {
 def test_a_task_that_returns_something_else_is_one_clear_error(what: str) -> None:
     returned, says = WRONG[what]
     with registered(lambda *args, **kwargs: returned), pytest.raises(NernError, match=says):
-        build_task(config("mine"), CPU)
+        task_of(config("mine"), CPU)
 
 
 def test_datasets_of_images_without_labels_are_one_clear_error() -> None:
     loader = DataLoader(torch.zeros(20, 1, 4, 4), 2)  # a batch of two images could pass for images and labels
     with registered(lambda *args, **kwargs: (loader, loader)), pytest.raises(NernError, match=r"\(image, label\)"):
-        build_task(config("mine", batch_size=2), CPU).train.batch(0)
+        task_of(config("mine", batch_size=2), CPU).train.batch(0)
 
 
 @pytest.mark.parametrize("error", [KeyError("label"), ValueError("bad"), NernError("mine")])
@@ -627,7 +640,7 @@ def test_errors_inside_a_task_come_through(error: Exception) -> None:
         raise error
 
     with registered(failing), pytest.raises(type(error)) as caught:
-        build_task(config("mine"), CPU)
+        task_of(config("mine"), CPU)
     assert caught.value is error
 
 

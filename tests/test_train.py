@@ -25,7 +25,7 @@ from nern import Config, NernError, NonFiniteLossError, registry
 from nern.errors import NernWarning
 from nern.experiment import build_experiment
 from nern.originals import CifarResNet
-from nern.training import Interrupted, RunFolder, Trainer
+from nern.training import Interrupted, Member, RunFolder, Trainer
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -322,12 +322,20 @@ RESUMED: dict[str, dict[str, Any]] = {
         "nern.weights_batch_method": "random_batch_without_replacement",
         "nern.weights_batch_size": 200,
     },
+    "drawn rows": {"nern.weights_batch_method": "random_weighted_batch", "nern.reconstruction_rows": "drawn"},
+    "drawn rows, several heads": {
+        "nern.weights_batch_method": "random_batch",
+        "nern.reconstruction_rows": "drawn",
+        "nern.include": ["*.weight"],
+        "loss_warmup_iterations": 8,
+    },
     **{f"optimizer {name}": {"optim.optimizer_type": name} for name in registry.OPTIMIZERS},
     "ranger, batches": {"optim.optimizer_type": "ranger", "nern.weights_batch_method": "random_weighted_batch"},
     "random data": {"task.use_random_data": True},
     "random data, no test": {"task.use_random_data": True, "evaluation.test_images": 0},
     "fully connected layer": {"learn_fc_layer": True},
     "exponential": {"optim.lr_scheduler_type": "exponential", "optim.step_interval": 2},
+    "onecycle": {"optim.lr_scheduler_type": "onecycle"},
     "batch norm": {"nern.norm_layer": "bn", "nern.weights_batch_method": "random_batch"},
     "task loss": {"nern.task_loss_weight": 0.1},
     "best on test": {"evaluation.best_on": "test"},
@@ -553,14 +561,15 @@ def test_layer_of_zeros_is_represented_like_any_other(configure: Configure, orig
 
 def test_original_stays_frozen(configure: Configure) -> None:
     experiment = build_experiment(configure({"loss_warmup_iterations": 0}))
-    before = {name: tensor.clone() for name, tensor in experiment.original.network.state_dict().items()}
-    trainer = Trainer(experiment.config, experiment.original, experiment.nern, experiment.task)
+    network = experiment.members[0].original.network
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    trainer = Trainer(experiment.config, experiment.members, experiment.nern)
     trainer.fit()
-    after = experiment.original.network.state_dict()
+    after = network.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-    assert all(parameter.grad is None for parameter in experiment.original.network.parameters())
-    assert not experiment.original.network.training
-    ids = {id(parameter) for parameter in experiment.original.network.parameters()}
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert not network.training
+    ids = {id(parameter) for parameter in network.parameters()}
     assert not ids & {id(parameter) for parameter in trainer.parameters}
 
 
@@ -604,11 +613,11 @@ def test_low_loss_in_a_window_triggers_an_evaluation(configure: Configure) -> No
 
 def test_lowest_loss_triggers_only_when_the_window_is_full(configure: Configure) -> None:
     experiment = build_experiment(configure({"eval_loss_window_size": 3, "eval_loss_window_interval": 2}))
-    trainer = Trainer(experiment.config, experiment.original, experiment.nern)
+    trainer = Trainer(experiment.config, [Member(experiment.members[0].original)], experiment.nern)
     triggered = []
     for step, loss in enumerate([9.0, 0.0, 8.0, 0.0, 7.0, 0.0, 7.5, 0.0, 7.0, 0.0]):
         terms = {"reconstruction": torch.tensor(1.0), "distillation": torch.tensor(loss)}
-        if trainer._evaluation_due(step, nern.objectives.Losses(terms, torch.tensor(1.0))):
+        if trainer.evaluation_due(step, nern.objectives.Losses(terms, torch.tensor(1.0))):
             triggered.append(step)
     assert triggered == [4, 8]
 
@@ -680,6 +689,7 @@ NAMED = {
     "nern.weights_batch_method": registry.WEIGHT_BATCHES,
     "optim.optimizer_type": registry.OPTIMIZERS,
     "optim.lr_scheduler_type": registry.SCHEDULES,
+    "task.random_data": registry.RANDOM_IMAGES,
 }
 COMBINED: list[dict[str, Any]] = [
     {"nern.embeddings.type": "ffn", "nern.embeddings.normalization_mode": "local"},
@@ -705,6 +715,11 @@ COMBINED: list[dict[str, Any]] = [
     {"nern.distillation_loss_weight": 0.0, "nern.task_loss_weight": 1.0},
     {"nern.feature_maps": ["layer*.sum", "bn1"]},
     {"nern.method": "kxk_residual", "nern.num_blocks": 5, "nern.norm_layer": "ln"},
+    *({"nern.include": ["*.weight"], "nern.method": method, "nern.num_blocks": 3} for method in ("kxk", "kxk_nerf")),
+    {"nern.include": ["*.weight"], "nern.norm_layer": "bn", "nern.weights_batch_method": "random_batch"},
+    {"nern.include": ["*.weight"], "nern.heads": "shared", "nern.exclude": ["linear.*"]},
+    {"nern.reconstruction_rows": "drawn", "nern.weights_batch_method": "random_weighted_batch", "nern.include": ["*"]},
+    {"optim.lr_scheduler_type": "onecycle", "optim.warmup": 0.5, "optim.min_lr": 0.0},
 ]
 
 
@@ -724,6 +739,8 @@ def test_everything_registered_trains(configure: Configure, key: str, name: str)
         values["nern.task_loss_weight"] = 0.1
     if key == "nern.method":
         values["nern.embeddings.num_idxs"] = registry.PREDICTORS.info(name)["num_idxs"]
+    if key == "task.random_data":
+        values |= {"task.use_random_data": True, "task.inversion_images": 20, "task.inversion_steps": 2}
     if name == "checkpoint":
         values["nern.checkpoint_path"] = str(train(configure({"num_iterations": 1})).checkpoint("last"))
     assert_trains(configure(values))

@@ -14,8 +14,19 @@ from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-d
 from rich.console import Console
 
 import nern
-from nern.config import Config, OriginalConfig, Settings, check_key, from_namespace, known_keys, read_config_file
+from nern.catalog import SECTIONS, SOURCES, names_of, networks_and_tasks, parameter_table, totals
+from nern.config import (
+    Config,
+    OriginalConfig,
+    Settings,
+    check_key,
+    from_namespace,
+    import_modules,
+    known_keys,
+    read_config_file,
+)
 from nern.errors import NernError, NernWarning, unknown_name
+from nern.originals import build_original
 from nern.run import config_of_run, evaluate, resume, train
 from nern.run_original import resume_original, train_original
 from nern.training.interrupt import Interrupted
@@ -42,6 +53,16 @@ neighbouring kernels are made alike.
 
 The run folder ends up with network.safetensors, network.json (arguments) and network.md (card). A run that was stopped
 goes on with --resume."""
+
+INSPECT_HELP = """Show what of a network a NeRN represents: each parameter, its kernels, taken or kept.
+
+  nern inspect ResNet20
+  nern inspect timm:vit_tiny_patch16_224 --include '*.weight' --exclude 'head.*'"""
+
+LIST_HELP = """List what there is: networks and tasks as a table, or the names of one kind.
+
+  nern list
+  nern list timm"""
 
 QUICKSTART_HELP = """Turn a small pretrained network into a NeRN and back, with nothing to download: about two minutes on two
 CPU cores. Trains on scikit-learn's digits and ends with a table of accuracies and sizes."""
@@ -106,6 +127,27 @@ def _evaluate_parser() -> ArgumentParser:
     parser.add_argument("--original", type=bool, default=False, help="evaluate the original network itself")
     _json_option(parser)
     _config_options(parser)
+    return parser
+
+
+def _inspect_parser() -> ArgumentParser:
+    usage = "nern inspect NETWORK [--include GLOB ...] [--exclude GLOB ...] [--weights FILE] [--vectors true]"
+    parser = ArgumentParser(description=INSPECT_HELP, usage=usage, formatter_class=_formatter())
+    parser.add_argument("network", type=str, help="as task.original_model_name")
+    parser.add_argument("--include", type=str, nargs="+", default=None, metavar="GLOB", help="as nern.include")
+    parser.add_argument("--exclude", type=str, nargs="+", default=[], metavar="GLOB", help="as nern.exclude")
+    parser.add_argument("--weights", type=str | None, default=None, help="as original_model_path; null: random ones")
+    parser.add_argument("--kwargs", type=dict, default={}, help="as task.original_model_kwargs")
+    parser.add_argument("--vectors", type=bool, default=False, help="list biases and other vectors, too")
+    parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours to import first")
+    return parser
+
+
+def _list_parser() -> ArgumentParser:
+    usage = f"nern list [{' | '.join([*SECTIONS, *SOURCES, 'pretrained'])}]"
+    parser = ArgumentParser(description=LIST_HELP, usage=usage, formatter_class=_formatter())
+    parser.add_argument("what", type=str, nargs="?", default=None, help="names of one kind only, one a line")
+    parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours to import first")
     return parser
 
 
@@ -175,6 +217,24 @@ def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) 
     evaluate(config, given["original"], given["json"], console, given["run"])
 
 
+def _run_inspect(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    import_modules(given["imports"])
+    with warnings.catch_warnings():
+        if given["weights"] is None:
+            warnings.filterwarnings("ignore", "original_model_path is not set", NernWarning)
+        original = build_original(
+            given["network"], given["weights"], given["kwargs"], include=given["include"], exclude=given["exclude"]
+        )
+    console.print(parameter_table(given["network"], original, given["vectors"]))
+    console.print(totals(original), highlight=False, soft_wrap=True)
+
+
+def _run_list(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    import_modules(given["imports"])
+    text = networks_and_tasks() if given["what"] is None else "\n".join(names_of(given["what"]))
+    console.print(text, **_PLAIN)
+
+
 def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     with resources.as_file(resources.files("nern") / "configs" / "quickstart.yaml") as path:
         config = Config.load(path)
@@ -194,6 +254,8 @@ COMMANDS: dict[str, Command] = {
     "train": (_train_parser, _run_train, "train a NeRN"),
     "train-original": (_original_parser, _run_original, "train a network to be represented"),
     "evaluate": (_evaluate_parser, _run_evaluate, "evaluate a NeRN, or the original network"),
+    "inspect": (_inspect_parser, _run_inspect, "show what of a network is represented"),
+    "list": (_list_parser, _run_list, "list networks, tasks and other choices"),
     "quickstart": (_quickstart_parser, _run_quickstart, "the whole job on a small network, nothing to download"),
 }
 

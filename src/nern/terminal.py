@@ -105,19 +105,24 @@ def result_table(metrics: dict[str, Any]) -> Table:
     table = Table(title="Result", title_justify="left", title_style="bold")
     for heading, justify in (("", "left"), ("original", "right"), ("reconstructed", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    original, best = metrics["original"].get("test"), metrics["best"].get("test")
-    if original and best:
-        table.add_row(f"accuracy, {best['images']:,} test images", f"{original['top1']:.2f} %", f"{best['top1']:.2f} %")
-        table.add_row("agreement with the original", "", f"{best['agreement']:.2f} %")
+    networks = metrics["best"].get("networks")
+    for name, best_sets in (networks or {"": metrics["best"]}).items():
+        original = (metrics["original"]["networks"][name] if networks else metrics["original"]).get("test")
+        best = best_sets.get("test")
+        if original and best:
+            of_network = f"{name}: " if networks else ""
+            accuracies = (f"{figures['top1']:.2f} %" for figures in (original, best))
+            table.add_row(f"{of_network}accuracy, {best['images']:,} test images", *accuracies)
+            table.add_row(f"{of_network}agreement with the original", "", f"{best['agreement']:.2f} %")
     sizes = metrics["sizes"]
     table.add_row(
-        "parameters: convolutions / predictor",
+        "parameters: represented / predictor",
         f"{sizes['represented_parameters']:,}",
         f"{sizes['predictor_parameters']:,} ({sizes['predictor_share']:.1%})",
     )
     table.add_row("parameters: all", f"{sizes['original_parameters']:,}", f"{sizes['reconstructed_parameters']:,}")
     parts = {"predictor": "represented_bytes", "ordering": None, "kept": "original_kept_bytes"}
-    labels = {"predictor": "bytes: convolutions / predictor", "ordering": "bytes: ordering", "kept": "bytes: the rest"}
+    labels = {"predictor": "bytes: represented / predictor", "ordering": "bytes: ordering", "kept": "bytes: the rest"}
     for part, before in parts.items():
         left = "-" if before is None else bytes_text(sizes[before])
         table.add_row(labels[part], left, bytes_text(sizes[f"{part}_bytes"]))

@@ -30,7 +30,7 @@ from nern.files import load_state_dict
 from nern.objectives.objective import Losses
 from nern.objectives.smoothness import cosine_smoothness, l2_smoothness
 from nern.ordering.order import CrossFilterOrdering, InFilterOrdering, Ordering, solve_ordering
-from nern.originals.base import Original
+from nern.originals.base import Original, OriginalNetwork
 from nern.originals.build import build_original_network
 from nern.registry import (
     DISTILLATION_LOSSES,
@@ -42,11 +42,12 @@ from nern.registry import (
     TASK_LOSSES,
 )
 from nern.representation.encoding import FourierEncoding
+from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_nern
 from nern.representation.sampling import sample_kernels
 from nern.training.schedules import Schedule
-from nern.training.trainer import Trainer
+from nern.training.trainer import Member, Trainer
 from nern.training.weight_batches import WeightBatches
 
 Tensors = dict[str, Tensor]
@@ -212,8 +213,10 @@ def ordering_apply(case: Case) -> Tensors:
 
 def predictor_of(config: Mapping[str, Any], input_size: int, state: Tensors) -> Any:
     """The predictor of a case, its weights loaded."""
-    keys = ("output_size", "hidden_layer_size", "num_blocks", "act_layer")
-    predictor = PREDICTORS[config["method"]](input_size=input_size, **{k: config[k] for k in keys if k in config})
+    arguments = {k: config[k] for k in ("hidden_layer_size", "num_blocks", "act_layer") if k in config}
+    if "output_size" in config and config["method"] != "basic":  # which predicts single weights, whatever is set
+        arguments["kernel_sizes"] = [(config["output_size"],) * 2]
+    predictor = PREDICTORS[config["method"]](input_size=input_size, **arguments)
     predictor.load_state_dict(state)
     return predictor
 
@@ -239,14 +242,14 @@ def nern_of(case: Case) -> NeRN:
     stacked = torch.cat(case.listed("embeddings"))
     net = predictor_of(case.config, stacked.shape[1], case.state())
     chunk = case.config.get("weights_batch_size")
-    return NeRN(KernelTable(shapes), net, lambda rows: stacked[rows], chunk=chunk)
+    return NeRN(Heads.build(KernelTable(shapes), "shared", size), net, lambda rows: stacked[rows], chunk)
 
 
 @check("prediction")
 def prediction(case: Case) -> Tensors:
     """All rows predicted, before sampling."""
     nern = nern_of(case)
-    predictions = nern()
+    (predictions,) = nern()
     layers = [predictions[nern.table.layer(i)] for i in range(len(nern.table.shapes))]
     shaped = (p.view(*shape[:2], *p.shape[1:]) for p, shape in zip(layers, nern.table.shapes, strict=True))
     return numbered("predicted", shaped)
@@ -402,17 +405,18 @@ def batching(case: Case) -> Tensors:
     upstream = torch.cat([u.reshape(-1, *u.shape[-2:]) for u in case.listed("upstream")])
     trainer = Trainer(
         Config(nern=NernConfig(weights_batch_method="all"), epochs=None, num_iterations=1),
-        Original(_Shapes(list(table.shapes))),  # type: ignore[arg-type]
+        [Member(Original(_Shapes(list(table.shapes))))],
         nern,
     )
-    trainer.objective = _Upstream(upstream, nern)  # type: ignore[assignment]
-    trainer.backward(None, None, rows)
+    trainer.objectives = [_Upstream(upstream, nern)]  # type: ignore[list-item]
+    trainer.backward(None, rows)
     out = {f"grad/{name}": p.grad for name, p in nern.predictor.named_parameters()}
-    layers = (nern()[table.layer(i)].view(*shape[:2], *upstream.shape[1:]) for i, shape in enumerate(table.shapes))
+    (predictions,) = nern()
+    layers = (predictions[table.layer(i)].view(*s[:2], *upstream.shape[1:]) for i, s in enumerate(table.shapes))
     return {k: v for k, v in out.items() if v is not None} | numbered("predicted", layers)
 
 
-class _Shapes(nn.Module):
+class _Shapes(OriginalNetwork):
     """A network with weights of given shapes, of which only the shapes matter."""
 
     def __init__(self, shapes: list[tuple[int, ...]]) -> None:
@@ -469,7 +473,7 @@ def original_of(case: Case) -> Original:
 
 
 def experiment_config(case: Case) -> Config:
-    """The experiment file of a case with its overrides."""
+    """The experiment file of a case with its overrides; kernels are predicted and sampled as published."""
     for folder in (case.folder, SHARED):
         if (folder / "experiments.json").is_file():
             experiments = json.loads((folder / "experiments.json").read_text())["experiments"]
@@ -483,6 +487,7 @@ def experiment_config(case: Case) -> Config:
     if "num_iterations" in case.config:
         values |= {"epochs": None, "num_iterations": case.config["num_iterations"]}
     values["original_model_path"] = str(weights_file(case))
+    values = merge(values, {"nern": {"heads": "shared"}})
     config = Config.from_dict(values)
     if case.published:
         config.optim.ranger_use_gc = True
@@ -517,19 +522,19 @@ def trainer_of(case: Case) -> Trainer:
     table = KernelTable.of(original.weights)
     nern = build_nern(config.nern, table, ordering_of(case, list(table.shapes)), 0)
     nern.predictor.load_state_dict(case.state())
-    return Trainer(config, original, nern)
+    return Trainer(config, [Member(original)], nern)
 
 
 @check("end_to_end")
 def end_to_end(case: Case) -> Tensors:
     """Predicted weights, losses, gradients."""
     trainer = trainer_of(case)
-    original, nern = trainer.original, trainer.nern
+    original, nern = trainer.members[0].original, trainer.nern
     weights = nern.reconstruct()
     out = numbered("weights", weights) | {"norms": torch.stack([w.norm() for w in weights])}
     if "batch" in case.inputs:
         batch = case.inputs["batch"]
-        losses = trainer.backward(batch, None, None)
+        losses = trainer.backward([(batch, None)], None)
         names = {"reconstruction": "reconstruction", "feature_maps": "feature_map", "distillation": "distillation"}
         out |= {f"{names[k]}_loss": v for k, v in losses.terms.items()} | {"total_loss": losses.total}
         outputs, maps = original.features(batch)
@@ -549,7 +554,7 @@ def training(case: Case) -> Tensors:
     losses, lrs = [], []
     for _ in range(len(case.outputs["losses"])):
         lrs.append(trainer.schedule.lr)
-        step = trainer.train_step(case.inputs["batch"], None, None)
+        step = trainer.train_step([(case.inputs["batch"], None)], None)
         losses.append(torch.stack([*(step.terms[name] for name in order), step.total]).detach())
     lrs.append(trainer.schedule.lr)
     parameters = {name: p.detach() for name, p in trainer.nern.predictor.named_parameters()}
@@ -603,7 +608,7 @@ def check_config(path: Path) -> tuple[float, str]:
         "task.original_model_name": "ResNet8",
     }
     published = json.loads(path.read_text())["fields"]
-    ours, known, problems = Config().check().to_dict(), known_keys(), []
+    ours, known, problems = Config().check().to_dict(), known_keys(Config), []
 
     def walk(fields: dict[str, Any], values: Any, prefix: str) -> None:
         for name, field in fields.items():
@@ -624,7 +629,7 @@ def check_experiments(path: Path) -> tuple[float, str]:
     problems = []
     for name, values in json.loads(path.read_text())["experiments"].items():
         try:
-            check_keys(values)
+            check_keys(values, Config)
             Config.from_dict(merge(values, {"task": {"task_name": "cifar10", "original_model_name": "ResNet20"}}))
         except NernError as error:
             problems.append(f"{name}: {error}")

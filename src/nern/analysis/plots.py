@@ -100,6 +100,10 @@ def _accuracy(axes: Any, records: Sequence[dict[str, Any]], original_top1: float
         points = [(r["step"], r[name]["top1"]) for r in records if name in r and "top1" in r[name]]
         if points:
             axes.plot(*zip(*points, strict=True), color=colour, lw=1.2, marker="o", ms=3, label=label)
+    for name in next((r["networks"] for r in records if "networks" in r), {}):
+        points = [(r["step"], r["networks"][name]["test"]["top1"]) for r in records if "test" in r["networks"][name]]
+        if points:
+            axes.plot(*zip(*points, strict=True), lw=0.9, ls=":", marker=".", ms=3, label=name)
     if original_top1 is not None:
         axes.axhline(original_top1, color=INK, lw=1, ls="--", label=f"original, test: {original_top1:.2f}")
 

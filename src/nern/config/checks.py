@@ -72,7 +72,7 @@ def check_task(task: TaskConfig) -> None:
         raise NernError(f"task.random_data is {task.random_data!r}, but task.use_random_data is not set")
 
 
-_TASK_AT_LEAST = {"task.input_size": 1, "task.mixup": 0, "task.cutmix": 0}
+_TASK_AT_LEAST = {"input_size": 1, "mixup": 0, "cutmix": 0, "inversion_images": 1, "inversion_steps": 0}
 _OPTIM_AT_LEAST = {
     "optim.step_interval": 0,
     "optim.weight_decay": 0,
@@ -90,11 +90,9 @@ _RUN_AT_LEAST = {
     "save_minutes": 0,
     "seed": 0,
 }
-COMMON_AT_LEAST = _TASK_AT_LEAST | _OPTIM_AT_LEAST | _RUN_AT_LEAST
+COMMON_AT_LEAST = {f"task.{key}": least for key, least in _TASK_AT_LEAST.items()} | _OPTIM_AT_LEAST | _RUN_AT_LEAST
 _AT_LEAST = COMMON_AT_LEAST | {
-    "networks.task.input_size": 1,
-    "networks.task.mixup": 0,
-    "networks.task.cutmix": 0,
+    **{f"networks.task.{key}": least for key, least in _TASK_AT_LEAST.items()},
     "nern.output_size": 1,
     "nern.num_blocks": 2,
     "nern.hidden_layer_size": 1,

@@ -161,6 +161,10 @@ class TaskConfig:
     """How they are made (use_random_data): 'uniform' (noise in [-2, 2], as published), 'spectrum' (noise with the
     spectrum of natural images), 'leaves' (overlapping discs of random colours), 'inversion' (optimised until the
     original's batch-norm statistics match)."""
+    inversion_images: int = 512
+    """Images in the pool that 'inversion' makes."""
+    inversion_steps: int = 150
+    """Optimisation steps of each of them."""
     input_size: int | None = None
     """Side of the images in pixels, for imagenet and imagefolder; null: what the network's metadata says, else 224."""
     mean: list[float] | None = None

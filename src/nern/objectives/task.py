@@ -1,4 +1,7 @@
-"""Task losses: the reconstructed network's outputs against labels. The published training never uses one."""
+"""Task losses: the reconstructed network's outputs against labels. The published training never uses one.
+
+Labels are class numbers (n,) or, of mixed images, shares of the classes (n, classes).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,11 @@ from nern.registry import TASK_LOSSES
 STABLE = 1e-3
 
 
+def _likelihood_loss(log_p: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log likelihood; labels are class numbers (n,) or shares of the classes (n, classes)."""
+    return F.nll_loss(log_p, labels) if labels.dim() == 1 else -(labels * log_p).sum(1).mean()
+
+
 @TASK_LOSSES.register("CELoss")
 def ce_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of logits."""
@@ -19,13 +27,13 @@ def ce_loss(outputs: Tensor, labels: Tensor) -> Tensor:
 @TASK_LOSSES.register("StableCELoss")
 def stable_ce_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy with log(softmax + 1e-3)."""
-    return F.nll_loss((outputs.softmax(1) + STABLE).log(), labels)
+    return _likelihood_loss((outputs.softmax(1) + STABLE).log(), labels)
 
 
 @TASK_LOSSES.register("NLLLoss")
 def nll_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """Negative log likelihood; outputs must be log-probabilities already."""
-    return F.nll_loss(outputs, labels)
+    return _likelihood_loss(outputs, labels)
 
 
 @TASK_LOSSES.register("NoLoss")

@@ -46,6 +46,42 @@ def _greedy_path(rows: Any, by_distance: bool) -> Any:  # pragma: no cover (comp
     return path
 
 
+@_compiled
+def _greedy_line(order: Any, values: Any) -> Any:  # pragma: no cover (compiled)
+    """The same path for rows of one entry, in n log n: what was visited is an interval of the sorted values, so the next
+    row lies at one of its ends. `order`: rows by value, equal ones by number; `values`: in that order."""
+    n = len(order)
+    path = np.empty(n, np.int64)
+    start = 0
+    for i in range(n):
+        if order[i] == 0:
+            start = i
+    low = start  # [low, high) are visited; row 0 is the first of those that equal it
+    high = start
+    first = low
+    count, current = 0, values[start]
+    while count < n:
+        below = -np.inf if low == 0 else -((values[low - 1] - current) ** 2)
+        above = -np.inf if high == n else -((values[high] - current) ** 2)
+        if first == low:  # of the rows that equal the next one below, the first
+            first = low - 1
+            while first > 0 and values[first - 1] == values[low - 1]:
+                first -= 1
+        upwards = above > below or (above == below and order[high] < order[max(first, 0)])
+        if upwards:
+            path[count] = order[high]
+            current = values[high]
+            high += 1
+            count += 1
+        else:
+            current = values[first]
+            for i in range(first, low):
+                path[count] = order[i]
+                count += 1
+            low = first
+    return path
+
+
 def normalized(kernels: NDArray[np.float64]) -> NDArray[np.float64]:
     """Each row divided by its norm; a zero row stays zero (it is similar to nothing: cosine 0)."""
     norms = np.linalg.norm(kernels, axis=-1, keepdims=True)
@@ -62,8 +98,11 @@ def greedy_path(kernels: NDArray[Any]) -> NDArray[np.int64]:
         (n,) the row visited at each position; row 0 is first.
     """
     rows = np.ascontiguousarray(kernels, dtype=np.float64)
-    by_distance = rows.shape[1] == 1
-    return _greedy_path(rows if by_distance else normalized(rows), by_distance)
+    if rows.shape[1] == 1:
+        values = np.ascontiguousarray(rows[:, 0])
+        order = np.argsort(values, kind="stable")
+        return _greedy_line(order, values[order])
+    return _greedy_path(normalized(rows), False)
 
 
 def greedy_filter_path(filters: NDArray[Any]) -> NDArray[np.int64]:

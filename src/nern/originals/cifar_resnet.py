@@ -120,4 +120,5 @@ class CifarResNet(OriginalNetwork):
 for _depth in (8, 20, 32, 44, 56, 110):
     _network = partial(CifarResNet, _depth)
     _network.infer_kwargs = CifarResNet.infer_kwargs  # type: ignore[attr-defined]
-    register_original(f"ResNet{_depth}")(_network)
+    _about = "for small images, shortcut option A or B; represented: the 3x3 convolutions"
+    register_original(f"ResNet{_depth}", about=_about)(_network)

@@ -67,15 +67,15 @@ def choose_parameters(
     for name in [*chosen, *(n for n in parameters if n not in set(chosen))]:
         parameter = parameters[name]
         if name in dropped:
-            taken, reason = False, "exclude"
+            taken, reason = False, "excluded"
         elif name not in chosen:
-            taken, reason = False, "not included" if include is not None else "not the network's choice"
+            taken, reason = False, "not included" if include is not None else "not chosen"
         elif parameter.dim() < 2:
             taken, reason = False, "a vector"
         else:
-            taken, reason = True, "include" if include is not None else "the network's choice"
+            taken, reason = True, "included" if include is not None else "chosen"
         choices.append(ParameterChoice(name, tuple(parameter.shape), taken, reason))
-    if include is not None and not any(c.taken or c.reason == "exclude" for c in choices):
+    if include is not None and not any(c.taken or c.reason == "excluded" for c in choices):
         raise NernError(
             f"nern.include {list(include)} matches vectors only; weights of two or more dimensions are needed"
         )

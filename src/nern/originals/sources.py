@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,9 @@ def load_timm(network: nn.Module, name: str, tag: str) -> None:
     if cfg is None:
         raise NernError(f"timm has no pretrained weights {full!r}; {_tags(base)}")
     arguments: dict[str, Any] = {"num_classes": cfg.num_classes}
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it reports every retry
     try:
         state = timm.create_model(full, pretrained=True, **arguments).state_dict()
     except Exception as error:
@@ -166,4 +170,6 @@ def load_timm(network: nn.Module, name: str, tag: str) -> None:
             f"timm's weights {full} could not be downloaded ({' '.join(str(error).split())[:200]}). Get model.safetensors "
             f"from {source} and give the file as original_model_path."
         ) from error
+    finally:
+        logger.setLevel(level)
     load_into(network, state, f"timm's weights {full}")

@@ -6,7 +6,7 @@ Every stream is a function of the step number and the seed, so a resumed run see
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from nern.randomness import derived_seed, forked_rng, generator
 from nern.registry import RANDOM_IMAGES, TASKS
 from nern.tasks.images import Batch, EpochOrder, ImageTensors
 from nern.tasks.mixing import MixedStream
+from nern.tasks.unreadable import ReadableOnly, SkippedImages, Unreadable, nothing_readable
 
 
 def register_task(
@@ -45,9 +46,10 @@ def register_task(
     The function is called as `f(train_kwargs, test_kwargs, use_workers=..., data_dir=..., imagenet_path=...,
     splits=..., input_format=..., auto_augment=..., in_memory=...)`; both kwargs hold `batch_size` and `num_workers`, and
     `input_format` is the `InputFormat` that images must have. Each split is an `ImageTensors` or a `DataLoader` over a
-    map-style dataset of (image, label); a split not among `splits` is not used and may be None. Held-out images are items
-    of the training split: those of a `DataLoader` come through its transforms, those of an `ImageTensors` are not
-    augmented.
+    map-style dataset of (image, label); a split not among `splits` is not used and may be None. An item that cannot be
+    read may be an `Unreadable`: it is left out and reported. Held-out images are items of the training split, not
+    augmented: those of a dataset come from its attribute `evaluation`, the same items without augmentation; where it has
+    none, they come through its transforms.
     """
     return TASKS.register(
         name, input_shape=input_shape, num_classes=num_classes, train_images=train_images, defaults=defaults
@@ -146,6 +148,7 @@ class TensorStream:
         self.data, self.seed = data, seed
         self.order = EpochOrder(len(data), batch_size, seed)
         self.steps_per_epoch = self.order.steps_per_epoch
+        self.skipped = data.skipped
 
     def batch(self, step: int) -> Batch:
         """See `TrainStream`."""
@@ -180,6 +183,9 @@ class MadeUpStream:
             yield self.draw(count, generator(self.seed, self.purpose, number)), None
 
 
+_Loaded = tuple[Batch | None, dict[int, Unreadable]]  # what could not be read, by its place in the batch
+
+
 class _SeededItems(Dataset[Any]):
     """Items whose random transforms depend on seed, epoch and item alone, whatever worker makes them."""
 
@@ -199,74 +205,133 @@ class _SeededItems(Dataset[Any]):
             np.random.set_state(numpy)  # noqa: NPY002
 
 
-class _FromStep:
-    """Batch sampler of one epoch, from a given step on: batches of (epoch, item) keys."""
+class _Steps:
+    """Batch sampler of some steps of one epoch: batches of (epoch, item) keys."""
 
-    def __init__(self, order: EpochOrder, step: int) -> None:
-        self.order, self.step = order, step
+    def __init__(self, order: EpochOrder, steps: Sequence[int]) -> None:
+        self.order, self.steps = order, steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.step // self.order.steps_per_epoch
-        for step in range(self.step, (epoch + 1) * self.order.steps_per_epoch):
+        for step in self.steps:
+            epoch = step // self.order.steps_per_epoch
             yield [(epoch, index) for index in self.order.indices(step).tolist()]
 
 
 class LoaderStream:
-    """Batches of a user's `DataLoader`: its dataset, collation and workers, in an order of ours."""
+    """Batches of a user's `DataLoader`: its dataset, collation and workers, in an order of ours.
 
-    def __init__(self, loader: DataLoader[Any], dataset: Any, batch_size: int, seed: int, device: torch.device) -> None:
-        self.loader, self.seed, self.device = loader, seed, device
+    Unreadable items are left out. Where that leaves nothing of a batch, the next batch of the epoch that has something
+    (after its last batch the first) takes its place.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        dataset: Any,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        skipped: SkippedImages,
+    ) -> None:
+        self.loader, self.seed, self.device, self.skipped = loader, seed, device, skipped
         self.items = _SeededItems(dataset, seed)
         self.order = EpochOrder(len(dataset), batch_size, seed)
         self.steps_per_epoch = self.order.steps_per_epoch
         self._next = -1
-        self._iterator: Iterator[Batch] = iter(())
+        self._iterator: Iterator[_Loaded] = iter(())
 
     def batch(self, step: int) -> Batch:
-        """See `TrainStream`."""
-        if step != self._next or step % self.steps_per_epoch == 0:
-            self._iterator = _loaded(self.loader, self.items, _FromStep(self.order, step), self.device, self.seed)
+        """See `TrainStream`. Raises NernError where nothing of the whole epoch can be read."""
+        begin = step - step % self.steps_per_epoch
+        if step != self._next or step == begin:
+            self._iterator = self._load(range(step, begin + self.steps_per_epoch))
         self._next = step + 1
-        return next(self._iterator)
+        batch, unreadable = next(self._iterator)
+        self.skipped.add(unreadable.values())
+        return self._another(step, begin) if batch is None else batch
+
+    def _another(self, step: int, begin: int) -> Batch:
+        for batch, unreadable in self._load([*range(step + 1, begin + self.steps_per_epoch), *range(begin, step)]):
+            self.skipped.add(unreadable.values())
+            if batch is not None:
+                return batch
+        raise nothing_readable(self.order.count, self.skipped)
+
+    def _load(self, steps: Sequence[int]) -> Iterator[_Loaded]:
+        return _loaded(self.loader, self.items, _Steps(self.order, steps), self.device, self.seed)
 
 
 class LoaderSet:
-    """Evaluation images from a user's `DataLoader`, at most `limit` of them: its dataset, in order, the same each time."""
+    """Evaluation images from a user's `DataLoader`, at most `limit` of them: its dataset, in order, the same each time.
 
-    def __init__(self, loader: DataLoader[Any], dataset: Any, device: torch.device, limit: int | None = None) -> None:
-        self.loader, self.device = loader, device
+    Unreadable items are left out, each time the same ones.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        dataset: Any,
+        device: torch.device,
+        skipped: SkippedImages,
+        limit: int | None = None,
+    ) -> None:
+        self.loader, self.device, self.skipped = loader, device, skipped
         self.items = _SeededItems(dataset, seed=0)
         self.count = len(dataset) if limit is None else min(limit, len(dataset))
+        self._readable: dict[int, bool] = {}  # by item, as far as known
 
     def __len__(self) -> int:
         return self.count
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """All images in order."""
-        keys = [(0, index) for index in range(self.count)]
+        """All images in order.
+
+        Raises:
+            NernError: none can be read, or one cannot any more.
+        """
         starts = range(0, self.count, batch_size)
-        yield from _loaded(self.loader, self.items, [keys[s : s + batch_size] for s in starts], self.device, 0)
+        chunks = [range(start, min(start + batch_size, self.count)) for start in starts]
+        # Batches stay as they are when images known to be unreadable are not tried again: results are compared by batch.
+        keys = [[(0, index) for index in chunk if self._readable.get(index, True)] for chunk in chunks]
+        keys = [batch for batch in keys if batch]
+        found = False
+        loaded = _loaded(self.loader, self.items, keys, self.device, 0)
+        for of_batch, (batch, unreadable) in zip(keys, loaded, strict=True):
+            self.skipped.add(unreadable.values())
+            for place, (_, index) in enumerate(of_batch):
+                readable = place not in unreadable
+                if self._readable.setdefault(index, readable) != readable:
+                    name, reason = unreadable[place].name, unreadable[place].reason
+                    raise NernError(f"{name} could be read before and cannot be read any more: {reason}")
+            if batch is not None:
+                found = True
+                yield batch
+        if not found:
+            raise nothing_readable(self.count, self.skipped)
 
 
 def _loaded(
     loader: DataLoader[Any], items: _SeededItems, keys: Any, device: torch.device, seed: int
-) -> Iterator[Batch]:
-    """Batches of `items`, with the collation and workers of `loader`."""
+) -> Iterator[_Loaded]:
+    """Batches of `items` as `ReadableOnly` gives them, with the collation and workers of `loader`."""
     ours = DataLoader(
         items,
         batch_sampler=keys,
         num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
+        collate_fn=ReadableOnly(loader.collate_fn),
         pin_memory=device.type == "cuda",
         generator=generator(seed, "workers"),
     )
-    for batch in ours:
+    for batch, unreadable in ours:
+        if batch is None:
+            yield None, unreadable
+            continue
         if not (
             isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(b, torch.Tensor) for b in batch)
         ):
             raise NernError(f"a task's dataset must give (image, label); its batches are {type(batch).__name__}")
         images, labels = batch
-        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        yield (images.to(device, non_blocking=True), labels.to(device, non_blocking=True)), unreadable
 
 
 def build_task(
@@ -297,17 +362,18 @@ def build_task(
     train_data, test_data = _load_splits(task, settings, images, classes, tuple(splits))
     stream: TrainStream | None = None
     held_out: EvalSet | None = None
+    skipped = SkippedImages()
     if made_up:
-        draw = RANDOM_IMAGES[task.random_data](images.shape, settings.seed, device, original)
+        draw = RANDOM_IMAGES[task.random_data](images.shape, task, settings.seed, device, original)
         seed, aside = settings.seed, settings.held_out_images
         stream = MadeUpStream(draw, info["train_images"], settings.batch_size, seed, "random images")
         held_out = MadeUpStream(draw, aside, settings.batch_size, seed, "held-out images") if aside else None
     elif train:
-        stream, held_out = _train_streams(train_data, settings, device)
+        stream, held_out = _train_streams(train_data, settings, device, skipped)
         mixup, cutmix = (default_of(task, key) or 0.0 for key in ("mixup", "cutmix"))
         if mixup or cutmix:
             stream = MixedStream(stream, mixup, cutmix, classes, settings.seed)
-    test = _eval_set(test_data, settings.test_images, device) if "test" in splits else None
+    test = _eval_set(test_data, settings.test_images, device, skipped) if "test" in splits else None
     return Task(task.task_name, images.shape, classes, stream, held_out, test)
 
 
@@ -317,7 +383,9 @@ def default_of(task: TaskConfig, key: str) -> Any:
     return TASKS.info(task.task_name)["defaults"].get(key) if value is None else value
 
 
-def _train_streams(data: Any, settings: DataSettings, device: torch.device) -> tuple[TrainStream, EvalSet | None]:
+def _train_streams(
+    data: Any, settings: DataSettings, device: torch.device, skipped: SkippedImages
+) -> tuple[TrainStream, EvalSet | None]:
     count, seed = len(data) if isinstance(data, ImageTensors) else len(data.dataset), settings.seed
     aside = min(settings.held_out_images, count // 10)
     order = torch.randperm(count, generator=generator(seed, "held-out"))
@@ -325,8 +393,9 @@ def _train_streams(data: Any, settings: DataSettings, device: torch.device) -> t
     if isinstance(data, ImageTensors):
         held_out: EvalSet | None = data.subset(apart).to(device) if aside else None
         return TensorStream(data.subset(kept).to(device), settings.batch_size, seed), held_out
-    held_out = LoaderSet(data, Subset(data.dataset, apart.tolist()), device) if aside else None
-    return LoaderStream(data, Subset(data.dataset, kept.tolist()), settings.batch_size, seed, device), held_out
+    plain = getattr(data.dataset, "evaluation", data.dataset)
+    held_out = LoaderSet(data, Subset(plain, apart.tolist()), device, skipped) if aside else None
+    return LoaderStream(data, Subset(data.dataset, kept.tolist()), settings.batch_size, seed, device, skipped), held_out
 
 
 def _load_splits(
@@ -379,7 +448,9 @@ def _dataset_length(loader: DataLoader[Any], task: str) -> int:
         raise NernError(f"task {task!r} needs map-style datasets, with a length and items by number") from error
 
 
-def _eval_set(data: ImageTensors | DataLoader[Any], limit: int | None, device: torch.device) -> EvalSet:
+def _eval_set(
+    data: ImageTensors | DataLoader[Any], limit: int | None, device: torch.device, skipped: SkippedImages
+) -> EvalSet:
     if isinstance(data, DataLoader):
-        return LoaderSet(data, data.dataset, device, limit)
+        return LoaderSet(data, data.dataset, device, skipped, limit)
     return (data if limit is None or limit >= len(data) else data.subset(torch.arange(limit))).to(device)

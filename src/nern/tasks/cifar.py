@@ -43,7 +43,7 @@ _LAYOUTS: dict[str, dict[str, Any]] = {
 def cifar10(
     train_kwargs: dict[str, Any], test_kwargs: dict[str, Any], use_workers: bool = True, **kwargs: Any
 ) -> tuple[ImageTensors | None, ImageTensors | None]:
-    """10 classes, 32 x 32; augmented by crops padded by four pixels and mirroring."""
+    """Krizhevsky 2009; augmented by crops padded by four pixels and mirroring."""
     return _load("cifar10", **kwargs)
 
 
@@ -51,7 +51,7 @@ def cifar10(
 def cifar100(
     train_kwargs: dict[str, Any], test_kwargs: dict[str, Any], use_workers: bool = True, **kwargs: Any
 ) -> tuple[ImageTensors | None, ImageTensors | None]:
-    """100 classes, 32 x 32; augmented by crops padded by four pixels and mirroring."""
+    """As cifar10, with 100 classes."""
     return _load("cifar100", **kwargs)
 
 

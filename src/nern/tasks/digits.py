@@ -18,7 +18,7 @@ TRAIN_IMAGES = 1797 - TEST_IMAGES
 def digits(
     train_kwargs: dict[str, Any], test_kwargs: dict[str, Any], use_workers: bool = True, **kwargs: Any
 ) -> tuple[ImageTensors, ImageTensors]:
-    """1,200 training and 597 test images, split at random once and for all; augmented by crops padded by one pixel."""
+    """scikit-learn's handwritten digits: 1,200 training and 597 test images; augmented by crops padded by one pixel."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

@@ -25,6 +25,7 @@ class ImageTensors:
         mean, std: of each channel, on the scale 0 to 1; batches come out as (image / 255 - mean) / std.
         pad: augmentation: zero-pad by so many pixels and crop back at a random place.
         flip: augmentation: mirror left and right with probability 1/2.
+        skipped: names of images that are not among them because they could not be read.
     """
 
     images: UInt8[Tensor, "n c h w"]
@@ -33,6 +34,7 @@ class ImageTensors:
     std: Sequence[float]
     pad: int = 0
     flip: bool = False
+    skipped: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from nern.compat import import_torchvision
@@ -30,6 +31,11 @@ class MixedStream:
         self.stream, self.seed, self.steps_per_epoch = stream, seed, stream.steps_per_epoch
         kinds: list[tuple[Any, float]] = [(v2.MixUp, mixup), (v2.CutMix, cutmix)]
         self.mixers = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha > 0]
+
+    @property
+    def skipped(self) -> Iterable[str]:
+        """Names of images that could not be read so far."""
+        return getattr(self.stream, "skipped", ())
 
     def batch(self, step: int) -> Batch:
         """See `TrainStream`."""

@@ -1,28 +1,114 @@
 """Made-up images for training without data: each kind is a function (count, generator) -> images on the device.
 
-Registered as `kind(shape, seed, device, original)`; images are on the scale of a network's inputs, that is normalised.
+Registered as `kind(shape, settings, seed, device, original)`, with the `task` section as `settings`; images are on the
+scale of a network's inputs, that is normalised: mean near 0, standard deviation near 1.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from nern.config import TaskConfig
 from nern.originals.base import Original
+from nern.randomness import generator
 from nern.registry import RANDOM_IMAGES
+from nern.tasks.inversion import inverted_images
 
 Draw = Callable[[int, torch.Generator], Tensor]
 Shape = tuple[int, int, int]
 RANGE = 2.0  # of uniform noise, as published
+SLOPES = (0.8, 1.4)  # amplitude of natural images falls about as 1 / frequency
+BRIGHTNESS, CONTRAST = 0.5, (0.5, 1.2)  # of an image: standard deviation of its mean, range of its own deviation
+DISCS, SMALLEST, LARGEST = 40, 0.06, 0.5  # a leaf's radius as a share of the image's side
 
 
 @RANDOM_IMAGES.register("uniform")
-def uniform(shape: Shape, seed: int, device: torch.device, original: Original | None) -> Draw:
+def uniform(shape: Shape, settings: TaskConfig, seed: int, device: torch.device, original: Original | None) -> Draw:
     """Every value uniform in [-2, 2], as published."""
 
     def draw(count: int, rng: torch.Generator) -> Tensor:
         return torch.rand(count, *shape, generator=rng).mul_(2 * RANGE).sub_(RANGE).to(device)
+
+    return draw
+
+
+def _spectral_noise(count: int, shape: Shape, rng: torch.Generator) -> Tensor:
+    """Noise whose amplitude falls as a power of frequency, drawn for each image; unit variance, mean 0."""
+    channels, height, width = shape
+    rows, columns = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
+    frequency = (rows[:, None].square() + columns[None, :].square()).sqrt()
+    frequency[0, 0] = math.inf  # no constant part
+    slopes = torch.empty(count, 1, 1, 1).uniform_(*SLOPES, generator=rng)
+    white = torch.randn(count, channels, height, width, generator=rng)
+    if channels > 1:  # the channels of natural images vary together
+        white = 0.85 * white[:, :1] + 0.5 * white
+    noise = torch.fft.irfft2(torch.fft.rfft2(white) * frequency.pow(-slopes), s=(height, width))
+    return noise / noise.std((1, 2, 3), keepdim=True).clamp_min(1e-6)
+
+
+def _exposed(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Brightness and contrast drawn for each image, within the range of pixels."""
+    count = len(images)
+    contrast = torch.empty(count, 1, 1, 1).uniform_(*CONTRAST, generator=rng)
+    brightness = BRIGHTNESS * torch.randn(count, 1, 1, 1, generator=rng)
+    return (images * contrast + brightness).clamp_(-2.2, 2.6)
+
+
+@RANDOM_IMAGES.register("spectrum")
+def spectrum(shape: Shape, settings: TaskConfig, seed: int, device: torch.device, original: Original | None) -> Draw:
+    """Gaussian noise with the falling spectrum of natural images (Field 1987), its channels correlated."""
+
+    def draw(count: int, rng: torch.Generator) -> Tensor:
+        return _exposed(_spectral_noise(count, shape, rng), rng).to(device)
+
+    return draw
+
+
+@RANDOM_IMAGES.register("leaves")
+def leaves(shape: Shape, settings: TaskConfig, seed: int, device: torch.device, original: Original | None) -> Draw:
+    """Dead leaves: overlapping discs of random colour, their radii distributed as in natural images (Lee, Mumford and
+    Huang 2001; Baradad et al. 2021), each with a texture of spectral noise."""
+    channels, height, width = shape
+    y, x = torch.arange(height).view(-1, 1), torch.arange(width).view(1, -1)
+    side = min(height, width)
+
+    def draw(count: int, rng: torch.Generator) -> Tensor:
+        images = torch.randn(count, channels, 1, 1, generator=rng).expand(count, *shape).clone()
+        for _ in range(DISCS):
+            position = torch.rand(count, 2, generator=rng) * torch.tensor([height, width])
+            share = torch.rand(count, generator=rng)  # density of radii falls as radius ** -3
+            radius = side * (SMALLEST**-2 - share * (SMALLEST**-2 - LARGEST**-2)).pow(-0.5)
+            rows = (y - position[:, 0].view(-1, 1, 1)).square()
+            columns = (x - position[:, 1].view(-1, 1, 1)).square()
+            inside = rows + columns < radius.view(-1, 1, 1).square()
+            colour = torch.randn(count, channels, 1, 1, generator=rng)
+            images = torch.where(inside.unsqueeze(1), colour, images)
+        texture = torch.rand(count, 1, 1, 1, generator=rng) * _spectral_noise(count, shape, rng)
+        return _exposed(images + 0.5 * texture, rng).to(device)
+
+    return draw
+
+
+@RANDOM_IMAGES.register("inversion")
+def inversion(shape: Shape, settings: TaskConfig, seed: int, device: torch.device, original: Original | None) -> Draw:
+    """Images optimised until the original's batch-norm statistics match (DeepInversion, Yin et al. 2020): a pool made
+    once and cached, of which batches are drawn, shifted and mirrored."""
+    assert original is not None
+    start = leaves(shape, settings, seed, torch.device("cpu"), None)(
+        settings.inversion_images, generator(seed, "inversion")
+    )
+    pool = inverted_images(original, start.to(device), settings.inversion_steps, seed)
+    most = max(shape[1] // 8, 1)
+
+    def draw(count: int, rng: torch.Generator) -> Tensor:
+        images = pool[torch.randint(len(pool), (count,), generator=rng).to(device)]
+        flip = torch.rand(count, generator=rng) < 0.5
+        images = torch.where(flip.to(device).view(-1, 1, 1, 1), images.flip(3), images)
+        rows, columns = torch.randint(-most, most + 1, (2,), generator=rng).tolist()
+        return images.roll((rows, columns), dims=(2, 3))
 
     return draw

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,15 @@ class History:
 
     losses: list[dict[str, float]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _scalars(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers in nested figures, by path."""
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
 
 
 class Loop:
@@ -124,9 +133,8 @@ class Loop:
         record = {"step": self.step} | self.metrics()
         self.history.evaluations.append(record)
         self._evaluated_at = self.step
-        sets = {name: figures for name, figures in record.items() if isinstance(figures, dict)}
-        if self.tracker is not None and sets:
-            self.tracker.log({f"{s}/{k}": v for s, m in sets.items() for k, v in m.items()}, self.step)
+        if self.tracker is not None and len(record) > 1:
+            self.tracker.log(dict(_scalars({k: v for k, v in record.items() if k != "step"})), self.step)
         if self.on_evaluation is not None:
             self.on_evaluation(record)
         return record

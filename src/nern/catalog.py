@@ -1,0 +1,91 @@
+"""What there is: networks, tasks and every other registered choice; what a NeRN of a network would represent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from nern import registry
+from nern.errors import unknown_name
+from nern.originals import pretrained_names, source_names
+from nern.originals.base import Original
+from nern.registry import Registry
+
+SECTIONS: dict[str, Registry] = {
+    "networks": registry.ORIGINALS,
+    "tasks": registry.TASKS,
+    "random-data": registry.RANDOM_IMAGES,
+    "orderings": registry.ORDERINGS,
+    "encodings": registry.ENCODINGS,
+    "predictors": registry.PREDICTORS,
+    "weight-batches": registry.WEIGHT_BATCHES,
+    "optimizers": registry.OPTIMIZERS,
+    "schedules": registry.SCHEDULES,
+    "trackers": registry.TRACKERS,
+}
+SOURCES = ("torchvision", "timm")
+
+
+def names_of(what: str) -> list[str]:
+    """All names of a section, of 'torchvision', 'timm' or 'pretrained'. Raises NernError for anything else."""
+    if what in SOURCES:
+        return [f"{what}:{name}" for name in source_names(what)]
+    if what == "pretrained":
+        return [f"pretrained:{name}" for name in pretrained_names()]
+    if what not in SECTIONS:
+        raise unknown_name("list", what, [*SECTIONS, *SOURCES, "pretrained"])
+    return list(SECTIONS[what])
+
+
+def networks_and_tasks() -> str:
+    """The networks and tasks there are, as Markdown tables (the README holds this text)."""
+    lines = ["| `task.original_model_name` | what |", "|---|---|"]
+    for name in registry.ORIGINALS:
+        lines.append(f"| `{name}` | {registry.ORIGINALS.info(name).get('about', '')} |")
+    for source in SOURCES:
+        lines.append(f"| `{source}:NAME` | any of the {len(source_names(source)):,} networks of {source} |")
+    lines += ["| `package.module:function`, `file.py:function` | what the function returns |", ""]
+    lines += ["| `task.task_name` | what | images | classes |", "|---|---|---|---|"]
+    for name in registry.TASKS:
+        info = registry.TASKS.info(name)
+        shape, classes = info["input_shape"], info["num_classes"]
+        size = "x".join(str(n) for n in shape) if shape else "what the network expects"
+        about = (registry.TASKS[name].__doc__ or "").strip().splitlines()[0].rstrip(".")
+        lines.append(f"| `{name}` | {about} | {size} | {'counted' if callable(classes) else classes} |")
+    return "\n".join(lines)
+
+
+def parameter_table(name: str, original: Original, every: bool = True) -> Table:
+    """What is taken and what is kept of a network, one row a parameter; `every` False: of the kept only tensors with two
+    or more dimensions."""
+    table = Table(title=name, title_justify="left", title_style="bold")
+    for heading, justify in (
+        ("parameter", "left"),
+        ("shape", "left"),
+        ("kernel", "left"),
+        ("kernels", "right"),
+        ("", "left"),
+    ):
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for choice in original.choices:
+        if not choice.taken and not every and len(choice.shape) < 2:
+            continue
+        fate = "[green]taken[/green]" if choice.taken else f"kept: {choice.reason}"
+        kernels = f"{choice.kernels:,}" if choice.kernels else "-"
+        table.add_row(choice.name, "x".join(map(str, choice.shape)), choice.kernel_size, kernels, fate)
+    return table
+
+
+def totals(original: Original) -> str:
+    """The sums of `parameter_table`, in words."""
+    taken = [choice for choice in original.choices if choice.taken]
+    weights = sum(w.numel() for w in original.weights)
+    sizes: dict[str, list[int]] = {}
+    for choice in taken:
+        sizes.setdefault(choice.kernel_size, []).append(choice.kernels)
+    parts: Sequence[str] = [f"{sum(n):,} of {size} in {len(n)} tensors" for size, n in sizes.items()]
+    return (
+        f"{len(taken)} of {len(original.choices)} parameter tensors taken: {weights:,} of {original.num_parameters:,} "
+        f"parameters ({weights / original.num_parameters:.1%})\nkernels: {'; '.join(parts)}"
+    )

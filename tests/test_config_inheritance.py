@@ -1,0 +1,441 @@
+"""Configurations built on others (`base`), overridden on the command line, with several networks, with heads left open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nern.cli import main
+from nern.config import Config, OriginalConfig, read_config_file
+from nern.errors import NernError
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a file below the test's folder: text, or keys and values."""
+
+    def file(name: str, content: str | dict[str, Any]) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+        return path
+
+    return file
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configs that `nern train` was asked to train; it trains none."""
+    configs: list[Config] = []
+    monkeypatch.setattr("nern.cli.train", lambda config, *_: configs.append(config))
+    return configs
+
+
+# --- base --------------------------------------------------------------------------------------------------------
+
+
+def test_config_starts_from_its_base(write: Write) -> None:
+    write("base.yaml", "epochs: 3\nbatch_size: 7\n")
+    config = Config.load(write("own.yaml", "base: base.yaml\nbatch_size: 9\n"))
+    assert (config.epochs, config.batch_size) == (3, 9)
+
+
+def test_base_is_no_key_of_the_result(write: Write) -> None:
+    write("base.yaml", "epochs: 3\n")
+    assert read_config_file(write("own.yaml", "base: base.yaml\nseed: 1\n"), Config) == {"epochs": 3, "seed": 1}
+
+
+def test_bases_may_have_bases(write: Write) -> None:
+    write("a.yaml", "epochs: 1\nseed: 1\nbatch_size: 1\nnum_workers: 1\n")
+    write("b.yaml", "base: a.yaml\nseed: 2\nbatch_size: 2\nnum_workers: 2\n")
+    write("c.yaml", "base: b.yaml\nbatch_size: 3\nnum_workers: 3\n")
+    values = read_config_file(write("d.yaml", "base: c.yaml\nnum_workers: 4\n"), Config)
+    assert values == {"epochs": 1, "seed": 2, "batch_size": 3, "num_workers": 4}
+
+
+def test_later_bases_win_and_own_keys_over_all(write: Write) -> None:
+    write("first.yaml", "epochs: 1\nseed: 1\nbatch_size: 1\n")
+    write("second.yaml", "seed: 2\nbatch_size: 2\n")
+    values = read_config_file(write("own.yaml", "batch_size: 3\nbase: [first.yaml, second.yaml]\n"), Config)
+    assert values == {"epochs": 1, "seed": 2, "batch_size": 3}
+
+
+def test_two_bases_may_share_one(write: Write) -> None:
+    write("root.yaml", "epochs: 1\nseed: 1\n")
+    write("left.yaml", "base: root.yaml\nbatch_size: 5\n")
+    write("right.yaml", "base: root.yaml\nnum_workers: 6\n")
+    values = read_config_file(write("own.yaml", "base: [left.yaml, right.yaml]\n"), Config)
+    assert values == {"epochs": 1, "seed": 1, "batch_size": 5, "num_workers": 6}
+
+
+def test_base_is_found_from_its_own_file(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("top.yaml", "seed: 5\n")
+    write("parts/middle.yaml", "base: ../top.yaml\nepochs: 6\n")
+    write("mine/own.yaml", "base: ../parts/middle.yaml\n")
+    write("elsewhere/top.yaml", "seed: 99\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert Config.load("../mine/own.yaml").seed == 5
+    assert Config.load(tmp_path / "mine" / "own.yaml").epochs == 6
+
+
+def test_base_may_be_named_from_the_root_or_the_home(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    base = write("base.yaml", "seed: 5\n")
+    assert Config.load(write("a/own.yaml", {"base": str(base)})).seed == 5
+    assert Config.load(write("a/own.yaml", {"base": "~/base.yaml"})).seed == 5
+
+
+def test_sections_are_merged_key_by_key(write: Write) -> None:
+    write("base.yaml", {"nern": {"num_blocks": 4, "embeddings": {"base": 0.5, "enc_levels": 8}}, "seed": 1})
+    own = write("own.yaml", {"base": "base.yaml", "nern": {"embeddings": {"enc_levels": 9, "type": "ffn"}}})
+    assert read_config_file(own, Config) == {
+        "nern": {"num_blocks": 4, "embeddings": {"base": 0.5, "enc_levels": 9, "type": "ffn"}},
+        "seed": 1,
+    }
+
+
+def test_dotted_keys_and_sections_are_the_same(write: Write) -> None:
+    write("base.yaml", "nern.embeddings.base: 0.5\nnern: {num_blocks: 4}\n")
+    write("second.yaml", "nern: {embeddings: {base: 0.6}}\nnern.hidden_layer_size: 10\n")
+    own = write("own.yaml", "base: [base.yaml, second.yaml]\nnern.embeddings: {enc_levels: 9}\nnern.num_blocks: 5\n")
+    assert read_config_file(own, Config) == {
+        "nern": {"num_blocks": 5, "hidden_layer_size": 10, "embeddings": {"base": 0.6, "enc_levels": 9}}
+    }
+
+
+def test_lists_are_replaced_whole(write: Write) -> None:
+    write("base.yaml", {"nern": {"exclude": ["a", "b"]}, "optim": {"betas": [0.9, 0.99]}, "networks": [{}, {}]})
+    own = {"base": "base.yaml", "nern.exclude": ["c"], "networks": [{"task.task_name": "cifar10"}]}
+    values = read_config_file(write("own.yaml", own), Config)
+    assert values["nern"]["exclude"] == ["c"]
+    assert values["optim"]["betas"] == [0.9, 0.99]
+    assert values["networks"] == [{"task": {"task_name": "cifar10"}}]
+
+
+def test_null_over_a_base_unsets_a_value(write: Write) -> None:
+    write("base.yaml", "epochs: 3\n")
+    config = Config.load(write("own.yaml", "base: base.yaml\nepochs: null\nnum_iterations: 4\n"))
+    assert (config.epochs, config.num_iterations) == (None, 4)
+
+
+@pytest.mark.parametrize("base", ["base.yaml", ["base.yaml"], [], ["base.yaml", "base.yaml"]])
+def test_one_base_several_or_none(write: Write, base: str | list[str]) -> None:
+    write("base.yaml", "# nothing\n")
+    assert Config.load(write("own.yaml", {"base": base})) == Config().check()
+
+
+def test_written_config_needs_no_base(write: Write, tmp_path: Path) -> None:
+    write("base.yaml", "nern: {num_blocks: 4}\n")
+    config = Config.load(write("own.yaml", "base: base.yaml\nepochs: 2\n"))
+    config.save(tmp_path / "elsewhere" / "config.yaml")
+    assert Config.load(tmp_path / "elsewhere" / "config.yaml") == config
+    assert "base.yaml" not in config.to_yaml()
+
+
+def test_configs_of_originals_have_bases_too(write: Write) -> None:
+    write("base.yaml", "optim: {lr: 0.1}\nepochs: 9\n")
+    config = OriginalConfig.load(write("own.yaml", "base: base.yaml\nepochs: 2\n"))
+    assert (config.optim.lr, config.epochs) == (0.1, 2)
+
+
+# --- bases that cannot work --------------------------------------------------------------------------------------
+
+
+def test_circle_names_its_files(write: Write) -> None:
+    for name, base in (("a", "b"), ("b", "c"), ("c", "a")):
+        write(f"{name}.yaml", f"base: {base}.yaml\n")
+    with pytest.raises(NernError, match=r"circle: \S*a\.yaml -> \S*b\.yaml -> \S*c\.yaml -> \S*a\.yaml$") as caught:
+        Config.load(write("outside.yaml", "base: a.yaml\n"))
+    assert "outside" not in str(caught.value)
+
+
+def test_file_that_is_its_own_base_is_a_circle(write: Write) -> None:
+    write("parts/other.yaml", "")
+    with pytest.raises(NernError, match=r"circle: \S*own\.yaml -> \S*own\.yaml$"):
+        Config.load(write("own.yaml", "base: parts/../own.yaml\n"))
+
+
+def test_missing_base_names_both_files(write: Write) -> None:
+    with pytest.raises(NernError, match=r"base of \S*own\.yaml\).*no such file: \S*absent\.yaml"):
+        Config.load(write("own.yaml", "base: absent.yaml\n"))
+
+
+def test_missing_base_of_a_base_names_the_file_that_asks_for_it(write: Write) -> None:
+    write("middle.yaml", "base: absent.yaml\n")
+    with pytest.raises(NernError, match=r"base of \S*middle\.yaml\).*no such file: \S*absent\.yaml"):
+        Config.load(write("own.yaml", "base: middle.yaml\n"))
+
+
+def test_folder_as_base_is_refused(write: Write) -> None:
+    write("parts/base.yaml", "")
+    with pytest.raises(NernError, match=r"base of \S*own\.yaml\).*parts is a folder"):
+        Config.load(write("own.yaml", "base: parts\n"))
+
+
+@pytest.mark.parametrize("base", [3, None, True, {"file": "base.yaml"}, ["base.yaml", 3], [["base.yaml"]]])
+def test_base_of_another_type_is_refused(write: Write, base: object) -> None:
+    write("base.yaml", "")
+    with pytest.raises(NernError, match=r"own\.yaml: base must be a file name or a list of them, not"):
+        Config.load(write("own.yaml", {"base": base}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- 1\n", "holds list, not keys and values"),
+        ("epochs: [1\n", "is not valid YAML"),
+        ("epochs: 1\nepochs: 2\n", "'epochs' is given twice"),
+        ("nern.init: fmod\nnern: {init: default}\n", "nern.init is given twice"),
+        ("epochs: !!python/object:os.system 1\n", "is not valid YAML"),
+    ],
+)
+def test_malformed_base_is_named(write: Write, content: str, message: str) -> None:
+    write("base.yaml", content)
+    with pytest.raises(NernError, match=rf"base\.yaml.*{message}"):
+        Config.load(write("own.yaml", "base: base.yaml\nepochs: 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nern: {num_block: 3}\n", r"'nern\.num_block'; did you mean 'nern\.num_blocks'"),
+        ("nern: 3\n", "nern is a section"),
+        ("nern: {num_blocks: many}\n", r"nern\.num_blocks"),
+        ("nern: {method: nonesuch}\n", r"nern\.method.*'nonesuch'"),
+        ("batch_size: 0\n", r"batch_size \(=0\)"),
+        ("nern: {base: other.yaml}\n", r"'nern\.base'"),
+    ],
+)
+def test_what_a_base_says_is_checked(write: Write, content: str, message: str) -> None:
+    write("base.yaml", content)
+    with pytest.raises(NernError, match=message):
+        Config.load(write("own.yaml", "base: base.yaml\n"))
+
+
+def test_base_is_a_matter_of_files() -> None:
+    with pytest.raises(NernError, match="unknown configuration key 'base'"):
+        Config.from_dict({"base": "base.yaml"})
+
+
+# --- the command line --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_options_win_over_file_and_base_wherever_they_stand(write: Write, trained: list[Config], last: bool) -> None:
+    write("base.yaml", "nern: {hidden_layer_size: 10, num_blocks: 4, weights_batch_size: 8}\nepochs: 5\n")
+    own = write("own.yaml", "base: base.yaml\nnern.num_blocks: 5\nepochs: 6\n")
+    file, options = ["--config_path", str(own)], ["--nern.hidden_layer_size", "30", "--epochs=7"]
+    assert main(["train", *(file + options if last else options + file)]) == 0
+    (config,) = trained
+    assert (config.nern.hidden_layer_size, config.nern.num_blocks, config.nern.weights_batch_size) == (30, 5, 8)
+    assert config.epochs == 7
+
+
+def test_option_can_unset_what_a_base_sets(write: Write, trained: list[Config]) -> None:
+    write("base.yaml", "epochs: 5\noriginal_model_path: a.pt\n")
+    own = write("own.yaml", "base: base.yaml\n")
+    options = ["--epochs", "null", "--num_iterations", "3", "--original_model_path", "null"]
+    assert main(["train", "--config_path", str(own), *options]) == 0
+    assert (trained[0].epochs, trained[0].num_iterations, trained[0].original_model_path) == (None, 3, None)
+
+
+def test_later_of_two_files_wins_with_its_base(write: Write, trained: list[Config]) -> None:
+    write("base.yaml", "seed: 3\nbatch_size: 3\n")
+    first = write("first.yaml", "seed: 1\nepochs: 1\nnern: {num_blocks: 4}\n")
+    second = write("second.yaml", "base: base.yaml\nbatch_size: 2\nnern: {hidden_layer_size: 5}\n")
+    assert main(["train", "--config_path", str(first), f"--config_path={second}"]) == 0
+    (config,) = trained
+    assert (config.seed, config.epochs, config.batch_size) == (3, 1, 2)
+    assert (config.nern.num_blocks, config.nern.hidden_layer_size) == (4, 5)
+
+
+def test_command_line_reads_what_load_reads(write: Write, trained: list[Config]) -> None:
+    write("base.yaml", {"nern": {"exclude": ["a"]}, "task.original_model_kwargs": {"option": "B"}, "optim.lr": 5e-3})
+    own = write("own.yaml", {"base": "base.yaml", "task.original_model_kwargs.widths": [4, 4, 4]})
+    assert main(["train", "--config_path", str(own)]) == 0
+    assert trained == [Config.load(own)]
+    assert trained[0].task.original_model_kwargs == {"option": "B", "widths": [4, 4, 4]}
+
+
+def test_error_of_a_base_ends_the_command(write: Write, trained: list[Config], capsys: Any) -> None:
+    own = write("own.yaml", "base: absent.yaml\n")
+    assert main(["train", "--config_path", str(own)]) == 2
+    assert "absent.yaml" in capsys.readouterr().err.replace("\n", "")
+    assert not trained
+
+
+# --- several networks --------------------------------------------------------------------------------------------
+
+TWO = [
+    {"original_model_path": "weights/a.pt", "task": {"task_name": "digits", "data_dir": "data"}},
+    {
+        "original_model_path": "pretrained:digits-resnet8",
+        "task": {"original_model_name": "mine/nets.py:make", "original_model_kwargs": {"option": "B"}, "mixup": 0.5},
+        "include": ["*.weight"],
+        "exclude": ["stem.*"],
+        "feature_maps": ["a", "b:input"],
+    },
+]
+
+
+def of_networks(networks: Sequence[Any], **values: Any) -> Config:
+    return Config.from_dict({"networks": list(networks)} | values)
+
+
+def test_networks_are_read_as_sections() -> None:
+    config = of_networks(TWO)
+    assert [n.original_model_path for n in config.networks] == ["weights/a.pt", "pretrained:digits-resnet8"]
+    assert [n.task.original_model_name for n in config.networks] == ["ResNet8", "mine/nets.py:make"]
+    assert config.networks[0].task.data_dir == "data"
+    assert config.networks[1].task.original_model_kwargs == {"option": "B"}
+    assert config.networks[1].include == ["*.weight"]
+
+
+def test_networks_may_be_written_with_dotted_keys(write: Write, trained: list[Config]) -> None:
+    path = write("own.yaml", "networks:\n- task.task_name: cifar10\n  task.original_model_kwargs.option: B\n")
+    (network,) = Config.load(path).networks
+    assert (network.task.task_name, network.task.original_model_kwargs) == ("cifar10", {"option": "B"})
+    assert main(["train", "--config_path", str(path), "--seed", "4"]) == 0
+    assert trained[0].networks == [network]
+
+
+def test_config_of_several_networks_reads_back_equal(tmp_path: Path) -> None:
+    config = of_networks(TWO, nern={"exclude": ["fc.*"]})
+    config.save(tmp_path / "config.yaml")
+    assert Config.load(tmp_path / "config.yaml") == config
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_members_take_what_they_leave_open_from_nern() -> None:
+    config = of_networks(TWO, nern={"include": ["conv*"], "exclude": ["fc.*"], "feature_maps": ["bn1"]})
+    first, second = config.members()
+    assert (first.include, first.exclude, first.feature_maps) == (["conv*"], ["fc.*"], ["bn1"])
+    assert (second.include, second.exclude, second.feature_maps) == (["*.weight"], ["stem.*"], ["a", "b:input"])
+    assert config.networks[0].include is None
+
+
+def test_one_network_is_the_only_member() -> None:
+    (member,) = Config.from_dict({"original_model_path": "a.pt", "task": {"task_name": "cifar10"}}).members()
+    assert (member.original_model_path, member.task.task_name, member.exclude) == ("a.pt", "cifar10", [])
+
+
+def test_paths_of_all_networks_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = of_networks(TWO)
+    first, second = config.with_absolute_paths().networks
+    assert first.original_model_path == str(tmp_path / "weights" / "a.pt")
+    assert first.task.data_dir == str(tmp_path / "data")
+    assert second.original_model_path == "pretrained:digits-resnet8"
+    assert second.task.original_model_name == f"{tmp_path / 'mine' / 'nets.py'}:make"
+    assert config == of_networks(TWO)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"task": {"task_nam": "digits"}}, r"'networks\.task\.task_nam'; did you mean 'networks\.task\.task_name'"),
+        ({"path": "a.pt"}, r"unknown configuration key 'networks\.path'.*networks\.original_model_path"),
+        ({"nern": {"num_blocks": 3}}, r"unknown configuration key 'networks\.nern'"),
+        ({"task": None}, r"networks\.task is a section"),
+        ({"task": "digits"}, r"networks\.task is a section"),
+        ({"task": {"input_size": "large"}}, r"networks.*task\.input_size"),
+        ({"task": {"input_size": 0}}, r"networks\.task\.input_size \(=0\) must be at least 1"),
+        ({"task": {"task_name": "nonesuch"}}, r"task\.task_name.*'nonesuch'"),
+        ({"task": {"task_name": None}}, r"networks.*task_name"),
+        ({"include": "conv1"}, r"networks.*include"),
+        ({"original_model_path": 3}, r"networks.*original_model_path"),
+        ("digits", "networks is a list of sections"),
+        (None, "networks is a list of sections"),
+    ],
+)
+def test_faulty_network_is_refused(write: Write, item: Any, message: str) -> None:
+    networks = [TWO[0], item]
+    with pytest.raises(NernError, match=message):
+        of_networks(networks)
+    with pytest.raises(NernError, match=message):
+        Config.load(write("own.yaml", {"networks": networks}))
+
+
+@pytest.mark.parametrize("value", [{"task": {"task_name": "digits"}}, "digits", 3, None])
+def test_networks_must_be_a_list(value: Any) -> None:
+    with pytest.raises(NernError, match="networks is a list of sections"):
+        Config.from_dict({"networks": value})
+
+
+@pytest.mark.parametrize("alone", [{"original_model_path": "a.pt"}, {"task": {"task_name": "cifar10"}}])
+def test_networks_take_the_place_of_one_network(alone: dict[str, Any]) -> None:
+    with pytest.raises(NernError, match="networks takes the place of original_model_path and task"):
+        of_networks(TWO, **alone)
+
+
+def test_networks_over_a_base_with_one_network_is_refused(write: Write) -> None:
+    write("base.yaml", {"original_model_path": "a.pt"})
+    own = {"base": "base.yaml", "networks": TWO}
+    with pytest.raises(NernError, match="networks takes the place of original_model_path and task"):
+        Config.load(write("own.yaml", own))
+    assert len(Config.load(write("own.yaml", own | {"original_model_path": None})).networks) == 2
+
+
+def test_empty_list_over_a_base_means_one_network(write: Write) -> None:
+    write("base.yaml", {"networks": TWO})
+    own = {"base": "base.yaml", "networks": [], "original_model_path": "a.pt"}
+    assert [m.original_model_path for m in Config.load(write("own.yaml", own)).members()] == ["a.pt"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learn_fc_layer": True}, "learn_fc_layer works with one original network"),
+        ({"nern": {"task_loss_weight": 1.0}}, "needs labels"),
+    ],
+)
+def test_combinations_are_checked_for_every_network(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(NernError, match=message):
+        of_networks([TWO[0], {"task": {"use_random_data": True}}], **values)
+
+
+# --- heads -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("nern", "heads"),
+    [
+        ({}, "per_size"),
+        ({"heads": None}, "per_size"),
+        ({"output_size": 3}, "per_size"),
+        ({"output_size": 5}, "shared"),
+        ({"heads": None, "output_size": 7}, "shared"),
+        ({"heads": "shared"}, "shared"),
+        ({"heads": "shared", "output_size": 5}, "shared"),
+        ({"heads": "per_size"}, "per_size"),
+    ],
+)
+def test_heads_left_open_follow_the_output_size(nern: dict[str, Any], heads: str) -> None:
+    config = Config.from_dict({"nern": nern})
+    assert config.nern.heads == heads
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_output_size_has_no_part_in_heads_by_size(write: Write) -> None:
+    with pytest.raises(NernError, match=r"nern\.output_size \(=5\) has a part only with nern\.heads 'shared'"):
+        Config.from_dict({"nern": {"heads": "per_size", "output_size": 5}})
+    write("base.yaml", "nern.heads: per_size\n")
+    with pytest.raises(NernError, match=r"nern\.output_size \(=5\)"):
+        Config.load(write("own.yaml", "base: base.yaml\nnern.output_size: 5\n"))
+    assert (
+        Config.load(write("own.yaml", "base: base.yaml\nnern: {output_size: 5, heads: null}\n")).nern.heads == "shared"
+    )
+
+
+def test_unknown_heads_list_the_choices() -> None:
+    with pytest.raises(NernError, match=r"nern\.heads 'one'.*per_size, shared"):
+        Config.from_dict({"nern": {"heads": "one"}})

@@ -1,0 +1,247 @@
+"""The published configurations in `experiments/`: what they say, and that each of them trains."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from nern.config import Config, OriginalConfig, read_config_file
+from nern.experiment import Experiment, build_experiment
+from nern.files import save_safetensors
+from nern.objectives.objective import Losses
+from nern.ordering.order import CrossFilterOrdering, InFilterOrdering
+from nern.ordering.store import FILE_NAME, save_ordering
+from nern.originals.build import build_network
+from nern.registry import TASKS
+from nern.tasks import ImageTensors, register_task
+from nern.training.trainer import Trainer
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+SHARED_PARTS = ("base.yaml", "crossfilter.yaml", "infilter.yaml")  # files that others are based on
+FILES = sorted(
+    path.relative_to(EXPERIMENTS).as_posix() for path in EXPERIMENTS.rglob("*.yaml") if path.name not in SHARED_PARTS
+)
+ORIGINALS = [path for path in FILES if path.startswith("originals/")]
+PUBLISHED = [path for path in FILES if path not in ORIGINALS]
+SIZES = {
+    "resnet18/imagenet": (1024, 1140, 1256, 1372),
+    "resnet20/cifar10": (140, 160, 180, 200),
+    "resnet56/cifar10": (240, 280, 320, 360),
+    "resnet56/cifar100": (320, 360, 400),
+}
+CLASSES = 1000
+IMAGES = 20
+
+
+# --- what the files say ------------------------------------------------------------------------------------------
+
+
+def test_every_group_is_there_in_every_ordering_and_size() -> None:
+    expected = set()
+    for folder, sizes in SIZES.items():
+        network, task = folder.split("/")
+        for ordering in ("permute_crossfilter", "permute_infilter", "regular"):
+            if (task, ordering) != ("imagenet", "regular"):
+                expected |= {f"{folder}/{task}_{network}_smoothpes_{ordering}_{size}.yaml" for size in sizes}
+    assert len(expected) == 41
+    assert set(PUBLISHED) == expected
+    assert ORIGINALS
+
+
+def test_every_shared_part_is_a_base_of_something() -> None:
+    parts = {path for path in EXPERIMENTS.rglob("*.yaml") if path.name in SHARED_PARTS}
+    used = set()
+    for path in [*parts, *(EXPERIMENTS / path for path in PUBLISHED)]:
+        bases = yaml.safe_load(path.read_text(encoding="utf-8")).get("base", [])
+        used |= {(path.parent / base).resolve() for base in ([bases] if isinstance(bases, str) else bases)}
+    assert used == parts
+
+
+@pytest.mark.parametrize("path", PUBLISHED)
+def test_published_config_loads(path: str) -> None:
+    config = Config.load(EXPERIMENTS / path)
+    assert config.logging.exp_name == Path(path).stem
+    assert config.logging.log_dir == f"outputs/{Path(path).parent.as_posix()}"
+    assert str(config.nern.hidden_layer_size) == path.rpartition("_")[2].removesuffix(".yaml")
+    mode = config.nern.embeddings.permutations.permute_mode
+    assert f"_permute_{mode}_" in path or (mode == "none" and "_regular_" in path)
+
+
+@pytest.mark.parametrize("path", ORIGINALS)
+def test_config_of_an_original_loads(path: str) -> None:
+    assert OriginalConfig.load(EXPERIMENTS / path).logging.exp_name == Path(path).stem
+
+
+def test_configs_say_what_was_published(shared: Path) -> None:
+    published = json.loads((shared / "golden" / "experiments.json").read_text(encoding="utf-8"))["experiments"]
+    assert set(PUBLISHED) == set(published)
+    for path, expected in published.items():
+        expected["task"].pop("imagenet_path", None)  # a placeholder: the user gives it
+        assert read_config_file(EXPERIMENTS / path, Config) == expected, path
+
+
+# --- that they train ---------------------------------------------------------------------------------------------
+
+
+def _tiny_imagenet(train_kwargs: Any, test_kwargs: Any, **kwargs: Any) -> tuple[ImageTensors, ImageTensors]:
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (IMAGES, 3, 64, 64), generator=rng, dtype=torch.uint8)
+    data = ImageTensors(images, torch.randint(0, CLASSES, (IMAGES,), generator=rng), (0.5,) * 3, (0.2,) * 3)
+    return data, data
+
+
+@pytest.fixture
+def imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few made-up images of 1000 classes in place of the task of this name."""
+    for entries in ("_entries", "_info"):
+        others = {name: entry for name, entry in getattr(TASKS, entries).items() if name != "imagenet"}
+        monkeypatch.setattr(TASKS, entries, others)
+    register_task("imagenet", input_shape=(3, 64, 64), num_classes=CLASSES)(_tiny_imagenet)
+
+
+@pytest.fixture(scope="session")
+def tiny_cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with CIFAR-10 and CIFAR-100 of a few made-up images."""
+    root, rng = tmp_path_factory.mktemp("cifar"), np.random.default_rng(0)
+    for folder, classes, key, names in (
+        ("cifar-10-batches-py", 10, "labels", [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]),
+        ("cifar-100-python", 100, "fine_labels", ["train", "test"]),
+    ):
+        (root / folder).mkdir()
+        for name in names:
+            data = rng.integers(0, 256, (IMAGES, 3072), dtype=np.uint8)
+            entry = {"data": data, key: rng.integers(0, classes, IMAGES).tolist()}
+            (root / folder / name).write_bytes(pickle.dumps(entry, protocol=2))
+    return root
+
+
+@pytest.fixture(scope="session")
+def cifar_networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with random weights of each CIFAR network, option B. Their norms divide by 10: a deep network that an
+    untrained predictor makes would overflow."""
+    folder = tmp_path_factory.mktemp("networks")
+    for group, classes in (("resnet20/cifar10", 10), ("resnet56/cifar10", 10), ("resnet56/cifar100", 100)):
+        name = {"resnet20": "ResNet20", "resnet56": "ResNet56"}[group.partition("/")[0]]
+        state = build_network(name, {"option": "B", "num_classes": classes}).state_dict()
+        state |= {key: torch.full_like(value, 100.0) for key, value in state.items() if key.endswith("running_var")}
+        save_safetensors(folder / f"{group}.safetensors", state)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def orderings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a group's first run leaves its ordering for the others."""
+    return tmp_path_factory.mktemp("orderings")
+
+
+@pytest.fixture(scope="session")
+def random_orderings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random orderings of ResNet18, whose kernels take minutes to order."""
+    root, rng = tmp_path_factory.mktemp("random"), torch.Generator().manual_seed(0)
+    state = build_network("ResNet18").state_dict()
+    weights = [w for name, w in state.items() if name.startswith("layer") and w.shape[2:] == (3, 3)]
+    sizes = [tuple(weight.shape[:2]) for weight in weights]
+    cross = CrossFilterOrdering([torch.randperm(co * ci, generator=rng) for co, ci in sizes])
+    inner = InFilterOrdering(
+        [torch.randperm(co, generator=rng) for co, _ in sizes],
+        [torch.rand(co, ci, generator=rng).argsort(1) for co, ci in sizes],
+    )
+    for ordering in (cross, inner):
+        save_ordering(root / ordering.mode / FILE_NAME, ordering)
+    return root
+
+
+def short(path: str, tmp_path: Path, **changes: Any) -> Config:
+    """The config of three steps with images, over the file at `path`; sections and names are joined by two underscores."""
+    values = {
+        "base": str(EXPERIMENTS / path),
+        "no_cuda": True,
+        "loss_warmup_iterations": 0,
+        "epochs": None,
+        "num_iterations": 3,
+        "logging.log_dir": str(tmp_path / "outputs"),
+        "logging.tracker": "none",
+    }
+    values |= {key.replace("__", "."): value for key, value in changes.items()}
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return Config.load(tmp_path / "short.yaml")
+
+
+def train(config: Config) -> Experiment:
+    """Train; every loss of every step is finite and taken from images, and the predictor moves."""
+    experiment = build_experiment(config)
+    trainer = Trainer(config, experiment.members, experiment.nern, experiment.extra)
+    before = [p.detach().clone() for p in trainer.parameters]
+    steps: list[Losses] = []
+    trainer.on_step = lambda step, losses: steps.append(losses)
+    trainer.fit()
+    assert len(steps) == trainer.step == 3
+    for losses in steps:
+        assert set(losses.terms) == {"reconstruction", "feature_maps", "distillation"}
+        values = {name: float(value.detach()) for name, value in losses.terms.items()} | {
+            "total": float(losses.total.detach())
+        }
+        assert all(math.isfinite(value) for value in values.values()), values
+        assert min(values["reconstruction"], values["feature_maps"]) > 0
+    assert all(torch.isfinite(p).all() for p in trainer.parameters)
+    assert not any(torch.equal(p, b) for p, b in zip(trainer.parameters, before, strict=True))
+    assert len(trainer.history.evaluations) == 1
+    return experiment
+
+
+@pytest.mark.filterwarnings("ignore:num_gpus is 2:nern.errors.NernWarning")
+@pytest.mark.parametrize("path", [path for path in PUBLISHED if "cifar" in path])
+def test_cifar_experiment_trains(
+    path: str, tmp_path: Path, tiny_cifar: Path, cifar_networks: Path, orderings: Path
+) -> None:
+    group, small = Path(path).parent, "resnet20" in path
+    size = int(path.rpartition("_")[2].removesuffix(".yaml"))
+    config = short(
+        path,
+        tmp_path,
+        batch_size=8 if small else 2,
+        original_model_path=str(cifar_networks / f"{group}.safetensors"),
+        nern__hidden_layer_size=size if small else size // 8,
+        task__data_dir=str(tiny_cifar),
+        nern__embeddings__permutations__path=str(orderings / path.rpartition("_")[0]),
+    )
+    assert len(train(config).nern.table.shapes) == (19 if small else 55)
+
+
+@pytest.mark.filterwarnings("ignore:(num_gpus is 2|original_model_path is not set):nern.errors.NernWarning")
+@pytest.mark.usefixtures("imagenet")
+@pytest.mark.parametrize("path", [path for path in PUBLISHED if "resnet18" in path])
+def test_imagenet_experiment_trains_on_the_first_stage(path: str, tmp_path: Path, orderings: Path) -> None:
+    config = short(
+        path,
+        tmp_path,
+        batch_size=2,
+        original_model_path=None,
+        nern__hidden_layer_size=int(path.rpartition("_")[2].removesuffix(".yaml")) // 16,
+        nern__include=["layer1.?.conv?.weight"],
+        nern__embeddings__permutations__path=str(orderings / path.rpartition("_")[0]),
+    )
+    assert len(train(config).nern.table.shapes) == 4
+
+
+@pytest.mark.filterwarnings("ignore:(num_gpus is 2|original_model_path is not set):nern.errors.NernWarning")
+@pytest.mark.usefixtures("imagenet")
+@pytest.mark.parametrize("mode", ["crossfilter", "infilter"])
+def test_imagenet_experiment_trains_on_all_stages(mode: str, tmp_path: Path, random_orderings: Path) -> None:
+    config = short(
+        f"resnet18/imagenet/imagenet_resnet18_smoothpes_permute_{mode}_1024.yaml",
+        tmp_path,
+        batch_size=2,
+        original_model_path=None,
+        nern__hidden_layer_size=8,
+        nern__embeddings__permutations__path=str(random_orderings / mode),
+    )
+    assert train(config).nern.table.rows == 1_220_608

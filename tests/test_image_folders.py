@@ -1,0 +1,708 @@
+"""imagefolder and imagenet: folders of images as tasks, in memory and streamed; images that cannot be read."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import signal
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+import nern
+from nern import Config, NernError
+from nern.cli import main
+from nern.config import TaskConfig
+from nern.errors import NernWarning
+from nern.evaluation import accuracy
+from nern.originals import CifarResNet
+from nern.originals.input_format import InputFormat
+from nern.registry import TASK_LOSSES, TASKS
+from nern.tasks import ImageTensors, Task, build_task, image_folder, register_task
+from nern.tasks.base import DataSettings, LoaderSet, LoaderStream, classes_of, default_of
+from nern.tasks.image_folder import evaluation_transform, not_too_long, read_image, training_transform
+from nern.tasks.mixing import MixedStream
+from nern.training import Interrupted, RunFolder, Trainer
+
+CPU = torch.device("cpu")
+CLASSES = ("ant", "bee", "cat")
+
+
+def write_image(path: Path, size: tuple[int, int] = (20, 14), seed: int = 0, **options: Any) -> Path:
+    """Coloured noise, a square of one colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 60, (size[1], size[0], 3)) + rng.integers(0, 190, 3)
+    Image.fromarray(pixels.astype(np.uint8)).save(path, **options)
+    return path
+
+
+def write_folders(root: Path, train: int = 8, test: int = 4, test_name: str = "val", **options: Any) -> Path:
+    """Images of each class: `train` and `test` of them."""
+    for split, count in (("train", train), (test_name, test)):
+        for label, name in enumerate(CLASSES):
+            for number in range(count):
+                seed = 1000 * label + number + 500 * (split != "train")
+                write_image(root / split / name / f"{number:02}.png", seed=seed, **options)
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """train/ with eight and val/ with four images of each of three classes."""
+    return write_folders(tmp_path / "images")
+
+
+def load(root: Path | None, held_out: int = 0, train: bool = True, **given: Any) -> Task:
+    """The task of images of 8 x 8 pixels; `given` are keys of its section and of `DataSettings`."""
+    settings = {"batch_size": 5, "eval_batch_size": 4, "num_workers": 0, "seed": 0, "held_out_images": held_out}
+    settings |= {key: given.pop(key) for key in list(given) if key in DataSettings.__dataclass_fields__}
+    section = {"task_name": "imagefolder", "data_dir": None if root is None else str(root), "input_size": 8}
+    return build_task(TaskConfig(**(section | given)), DataSettings(**settings), CPU, train)
+
+
+def whole(data: Any, batch_size: int = 4) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*data.batches(batch_size), strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def same(a: tuple[Tensor, Tensor | None], b: tuple[Tensor, Tensor | None]) -> bool:
+    assert a[1] is not None
+    assert b[1] is not None
+    return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+
+
+STORED = {"in memory": {"in_memory": True}, "streamed": {"in_memory": False}}
+stored = pytest.mark.parametrize("how", STORED.values(), ids=list(STORED))
+
+
+# --- folders -----------------------------------------------------------------------------------------------------
+
+
+@stored
+@pytest.mark.parametrize("test_name", ["val", "test", "validation"])
+def test_classes_are_numbered_in_the_order_of_their_names(how: dict[str, bool], test_name: str, tmp_path: Path) -> None:
+    task = load(write_folders(tmp_path, test_name=test_name), **how)
+    assert (task.num_classes, task.input_shape) == (3, (3, 8, 8))
+    assert task.train.steps_per_epoch == 5  # 24 images in batches of 5
+    images, labels = whole(task.test)
+    assert (images.shape, images.dtype) == ((12, 3, 8, 8), torch.float32)
+    assert labels.tolist() == [0, 1, 2] * 4  # classes take turns, so that some images are of all classes
+    assert whole(load(tmp_path, test_images=5, **how).test)[1].tolist() == [0, 1, 2, 0, 1]
+    labels = torch.cat([task.train.batch(step)[1] for step in range(5)])
+    assert labels.sort().values.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+
+
+def test_nested_folders_count_and_hidden_or_other_files_do_not(folder: Path) -> None:
+    write_image(folder / "val" / "bee" / "more" / "deep" / "x.JPG", format="JPEG")
+    for name in ("val/bee/notes.txt", "val/bee/._00.png", "val/.thumbnails/x.png", "val/README", "train/.DS_Store"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("no image")
+    task = load(folder, train=False)
+    assert task.num_classes == 3
+    assert sorted(whole(task.test)[1].tolist()) == [0] * 4 + [1] * 5 + [2] * 4
+    assert task.skipped() == []
+
+
+def test_a_split_that_is_not_used_need_not_be_there(folder: Path) -> None:
+    (folder / "train").rename(folder / "elsewhere")
+    assert len(load(folder, train=False).test) == 12
+    with pytest.raises(NernError, match=r"has no folder train/; it holds: elsewhere/, val/"):
+        load(folder)
+    (folder / "val").rename(folder / "validate")
+    (folder / "elsewhere").rename(folder / "train")
+    assert load(folder, test_images=0).train.steps_per_epoch == 5
+    with pytest.raises(NernError, match=r"no folder val/ or test/ or validation/; it holds: train/, validate/"):
+        load(folder)
+
+
+def test_up_to_a_size_images_are_held_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = load(folder)
+    assert isinstance(task.train.data, ImageTensors)
+    assert isinstance(task.test, ImageTensors)
+    monkeypatch.setattr(image_folder, "MEMORY_BYTES", 12 * 3 * 8 * 8)  # the test images' size, exactly
+    task = load(folder)
+    assert isinstance(task.train, LoaderStream)
+    assert isinstance(task.test, ImageTensors)
+    assert isinstance(load(folder, in_memory=False).test, LoaderSet)
+    assert isinstance(load(folder, in_memory=True).train.data, ImageTensors)
+
+
+def test_a_policy_of_augmentation_needs_streaming(folder: Path) -> None:
+    task = load(folder, auto_augment="rand-m9-mstd0.5-inc1")
+    assert isinstance(task.train, LoaderStream)
+    assert isinstance(task.test, ImageTensors)
+    assert isinstance(load(folder, auto_augment="none").train.data, ImageTensors)
+    with pytest.raises(NernError, match=r"auto_augment works on images that are streamed; set task.in_memory to false"):
+        load(folder, auto_augment="rand-m9", in_memory=True)
+
+
+# --- images ------------------------------------------------------------------------------------------------------
+
+
+def test_images_in_memory_and_streamed_are_the_same(folder: Path) -> None:
+    memory, stream = (
+        load(folder, held_out=2, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7], **how) for how in STORED.values()
+    )
+    for name in ("test", "held_out"):
+        (images, labels), (streamed, streamed_labels) = whole(getattr(memory, name)), whole(getattr(stream, name))
+        torch.testing.assert_close(images, streamed, rtol=0, atol=1e-5)
+        assert torch.equal(labels, streamed_labels)
+
+
+def test_evaluation_shows_the_centre_of_the_resized_image() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 3), dtype=np.uint8)
+    images = InputFormat((3, 16, 16), (0.5,) * 3, (0.25,) * 3, crop=16 / 20)
+    shown = evaluation_transform(images, normalize=False)(Image.fromarray(pixels))  # 20 rows as they are
+    assert torch.equal(shown, torch.from_numpy(pixels[2:18, 8:24]).permute(2, 0, 1))
+    normalized = evaluation_transform(images)(Image.fromarray(pixels))
+    torch.testing.assert_close(normalized, (shown / 255 - 0.5) / 0.25, rtol=0, atol=1e-6)
+    oblong = evaluation_transform(InputFormat((3, 10, 16), crop=0.5), normalize=False)
+    assert oblong(Image.fromarray(pixels)).shape == (3, 10, 16)
+
+
+@pytest.mark.parametrize("resized", [232, 235, 256, 342, 518])
+def test_the_size_that_metadata_mean_is_met(resized: int) -> None:
+    transform = evaluation_transform(InputFormat(crop=224 / resized))
+    assert transform.transforms[1].transforms[0].size == resized
+
+
+def test_images_in_memory_are_padded_by_an_eighth_and_mirrored(folder: Path) -> None:
+    data = load(folder, input_size=24).train.data
+    assert (data.pad, data.flip) == (3, True)
+
+
+COLOURS: dict[str, tuple[Any, tuple[int, int, int]]] = {
+    "1": (1, (255, 255, 255)),
+    "L": (100, (100, 100, 100)),
+    "LA": ((100, 9), (100, 100, 100)),
+    "P": (0, (10, 20, 30)),
+    "RGB": ((10, 20, 30), (10, 20, 30)),
+    "RGBA": ((10, 20, 30, 0), (10, 20, 30)),
+    "CMYK": ((245, 235, 225, 0), (10, 20, 30)),
+    "I;16": (25700, (100, 100, 100)),
+    "I": (25700, (100, 100, 100)),
+    "F": (100.2, (100, 100, 100)),
+    "F, up to 1": (0.4, (102, 102, 102)),
+}
+
+
+@pytest.mark.parametrize("mode", COLOURS)
+def test_images_of_every_kind_become_grey_or_colour(mode: str, tmp_path: Path) -> None:
+    colour, expected = COLOURS[mode]
+    image = Image.new(mode.partition(",")[0], (5, 4), colour)
+    if mode == "P":
+        image.putpalette([10, 20, 30])
+        image.info["transparency"] = bytes([0, 255])  # Pillow warns of these
+    path = tmp_path / ("x.tif" if mode[0] in "CF" or mode == "I" else "x.png")
+    image.save(path)
+    read = read_image(str(path), 3)
+    assert (read.mode, read.size, read.getpixel((2, 2))) == ("RGB", (5, 4), expected)
+    grey = read_image(str(path), 1)
+    assert grey.mode == "L"
+    assert grey.getpixel((2, 2)) == Image.new("RGB", (1, 1), expected).convert("L").getpixel((0, 0))
+
+
+def test_images_are_turned_as_their_exif_data_say(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    path = write_image(tmp_path / "x.jpg", size=(20, 10), exif=exif)
+    assert read_image(str(path), 3).size == (10, 20)
+    assert read_image(str(path), 3, upright=False).size == (20, 10)
+    damaged = write_image(tmp_path / "y.jpg", size=(20, 10), exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert read_image(str(damaged), 3).size == (20, 10)
+
+
+@given(width=st.integers(1, 3000), height=st.integers(1, 40), tall=st.booleans(), grey=st.booleans())
+def test_images_of_every_size_are_taken(width: int, height: int, tall: bool, grey: bool) -> None:
+    image = Image.new("L" if grey else "RGB", (height, width) if tall else (width, height), 7)
+    images = InputFormat((1, 8, 8), (0.5,), (0.5,)) if grey else InputFormat((3, 8, 8))
+    assert max(not_too_long(image).size) <= 16 * min(image.size)
+    assert evaluation_transform(images, normalize=False)(image).eq(7).all() or not grey
+    for transform in (evaluation_transform(images), training_transform(images, "rand-m9-mstd0.5-inc1")):
+        assert transform(image).shape == images.shape
+
+
+@stored
+def test_tiny_and_lone_images_are_taken(how: dict[str, bool], tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_image(tmp_path / split / "point" / "x.png", size=(1, 1))
+        write_image(tmp_path / split / "line" / "x.png", size=(1, 900))
+    task = load(tmp_path, **how, batch_size=2, held_out=1000)
+    assert task.held_out is None
+    images, labels = task.train.batch(0)
+    assert images.shape == (2, 3, 8, 8)
+    assert sorted(labels.tolist()) == whole(task.test)[1].tolist() == [0, 1]
+    assert torch.isfinite(images).all()
+
+
+@stored
+def test_networks_may_see_grey(how: dict[str, bool], folder: Path) -> None:
+    original = type("Original", (), {"input_format": InputFormat((1, 8, 8), (0.5,), (0.5,))})()
+    section = TaskConfig(task_name="imagefolder", data_dir=str(folder), auto_augment="none", **how)
+    settings = DataSettings(batch_size=5, eval_batch_size=4, num_workers=0, seed=0)
+    task = build_task(section, settings, CPU, original=original)
+    assert task.train.batch(0)[0].shape == (5, 1, 8, 8)
+    assert whole(task.test)[0].shape == (12, 1, 8, 8)
+    original.input_format = InputFormat((4, 8, 8), (0.5,) * 4, (0.5,) * 4)
+    with pytest.raises(NernError, match=r"expects images of 4 channels; image files give 1 \(grey\) or 3 \(colour\)"):
+        build_task(section, settings, CPU, original=original)
+    original.input_format = InputFormat(interpolation="sharp")
+    with pytest.raises(NernError, match=r"unknown interpolation 'sharp'"):
+        build_task(section, settings, CPU, original=original)
+
+
+# --- streams -----------------------------------------------------------------------------------------------------
+
+MIXED = {"in_memory": False, "auto_augment": "rand-m9-mstd0.5-inc1", "mixup": 0.8, "cutmix": 1.0}
+
+
+@pytest.mark.usefixtures("rng_untouched")
+@pytest.mark.parametrize("given", [STORED["streamed"], MIXED, {"in_memory": True, "mixup": 1.0}], ids=str)
+def test_batches_are_a_function_of_seed_and_step(given: dict[str, Any], folder: Path) -> None:
+    stream = load(folder, **given).train
+    reached = [stream.batch(step) for step in range(8)]
+    for step in (7, 4, 0):
+        assert same(load(folder, **given).train.batch(step), reached[step])
+    assert not torch.equal(load(folder, **given, seed=1).train.batch(4)[0], reached[4][0])
+    assert not torch.equal(reached[0][0], reached[5][0])
+    with_worker = load(folder, **given, num_workers=1)
+    for step in (3, 4, 5):
+        assert same(with_worker.train.batch(step), reached[step])
+    assert same(whole(with_worker.test), whole(load(folder, **given).test))
+
+
+def test_mixed_labels_are_shares_of_the_classes(folder: Path) -> None:
+    stream = load(folder, **MIXED).train
+    assert isinstance(stream, MixedStream)
+    labels = torch.cat([stream.batch(step)[1] for step in range(20)])
+    assert labels.shape == (96, 3)
+    assert labels.min() >= 0
+    torch.testing.assert_close(labels.sum(1), torch.ones(96))
+    assert ((labels > 0).sum(1) == 2).any()
+    plain = [load(folder, in_memory=False).train.batch(step)[1] for step in range(5)]
+    for step, numbers in enumerate(plain):  # the same images, in the same order, lead each mixture or follow in it
+        assert (stream.batch(step)[1].gather(1, numbers[:, None]) > 0).any()
+
+
+def test_held_out_images_are_streamed_without_augmentation(folder: Path) -> None:
+    memory, stream = (load(folder, held_out=2, **how) for how in STORED.values())
+    assert len(stream.held_out) == 2
+    torch.testing.assert_close(whole(stream.held_out)[0], whole(memory.held_out)[0], rtol=0, atol=1e-5)
+    assert same(whole(stream.held_out), whole(stream.held_out))
+
+
+@pytest.mark.parametrize("name", ["CELoss", "StableCELoss", "NLLLoss"])
+def test_task_losses_take_shares_of_the_classes_as_labels(name: str, rng: torch.Generator) -> None:
+    loss = TASK_LOSSES[name]
+    outputs = torch.randn(6, 4, generator=rng).log_softmax(1)
+    first, second = (torch.randint(0, 4, (6,), generator=rng) for _ in range(2))
+    shares = 0.3 * torch.eye(4)[first] + 0.7 * torch.eye(4)[second]
+    torch.testing.assert_close(loss(outputs, torch.eye(4)[first]), loss(outputs, first))
+    torch.testing.assert_close(loss(outputs, shares), 0.3 * loss(outputs, first) + 0.7 * loss(outputs, second))
+
+
+# --- images that cannot be read ----------------------------------------------------------------------------------
+
+
+def spoil(root: Path, names: Sequence[str]) -> set[str]:
+    """Damages these images, each in another way; their paths."""
+    kinds: list[Callable[[bytes], bytes]] = [
+        lambda content: content[: len(content) // 2],  # truncated
+        lambda content: b"<html>not found</html>",
+        lambda content: b"",
+        lambda content: content[:60] + bytes(40) + content[100:],
+    ]
+    for number, name in enumerate(names):
+        path = root / name
+        path.write_bytes(kinds[number % len(kinds)](path.read_bytes()))
+    return {str(root / name) for name in names}
+
+
+BAD = [
+    "train/ant/00.png",
+    "train/bee/01.png",
+    "train/bee/02.png",
+    "train/cat/07.png",
+    "val/ant/00.png",
+    "val/cat/03.png",
+]
+
+
+def used(make: Callable[..., Task], *args: Any, **given: Any) -> tuple[Task, list[Any], Any, Any]:
+    """A task with the batches of its first epoch, and its test images twice."""
+    task = make(*args, **given)
+    batches = [task.train.batch(step) for step in range(task.train.steps_per_epoch)]
+    return task, batches, whole(task.test), whole(task.test)
+
+
+@stored
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_images_that_cannot_be_read_are_left_out_and_named(
+    how: dict[str, bool], num_workers: int, folder: Path
+) -> None:
+    bad = spoil(folder, BAD)
+    with pytest.warns(NernWarning, match=r"(train|val)/.*\.png cannot be read \(.+\). It is left out") as caught:
+        task, batches, first, again = used(load, folder, **how, num_workers=num_workers)
+    assert len([w for w in caught if issubclass(w.category, NernWarning)]) == 1
+    assert {len(images) for images, _ in batches} <= {1, 2, 3, 4, 5}
+    labels = torch.cat([labels for _, labels in batches]).bincount().tolist()
+    assert labels == [7, 6, 7]
+    assert first[1].bincount().tolist() == [3, 4, 3]
+    assert same(first, again)
+    assert set(task.skipped()) == bad
+    assert task.skipped() == sorted(bad)
+
+
+@pytest.mark.filterwarnings("ignore::nern.errors.NernWarning")
+def test_batches_of_a_damaged_set_are_a_function_of_seed_and_step(folder: Path) -> None:
+    spoil(folder, [f"train/{name}/{number:02}.png" for name in CLASSES for number in range(7)])  # three are left
+    streams = [load(folder, in_memory=False, batch_size=2, num_workers=n).train for n in (0, 1)]
+    reached = [streams[0].batch(step) for step in range(15)]  # some batches have nothing left
+    assert all(1 <= len(images) <= 2 for images, _ in reached)
+    assert all(same(streams[1].batch(step), reached[step]) for step in range(12, 15))
+    for step in (3, 8, 11):
+        assert same(load(folder, in_memory=False, batch_size=2).train.batch(step), reached[step])
+
+
+@pytest.mark.filterwarnings("ignore::nern.errors.NernWarning")
+@pytest.mark.parametrize("num_workers", [0, 1])
+@stored
+def test_a_set_of_which_nothing_can_be_read_is_an_error(how: dict[str, bool], num_workers: int, folder: Path) -> None:
+    spoil(folder, [f"train/{name}/{number:02}.png" for name in CLASSES for number in range(8)])
+    with pytest.raises(NernError, match=r"none of the 24 images can be read, among them: .*train/.*png"):
+        load(folder, num_workers=num_workers, **how).train.batch(2)
+    spoil(folder, [f"val/{name}/{number:02}.png" for name in CLASSES for number in range(4)])
+    with pytest.raises(NernError, match=r"none of the 12 images can be read, among them: .*val/"):
+        list(load(folder, train=False, num_workers=num_workers, **how).test.batches(5))
+
+
+@pytest.mark.filterwarnings("ignore::nern.errors.NernWarning")
+def test_evaluation_images_stay_the_same_ones(folder: Path) -> None:
+    sound = {path: path.read_bytes() for path in (folder / "val").rglob("*.png")}
+    spoil(folder, ["val/ant/00.png", "val/bee/00.png", "val/cat/00.png"])  # the first batch of three
+    test = load(folder, train=False, in_memory=False).test
+    before = [images for images, _ in test.batches(3)]
+    assert len(before) == 3
+    for path, content in sound.items():
+        path.write_bytes(content)
+    assert all(torch.equal(a, b) for a, b in zip(before, [images for images, _ in test.batches(3)], strict=True))
+    spoil(folder, ["val/cat/02.png"])
+    with pytest.raises(NernError, match=r"val/cat/02.png could be read before and cannot be read any more: "):
+        list(test.batches(3))
+
+
+def test_images_too_large_to_be_honest_are_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(folder / "val" / "ant" / "large.png", size=(40, 20))
+    write_image(folder / "val" / "bee" / "huge.png", size=(80, 40))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)  # Pillow warns above it, and refuses above twice as many
+    with pytest.warns(NernWarning, match=r"large.png cannot be read \(Image size \(800 pixels\) exceeds limit"):
+        task = load(folder, train=False)
+    assert [Path(name).name for name in task.skipped()] == ["large.png", "huge.png"]
+
+
+def test_warnings_of_pillow_do_not_leak(folder: Path, tmp_path: Path) -> None:
+    image = Image.new("P", (9, 9))
+    image.putpalette([10, 20, 30])
+    image.save(folder / "val" / "ant" / "x.png", transparency=bytes([0, 255]))
+    tiff = folder / "val" / "ant" / "y.tif"
+    write_image(tiff)
+    tiff.write_bytes(tiff.read_bytes()[:-30])  # within the metadata
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load(folder, train=False)
+    assert {w.category for w in caught} <= {NernWarning}
+
+
+def test_what_cannot_be_read_is_known_through_mixing(folder: Path) -> None:
+    bad = spoil(folder, BAD[:4])
+    with pytest.warns(NernWarning, match="cannot be read"):
+        task, *_ = used(load, folder, **MIXED)
+    assert set(task.skipped()) == bad
+
+
+def test_tasks_of_the_users_may_leave_items_out_and_evaluate_plainly() -> None:
+    class Numbers(torch.utils.data.Dataset):
+        def __init__(self, evaluation: Any = None) -> None:
+            self.evaluation = evaluation or self
+
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, index: int) -> Any:
+            value = 0.0 if self.evaluation is self else 1.0
+            return (
+                nern.tasks.Unreadable(f"number {index}", "odd") if index % 2 else (torch.full((1, 2, 2), value), index)
+            )
+
+    def data(train_kwargs: dict[str, Any], test_kwargs: dict[str, Any], **kwargs: Any) -> Any:
+        loader = torch.utils.data.DataLoader
+        return loader(Numbers(Numbers()), **train_kwargs), loader(Numbers(), **test_kwargs)
+
+    register_task("numbers", input_shape=(1, 2, 2), num_classes=20)(data)
+    try:
+        with pytest.warns(NernWarning, match=r"number \d+ cannot be read \(odd\)"):
+            task, batches, tested, _ = used(
+                load, None, task_name="numbers", held_out=1000, input_size=None, batch_size=20
+            )
+    finally:
+        TASKS.unregister("numbers")
+    ((images, labels),) = batches
+    assert images.eq(1).all()
+    assert all(label % 2 == 0 for label in labels.tolist())
+    assert tested[1].tolist() == list(range(0, 20, 2))
+    assert all(images.eq(0).all() for images, _ in task.test.batches(3))
+    assert len(task.held_out) == 2
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_folder_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(
+        NernError, match=r"task.data_dir is not set: .* holds train/ and val/ \(or test/, validation/\)"
+    ):
+        load(None)
+    with pytest.raises(NernError, match=r"task.data_dir '.*nowhere' is not there"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(NernError, match=r"task.data_dir '.*x.png' is no folder"):
+        load(write_image(tmp_path / "files" / "x.png"))
+    with pytest.raises(NernError, match=r"has no folder val/ or test/ or validation/; it holds: files/"):
+        load(tmp_path)
+
+
+def test_a_split_without_class_folders_says_what_it_holds(folder: Path) -> None:
+    (folder / "val").rename(folder / "classes")
+    write_image(folder / "val" / "x.png")
+    with pytest.raises(NernError, match=r"val has no class folders; .*a folder of images for each class.*holds: x.png"):
+        load(folder)
+
+
+def test_classes_without_images_are_named(folder: Path) -> None:
+    for name in CLASSES[:2]:
+        for path in (folder / "train" / name).iterdir():
+            path.rename(path.with_suffix(".raw"))
+    with pytest.raises(
+        NernError, match=r"class folders without images in .*train: ant, bee\. Images .* \.jpg, .*\.png"
+    ):
+        load(folder)
+
+
+def test_different_classes_of_the_splits_are_named(folder: Path) -> None:
+    (folder / "val" / "cat").rename(folder / "val" / "dog")
+    says = r"have different classes: train/ lacks dog; val/ lacks cat"
+    with pytest.raises(NernError, match=says):
+        load(folder)
+    with pytest.raises(NernError, match=says):  # their numbers would be wrong
+        load(folder, train=False)
+    for number in range(9):
+        write_image(folder / "val" / f"more{number}" / "x.png")
+    with pytest.raises(NernError, match=r"train/ lacks dog, more0, more1, more2, more3, ... \(10 in all\)"):
+        load(folder)
+
+
+@pytest.mark.parametrize("policy", ["rand-x9", "original-", "nonsense"])
+def test_unknown_policies_of_augmentation_are_one_clear_error(policy: str, folder: Path) -> None:
+    if policy == "original-":
+        load(folder, auto_augment="original")
+        return
+    with pytest.raises(NernError, match=rf"task.auto_augment \(='{policy}'\) is no policy of timm's"):
+        load(folder, auto_augment=policy)
+
+
+# --- ImageNet ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """val/ with an image of each of 1,000 classes."""
+    root = tmp_path_factory.mktemp("imagenet")
+    content = io.BytesIO()
+    Image.new("RGB", (9, 9), (10, 20, 30)).save(content, "PNG")
+    for label in range(1000):
+        (root / "val" / f"n{label:08}").mkdir(parents=True)
+        (root / "val" / f"n{label:08}" / f"ILSVRC2012_val_{label:08}.JPEG").write_bytes(content.getvalue())
+    return root
+
+
+def load_imagenet(root: Path | None, **given: Any) -> Task:
+    path = None if root is None else str(root)
+    return load(None, task_name="imagenet", imagenet_path=path, **{"test_images": 6, **given})
+
+
+def test_imagenet_is_streamed(imagenet: Path) -> None:
+    task = load_imagenet(imagenet, train=False)
+    assert task.num_classes == 1000
+    assert isinstance(task.test, LoaderSet)
+    images, labels = whole(task.test)
+    assert labels.tolist() == list(range(6))
+    expected = [
+        (v / 255 - m) / s for v, m, s in zip((10, 20, 30), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
+    ]
+    torch.testing.assert_close(images[3, :, 4, 4], torch.tensor(expected))
+    assert load_imagenet(imagenet, train=False, input_size=None).input_shape == (3, 224, 224)
+
+
+def test_imagenet_is_trained_by_its_recipe(imagenet: Path, tmp_path: Path) -> None:
+    (tmp_path / "train").symlink_to(imagenet / "val")
+    task = load_imagenet(tmp_path, test_images=0, held_out=10)
+    assert isinstance(task.train, MixedStream)
+    assert len(task.train.mixers) == 2
+    assert "RandAugment" in str(task.train.stream.items.dataset.dataset.transform)
+    images, labels = task.train.batch(0)
+    assert images.shape == (5, 3, 8, 8)
+    assert labels.shape == (5, 1000)
+    section = TaskConfig(task_name="imagenet")
+    assert [default_of(section, key) for key in ("mixup", "cutmix", "auto_augment")] == [
+        0.8,
+        1.0,
+        "rand-m9-mstd0.5-inc1",
+    ]
+    plain = load_imagenet(tmp_path, test_images=0, mixup=0.0, cutmix=0.0, auto_augment="none")
+    assert isinstance(plain.train, LoaderStream)
+    assert "RandAugment" not in str(plain.train.items.dataset.dataset.transform)
+    assert TASKS.info("imagenet")["train_images"] == 1_281_167
+
+
+def test_imagenet_needs_its_classes_and_its_folders(imagenet: Path, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(NernError, match=r"task.imagenet_path is not set: .* train/ and val/ \(or validation/\)"):
+        load_imagenet(None)
+    with pytest.raises(NernError, match=r"has 3 class folders in a split; ImageNet has 1000\. .*task 'imagefolder'"):
+        load_imagenet(folder)
+    with pytest.raises(NernError, match=r"has no folder train/; it holds: val/"):
+        load_imagenet(imagenet)
+    with pytest.raises(NernError, match=r"task.in_memory is for imagefolder; imagenet is always streamed"):
+        load_imagenet(imagenet, in_memory=True)
+    write_image(tmp_path / "flat" / "val" / "ILSVRC2012_val_00000001.JPEG")
+    with pytest.raises(NernError, match=r"holds the images themselves \(ILSVRC.*JPEG, ...\)\. Sort them into a folder"):
+        load_imagenet(tmp_path / "flat", train=False)
+    assert classes_of(TaskConfig(task_name="imagenet")) == 1000
+
+
+# --- runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a very small network for three classes of colour images."""
+    path = tmp_path_factory.mktemp("original") / "network.pt"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        torch.save(CifarResNet(8, in_channels=3, num_classes=3, widths=[4, 6, 8]).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def configure(weights: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+    """Makes a short run's config."""
+    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)  # the slowest part
+
+    def make(**more: Any) -> Config:
+        values: dict[str, Any] = {
+            "original_model_path": str(weights),
+            "nern.hidden_layer_size": 8,
+            "nern.embeddings.enc_levels": 4,
+            "nern.task_loss_weight": 1.0,
+            "task.original_model_name": "ResNet8",
+            "task.task_name": "imagefolder",
+            "task.data_dir": str(folder),
+            "task.input_size": 8,
+            "optim.lr": 5e-3,
+            "logging.tracker": "none",
+            "logging.log_dir": str(tmp_path / "runs"),
+            "epochs": None,
+            "num_iterations": 3,
+            "batch_size": 5,
+            "eval_epochs_interval": None,
+            "loss_warmup_iterations": 0,
+        }
+        return Config.from_dict(values | more)
+
+    return make
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+@stored
+def test_a_run_is_trained_and_evaluated(how: dict[str, bool], configure: Callable[..., Config], tmp_path: Path) -> None:
+    config = configure(**{f"task.{key}": value for key, value in how.items()})
+    metrics = nern.train(config, quiet())
+    assert (metrics["best"]["test"]["images"], metrics["best"]["held_out"]["images"]) == (12, 2)
+    assert main(["evaluate", "--run", metrics["run_folder"], "--json", str(tmp_path / "metrics.json")]) == 0
+    evaluated = json.loads((tmp_path / "metrics.json").read_text())
+    assert evaluated["reconstructed"] == metrics["best"]["test"]
+
+
+def test_skipped_images_are_reported(configure: Callable[..., Config], folder: Path, tmp_path: Path) -> None:
+    bad = spoil(folder, BAD)
+    with pytest.warns(NernWarning, match="cannot be read"):
+        metrics = nern.train(configure(**{"task.in_memory": False, "num_workers": 1}), quiet())
+    (names,) = metrics["skipped_images"].values()
+    assert {name for name in bad if "/val/" in name} <= set(names) <= bad
+    assert metrics["best"]["test"]["images"] == 10
+    with pytest.warns(NernWarning, match="cannot be read"):
+        evaluated = nern.evaluate(nern.run.config_of_run(metrics["run_folder"]), console=quiet())
+    assert evaluated["reconstructed"] == metrics["best"]["test"]
+    assert len(evaluated["skipped_images"]) == 2
+
+
+def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Presses Ctrl-C when `step` steps are done."""
+    train_step = Trainer.train_step
+
+    def stopping(self: Trainer, *args: Any) -> Any:
+        losses = train_step(self, *args)
+        if self.step == step:
+            signal.raise_signal(signal.SIGINT)
+        return losses
+
+    patch.setattr(Trainer, "train_step", stopping)
+
+
+@pytest.mark.filterwarnings("ignore::nern.errors.NernWarning")
+def test_a_resumed_run_of_streamed_images_equals_an_uninterrupted_one(
+    configure: Callable[..., Config], folder: Path
+) -> None:
+    spoil(folder, BAD[:2])
+    config = configure(
+        **{f"task.{key}": value for key, value in MIXED.items()}, num_workers=1, num_iterations=6, save_minutes=1000.0
+    )
+    whole_run = nern.train(config, quiet())
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Interrupted) as stopped:
+            nern.train(config, quiet())
+    path = str(stopped.value).rpartition(" ")[2]
+    del stopped  # its traceback keeps the workers alive, and those hold the folder's lock
+    gc.collect()
+    resumed = nern.resume(path, quiet())
+    assert resumed["last"] == whole_run["last"]
+    states = [RunFolder(run["run_folder"]).load_state()["predictor"] for run in (whole_run, resumed)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_networks_of_other_classes_are_one_clear_error(configure: Callable[..., Config], tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    torch.save(CifarResNet(8, in_channels=3, num_classes=7, widths=[4, 6, 8]).state_dict(), path)
+    with pytest.raises(NernError, match=r"ResNet8 gives outputs of shape \(7,\) .* task imagefolder has 3 classes"):
+        nern.train(configure(original_model_path=str(path)), quiet())
+
+
+def test_originals_are_measured_on_folders(folder: Path) -> None:
+    network = CifarResNet(8, in_channels=3, num_classes=3, widths=[4, 6, 8]).eval()
+    figures = [accuracy(network, load(folder, train=False, **how).test, 5) for how in STORED.values()]
+    assert figures[0]["images"] == figures[1]["images"] == 12
+    assert figures[0]["loss"] == pytest.approx(figures[1]["loss"], rel=1e-4)
