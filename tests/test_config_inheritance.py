@@ -113,7 +113,10 @@ def test_dotted_keys_and_sections_are_the_same(write: Write) -> None:
 
 
 def test_lists_are_replaced_whole(write: Write) -> None:
-    write("base.yaml", {"nern": {"exclude": ["a", "b"]}, "optim": {"betas": [0.9, 0.99]}, "networks": [{}, {}]})
+    write(
+        "base.yaml",
+        {"nern": {"exclude": ["a", "b"]}, "optim": {"betas": [0.9, 0.99]}, "networks": [{"include": ["a"]}]},
+    )
     own = {"base": "base.yaml", "nern.exclude": ["c"], "networks": [{"task.task_name": "cifar10"}]}
     values = read_config_file(write("own.yaml", own), Config)
     assert values["nern"]["exclude"] == ["c"]
@@ -266,7 +269,9 @@ def test_command_line_reads_what_load_reads(write: Write, trained: list[Config])
     assert trained[0].task.original_model_kwargs == {"option": "B", "widths": [4, 4, 4]}
 
 
-def test_error_of_a_base_ends_the_command(write: Write, trained: list[Config], capsys: Any) -> None:
+def test_error_of_a_base_ends_the_command(
+    write: Write, trained: list[Config], capsys: pytest.CaptureFixture[str]
+) -> None:
     own = write("own.yaml", "base: absent.yaml\n")
     assert main(["train", "--config_path", str(own)]) == 2
     assert "absent.yaml" in capsys.readouterr().err.replace("\n", "")
@@ -421,7 +426,7 @@ def test_combinations_are_checked_for_every_network(values: dict[str, Any], mess
 )
 def test_heads_left_open_follow_the_output_size(nern: dict[str, Any], heads: str) -> None:
     config = Config.from_dict({"nern": nern})
-    assert config.nern.heads == heads
+    assert config.nern.kind_of_heads == heads
     assert Config.from_dict(config.to_dict()) == config
 
 
@@ -431,11 +436,54 @@ def test_output_size_has_no_part_in_heads_by_size(write: Write) -> None:
     write("base.yaml", "nern.heads: per_size\n")
     with pytest.raises(NernError, match=r"nern\.output_size \(=5\)"):
         Config.load(write("own.yaml", "base: base.yaml\nnern.output_size: 5\n"))
-    assert (
-        Config.load(write("own.yaml", "base: base.yaml\nnern: {output_size: 5, heads: null}\n")).nern.heads == "shared"
-    )
+    config = Config.load(write("own.yaml", "base: base.yaml\nnern: {output_size: 5, heads: null}\n"))
+    assert config.nern.kind_of_heads == "shared"
 
 
 def test_unknown_heads_list_the_choices() -> None:
     with pytest.raises(NernError, match=r"nern\.heads 'one'.*per_size, shared"):
         Config.from_dict({"nern": {"heads": "one"}})
+
+
+def test_unknown_keys_of_a_base_name_the_base(write: Write) -> None:
+    write("base.yaml", "epoch: 3\n")
+    with pytest.raises(NernError, match=r"base\.yaml: unknown configuration key 'epoch'"):
+        Config.load(write("own.yaml", "base: base.yaml\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (
+            "logging: {exp_name: 2020-01-01}",
+            r"logging\.exp_name holds a date; quote it if text is meant \('2020-01-01'\)",
+        ),
+        ("nern: {exclude: !!set {a, b}}", r"nern\.exclude holds a set"),
+        ("task: {original_model_kwargs: {x: !!binary aGk=}}", r"task\.original_model_kwargs\.x holds a bytes"),
+    ],
+)
+def test_values_that_only_yaml_knows_are_refused(write: Write, text: str, what: str) -> None:
+    with pytest.raises(NernError, match=what):
+        Config.load(write("own.yaml", text))
+
+
+def test_options_cannot_say_which_of_several_networks_they_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--networks.task.task_name", "digits"]) == 2
+    assert "networks is a list of sections, to be written in a file" in " ".join(capsys.readouterr().err.split())
+
+
+def test_empty_network_sections_are_refused() -> None:
+    with pytest.raises(NernError, match="networks holds an empty section"):
+        of_networks([{}])
+
+
+def test_checking_twice_changes_nothing() -> None:
+    config = Config().check()
+    config.nern.output_size = 5
+    assert config.check().nern.heads is None
+
+
+@pytest.mark.parametrize("heads", ["", "per_layer"])
+def test_unknown_heads_are_refused(heads: str) -> None:
+    with pytest.raises(NernError, match=r"unknown nern\.heads"):
+        Config.from_dict({"nern": {"heads": heads}})

@@ -18,11 +18,12 @@ from nern.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 SHORT = ["--epochs", "null", "--num_iterations", "2", "--batch_size", "8", "--evaluation.test_images", "64"]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[list[str]]:
@@ -41,8 +42,8 @@ def test_ten_lines_fit_a_network(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_own_network_and_task_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code = next(b for b in blocks("python") if b.startswith("# mine.py"))
-    config = next(b for b in blocks("yaml") if "mine.py" in b)
+    (code,) = blocks("python", EXTENDING)
+    (config,) = blocks("yaml", EXTENDING)
     Path("mine.py").write_text(code)
     Path("config.yaml").write_text(config)
     names: dict[str, object] = {}
@@ -90,13 +91,13 @@ def test_documented_commands_run(cifar_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "entries"),
     [
-        ("task.original_model_name", registry.ORIGINALS),
-        ("task.task_name", registry.TASKS),
         ("nern.embeddings.permutations.permute_mode", registry.ORDERINGS),
         ("nern.embeddings.type", registry.ENCODINGS),
         ("nern.method", registry.PREDICTORS),
         ("nern.weights_batch_method", registry.WEIGHT_BATCHES),
+        ("task.random_data", registry.RANDOM_IMAGES),
         ("optim.optimizer_type", registry.OPTIMIZERS),
+        ("optim.lr_scheduler_type", registry.SCHEDULES),
         ("logging.tracker", registry.TRACKERS),
     ],
 )
@@ -104,3 +105,21 @@ def test_tables_list_every_registered_name(key: str, entries: registry.Registry[
     row = next(line for line in README.splitlines() if f"| `{key}` |" in line)
     named = set(re.findall(r"`([\w.]+)`", row.split("|")[3]))
     assert set(entries) <= named
+
+
+def test_networks_and_tasks_are_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    def plain(text: str) -> list[str]:  # how many networks a library has changes with its version
+        return [re.sub(r"the [\d,]+ networks", "the networks", line) for line in text.strip().splitlines()]
+
+    assert main(["list"]) == 0
+    between = README.partition("<!-- nern list -->")[2].partition("<!-- end -->")[0]
+    assert plain(between) == plain(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted(p.name for p in (ROOT / "docs").glob("*.md")), "README.md", "CONTRIBUTING.md"]
+)
+def test_links_in_the_documentation_lead_somewhere(path: str) -> None:
+    file = ROOT / path if (ROOT / path).is_file() else ROOT / "docs" / path
+    links = re.findall(r"\]\(([^)#]+)\)", file.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (file.parent / link).exists()] == []

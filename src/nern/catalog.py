@@ -41,8 +41,10 @@ def names_of(what: str) -> list[str]:
 def networks_and_tasks() -> str:
     """The networks and tasks there are, as Markdown tables (the README holds this text)."""
     lines = ["| `task.original_model_name` | what |", "|---|---|"]
+    alike: dict[str, list[str]] = {}
     for name in registry.ORIGINALS:
-        lines.append(f"| `{name}` | {registry.ORIGINALS.info(name).get('about', '')} |")
+        alike.setdefault(registry.ORIGINALS.info(name).get("about", ""), []).append(f"`{name}`")
+    lines += [f"| {', '.join(names)} | {about} |" for about, names in alike.items()]
     for source in SOURCES:
         lines.append(f"| `{source}:NAME` | any of the {len(source_names(source)):,} networks of {source} |")
     lines += ["| `package.module:function`, `file.py:function` | what the function returns |", ""]

@@ -22,6 +22,7 @@ from nern.config import (
     check_key,
     from_namespace,
     import_modules,
+    item_class,
     known_keys,
     read_config_file,
 )
@@ -297,6 +298,11 @@ def _check_options(parser: ArgumentParser, argv: Sequence[str]) -> None:
         if name not in own and "." not in name and name not in known_keys(cls):
             choices = {option for option in own if "." not in option and not option.endswith("+") and len(option) > 1}
             raise unknown_name("option", name, choices)
+        section = name.partition(".")[0]
+        if section != name and section in known_keys(cls) and item_class(known_keys(cls)[section]):
+            raise NernError(
+                f"{section} is a list of sections, to be written in a file; --{name} does not say which is meant"
+            )
         if name not in own:
             check_key(name.rstrip("+"), cls)
 

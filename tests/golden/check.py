@@ -466,6 +466,7 @@ def weights_file(case: Case) -> Path:
 def original_of(case: Case) -> Original:
     """The pretrained network; as published, the second map of a block is that after the addition."""
     network = build_original_network(network_name(case), str(weights_file(case)))
+    assert isinstance(network, OriginalNetwork)
     taps = network.feature_map_modules()
     if case.published:
         taps = [tap.removesuffix(".bn2") + ".sum" if tap.endswith(".bn2") else tap for tap in taps]

@@ -13,7 +13,15 @@ from nern.config.schema import (
     PermutationsConfig,
     TaskConfig,
 )
-from nern.config.settings import Settings, check_key, check_keys, from_namespace, known_keys, read_config_file
+from nern.config.settings import (
+    Settings,
+    check_key,
+    check_keys,
+    from_namespace,
+    item_class,
+    known_keys,
+    read_config_file,
+)
 from nern.config.yaml_files import nested, parse_yaml
 
 __all__ = [
@@ -34,6 +42,7 @@ __all__ = [
     "from_namespace",
     "import_module",
     "import_modules",
+    "item_class",
     "known_keys",
     "nested",
     "parse_yaml",

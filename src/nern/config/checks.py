@@ -48,8 +48,8 @@ def _check_names(config: Config) -> None:
         names[given]
     choose("nern.embeddings.fusion_mode", e.fusion_mode, ("concat", "sum"))
     choose("nern.embeddings.normalization_mode", e.normalization_mode, ("none", "local", "global"))
-    n.heads = n.heads or ("per_size" if n.output_size == 3 else "shared")
-    choose("nern.heads", n.heads, ("per_size", "shared"))
+    if n.heads is not None:
+        choose("nern.heads", n.heads, ("per_size", "shared"))
     choose("nern.reconstruction_rows", n.reconstruction_rows, ("all", "drawn"))
     choose("evaluation.best_on", config.evaluation.best_on, ("held_out", "test"))
     for member in config.members():
@@ -177,7 +177,7 @@ def _check_combinations(config: Config) -> None:
         raise NernError("nern.task_loss_weight above 0 needs labels; task.use_random_data has none")
     if config.evaluation.best_on == "test" and config.evaluation.test_images == 0:
         raise NernError("evaluation.best_on 'test' needs test images; evaluation.test_images is 0")
-    if n.heads == "per_size" and n.output_size != 3:
+    if n.kind_of_heads == "per_size" and n.output_size != 3:
         raise NernError(f"nern.output_size (={n.output_size}) has a part only with nern.heads 'shared'; set that, too")
     if config.learn_fc_layer and config.networks:
         raise NernError("learn_fc_layer works with one original network; networks lists several")

@@ -115,6 +115,11 @@ class NernConfig:
     """Modules whose outputs the feature-map loss compares: names or globs, in this order, repeats counted; 'NAME:input'
     takes what goes into a module. null: the network's own choice."""
 
+    @property
+    def kind_of_heads(self) -> str:
+        """`heads`, with what null means: 'per_size' or 'shared'."""
+        return self.heads or ("per_size" if self.output_size == 3 else "shared")
+
 
 @dataclass(kw_only=True)
 class LoggingConfig:
@@ -180,7 +185,8 @@ class TaskConfig:
     cutmix: float | None = None
     """Cutmix alpha: a rectangle of another image is pasted in. null: the task's own (imagenet: 1.0, others 0)."""
     in_memory: bool | None = None
-    """imagefolder: hold all images on the device (true), or stream them (false). null: in memory up to 512 MB of pixels."""
+    """imagefolder: hold all images on the device (true), or stream them (false). null: in memory up to 512 MB of pixels,
+    unless there is an auto_augment."""
 
 
 @dataclass(kw_only=True)

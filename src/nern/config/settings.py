@@ -43,7 +43,7 @@ class Settings:
         values = nested(values)
         check_keys(values, cls)
         try:
-            parsed = _parser(cls).parse_object(values, env=False)
+            parsed = _parser(cls).parse_object(values, env=False)  # type: ignore[arg-type]
         except Exception as error:  # jsonargparse raises ArgumentError with key, expected type and value
             raise NernError(f"bad configuration: {_tidy(error)}") from error
         return from_namespace(parsed.as_dict(), cls)
@@ -65,9 +65,7 @@ def from_namespace(values: Mapping[str, Any], cls: type[S]) -> S:
 
 def read_config_file(path: str | Path, cls: type[Settings]) -> dict[str, Any]:
     """The nested dict in a YAML file and its bases, its keys checked and dotted ones unfolded."""
-    values = read_yaml(path)
-    check_keys(values, cls, where=str(path))
-    return values
+    return read_yaml(path, lambda values, where: check_keys(values, cls, where=where))
 
 
 def item_class(hint: Any) -> Any:
@@ -116,6 +114,8 @@ def check_keys(values: Mapping[str, Any], cls: Any, prefix: str = "", where: str
         if item_class(known.get(key)):
             if not isinstance(value, list) or not all(isinstance(v, Mapping) for v in value):
                 raise NernError(f"{at(where)}{key} is a list of sections; each needs keys, not {value!r}")
+            if not all(value):
+                raise NernError(f"{at(where)}{key} holds an empty section; each needs keys")
             for item in value:
                 check_keys(item, cls, f"{key}.", where)
         elif dataclasses.is_dataclass(known.get(key)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from nern.errors import NernError
 from nern.files import load_yaml, write_text
 
 BASE = "base"
+Check = Callable[[dict[str, Any], str], None]
 
 
 def parse_yaml(text: str) -> Any:
@@ -30,14 +31,15 @@ def save_yaml(path: str | Path, values: Mapping[str, Any]) -> None:
     write_text(path, dump_yaml(values))
 
 
-def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_yaml(path: str | Path, check: Check, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The nested dict in a YAML file, dotted keys unfolded, over what its `base` holds.
 
     `base: FILE` or `base: [FILE, ...]` names files, relative to this one, whose keys it starts from; later ones win, and
-    its own keys win over all, key by key. Lists are replaced whole.
+    its own keys win over all, key by key. Lists are replaced whole. `check(values, name)` sees every file by itself.
 
     Raises:
-        NernError: a file is missing, no YAML, or no mapping; a key given twice; bases in a circle.
+        NernError: a file is missing, no YAML, or no mapping; a key given twice; a value that is no text, number, list or
+            mapping; bases in a circle; what `check` raises.
     """
     here = Path(path).expanduser().resolve()
     if here in _seen:
@@ -55,12 +57,27 @@ def read_yaml(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise NernError(f"{path}: {BASE} must be a file name or a list of them, not {bases!r}")
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = _over(merged, read_yaml(here.parent / Path(base).expanduser(), (*_seen, here)))
-    return _over(merged, nested(values, where=str(path)))
+        merged = _over(merged, read_yaml(here.parent / Path(base).expanduser(), check, (*_seen, here)))
+    _check_plain(values, str(path))
+    own = nested(values, where=str(path))
+    check(own, str(path))
+    return _over(merged, own)
+
+
+def _check_plain(value: Any, where: str, key: str = "") -> None:
+    """Raise NernError for what only YAML knows: dates, sets, binary data."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            _check_plain(entry, where, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for entry in value:
+            _check_plain(entry, where, key)
+    elif not isinstance(value, str | int | float | None):
+        raise NernError(f"{where}: {key} holds a {type(value).__name__}; quote it if text is meant ('{value}')")
 
 
 def _over(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` over `base`, section by section. A section replaced by something else is caught by the check of keys."""
+    """`values` over `base`, section by section."""
     merged = dict(base)
     for key, value in values.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)

@@ -102,8 +102,7 @@ def build_encoding(config: EmbeddingsConfig, networks: bool = False) -> Encoding
 
 def build_heads(config: NernConfig, table: KernelTable) -> Heads:
     """The heads that `config` asks for. Raises NernError for a kernel larger than a shared head's."""
-    kind = config.heads or ("per_size" if config.output_size == 3 else "shared")
-    return Heads.build(table, kind, config.output_size, config.sampling_mode)
+    return Heads.build(table, config.kind_of_heads, config.output_size, config.sampling_mode)
 
 
 def predictor_arguments(config: NernConfig, heads: Heads) -> dict[str, Any]:

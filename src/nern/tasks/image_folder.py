@@ -105,8 +105,11 @@ def content(folder: Path) -> str:
 
 def class_folders(folder: Path) -> list[str]:
     """Names of the folders in a split's folder, hidden ones left out, sorted. Raises NernError where there are none."""
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise NernError(f"{folder} cannot be read: {error}") from error
     if not names:
         raise NernError(
             f"{folder} has no class folders; it must hold a folder of images for each class and holds: {content(folder)}"
@@ -277,7 +280,10 @@ class FolderImages(Dataset[Any]):
             image = read_image(path, self.channels, self.upright)
         except Exception as error:  # Pillow's decoders raise errors of many kinds
             return Unreadable(path, " ".join(str(error).split())[:200] or type(error).__name__)
-        return self.transform(image), int(self.labels[index])
+        try:
+            return self.transform(image), int(self.labels[index])
+        except ValueError as error:  # of a sound image: some of timm's policies ask Pillow for what it refuses
+            raise NernError(f"{path} cannot be transformed: {error}. Another task.auto_augment may help") from error
 
 
 # --- splits ------------------------------------------------------------------------------------------------------

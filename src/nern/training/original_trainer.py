@@ -42,7 +42,7 @@ class OriginalTrainer(Loop):
         self.device = self.parameters[0].device
         self.channels_last = any(isinstance(m, nn.Conv2d) for m in network.modules())  # the faster layout for them
         if self.channels_last:
-            network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def do_step(self) -> Losses:
         """Predict, compute the losses, differentiate, update; NonFiniteLossError before the update."""

@@ -77,7 +77,11 @@ class RunFolder:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError as error:
                     raise NernError(f"another process is training in {self.root}") from error
-            yield
+            try:
+                yield
+            finally:
+                if fcntl is not None:  # closing would not do: data-loader workers hold copies of the file
+                    fcntl.flock(file, fcntl.LOCK_UN)
 
     @property
     def config(self) -> Path:

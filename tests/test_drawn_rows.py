@@ -1,0 +1,196 @@
+"""What arrives at the predictor in a step that draws rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nern.config import Config
+from nern.originals import as_original
+from nern.registry import RECONSTRUCTION_LOSSES, SAMPLING_MODES
+from nern.representation import KernelTable, build_nern
+from nern.training import Member, Trainer
+
+pytestmark = pytest.mark.usefixtures("rng_untouched")
+
+SETTINGS: dict[str, Any] = {
+    "nern.hidden_layer_size": 7,
+    "nern.embeddings.enc_levels": 4,
+    "nern.attention_loss_weight": 0.3,
+    "nern.distillation_loss_weight": 0.2,
+    "nern.reconstruction_loss_weight": 0.7,
+    "optim.lr_scheduler_type": "constant",
+    "epochs": None,
+    "num_iterations": 3,
+}
+HEADS: dict[str, dict[str, Any]] = {
+    "per size": {"nern.heads": "per_size"},
+    **{mode: {"nern.heads": "shared", "nern.output_size": 4, "nern.sampling_mode": mode} for mode in SAMPLING_MODES},
+    "single weights": {"nern.method": "basic", "nern.embeddings.num_idxs": 5},
+}
+# of 4 + 24 + 18 + 30 rows in layers of 3x3, 1x1, 3x3 and fully connected; with repeats, not in order
+ROWS = torch.tensor([70, 3, 29, 29, 5, 70, 70, 0, 45, 12])
+
+
+@pytest.fixture
+def make(small_cnn: Callable[..., nn.Module]) -> Callable[..., Trainer]:
+    """Makes a trainer of one small network, or several."""
+
+    def trainer(networks: int = 1, **settings: Any) -> Trainer:
+        config = Config.from_dict(SETTINGS | settings)
+        originals = [as_original(small_cnn(seed), include=["*.weight"]) for seed in range(networks)]
+        table = KernelTable.of_networks([o.weights for o in originals], config.nern.embeddings.num_idxs)
+        nern = build_nern(config.nern, table, None, seed=0)
+        return Trainer(config, [Member(o, name=str(i)) for i, o in enumerate(originals)], nern)
+
+    return trainer
+
+
+def gradients(trainer: Trainer) -> list[Tensor]:
+    """Of all parameters; zeros where none arrived."""
+    parameters = list(trainer.nern.predictor.parameters())
+    found = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+    trainer.nern.zero_grad()
+    return found
+
+
+def kernel_rows(trainer: Trainer, weights: list[Tensor]) -> list[Tensor]:
+    """Every row of these weights on its own, in the order of the table."""
+    return [row for layer in trainer.nern.table.to_rows(weights) for row in layer]
+
+
+def by_layer(trainer: Trainer, rows: Tensor, layers: range) -> list[tuple[Tensor, Tensor]]:
+    """Originals and predictions of the drawn rows, repeats kept, one flat pair for each of these layers that has any."""
+    table, trainer_originals = trainer.nern.table, [w for m in trainer.members for w in m.original.weights]
+    originals, predicted = (kernel_rows(trainer, w) for w in (trainer_originals, trainer.nern.weights()))
+    pairs = []
+    for index in layers:
+        own = [row for row in rows.tolist() if table.starts[index] <= row < table.starts[index + 1]]
+        if own:
+            pairs.append(tuple(torch.cat([source[r].flatten() for r in own]) for source in (originals, predicted)))
+    return pairs
+
+
+# --- only the drawn rows are compared ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("loss", sorted(RECONSTRUCTION_LOSSES))
+def test_the_loss_of_drawn_rows_is_that_of_these_kernels_alone(
+    make: Callable[..., Trainer], loss: str, heads: str
+) -> None:
+    values = {"nern.reconstruction_rows": "drawn", "nern.reconstruction_loss_type": loss}
+    trainer = make(**(values | HEADS[heads]))
+    losses = trainer.backward(None, ROWS)
+    found = gradients(trainer)
+    pairs = by_layer(trainer, ROWS, range(4))
+    errors = [(p - o).square() for o, p in pairs]
+    if loss == "L2Loss":
+        expected = torch.cat(errors).mean().sqrt()
+    else:
+        expected = torch.stack([error.mean() for error in errors]).mean()
+    (0.7 * expected).backward()
+    assert losses.terms.keys() == {"reconstruction"}
+    torch.testing.assert_close(losses.terms["reconstruction"], expected)
+    torch.testing.assert_close(losses.total, 0.7 * expected)
+    torch.testing.assert_close(found, gradients(trainer))
+
+
+def test_the_order_of_drawn_rows_does_not_matter(make: Callable[..., Trainer]) -> None:
+    trainer = make(**{"nern.reconstruction_rows": "drawn"})
+    trainer.backward(None, ROWS)
+    one = gradients(trainer)
+    trainer.backward(None, ROWS.sort(descending=True).values)
+    torch.testing.assert_close(one, gradients(trainer))
+
+
+def test_all_rows_drawn_once_have_the_loss_of_all(make: Callable[..., Trainer]) -> None:
+    trainer = make(**{"nern.reconstruction_rows": "drawn"})
+    drawn = trainer.backward(None, torch.randperm(76, generator=torch.Generator().manual_seed(0)))
+    one = gradients(trainer)
+    whole = trainer.backward(None, None)
+    torch.testing.assert_close(drawn.total, whole.total)
+    torch.testing.assert_close(one, gradients(trainer))
+
+
+def test_a_step_with_images_compares_all_rows(make: Callable[..., Trainer], images: Tensor) -> None:
+    losses = []
+    for rows in ("drawn", "all"):
+        trainer = make(**{"nern.reconstruction_rows": rows})
+        losses.append(trainer.backward([(images, None)], ROWS))
+    assert losses[0].terms.keys() == {"reconstruction", "feature_maps", "distillation"}
+    assert all(torch.equal(losses[0].terms[name], losses[1].terms[name]) for name in losses[0].terms)
+
+
+def test_drawn_rows_of_several_networks_have_the_mean_of_the_networks_that_have_any(
+    make: Callable[..., Trainer],
+) -> None:
+    trainer = make(3, **{"nern.reconstruction_rows": "drawn"})
+    rows = torch.tensor([200, 3, 3, 160, 27])  # of the first and the third network
+    losses = trainer.backward(None, rows)
+    found = gradients(trainer)
+    parts = []
+    for layers in (range(4), range(8, 12)):
+        pairs = by_layer(trainer, rows, layers)
+        parts.append(torch.cat([(p - o).square() for o, p in pairs]).mean().sqrt())
+    expected = (parts[0] + parts[1]) / 2
+    (0.7 * expected).backward()
+    torch.testing.assert_close(losses.terms["reconstruction"], expected)
+    torch.testing.assert_close(found, gradients(trainer))
+
+
+# --- all rows are compared, the drawn ones carry gradient --------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_images", [False, True])
+@pytest.mark.parametrize("heads", HEADS)
+def test_gradient_arrives_through_the_drawn_rows_as_often_as_they_were_drawn(
+    make: Callable[..., Trainer], images: Tensor, heads: str, with_images: bool
+) -> None:
+    trainer = make(**HEADS[heads])
+    batches = [(images, None)] if with_images else None
+    losses = trainer.backward(batches, ROWS)
+    found = gradients(trainer)
+    live = trainer.nern()
+    leaves = [p.detach().requires_grad_() for p in live]
+    expected = trainer._losses(trainer.nern.weights(leaves), batches)
+    expected.total.backward()
+    assert losses.terms.keys() == expected.terms.keys()
+    torch.testing.assert_close(losses.total, expected.total)
+    carried = torch.zeros(())
+    for row in ROWS.tolist():  # one term for each draw
+        for head, (_, local) in enumerate(trainer.nern.heads.split(torch.tensor([row]))):
+            carried = carried + (live[head][local] * leaves[head].grad[local]).sum()
+    carried.backward()
+    torch.testing.assert_close(found, gradients(trainer))
+    assert any(gradient.any() for gradient in found)
+
+
+@pytest.mark.parametrize("networks", [1, 2])
+def test_all_rows_drawn_once_have_the_gradient_of_all(
+    make: Callable[..., Trainer], images: Tensor, networks: int
+) -> None:
+    trainer = make(networks)
+    batches = [(images, None)] * networks
+    trainer.backward(batches, torch.arange(trainer.nern.table.rows).flip(0))
+    one = gradients(trainer)
+    trainer.backward(batches, None)
+    torch.testing.assert_close(one, gradients(trainer))
+
+
+def test_the_losses_of_several_networks_are_the_mean_of_each_one_s(
+    make: Callable[..., Trainer], images: Tensor
+) -> None:
+    trainer = make(2)
+    batches = [(images, None), (images.flip(0) + 1, None)]
+    losses = trainer.backward(batches, None)
+    own = trainer.split(trainer.nern.weights())
+    parts = [o(w, i) for o, w, (i, _) in zip(trainer.objectives, own, batches, strict=True)]
+    assert losses.terms.keys() == {"reconstruction", "feature_maps", "distillation"}
+    for name, value in losses.terms.items():
+        torch.testing.assert_close(value, (parts[0].terms[name] + parts[1].terms[name]) / 2)
+    torch.testing.assert_close(losses.total, (parts[0].total + parts[1].total) / 2)

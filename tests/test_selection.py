@@ -1,0 +1,389 @@
+"""Which weights are represented, and where feature maps are taken."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nern.compat import import_torchvision
+from nern.errors import NernError, NernWarning
+from nern.originals import Original, OriginalNetwork, as_original, build_original
+from nern.originals.selection import choose_parameters, convolution_weights
+from nern.originals.taps import Taps, default_taps, matching_taps
+
+# --- weights -----------------------------------------------------------------------------------------------------
+
+
+def make_mixture() -> nn.Module:
+    """Convolutions of one, two and three dimensions, a transposed one, norms, fully connected layers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.ModuleDict(
+            {
+                "stem": nn.Conv2d(3, 4, 3),
+                "norm": nn.BatchNorm2d(4),
+                "depth": nn.Conv2d(4, 4, 5, groups=4),
+                "time": nn.Conv1d(4, 2, 3),
+                "volume": nn.Conv3d(2, 2, (1, 2, 3)),
+                "up": nn.ConvTranspose2d(2, 3, 2),
+                "head": nn.Linear(3, 5),
+            }
+        )
+
+
+@pytest.fixture
+def mixture() -> nn.Module:
+    return make_mixture()
+
+
+CONVOLUTIONS = ["stem.weight", "depth.weight", "time.weight", "volume.weight", "up.weight"]
+
+
+def taken(network: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> list[str]:
+    return as_original(network, include=include, exclude=exclude).weight_names
+
+
+def test_without_a_choice_all_convolutions_are_represented(mixture: nn.Module) -> None:
+    assert taken(mixture) == CONVOLUTIONS
+    assert [w.dim() for w in convolution_weights(mixture)] == [4, 4, 3, 5, 4]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        (["*"], [], [*CONVOLUTIONS, "head.weight"]),
+        (["*.weight"], [], [*CONVOLUTIONS, "head.weight"]),
+        (["head.*", "stem.*"], [], ["stem.weight", "head.weight"]),  # in the network's order
+        (["stem.weight", "s*"], [], ["stem.weight"]),  # once
+        (["?????.weight", "head.bias"], [], ["stem.weight", "depth.weight"][1:]),
+        (["*"], ["*h*.weight"], ["stem.weight", "time.weight", "volume.weight", "up.weight"]),
+        (None, ["depth.*", "up.weight"], ["stem.weight", "time.weight", "volume.weight"]),
+        (None, ["head.weight"], CONVOLUTIONS),
+    ],
+)
+def test_globs_choose(mixture: nn.Module, include: list[str] | None, exclude: list[str], expected: list[str]) -> None:
+    assert taken(mixture, include, exclude) == expected
+
+
+@pytest.mark.parametrize("key", ["include", "exclude"])
+def test_a_glob_that_matches_nothing_lists_what_there_is(mixture: nn.Module, key: str) -> None:
+    with pytest.raises(NernError, match=rf"nern\.{key}.*'stm\.weight'.*Choices: ") as caught:
+        as_original(mixture, **{key: ["*.weight", "stm.weight"]})
+    assert all(name in str(caught.value) for name, _ in mixture.named_parameters())
+
+
+def test_of_many_names_the_first_are_listed() -> None:
+    network = nn.Sequential(*(nn.Conv2d(1, 1, 1) for _ in range(60)))
+    with pytest.raises(NernError, match=r"\.\.\. \(120 in all\)"):
+        as_original(network, include=["nothing*"])
+
+
+def test_vectors_alone_are_refused(mixture: nn.Module) -> None:
+    with pytest.raises(NernError, match=r"nern\.include \['\*\.bias'\] matches vectors only"):
+        as_original(mixture, include=["*.bias"])
+
+
+def test_nothing_left_is_refused(mixture: nn.Module) -> None:
+    with pytest.raises(NernError):
+        as_original(mixture, exclude=["*"])
+    with pytest.raises(NernError):
+        as_original(mixture, include=["stem.*"], exclude=["stem.*"])
+
+
+def test_every_parameter_has_a_reason(mixture: nn.Module) -> None:
+    original = as_original(mixture, include=["stem.*", "depth.*", "head.*"], exclude=["depth.weight"])
+    reasons = {choice.name: (choice.taken, choice.reason) for choice in original.choices}
+    assert reasons.keys() == {name for name, _ in mixture.named_parameters()}
+    assert reasons["stem.weight"] == (True, "included")
+    assert reasons["head.weight"] == (True, "included")
+    assert reasons["depth.weight"] == (False, "excluded")
+    assert reasons["head.bias"] == (False, "a vector")
+    assert reasons["norm.weight"] == (False, "not included")
+    by_default = {choice.name: (choice.taken, choice.reason) for choice in as_original(mixture).choices}
+    assert by_default["stem.weight"] == (True, "chosen")
+    assert by_default["head.weight"] == (False, "not chosen")
+
+
+def test_choices_tell_kernels_and_their_size(mixture: nn.Module) -> None:
+    found = {choice.name: (choice.kernels, choice.kernel_size) for choice in as_original(mixture).choices}
+    assert found["stem.weight"] == (12, "3x3")
+    assert found["depth.weight"] == (4, "5x5")
+    assert found["time.weight"] == (8, "3")
+    assert found["volume.weight"] == (4, "1x2x3")
+    assert found["head.weight"] == (15, "1x1")
+    assert found["head.bias"] == (0, "-")
+
+
+class Chooser(OriginalNetwork):
+    """Chooses its second convolution, then its first, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.second(self.first(x))).mean((2, 3))
+
+    def get_learnable_weights(self) -> list[Tensor]:
+        return [self.second.weight, self.first.weight, self.second.weight]
+
+
+def test_a_network_s_own_choice_keeps_its_order_and_gives_way_to_globs() -> None:
+    assert taken(Chooser()) == ["second.weight", "first.weight"]
+    assert taken(Chooser(), exclude=["second.*"]) == ["first.weight"]
+    assert taken(Chooser(), include=["third.*", "first.*"]) == ["first.weight", "third.weight"]
+
+
+class Tied(nn.Module):
+    """An embedding and the layer after it share a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.body, self.out = nn.Linear(4, 6, bias=False), nn.Linear(6, 6), nn.Linear(4, 6)
+        self.out.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.embed(x)) + self.out(x)
+
+
+def test_tied_weights_are_represented_once_and_stay_tied(rng: torch.Generator) -> None:
+    network, batch = Tied(), torch.randn(3, 4, generator=rng)
+    original = as_original(network, include=["*"])
+    assert original.weight_names == ["embed.weight", "body.weight"]
+    assert [choice.name for choice in original.choices].count("embed.weight") == 1
+    weights = [torch.randn(w.shape, generator=rng) for w in original.weights]
+    rebuilt = original.rebuild(weights)
+    assert rebuilt.out.weight is rebuilt.embed.weight
+    assert torch.equal(rebuilt.out.weight, weights[0])
+    torch.testing.assert_close(original.run(weights, batch)[0], rebuilt(batch))
+    assert not {"embed.weight", "out.weight", "body.weight"} & original.kept().keys()
+
+
+def test_networks_of_fully_connected_layers_are_represented_where_asked() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(NernError, match=r"has no convolutions .* nern\.include\. There are: 1\.weight, 3\.weight"):
+        as_original(network)
+    assert taken(network, ["*.weight"]) == ["1.weight", "3.weight"]
+
+
+def test_a_choice_of_a_small_share_is_a_warning_unless_it_was_asked_for() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten(), nn.Linear(100, 10))
+    with pytest.warns(NernWarning, match=r"hold only 0\.\d% of its parameters; nern\.include"):
+        as_original(network)
+    taken(network, include=["0.weight"])
+
+
+def test_choosing_changes_nothing_in_the_network(mixture: nn.Module) -> None:
+    before = copy.deepcopy(mixture.state_dict())
+    choose_parameters(mixture, convolution_weights(mixture), None, ["stem.*"])
+    assert all(torch.equal(value, before[name]) for name, value in mixture.state_dict().items())
+    assert all(parameter.requires_grad for parameter in mixture.parameters())
+
+
+# --- taps --------------------------------------------------------------------------------------------------------
+
+
+class Branches(nn.Module):
+    """A relu that works in place and runs twice, an addition in place on what a norm gave."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.inplace = inplace
+        self.one, self.norm = nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.two, self.last = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.relu = nn.ReLU(inplace)
+        for norm in (self.norm, self.last):
+            nn.init.normal_(norm.weight)
+            nn.init.normal_(norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.relu(self.norm(self.one(x)))
+        out = self.last(self.two(first))
+        if self.inplace:
+            out += first
+        else:
+            out = out + first
+        return self.relu(out).mean((2, 3))
+
+
+@pytest.fixture
+def branches() -> tuple[nn.Module, nn.Module]:
+    """The same network with operations in place and without."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        inplace = Branches(True).eval()
+    plain = Branches(False).eval()
+    plain.load_state_dict(inplace.state_dict())
+    return inplace, plain
+
+
+NAMES = ["relu:input", "last", "norm", "two:input", "relu", "last"]
+
+
+def test_operations_in_place_do_not_reach_the_maps(branches: tuple[nn.Module, nn.Module], images: Tensor) -> None:
+    found = [Taps(NAMES)(network, images) for network in branches]
+    (output, maps), (expected, expected_maps) = found
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(maps, expected_maps)
+    assert len(maps) == 8  # relu runs twice
+    assert any((m < 0).any() for m in maps[:2])
+
+
+def test_later_passes_are_as_right_as_the_first(branches: tuple[nn.Module, nn.Module], images: Tensor) -> None:
+    taps, calls = Taps(NAMES), []
+    network = branches[0]
+    network.register_forward_hook(lambda *_: calls.append(1))
+    first, again = taps(network, images), taps(network, images + 1)
+    torch.testing.assert_close(first, Taps(NAMES)(branches[1], images))
+    torch.testing.assert_close(again, Taps(NAMES)(branches[1], images + 1))
+    assert len(calls) == 3  # the first pass was repeated with copies, the next needs no repeat
+
+
+def test_a_network_that_changes_nothing_in_place_runs_once(
+    branches: tuple[nn.Module, nn.Module], images: Tensor
+) -> None:
+    calls: list[int] = []
+    branches[1].register_forward_hook(lambda *_: calls.append(1))
+    Taps(NAMES)(branches[1], images)
+    assert len(calls) == 1
+
+
+def test_gradients_through_maps_are_those_without_operations_in_place(
+    branches: tuple[nn.Module, nn.Module], images: Tensor
+) -> None:
+    gradients = []
+    for network in branches:
+        output, maps = Taps(NAMES)(network, images)
+        (output.sum() + sum(((index + 1) * m).square().sum() for index, m in enumerate(maps))).backward()
+        gradients.append([p.grad for p in network.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_tap_at_the_input_is_what_goes_into_the_module(branches: tuple[nn.Module, nn.Module], images: Tensor) -> None:
+    network = branches[0]
+    _, (before, normed, weighted) = Taps(["norm:input", "norm", "two:input"])(network, images)
+    torch.testing.assert_close(before, network.one(images))
+    torch.testing.assert_close(normed, network.norm(before))
+    torch.testing.assert_close(weighted, normed.relu())
+
+
+def test_the_relus_inputs_are_the_published_maps_of_a_block() -> None:
+    torchvision = import_torchvision()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = torchvision.models.resnet18(weights=None)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.running_mean)
+    original = Original(network, ["relu:input", "layer?.?.relu:input", "layer?.?.bn2"])
+    batch = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    _, maps = original.features(batch)
+    assert len(maps) == 1 + 8 * 2 + 8
+    stem = network.bn1(network.conv1(batch))
+    torch.testing.assert_close(maps[0], stem)
+    block, x = network.layer1[0], network.maxpool(stem.relu())
+    first = block.bn1(block.conv1(x))
+    second = block.bn2(block.conv2(first.relu()))
+    torch.testing.assert_close(maps[1], first)
+    torch.testing.assert_close(maps[2], second + x)
+    torch.testing.assert_close(maps[1 + 16], second)
+
+
+@pytest.mark.filterwarnings("ignore:original_model_path is not set")
+def test_registered_globs_choose_the_published_layers_of_resnet18() -> None:
+    original = build_original("ResNet18", None, {"num_classes": 7})
+    expected = [f"layer{s}.{b}.conv{c}.weight" for s in (1, 2, 3, 4) for b in (0, 1) for c in (1, 2)]
+    assert original.weight_names == expected
+    assert all(tuple(w.shape[2:]) == (3, 3) for w in original.weights)
+
+
+def test_maps_are_chosen_by_globs_in_the_given_order(branches: tuple[nn.Module, nn.Module]) -> None:
+    assert matching_taps(branches[0], ["l*", "*o*", "re??:input", "last"]) == [
+        *("last", "one", "norm", "two"),
+        *("relu:input", "last"),
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["lst", "lst:input"])
+def test_a_map_that_is_not_there_lists_the_modules(branches: tuple[nn.Module, nn.Module], pattern: str) -> None:
+    with pytest.raises(
+        NernError, match=r"nern\.feature_maps.*did you mean 'last'.*Choices: last, norm, one, relu, two"
+    ):
+        as_original(branches[0], feature_maps=[pattern])
+
+
+def test_what_is_no_tensor_is_no_map() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pair = nn.Conv2d(1, 2, 3), Pair()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pair(self.conv(x))[0].mean((2, 3))
+
+    original = as_original(Network(), feature_maps=["pair"])
+    with pytest.raises(NernError, match="module 'pair' gives tuple, not a tensor"):
+        original.features(torch.zeros(1, 1, 8, 8))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in original.network.modules())
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.GroupNorm(1, 2), nn.InstanceNorm2d(2)], ["1", "2", "3"]),
+        ([nn.Conv2d(1, 2, 3), nn.ReLU(), nn.ConvTranspose2d(2, 2, 1)], ["0", "2"]),
+        ([nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)], ["1", "3"]),
+        ([nn.Linear(4, 3), nn.LayerNorm(3)], ["1"]),
+    ],
+)
+def test_without_a_choice_norms_else_convolutions_else_linear_layers_are_tapped(
+    layers: list[nn.Module], expected: list[str]
+) -> None:
+    assert default_taps(nn.Sequential(*layers)) == expected
+
+
+def norm_act_network() -> nn.Module:
+    """Norms that apply the activation themselves, as timm's networks have them."""
+    import_torchvision()
+    from timm.layers import BatchNormAct2d
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 3, 3),
+            BatchNormAct2d(3),  # its relu works in place
+            nn.Conv2d(3, 4, 3),
+            BatchNormAct2d(4, apply_act=False),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+
+
+def test_maps_of_norms_that_activate_are_taken_before_their_activation(images: Tensor) -> None:
+    network = norm_act_network()
+    assert default_taps(network) == ["1.act:input", "3"]
+    original = as_original(network)
+    output, (first, second) = original.features(images)
+    norm, convolved = original.network[1], original.network[0](images)
+    normed = nn.functional.batch_norm(
+        convolved, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+    )
+    assert (first < 0).any()
+    torch.testing.assert_close(first, normed)
+    torch.testing.assert_close(second, original.network[3](original.network[2](normed.relu())))
+    torch.testing.assert_close(output, original(images))
+
+
+def test_maps_are_those_of_the_weights_that_are_run(small_cnn: Callable[..., nn.Module], images: Tensor) -> None:
+    original = as_original(small_cnn(), ["0", "3:input"])
+    weights = [w + 1 for w in original.weights]
+    expected = Taps(["0", "3:input"])(original.rebuild(weights), images)
+    torch.testing.assert_close(original.run(weights, images, with_maps=True), expected)
