@@ -22,7 +22,7 @@ from nern.ordering.store import FILE_NAME, save_ordering
 from nern.originals.build import build_network
 from nern.registry import TASKS
 from nern.tasks import ImageTensors, register_task
-from nern.training.trainer import Trainer
+from nern.training import RunFolder, Trainer
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 SHARED_PARTS = ("base.yaml", "crossfilter.yaml", "infilter.yaml")  # files that others are based on
@@ -30,7 +30,8 @@ FILES = sorted(
     path.relative_to(EXPERIMENTS).as_posix() for path in EXPERIMENTS.rglob("*.yaml") if path.name not in SHARED_PARTS
 )
 ORIGINALS = [path for path in FILES if path.startswith("originals/")]
-PUBLISHED = [path for path in FILES if path not in ORIGINALS]
+OURS = [path for path in FILES if path.startswith(("without-data/", "several-networks/"))]
+PUBLISHED = [path for path in FILES if path not in ORIGINALS + OURS]
 SIZES = {
     "resnet18/imagenet": (1024, 1140, 1256, 1372),
     "resnet20/cifar10": (140, 160, 180, 200),
@@ -53,6 +54,7 @@ def test_every_group_is_there_in_every_ordering_and_size() -> None:
                 expected |= {f"{folder}/{task}_{network}_smoothpes_{ordering}_{size}.yaml" for size in sizes}
     assert len(expected) == 41
     assert set(PUBLISHED) == expected
+    assert len(OURS) == 3
     assert ORIGINALS
 
 
@@ -78,6 +80,11 @@ def test_published_config_loads(path: str) -> None:
 @pytest.mark.parametrize("path", ORIGINALS)
 def test_config_of_an_original_loads(path: str) -> None:
     assert OriginalConfig.load(EXPERIMENTS / path).logging.exp_name == Path(path).stem
+
+
+@pytest.mark.parametrize("path", OURS)
+def test_config_of_ours_loads(path: str) -> None:
+    assert Config.load(EXPERIMENTS / path).logging.exp_name == Path(path).stem
 
 
 def test_configs_say_what_was_published(shared: Path) -> None:
@@ -245,3 +252,39 @@ def test_imagenet_experiment_trains_on_all_stages(mode: str, tmp_path: Path, ran
         nern__embeddings__permutations__path=str(random_orderings / mode),
     )
     assert train(config).nern.table.rows == 1_220_608
+
+
+def test_two_networks_train_in_one_nern(tmp_path: Path, tiny_cifar: Path) -> None:
+    config = short("several-networks/resnet20-and-digits.yaml", tmp_path, batch_size=4)
+    config.networks[0].task.data_dir = str(tiny_cifar)
+    config.evaluation.test_images = 20
+    trainer = _trainer(config)
+    trainer.fit()
+    assert set(trainer.history.evaluations[-1]["networks"]) == {"ResNet20 on cifar10", "ResNet8 on digits"}
+
+
+def test_reconstruction_and_distillation_without_data_train(tmp_path: Path, tiny_cifar: Path) -> None:
+    first = short("without-data/reconstruction.yaml", tmp_path, task__data_dir=str(tiny_cifar))
+    trainer = _trainer(first)
+    trainer.folder = RunFolder.create(first.logging)
+    trainer.fit()
+    checkpoint = trainer.folder.checkpoint("last")
+    second = short(
+        "without-data/distillation.yaml",
+        tmp_path,
+        batch_size=4,
+        task__data_dir=str(tiny_cifar),
+        task__use_random_data=True,
+        task__random_data="leaves",
+        nern__checkpoint_path=str(checkpoint),
+    )
+    trainer = _trainer(second)
+    state = torch.load(checkpoint, weights_only=True)
+    assert all(torch.equal(p, state[name]) for name, p in trainer.nern.predictor.state_dict().items())
+    trainer.fit()
+    assert {"reconstruction", "distillation"} <= set(trainer.history.losses[-1])
+
+
+def _trainer(config: Config) -> Trainer:
+    experiment = build_experiment(config)
+    return Trainer(config, experiment.members, experiment.nern, experiment.extra)
