@@ -29,9 +29,10 @@ from nern.originals import CifarResNet
 from nern.originals.input_format import InputFormat
 from nern.registry import TASK_LOSSES, TASKS
 from nern.tasks import ImageTensors, Task, build_task, image_folder, register_task
-from nern.tasks.base import DataSettings, LoaderSet, LoaderStream, classes_of, default_of
+from nern.tasks.base import DataSettings, classes_of, default_of
 from nern.tasks.image_folder import evaluation_transform, not_too_long, read_image, training_transform
 from nern.tasks.mixing import MixedStream
+from nern.tasks.streams import LoaderSet, LoaderStream
 from nern.training import Interrupted, RunFolder, Trainer
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ import nern
 from nern.files import save_safetensors, write_json, write_text
 from nern.originals.cifar_resnet import CifarResNet
 from nern.randomness import forked_rng
-from nern.tasks.base import TensorStream
 from nern.tasks.digits import digits
+from nern.tasks.streams import TensorStream
 
 SEED, EPOCHS, BATCH_SIZE, PEAK_LR = 0, 60, 64, 0.1
 OUT = Path(nern.__file__).parent / "pretrained" / "digits-resnet8"

@@ -8,10 +8,12 @@ __version__ = "0.1.0"
 
 from nern import objectives, ordering, originals, representation, tasks, training  # noqa: F401  (fills the registries)
 from nern.api import Fitted, fit, fit_config
-from nern.config import Config
+from nern.config import Config, OriginalConfig
 from nern.errors import NernError, NonFiniteLossError
 from nern.originals.base import OriginalNetwork, register_original
+from nern.originals.input_format import InputFormat
 from nern.run import evaluate, load_run, resume, train
+from nern.run_original import resume_original, train_original
 from nern.tasks.base import register_task
 from nern.tasks.images import ImageTensors
 
@@ -19,8 +21,10 @@ __all__ = [
     "Config",
     "Fitted",
     "ImageTensors",
+    "InputFormat",
     "NernError",
     "NonFiniteLossError",
+    "OriginalConfig",
     "OriginalNetwork",
     "evaluate",
     "fit",
@@ -29,5 +33,7 @@ __all__ = [
     "register_original",
     "register_task",
     "resume",
+    "resume_original",
     "train",
+    "train_original",
 ]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nern.originals.base import Original
-from nern.tasks.base import EvalSet
+from nern.tasks.streams import EvalSet
 
 TOP = 5
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 
 from nern import registry
 from nern.config.checks import COMMON_AT_LEAST, check_logging, check_optim, check_task
 from nern.config.imports import import_modules
-from nern.config.schema import LoggingConfig, OptimConfig, TaskConfig, absolute_task
+from nern.config.schema import LoggingConfig, OptimConfig, TaskConfig, absolute_task, absolute_weights
 from nern.config.settings import Settings, check_at_least, choose
 from nern.errors import NernError
 
@@ -83,8 +84,8 @@ class OriginalConfig(Settings):
             choose("smoothness.along", direction, ("filters", "channels"))
         if smoothness.type == "L2Smoothness" and smoothness.cosine_factor:
             raise NernError("smoothness.cosine_factor has no part in L2Smoothness; set l2_factor")
-        if min(smoothness.cosine_factor, smoothness.l2_factor) < 0:
-            raise NernError("smoothness.cosine_factor and l2_factor must not be negative")
+        if not all(0 <= factor < math.inf for factor in (smoothness.cosine_factor, smoothness.l2_factor)):
+            raise NernError("smoothness.cosine_factor and l2_factor must be finite numbers, not negative")
         if self.task.use_random_data:
             raise NernError("training an original needs labels; task.use_random_data has none")
         return self
@@ -93,4 +94,5 @@ class OriginalConfig(Settings):
         """A copy whose input folders are named from the root: it works from any working directory."""
         config = copy.deepcopy(self)
         absolute_task(config.task)
+        config.initial_weights = absolute_weights(config.initial_weights)
         return config

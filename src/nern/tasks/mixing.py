@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nern.compat import import_torchvision
 from nern.randomness import forked_rng, generator
 from nern.tasks.images import Batch
-
-if TYPE_CHECKING:
-    from nern.tasks.base import TrainStream
+from nern.tasks.streams import TrainStream
 
 
 class MixedStream:

@@ -18,8 +18,9 @@ from nern.objectives.objective import Losses, Objective, mean_losses
 from nern.originals.base import Original
 from nern.registry import OPTIMIZERS
 from nern.representation.nern import NeRN
-from nern.tasks.base import EvalSet, Task
+from nern.tasks.base import Task
 from nern.tasks.images import Batch
+from nern.tasks.streams import EvalSet
 from nern.training.loop import Loop
 from nern.training.optimizers import check_gradients, clip_gradients
 from nern.training.schedules import Schedule

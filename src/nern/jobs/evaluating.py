@@ -1,0 +1,148 @@
+"""Evaluate a NeRN or its originals; open a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from nern.config import Config
+from nern.devices import select_device
+from nern.errors import NernError
+from nern.evaluation import Evaluator
+from nern.experiment import Experiment, build_checked_original, build_experiment, data_settings, member_names
+from nern.files import check_writable, write_json
+from nern.jobs.report import all_layer_errors, check_original
+from nern.tasks.base import build_task
+from nern.terminal import metrics_table
+from nern.training.run_folder import RunFolder
+
+
+def evaluate(
+    config: Config,
+    original: bool = False,
+    json_path: str | Path | None = None,
+    console: Console | None = None,
+    run: str | Path | None = None,
+) -> dict[str, Any]:
+    """Evaluate the NeRN of `config` (its checkpoint), or the original network itself, on the test images.
+
+    With `run`, the folder that `config_of_run` was given, the original must still be the one of the run.
+
+    Returns:
+        {"original": {...}} and, unless `original`, {"reconstructed": {...}, "layers": [...]}.
+
+    Raises:
+        NernError: no test images, no checkpoint, or one that does not fit.
+    """
+    console = console or Console()
+    check_writable(json_path, "--json")
+    if config.evaluation.test_images == 0:
+        raise NernError("there is nothing to evaluate on: evaluation.test_images is 0")
+    metrics = _evaluate_originals(config) if original else _evaluate_nern(config, run)
+    if json_path is not None:
+        write_json(json_path, metrics)
+    for name, of_network in metrics.get("networks", {"": metrics}).items():
+        rows: dict[str, dict[str, float]] = {n: of_network[n] for n in ("original", "reconstructed") if n in of_network}
+        console.print(metrics_table(name or member_names(config.members())[0], rows))
+        report_skipped(console, of_network.get("skipped_images"))
+    if "layers" in metrics:
+        worst = max(metrics["layers"], key=lambda e: e["relative"] or 0.0)
+        console.print(
+            f"largest reconstruction error: {worst['relative'] or 0.0:.3f} of the weights' norm, in {worst['name']}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return metrics
+
+
+def _evaluate_originals(config: Config) -> dict[str, Any]:
+    config.check()
+    device, found = select_device(config), {}
+    networks = config.members()
+    for network, name in zip(networks, member_names(networks), strict=True):
+        original = build_checked_original(network, config.seed, device)
+        task = build_task(network.task, data_settings(config), device, False, original)
+        assert task.test is not None
+        figures = Evaluator(original, config.evaluation.batch_size)(task.test).to_dict()
+        found[name] = {"original": figures} | ({"skipped_images": task.skipped()} if task.skipped() else {})
+    return found[name] if len(found) == 1 else {"networks": found}
+
+
+def _evaluate_nern(config: Config, run: str | Path | None) -> dict[str, Any]:
+    if config.nern.init != "checkpoint":
+        raise NernError(
+            "evaluating a NeRN needs its weights: set nern.init to 'checkpoint' and nern.checkpoint_path, or name a run "
+            "folder with --run; --original true evaluates the original network"
+        )
+    experiment = build_experiment(config, train=False)
+    if run is not None:
+        check_original(experiment, RunFolder.open(run))
+    parts, found = _split(experiment, experiment.nern.reconstruct()), {}
+    for member, weights in zip(experiment.members, parts, strict=True):
+        assert member.task is not None
+        assert member.task.test is not None
+        evaluator, test = Evaluator(member.original, config.evaluation.batch_size), member.task.test
+        found[member.name] = {
+            "original": evaluator(test).to_dict(),
+            "reconstructed": evaluator(test, weights, experiment.extra).to_dict(),
+        } | ({"skipped_images": member.task.skipped()} if member.task.skipped() else {})
+    metrics = found[member.name] if len(found) == 1 else {"networks": found}
+    return metrics | {"layers": [vars(e) for e in all_layer_errors(experiment.members, parts)]}
+
+
+def _split(experiment: Experiment, weights: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """The weights of all layers, by network."""
+    rest = iter(weights)
+    return [[next(rest) for _ in member.original.weight_names] for member in experiment.members]
+
+
+def report_skipped(console: Console, skipped: list[str] | None) -> None:
+    """Say how many images could not be read, and name some."""
+    if skipped:
+        more = ", ..." if len(skipped) > 3 else ""
+        console.print(
+            f"{len(skipped)} images could not be read and were skipped: {', '.join(skipped[:3])}{more}",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def config_of_run(path: str | Path, checkpoint: str = "best") -> Config:
+    """The config that evaluates checkpoint 'best', 'last' or 'step_N' of the run in folder `path`."""
+    folder = RunFolder.open(path)
+    config = Config.load(folder.config)
+    file = folder.checkpoint(checkpoint)
+    if not file.is_file():
+        names = sorted(p.stem for p in file.parent.glob("*.pt"))
+        raise NernError(f"run {path} has no checkpoint {checkpoint!r}; it has: {', '.join(names) or 'none'}")
+    config.nern.init, config.nern.checkpoint_path = "checkpoint", str(file)
+    if folder.ordering.is_file():
+        config.nern.embeddings.permutations.path = str(folder.ordering)
+    return config
+
+
+def load_run(path: str | Path, checkpoint: str = "best", network: int = 0) -> torch.nn.Module:
+    """The reconstructed network of a run, ready to use, in eval mode, on the CPU.
+
+    Args:
+        path: the run folder.
+        checkpoint: 'best', 'last' or 'step_N'.
+        network: which of several, counted from 0.
+
+    Raises:
+        NernError: no run there, no such checkpoint or network, or files that do not fit.
+    """
+    config = config_of_run(path, checkpoint)
+    config.no_cuda, config.evaluation.test_images = True, 0
+    experiment = build_experiment(config, train=False)
+    check_original(experiment, RunFolder.open(path))
+    if not 0 <= network < len(experiment.members):
+        raise NernError(
+            f"network (={network}) must be below {len(experiment.members)}, the number of networks in {path}"
+        )
+    weights = _split(experiment, experiment.nern.reconstruct())[network]
+    return experiment.members[network].original.rebuild(weights, experiment.extra)

@@ -1,0 +1,169 @@
+"""The job behind `nern train-original`: train a network from scratch, leave weights, arguments and card."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from nern.analysis.plots import plot_original
+from nern.config import OriginalConfig
+from nern.devices import select_device
+from nern.errors import NernError
+from nern.files import check_writable, save_safetensors, write_json, write_text
+from nern.jobs.session import common_metrics, continue_from, new_folder, run_loop, saved_run
+from nern.originals.base import own_weights
+from nern.originals.build import build_network, build_original_network
+from nern.originals.selection import own_names
+from nern.registry import ORIGINALS
+from nern.tasks.base import DataSettings, build_task, channels_of, classes_of
+from nern.terminal import original_table
+from nern.training.original_trainer import OriginalTrainer
+from nern.training.run_folder import RunFolder
+from nern.training.tracking import check_tracker
+
+
+def train_original(
+    config: OriginalConfig, console: Console | None = None, json_path: str | Path | None = None
+) -> dict[str, Any]:
+    """Train the network that `config` describes, in a new run folder; returns (and writes) its metrics.
+
+    The folder ends up with `network.safetensors`, `network.json` (its arguments) and `network.md` (its card).
+
+    Raises:
+        NernError: before anything is written, if the config cannot work; later, if a loss is not finite.
+        Interrupted: on Ctrl-C or SIGTERM, after saving.
+    """
+    console = console or Console()
+    check_writable(json_path, "--json")
+    check_tracker(config.logging)
+    trainer = _build(config)
+    with new_folder(config) as folder:
+        config.with_absolute_paths().save(folder.config)
+        return _run(config, trainer, folder, console, json_path)
+
+
+def resume_original(
+    path: str | Path, console: Console | None = None, json_path: str | Path | None = None
+) -> dict[str, Any]:
+    """Continue the run in folder `path` to its end, with the result that an uninterrupted run would have had.
+
+    Raises:
+        NernError: no run there, nothing saved, or its state is damaged.
+        Interrupted: as for `train_original`.
+    """
+    console = console or Console()
+    check_writable(json_path, "--json")
+    folder = RunFolder.open(path)
+    config, state = saved_run(folder, OriginalConfig)
+    trainer = _build(config)
+    continue_from(trainer, state, folder)
+    return _run(config, trainer, folder, console, json_path)
+
+
+def network_arguments(config: OriginalConfig) -> dict[str, Any]:
+    """Arguments that the network is built with: those of the config, and classes and channels of the task."""
+    task = config.task
+    return {"num_classes": classes_of(task), "in_channels": channels_of(task)} | task.original_model_kwargs
+
+
+def _build(config: OriginalConfig) -> OriginalTrainer:
+    config.check()
+    device, task = select_device(config), config.task
+    name, optional = task.original_model_name, network_arguments(config)
+    if config.initial_weights is None:
+        network = build_network(name, task.original_model_kwargs, optional, config.seed)
+    else:
+        network = build_original_network(
+            name, config.initial_weights, task.original_model_kwargs, optional, config.seed
+        )
+    network = network.to(device).requires_grad_(True)
+    info = ORIGINALS.info(name) if name in ORIGINALS else {}
+    smooth = own_names(network, own_weights(network, info.get("represents")))
+    settings = DataSettings(
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval_batch_size,
+        num_workers=config.num_workers,
+        seed=config.seed,
+    )
+    trainer = OriginalTrainer(config, network, smooth, build_task(task, settings, device))
+    trainer.rehearse()
+    return trainer
+
+
+def _run(
+    config: OriginalConfig, trainer: OriginalTrainer, folder: RunFolder, console: Console, json_path: str | Path | None
+) -> dict[str, Any]:
+    with folder.locked():
+        parameters = sum(p.numel() for p in trainer.network.parameters())
+        start = f", from step {trainer.step}" if trainer.step else ""
+        console.print(
+            f"{config.task.original_model_name} on {trainer.task.name}: {parameters:,} parameters\n"
+            f"{trainer.total_steps:,} steps{start} on {trainer.device}; run folder {folder.root}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        run_loop(trainer, config, folder, console, 0, "nern train-original")
+        metrics = _finish(config, trainer, folder)
+    if json_path is not None:
+        write_json(json_path, metrics)
+    console.print(original_table(metrics))
+    console.print(f"network: {metrics['network']}", highlight=False, soft_wrap=True)
+    return metrics
+
+
+def _finish(config: OriginalConfig, trainer: OriginalTrainer, folder: RunFolder) -> dict[str, Any]:
+    """Network, arguments, card, metrics and picture of the finished run."""
+    file, network = folder.root / "network.safetensors", trainer.network
+    save_safetensors(file, network.state_dict())
+    kwargs = used_arguments(config, network)
+    write_json(file.with_suffix(".json"), kwargs)
+    last = trainer.history.evaluations[-1]
+    metrics = {
+        "test": last.get("test"),
+        "neighbour_cosine": last["weights"]["neighbour_cosine"],
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "epochs": config.epochs,
+        "network": str(file),
+    } | common_metrics(trainer, trainer.device, config.seed, folder)
+    write_json(folder.metrics, metrics)
+    write_text(file.with_suffix(".md"), _card(config, metrics, kwargs))
+    plot_original(folder.curves, config.logging.exp_name, trainer.history)
+    return metrics
+
+
+def used_arguments(config: OriginalConfig, network: nn.Module) -> dict[str, Any]:
+    """The arguments that build the network again: of classes and channels those that it takes."""
+    given, own = network_arguments(config), config.task.original_model_kwargs
+    for key in [key for key in given if key not in own]:
+        fewer = {k: v for k, v in given.items() if k != key}
+        try:
+            build_network(config.task.original_model_name, given)
+        except NernError:
+            given = fewer
+    return given
+
+
+def _card(config: OriginalConfig, metrics: dict[str, Any], kwargs: dict[str, Any]) -> str:
+    """What the network is, how good and how made, in Markdown."""
+    test = metrics["test"]
+    name = config.logging.exp_name
+    accuracy = f"{test['top1']:.2f} % on {test['images']:,} test images" if test else "not measured"
+    smoothness = {k: v for k, v in vars(config.smoothness).items() if k.endswith("factor") and v}
+    of_weights = f"{config.smoothness.type} {smoothness}" if smoothness else "none"
+    made = f"nern train-original --config_path {shlex.quote(name)}.yaml"
+    return (
+        f"# {name}\n\n"
+        f"{config.task.original_model_name} ({metrics['parameters']:,} parameters) trained on {config.task.task_name}.\n\n"
+        f"- accuracy: {accuracy} (of the last step; nothing was chosen by it)\n"
+        f"- mean cosine similarity of neighbouring kernels: {metrics['neighbour_cosine']:.4f}; smoothness regularisation: "
+        f"{of_weights}\n"
+        f"- made by: `{made}`: {config.epochs} epochs, seed {config.seed}, {config.precision}, torch {torch.__version__}, "
+        f"{metrics['seconds'] / 60:.0f} minutes on {metrics['device']} ({metrics['threads']} threads)\n"
+        f"- arguments: `{json.dumps(kwargs)}`\n"
+    )

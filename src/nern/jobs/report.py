@@ -1,0 +1,110 @@
+"""What a finished NeRN leaves and tells: kept tensors, ordering, metrics, sizes, picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from nern.errors import NernError
+from nern.evaluation import LayerError, layer_errors
+from nern.experiment import Experiment
+from nern.files import load_safetensors, load_state_dict, write_json
+from nern.jobs.session import common_metrics
+from nern.ordering.store import content_key, save_ordering
+from nern.training.run_folder import RunFolder
+from nern.training.trainer import Member, Trainer
+
+
+def kept_tensors(experiment: Experiment) -> dict[str, torch.Tensor]:
+    """What is not represented; with several networks each one's names begin with its number."""
+    if len(experiment.members) == 1:
+        return experiment.members[0].original.kept()
+    parts = enumerate(member.original.kept() for member in experiment.members)
+    return {f"{number}.{name}": value for number, part in parts for name, value in part.items()}
+
+
+def original_digest(experiment: Experiment) -> str:
+    """Digest of all original networks."""
+    return " ".join(member.original.digest() for member in experiment.members)
+
+
+def store_ordering(experiment: Experiment, folder: RunFolder) -> None:
+    """Write the ordering into the run folder, unless it is 'none'."""
+    if experiment.ordering.mode != "none":
+        weights = [weight for member in experiment.members for weight in member.original.weights]
+        key = content_key(experiment.nern.table.views(weights), experiment.ordering.mode)
+        save_ordering(folder.ordering, experiment.ordering, key)
+
+
+def check_original(experiment: Experiment, folder: RunFolder) -> None:
+    """Raise NernError if the weights of the original are no longer those the run was trained on."""
+    stored = load_safetensors(folder.kept, "kept parameters of the run")[1].get("original")
+    if stored != original_digest(experiment):
+        paths = [str(network.original_model_path) for network in experiment.config.members()]
+        raise NernError(f"the original network of run {folder.root} had other weights than {', '.join(paths)} now")
+
+
+def all_layer_errors(members: Sequence[Member], weights: Sequence[Sequence[torch.Tensor]]) -> list[LayerError]:
+    """Reconstruction error of every layer; with several networks a layer's name begins with its network's."""
+    errors = []
+    for member, own in zip(members, weights, strict=True):
+        prefix = f"{member.name}: " if len(members) > 1 else ""
+        names = [prefix + name for name in member.original.weight_names]
+        errors += layer_errors(names, member.original.weights, own)
+    return errors
+
+
+def finish(experiment: Experiment, trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
+    """Metrics of the finished run, written as metrics.json, and the picture."""
+    from nern.analysis.plots import plot_run  # matplotlib takes a second to import
+
+    config, nern_ = experiment.config, experiment.nern
+    last = {name: value.clone() for name, value in nern_.predictor.state_dict().items()}
+    nern_.predictor.load_state_dict(load_state_dict(folder.checkpoint("best")))  # figures and picture are of the best
+    errors = all_layer_errors(experiment.members, trainer.split(nern_.reconstruct()))
+    nern_.predictor.load_state_dict(last)
+    originals = trainer.original_metrics()
+    metrics: dict[str, Any] = {
+        "original": originals[0] if len(originals) == 1 else {},
+        "best": {k: v for k, v in (trainer.best or {}).items() if k != "score"},
+        "last": trainer.history.evaluations[-1],
+        "layers": [vars(e) for e in errors],
+        "sizes": _sizes(experiment, folder),
+    } | common_metrics(trainer, experiment.device, config.seed, folder)
+    if len(originals) > 1:
+        names = [member.name for member in experiment.members]
+        metrics["original"] = {"networks": dict(zip(names, originals, strict=True))}
+    skipped = {m.name: m.task.skipped() for m in experiment.members if m.task is not None and m.task.skipped()}
+    if skipped:
+        metrics["skipped_images"] = skipped
+    write_json(folder.metrics, metrics)
+    top1 = metrics["original"].get("test", {}).get("top1")
+    warmup = config.loss_warmup_iterations if trainer.needs_images else 0
+    plot_run(folder.curves, f"{config.logging.exp_name}", trainer.history, errors, top1, warmup)
+    return metrics
+
+
+def _sizes(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
+    """Parameters, and bytes: of the originals' tensors, and of the run's files on disk."""
+    originals, nern_ = [member.original for member in experiment.members], experiment.nern
+    represented, parameters = nern_.table.num_weights, sum(o.num_parameters for o in originals)
+    return {
+        "represented_parameters": represented,
+        "original_parameters": parameters,
+        "predictor_parameters": nern_.num_parameters,
+        "reconstructed_parameters": parameters - represented + nern_.num_parameters,
+        "predictor_share": nern_.num_parameters / represented,
+        "original_bytes": sum(_bytes(o.network.state_dict().values()) for o in originals),
+        "represented_bytes": sum(_bytes(o.weights) for o in originals),
+        "original_kept_bytes": sum(_bytes(o.kept().values()) for o in originals),
+        "predictor_bytes": folder.checkpoint("best").stat().st_size,
+        "ordering_bytes": folder.ordering.stat().st_size if folder.ordering.is_file() else 0,
+        "ordering_bytes_at_least": experiment.ordering.bits() / 8,
+        "kept_bytes": folder.kept.stat().st_size,
+    }
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)

@@ -1,0 +1,100 @@
+"""What every training job does around its loop: a folder, a display, a tracker, an end that can be continued."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+
+import nern
+from nern.config import Settings, parse_yaml
+from nern.devices import peak_memory_bytes
+from nern.errors import NernError
+from nern.terminal import ProgressDisplay
+from nern.training.interrupt import Interrupted
+from nern.training.loop import Loop
+from nern.training.run_folder import RunFolder
+from nern.training.tracking import Run, build_tracker
+
+S = TypeVar("S", bound=Settings)
+
+
+@contextmanager
+def new_folder(config: Run) -> Iterator[RunFolder]:
+    """A new run folder. If nothing was trained in it when an error leaves the context, it is removed."""
+    folder = RunFolder.create(config.logging)
+    try:
+        yield folder
+    except BaseException:
+        if not folder.state.is_file():
+            shutil.rmtree(folder.root, ignore_errors=True)
+        raise
+
+
+def saved_run(folder: RunFolder, cls: type[S]) -> tuple[S, dict[str, Any]]:
+    """Config and saved state of a run. Raises NernError if the config was changed since."""
+    config, state = cls.load(folder.config), folder.load_state()
+    changed = changed_keys(parse_yaml(str(state.get("config"))), parse_yaml(folder.config.read_text(encoding="utf-8")))
+    if changed:
+        raise NernError(
+            f"{folder.config} is not what the saved state was trained with: {', '.join(changed)} changed. A resumed run "
+            "keeps its settings; start a new one for others."
+        )
+    return config, state
+
+
+def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return [] if before == after else [prefix[:-1] or "everything"]
+    keys = [*after, *(key for key in before if key not in after)]
+    return [name for key in keys for name in changed_keys(before.get(key), after.get(key), f"{prefix}{key}.")]
+
+
+def continue_from(loop: Loop, state: dict[str, Any], folder: RunFolder) -> None:
+    """Take over a saved state. Raises NernError if it does not fit."""
+    try:
+        loop.load_state(state)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise NernError(f"saved state {folder.state} is damaged: {' '.join(str(error).split())[:200]}") from error
+
+
+def run_loop(loop: Loop, config: Run, folder: RunFolder, console: Console, warmup: int, command: str) -> None:
+    """Train to the end, shown and tracked.
+
+    Args:
+        warmup: steps of reconstruction only, for the display.
+        command: that continues an interrupted run, but for its folder.
+    """
+    loop.folder = folder
+    loop.tracker = build_tracker(config, folder.root, first_step=loop.step)
+    display = ProgressDisplay(console, loop.total_steps, warmup, loop.step, config.logging.progress)
+    loop.on_step, loop.on_evaluation = display.on_step, display.on_evaluation
+    try:
+        with display:
+            loop.fit()
+    except Interrupted as error:
+        message = f"{error}; saved. Continue with: {command} --resume {folder.root}"
+        raise Interrupted(error.signal_number, message) from None
+    finally:
+        loop.tracker.close()
+
+
+def common_metrics(loop: Loop, device: torch.device, seed: int, folder: RunFolder) -> dict[str, Any]:
+    """What the metrics of every training job end with."""
+    return {
+        "steps": loop.step,
+        "seconds": loop.seconds,
+        "seconds_per_step": loop.step_seconds / max(loop.step, 1),
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "versions": {"nern": nern.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "seed": seed,
+        "run_folder": str(folder.root),
+    }

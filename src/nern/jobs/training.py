@@ -1,0 +1,108 @@
+"""Train a NeRN; continue a run that was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nern.config import Config
+from nern.experiment import Experiment, build_experiment
+from nern.files import check_writable, save_safetensors, write_json
+from nern.jobs.report import check_original, finish, kept_tensors, original_digest, store_ordering
+from nern.jobs.session import continue_from, new_folder, run_loop, saved_run
+from nern.representation.nern import NeRN
+from nern.terminal import result_table
+from nern.training.run_folder import RunFolder
+from nern.training.tracking import check_tracker
+from nern.training.trainer import Trainer
+
+
+def train(config: Config, console: Console | None = None, json_path: str | Path | None = None) -> dict[str, Any]:
+    """Train the NeRN that `config` describes, in a new run folder; returns (and writes) its metrics.
+
+    Args:
+        config: a checked config.
+        console: where messages and progress go; None: standard output.
+        json_path: also write the metrics here.
+
+    Raises:
+        NernError: before anything is written, if the config cannot work; later, if a loss is not finite.
+        Interrupted: on Ctrl-C or SIGTERM, after saving.
+    """
+    console = console or Console()
+    check_writable(json_path, "--json")
+    check_tracker(config.logging)
+    experiment = build_experiment(config)
+    trainer = _trainer(experiment)
+    with new_folder(config) as folder:
+        config.with_absolute_paths().save(folder.config)
+        store_ordering(experiment, folder)
+        save_safetensors(folder.kept, kept_tensors(experiment), {"original": original_digest(experiment)})
+        return _run(experiment, trainer, folder, console, json_path)
+
+
+def resume(path: str | Path, console: Console | None = None, json_path: str | Path | None = None) -> dict[str, Any]:
+    """Continue the run in folder `path` to its end, with the result that an uninterrupted run would have had.
+
+    Raises:
+        NernError: no run there, nothing saved, or its state is damaged.
+        Interrupted: as for `train`.
+    """
+    console = console or Console()
+    check_writable(json_path, "--json")
+    folder = RunFolder.open(path)
+    config, state = saved_run(folder, Config)
+    if folder.ordering.is_file():
+        config.nern.embeddings.permutations.path = str(folder.ordering)
+    if config.nern.init == "checkpoint":  # the state holds the weights; the file may be gone
+        config.nern.init, config.nern.checkpoint_path = "default", None
+    experiment = build_experiment(config)
+    check_original(experiment, folder)
+    if not folder.ordering.is_file():
+        store_ordering(experiment, folder)
+    trainer = _trainer(experiment)
+    continue_from(trainer, state, folder)
+    return _run(experiment, trainer, folder, console, json_path)
+
+
+def _trainer(experiment: Experiment) -> Trainer:
+    return Trainer(experiment.config, experiment.members, experiment.nern, experiment.extra)
+
+
+def _run(
+    experiment: Experiment, trainer: Trainer, folder: RunFolder, console: Console, json_path: str | Path | None
+) -> dict[str, Any]:
+    config = experiment.config
+    with folder.locked():
+        trainer.rehearse()
+        _announce(console, experiment, trainer, folder)
+        warmup = config.loss_warmup_iterations if trainer.needs_images else trainer.total_steps
+        run_loop(trainer, config, folder, console, warmup, "nern train")
+        metrics = finish(experiment, trainer, folder)
+    if json_path is not None:
+        write_json(json_path, metrics)
+    console.print(result_table(metrics))
+    console.print(f"run folder: {folder.root}", highlight=False, soft_wrap=True)
+    return metrics
+
+
+def _announce(console: Console, experiment: Experiment, trainer: Trainer, folder: RunFolder) -> None:
+    nern_, start = experiment.nern, f", from step {trainer.step}" if trainer.step else ""
+    kept = sum(len(m.original.choices) - len(m.original.weight_names) for m in experiment.members)
+    console.print(
+        f"{', '.join(m.name for m in experiment.members)}: {nern_.table.num_weights:,} weights in "
+        f"{len(nern_.table.shapes)} layers ({_sizes_text(nern_)}), represented by {nern_.num_parameters:,} parameters "
+        f"({nern_.num_parameters / nern_.table.num_weights:.1%}); {kept} tensors are kept as they are\n"
+        f"ordering: {experiment.ordering.mode}, {experiment.ordering_source}\n"
+        f"{trainer.total_steps:,} steps{start} on {experiment.device}; run folder {folder.root}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _sizes_text(nern_: NeRN) -> str:
+    sizes = [shape[2:] for shape in nern_.table.shapes]
+    counts = {size: sizes.count(size) for size in sizes}
+    return ", ".join(f"{count} of {height}x{width}" for (height, width), count in counts.items())

@@ -1,0 +1,822 @@
+"""`nern train-original`: what a run leaves, that it repeats and resumes exactly, smoothness, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import signal
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import nern
+from nern import Config, NernError, NonFiniteLossError, registry
+from nern.cli import main
+from nern.compat import import_torchvision
+from nern.config import OptimConfig, OriginalConfig
+from nern.objectives.smoothness import mean_neighbour_cosine
+from nern.originals import CifarResNet, build_network
+from nern.run_original import resume_original, train_original
+from nern.tasks.base import DataSettings, build_task
+from nern.training import Interrupted, OriginalTrainer, RunFolder
+from nern.training.schedules import Schedule
+
+CPU = torch.device("cpu")
+WIDTHS = [4, 6, 8]
+BASE: dict[str, Any] = {
+    "task.task_name": "digits",
+    "task.original_model_name": "ResNet8",
+    "task.original_model_kwargs": {"widths": WIDTHS},
+    "optim.lr": 0.1,
+    "logging.tracker": "none",
+    "logging.log_interval": 1,
+    "logging.exp_name": "run",
+    "epochs": 2,
+    "batch_size": 300,  # four steps an epoch
+    "eval_epochs_interval": None,
+}
+ONE_STEP: dict[str, Any] = {"epochs": 1, "batch_size": 1200}
+
+Configure = Callable[..., OriginalConfig]
+
+
+@pytest.fixture
+def configure(tmp_path: Path) -> Configure:
+    """Makes a short run's config; dotted keys win over its own."""
+
+    def make(given: dict[str, Any] | None = None, **more: Any) -> OriginalConfig:
+        values = BASE | {"logging.log_dir": str(tmp_path / "runs")} | (given or {}) | more
+        return OriginalConfig.from_dict(values)
+
+    return make
+
+
+@pytest.fixture
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the picture out, the slowest part of a short run."""
+    monkeypatch.setattr("nern.run_original.plot_original", lambda *args: None)
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def train(config: OriginalConfig) -> RunFolder:
+    return RunFolder(train_original(config, quiet())["run_folder"])
+
+
+def resume(folder: RunFolder) -> RunFolder:
+    return RunFolder(resume_original(folder.root, quiet())["run_folder"])
+
+
+def losses(folder: RunFolder) -> list[dict[str, float]]:
+    return folder.load_state()["losses"]
+
+
+def weights(folder: RunFolder) -> dict[str, Tensor]:
+    return load_file(folder.root / "network.safetensors")
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the last bit, in containers of any depth."""
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def assert_same_result(a: RunFolder, b: RunFolder) -> None:
+    state_a, state_b = a.load_state(), b.load_state()
+    assert state_a.keys() == state_b.keys()
+    for key in state_a.keys() - {"config", "seconds", "step_seconds"}:
+        assert same(state_a[key], state_b[key]), key
+    assert same(weights(a), weights(b))
+    assert same(torch.load(a.checkpoint("last")), torch.load(b.checkpoint("last")))
+
+
+def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Presses Ctrl-C when `step` steps are done."""
+    do_step = OriginalTrainer.do_step
+
+    def stopping(self: OriginalTrainer) -> Any:
+        done = do_step(self)
+        if self.step == step:
+            signal.raise_signal(signal.SIGINT)
+        return done
+
+    patch.setattr(OriginalTrainer, "do_step", stopping)
+
+
+def interrupted(config: OriginalConfig, step: int) -> RunFolder:
+    """The folder of a run that was stopped after `step` steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Interrupted, match=f"stopped at step {step} of .*; saved.*nern train-original --resume "):
+            train_original(config, quiet())
+    return RunFolder(sorted(Path(config.logging.log_dir).iterdir(), key=lambda p: p.stat().st_mtime)[-1])
+
+
+def start(config: OriginalConfig) -> nn.Module:
+    """The network as the run starts with it."""
+    return build_network("ResNet8", {"widths": WIDTHS, "in_channels": 1}, seed=config.seed)
+
+
+def first_batch(config: OriginalConfig) -> tuple[Tensor, Tensor]:
+    settings = DataSettings(batch_size=config.batch_size, eval_batch_size=500, num_workers=0, seed=config.seed)
+    stream = build_task(config.task, settings, CPU).train
+    assert stream is not None
+    images, labels = stream.batch(0)
+    assert labels is not None
+    return images, labels
+
+
+# --- what a run leaves -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
+    """A run that learns something, with every file, and what it returned."""
+    values = BASE | {
+        "logging.log_dir": str(tmp_path_factory.mktemp("finished")),
+        "logging.tracker": "tensorboard",
+        "task.original_model_kwargs": {"widths": [8, 12, 16]},
+        "eval_epochs_interval": 2,
+        "epochs": 5,
+        "batch_size": 100,
+    }
+    metrics = train_original(OriginalConfig.from_dict(values), quiet())
+    return RunFolder(metrics["run_folder"]), metrics
+
+
+def test_run_folder_holds_what_is_documented(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+    root = finished[0].root
+    found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    found = {"events" if name.startswith("events.out.tfevents.") else name for name in found}
+    assert found == {
+        "config.yaml",
+        "state.pt",
+        "metrics.json",
+        "curves.png",
+        "checkpoints/last.pt",
+        "network.safetensors",
+        "network.json",
+        "network.md",
+        "events",
+    }
+    height, width, _ = matplotlib.image.imread(finished[0].curves).shape
+    assert width > height > 300
+
+
+def test_network_learns(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+    records = losses(finished[0])
+    assert records[-1]["task"] < 0.7 * records[0]["task"]
+    assert finished[1]["test"]["top1"] > 50
+
+
+def test_metrics_agree_with_the_files(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+    folder, metrics = finished
+    assert json.loads(folder.metrics.read_text()) == metrics
+    state, last = folder.load_state(), folder.load_state()["evaluations"][-1]
+    assert [record["step"] for record in state["evaluations"]] == [24, 48, 60]
+    assert metrics["steps"] == state["step"] == 60
+    assert metrics["test"] == last["test"]
+    assert metrics["test"]["images"] == 597
+    assert metrics["neighbour_cosine"] == last["weights"]["neighbour_cosine"]
+    network = CifarResNet(8, **json.loads((folder.root / "network.json").read_text()))
+    network.load_state_dict(weights(folder))
+    assert metrics["parameters"] == sum(p.numel() for p in network.parameters())
+    assert metrics["neighbour_cosine"] == pytest.approx(
+        mean_neighbour_cosine([w.detach() for w in network.get_learnable_weights()])
+    )
+    assert metrics["network"] == str(folder.root / "network.safetensors")
+    assert metrics["seconds"] >= 60 * metrics["seconds_per_step"] > 0
+    assert metrics["versions"]["nern"] == nern.__version__
+
+
+def test_checkpoint_and_state_hold_the_network_that_is_left(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+    folder = finished[0]
+    expected = weights(folder)
+    for state in (torch.load(folder.checkpoint("last")), folder.load_state()["network"]):
+        assert same(dict(state), expected)
+
+
+def test_arguments_build_the_network_again(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+    kwargs = json.loads((finished[0].root / "network.json").read_text())
+    assert kwargs == {"num_classes": 10, "in_channels": 1, "widths": [8, 12, 16]}
+
+
+def test_card_tells_what_the_network_is(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+    folder, metrics = finished
+    card = (folder.root / "network.md").read_text()
+    assert card.startswith("# run\n")
+    assert f"ResNet8 ({metrics['parameters']:,} parameters) trained on digits" in card
+    assert f"{metrics['test']['top1']:.2f} % on 597 test images" in card
+    assert f"{metrics['neighbour_cosine']:.4f}; smoothness regularisation: none" in card
+    assert "5 epochs, seed 0, float32" in card
+
+
+def test_network_is_evaluated_with_the_same_accuracy(
+    finished: tuple[RunFolder, dict[str, Any]], tmp_path: Path
+) -> None:
+    metrics = finished[1]
+    given = ["--original_model_path", metrics["network"], "--json", str(tmp_path / "metrics.json")]
+    assert main(["evaluate", *given, "--original", "true"]) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())["original"]
+    assert found["top1"] == pytest.approx(metrics["test"]["top1"])
+    assert found["loss"] == pytest.approx(metrics["test"]["loss"], rel=1e-4)
+
+
+def test_network_can_be_represented(finished: tuple[RunFolder, dict[str, Any]], tmp_path: Path) -> None:
+    config = Config.from_dict(
+        {
+            "original_model_path": finished[1]["network"],
+            "nern.hidden_layer_size": 8,
+            "logging": {"tracker": "none", "log_dir": str(tmp_path)},
+            "epochs": None,
+            "num_iterations": 1,
+        }
+    )
+    assert nern.train(config, quiet())["original"]["test"]["top1"] == pytest.approx(finished[1]["test"]["top1"])
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_runs_are_never_overwritten(configure: Configure) -> None:
+    config = configure(ONE_STEP)
+    assert [train(config).root.name for _ in range(3)] == ["run", "run-2", "run-3"]
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_classes_that_a_network_alone_takes_are_among_its_arguments(configure: Configure, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def make(num_classes=3):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, num_classes))\n"
+    )
+    mine = {"task.original_model_name": f"{tmp_path}/mine.py:make", "task.original_model_kwargs": {}}
+    folder = train(configure(ONE_STEP | mine))
+    assert json.loads((folder.root / "network.json").read_text()) == {"num_classes": 10}
+
+
+# --- randomness --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_same_seed_same_weights_other_seed_others(configure: Configure) -> None:
+    first, again, other = (train(configure(seed=seed)) for seed in (1, 1, 2))
+    assert_same_result(first, again)
+    assert not torch.equal(weights(first)["conv1.weight"], weights(other)["conv1.weight"])
+
+
+@pytest.mark.usefixtures("rng_untouched", "no_picture")
+def test_training_leaves_the_global_generators_alone(configure: Configure) -> None:
+    train(configure({"logging.tracker": "tensorboard", "smoothness.cosine_factor": 0.01}))
+
+
+@pytest.fixture
+def dropping(tmp_path: Path) -> dict[str, Any]:
+    """Settings of a network with dropout."""
+    (tmp_path / "dropping.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(144, 10))\n"
+    )
+    return {"task.original_model_name": f"{tmp_path}/dropping.py:make", "task.original_model_kwargs": {}}
+
+
+@pytest.mark.usefixtures("rng_untouched", "no_picture")
+def test_dropout_is_a_function_of_the_seed(configure: Configure, dropping: dict[str, Any]) -> None:
+    first = train(configure(dropping))
+    assert_same_result(first, train(configure(dropping)))
+    other = train(configure(dropping, seed=1))
+    assert not torch.equal(weights(first)["4.weight"], weights(other)["4.weight"])
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_dropout_differs_from_step_to_step(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[Tensor] = []
+
+    @nern.register_original("Recording")
+    class Recording(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.drop, self.linear = nn.Conv2d(1, 2, 3), nn.Dropout(), nn.Linear(72, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.drop(self.conv(x).flatten(1))
+            if self.training:
+                masks.append(x[:5] == 0)
+            return self.linear(x)
+
+    try:
+        train(configure({"task.original_model_name": "Recording", "task.original_model_kwargs": {}}))
+    finally:
+        registry.ORIGINALS.unregister("Recording")
+    assert len(masks) == 8
+    assert all(not torch.equal(a, b) for a, b in pairwise(masks))
+
+
+# --- stopping and resuming ---------------------------------------------------------------------------------------
+
+RESUMED: dict[str, dict[str, Any]] = {
+    "as it comes": {},
+    "evaluated on the way": {"eval_epochs_interval": 1},
+    "smooth": {"smoothness.cosine_factor": 0.01, "smoothness.l2_factor": 0.01},
+    "bf16": {"precision": "bf16"},
+    **{f"optimizer {name}": {"optim.optimizer_type": name, "optim.lr": 0.01} for name in registry.OPTIMIZERS},
+    **{f"schedule {name}": {"optim.lr_scheduler_type": name} for name in registry.SCHEDULES},
+}
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("case", RESUMED)
+def test_resumed_run_equals_an_uninterrupted_one(configure: Configure, case: str) -> None:
+    config = configure(RESUMED[case])
+    folder = interrupted(config, 5)
+    assert folder.load_state()["step"] == 5
+    assert not (folder.root / "network.safetensors").exists()
+    assert_same_result(train(config), resume(folder))
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_resumed_run_with_dropout_equals_an_uninterrupted_one(configure: Configure, dropping: dict[str, Any]) -> None:
+    config = configure(dropping)
+    assert_same_result(train(config), resume(interrupted(config, 5)))
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("step", [1, 4, 7])
+def test_run_may_be_stopped_anywhere_and_twice(configure: Configure, step: int) -> None:
+    config = configure({"eval_epochs_interval": 1, "epochs": 3})
+    folder = interrupted(config, step)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, step + 3)
+        with pytest.raises(Interrupted, match=f"stopped at step {step + 3} of 12"):
+            resume_original(folder.root, quiet())
+    assert_same_result(train(config), resume(folder))
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_resuming_a_finished_run_changes_no_result(configure: Configure) -> None:
+    folder = train(configure())
+    before, metrics = (folder.root / "network.safetensors").read_bytes(), json.loads(folder.metrics.read_text())
+    resume(folder)
+    after = json.loads(folder.metrics.read_text())
+    assert (folder.root / "network.safetensors").read_bytes() == before
+    assert after["test"] == metrics["test"]
+    assert after["steps"] == metrics["steps"]
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_resuming_with_other_settings_names_what_changed(configure: Configure) -> None:
+    folder = interrupted(configure(), 3)
+    text = folder.config.read_text()
+    folder.config.write_text(text.replace("cosine_factor: 0.0", "cosine_factor: 0.5").replace("seed: 0", "seed: 3"))
+    with pytest.raises(NernError, match=r"smoothness\.cosine_factor, seed changed.* start a new one"):
+        resume(folder)
+    folder.config.write_text(text)
+    resume(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: folder.config.unlink(), "is not a run folder"),
+        (lambda folder: folder.state.unlink(), "cannot be resumed: it has no state.pt"),
+        (lambda folder: folder.state.write_bytes(folder.state.read_bytes()[:500]), "cannot be read: truncated"),
+        (lambda folder: folder.save_state(without(folder.load_state(), "optimizer")), "is damaged: 'optimizer'"),
+    ],
+)
+@pytest.mark.usefixtures("no_picture")
+def test_damaged_run_is_refused(configure: Configure, damage: Callable[[RunFolder], Any], message: str) -> None:
+    folder = train(configure(ONE_STEP))
+    damage(folder)
+    with pytest.raises(NernError, match=message):
+        resume(folder)
+
+
+def without(state: dict[str, Any], *names: str) -> dict[str, Any]:
+    """What `save_state` is to write: not the entries `names`, nor those it adds itself."""
+    return {name: value for name, value in state.items() if name not in (*names, "version", "config")}
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_one_process_at_a_time_trains_in_a_folder(configure: Configure) -> None:
+    folder = interrupted(configure(), 3)
+    with folder.locked(), pytest.raises(NernError, match="another process is training in"):
+        resume(folder)
+
+
+# --- losses ------------------------------------------------------------------------------------------------------
+
+
+def plain_smoothness(layers: list[Tensor], along: list[str]) -> tuple[float, float]:
+    """Summed cosine of neighbours, and minus their summed distance after normalising, one by one."""
+    cosine = distance = 0.0
+    for layer in layers:
+        kernels = layer.detach().double().flatten(2)
+        kernels = kernels / kernels.norm(dim=2, keepdim=True)
+        filters, channels, _ = kernels.shape
+        for f in range(filters):
+            for c in range(channels):
+                for direction, (other_f, other_c) in {"filters": (f + 1, c), "channels": (f, c + 1)}.items():
+                    if direction in along and other_f < filters and other_c < channels:
+                        cosine += float(kernels[f, c] @ kernels[other_f, other_c])
+                        distance -= float((kernels[f, c] - kernels[other_f, other_c]).norm())
+    return cosine, distance
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("along", [["filters"], ["channels"], ["filters", "channels"]])
+def test_smoothness_is_that_of_the_neighbours_in_the_given_directions(configure: Configure, along: list[str]) -> None:
+    config = configure(ONE_STEP | {"smoothness.cosine_factor": 0.25, "smoothness.along": along})
+    record = losses(train(config))[0]
+    cosine, distance = plain_smoothness(start(config).get_learnable_weights(), along)
+    assert record.keys() == {"step", "lr", "task", "cosine smoothness", "total"}
+    assert record["cosine smoothness"] == pytest.approx(cosine, rel=1e-4, abs=1e-4)
+    assert record["total"] == pytest.approx(record["task"] - 0.25 * cosine, rel=1e-4)
+    l2 = {"smoothness.type": "L2Smoothness", "smoothness.l2_factor": 0.5, "smoothness.along": along}
+    record = losses(train(configure(ONE_STEP | l2)))[0]
+    assert record["l2 smoothness"] == pytest.approx(distance, rel=1e-4)
+    assert record["total"] == pytest.approx(record["task"] - 0.5 * distance, rel=1e-4)
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_task_loss_is_the_cross_entropy_of_the_first_batch(configure: Configure, smoothing: float) -> None:
+    config = configure(ONE_STEP | {"label_smoothing": smoothing})
+    network, (images, labels) = start(config), first_batch(config)
+    logp = network(images).log_softmax(1)
+    target = F.one_hot(labels, 10) * (1 - smoothing) + smoothing / 10
+    record = losses(train(config))[0]
+    assert record["task"] == pytest.approx(float(-(target * logp).sum(1).mean()), rel=1e-4)
+    assert record.keys() == {"step", "lr", "task", "total"}
+    assert record["total"] == record["task"]
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_one_step_is_the_one_of_plain_torch(configure: Configure) -> None:
+    config = configure(ONE_STEP | {"optim.lr_scheduler_type": "constant"})
+    network, (images, labels) = start(config), first_batch(config)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    F.cross_entropy(network.train()(images), labels).backward()
+    optimizer.step()
+    torch.testing.assert_close(weights(train(config)), dict(network.state_dict()), rtol=1e-3, atol=1e-4)
+
+
+SMOOTHER = {
+    "CosineSmoothness": {"smoothness.cosine_factor": 0.02},
+    "L2Smoothness": {"smoothness.l2_factor": 0.02},
+}
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_every_measure_of_smoothness_makes_neighbouring_kernels_alike(configure: Configure) -> None:
+    assert SMOOTHER.keys() == set(registry.SMOOTHNESS)
+
+    def cosine(values: dict[str, Any]) -> float:
+        return json.loads(train(configure(values, epochs=8)).metrics.read_text())["neighbour_cosine"]
+
+    plain = cosine({})
+    for name, factors in SMOOTHER.items():
+        assert cosine({"smoothness.type": name} | factors) > plain + 0.2, name
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_single_weights_are_made_alike_by_their_distance(configure: Configure) -> None:
+    def build(in_channels: int = 1) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)
+        )
+
+    nern.register_original("Points")(build)
+    try:
+        of_points = {"task.original_model_name": "Points", "task.original_model_kwargs": {}}
+        record = losses(train(configure(ONE_STEP | of_points | {"smoothness.l2_factor": 0.5})))[0]
+        point = build_network("Points")[2].weight.detach().flatten(1)
+    finally:
+        registry.ORIGINALS.unregister("Points")
+    unit = point / point.norm()
+    expected = -float(unit.diff(dim=0).abs().sum() + unit.diff(dim=1).abs().sum())
+    assert record.keys() == {"step", "lr", "task", "l2 smoothness", "total"}
+    assert record["l2 smoothness"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_bf16_runs_and_leaves_float32(configure: Configure) -> None:
+    exact, rounded = (losses(train(configure(precision=precision)))[0]["task"] for precision in ("float32", "bf16"))
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=0.05)
+    assert all(t.dtype in (torch.float32, torch.int64) for t in weights(RunFolder(newest(configure()))).values())
+
+
+def newest(config: OriginalConfig) -> Path:
+    return sorted(Path(config.logging.log_dir).iterdir(), key=lambda p: p.stat().st_mtime)[-1]
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("values", [{}, {"smoothness.cosine_factor": 1.0}])
+def test_loss_that_is_not_finite_stops_the_run_naming_the_step(configure: Configure, values: dict[str, Any]) -> None:
+    config = configure({"optim.lr": 1e30, "optim.lr_scheduler_type": "constant"} | values)
+    with pytest.raises(NonFiniteLossError, match=r"step [1-5]: .*(task|smoothness|gradient).* not finite|is (inf|nan)"):
+        train(config)
+    assert not Path(config.logging.log_dir, "run", "metrics.json").exists()
+
+
+# --- where it starts from ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_training_goes_on_from_given_weights(configure: Configure) -> None:
+    first = train(configure())
+    barely = {"optim.lr": 1e-9, "optim.min_lr": 0.0, "optim.lr_scheduler_type": "constant"}
+    given = {"initial_weights": str(first.root / "network.safetensors"), "task.original_model_kwargs": {}}
+    second = weights(train(configure(ONE_STEP | barely | given)))
+    before = weights(first)
+    for name in [name for name in before if name.endswith(("weight", "bias"))]:
+        torch.testing.assert_close(second[name], before[name], rtol=0, atol=1e-6)
+    assert second["conv1.weight"].shape[0] == WIDTHS[0]  # by the JSON file beside the weights
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_given_weights_are_found_from_another_working_directory(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(configure(ONE_STEP))
+    monkeypatch.chdir(first.root)
+    config = configure({"initial_weights": "network.safetensors"})
+    whole, folder = train(config), interrupted(config, 3)
+    monkeypatch.chdir(tmp_path)
+    assert_same_result(whole, resume(folder))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"initial_weights": "absent.pt"}, "no such file: absent.pt"),
+        ({"initial_weights": "pretrained:digits-resnet9"}, "did you mean 'digits-resnet8'"),
+        ({"initial_weights": "torchvision"}, "means pretrained weights of a torchvision network; 'ResNet8' is none"),
+        ({"initial_weights": "pretrained:digits-resnet8"}, "does not fit CifarResNet: .* of another shape"),
+        ({"task.original_model_kwargs": {"width": [4, 6, 8]}}, "unknown argument of ResNet8 'width'"),
+        ({"task.original_model_kwargs": {"in_channels": 3}}, "the first batch cannot be processed"),
+        ({"task.original_model_kwargs": {"num_classes": 1}}, "the first batch cannot be processed"),
+    ],
+)
+def test_run_that_cannot_work_leaves_nothing(configure: Configure, values: dict[str, Any], message: str) -> None:
+    config = configure(values)
+    with pytest.raises(NernError, match=message):
+        train(config)
+    assert not Path(config.logging.log_dir).exists()
+
+
+# --- settings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"smoothness.type": "CosineSmothness"}, "unknown smoothness measure .*did you mean 'CosineSmoothness'"),
+        ({"smoothness.type": "L2Smoothness", "smoothness.cosine_factor": 0.1}, "set l2_factor"),
+        ({"smoothness.cosine_factor": -0.1}, "must not be negative"),
+        ({"smoothness.l2_factor": -0.1}, "must not be negative"),
+        ({"smoothness.along": ["rows"]}, r"unknown smoothness\.along 'rows'.*Choices: channels, filters"),
+        ({"smoothness.factor": 1.0}, r"unknown configuration key 'smoothness\.factor'; did you mean"),
+        ({"task.use_random_data": True}, "needs labels; task.use_random_data has none"),
+        ({"task.random_data": "leaves"}, "task.use_random_data is not set"),
+        ({"epochs": 0}, r"epochs \(=0\) must be at least 1"),
+        ({"epochs": None}, "epochs needs a value"),
+        ({"num_iterations": 10}, "unknown configuration key 'num_iterations'"),
+        ({"precision": "bf17"}, "unknown precision 'bf17'; did you mean 'bf16'"),
+        ({"precison": "bf16"}, "unknown configuration key 'precison'; did you mean 'precision'"),
+        ({"optim.lr_shedule": "onecycle"}, r"did you mean 'optim\.lr_scheduler_type'"),
+        ({"label_smoothing": 1.0}, r"label_smoothing \(=1.0\) must lie in \[0, 1\)"),
+        ({"label_smoothing": -0.1}, "label_smoothing"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"eval_batch_size": 0}, "eval_batch_size"),
+        ({"eval_epochs_interval": 0}, "eval_epochs_interval"),
+        ({"optim.warmup": 1.0}, "optim.warmup .* between 0 and 1"),
+        ({"optim.optimizer_type": "sdg"}, "did you mean 'sgd'"),
+        ({"task.original_model_name": "ResNet9"}, "unknown original network .*did you mean 'ResNet"),
+        ({"task.task_name": "digit"}, "did you mean 'digits'"),
+        ({"logging.exp_name": " "}, "must name a folder"),
+        ({"nern.method": "kxk"}, r"unknown configuration key"),
+    ],
+)
+def test_bad_settings_are_one_clear_error(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(NernError, match=message):
+        OriginalConfig.from_dict(values)
+
+
+def test_a_factor_that_is_not_finite_is_refused(configure: Configure) -> None:
+    for factor in (math.nan, math.inf):
+        with pytest.raises(NernError, match="finite|is (nan|-?inf)"):
+            train(configure({"smoothness.cosine_factor": factor}))
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    return tmp_path
+
+
+FILE = """
+task: {task_name: digits, original_model_name: ResNet8, original_model_kwargs: {widths: [4, 6, 8]}}
+optim: {lr: 0.1}
+logging: {tracker: none, exp_name: mine}
+epochs: 3
+batch_size: 600
+"""
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_command_line_wins_over_the_file(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (in_folder / "mine.yaml").write_text(FILE)
+    options = ["--epochs", "2", "--optim.lr=0.05", "--smoothness.cosine_factor", "0.01", "--json", "figures.json"]
+    assert main(["train-original", *options, "--config_path", "mine.yaml"]) == 0
+    folder = RunFolder("outputs/mine")
+    config = OriginalConfig.load(folder.config)
+    assert (config.epochs, config.optim.lr, config.smoothness.cosine_factor, config.batch_size) == (2, 0.05, 0.01, 600)
+    figures = json.loads(Path("figures.json").read_text())
+    assert figures == json.loads(folder.metrics.read_text())
+    shown = capsys.readouterr().out
+    assert "cosine_factor: 0.01" in shown
+    assert f"{figures['parameters']:,} parameters" in shown
+    assert "4 steps on cpu; run folder outputs/mine" in shown
+    assert f"{figures['test']['top1']:.2f} %" in shown
+    assert f"network: {folder.root / 'network.safetensors'}" in shown
+    assert "CosineSmoothness {'cosine_factor': 0.01}" in (folder.root / "network.md").read_text()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_command_resumes_and_takes_no_other_settings(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (in_folder / "mine.yaml").write_text(FILE)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
+        assert main(["train-original", "--config_path", "mine.yaml"]) == 128 + signal.SIGINT
+    assert "nern train-original --resume outputs/mine" in capsys.readouterr().err
+    assert main(["train-original", "--resume", "outputs/mine", "--epochs", "9"]) == 2
+    assert "drop --epochs" in capsys.readouterr().err
+    assert main(["train-original", "--resume", "outputs/mine", "--json", "figures.json"]) == 0
+    assert json.loads(Path("figures.json").read_text())["steps"] == 6
+    assert "6 steps, from step 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epoch", "3"], "did you mean 'epochs'"),
+        (["--smoothness.cosine", "3"], "did you mean 'smoothness.cosine_factor'"),
+        (["--epochs", "many"], "epochs"),
+        (["--config_path", "absent.yaml"], "absent.yaml"),
+        (["--resume", "nothing"], "nothing is not a run folder"),
+        (["--json", "."], "--json"),
+    ],
+)
+def test_bad_command_is_one_line_of_error(
+    in_folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["train-original", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+    assert not (in_folder / "outputs").exists()
+
+
+def test_settings_survive_the_file(configure: Configure, tmp_path: Path) -> None:
+    config = configure({"smoothness.along": ["channels"], "smoothness.l2_factor": 0.5, "initial_weights": "w.pt"})
+    config.save(tmp_path / "config.yaml")
+    assert OriginalConfig.load(tmp_path / "config.yaml") == config
+
+
+# --- schedules ---------------------------------------------------------------------------------------------------
+
+
+def rates(steps: int, **options: Any) -> list[float]:
+    """The rate of every step, and the one after the last."""
+    schedule = Schedule(OptimConfig(**options), steps)
+    found = []
+    for step in range(steps):
+        found.append(schedule.lr)
+        schedule.after_step(step)
+    return [*found, schedule.lr]
+
+
+@pytest.mark.parametrize("warmup", [0.25, 0.5])
+def test_onecycle_rises_to_its_peak_after_the_warm_up_and_falls_to_the_least(warmup: float) -> None:
+    found = rates(40, lr_scheduler_type="onecycle", lr=0.5, warmup=warmup, min_lr=1e-3)
+    peak = round(40 * warmup)
+    assert found[0] == pytest.approx(0.5 / 25)
+    assert found[peak] == max(found) == pytest.approx(0.5)
+    assert found[40] == pytest.approx(1e-3)
+    assert found[39] < 0.01
+    assert all(a < b for a, b in pairwise(found[: peak + 1]))
+    assert all(a > b for a, b in pairwise(found[peak:]))
+    assert found[peak // 2] == pytest.approx((0.5 + 0.5 / 25) / 2)  # half-way up a cosine
+    assert found[(40 + peak) // 2] == pytest.approx((0.5 + 1e-3) / 2, rel=0.1)
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("name", list(registry.SCHEDULES))
+def test_training_takes_the_rates_of_its_schedule(configure: Configure, name: str) -> None:
+    folder = train(configure({"optim.lr_scheduler_type": name, "optim.min_lr": 1e-3}))
+    expected = rates(8, lr_scheduler_type=name, lr=0.1, min_lr=1e-3)[:8]
+    assert [record["lr"] for record in losses(folder)] == pytest.approx(expected)
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("name", list(registry.OPTIMIZERS))
+def test_every_optimizer_trains(configure: Configure, name: str) -> None:
+    clipped = {"optim.max_gradient_norm": 1.0, "optim.max_gradient": 0.1}
+    folder = train(configure({"optim.optimizer_type": name, "optim.lr": 0.01} | clipped))
+    before = start(configure()).state_dict()
+    assert all(torch.isfinite(tensor).all() for tensor in weights(folder).values())
+    assert not torch.equal(weights(folder)["conv1.weight"], before["conv1.weight"])
+
+
+# --- other networks and images -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Iterator[Path]:
+    """Folders of small images of three classes, each of its colour."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3)):
+        for label, name in enumerate(("ant", "bee", "cat")):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 80, (20, 24, 3))
+                pixels[..., label] += 150
+                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"images/{split}/{name}/{number}.png")
+    return tmp_path / "images"
+
+
+def test_torchvision_network_gets_its_classes_from_the_task(
+    configure: Configure, pictures: Path, no_picture: None, tmp_path: Path
+) -> None:
+    import_torchvision()
+    task = {
+        "task_name": "imagefolder",
+        "data_dir": str(pictures),
+        "input_size": 32,
+        "original_model_name": "torchvision:shufflenet_v2_x0_5",
+    }
+    values = {"task": task, "optim": {"lr": 0.02}, "logging": {"tracker": "none"}, "epochs": 2, "batch_size": 6}
+    config = OriginalConfig.from_dict(values)
+    config.logging.log_dir = str(tmp_path / "runs")
+    metrics = train_original(config, quiet())
+    assert metrics["test"]["images"] == 9
+    assert metrics["steps"] == 6
+    state = load_file(metrics["network"])
+    assert state["fc.weight"].shape == (3, 1024)
+    assert json.loads(Path(metrics["network"]).with_suffix(".json").read_text())["num_classes"] == 3
+    evaluated = nern.evaluate(
+        Config.from_dict({"original_model_path": metrics["network"], "task": task}), original=True, console=quiet()
+    )
+    assert evaluated["original"]["top1"] == pytest.approx(metrics["test"]["top1"])
+    assert evaluated["original"]["loss"] == pytest.approx(metrics["test"]["loss"], rel=1e-3)
+
+
+def test_network_is_trained_on_the_images_it_is_evaluated_on(
+    configure: Configure, pictures: Path, no_picture: None, tmp_path: Path
+) -> None:
+    """What its metadata says of side, mean and deviation counts in both."""
+
+    class Small(nn.Module):
+        def __init__(self, num_classes: int = 3) -> None:
+            super().__init__()
+            self.default_cfg = {"input_size": (3, 24, 24), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+            self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, num_classes)
+            self.sides: set[int] = set()
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[2:] == (24, 24)
+            return self.linear(self.conv(x).mean((2, 3)))
+
+    nern.register_original("Small")(Small)
+    try:
+        task = {"task_name": "imagefolder", "data_dir": str(pictures), "original_model_name": "Small"}
+        logging = {"tracker": "none", "log_dir": str(tmp_path / "runs")}
+        metrics = train_original(OriginalConfig.from_dict({"task": task, "logging": logging, "epochs": 1}), quiet())
+        evaluated = nern.evaluate(
+            Config.from_dict({"original_model_path": metrics["network"], "task": task}), original=True, console=quiet()
+        )
+    finally:
+        registry.ORIGINALS.unregister("Small")
+    assert evaluated["original"]["loss"] == pytest.approx(metrics["test"]["loss"], rel=1e-4)
