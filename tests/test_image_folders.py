@@ -661,7 +661,7 @@ def test_skipped_images_are_reported(configure: Callable[..., Config], folder: P
     assert {name for name in bad if "/val/" in name} <= set(names) <= bad
     assert metrics["best"]["test"]["images"] == 10
     with pytest.warns(NernWarning, match="cannot be read"):
-        evaluated = nern.evaluate(nern.run.config_of_run(metrics["run_folder"]), console=quiet())
+        evaluated = nern.evaluate(nern.jobs.config_of_run(metrics["run_folder"]), console=quiet())
     assert evaluated["reconstructed"] == metrics["best"]["test"]
     assert len(evaluated["skipped_images"]) == 2
 

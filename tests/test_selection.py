@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import nern
 from nern.compat import import_torchvision
 from nern.errors import NernError, NernWarning
 from nern.originals import Original, OriginalNetwork, as_original, build_original
@@ -387,3 +388,49 @@ def test_maps_are_those_of_the_weights_that_are_run(small_cnn: Callable[..., nn.
     weights = [w + 1 for w in original.weights]
     expected = Taps(["0", "3:input"])(original.rebuild(weights), images)
     torch.testing.assert_close(original.run(weights, images, with_maps=True), expected)
+
+
+def tied() -> torch.nn.Module:
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    network[1].weight = network[0].weight
+    return network
+
+
+def test_a_tied_weight_is_found_under_each_of_its_names() -> None:
+    assert as_original(tied(), include=["1.weight"]).weight_names == ["0.weight"]
+    assert as_original(tied(), include=["*.weight"]).weight_names == ["0.weight"]
+
+
+def test_excluding_everything_says_so() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3))
+    with pytest.raises(NernError, match=r"nern\.exclude \['\*'\] leaves nothing to represent"):
+        as_original(network, exclude=["*"])
+
+
+def test_a_vector_among_a_networks_own_weights_is_an_error() -> None:
+    class Network(nern.OriginalNetwork):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(1, 2, 3)
+
+        def get_learnable_weights(self) -> list[torch.Tensor]:
+            assert self.conv.bias is not None
+            return [self.conv.weight, self.conv.bias]
+
+    with pytest.raises(NernError, match=r"conv\.bias represented, a vector"):
+        as_original(Network())
+
+
+def test_the_nearest_parameter_is_suggested_by_its_whole_name() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(2, 2))
+    with pytest.raises(NernError, match=r"did you mean '0\.weight'"):
+        as_original(network, include=["0.wieght"])
+
+
+def test_fit_takes_the_choice_of_its_config() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(20, 20))
+    config = nern.fit_config(1)
+    config.nern.include = ["2.weight"]
+    assert nern.fit(network, config=config, progress=False).original.weight_names == ["2.weight"]
+    fitted = nern.fit(network, config=config, include=["*.weight"], exclude=["2.*"], progress=False)
+    assert fitted.original.weight_names == ["0.weight"]

@@ -20,8 +20,8 @@ from nern import Config, NernError, registry
 from nern.cli import main
 from nern.evaluation import Evaluator, accuracy, mean_metrics
 from nern.experiment import build_experiment
+from nern.jobs import config_of_run
 from nern.originals import CifarResNet
-from nern.run import config_of_run
 from nern.training import Interrupted, RunFolder, Trainer
 
 BASE: dict[str, Any] = {

@@ -774,7 +774,7 @@ def test_trained_fully_connected_layer_is_saved_and_evaluated(configure: Configu
     kept = load_file(folder.kept)
     assert layer.keys() == {"linear.weight", "linear.bias"}
     assert all(not torch.equal(tensor, kept[name]) for name, tensor in layer.items())
-    config = nern.run.config_of_run(folder.root)
+    config = nern.jobs.config_of_run(folder.root)
     assert (
         nern.evaluate(config, console=quiet())["reconstructed"]
         == json.loads(folder.metrics.read_text())["best"]["test"]

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,6 @@ from nern.compat import import_torchvision
 from nern.config import OptimConfig, OriginalConfig
 from nern.objectives.smoothness import mean_neighbour_cosine
 from nern.originals import CifarResNet, build_network
-from nern.run_original import resume_original, train_original
 from nern.tasks.base import DataSettings, build_task
 from nern.training import Interrupted, OriginalTrainer, RunFolder
 from nern.training.schedules import Schedule
@@ -66,7 +66,8 @@ def configure(tmp_path: Path) -> Configure:
 @pytest.fixture
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the picture out, the slowest part of a short run."""
-    monkeypatch.setattr("nern.run_original.plot_original", lambda *args: None)
+    job = sys.modules[nern.train_original.__module__]
+    monkeypatch.setattr(job, "plot_original", lambda *args: None)
 
 
 def quiet() -> Console:
@@ -74,11 +75,11 @@ def quiet() -> Console:
 
 
 def train(config: OriginalConfig) -> RunFolder:
-    return RunFolder(train_original(config, quiet())["run_folder"])
+    return RunFolder(nern.train_original(config, quiet())["run_folder"])
 
 
 def resume(folder: RunFolder) -> RunFolder:
-    return RunFolder(resume_original(folder.root, quiet())["run_folder"])
+    return RunFolder(nern.resume_original(folder.root, quiet())["run_folder"])
 
 
 def losses(folder: RunFolder) -> list[dict[str, float]]:
@@ -127,7 +128,7 @@ def interrupted(config: OriginalConfig, step: int) -> RunFolder:
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, step)
         with pytest.raises(Interrupted, match=f"stopped at step {step} of .*; saved.*nern train-original --resume "):
-            train_original(config, quiet())
+            nern.train_original(config, quiet())
     return RunFolder(sorted(Path(config.logging.log_dir).iterdir(), key=lambda p: p.stat().st_mtime)[-1])
 
 
@@ -159,7 +160,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[
         "epochs": 5,
         "batch_size": 100,
     }
-    metrics = train_original(OriginalConfig.from_dict(values), quiet())
+    metrics = nern.train_original(OriginalConfig.from_dict(values), quiet())
     return RunFolder(metrics["run_folder"]), metrics
 
 
@@ -366,7 +367,7 @@ def test_run_may_be_stopped_anywhere_and_twice(configure: Configure, step: int) 
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, step + 3)
         with pytest.raises(Interrupted, match=f"stopped at step {step + 3} of 12"):
-            resume_original(folder.root, quiet())
+            nern.resume_original(folder.root, quiet())
     assert_same_result(train(config), resume(folder))
 
 
@@ -623,7 +624,7 @@ def test_bad_settings_are_one_clear_error(values: dict[str, Any], message: str) 
 
 def test_a_factor_that_is_not_finite_is_refused(configure: Configure) -> None:
     for factor in (math.nan, math.inf):
-        with pytest.raises(NernError, match="finite|is (nan|-?inf)"):
+        with pytest.raises(NernError, match=r"finite|is (nan|-?inf)"):
             train(configure({"smoothness.cosine_factor": factor}))
 
 
@@ -780,7 +781,7 @@ def test_torchvision_network_gets_its_classes_from_the_task(
     values = {"task": task, "optim": {"lr": 0.02}, "logging": {"tracker": "none"}, "epochs": 2, "batch_size": 6}
     config = OriginalConfig.from_dict(values)
     config.logging.log_dir = str(tmp_path / "runs")
-    metrics = train_original(config, quiet())
+    metrics = nern.train_original(config, quiet())
     assert metrics["test"]["images"] == 9
     assert metrics["steps"] == 6
     state = load_file(metrics["network"])
@@ -813,7 +814,9 @@ def test_network_is_trained_on_the_images_it_is_evaluated_on(
     try:
         task = {"task_name": "imagefolder", "data_dir": str(pictures), "original_model_name": "Small"}
         logging = {"tracker": "none", "log_dir": str(tmp_path / "runs")}
-        metrics = train_original(OriginalConfig.from_dict({"task": task, "logging": logging, "epochs": 1}), quiet())
+        metrics = nern.train_original(
+            OriginalConfig.from_dict({"task": task, "logging": logging, "epochs": 1}), quiet()
+        )
         evaluated = nern.evaluate(
             Config.from_dict({"original_model_path": metrics["network"], "task": task}), original=True, console=quiet()
         )

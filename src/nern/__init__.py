@@ -10,10 +10,9 @@ from nern import objectives, ordering, originals, representation, tasks, trainin
 from nern.api import Fitted, fit, fit_config
 from nern.config import Config, OriginalConfig
 from nern.errors import NernError, NonFiniteLossError
+from nern.jobs import evaluate, load_run, resume, resume_original, train, train_original
 from nern.originals.base import OriginalNetwork, register_original
 from nern.originals.input_format import InputFormat
-from nern.run import evaluate, load_run, resume, train
-from nern.run_original import resume_original, train_original
 from nern.tasks.base import register_task
 from nern.tasks.images import ImageTensors
 

@@ -96,7 +96,7 @@ def fit(
         config: settings in place of `fit_config()`, copied.
         seed: of initialisation and weight batches. None: 0, or with `config` its own.
         include: weights to represent, globs on parameter names; None: all convolutions (or the network's own choice).
-        exclude: weights to keep, globs over `include`.
+        exclude: weights to keep, globs over `include`. Given one of both, those of `config` have no part.
         progress: show a progress bar.
         console: where it is shown; None: standard output.
 
@@ -107,8 +107,10 @@ def fit(
     ratio = 0.5 if ratio is None and config is None else ratio
     if ratio is not None and not 0 < ratio < float("inf"):
         raise NernError(f"ratio (={ratio}) must be above 0")
-    original = as_original(network, include=include, exclude=exclude)
     config = copy.deepcopy(config) if config else fit_config()
+    if include is not None or exclude:
+        config.nern = replace(config.nern, include=None if include is None else list(include), exclude=list(exclude))
+    original = as_original(network, None, config.nern.include, config.nern.exclude)
     config.seed = config.seed if seed is None else seed
     if iterations is not None:
         config.epochs, config.num_iterations = None, iterations

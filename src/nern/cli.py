@@ -27,9 +27,8 @@ from nern.config import (
     read_config_file,
 )
 from nern.errors import NernError, NernWarning, unknown_name
+from nern.jobs import config_of_run, evaluate, resume, resume_original, train, train_original
 from nern.originals import build_original
-from nern.run import config_of_run, evaluate, resume, train
-from nern.run_original import resume_original, train_original
 from nern.training.interrupt import Interrupted
 
 TRAIN_HELP = """Train a NeRN: represent the convolution kernels of a pretrained network by a small predictor.

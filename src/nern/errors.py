@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+ALIKE = 0.45  # names less alike than this are not suggested
+
 
 class NernError(ValueError):
     """A mistake in what was given (config, file, network, data). The command line prints it without a traceback."""
@@ -18,6 +20,14 @@ class NonFiniteLossError(NernError):
     """A loss term or a gradient became NaN or infinite; the message names the step and the term."""
 
 
+def _likeness(given: str, name: str) -> tuple[float, float]:
+    """From 0 to 1, how alike the last parts of two dotted names are, and the whole names."""
+    given, name = given.lower(), name.lower()
+    pairs = ((given.rpartition(".")[2], name.rpartition(".")[2]), (given, name))
+    last, whole = (difflib.SequenceMatcher(None, a, b).ratio() for a, b in pairs)
+    return last, whole
+
+
 def unknown_name(kind: str, given: object, choices: Iterable[str], limit: int = 1000) -> NernError:
     """Error for a name that is not among `choices`; suggests the nearest and lists all, or the first `limit`.
 
@@ -25,8 +35,7 @@ def unknown_name(kind: str, given: object, choices: Iterable[str], limit: int = 
     "unknown activation 'rleu'; did you mean 'relu'? Choices: gelu, relu"
     """
     names = sorted(choices)
-    folded = {name.lower().rpartition(".")[2]: name for name in names}  # of a dotted key the last part is compared
-    near = difflib.get_close_matches(str(given).lower().rpartition(".")[2], folded, n=1, cutoff=0.45)
-    hint = f"; did you mean {folded[near[0]]!r}?" if near else "."
+    near = max(names, key=lambda name: sum(_likeness(str(given), name)), default=None)
+    hint = f"; did you mean {near!r}?" if near is not None and _likeness(str(given), near)[0] >= ALIKE else "."
     rest = f", ... ({len(names)} in all)" if len(names) > limit else ""
     return NernError(f"unknown {kind} {given!r}{hint} Choices: {', '.join(names[:limit]) or '(none)'}{rest}")

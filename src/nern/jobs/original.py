@@ -75,7 +75,8 @@ def network_arguments(config: OriginalConfig) -> dict[str, Any]:
 def _build(config: OriginalConfig) -> OriginalTrainer:
     config.check()
     device, task = select_device(config), config.task
-    name, optional = task.original_model_name, network_arguments(config)
+    name = task.original_model_name
+    optional = {k: v for k, v in network_arguments(config).items() if k not in task.original_model_kwargs}
     if config.initial_weights is None:
         network = build_network(name, task.original_model_kwargs, optional, config.seed)
     else:

@@ -40,11 +40,15 @@ def convolution_weights(network: nn.Module) -> list[Tensor]:
 def matching(network: nn.Module, patterns: Sequence[str], key: str) -> list[str]:
     """Names of parameters that any of the globs matches, in the network's order. Raises NernError for a glob that
     matches none."""
-    names = [name for name, _ in network.named_parameters()]
+    first = {id(p): name for name, p in network.named_parameters()}
+    names = {name: first[id(p)] for name, p in network.named_parameters(remove_duplicate=False)}  # tied ones: all names
+    found: set[str] = set()
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
             raise unknown_name(f"parameter ({key})", pattern, names, limit=40)
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        found |= {names[name] for name in matched}
+    return [name for name in first.values() if name in found]
 
 
 def choose_parameters(
@@ -62,6 +66,9 @@ def choose_parameters(
     """
     parameters = dict(network.named_parameters())
     chosen = own_names(network, own) if include is None else matching(network, include, "nern.include")
+    vectors = [name for name in chosen if parameters[name].dim() < 2]
+    if include is None and vectors:
+        raise NernError(f"the network wants {vectors[0]} represented, a vector; weights need two or more dimensions")
     dropped = set(matching(network, exclude, "nern.exclude"))
     choices = []
     for name in [*chosen, *(n for n in parameters if n not in set(chosen))]:
@@ -75,7 +82,11 @@ def choose_parameters(
         else:
             taken, reason = True, "included" if include is not None else "chosen"
         choices.append(ParameterChoice(name, tuple(parameter.shape), taken, reason))
-    if include is not None and not any(c.taken or c.reason == "excluded" for c in choices):
+    if any(c.taken for c in choices):
+        return choices
+    if any(name in dropped for name in chosen):
+        raise NernError(f"nern.exclude {list(exclude)} leaves nothing to represent")
+    if include is not None:
         raise NernError(
             f"nern.include {list(include)} matches vectors only; weights of two or more dimensions are needed"
         )

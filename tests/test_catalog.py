@@ -1,0 +1,357 @@
+"""`nern list` and `nern inspect`: what there is, and what of a network would be represented."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from nern import NernError, registry
+from nern.catalog import SECTIONS, SOURCES, names_of, networks_and_tasks, parameter_table, totals
+from nern.cli import main
+from nern.originals import CifarResNet, as_original, build_network, pretrained_names
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command in an empty working directory, in a terminal of `columns`."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str, columns: int = 120) -> Ended:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        return Ended(code, *capsys.readouterr())
+
+    return call
+
+
+# --- list --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", SECTIONS)
+def test_names_of_one_kind_are_listed_one_a_line(run: Run, what: str) -> None:
+    ended = run("list", what)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.lines == list(SECTIONS[what])
+
+
+@pytest.mark.parametrize(("source", "some"), [("torchvision", ["resnet18", "vit_b_16"]), ("timm", ["convnext_atto"])])
+def test_networks_of_a_library_are_listed_as_a_config_names_them(run: Run, source: str, some: list[str]) -> None:
+    ended = run("list", source, columns=20)
+    assert ended.code == 0
+    assert {f"{source}:{name}" for name in some} <= set(ended.lines)
+    assert all(re.fullmatch(rf"{source}:[\w.]+", line) for line in ended.lines)
+    assert ended.lines == sorted(ended.lines)
+
+
+def test_networks_that_ship_are_listed(run: Run) -> None:
+    assert run("list", "pretrained").lines == [f"pretrained:{name}" for name in pretrained_names()]
+    assert "pretrained:digits-resnet8" in names_of("pretrained")
+
+
+def test_what_is_listed_can_be_used() -> None:
+    for line in (names_of("torchvision")[0], "torchvision:squeezenet1_1", "timm:resnet10t"):
+        assert line in names_of(line.partition(":")[0])
+    assert isinstance(build_network("torchvision:squeezenet1_1"), torch.nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("what", "nearest"), [("timn", "timm"), ("Torchvision", "torchvision"), ("network", "networks"), ("task", "tasks")]
+)
+def test_an_unknown_kind_suggests_the_nearest(run: Run, what: str, nearest: str) -> None:
+    ended = run("list", what)
+    assert (ended.code, ended.out) == (2, "")
+    assert f"{what!r}; did you mean {nearest!r}?" in ended.err
+    assert all(name in ended.err for name in (*SECTIONS, *SOURCES, "pretrained"))
+    with pytest.raises(NernError):
+        names_of(what)
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """Cells of the Markdown tables by what their first cell names."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("| `"):
+            first, *cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))]
+            found |= {name.strip("`"): cells for name in first.split(", ")}
+    return found
+
+
+def test_without_a_kind_networks_and_tasks_are_tables(run: Run) -> None:
+    ended = run("list")
+    assert ended.code == 0
+    assert ended.out.strip() == networks_and_tasks()
+    found = rows(ended.out)
+    assert {*registry.ORIGINALS, *registry.TASKS, "torchvision:NAME", "timm:NAME", "file.py:function"} <= found.keys()
+    assert found["digits"][1:] == ["1x8x8", "10"]
+    assert found["cifar100"][1:] == ["3x32x32", "100"]
+    assert found["imagefolder"][1:] == ["what the network expects", "counted"]
+    assert found["imagenet"][1:] == ["what the network expects", "1000"]
+    assert f"{len(names_of('timm')):,} networks of timm" in found["timm:NAME"][0]
+    assert all(all(cells) for cells in found.values())
+
+
+def test_tables_stay_whole_in_narrow_terminals(run: Run) -> None:
+    assert run("list", columns=30).out == run("list", columns=200).out
+
+
+OWN = """
+import nern
+from torch import nn
+
+@nern.register_original("ListedNetwork", about="a network of mine")
+def network(num_classes=10):
+    return nn.Conv2d(1, num_classes, 3)
+
+@nern.register_task("listed-task", input_shape=(1, 5, 6), num_classes=4)
+def task(train_kwargs, test_kwargs, **kwargs):
+    '''Images of mine.'''
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Path]:
+    """A module that registers a network and a task."""
+    (tmp_path / "own.py").write_text(OWN)
+    yield tmp_path / "own.py"
+    registry.ORIGINALS.unregister("ListedNetwork")
+    registry.TASKS.unregister("listed-task")
+
+
+def test_what_one_s_own_modules_register_is_listed(run: Run, own: Path) -> None:
+    assert "ListedNetwork" in run("list", "networks", "--imports", str(own)).lines
+    found = rows(run("list").out)
+    assert found["ListedNetwork"] == ["a network of mine"]
+    assert found["listed-task"] == ["Images of mine", "1x5x6", "4"]
+    assert "1 of 2 parameter tensors taken" in run("inspect", "ListedNetwork", "--imports", "own.py").out
+
+
+def test_a_module_that_is_not_there_is_one_clear_error(run: Run) -> None:
+    for command in (["list"], ["inspect", "ResNet8"]):
+        ended = run(*command, "--imports", "absent.py")
+        assert ended.code == 2
+        assert "error: imports: no such file: " in ended.err
+
+
+# --- inspect -----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    name: str
+    shape: str
+    kernel: str
+    kernels: int
+    fate: str
+
+
+def table(ended: Ended) -> list[Row]:
+    """The table that was printed."""
+    assert ended.code == 0, ended.err
+    found = []
+    for line in ended.lines:
+        if line.startswith("│"):
+            name, shape, kernel, kernels, fate = [cell.strip() for cell in line.strip("│").split("│")]
+            found.append(Row(name, shape, kernel, int(kernels.replace(",", "").replace("-", "0")), fate))
+    return found
+
+
+def size(shape: str) -> int:
+    """Numbers in a tensor of this shape."""
+    count = 1
+    for side in shape.split("x"):
+        count *= int(side)
+    return count
+
+
+def check_sums(ended: Ended) -> None:
+    """The closing lines are the sums of the table (which must list vectors, too)."""
+    found = table(ended)
+    taken = [row for row in found if row.fate == "taken"]
+    text = ended.out.replace(",", "")
+    tensors, all_tensors, weights, parameters = map(
+        int, re.findall(r"(\d+) of (\d+) parameter tensors taken: (\d+) of (\d+) parameters", text)[0]
+    )
+    assert (tensors, all_tensors) == (len(taken), len(found))
+    assert weights == sum(size(row.shape) for row in taken)
+    assert parameters == sum(size(row.shape) for row in found)
+    assert f"({weights / parameters:.1%})" in text
+    for kernel in {row.kernel for row in taken}:
+        of_size = [row for row in taken if row.kernel == kernel]
+        assert f"{sum(row.kernels for row in of_size)} of {kernel} in {len(of_size)} tensors" in text
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        ("ResNet8", []),
+        ("ResNet20", ["--include", "*.weight"]),
+        ("ResNet8", ["--include", "layer[12]*", "linear.*", "--exclude", "*.conv2.*", "*bn*"]),
+        ("torchvision:shufflenet_v2_x0_5", ["--exclude", "stage4.*"]),
+        ("timm:resnet10t", ["--include", "*.weight", "--kwargs", '{"num_classes": 3, "in_channels": 1}']),
+        ("timm:vit_tiny_patch16_224", ["--include", "*.weight", "--exclude", "head.*", "--kwargs", '{"depth": 1}']),
+    ],
+)
+def test_what_is_printed_sums_up(run: Run, network: str, options: list[str]) -> None:
+    check_sums(run("inspect", network, *options, "--vectors", "true"))
+
+
+def test_each_parameter_is_shown_with_its_kernels_and_fate(run: Run) -> None:
+    found = {row.name: row for row in table(run("inspect", "ResNet8", "--kwargs", '{"widths": [4, 6, 8]}'))}
+    assert found["layer2.0.conv1.weight"] == Row("layer2.0.conv1.weight", "6x4x3x3", "3x3", 24, "taken")
+    assert found["linear.weight"] == Row("linear.weight", "10x8", "1x1", 80, "kept: not chosen")
+    assert set(found) == {name for name, p in CifarResNet(8).named_parameters() if p.dim() > 1}
+
+
+def test_vectors_are_shown_on_request(run: Run) -> None:
+    found = {row.name: row for row in table(run("inspect", "ResNet8", "--vectors", "true"))}
+    assert set(found) == {name for name, _ in CifarResNet(8).named_parameters()}
+    assert found["bn1.bias"] == Row("bn1.bias", "16", "-", 0, "kept: not chosen")
+
+
+def test_globs_choose_and_every_reason_is_given(run: Run) -> None:
+    options = ["--include", "conv1.weight", "layer1.*", "--exclude", "*.conv2.*", "--vectors", "true"]
+    fates = {row.name: row.fate for row in table(run("inspect", "ResNet8", *options))}
+    assert [name for name, fate in fates.items() if fate == "taken"] == ["conv1.weight", "layer1.0.conv1.weight"]
+    assert fates["layer1.0.conv2.weight"] == "kept: excluded"
+    assert fates["layer1.0.bn1.weight"] == "kept: a vector"
+    assert fates["layer2.0.conv1.weight"] == "kept: not included"
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_a_glob_that_matches_nothing_says_what_there_is(run: Run, option: str) -> None:
+    ended = run("inspect", "ResNet8", f"--{option}", "layer9.*")
+    assert (ended.code, ended.out) == (2, "")
+    assert f"nern.{option}" in ended.err
+    assert "'layer9.*'" in ended.err
+    assert all(name in ended.err for name, _ in CifarResNet(8).named_parameters())
+
+
+def test_choosing_vectors_alone_or_nothing_is_one_clear_error(run: Run) -> None:
+    ended = run("inspect", "ResNet8", "--include", "*.bias")
+    assert ended.code == 2
+    assert "matches vectors only" in ended.err
+    ended = run("inspect", "ResNet8", "--exclude", "*")
+    assert ended.code == 2
+    assert "linear.weight" in ended.err
+
+
+def test_weights_are_read_with_their_arguments(run: Run) -> None:
+    ended = run("inspect", "ResNet8", "--weights", "pretrained:digits-resnet8")
+    assert table(ended)[0].shape == "16x1x3x3"  # for grey images, as the JSON file beside the weights says
+    assert ended.err == ""
+
+
+def test_random_weights_are_no_cause_for_a_warning(run: Run) -> None:
+    assert run("inspect", "ResNet8").err == ""
+
+
+def test_a_choice_of_a_small_share_is(run: Run) -> None:
+    ended = run("inspect", "torchvision:alexnet", "--kwargs", '{"num_classes": 2}')
+    assert "warning: the convolutions of AlexNet hold only 4.3% of its parameters; nern.include" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["ResNet8", "--weights", "absent.pt"], "no such file: absent.pt"),
+        (["ResNet8", "--kwargs", '{"width": 3}'], "unknown argument of ResNet8 'width'"),
+        (["ResNet8", "--kwargs", "3"], "kwargs"),
+        (["ResNet9"], "unknown original network (task.original_model_name) 'ResNet9'; did you mean 'ResNet"),
+        (["timm:resnet10"], "timm has no network 'resnet10'; the nearest are: "),
+        (["mine.py:make"], "no such file: "),
+        (["ResNet8", "--includes", "*"], "--includes"),
+        ([], "network"),
+    ],
+)
+def test_bad_commands_are_one_line_of_error(run: Run, options: list[str], message: str) -> None:
+    ended = run("inspect", *options)
+    assert ended.code == 2
+    assert message in ended.err
+    assert ended.err.startswith("error: ")
+    assert len(ended.err.splitlines()) == 1
+
+
+MINE = """
+from torch import nn
+
+
+class Tied(nn.Module):
+    def __init__(self, width=6):
+        super().__init__()
+        self.embed, self.body = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width)
+        self.out = nn.Linear(width, 4 * width)
+        self.out.weight = self.embed.weight
+
+
+def sequences():
+    return nn.Sequential(nn.Conv1d(2, 3, 5), nn.Conv3d(2, 2, (1, 2, 3)), nn.ConvTranspose2d(3, 4, 2))
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A file of networks in the working directory."""
+    (tmp_path / "mine.py").write_text(MINE)
+    return tmp_path / "mine.py"
+
+
+def test_networks_in_one_s_own_file_are_shown(run: Run, mine: Path) -> None:
+    for name in ("mine.py:sequences", f"{mine}:sequences"):
+        ended = run("inspect", name, "--vectors", "true")
+        check_sums(ended)
+        assert [(row.shape, row.kernel, row.kernels) for row in table(ended)[:3]] == [
+            ("3x2x5", "5", 6),
+            ("2x2x1x2x3", "1x2x3", 4),
+            ("3x4x2x2", "2x2", 12),
+        ]
+        assert "6 of 5 in 1 tensors; 4 of 1x2x3 in 1 tensors; 12 of 2x2 in 1 tensors" in ended.out
+
+
+def test_tied_weights_appear_and_count_once(run: Run, mine: Path) -> None:
+    ended = run("inspect", "mine.py:Tied", "--include", "*", "--kwargs", '{"width": 5}', "--vectors", "true")
+    assert [row.name for row in table(ended)] == ["embed.weight", "body.weight", "body.bias", "out.bias"]
+    check_sums(ended)
+    assert "2 of 4 parameter tensors taken: 200 of 225 parameters" in ended.out
+
+
+@pytest.mark.parametrize("columns", [80, 60, 40])
+def test_narrow_terminals_keep_the_names_of_parameters_whole(run: Run, columns: int) -> None:
+    options = ["ResNet20", "--include", "*.weight", "--vectors", "true"]
+    text = run("inspect", *options, columns=columns).out
+    wide = table(run("inspect", *options, columns=200))
+    assert all(re.search(rf"(?<![\w.]){re.escape(row.name)}(?![\w.])", text) for row in wide)
+    assert all(re.search(rf"\b{row.kernels:,}\b", text) for row in wide if row.kernels)
+
+
+def test_the_table_and_its_sums_are_of_any_original() -> None:
+    original = as_original(CifarResNet(8, widths=[4, 6, 8]))
+    assert parameter_table("mine", original).row_count == len(original.choices)
+    assert parameter_table("mine", original, every=False).row_count == 8
+    assert totals(original).startswith("7 of 23 parameter tensors taken: 1,944 of 2,114 parameters (92.0%)")

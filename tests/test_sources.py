@@ -1,0 +1,665 @@
+"""Networks of other libraries and of one's own: built by name, with their weights, what they say of their images."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nern
+from nern import Config, NernError, registry
+from nern.compat import import_torchvision
+from nern.originals import (
+    InputFormat,
+    Original,
+    build_network,
+    build_original,
+    build_original_network,
+    source_names,
+)
+from nern.originals.input_format import input_format
+
+torchvision = import_torchvision()
+import timm  # noqa: E402  (needs torchvision, which may need help)
+
+RANDOM = "ignore:original_model_path is not set"
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+MINE = """
+from torch import nn
+
+WIDTH = 4
+
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes=10, in_channels=1, width=WIDTH):
+        super().__init__(nn.Conv2d(in_channels, width, 3), nn.Flatten(), nn.Linear(width * 36, num_classes))
+
+
+def make(num_classes=10):
+    return Net(num_classes)
+
+
+def listing():
+    return [1, 2]
+
+
+def fails():
+    raise RuntimeError("out of luck")
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file of the user's, also in a package `ownpackage`, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ownpackage").mkdir()
+    (tmp_path / "ownpackage" / "__init__.py").touch()
+    for path in (tmp_path / "mine.py", tmp_path / "ownpackage" / "networks.py"):
+        path.write_text(MINE)
+    yield tmp_path / "mine.py"
+    for name in [name for name in sys.modules if name.startswith(("ownpackage", "nern_import_mine"))]:
+        del sys.modules[name]
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    own, other = a.state_dict(), b.state_dict()
+    return own.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in own.items())
+
+
+# --- by name -----------------------------------------------------------------------------------------------------
+
+
+def test_torchvision_networks_are_built_by_name() -> None:
+    network = build_network("torchvision:squeezenet1_1", {"num_classes": 7, "dropout": 0.1})
+    assert type(network) is torchvision.models.SqueezeNet
+    assert network.classifier[1].out_channels == 7
+    assert network.classifier[0].p == 0.1
+
+
+def test_timm_networks_are_built_by_name() -> None:
+    network = build_network("timm:resnet10t", {"num_classes": 7, "in_channels": 1})
+    assert type(network).__module__.startswith("timm.")
+    assert network.fc.out_features == 7
+    assert next(network.parameters()).shape[1] == 1
+    assert build_network("timm:resnet10t.c3_in1k").fc.out_features == 1000  # with a tag of pretrained weights
+
+
+@pytest.mark.parametrize("source", ["mine.py", "ownpackage.networks", "{}/mine.py"])
+def test_functions_and_classes_of_the_user_s_are_built(mine: Path, source: str) -> None:
+    source = source.format(mine.parent)
+    assert build_network(f"{source}:make", {"num_classes": 3})[2].out_features == 3
+    network = build_network(f"{source}:Net", {"width": 6}, optional={"num_classes": 5, "in_channels": 2, "more": 1})
+    assert network[0].weight.shape == (6, 2, 3, 3)
+    assert network[2].out_features == 5
+
+
+@pytest.mark.filterwarnings(RANDOM)
+def test_what_a_function_does_not_take_of_the_task_is_left_out(mine: Path) -> None:
+    network = build_original_network("mine.py:make", None, task_kwargs={"num_classes": 4, "in_channels": 3})
+    assert network[2].out_features == 4
+
+
+@pytest.mark.usefixtures("rng_untouched")
+@pytest.mark.parametrize("name", ["torchvision:squeezenet1_1", "timm:resnet10t", "mine.py:make"])
+def test_random_weights_are_a_function_of_the_seed(mine: Path, name: str) -> None:
+    first, again, other = (build_network(name, seed=seed) for seed in (1, 1, 2))
+    assert same_weights(first, again)
+    assert not same_weights(first, other)
+
+
+@pytest.mark.usefixtures("no_connection", "rng_untouched")
+@pytest.mark.parametrize(
+    "name", ["fcn_resnet50", "fasterrcnn_mobilenet_v3_large_320_fpn", "googlenet", "quantized_mobilenet_v2"]
+)
+def test_random_weights_fetch_nothing(name: str) -> None:
+    build_network(f"torchvision:{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("torchvision:resnet81", r"torchvision has no network 'resnet81'; the nearest are: resnet18.*nern list torch"),
+        ("torchvision:ResNet18", r"the nearest are: resnet18"),
+        ("torchvision:qqqqqqqq", r"no network 'qqqqqqqq' \(`nern list torchvision` shows all \d+\)"),
+        ("timm:resnet10", r"timm has no network 'resnet10'; the nearest are: .*resnet10t.*`nern list timm`"),
+        ("timm:resnet10t.c9_in1k", r"timm has no 'resnet10t\.c9_in1k'; pretrained tags of resnet10t: c3_in1k"),
+        ("mine.py:mak", r"mine\.py has no function or class 'mak'; it has: Net, fails, listing, make"),
+        ("mine.py:WIDTH", r"has no function or class 'WIDTH'"),
+        ("ownpackage.networks:mak", r"ownpackage\.networks has no function or class 'mak'; it has: Net"),
+        ("ownpackage.nets:make", r"'ownpackage\.nets' cannot be imported \(ModuleNotFoundError"),
+        ("tensorflow:resnet18", r"'tensorflow' cannot be imported"),
+        ("absent.py:make", r"no such file: .*absent\.py.*mine\.py"),
+        ("mine.py:listing", r"the network 'mine\.py:listing' is list, not a torch\.nn\.Module"),
+        ("mine.py:fails", r"mine\.py:fails cannot be built with \{\}: out of luck"),
+    ],
+)
+def test_names_that_are_not_there_are_one_clear_error(mine: Path, name: str, message: str) -> None:
+    with pytest.raises(NernError, match=message):
+        build_network(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("mine.py:make", {"classes": 3}, "unknown argument of mine.py:make 'classes'; did you mean 'num_classes'"),
+        ("timm:resnet10t", {"classes": 3}, "timm:resnet10t cannot be built with .*'classes'"),
+        ("torchvision:squeezenet1_1", {"classes": 3}, "cannot be built with .*'classes'"),
+        ("torchvision:squeezenet1_1", {"in_channels": 1}, "squeezenet1_1 takes images of 3 channels, not 1"),
+        ("ResNet18", {"in_channels": 1}, "resnet18 takes images of 3 channels, not 1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_one_clear_error(
+    mine: Path, name: str, kwargs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(NernError, match=message):
+        build_network(name, kwargs)
+
+
+def test_a_file_that_fails_says_how(mine: Path) -> None:
+    mine.write_text("import nothing_of_this_name\n")
+    with pytest.raises(NernError, match=r"task\.original_model_name: .*mine\.py.*nothing_of_this_name"):
+        build_network("mine.py:make")
+
+
+@pytest.mark.parametrize(("source", "name"), [("torchvision", "resnet18"), ("timm", "convnext_atto")])
+def test_names_of_a_source_are_sorted_and_can_be_built(source: str, name: str) -> None:
+    names = source_names(source)
+    assert name in names
+    assert names == sorted(set(names))
+    assert len(names) > 50
+
+
+def test_a_run_keeps_the_file_s_absolute_path(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config.from_dict({"task.original_model_name": "mine.py:make"}).with_absolute_paths()
+    assert config.task.original_model_name == f"{tmp_path}/mine.py:make"
+    monkeypatch.chdir("/")
+    build_network(config.task.original_model_name)
+    for name in ("torchvision:resnet18", "ownpackage.networks:make", "ResNet8"):
+        config = Config.from_dict({"task.original_model_name": name})
+        assert config.with_absolute_paths().task.original_model_name == name
+
+
+# --- the networks of the published experiments ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def resnet18() -> Original:
+    """Of few classes, its batch norms with statistics of their own."""
+    with pytest.warns(nern.errors.NernWarning, match="random weights"):
+        original = build_original("ResNet18", None, {"num_classes": 5})
+    rng = torch.Generator().manual_seed(0)
+    for module in original.network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            module.running_mean.normal_(generator=rng)
+            module.bias.data.normal_(generator=rng)
+    return original
+
+
+def test_resnet18_represents_the_3x3_convolutions_of_its_blocks(resnet18: Original) -> None:
+    blocks = [name for name, m in resnet18.network.named_modules() if type(m).__name__ == "BasicBlock"]
+    assert resnet18.weight_names == [f"{block}.conv{number}.weight" for block in blocks for number in (1, 2)]
+    assert len(resnet18.weight_names) == 16
+    assert all(weight.shape[2:] == (3, 3) for weight in resnet18.weights)
+    kept = resnet18.kept()
+    for name in ("conv1.weight", "layer2.0.downsample.0.weight", "fc.weight", "bn1.running_mean"):
+        assert name in kept
+
+
+def plain_resnet18(network: Any, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Output and the 25 maps, nothing done in place."""
+    stem = network.bn1(network.conv1(x))
+    before_relu, second_norms = [], []
+    x = network.maxpool(stem.relu())
+    for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
+        for block in stage:
+            first = block.bn1(block.conv1(x))
+            second = block.bn2(block.conv2(first.relu()))
+            shortcut = x if block.downsample is None else block.downsample(x)
+            before_relu += [first, second + shortcut]
+            second_norms.append(second)
+            x = (second + shortcut).relu()
+    return network.fc(x.mean((2, 3))), [stem, *before_relu, *second_norms]
+
+
+def test_the_25_maps_of_resnet18_are_taken_before_the_activation(resnet18: Original, rng: torch.Generator) -> None:
+    batch = torch.randn(2, 3, 48, 48, generator=rng)
+    output, maps = resnet18.features(batch)
+    expected_output, expected = plain_resnet18(resnet18.network, batch)
+    assert len(maps) == len(expected) == 25
+    assert all((m < 0).any() for m in maps)
+    torch.testing.assert_close(maps, expected)
+    torch.testing.assert_close(output, expected_output)
+    torch.testing.assert_close(resnet18(batch), expected_output)
+
+
+def test_relus_in_place_do_no_harm_to_maps_and_gradients(resnet18: Original, rng: torch.Generator) -> None:
+    info = registry.ORIGINALS.info("ResNet18")
+    plain = copy.deepcopy(resnet18.network)
+    relus = [m for m in plain.modules() if isinstance(m, nn.ReLU)]
+    assert all(relu.inplace for relu in relus)
+    for relu in relus:
+        relu.inplace = False
+    other = Original(plain, info["feature_maps"], represents=info["represents"])
+    batch = torch.randn(1, 3, 32, 32, generator=rng)
+    results = []
+    for original in (resnet18, other):
+        weights = [w.clone().requires_grad_() for w in original.weights]
+        output, maps = original.run(weights, batch, with_maps=True)
+        (output.square().sum() + sum(m.square().mean() for m in maps)).backward()
+        results.append((output, maps, [w.grad for w in weights]))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.filterwarnings(RANDOM)
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_squeezenets_represent_the_convolutions_of_their_fire_modules(version: str) -> None:
+    original = build_original(f"SqueezeNet{version}", None, {"num_classes": 5})
+    fires = [name for name, m in original.network.named_modules() if type(m).__name__ == "Fire"]
+    assert len(fires) == 8
+    layers = ("squeeze", "expand1x1", "expand3x3")
+    assert original.weight_names == [f"{fire}.{layer}.weight" for fire in fires for layer in layers]
+    assert [tuple(w.shape[2:]) for w in original.weights] == [(1, 1), (1, 1), (3, 3)] * 8
+    assert {"features.0.weight", "classifier.1.weight"} <= original.kept().keys()
+
+
+# --- pretrained weights ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch.hub's folder of checkpoints, empty."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads fail at once."""
+    create = timm.create_model
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise urllib.error.URLError("[Errno -3] Temporary failure in name resolution")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    monkeypatch.setattr(
+        timm, "create_model", lambda n, pretrained=False, **k: (refuse if pretrained else create)(n, **k)
+    )
+
+
+def hub_file(hub: Path, entry: Any) -> Path:
+    return hub / entry.url.rpartition("/")[2]
+
+
+@pytest.mark.usefixtures("no_connection")
+@pytest.mark.parametrize("name", ["ResNet18", "torchvision:resnet18"])
+@pytest.mark.parametrize("path", ["torchvision", "torchvision:DEFAULT", "torchvision:IMAGENET1K_V1"])
+def test_weights_in_the_folder_of_torch_hub_are_taken(hub: Path, name: str, path: str) -> None:
+    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    trained = build_network("ResNet18", seed=5)
+    torch.save(trained.state_dict(), hub_file(hub, weights))
+    network = build_original_network(name, path, task_kwargs={"num_classes": 10, "in_channels": 1})
+    assert same_weights(network, trained)
+    assert network.fc.out_features == 1000  # those it was trained on, whatever the task has
+
+
+@pytest.mark.parametrize("name", ["SqueezeNet1.1", "torchvision:squeezenet1_1"])
+def test_weights_are_fetched_checked_and_never_executed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+    trained = build_network("SqueezeNet1.1", seed=5)
+
+    def fetch(url: str, **kwargs: Any) -> dict[str, Tensor]:
+        asked.append((url, kwargs))
+        return trained.state_dict()
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", fetch)
+    assert same_weights(build_original_network(name, "torchvision"), trained)
+    ((url, kwargs),) = asked
+    assert url == torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url
+    assert kwargs["weights_only"] is True
+    assert kwargs["check_hash"] is True
+
+
+@pytest.mark.usefixtures("no_connection")
+def test_code_in_the_folder_of_torch_hub_is_not_executed(hub: Path, attack: Any) -> None:
+    attack.save_torch(hub_file(hub, torchvision.models.ResNet18_Weights.DEFAULT))
+    with pytest.raises(NernError):
+        build_original_network("ResNet18", "torchvision")
+    assert not attack.executed
+
+
+@pytest.mark.usefixtures("no_connection")
+def test_without_a_connection_torchvision_s_weights_say_where_to_put_the_file(hub: Path) -> None:
+    weights = torchvision.models.ResNet18_Weights.DEFAULT
+    with pytest.raises(NernError, match=r"could not be downloaded .*Temporary failure") as caught:
+        build_original_network("ResNet18", "torchvision")
+    assert f"Put {weights.url} at {hub_file(hub, weights)} yourself, or give the file" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_connection")
+@pytest.mark.parametrize(("name", "path"), [("resnet10t", "timm"), ("resnet10t.c3_in1k", "timm:c3_in1k")])
+def test_without_a_connection_timm_s_weights_say_where_the_file_is(name: str, path: str) -> None:
+    with pytest.raises(NernError, match=r"timm's weights resnet10t.* could not be downloaded .*Temporary") as caught:
+        build_original_network(f"timm:{name}", path)
+    assert "Get model.safetensors from https://huggingface.co/timm/resnet10t.c3_in1k" in str(caught.value)
+    assert "original_model_path" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "fetched"),
+    [
+        ("convnext_atto", "timm", "convnext_atto"),
+        ("convnext_atto", "timm:d2_in1k", "convnext_atto.d2_in1k"),
+        ("convnext_atto.d2_in1k", "timm", "convnext_atto.d2_in1k"),
+    ],
+)
+def test_timm_s_weights_are_taken(name: str, path: str, fetched: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    create, small = timm.create_model, {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
+
+    def offline(full: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        asked.extend([full] if pretrained else [])
+        return create(full, pretrained=False, **(small | kwargs))
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    drawn = build_network(f"timm:{name}")
+    network = build_original_network(f"timm:{name}", path)
+    assert asked == [fetched]
+    assert not torch.equal(network.stem[0].weight, drawn.stem[0].weight)
+    assert network.head.fc.out_features == 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "message"),
+    [
+        ("ResNet18", "torchvision:IMAGENET1K_V9", "no weights 'IMAGENET1K_V9' for resnet18; it has: IMAGENET1K_V1"),
+        ("timm:convnext_atto", "timm:nope", r"no pretrained weights 'convnext_atto\.nope'; .*: d2_in1k"),
+        (
+            "timm:convnext_atto",
+            "torchvision",
+            "means pretrained weights of a torchvision network; 'timm:convnext_atto'",
+        ),
+        ("ResNet18", "timm", "means pretrained weights of a timm network; 'ResNet18' is none"),
+        ("ResNet8", "torchvision", "'ResNet8' is none. Give a file, or set .* to torchvision:NAME"),
+        ("mine.py:make", "timm", "'mine.py:make' is none"),
+    ],
+)
+def test_weights_that_are_not_there_are_one_clear_error(mine: Path, name: str, path: str, message: str) -> None:
+    with pytest.raises(NernError, match=message):
+        build_original_network(name, path)
+
+
+@pytest.mark.usefixtures("no_connection")
+def test_weights_of_another_number_of_classes_are_one_clear_error(hub: Path, tmp_path: Path) -> None:
+    state = build_network("SqueezeNet1.1").state_dict()
+    torch.save(state, hub_file(hub, torchvision.models.SqueezeNet1_1_Weights.DEFAULT))
+    torch.save(state, tmp_path / "weights.pt")
+    for path in ("torchvision", str(tmp_path / "weights.pt")):
+        with pytest.raises(
+            NernError, match=r"2 of another shape: classifier\.1\.weight: expected \(7, .*found \(1000,"
+        ):
+            build_original_network("torchvision:squeezenet1_1", path, {"num_classes": 7})
+
+
+def test_weights_from_a_file_fit_networks_of_every_source(mine: Path, tmp_path: Path) -> None:
+    for name in ("timm:resnet10t", "mine.py:make", "SqueezeNet1.1"):
+        trained = build_network(name, {"num_classes": 7}, seed=5)
+        torch.save(trained.state_dict(), tmp_path / "weights.pt")
+        loaded = build_original_network(name, str(tmp_path / "weights.pt"), task_kwargs={"num_classes": 7})
+        assert same_weights(loaded, trained)
+
+
+# --- what images a network expects -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("torchvision:resnet18", InputFormat((3, 224, 224), **IMAGENET, interpolation="bilinear", crop=224 / 256)),
+        ("torchvision:inception_v3", InputFormat((3, 299, 299), **IMAGENET, crop=299 / 342)),
+        ("torchvision:fcn_resnet50", None),
+        ("ResNet18", InputFormat((3, 224, 224), **IMAGENET)),
+        ("timm:resnet10t", InputFormat((3, 176, 176), **IMAGENET, interpolation="bicubic")),
+        ("ResNet8", None),
+        ("mine.py:make", None),
+    ],
+)
+def test_networks_of_the_libraries_say_what_images_they_expect(
+    mine: Path, name: str, expected: InputFormat | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nn.init, "trunc_normal_", lambda tensor, **kwargs: tensor)  # inception's take seconds
+    kwargs = {"weights_backbone": None} if "fcn" in name else {}
+    assert input_format(build_network(name, kwargs)) == expected
+
+
+def test_a_network_of_other_channels_takes_the_mean_of_the_means() -> None:
+    found = input_format(build_network("timm:resnet10t", {"in_channels": 1}))
+    assert found is not None
+    assert found.shape == (1, 176, 176)
+    assert found.mean == pytest.approx((sum(IMAGENET["mean"]) / 3,))
+    assert found.std == pytest.approx((sum(IMAGENET["std"]) / 3,))
+
+
+def with_metadata(**attributes: Any) -> nn.Module:
+    network = nn.Conv2d(3, 2, 3)
+    for name, value in attributes.items():
+        setattr(network, name, value)
+    return network
+
+
+def test_metadata_of_one_s_own_networks_count() -> None:
+    own = InputFormat((1, 8, 8), (0.5,), (0.25,))
+    assert input_format(with_metadata(input_format=own, default_cfg={"input_size": (3, 9, 9)})) == own
+    assert input_format(with_metadata(default_cfg={"input_size": [3, 9, 7]})) == InputFormat((3, 9, 7))
+    cfg = {
+        "input_size": (3, 9, 9),
+        "mean": [0.1, 0.2, 0.3],
+        "std": (1, 1, 1),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+    }
+    expected = InputFormat((3, 9, 9), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), "bicubic", 0.9)
+    assert input_format(with_metadata(pretrained_cfg=cfg, default_cfg={"input_size": (3, 1, 1)})) == expected
+
+
+@pytest.mark.parametrize("attributes", [{}, {"default_cfg": None}, {"default_cfg": {}}, {"pretrained_cfg": "resnet"}])
+def test_networks_without_metadata_expect_nothing(attributes: dict[str, Any]) -> None:
+    assert input_format(with_metadata(**attributes)) is None
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"input_size": "large"},
+        {"input_size": (3, 224)},
+        {"input_size": (3, 224, None)},
+        {"input_size": (3, 224, 224), "mean": ("a", "b", "c")},
+        {"input_size": (3, 224, 224), "std": (1.0,)},
+    ],
+)
+def test_metadata_that_make_no_sense_are_an_error(metadata: dict[str, Any]) -> None:
+    with pytest.raises(NernError, match=r"Conv2d cannot be read|need as many numbers in mean"):
+        input_format(with_metadata(default_cfg=metadata))
+
+
+def test_a_format_needs_numbers_for_each_channel() -> None:
+    with pytest.raises(NernError, match=r"images of 1 channels need as many numbers in mean"):
+        InputFormat((1, 8, 8))
+    given = InputFormat((3, 32, 32)).having(size=16, mean=[0.1, 0.1, 0.1])
+    assert given == InputFormat((3, 16, 16), mean=(0.1, 0.1, 0.1))
+    with pytest.raises(NernError):
+        given.having(std=[1.0])
+
+
+# --- any network there and back ----------------------------------------------------------------------------------
+
+
+def sequences() -> nn.Module:
+    """Convolutions over one dimension."""
+    return nn.Sequential(nn.Conv1d(2, 6, 5), nn.ReLU(), nn.Conv1d(6, 4, 1), nn.BatchNorm1d(4), nn.Conv1d(4, 4, 3))
+
+
+def separable() -> nn.Module:
+    """A depthwise, a grouped and a pointwise convolution."""
+    return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 6, 3, groups=2))
+
+
+def oblong() -> nn.Module:
+    """Kernels that are not square."""
+    return nn.Sequential(nn.Conv2d(3, 6, (1, 7)), nn.Conv2d(6, 6, (7, 1)), nn.ConvTranspose2d(6, 4, (2, 3)))
+
+
+def perceptron() -> nn.Module:
+    """Fully connected layers alone."""
+    return nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.LayerNorm(16), nn.Linear(16, 4, bias=False))
+
+
+THIN_VIT = {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 32}
+# name or builder, its arguments, what is included, some of what is taken, some of what is kept
+NETWORKS: dict[str, tuple[Any, dict[str, Any], list[str] | None, list[str], list[str]]] = {
+    "mobilenet": (
+        "torchvision:mobilenet_v3_small",
+        {"width_mult": 0.5},
+        None,
+        ["features.0.0.weight", "features.1.block.1.fc1.weight"],
+        ["classifier.0.weight"],
+    ),
+    "shufflenet": (
+        "torchvision:shufflenet_v2_x0_5",
+        {"num_classes": 10},
+        None,
+        ["conv1.0.weight", "stage2.0.branch1.0.weight"],
+        ["fc.weight"],
+    ),
+    "squeezenet": (
+        "torchvision:squeezenet1_1",
+        {"num_classes": 10},
+        ["features.*.squeeze.weight"],
+        ["features.3.squeeze.weight"],
+        ["features.0.weight", "features.3.expand3x3.weight"],
+    ),
+    "convnext": (
+        "timm:convnext_atto",
+        {"depths": (1, 1, 1, 1), "dims": (16, 24, 32, 40)},
+        None,
+        ["stem.0.weight", "stages.1.blocks.0.conv_dw.weight"],
+        ["head.fc.weight", "stages.1.blocks.0.gamma"],
+    ),
+    "resnet": (
+        "timm:resnet10t",
+        {"num_classes": 10},
+        ["layer[12]*.conv?.weight"],
+        ["layer2.0.conv2.weight"],
+        ["fc.bias"],
+    ),
+    "mobilenetv4": (
+        "timm:mobilenetv4_conv_small",
+        {"num_classes": 10},
+        ["conv_stem.weight", "blocks.[01].*.conv.weight", "blocks.2.?.dw_*"],
+        ["conv_stem.weight", "blocks.1.1.conv.weight", "blocks.2.0.dw_start.conv.weight"],
+        ["classifier.weight", "blocks.2.0.pw_exp.conv.weight"],
+    ),
+    "vit": (
+        "timm:vit_tiny_patch16_224",
+        THIN_VIT,
+        ["*.weight"],
+        ["patch_embed.proj.weight", "blocks.1.mlp.fc2.weight", "head.weight"],
+        ["pos_embed", "cls_token", "norm.weight"],
+    ),
+    "video": ("torchvision:r3d_18", {"num_classes": 10}, ["layer1.*"], ["layer1.0.conv1.0.weight"], ["stem.0.weight"]),
+    "sequences": (sequences, {}, None, ["0.weight", "2.weight", "4.weight"], ["3.running_var"]),
+    "separable": (separable, {}, None, ["0.weight", "1.weight", "3.weight"], ["1.bias"]),
+    "oblong": (oblong, {}, None, ["0.weight", "1.weight", "2.weight"], []),
+    "perceptron": (perceptron, {}, ["*.weight"], ["0.weight", "3.weight"], ["0.bias", "2.weight"]),
+}
+
+
+def make(name: str) -> nn.Module:
+    builder, kwargs, *_ = NETWORKS[name]
+    if isinstance(builder, str):
+        return build_network(builder, kwargs, seed=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return builder()
+
+
+def quick(iterations: int = 2, levels: int = 2) -> Config:
+    """Settings of a very small predictor, without an ordering."""
+    config = nern.fit_config(iterations)
+    config.nern.embeddings.enc_levels = levels
+    config.nern.embeddings.permutations.permute_mode = "none"
+    config.nern.num_blocks, config.nern.weights_batch_size = 3, 2048
+    return config
+
+
+@pytest.mark.usefixtures("rng_untouched")
+@pytest.mark.filterwarnings("ignore:the convolutions of .* hold only")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network_is_fitted_and_comes_back(name: str) -> None:
+    _, _, include, some_taken, some_kept = NETWORKS[name]
+    network = make(name)
+    count = sum(p.numel() for p in network.parameters())
+    ratio = 1.0 if count < 10_000 else 0.02
+    fitted = nern.fit(network, config=quick(), ratio=ratio, include=include, progress=False)
+    assert 0 < fitted.share <= ratio
+    back, before = fitted.network(), network.state_dict()
+    assert type(back) is type(network)
+    assert str(back) == str(network)
+    assert not back.training
+    predicted = dict(zip(fitted.original.weight_names, fitted.nern.reconstruct(), strict=True))
+    assert set(some_taken) <= predicted.keys()
+    assert not set(some_kept) & predicted.keys()
+    assert back.state_dict().keys() == before.keys()
+    for key, tensor in back.state_dict().items():
+        assert torch.equal(tensor, predicted.get(key, before[key])), key
+    for key in predicted:
+        assert torch.isfinite(predicted[key]).all()
+        assert not torch.equal(predicted[key], before[key])
+
+
+@pytest.mark.filterwarnings("ignore:the convolutions of .* hold only")
+@pytest.mark.parametrize("name", ["mobilenet", "convnext", "mobilenetv4", "sequences", "separable", "oblong"])
+def test_without_a_choice_every_convolution_is_taken(name: str) -> None:
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+    network = make(name)
+    expected = [f"{n}.weight" for n, m in network.named_modules() if isinstance(m, convolutions)]
+    assert Original(network).weight_names == expected
+
+
+@pytest.mark.parametrize("name", ["sequences", "separable", "oblong", "perceptron"])
+def test_networks_come_back_in_working_order(name: str, rng: torch.Generator) -> None:
+    shape = {"sequences": (2, 2, 20), "perceptron": (2, 20)}.get(name, (2, 3, 20, 20))
+    network = make(name).eval()
+    fitted = nern.fit(network, config=quick(150, 6), ratio=20.0, include=NETWORKS[name][2], progress=False)
+    batch = torch.randn(shape, generator=rng)
+    expected, found = network(batch), fitted.network()(batch)
+    assert found.shape == expected.shape
+    assert (found - expected).norm() < 0.9 * expected.norm()
+
+
+def relative_error(fitted: nern.Fitted) -> float:
+    """Norm of all errors over the norm of all weights."""
+    errors = sum(e.rmse**2 * e.weights for e in fitted.layer_errors())
+    return float((errors / sum(w.double().square().sum() for w in fitted.original.weights)) ** 0.5)
+
+
+def test_the_error_of_a_vision_transformer_falls() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=10, **THIN_VIT)
+    after = [
+        relative_error(nern.fit(network, config=quick(n, 8), ratio=0.5, include=["*.weight"], progress=False))
+        for n in (1, 20)
+    ]
+    assert after[1] < 0.95 * after[0]
