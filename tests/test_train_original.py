@@ -461,7 +461,7 @@ def test_smoothness_is_that_of_the_neighbours_in_the_given_directions(configure:
 def test_task_loss_is_the_cross_entropy_of_the_first_batch(configure: Configure, smoothing: float) -> None:
     config = configure(ONE_STEP | {"label_smoothing": smoothing})
     network, (images, labels) = start(config), first_batch(config)
-    logp = network(images).log_softmax(1)
+    logp = network(images).log_softmax(1).detach()
     target = F.one_hot(labels, 10) * (1 - smoothing) + smoothing / 10
     record = losses(train(config))[0]
     assert record["task"] == pytest.approx(float(-(target * logp).sum(1).mean()), rel=1e-4)
@@ -592,8 +592,10 @@ def test_run_that_cannot_work_leaves_nothing(configure: Configure, values: dict[
     [
         ({"smoothness.type": "CosineSmothness"}, "unknown smoothness measure .*did you mean 'CosineSmoothness'"),
         ({"smoothness.type": "L2Smoothness", "smoothness.cosine_factor": 0.1}, "set l2_factor"),
-        ({"smoothness.cosine_factor": -0.1}, "must not be negative"),
-        ({"smoothness.l2_factor": -0.1}, "must not be negative"),
+        ({"smoothness.cosine_factor": -0.1}, "finite numbers, not negative"),
+        ({"smoothness.l2_factor": -0.1}, "finite numbers, not negative"),
+        ({"smoothness.cosine_factor": math.nan}, "finite numbers, not negative"),
+        ({"smoothness.l2_factor": math.inf}, "finite numbers, not negative"),
         ({"smoothness.along": ["rows"]}, r"unknown smoothness\.along 'rows'.*Choices: channels, filters"),
         ({"smoothness.factor": 1.0}, r"unknown configuration key 'smoothness\.factor'; did you mean"),
         ({"task.use_random_data": True}, "needs labels; task.use_random_data has none"),
@@ -620,12 +622,6 @@ def test_run_that_cannot_work_leaves_nothing(configure: Configure, values: dict[
 def test_bad_settings_are_one_clear_error(values: dict[str, Any], message: str) -> None:
     with pytest.raises(NernError, match=message):
         OriginalConfig.from_dict(values)
-
-
-def test_a_factor_that_is_not_finite_is_refused(configure: Configure) -> None:
-    for factor in (math.nan, math.inf):
-        with pytest.raises(NernError, match=r"finite|is (nan|-?inf)"):
-            train(configure({"smoothness.cosine_factor": factor}))
 
 
 @pytest.fixture

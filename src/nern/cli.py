@@ -137,7 +137,7 @@ def _inspect_parser() -> ArgumentParser:
     parser.add_argument("--include", type=str, nargs="+", default=None, metavar="GLOB", help="as nern.include")
     parser.add_argument("--exclude", type=str, nargs="+", default=[], metavar="GLOB", help="as nern.exclude")
     parser.add_argument("--weights", type=str | None, default=None, help="as original_model_path; null: random ones")
-    parser.add_argument("--kwargs", type=dict, default={}, help="as task.original_model_kwargs")
+    parser.add_argument("--kwargs", type=dict[str, Any], default={}, help="as task.original_model_kwargs")
     parser.add_argument("--vectors", type=bool, default=False, help="list biases and other vectors, too")
     parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours to import first")
     return parser
@@ -225,7 +225,10 @@ def _run_inspect(given: dict[str, Any], argv: Sequence[str], console: Console) -
         original = build_original(
             given["network"], given["weights"], given["kwargs"], include=given["include"], exclude=given["exclude"]
         )
-    console.print(parameter_table(given["network"], original, given["vectors"]))
+    table = parameter_table(given["network"], original, given["vectors"])
+    widest = console.measure(table, options=console.options.update_width(10_000)).maximum
+    console.width = max(console.width, widest)  # names stay whole in a narrow terminal
+    console.print(table)
     console.print(totals(original), highlight=False, soft_wrap=True)
 
 

@@ -21,11 +21,16 @@ def generator(seed: int, *purpose: object, device: str | torch.device = "cpu") -
 
 
 @contextmanager
-def forked_rng(seed: int, *purpose: object) -> Iterator[None]:
-    """Within it the global CPU generator is seeded for `purpose`; after it, it is as it was before.
+def forked_rng(seed: int, *purpose: object, device: torch.device | None = None) -> Iterator[None]:
+    """Within it the global CPU generator, and that of a GPU `device`, is seeded for `purpose`; after it, it is as it was
+    before.
 
-    For library code that offers no generator argument (default layer initialisation, transforms).
+    For library code that offers no generator argument (default layer initialisation, transforms, dropout).
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derived_seed(seed, *purpose))  # torch.manual_seed would seed GPUs, too
+    gpus = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(derived_seed(seed, *purpose))  # torch.manual_seed would seed all GPUs, too
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(derived_seed(seed, *purpose))
         yield

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import shlex
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
 
 from nern.analysis.plots import plot_original
 from nern.config import OriginalConfig
 from nern.devices import select_device
-from nern.errors import NernError
 from nern.files import check_writable, save_safetensors, write_json, write_text
 from nern.jobs.session import common_metrics, continue_from, new_folder, run_loop, saved_run
 from nern.originals.base import own_weights
-from nern.originals.build import build_network, build_original_network
+from nern.originals.build import build_network, build_original_network, builder_of
+from nern.originals.input_format import input_format
 from nern.originals.selection import own_names
 from nern.registry import ORIGINALS
 from nern.tasks.base import DataSettings, build_task, channels_of, classes_of
@@ -92,7 +92,9 @@ def _build(config: OriginalConfig) -> OriginalTrainer:
         num_workers=config.num_workers,
         seed=config.seed,
     )
-    trainer = OriginalTrainer(config, network, smooth, build_task(task, settings, device))
+    trainer = OriginalTrainer(
+        config, network, smooth, build_task(task, settings, device, expected=input_format(network))
+    )
     trainer.rehearse()
     return trainer
 
@@ -122,7 +124,7 @@ def _finish(config: OriginalConfig, trainer: OriginalTrainer, folder: RunFolder)
     """Network, arguments, card, metrics and picture of the finished run."""
     file, network = folder.root / "network.safetensors", trainer.network
     save_safetensors(file, network.state_dict())
-    kwargs = used_arguments(config, network)
+    kwargs = used_arguments(config)
     write_json(file.with_suffix(".json"), kwargs)
     last = trainer.history.evaluations[-1]
     metrics = {
@@ -138,16 +140,14 @@ def _finish(config: OriginalConfig, trainer: OriginalTrainer, folder: RunFolder)
     return metrics
 
 
-def used_arguments(config: OriginalConfig, network: nn.Module) -> dict[str, Any]:
+def used_arguments(config: OriginalConfig) -> dict[str, Any]:
     """The arguments that build the network again: of classes and channels those that it takes."""
-    given, own = network_arguments(config), config.task.original_model_kwargs
-    for key in [key for key in given if key not in own]:
-        fewer = {k: v for k, v in given.items() if k != key}
-        try:
-            build_network(config.task.original_model_name, given)
-        except NernError:
-            given = fewer
-    return given
+    own, parameters = (
+        config.task.original_model_kwargs,
+        signature(builder_of(config.task.original_model_name)).parameters,
+    )
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {k: v for k, v in network_arguments(config).items() if takes_all or k in own or k in parameters}
 
 
 def _card(config: OriginalConfig, metrics: dict[str, Any], kwargs: dict[str, Any]) -> str:

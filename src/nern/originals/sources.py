@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
 import os
 from collections.abc import Callable
@@ -68,6 +69,8 @@ def _torchvision_builder(name: str) -> Builder:
             raise NernError(f"torchvision's {name} takes images of 3 channels, not {in_channels}")
         if name in ("googlenet", "inception_v3"):
             kwargs.setdefault("init_weights", True)  # they warn where it is left open
+        if "weights_backbone" in inspect.signature(function).parameters:
+            kwargs.setdefault("weights_backbone", None)  # its default would be downloaded
         network: nn.Module = function(weights=None, num_classes=num_classes, **kwargs)
         network.input_format = _torchvision_format(name)  # type: ignore[assignment]
         return network
@@ -79,7 +82,7 @@ def _torchvision_format(name: str) -> InputFormat | None:
     """Of the default pretrained weights; None where there are none, or where they describe other than image crops."""
     entry = _torchvision_weights(name, "DEFAULT")
     transforms: Any = None if entry is None else entry.transforms()
-    if not all(hasattr(transforms, key) for key in ("crop_size", "resize_size", "mean", "std", "interpolation")):
+    if type(transforms).__name__ != "ImageClassification":
         return None
     side, resized = transforms.crop_size[0], transforms.resize_size[0]
     mean, std = tuple(transforms.mean), tuple(transforms.std)
@@ -136,6 +139,11 @@ def _timm_builder(name: str) -> Builder:
     def build(num_classes: int | None = None, in_channels: int = 3, **kwargs: Any) -> nn.Module:
         kwargs = {"in_chans": in_channels} | kwargs | ({} if num_classes is None else {"num_classes": num_classes})
         network: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
+        metadata = getattr(network, "pretrained_cfg", None)
+        if isinstance(metadata, dict) and metadata.get("input_size"):  # of the pretrained weights, not of this network
+            _, *size = metadata["input_size"]
+            size = [kwargs["img_size"]] * 2 if isinstance(kwargs.get("img_size"), int) else size
+            network.pretrained_cfg = metadata | {"input_size": (kwargs["in_chans"], *size)}  # type: ignore[assignment]
         return network
 
     return build

@@ -127,6 +127,7 @@ def build_task(
     device: torch.device,
     train: bool = True,
     original: Original | None = None,
+    expected: InputFormat | None = None,
 ) -> Task:
     """The task that a config's section names.
 
@@ -135,13 +136,14 @@ def build_task(
         settings: how the data are used.
         device: where batches are delivered.
         train: False: the test set only.
-        original: the network it is for: its metadata say what images it expects, and some made-up images are made from it.
+        original: the network it is for: some made-up images are made from it, and its metadata are `expected`.
+        expected: the images that the network expects, where `original` does not tell.
 
     Raises:
         NernError: the dataset is missing, damaged or empty.
     """
     info = TASKS.info(task.task_name)
-    images = format_of(task, None if original is None else original.input_format)
+    images = format_of(task, expected if original is None else original.input_format)
     classes = classes_of(task)
     made_up = train and task.use_random_data
     splits = ["train"] if train and not made_up else []

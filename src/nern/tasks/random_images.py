@@ -47,7 +47,7 @@ def _spectral_noise(count: int, shape: Shape, rng: torch.Generator) -> Tensor:
     if channels > 1:  # the channels of natural images vary together
         white = 0.85 * white[:, :1] + 0.5 * white
     noise = torch.fft.irfft2(torch.fft.rfft2(white) * frequency.pow(-slopes), s=(height, width))
-    return noise / noise.std((1, 2, 3), keepdim=True).clamp_min(1e-6)
+    return noise / noise.std((1, 2, 3), correction=0, keepdim=True).clamp_min(1e-6)
 
 
 def _exposed(images: Tensor, rng: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from nern.errors import NernError
 from nern.evaluation import accuracy
 from nern.objectives.objective import Losses
 from nern.objectives.smoothness import mean_neighbour_cosine
+from nern.randomness import forked_rng
 from nern.registry import OPTIMIZERS, SMOOTHNESS
 from nern.tasks.base import Task
 from nern.training.loop import Loop
@@ -51,9 +52,10 @@ class OriginalTrainer(Loop):
         images, labels = self.stream.batch(self.step)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.losses(images, labels)
-        losses.check_finite(self.step)
-        losses.total.backward()
+        with forked_rng(self.config.seed, "forward", self.step, device=self.device):  # dropout draws from it
+            losses = self.losses(images, labels)
+            losses.check_finite(self.step)
+            losses.total.backward()
         check_gradients(self.named_parameters(), self.step)
         clip_gradients(self.parameters, self.config.optim)
         self.optimizer.step()
