@@ -46,7 +46,8 @@ def networks_and_tasks() -> str:
         alike.setdefault(registry.ORIGINALS.info(name).get("about", ""), []).append(f"`{name}`")
     lines += [f"| {', '.join(names)} | {about} |" for about, names in alike.items()]
     for source in SOURCES:
-        lines.append(f"| `{source}:NAME` | any of the {len(source_names(source)):,} networks of {source} |")
+        count = len(source_names(source))
+        lines.append(f"| `{source}:NAME` | any of the {count:,} networks of {source}; classifiers can be evaluated |")
     lines += ["| `package.module:function`, `file.py:function` | what the function returns |", ""]
     lines += ["| `task.task_name` | what | images | classes |", "|---|---|---|---|"]
     for name in registry.TASKS:

@@ -1,4 +1,4 @@
-"""The command line: nern train | evaluate | quickstart."""
+"""The command line: `nern COMMAND`; COMMANDS lists them."""
 
 from __future__ import annotations
 

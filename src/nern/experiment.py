@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nern.config import Config, NetworkConfig
+from nern.config import Config, NetworkConfig, TaskConfig
 from nern.devices import select_device
 from nern.errors import NernError
 from nern.ordering.order import Ordering
 from nern.ordering.store import get_ordering
 from nern.originals.base import Original
 from nern.originals.build import build_original
+from nern.originals.input_format import InputFormat
 from nern.registry import PREDICTORS
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, build_nern
@@ -50,20 +54,27 @@ def build_checked_original(network: NetworkConfig, seed: int, device: torch.devi
         network.include,
         network.exclude or (),
     )
-    shape = format_of(task, original.input_format).shape
+    check_outputs(original, task, original.input_format, device)
+    return original
+
+
+def check_outputs(
+    run: Callable[[Tensor], Any], task: TaskConfig, expected: InputFormat | None, device: torch.device
+) -> None:
+    """Raise NernError if what `run` gives for an image of the task is not a score for each of its classes."""
+    name, classes, shape = task.original_model_name, classes_of(task), format_of(task, expected).shape
     try:
-        outputs = original(torch.zeros(1, *shape, device=device))
+        outputs = run(torch.zeros(1, *shape, device=device))
     except NernError:
         raise
     except Exception as error:
         raise NernError(f"{name} does not take the {shape} images of {task.task_name}: {error}") from error
-    if not isinstance(outputs, torch.Tensor):
+    if not isinstance(outputs, Tensor):
         raise NernError(f"{name} gives {type(outputs).__name__}, not a tensor of class scores")
     if outputs.shape != (1, classes):
         raise NernError(
             f"{name} gives outputs of shape {tuple(outputs.shape[1:])} an image; task {task.task_name} has {classes} classes"
         )
-    return original
 
 
 def data_settings(config: Config) -> DataSettings:
@@ -83,7 +94,8 @@ def member_names(networks: list[NetworkConfig]) -> list[str]:
     """A name for each network: architecture on task, numbered where that occurs twice."""
     names: list[str] = []
     for network in networks:
-        name = base = f"{network.task.original_model_name} on {network.task.task_name}"
+        file, colon, function = network.task.original_model_name.rpartition(":")
+        name = base = f"{Path(file).name}{colon}{function} on {network.task.task_name}"  # the same from any folder
         while name in names:
             name = f"{base} ({names.count(name) + sum(n.startswith(f'{base} (') for n in names) + 1})"
         names.append(name)
@@ -114,6 +126,8 @@ def build_experiment(config: Config, train: bool = True) -> Experiment:
     extra: dict[str, Tensor] = {}
     if config.learn_fc_layer:
         extra = originals[0].classifier()
+        if represented := [name for name in extra if name in originals[0].weight_names]:
+            raise NernError(f"learn_fc_layer trains {represented[0]}, which is represented already; see nern.exclude")
         if config.nern.init == "checkpoint" and config.nern.checkpoint_path is not None:
             extra = {k: v.to(device) for k, v in load_extra(config.nern.checkpoint_path, extra).items()}
     settings = data_settings(config)

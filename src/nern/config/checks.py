@@ -68,6 +68,12 @@ def check_task(task: TaskConfig) -> None:
             raise NernError(
                 f"task.{key} (={value}) needs a finite number for each channel{', above 0' * (key == 'std')}"
             )
+    for key in ("inversion_images", "inversion_steps"):
+        if task.random_data != "inversion" and getattr(task, key) != getattr(TaskConfig(), key):
+            raise NernError(f"task.{key} has a part only with task.random_data 'inversion'")
+    for key in ("mixup", "cutmix", "auto_augment"):
+        if task.use_random_data and getattr(task, key) not in (None, 0, "none"):
+            raise NernError(f"task.{key} has no part in images made up by task.use_random_data")
     if task.random_data != "uniform" and not task.use_random_data:
         raise NernError(f"task.random_data is {task.random_data!r}, but task.use_random_data is not set")
 
@@ -177,8 +183,9 @@ def _check_combinations(config: Config) -> None:
         raise NernError("nern.task_loss_weight above 0 needs labels; task.use_random_data has none")
     if config.evaluation.best_on == "test" and config.evaluation.test_images == 0:
         raise NernError("evaluation.best_on 'test' needs test images; evaluation.test_images is 0")
-    if n.kind_of_heads == "per_size" and n.output_size != 3:
-        raise NernError(f"nern.output_size (={n.output_size}) has a part only with nern.heads 'shared'; set that, too")
+    for key, default in (("output_size", 3), ("sampling_mode", "center")):
+        if n.kind_of_heads == "per_size" and getattr(n, key) != default:
+            raise NernError(f"nern.{key} (={getattr(n, key)}) has a part only with nern.heads 'shared'; set that, too")
     if config.learn_fc_layer and config.networks:
         raise NernError("learn_fc_layer works with one original network; networks lists several")
     if config.networks and (config.original_model_path is not None or config.task != TaskConfig()):

@@ -6,10 +6,11 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
+from nern.compat import import_torchvision
 from nern.errors import NernError
 from nern.files import existing_file
 
@@ -29,6 +30,8 @@ def import_modules(names: list[str]) -> list[str]:
 def import_module(name: str, key: str) -> ModuleType:
     """The module `name` (see `import_modules`); `key`: the config key to name in errors."""
     try:
+        with suppress(ImportError):  # what is imported may import torchvision itself, which can need help
+            import_torchvision()
         if not name.endswith(".py"):
             with _importable(Path.cwd()):
                 return importlib.import_module(name)

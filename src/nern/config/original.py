@@ -80,6 +80,8 @@ class OriginalConfig(Settings):
         if not 0 <= self.label_smoothing < 1:
             raise NernError(f"label_smoothing (={self.label_smoothing}) must lie in [0, 1)")
         smoothness = self.smoothness
+        if not smoothness.along and (smoothness.cosine_factor or smoothness.l2_factor):
+            raise NernError("smoothness.along is empty; it needs 'filters', 'channels' or both")
         for direction in smoothness.along:
             choose("smoothness.along", direction, ("filters", "channels"))
         if smoothness.type == "L2Smoothness" and smoothness.cosine_factor:

@@ -69,7 +69,8 @@ class NernConfig:
     heads: str | None = None
     """Output layers of a kxk predictor: 'per_size' (one for each kernel size of the network, which output_size has no
     part in), 'shared' (one of output_size x output_size, reduced to smaller kernels by sampling_mode, as published). For a
-    network of 3 x 3 kernels both are the same. null: 'per_size', but 'shared' where output_size is set to other than 3."""
+    network of 3 x 3 kernels both are the same. null: 'per_size', but 'shared' where output_size or sampling_mode are
+    set to other than their defaults."""
     norm_layer: str | None = "none"
     """Normalisation after each hidden linear layer: 'none' (what published runs do, whatever they set), 'bn', 'ln'."""
     act_layer: str = "relu"
@@ -118,7 +119,8 @@ class NernConfig:
     @property
     def kind_of_heads(self) -> str:
         """`heads`, with what null means: 'per_size' or 'shared'."""
-        return self.heads or ("per_size" if self.output_size == 3 else "shared")
+        sampled = self.output_size != 3 or self.sampling_mode != "center"
+        return self.heads or ("shared" if sampled else "per_size")
 
 
 @dataclass(kw_only=True)
@@ -274,7 +276,7 @@ class Config(Settings):
     num_workers: int = 0
     """Worker processes of data loaders (tasks whose images live in memory need none)."""
     num_gpus: int = 1
-    """Devices to use. With more than there are: a warning, and what there is."""
+    """Devices to use: 0 the CPU, 1 the first GPU if there is one. Above 1: a warning, and one is used."""
     batch_size: int = 256
     """Images in one training step."""
     epochs: int | None = 250

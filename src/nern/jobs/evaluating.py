@@ -15,6 +15,7 @@ from nern.evaluation import Evaluator
 from nern.experiment import Experiment, build_checked_original, build_experiment, data_settings, member_names
 from nern.files import check_writable, write_json
 from nern.jobs.report import all_layer_errors, check_original
+from nern.jobs.session import check_kind
 from nern.tasks.base import build_task
 from nern.terminal import metrics_table
 from nern.training.run_folder import RunFolder
@@ -114,6 +115,7 @@ def report_skipped(console: Console, skipped: list[str] | None) -> None:
 def config_of_run(path: str | Path, checkpoint: str = "best") -> Config:
     """The config that evaluates checkpoint 'best', 'last' or 'step_N' of the run in folder `path`."""
     folder = RunFolder.open(path)
+    check_kind(folder, Config)
     config = Config.load(folder.config)
     file = folder.checkpoint(checkpoint)
     if not file.is_file():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,11 @@ from rich.console import Console
 from nern.analysis.plots import plot_original
 from nern.config import OriginalConfig
 from nern.devices import select_device
+from nern.experiment import check_outputs
 from nern.files import check_writable, save_safetensors, write_json, write_text
 from nern.jobs.session import common_metrics, continue_from, new_folder, run_loop, saved_run
 from nern.originals.base import own_weights
-from nern.originals.build import build_network, build_original_network, builder_of
+from nern.originals.build import build_network, build_original_network
 from nern.originals.input_format import input_format
 from nern.originals.selection import own_names
 from nern.registry import ORIGINALS
@@ -83,7 +82,10 @@ def _build(config: OriginalConfig) -> OriginalTrainer:
         network = build_original_network(
             name, config.initial_weights, task.original_model_kwargs, optional, config.seed
         )
-    network = network.to(device).requires_grad_(True)
+    network = network.to(device)
+    network.eval()
+    with torch.no_grad():
+        check_outputs(network, task, input_format(network), device)
     info = ORIGINALS.info(name) if name in ORIGINALS else {}
     smooth = own_names(network, own_weights(network, info.get("represents")))
     settings = DataSettings(
@@ -124,7 +126,7 @@ def _finish(config: OriginalConfig, trainer: OriginalTrainer, folder: RunFolder)
     """Network, arguments, card, metrics and picture of the finished run."""
     file, network = folder.root / "network.safetensors", trainer.network
     save_safetensors(file, network.state_dict())
-    kwargs = used_arguments(config)
+    kwargs: dict[str, Any] = network.built_with  # type: ignore[assignment]
     write_json(file.with_suffix(".json"), kwargs)
     last = trainer.history.evaluations[-1]
     metrics = {
@@ -140,16 +142,6 @@ def _finish(config: OriginalConfig, trainer: OriginalTrainer, folder: RunFolder)
     return metrics
 
 
-def used_arguments(config: OriginalConfig) -> dict[str, Any]:
-    """The arguments that build the network again: of classes and channels those that it takes."""
-    own, parameters = (
-        config.task.original_model_kwargs,
-        signature(builder_of(config.task.original_model_name)).parameters,
-    )
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return {k: v for k, v in network_arguments(config).items() if takes_all or k in own or k in parameters}
-
-
 def _card(config: OriginalConfig, metrics: dict[str, Any], kwargs: dict[str, Any]) -> str:
     """What the network is, how good and how made, in Markdown."""
     test = metrics["test"]
@@ -157,14 +149,14 @@ def _card(config: OriginalConfig, metrics: dict[str, Any], kwargs: dict[str, Any
     accuracy = f"{test['top1']:.2f} % on {test['images']:,} test images" if test else "not measured"
     smoothness = {k: v for k, v in vars(config.smoothness).items() if k.endswith("factor") and v}
     of_weights = f"{config.smoothness.type} {smoothness}" if smoothness else "none"
-    made = f"nern train-original --config_path {shlex.quote(name)}.yaml"
     return (
         f"# {name}\n\n"
         f"{config.task.original_model_name} ({metrics['parameters']:,} parameters) trained on {config.task.task_name}.\n\n"
         f"- accuracy: {accuracy} (of the last step; nothing was chosen by it)\n"
         f"- mean cosine similarity of neighbouring kernels: {metrics['neighbour_cosine']:.4f}; smoothness regularisation: "
         f"{of_weights}\n"
-        f"- made by: `{made}`: {config.epochs} epochs, seed {config.seed}, {config.precision}, torch {torch.__version__}, "
-        f"{metrics['seconds'] / 60:.0f} minutes on {metrics['device']} ({metrics['threads']} threads)\n"
+        f"- made by: `nern train-original` with the config.yaml of its run: {config.epochs} epochs, seed {config.seed}, "
+        f"{config.precision}, torch {torch.__version__}, {metrics['seconds'] / 60:.0f} minutes on {metrics['device']} "
+        f"({metrics['threads']} threads)\n"
         f"- arguments: `{json.dumps(kwargs)}`\n"
     )

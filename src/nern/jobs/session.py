@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 import nern
-from nern.config import Settings, parse_yaml
+from nern.config import OriginalConfig, Settings, parse_yaml
+from nern.config.yaml_files import read_yaml
 from nern.devices import peak_memory_bytes
 from nern.errors import NernError
 from nern.terminal import ProgressDisplay
@@ -38,6 +39,7 @@ def new_folder(config: Run) -> Iterator[RunFolder]:
 
 def saved_run(folder: RunFolder, cls: type[S]) -> tuple[S, dict[str, Any]]:
     """Config and saved state of a run. Raises NernError if the config was changed since."""
+    check_kind(folder, cls)
     config, state = cls.load(folder.config), folder.load_state()
     changed = changed_keys(parse_yaml(str(state.get("config"))), parse_yaml(folder.config.read_text(encoding="utf-8")))
     if changed:
@@ -46,6 +48,14 @@ def saved_run(folder: RunFolder, cls: type[S]) -> tuple[S, dict[str, Any]]:
             "keeps its settings; start a new one for others."
         )
     return config, state
+
+
+def check_kind(folder: RunFolder, cls: type[Settings]) -> None:
+    """Raise NernError if the run is not of the kind that `cls` configures."""
+    original = "smoothness" in read_yaml(folder.config, lambda values, where: None)
+    if original != (cls is OriginalConfig):
+        command = "train-original" if original else "train"
+        raise NernError(f"{folder.root} is a run of `nern {command}`; another command cannot open it")
 
 
 def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:

@@ -30,12 +30,12 @@ class Losses:
             raise NonFiniteLossError(f"step {step}: {listing}. A lower optim.lr or optim.max_gradient_norm may help.")
 
 
-def mean_losses(parts: Sequence[Losses]) -> Losses:
-    """Mean of each term, and of the totals, over several networks."""
-    if len(parts) == 1:
+def mean_losses(parts: Sequence[Losses], networks: int) -> Losses:
+    """Mean of each term, and of the totals, over so many networks; those without a part count as zero."""
+    if networks == 1:
         return parts[0]
-    terms = {name: torch.stack([p.terms[name] for p in parts]).mean() for name in parts[0].terms}
-    return Losses(terms, torch.stack([p.total for p in parts]).mean())
+    terms = {name: torch.stack([p.terms[name] for p in parts]).sum() / networks for name in parts[0].terms}
+    return Losses(terms, torch.stack([p.total for p in parts]).sum() / networks)
 
 
 class Objective:

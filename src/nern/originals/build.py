@@ -56,10 +56,13 @@ def build_network(
     Raises:
         NernError: no such network; arguments that do not fit.
     """
+    build = builder_of(name)
+    taken = _taken(build, name, kwargs or {}, optional or {})
     with forked_rng(seed, "original"):
-        built = _call(builder_of(name), name, (optional or {}) | (kwargs or {}), optional=set(optional or {}))
+        built = _call(build, name, taken)
     if not isinstance(built, nn.Module):
         raise NernError(f"the network {name!r} is {type(built).__name__}, not a torch.nn.Module")
+    built.built_with = taken  # type: ignore[assignment]
     return built
 
 
@@ -92,8 +95,9 @@ def build_original_network(
             arguments |= build.infer_kwargs(load_state_dict(file, "original network's weights"))
         if kwargs_file(file).is_file():
             arguments |= _read_kwargs(kwargs_file(file))
+    known = {k: v for k, v in arguments.items() if k not in (task_kwargs or {})}
     optional = {k: v for k, v in arguments.items() if k in (task_kwargs or {})}
-    network = build_network(name, arguments | (kwargs or {}), optional, seed)
+    network = build_network(name, known | (kwargs or {}), optional, seed)
     if file is None:
         warnings.warn(f"original_model_path is not set: {name} has random weights", NernWarning, stacklevel=2)
     elif isinstance(network, OriginalNetwork):
@@ -148,13 +152,17 @@ def _read_kwargs(path: Path) -> dict[str, Any]:
     return kwargs
 
 
-def _call(build: Any, name: str, kwargs: dict[str, Any], optional: set[str]) -> Any:
+def _taken(build: Any, name: str, kwargs: dict[str, Any], optional: dict[str, Any]) -> dict[str, Any]:
+    """`kwargs`, and those of `optional` that the builder names. Raises NernError for one of `kwargs` that it refuses."""
     parameters = inspect.signature(build).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        kwargs = {k: v for k, v in kwargs.items() if k in parameters or k not in optional}
         for key in kwargs:
             if key not in parameters:
                 raise unknown_name(f"argument of {name}", key, parameters)
+    return {k: v for k, v in optional.items() if k in parameters} | kwargs
+
+
+def _call(build: Any, name: str, kwargs: dict[str, Any]) -> Any:
     try:
         return build(**kwargs)
     except (TypeError, ValueError, RuntimeError) as error:

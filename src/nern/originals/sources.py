@@ -72,16 +72,15 @@ def _torchvision_builder(name: str) -> Builder:
         if "weights_backbone" in inspect.signature(function).parameters:
             kwargs.setdefault("weights_backbone", None)  # its default would be downloaded
         network: nn.Module = function(weights=None, num_classes=num_classes, **kwargs)
-        network.input_format = _torchvision_format(name)  # type: ignore[assignment]
+        network.input_format = _torchvision_format(_torchvision_weights(name, "DEFAULT"))  # type: ignore[assignment]
         return network
 
     return build
 
 
-def _torchvision_format(name: str) -> InputFormat | None:
-    """Of the default pretrained weights; None where there are none, or where they describe other than image crops."""
-    entry = _torchvision_weights(name, "DEFAULT")
-    transforms: Any = None if entry is None else entry.transforms()
+def _torchvision_format(weights: Any) -> InputFormat | None:
+    """Of pretrained weights; None where there are none, or where they describe other than image crops."""
+    transforms: Any = None if weights is None else weights.transforms()
     if type(transforms).__name__ != "ImageClassification":
         return None
     side, resized = transforms.crop_size[0], transforms.resize_size[0]
@@ -119,6 +118,9 @@ def load_torchvision(network: nn.Module, name: str, entry: str) -> None:
             "yourself, or give the file as original_model_path."
         ) from error
     load_into(network, state, f"torchvision's weights {entry} of {name}")
+    network.input_format = _torchvision_format(weights)  # type: ignore[assignment]
+    if hasattr(network, "transform_input"):
+        network.transform_input = True  # type: ignore[assignment]  # GoogLeNet's and Inception's weights expect it
 
 
 def _timm() -> Any:
@@ -171,7 +173,7 @@ def load_timm(network: nn.Module, name: str, tag: str) -> None:
     level = logger.level
     logger.setLevel(logging.ERROR)  # it reports every retry
     try:
-        state = timm.create_model(full, pretrained=True, **arguments).state_dict()
+        loaded = timm.create_model(full, pretrained=True, **arguments)
     except Exception as error:
         source = f"https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
         raise NernError(
@@ -180,4 +182,5 @@ def load_timm(network: nn.Module, name: str, tag: str) -> None:
         ) from error
     finally:
         logger.setLevel(level)
-    load_into(network, state, f"timm's weights {full}")
+    load_into(network, loaded.state_dict(), f"timm's weights {full}")
+    network.pretrained_cfg = loaded.pretrained_cfg

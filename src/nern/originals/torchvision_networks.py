@@ -17,10 +17,10 @@ from nern.originals.sources import find_builder
     feature_maps=["relu:input", "layer?.?.relu:input", "layer?.?.bn2"],
     about="torchvision's; represented: the two 3x3 convolutions of each block",
 )
-def resnet18(**kwargs: Any) -> nn.Module:
+def resnet18(num_classes: int = 1000, in_channels: int = 3, **kwargs: Any) -> nn.Module:
     """ResNet18 for ImageNet (He et al. 2016). The stem, the 1x1 shortcuts and the classifier are kept. Feature maps: what
     goes into every ReLU, that is after the first norm, and in each block after bn1 and after the addition; and bn2."""
-    return find_builder("torchvision:resnet18")(**kwargs)
+    return find_builder("torchvision:resnet18")(num_classes=num_classes, in_channels=in_channels, **kwargs)
 
 
 def _squeezenet(version: str) -> None:
@@ -30,8 +30,9 @@ def _squeezenet(version: str) -> None:
         represents=["features.*.squeeze.weight", "features.*.expand*.weight"],
         about="torchvision's; represented: the 1x1 and 3x3 convolutions of the Fire modules",
     )
-    def build(**kwargs: Any) -> nn.Module:
-        return find_builder(f"torchvision:squeezenet{version.replace('.', '_')}")(**kwargs)
+    def build(num_classes: int = 1000, in_channels: int = 3, **kwargs: Any) -> nn.Module:
+        name = f"torchvision:squeezenet{version.replace('.', '_')}"
+        return find_builder(name)(num_classes=num_classes, in_channels=in_channels, **kwargs)
 
 
 _squeezenet("1.0")

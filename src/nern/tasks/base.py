@@ -98,7 +98,7 @@ def format_of(task: TaskConfig, expected: InputFormat | None) -> InputFormat:
     shape = TASKS.info(task.task_name)["input_shape"]
     if shape is None:
         return (expected or InputFormat()).having(task.input_size, task.mean, task.std)
-    given = [key for key in ("input_size", "mean", "std") if getattr(task, key) is not None]
+    given = [key for key in ("input_size", "mean", "std", "in_memory") if getattr(task, key) is not None]
     if given:
         raise NernError(f"task.{given[0]} has no part in task {task.task_name!r}, whose images are fixed; leave it out")
     return InputFormat(shape, (0.0,) * shape[0], (1.0,) * shape[0])
@@ -153,10 +153,16 @@ def build_task(
     held_out: EvalSet | None = None
     skipped = SkippedImages()
     if made_up:
-        draw = RANDOM_IMAGES[task.random_data](images.shape, task, settings.seed, device, original)
+        kind, apart = RANDOM_IMAGES[task.random_data], (images.shape, task, settings.seed, device, original)
         seed, aside = settings.seed, settings.held_out_images
-        stream = MadeUpStream(draw, info["train_images"], settings.batch_size, seed, "random images")
-        held_out = MadeUpStream(draw, aside, settings.batch_size, seed, "held-out images") if aside else None
+        stream = MadeUpStream(
+            kind(*apart, held_out=False), info["train_images"], settings.batch_size, seed, "random images"
+        )
+        held_out = (
+            MadeUpStream(kind(*apart, held_out=True), aside, settings.batch_size, seed, "held-out images")
+            if aside
+            else None
+        )
     elif train:
         stream, held_out = _train_streams(train_data, settings, device, skipped)
         mixup, cutmix = (default_of(task, key) or 0.0 for key in ("mixup", "cutmix"))

@@ -1,7 +1,8 @@
 """Made-up images for training without data: each kind is a function (count, generator) -> images on the device.
 
-Registered as `kind(shape, settings, seed, device, original)`, with the `task` section as `settings`; images are on the
-scale of a network's inputs, that is normalised: mean near 0, standard deviation near 1.
+Registered as `kind(shape, settings, seed, device, original, held_out)`, with the `task` section as `settings`; a kind that
+has a pool of images takes those of held-out sets from a part of their own. Images are on the scale of a network's inputs,
+that is normalised: mean near 0, standard deviation near 1.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ DISCS, SMALLEST, LARGEST = 40, 0.06, 0.5  # a leaf's radius as a share of the im
 
 
 @RANDOM_IMAGES.register("uniform")
-def uniform(shape: Shape, settings: TaskConfig, seed: int, device: torch.device, original: Original | None) -> Draw:
+def uniform(
+    shape: Shape,
+    settings: TaskConfig,
+    seed: int,
+    device: torch.device,
+    original: Original | None,
+    held_out: bool = False,
+) -> Draw:
     """Every value uniform in [-2, 2], as published."""
 
     def draw(count: int, rng: torch.Generator) -> Tensor:
@@ -59,7 +67,14 @@ def _exposed(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 @RANDOM_IMAGES.register("spectrum")
-def spectrum(shape: Shape, settings: TaskConfig, seed: int, device: torch.device, original: Original | None) -> Draw:
+def spectrum(
+    shape: Shape,
+    settings: TaskConfig,
+    seed: int,
+    device: torch.device,
+    original: Original | None,
+    held_out: bool = False,
+) -> Draw:
     """Gaussian noise with the falling spectrum of natural images (Field 1987), its channels correlated."""
 
     def draw(count: int, rng: torch.Generator) -> Tensor:
@@ -69,7 +84,14 @@ def spectrum(shape: Shape, settings: TaskConfig, seed: int, device: torch.device
 
 
 @RANDOM_IMAGES.register("leaves")
-def leaves(shape: Shape, settings: TaskConfig, seed: int, device: torch.device, original: Original | None) -> Draw:
+def leaves(
+    shape: Shape,
+    settings: TaskConfig,
+    seed: int,
+    device: torch.device,
+    original: Original | None,
+    held_out: bool = False,
+) -> Draw:
     """Dead leaves: overlapping discs of random colour, their radii distributed as in natural images (Lee, Mumford and
     Huang 2001; Baradad et al. 2021), each with a texture of spectral noise."""
     channels, height, width = shape
@@ -94,7 +116,14 @@ def leaves(shape: Shape, settings: TaskConfig, seed: int, device: torch.device, 
 
 
 @RANDOM_IMAGES.register("inversion")
-def inversion(shape: Shape, settings: TaskConfig, seed: int, device: torch.device, original: Original | None) -> Draw:
+def inversion(
+    shape: Shape,
+    settings: TaskConfig,
+    seed: int,
+    device: torch.device,
+    original: Original | None,
+    held_out: bool = False,
+) -> Draw:
     """Images optimised until the original's batch-norm statistics match (DeepInversion, Yin et al. 2020): a pool made
     once and cached, of which batches are drawn, shifted and mirrored."""
     assert original is not None
@@ -102,6 +131,8 @@ def inversion(shape: Shape, settings: TaskConfig, seed: int, device: torch.devic
         settings.inversion_images, generator(seed, "inversion")
     )
     pool = inverted_images(original, start.to(device), settings.inversion_steps, seed)
+    apart = max(len(pool) // 10, 1) if len(pool) > 1 else 0
+    pool = pool[:apart] if held_out and apart else pool[apart:]
     most = max(shape[1] // 8, 1)
 
     def draw(count: int, rng: torch.Generator) -> Tensor:

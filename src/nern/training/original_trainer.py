@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,9 @@ class OriginalTrainer(Loop):
         assert task.train is not None
         super().__init__(config.logging, config.save_minutes, config.epochs * task.train.steps_per_epoch)
         self.config, self.network, self.task, self.stream = config, network, task, task.train
+        factors = config.smoothness.cosine_factor or config.smoothness.l2_factor
+        if factors and not smooth:
+            raise NernError(f"{config.task.original_model_name} has no convolutions whose kernels could be made smooth")
         self.smooth = [network.get_parameter(name) for name in smooth]
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimizer: torch.optim.Optimizer = OPTIMIZERS[config.optim.optimizer_type](self.parameters, config.optim)
@@ -72,6 +76,8 @@ class OriginalTrainer(Loop):
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             outputs = self.network(images)
+        if not isinstance(outputs, Tensor):
+            outputs = outputs[0]  # GoogLeNet and Inception give their auxiliary outputs, too
         terms = {"task": F.cross_entropy(outputs.float(), labels, label_smoothing=config.label_smoothing)}
         total, smoothness = terms["task"], config.smoothness
         if smoothness.cosine_factor or smoothness.l2_factor:
@@ -96,16 +102,20 @@ class OriginalTrainer(Loop):
         return ({"test": test} if test else {}) | {"weights": weights}
 
     def rehearse(self) -> None:
-        """Two images through the network, without an update. Raises NernError for whatever fails there."""
+        """Two images through a copy of the network in training mode, without an update. Raises NernError for whatever
+        fails there."""
+        network = self.network
         try:
-            with torch.no_grad():
-                self.network.eval()
-                images, labels = self.stream.batch(self.step)
+            self.network = copy.deepcopy(network).train()  # batch norms would remember the rehearsal
+            images, labels = self.stream.batch(self.step)
+            with forked_rng(self.config.seed, "rehearsal", device=self.device):
                 self.losses(images[:2], None if labels is None else labels[:2]).check_finite(self.step)
         except NernError:
             raise
         except Exception as error:
             raise NernError(f"the first batch cannot be processed: {type(error).__name__}: {error}") from error
+        finally:
+            self.network = network
 
     def save_checkpoint(self, name: str) -> None:
         """Write the network's state dict as checkpoint `name`."""

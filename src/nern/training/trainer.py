@@ -166,7 +166,7 @@ class Trainer(Loop):
             images, labels = batch
             parts.append(objective(own, images, labels, extra))
             parts[-1].check_finite(self.step)
-        return mean_losses(parts)
+        return mean_losses(parts, len(self.members))
 
     def _drawn_losses(self, rows: Int[Tensor, " r"]) -> Losses:
         """Reconstruction losses over `rows` alone, which rise."""
@@ -179,7 +179,7 @@ class Trainer(Loop):
                 losses.append(objective.reconstruction([o for o, _ in own], [k for _, k in own]))
                 losses[-1].check_finite(self.step)
             begins = ends
-        return mean_losses(losses)
+        return mean_losses(losses, len(self.members))
 
     def split(self, weights: Sequence[Tensor]) -> list[list[Tensor]]:
         """The weights of all layers, by network."""
