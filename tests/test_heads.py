@@ -243,12 +243,13 @@ def table_of_two(num_idxs: int = 3) -> KernelTable:
 
 
 @pytest.mark.parametrize("num_idxs", [3, 5])
-def test_coordinates_of_several_networks_begin_with_network_and_its_layer(num_idxs: int) -> None:
+def test_coordinates_of_several_networks_begin_with_the_network_and_number_layers_on(num_idxs: int) -> None:
     table = table_of_two(num_idxs)
     assert table.coordinate_size == num_idxs + 1
     expected = []
     for network, shapes in enumerate(TWO):
         own = KernelTable.of(random_weights(shapes), num_idxs).coordinates()
+        own[:, 0] += sum(map(len, TWO[:network]))
         expected.append(torch.cat([torch.full((len(own), 1), network), own], dim=1))
     assert torch.equal(table.coordinates(), torch.cat(expected))
 
@@ -260,12 +261,12 @@ def test_one_network_alone_has_no_number() -> None:
 
 
 @pytest.mark.parametrize("num_idxs", [3, 5])
-def test_local_normalisation_divides_by_networks_layers_of_the_own_one_and_sizes(num_idxs: int) -> None:
+def test_local_normalisation_divides_by_networks_layers_and_sizes(num_idxs: int) -> None:
     table = table_of_two(num_idxs)
     raw = table.coordinates()
-    shapes = [[kernel_shape(shape) for shape in shapes] for shapes in TWO]
+    shapes = [kernel_shape(shape) for shapes in TWO for shape in shapes]
     for row, normalized in zip(raw.tolist(), table.normalize(raw, "local").tolist(), strict=True):
-        sizes = (len(TWO), len(TWO[row[0]]), *shapes[row[0]][row[1]])
+        sizes = (len(TWO), len(shapes), *shapes[row[1]])
         assert normalized == [index / size for index, size in zip(row, sizes, strict=False)]
         assert all(0 <= value < 1 for value in normalized)
 

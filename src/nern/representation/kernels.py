@@ -112,11 +112,11 @@ class KernelTable:
 
     @cached_property
     def _layer_coordinates(self) -> tuple[tuple[int, ...], ...]:
-        """Of each layer: its number, or (network, number within the network)."""
+        """Of each layer: its number, or (network, number). Numbers run on from network to network: a layer of one is not
+        taken for that of another."""
         if not self.networks:
             return tuple((index,) for index in range(len(self.shapes)))
-        first = {network: self.networks.index(network) for network in self.networks}
-        return tuple((network, index - first[network]) for index, network in enumerate(self.networks))
+        return tuple((network, index) for index, network in enumerate(self.networks))
 
     def coordinates(self, positions: Sequence[Int[Tensor, " kernels"]] | None = None) -> Int[Tensor, "rows idxs"]:
         """Integer coordinates of every row: (network where there are several, layer, filter, channel, ...).
@@ -139,17 +139,16 @@ class KernelTable:
     def normalize(self, coordinates: Int[Tensor, "rows idxs"], mode: str) -> Float[Tensor, "rows idxs"]:
         """Coordinates in float64, divided as `nern.embeddings.normalization_mode` says.
 
-        'none': as they are. 'local': by the number of networks, of layers of the row's network and the sizes of its own
-        layer. 'global': by the largest entry of all weight shapes, kernel sizes included.
+        'none': as they are. 'local': by the number of networks (where it is a coordinate), of layers and the sizes of the
+        row's own layer. 'global': by the largest entry of all weight shapes, kernel sizes included.
         """
         values = coordinates.double()
         if mode == "none":
             return values
         if mode == "global":
             return values / max(max(shape) for shape in self.shapes)
-        owners = self.networks or (0,) * len(self.shapes)
-        counts = [(max(owners) + 1,) * bool(self.networks) + (owners.count(n),) for n in owners]
-        sizes = torch.tensor([(*c, *shape) for c, shape in zip(counts, self.shapes, strict=True)], dtype=torch.float64)
+        counts = (max(self.networks) + 1, len(self.shapes)) if self.networks else (len(self.shapes),)
+        sizes = torch.tensor([(*counts, *shape) for shape in self.shapes], dtype=torch.float64)
         rows = torch.tensor(self.layer_rows)
         return values / sizes[:, : self.coordinate_size].repeat_interleave(rows, dim=0)
 
