@@ -126,7 +126,7 @@ def test_a_step_with_images_compares_all_rows(make: Callable[..., Trainer], imag
     assert all(torch.equal(losses[0].terms[name], losses[1].terms[name]) for name in losses[0].terms)
 
 
-def test_drawn_rows_of_several_networks_have_the_mean_of_the_networks_that_have_any(
+def test_drawn_rows_of_several_networks_have_the_mean_of_the_networks_and_none_counts_as_zero(
     make: Callable[..., Trainer],
 ) -> None:
     trainer = make(3, **{"nern.reconstruction_rows": "drawn"})
@@ -137,7 +137,7 @@ def test_drawn_rows_of_several_networks_have_the_mean_of_the_networks_that_have_
     for layers in (range(4), range(8, 12)):
         pairs = by_layer(trainer, rows, layers)
         parts.append(torch.cat([(p - o).square() for o, p in pairs]).mean().sqrt())
-    expected = (parts[0] + parts[1]) / 2
+    expected = (parts[0] + parts[1]) / 3
     (0.7 * expected).backward()
     torch.testing.assert_close(losses.terms["reconstruction"], expected)
     torch.testing.assert_close(found, gradients(trainer))

@@ -267,6 +267,7 @@ def test_reconstruction_and_distillation_without_data_train(tmp_path: Path, tiny
     first = short("without-data/reconstruction.yaml", tmp_path, task__data_dir=str(tiny_cifar))
     trainer = _trainer(first)
     trainer.folder = RunFolder.create(first.logging)
+    first.save(trainer.folder.config)
     trainer.fit()
     checkpoint = trainer.folder.checkpoint("last")
     second = short(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import nern
 from nern.config import Config
 from nern.errors import NernError, NernWarning
 from nern.evaluation import Evaluator
@@ -103,7 +104,7 @@ def test_impossible_resnets_are_refused(kwargs: dict[str, Any], says: str) -> No
         CifarResNet(**kwargs)
 
 
-def accuracy(name: str, weights: Path, data: Path) -> float:
+def accuracy(name: str, weights: Path | str, data: Path) -> float:
     config = Config()
     config.task.task_name, config.task.data_dir = "cifar10", str(data)
     original = Original(build_original_network(name, str(weights)))
@@ -322,8 +323,16 @@ def test_unknown_names_list_the_choices() -> None:
 
 @pytest.mark.parametrize("name", pretrained_names())
 def test_networks_that_ship_are_loaded(name: str, rng: torch.Generator) -> None:
-    network = build_original_network("ResNet8", f"pretrained:{name}")
-    assert Original(network)(torch.randn(2, 1, 8, 8, generator=rng)).shape == (2, 10)
+    architecture, shape = ("ResNet8", (1, 8, 8)) if "digits" in name else ("ResNet20", (3, 32, 32))
+    network = build_original_network(architecture, f"pretrained:{name}")
+    assert Original(network)(torch.randn(2, *shape, generator=rng)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("resnet20-cifar10", 91.42), ("resnet20-cifar10-smooth", 91.63)])
+def test_the_networks_for_cifar10_are_as_good_as_their_cards_say(name: str, expected: float, cifar10: Path) -> None:
+    assert accuracy("ResNet20", f"pretrained:{name}", cifar10) == pytest.approx(expected, abs=0.02)
+    card = (Path(nern.__file__).parent / "pretrained" / f"{name}.md").read_text(encoding="utf-8")
+    assert f"{expected:.2f} % on 9,806 test images" in card
 
 
 @pytest.mark.usefixtures("rng_untouched")

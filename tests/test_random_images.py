@@ -343,8 +343,12 @@ def test_draws_are_images_of_the_pool_shifted_and_mirrored() -> None:
     )
     images = draw(40, generator(0))
     contents = {tuple(sorted(image.flatten().tolist())) for image in images}
-    assert len(contents) == 3
-    assert len(images.flatten(1).unique(dim=0)) == 6  # of each image itself and its mirror image
+    assert len(contents) == 2  # the third is kept for the held-out set
+    assert len(images.flatten(1).unique(dim=0)) == 4  # of each image itself and its mirror image
+    apart = registry.RANDOM_IMAGES["inversion"](
+        (1, 16, 16), section("inversion", inversion_images=3, inversion_steps=2), 0, CPU, original, held_out=True
+    )(40, generator(0))
+    assert {tuple(sorted(image.flatten().tolist())) for image in apart}.isdisjoint(contents)
 
 
 # --- runs --------------------------------------------------------------------------------------------------------
@@ -484,15 +488,17 @@ def test_a_kind_of_one_s_own_is_used(configure: Callable[..., Config]) -> None:
     asked: list[tuple[Any, ...]] = []
 
     @registry.RANDOM_IMAGES.register("grey")
-    def grey(shape: Any, settings: TaskConfig, seed: int, device: torch.device, original: Original | None) -> Any:
-        asked.append((tuple(shape), settings.random_data, seed, device.type, type(original)))
+    def grey(
+        shape: Any, settings: TaskConfig, seed: int, device: torch.device, original: Original | None, held_out: bool
+    ) -> Any:
+        asked.append((tuple(shape), settings.random_data, seed, device.type, type(original), held_out))
         return lambda count, rng: torch.full((count, *shape), 0.5) + 0.1 * torch.randn(count, *shape, generator=rng)
 
     try:
         train(configure("grey", seed=4))
     finally:
         registry.RANDOM_IMAGES.unregister("grey")
-    assert asked == [((1, 8, 8), "grey", 4, "cpu", Original)]
+    assert asked == [((1, 8, 8), "grey", 4, "cpu", Original, held_out) for held_out in (False, True)]
 
 
 def test_images_have_the_format_that_the_network_expects() -> None:

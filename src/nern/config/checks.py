@@ -68,9 +68,6 @@ def check_task(task: TaskConfig) -> None:
             raise NernError(
                 f"task.{key} (={value}) needs a finite number for each channel{', above 0' * (key == 'std')}"
             )
-    for key in ("inversion_images", "inversion_steps"):
-        if task.random_data != "inversion" and getattr(task, key) != getattr(TaskConfig(), key):
-            raise NernError(f"task.{key} has a part only with task.random_data 'inversion'")
     for key in ("mixup", "cutmix", "auto_augment"):
         if task.use_random_data and getattr(task, key) not in (None, 0, "none"):
             raise NernError(f"task.{key} has no part in images made up by task.use_random_data")
