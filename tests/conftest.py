@@ -18,6 +18,7 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 settings.register_profile("nern", deadline=None, max_examples=25, derandomize=True, database=None)
 settings.load_profile("nern")
 
