@@ -14,6 +14,7 @@ from nern.originals import as_original
 from nern.registry import RECONSTRUCTION_LOSSES, SAMPLING_MODES
 from nern.representation import KernelTable, build_nern
 from nern.training import Member, Trainer
+from nern.training.trainer import split_by_network
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -188,7 +189,7 @@ def test_the_losses_of_several_networks_are_the_mean_of_each_one_s(
     trainer = make(2)
     batches = [(images, None), (images.flip(0) + 1, None)]
     losses = trainer.backward(batches, None)
-    own = trainer.split(trainer.nern.weights())
+    own = split_by_network(trainer.members, trainer.nern.weights())
     parts = [o(w, i) for o, w, (i, _) in zip(trainer.objectives, own, batches, strict=True)]
     assert losses.terms.keys() == {"reconstruction", "feature_maps", "distillation"}
     for name, value in losses.terms.items():

@@ -23,6 +23,7 @@ from nern.experiment import build_experiment
 from nern.jobs import config_of_run
 from nern.originals import CifarResNet
 from nern.training import Interrupted, RunFolder, Trainer
+from nern.training.trainer import split_by_network
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -297,7 +298,7 @@ def test_training_lowers_the_error_of_every_network(configure: Configure) -> Non
     trainer = Trainer(config, experiment.members, experiment.nern)
 
     def errors() -> list[float]:
-        parts = trainer.split(trainer.nern.reconstruct())
+        parts = split_by_network(trainer.members, trainer.nern.reconstruct())
         pairs = zip(trainer.objectives, parts, strict=True)
         return [float(objective(own, None).terms["reconstruction"]) for objective, own in pairs]
 
@@ -310,7 +311,9 @@ def test_each_network_is_evaluated_with_its_own_weights(configure: Configure) ->
     experiment = build_experiment(configure())
     trainer = Trainer(experiment.config, experiment.members, experiment.nern)
     record = trainer.evaluate()
-    for member, own in zip(experiment.members, trainer.split(experiment.nern.reconstruct()), strict=True):
+    for member, own in zip(
+        experiment.members, split_by_network(experiment.members, experiment.nern.reconstruct()), strict=True
+    ):
         expected = Evaluator(member.original, 40)(member.task.test, own).to_dict()
         assert record["networks"][member.name]["test"] == pytest.approx(expected)
 

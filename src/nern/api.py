@@ -13,8 +13,8 @@ from torch import nn
 from nern.config import Config, EmbeddingsConfig, NernConfig, OptimConfig, PermutationsConfig
 from nern.errors import NernError
 from nern.evaluation import LayerError, layer_errors
+from nern.experiment import joint_ordering
 from nern.ordering.order import Ordering
-from nern.ordering.store import get_ordering
 from nern.originals.base import Original, as_original
 from nern.registry import PREDICTORS
 from nern.representation.kernels import KernelTable
@@ -117,9 +117,7 @@ def fit(
     config.check()
     num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
     table = KernelTable.of(original.weights, num_idxs)
-    permutations = config.nern.embeddings.permutations
-    mode = permutations.permute_mode or "none"
-    ordering, _ = get_ordering(table.views(original.weights), mode, permutations.path, permutations.num_workers)
+    ordering, _ = joint_ordering(table, original.weights, config)
     if ratio is not None:
         config.nern = replace(config.nern, hidden_layer_size=_width(config.nern, table, ratio))
     config.check()

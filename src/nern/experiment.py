@@ -21,7 +21,7 @@ from nern.originals.input_format import InputFormat
 from nern.registry import PREDICTORS
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, build_nern
-from nern.tasks.base import DataSettings, build_task, channels_of, classes_of, format_of
+from nern.tasks.base import DataSettings, build_task, classes_of, format_of, network_arguments
 from nern.training.run_folder import load_extra
 from nern.training.trainer import Member
 
@@ -42,12 +42,11 @@ class Experiment:
 def build_checked_original(network: NetworkConfig, seed: int, device: torch.device) -> Original:
     """One original network of a config, frozen, checked against its task's images and classes."""
     task, name = network.task, network.task.original_model_name
-    classes = classes_of(task)
     original = build_original(
         name,
         network.original_model_path,
         task.original_model_kwargs,
-        {"num_classes": classes, "in_channels": channels_of(task)},
+        network_arguments(task),
         seed,
         device,
         network.feature_maps,

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from nern.errors import NernError
-from nern.files import load_yaml, write_text
+from nern.files import load_yaml
 
 BASE = "base"
 Check = Callable[[dict[str, Any], str], None]
@@ -24,11 +24,6 @@ def parse_yaml(text: str) -> Any:
 def dump_yaml(values: Mapping[str, Any]) -> str:
     """The text that `parse_yaml` reads back."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=100)
-
-
-def save_yaml(path: str | Path, values: Mapping[str, Any]) -> None:
-    """Write `dump_yaml` to `path`, atomically."""
-    write_text(path, dump_yaml(values))
 
 
 def read_yaml(path: str | Path, check: Check, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:

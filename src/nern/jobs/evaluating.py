@@ -12,13 +12,14 @@ from nern.config import Config
 from nern.devices import select_device
 from nern.errors import NernError
 from nern.evaluation import Evaluator
-from nern.experiment import Experiment, build_checked_original, build_experiment, data_settings, member_names
+from nern.experiment import build_checked_original, build_experiment, data_settings, member_names
 from nern.files import check_writable, write_json
 from nern.jobs.report import all_layer_errors, check_original
 from nern.jobs.session import check_kind
 from nern.tasks.base import build_task
 from nern.terminal import metrics_table
 from nern.training.run_folder import RunFolder
+from nern.training.trainer import split_by_network
 
 
 def evaluate(
@@ -81,7 +82,7 @@ def _evaluate_nern(config: Config, run: str | Path | None) -> dict[str, Any]:
     experiment = build_experiment(config, train=False)
     if run is not None:
         check_original(experiment, RunFolder.open(run))
-    parts, found = _split(experiment, experiment.nern.reconstruct()), {}
+    parts, found = split_by_network(experiment.members, experiment.nern.reconstruct()), {}
     for member, weights in zip(experiment.members, parts, strict=True):
         assert member.task is not None
         assert member.task.test is not None
@@ -92,12 +93,6 @@ def _evaluate_nern(config: Config, run: str | Path | None) -> dict[str, Any]:
         } | ({"skipped_images": member.task.skipped()} if member.task.skipped() else {})
     metrics = found[member.name] if len(found) == 1 else {"networks": found}
     return metrics | {"layers": [vars(e) for e in all_layer_errors(experiment.members, parts)]}
-
-
-def _split(experiment: Experiment, weights: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """The weights of all layers, by network."""
-    rest = iter(weights)
-    return [[next(rest) for _ in member.original.weight_names] for member in experiment.members]
 
 
 def report_skipped(console: Console, skipped: list[str] | None) -> None:
@@ -146,5 +141,5 @@ def load_run(path: str | Path, checkpoint: str = "best", network: int = 0) -> to
         raise NernError(
             f"network (={network}) must be below {len(experiment.members)}, the number of networks in {path}"
         )
-    weights = _split(experiment, experiment.nern.reconstruct())[network]
+    weights = split_by_network(experiment.members, experiment.nern.reconstruct())[network]
     return experiment.members[network].original.rebuild(weights, experiment.extra)

@@ -20,7 +20,7 @@ from nern.originals.build import build_network, build_original_network
 from nern.originals.input_format import input_format
 from nern.originals.selection import own_names
 from nern.registry import ORIGINALS
-from nern.tasks.base import DataSettings, build_task, channels_of, classes_of
+from nern.tasks.base import DataSettings, build_task, network_arguments
 from nern.terminal import original_table
 from nern.training.original_trainer import OriginalTrainer
 from nern.training.run_folder import RunFolder
@@ -65,17 +65,11 @@ def resume_original(
     return _run(config, trainer, folder, console, json_path)
 
 
-def network_arguments(config: OriginalConfig) -> dict[str, Any]:
-    """Arguments that the network is built with: those of the config, and classes and channels of the task."""
-    task = config.task
-    return {"num_classes": classes_of(task), "in_channels": channels_of(task)} | task.original_model_kwargs
-
-
 def _build(config: OriginalConfig) -> OriginalTrainer:
     config.check()
     device, task = select_device(config), config.task
     name = task.original_model_name
-    optional = {k: v for k, v in network_arguments(config).items() if k not in task.original_model_kwargs}
+    optional = network_arguments(task)
     if config.initial_weights is None:
         network = build_network(name, task.original_model_kwargs, optional, config.seed)
     else:

@@ -14,7 +14,7 @@ from nern.files import load_safetensors, load_state_dict, write_json
 from nern.jobs.session import common_metrics
 from nern.ordering.store import content_key, save_ordering
 from nern.training.run_folder import RunFolder
-from nern.training.trainer import Member, Trainer
+from nern.training.trainer import Member, Trainer, split_by_network
 
 
 def kept_tensors(experiment: Experiment) -> dict[str, torch.Tensor]:
@@ -63,7 +63,7 @@ def finish(experiment: Experiment, trainer: Trainer, folder: RunFolder) -> dict[
     config, nern_ = experiment.config, experiment.nern
     last = {name: value.clone() for name, value in nern_.predictor.state_dict().items()}
     nern_.predictor.load_state_dict(load_state_dict(folder.checkpoint("best")))  # figures and picture are of the best
-    errors = all_layer_errors(experiment.members, trainer.split(nern_.reconstruct()))
+    errors = all_layer_errors(experiment.members, split_by_network(experiment.members, nern_.reconstruct()))
     nern_.predictor.load_state_dict(last)
     originals = trainer.original_metrics()
     metrics: dict[str, Any] = {

@@ -89,6 +89,11 @@ def channels_of(task: TaskConfig) -> int:
     return shape[0] if shape else InputFormat().shape[0]
 
 
+def network_arguments(task: TaskConfig) -> dict[str, int]:
+    """What the task tells a network that is built for it, as far as it takes such arguments."""
+    return {"num_classes": classes_of(task), "in_channels": channels_of(task)}
+
+
 def format_of(task: TaskConfig, expected: InputFormat | None) -> InputFormat:
     """The images that the task gives a network whose metadata say `expected` (None: nothing).
 

@@ -43,6 +43,12 @@ class Member:
         return {name: data for name, data in both.items() if data is not None}
 
 
+def split_by_network(members: Sequence[Member], weights: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The weights of all layers, a list for each network."""
+    rest = iter(weights)
+    return [[next(rest) for _ in member.original.weight_names] for member in members]
+
+
 class Trainer(Loop):
     """Trains a NeRN. The state of a run is `state()`; all else follows from config, seed and step.
 
@@ -162,7 +168,9 @@ class Trainer(Loop):
         parts: list[Losses] = []
         extra: dict[str, Tensor] = dict(self.extra)
         none: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(self.members)
-        for objective, own, batch in zip(self.objectives, self.split(weights), batches or none, strict=True):
+        for objective, own, batch in zip(
+            self.objectives, split_by_network(self.members, weights), batches or none, strict=True
+        ):
             images, labels = batch
             parts.append(objective(own, images, labels, extra))
             parts[-1].check_finite(self.step)
@@ -180,15 +188,6 @@ class Trainer(Loop):
                 losses[-1].check_finite(self.step)
             begins = ends
         return mean_losses(losses, len(self.members))
-
-    def split(self, weights: Sequence[Tensor]) -> list[list[Tensor]]:
-        """The weights of all layers, by network."""
-        parts, begins = [], 0
-        for member in self.members:
-            ends = begins + len(member.original.weight_names)
-            parts.append(list(weights[begins:ends]))
-            begins = ends
-        return parts
 
     def _images(self, step: int) -> list[Batch] | None:
         """A batch for each network; None in steps of reconstruction only."""
@@ -209,7 +208,7 @@ class Trainer(Loop):
                 batches = self._images(max(self.step, self.config.loss_warmup_iterations))
                 few = [(i[:2], None if y is None else y[:2]) for i, y in batches] if batches else None
                 self._losses(weights, few)
-                for member, own in zip(self.members, self.split(weights), strict=True):
+                for member, own in zip(self.members, split_by_network(self.members, weights), strict=True):
                     for data in member.sets.values():
                         images, labels = next(data.batches(2))
                         outputs, _ = member.original.run(own, images)
@@ -245,7 +244,8 @@ class Trainer(Loop):
 
     def metrics(self) -> dict[str, Any]:
         """Metrics of the current predictor on the held-out and test sets; keeps it as 'best' if it is."""
-        weights, extra = self.split(self.nern.reconstruct()), {k: p.detach() for k, p in self.extra.items()}
+        weights = split_by_network(self.members, self.nern.reconstruct())
+        extra = {name: p.detach() for name, p in self.extra.items()}
         found: dict[str, dict[str, Any]] = {"held_out": {}, "test": {}}
         for member, evaluator, own in zip(self.members, self.evaluators, weights, strict=True):
             for name, data in member.sets.items():
