@@ -17,6 +17,7 @@ from nern.files import save_torch
 from nern.ordering import CrossFilterOrdering, InFilterOrdering, NoOrdering, solve_ordering
 from nern.registry import ACTIVATIONS, ENCODINGS, NORM_LAYERS, PREDICTORS, SAMPLING_MODES
 from nern.representation import Heads, KernelTable, NeRN, build_nern, build_predictor, parameters_of, sample_kernels
+from nern.representation.coordinates import ListedCoordinates
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -232,7 +233,7 @@ def test_fourier_features_are_sines_and_cosines_of_scaled_random_directions(
 def test_served_basic_encodings_are_those_of_encode(num_idxs: int, seed: int, fusion: str, base: float) -> None:
     coordinates = integer_coordinates(num_idxs, seed)
     encoding = ENCODINGS["basic"](num_idxs=num_idxs, enc_levels=6, base=base, fusion_mode=fusion)
-    served = encoding.prepare(coordinates.double(), CPU)
+    served = encoding.prepare(ListedCoordinates(coordinates.double()))
     whole = encoding.encode(coordinates.float())
     assert served(slice(None)).dtype == torch.float32
     which = torch.tensor([3, 3, 0, 19])
@@ -244,7 +245,7 @@ def test_served_basic_encodings_are_those_of_encode(num_idxs: int, seed: int, fu
 def test_served_fourier_features_are_those_of_encode(num_idxs: int, seed: int) -> None:
     coordinates = integer_coordinates(num_idxs, seed).double()
     encoding = ENCODINGS["ffn"](num_idxs=num_idxs, enc_levels=4, gauss_scale=[1.0] * num_idxs)
-    served = encoding.prepare(coordinates, CPU)
+    served = encoding.prepare(ListedCoordinates(coordinates))
     whole = encoding.encode(coordinates)
     torch.testing.assert_close(served(slice(None)).double(), whole, rtol=0, atol=1e-5)
     which = torch.tensor([7, 0, 7])

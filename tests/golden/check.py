@@ -41,7 +41,8 @@ from nern.registry import (
     RECONSTRUCTION_LOSSES,
     TASK_LOSSES,
 )
-from nern.representation.encoding import FourierEncoding
+from nern.representation.coordinates import ListedCoordinates, TableCoordinates
+from nern.representation.encoding import EncodedRows, FourierEncoding
 from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_nern
@@ -127,7 +128,7 @@ def encoding(case: Case) -> Tensors:
     dtype = torch.float32 if case.outputs["encoding"].dtype == torch.float32 else torch.float64
     encoded: Tensor = encoder.encode(coordinates.to(dtype))
     if dtype == torch.float32:
-        served = encoder.prepare(coordinates.double(), torch.device("cpu"))(slice(None))
+        served = encoder.prepare(ListedCoordinates(coordinates.double()))(slice(None))
         if difference("served", served, case.outputs["encoding"], case.rtol, case.atol)[1]:
             raise NernError("what prepare() serves differs")
     return {"encoding": encoded}
@@ -181,9 +182,9 @@ def embeddings(case: Case) -> Tensors:
         return {n: nern.encoded(slice(part.start, part.start + len(rows[n]))) for n, part in layers.items()}
     table = table_of(case.inputs["shapes"])
     ordering = ordering_of(case, list(table.shapes))
-    rows_ = table.coordinates(ordering.positions(table.shapes) if ordering else None)
+    positions = ordering.positions(table.shapes) if ordering else None
     mode = "none" if case.published else mode_of(case.config)
-    served = encoding_of(case.config).prepare(table.normalize(rows_, mode), torch.device("cpu"))
+    served = encoding_of(case.config).prepare(TableCoordinates(table, positions, mode))
     return numbered("embeddings", (served(table.layer(i)) for i in range(len(table.shapes))))
 
 
@@ -242,7 +243,9 @@ def nern_of(case: Case) -> NeRN:
     stacked = torch.cat(case.listed("embeddings"))
     net = predictor_of(case.config, stacked.shape[1], case.state())
     chunk = case.config.get("weights_batch_size")
-    return NeRN(Heads.build(KernelTable(shapes), "shared", size), net, lambda rows: stacked[rows], chunk)
+    numbers = ListedCoordinates(torch.arange(len(stacked)).unsqueeze(1))
+    encoded = EncodedRows(numbers, [stacked], lambda parts: parts[0], "concat")
+    return NeRN(Heads.build(KernelTable(shapes), "shared", size), net, encoded, chunk)
 
 
 @check("prediction")

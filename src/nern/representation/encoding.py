@@ -7,14 +7,16 @@ does (index times base**level, then times pi, all in float32), so that published
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from nern.registry import ENCODINGS
+from nern.representation.coordinates import Coordinates, Rows
 
 
 class Encoding(Protocol):
@@ -26,15 +28,66 @@ class Encoding(Protocol):
         """Vectors, computed in the precision of `coordinates`."""
         ...
 
-    def prepare(self, coordinates: Float[Tensor, "n idxs"], device: torch.device) -> EncodedRows:
-        """The encodings of fixed coordinates, to be asked for by row, on `device` in float32."""
+    def prepare(self, coordinates: Coordinates) -> EncodedRows:
+        """The encodings of fixed rows, to be asked for by row, in float32."""
         ...
 
 
-class EncodedRows(Protocol):
-    """Encodings of a table's rows, made when asked for: the whole is never held in memory."""
+class EncodedRows:
+    """Encodings of rows, made when asked for: the whole is never held in memory.
 
-    def __call__(self, which: Int[Tensor, " r"] | slice, /) -> Float[Tensor, "r size"]: ...
+    Args:
+        coordinates: of the rows.
+        tables: of each index, a vector for each of its values.
+        combine: (vectors of each index) -> encodings.
+        join: 'concat' or 'sum' where that is all `combine` does; then a linear layer separates by index. None: it does
+            more.
+    """
+
+    def __init__(
+        self,
+        coordinates: Coordinates,
+        tables: Sequence[Float[Tensor, "v d"]],
+        combine: Callable[[list[Tensor]], Tensor],
+        join: str | None = None,
+    ) -> None:
+        self.coordinates, self.tables, self.combine, self.join = coordinates, list(tables), combine, join
+
+    def __call__(self, which: Rows) -> Float[Tensor, "r size"]:
+        """Encodings of these rows."""
+        lookups = self.coordinates.lookups(which)
+        return self.combine([table[lookup] for table, lookup in zip(self.tables, lookups, strict=True)])
+
+    def linear(self, which: Rows, weight: Float[Tensor, "out size"], bias: Tensor | None) -> Float[Tensor, "r out"]:
+        """`encodings @ weight.T + bias`, in float32, without making the encodings where they separate by index:
+        `W e(l, f, c) = W_l e(l) + W_f e(f) + W_c e(c)`, each product made once for each value of its index."""
+        with torch.autocast(weight.device.type, enabled=False):
+            scatters = torch.is_grad_enabled() and weight.requires_grad and weight.is_cuda
+            if self.join is None or scatters:  # adding up gradients of repeated values is not deterministic on a GPU
+                return F.linear(self(which), weight, bias)
+            sizes = [table.shape[1] for table in self.tables]
+            parts = weight.split(sizes, dim=1) if self.join == "concat" else [weight] * len(sizes)
+            projected = [table @ part.T for table, part in zip(self.tables, parts, strict=True)]
+            first, *others = zip(projected, self.coordinates.lookups(which), strict=True)
+            total = (first[0] if bias is None else first[0] + bias).index_select(0, first[1])
+            for table, lookup in others:
+                total += table.index_select(0, lookup)
+            return total
+
+
+class Encodings:
+    """Encodings of some rows that a predictor may have whole (`dense`), or only through its linear layers."""
+
+    def __init__(self, encoded: EncodedRows, which: Rows) -> None:
+        self.encoded, self.which = encoded, which
+
+    def dense(self) -> Float[Tensor, "r size"]:
+        """All of them."""
+        return self.encoded(self.which)
+
+    def linear(self, weight: Float[Tensor, "out size"], bias: Tensor | None = None) -> Float[Tensor, "r out"]:
+        """See `EncodedRows.linear`."""
+        return self.encoded.linear(self.which, weight, bias)
 
 
 def _sin_cos(arguments: Tensor) -> Tensor:
@@ -72,22 +125,15 @@ class BasicEncoding:
 
     def encode(self, coordinates: Float[Tensor, "n idxs"]) -> Float[Tensor, "n size"]:
         """Vectors, computed in the precision of `coordinates`."""
-        parts = [self._encode_index(column) for column in coordinates.unbind(1)]
+        return self._join([self._encode_index(column) for column in coordinates.unbind(1)])
+
+    def _join(self, parts: list[Tensor]) -> Tensor:
         return torch.stack(parts).sum(0) if self.sum else torch.cat(parts, dim=1)
 
-    def prepare(self, coordinates: Float[Tensor, "n idxs"], device: torch.device) -> EncodedRows:
+    def prepare(self, coordinates: Coordinates) -> EncodedRows:
         """Each index takes few values: encode those once, gather rows when asked."""
-        tables, lookups = [], []
-        for column in coordinates.unbind(1):
-            values, lookup = column.unique(return_inverse=True)
-            tables.append(self._encode_index(values.float()).to(device))
-            lookups.append(lookup.to(device))
-
-        def rows(which: Int[Tensor, " r"] | slice) -> Float[Tensor, "r size"]:
-            parts = [table[lookup[which]] for table, lookup in zip(tables, lookups, strict=True)]
-            return torch.stack(parts).sum(0) if self.sum else torch.cat(parts, dim=1)
-
-        return rows
+        tables = [self._encode_index(values.float()) for values in coordinates.values]
+        return EncodedRows(coordinates, tables, self._join, "sum" if self.sum else "concat")
 
 
 @ENCODINGS.register("ffn")
@@ -120,18 +166,11 @@ class FourierEncoding:
         """Vectors, computed in the precision of `coordinates`."""
         return _sin_cos((2 * math.pi * coordinates) @ self.B.to(coordinates).T)
 
-    def prepare(self, coordinates: Float[Tensor, "n idxs"], device: torch.device) -> EncodedRows:
+    def prepare(self, coordinates: Coordinates) -> EncodedRows:
         """Arguments are sums over indices: multiply each index's few values by B once, gather and add when asked."""
-        tables, lookups = [], []
-        for column, weights in zip(coordinates.unbind(1), self.B.double().unbind(1), strict=True):
-            values, lookup = column.unique(return_inverse=True)
+        tables = []
+        for values, weights in zip(coordinates.values, self.B.double().unbind(1), strict=True):
             # whole turns change nothing; dropping them keeps float32 sums exact enough
-            turns = values.double().unsqueeze(1) * weights
-            tables.append((2 * math.pi * (turns - turns.round())).float().to(device))
-            lookups.append(lookup.to(device))
-
-        def rows(which: Int[Tensor, " r"] | slice) -> Float[Tensor, "r size"]:
-            arguments = torch.stack([table[lookup[which]] for table, lookup in zip(tables, lookups, strict=True)])
-            return _sin_cos(arguments.sum(0))
-
-        return rows
+            turns = values.unsqueeze(1) * weights.to(values.device)
+            tables.append((2 * math.pi * (turns - turns.round())).float())
+        return EncodedRows(coordinates, tables, lambda parts: _sin_cos(torch.stack(parts).sum(0)))

@@ -111,9 +111,9 @@ class KernelTable:
         return slice(self.starts[index], self.starts[index + 1])
 
     @cached_property
-    def _layer_coordinates(self) -> tuple[tuple[int, ...], ...]:
-        """Of each layer: its number, or (network, number). Numbers run on from network to network: a layer of one is not
-        taken for that of another."""
+    def layer_coordinates(self) -> tuple[tuple[int, ...], ...]:
+        """What all coordinates of a layer begin with: its number, or (network, number). Numbers run on from network to
+        network: a layer of one is not taken for that of another."""
         if not self.networks:
             return tuple((index,) for index in range(len(self.shapes)))
         return tuple((network, index) for index, network in enumerate(self.networks))
@@ -128,7 +128,7 @@ class KernelTable:
         parts = []
         for index, (co, ci, kh, kw) in enumerate(self.shapes):
             kernel = torch.arange(co * ci) if positions is None else positions[index]
-            columns = [torch.full_like(kernel, number) for number in self._layer_coordinates[index]]
+            columns = [torch.full_like(kernel, number) for number in self.layer_coordinates[index]]
             columns += [kernel // ci, kernel % ci]
             if self.num_idxs == WEIGHT_IDXS:
                 entry = torch.arange(kh * kw).repeat(co * ci)

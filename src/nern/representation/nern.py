@@ -17,10 +17,15 @@ from torch import Tensor, nn
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.ordering.order import Ordering
 from nern.registry import ENCODINGS
-from nern.representation.encoding import EncodedRows, Encoding
+from nern.representation.coordinates import TableCoordinates
+from nern.representation.encoding import EncodedRows, Encoding, Encodings
 from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable
 from nern.representation.predictor import build_predictor, parameters_of
+
+CACHED_ROWS = (
+    4096  # rows in one forward call on a CPU without gradient: what lies between the layers stays in its cache
+)
 
 
 class NeRN(nn.Module):
@@ -41,6 +46,8 @@ class NeRN(nn.Module):
         self.encoded = encoded
         self.chunk = chunk or self.table.rows
         several = len(heads.sizes) > 1
+        on_cpu = all(p.device.type == "cpu" for p in predictor.parameters())
+        self._cached = CACHED_ROWS if on_cpu else self.chunk
         self._rows = [heads.rows(head) for head in range(len(heads.sizes))] if several else None
 
     @property
@@ -58,11 +65,14 @@ class NeRN(nn.Module):
 
     def _predict(self, rows: Tensor | None, head: int) -> Tensor:
         count = self.table.rows if rows is None else len(rows)
-        starts = range(0, max(count, 1), self.chunk)
-        pieces = [slice(s, min(s + self.chunk, count)) if rows is None else rows[s : s + self.chunk] for s in starts]
         if count == 0:
             return next(self.predictor.parameters()).new_zeros(0, *self.heads.sizes[head])
-        return torch.cat([self.predictor(self.encoded(piece), head) for piece in pieces])
+        size = self.chunk if torch.is_grad_enabled() else min(self.chunk, self._cached)
+        starts = range(0, count, size)
+        pieces = [slice(s, min(s + size, count)) if rows is None else rows[s : s + size] for s in starts]
+        whole = not getattr(self.predictor, "takes_encodings", False)
+        inputs = (self.encoded(piece) if whole else Encodings(self.encoded, piece) for piece in pieces)
+        return torch.cat([self.predictor(of_piece, head) for of_piece in inputs])
 
     def weights(self, predictions: Sequence[Float[Tensor, "r h w"]] | None = None) -> list[Tensor]:
         """The weight tensors of all layers, from predictions of all rows, one tensor a head (None: predicted here)."""
@@ -129,7 +139,7 @@ def build_nern(
     heads = build_heads(config, table)
     arguments = predictor_arguments(config, heads)
     predictor = build_predictor(config.method, seed, config.init, config.checkpoint_path, **arguments)
-    coordinates = table.coordinates(ordering.positions(table.shapes) if ordering else None)
-    normalized = table.normalize(coordinates, config.embeddings.normalization_mode or "none")
-    encoded = build_encoding(config.embeddings, bool(table.networks)).prepare(normalized, device)
+    positions = ordering.positions(table.shapes) if ordering and ordering.mode != "none" else None
+    coordinates = TableCoordinates(table, positions, config.embeddings.normalization_mode or "none", device)
+    encoded = build_encoding(config.embeddings, bool(table.networks)).prepare(coordinates)
     return NeRN(heads, predictor.to(device), encoded, config.weights_batch_size)

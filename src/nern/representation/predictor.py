@@ -7,9 +7,11 @@ State dicts have the published names: `layers.{i}.weight`, `layers.{i}.bias`, `f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,19 +19,24 @@ from nern.errors import NernError
 from nern.files import load_into, load_state_dict
 from nern.randomness import forked_rng
 from nern.registry import ACTIVATIONS, INITS, NORM_LAYERS, PREDICTORS
+from nern.representation.encoding import Encodings
+from nern.representation.linear import linear
 
 for _name, _activation in {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
+    "relu": partial(nn.ReLU, inplace=True),
+    "leaky_relu": partial(nn.LeakyReLU, inplace=True),
     "hardswish": nn.Hardswish,
     "gelu": nn.GELU,
-    "relu6": nn.ReLU6,
-    "elu": nn.ELU,
+    "relu6": partial(nn.ReLU6, inplace=True),
+    "elu": partial(nn.ELU, inplace=True),
 }.items():
     ACTIVATIONS.register(_name)(_activation)
 
 for _name, _norm in {"none": None, "bn": nn.BatchNorm1d, "ln": nn.LayerNorm}.items():
     NORM_LAYERS.register(_name)(_norm)
+
+
+Input = Float[Tensor, "n e"] | Encodings
 
 
 @PREDICTORS.register("kxk", num_idxs=3)
@@ -45,10 +52,13 @@ class KxKPredictor(nn.Module):
         norm_layer: name of the normalisation between a hidden linear layer and its activation. 'bn' uses the statistics
             of the rows predicted with gradient while training, running averages otherwise.
 
-    Heads share all layers but the final one. Shapes: (rows, input_size) -> (rows, height, width) of the head.
+    Heads share all layers but the final one. Shapes: (rows, input_size) -> (rows, height, width) of the head. Under
+    autocast the hidden layers compute in the lower precision, the first where it separates by index and the final one in
+    float32.
     """
 
     least_blocks = 2
+    takes_encodings = True  # besides tensors, an `Encodings`
 
     def __init__(
         self,
@@ -81,31 +91,37 @@ class KxKPredictor(nn.Module):
         """Input size of hidden layer `index`."""
         return input_size if index == 0 else hidden_layer_size
 
-    def linear(self, index: int, h: Tensor) -> Tensor:
-        """Hidden linear layer `index`, normalised, before its activation."""
-        h = self.layers[index](h)
+    def linear(self, index: int, h: Input, skip: Tensor | None = None) -> Tensor:
+        """Hidden linear layer `index` of `h` (of [h, skip] where there is a skip), normalised, before its activation."""
+        layer: Any = self.layers[index]
+        weight, bias = layer.weight, layer.bias
+        if skip is not None:
+            weight, rest = weight.split([weight.shape[1] - skip.shape[1], skip.shape[1]], dim=1)
+        result = h.linear(weight, bias) if isinstance(h, Encodings) else linear(h, weight, bias)
+        if skip is not None:
+            result = result + linear(skip, rest, None)
         if self.norms is None:
-            return h
+            return result
         norm = self.norms[index]
-        if len(h) == 1 and self.training and isinstance(norm, nn.BatchNorm1d):  # a single row has no variance
-            return nn.functional.batch_norm(
-                h, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
-            )
-        return norm(h)
+        if len(result) == 1 and self.training and isinstance(norm, nn.BatchNorm1d):  # a single row has no variance
+            return F.batch_norm(result, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return norm(result)
 
-    def hidden(self, encodings: Float[Tensor, "n e"]) -> Float[Tensor, "n h"]:
+    def hidden(self, encodings: Input) -> Float[Tensor, "n h"]:
         """Everything before the final linear layer."""
-        h = encodings
+        h: Any = encodings
         for index in range(len(self.layers)):
             h = self.activation(self.linear(index, h))
         return h
 
-    def forward(self, encodings: Float[Tensor, "n e"], head: int = 0) -> Float[Tensor, "n h w"]:
+    def forward(self, encodings: Input, head: int = 0) -> Float[Tensor, "n h w"]:
         """Kernels of encoded coordinates, of the size of `head`."""
         height, width = self.kernel_sizes[head]
         single = len(self.kernel_sizes) == 1
-        final = self.final_linear_layer if single else self.final_linear_layers[f"{height}x{width}"]
-        return final(self.hidden(encodings)).unflatten(-1, (height, width))
+        final: Any = self.final_linear_layer if single else self.final_linear_layers[f"{height}x{width}"]
+        hidden = self.hidden(encodings)
+        with torch.autocast(hidden.device.type, enabled=False):  # weights deserve all their digits
+            return linear(hidden.float(), final.weight, final.bias).unflatten(-1, (height, width))
 
 
 @PREDICTORS.register("kxk_nerf", num_idxs=3)
@@ -120,13 +136,12 @@ class KxKNerfPredictor(KxKPredictor):
             return input_size + hidden_layer_size
         return super().layer_input_size(index, input_size, hidden_layer_size)
 
-    def hidden(self, encodings: Float[Tensor, "n e"]) -> Float[Tensor, "n h"]:
+    def hidden(self, encodings: Input) -> Float[Tensor, "n h"]:
         """Everything before the final linear layer."""
-        h = encodings
+        h: Any = encodings
         for index in range(len(self.layers)):
-            if index == self.middle:
-                h = torch.cat((encodings, h), dim=1)
-            h = self.activation(self.linear(index, h))
+            skipped = index == self.middle
+            h = self.activation(self.linear(index, encodings, h) if skipped else self.linear(index, h))
         return h
 
 
@@ -137,7 +152,7 @@ class KxKResidualPredictor(KxKPredictor):
 
     least_blocks = 3
 
-    def hidden(self, encodings: Float[Tensor, "n e"]) -> Float[Tensor, "n h"]:
+    def hidden(self, encodings: Input) -> Float[Tensor, "n h"]:
         """Everything before the final linear layer."""
         first = h = self.linear(0, encodings)
         for index in range(1, len(self.layers)):

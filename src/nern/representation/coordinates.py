@@ -1,0 +1,98 @@
+"""Coordinates of rows, made when asked for: what each index can be, and which of these values a row has.
+
+Nothing is held for each row but its position in the ordering (4 bytes; nothing without an ordering).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nern.representation.kernels import WEIGHT_IDXS, KernelTable
+
+Rows = Int[Tensor, " r"] | slice
+
+
+class Coordinates(Protocol):
+    """Contract of coordinates. `values[a]`: float64 values that index `a` takes, on the device of the rows."""
+
+    values: list[Float[Tensor, " v"]]
+
+    def lookups(self, which: Rows, /) -> list[Int[Tensor, " r"]]:
+        """Of each index, which of its values every row of `which` has."""
+        ...
+
+
+class ListedCoordinates:
+    """Coordinates given one by one, (rows, idxs)."""
+
+    def __init__(self, coordinates: Float[Tensor, "rows idxs"]) -> None:
+        pairs = [column.double().unique(return_inverse=True) for column in coordinates.unbind(1)]
+        self.values = [values for values, _ in pairs]
+        self._lookups = [lookup for _, lookup in pairs]
+
+    def lookups(self, which: Rows) -> list[Int[Tensor, " r"]]:
+        """See `Coordinates`."""
+        return [lookup[which] for lookup in self._lookups]
+
+
+class TableCoordinates:
+    """Coordinates of a kernel table's rows.
+
+    Args:
+        table: the rows.
+        positions: as for `KernelTable.coordinates`.
+        mode: 'none', 'local' or 'global', as for `KernelTable.normalize`.
+        device: where rows are asked for.
+    """
+
+    def __init__(
+        self,
+        table: KernelTable,
+        positions: Sequence[Int[Tensor, " kernels"]] | None = None,
+        mode: str = "none",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.table, self.device = table, torch.device(device)
+        self.positions = None if positions is None else torch.cat([p.int() for p in positions]).to(device)
+        self.values: list[Tensor] = []
+        self._offsets: list[Tensor] = []  # of each index and layer: where the layer's number 0 is among the values
+        divisor = {"none": 1, "global": max(max(shape) for shape in table.shapes)}.get(mode)  # None: sizes of its own
+        for numbers in zip(*table.layer_coordinates, strict=True):
+            count = max(numbers) + 1
+            self._add(torch.arange(count).double() / (divisor or count), numbers)
+        for sizes in zip(*(shape[: table.num_idxs - 1] for shape in table.shapes), strict=True):
+            if divisor is not None:
+                self._add(torch.arange(max(sizes)).double() / divisor, [0] * len(sizes))
+            else:
+                self._add(torch.cat([torch.arange(n).double() / n for n in sizes]), [0, *accumulate(sizes[:-1])])
+        kernels = [co * ci for co, ci, _, _ in table.shapes]
+        self._ends = torch.tensor(table.starts[1:], device=device)
+        self._starts = torch.tensor(table.starts[:-1], device=device)
+        self._kernel_starts = torch.tensor([0, *accumulate(kernels[:-1])], device=device)
+        self._shapes = torch.tensor(table.shapes, device=device)
+
+    def _add(self, values: Tensor, offsets: Sequence[int]) -> None:
+        self.values.append(values.to(self.device))
+        self._offsets.append(torch.tensor(offsets, device=self.device))
+
+    def lookups(self, which: Rows) -> list[Int[Tensor, " r"]]:
+        """See `Coordinates`."""
+        rows = torch.arange(*which.indices(self.table.rows), device=self.device) if isinstance(which, slice) else which
+        layer = torch.bucketize(rows, self._ends, right=True)
+        kernel, (_, channels, height, width) = rows - self._starts[layer], self._shapes[layer].unbind(1)
+        numbers: list[Tensor] = []
+        if self.table.num_idxs == WEIGHT_IDXS:
+            within = kernel % (height * width)
+            kernel, numbers = kernel // (height * width), [within // width, within % width]
+        if self.positions is not None:
+            kernel = self.positions[self._kernel_starts[layer] + kernel]
+        numbers = [kernel // channels, kernel % channels, *numbers]
+        offsets = [offset[layer] for offset in self._offsets]
+        constant = len(offsets) - len(numbers)
+        return offsets[:constant] + [o + n for o, n in zip(offsets[constant:], numbers, strict=True)]
