@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 import warnings
@@ -14,6 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-d
 from rich.console import Console
 
 import nern
+from nern.benchmarks import KINDS, OPTIONS, OWN_OPTIONS, BenchSettings, bench, check_kind
 from nern.catalog import SECTIONS, SOURCES, names_of, networks_and_tasks, parameter_table, totals
 from nern.config import (
     Config,
@@ -66,6 +68,16 @@ LIST_HELP = """List what there is: networks and tasks as a table, or the names o
 
 QUICKSTART_HELP = """Turn a small pretrained network into a NeRN and back, with nothing to download: about two minutes on two
 CPU cores. Trains on scikit-learn's digits and ends with a table of accuracies and sizes."""
+
+BENCH_HELP = """Measure speed and memory on this machine: medians and quartiles, each after a warm-up.
+
+{kinds}
+
+  nern bench step --config_path FILE --precisions float32 bf16
+  nern bench scaling --largest 1e7 --figure scaling.png
+
+Settings come from a YAML file and dotted options, as for `nern train`; without a file from that of the quickstart (scaling:
+nern.fit's, hidden layers of 128). Orderings are solved anew; what is compared is measured by turns."""
 
 
 def _config_options(parser: ArgumentParser, cls: type[Settings] = Config) -> None:
@@ -159,6 +171,34 @@ def _quickstart_parser() -> ArgumentParser:
     return parser
 
 
+def _bench_parser() -> ArgumentParser:
+    usage = (
+        f"nern bench {{{' | '.join(KINDS)}}} [--repeats N] [--warmup N] [--threads N] [--json FILE] [--markdown FILE]\n"
+        "       [options of its own] [--config_path FILE] [--dotted.key VALUE ...]"
+    )
+    text = BENCH_HELP.format(kinds="\n".join(f"  {name:<12} {about}" for name, about in KINDS.items()))
+    parser = ArgumentParser(description=text, usage=usage, formatter_class=_formatter())
+    parser.add_argument("what", type=str, nargs="?", default=None, help="the benchmark")
+    for name, (kind, metavar, about) in OPTIONS.items():
+        own = f"{OWN_OPTIONS[name]}: " if name in OWN_OPTIONS else ""
+        more: dict[str, Any] = {"nargs": "+"} if name == "precisions" else {}
+        parser.add_argument(f"--{name}", type=kind, default=None, metavar=metavar, help=own + about, **more)
+    _json_option(parser)
+    parser.add_argument("--markdown", type=str, default=None, metavar="FILE", help="also write the tables here")
+    _config_options(parser)
+    parser.default_file = _bench_file  # type: ignore[attr-defined]
+    return parser
+
+
+def _bench_file(argv: Sequence[str]) -> str:
+    return _own_config("scaling" if "scaling" in argv else "quickstart")
+
+
+def _own_config(name: str) -> str:
+    """Path of a config that ships with the package."""
+    return str(resources.files("nern") / "configs" / f"{name}.yaml")
+
+
 def _formatter() -> Any:
     from jsonargparse import DefaultHelpFormatter
 
@@ -239,8 +279,7 @@ def _run_list(given: dict[str, Any], argv: Sequence[str], console: Console) -> N
 
 
 def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    with resources.as_file(resources.files("nern") / "configs" / "quickstart.yaml") as path:
-        config = Config.load(path)
+    config = Config.load(_own_config("quickstart"))
     config.logging.log_dir, config.seed = given["log_dir"], given["seed"]
     metrics = train(config, console, given["json"])
     console.print(
@@ -252,6 +291,21 @@ def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console
     )
 
 
+def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    what = check_kind(given["what"], [name for name in _option_names(argv) if name in OPTIONS])
+    chosen = {name: given[name] for name in OPTIONS if given[name] is not None}
+    command = shlex.join(["nern", "bench", *given["typed"]])
+    bench(
+        what,
+        _config(given, Config),
+        BenchSettings(**chosen),
+        console,
+        given["json"],
+        given["markdown"],
+        command,
+    )
+
+
 Command = tuple[Callable[[], ArgumentParser], Callable[[dict[str, Any], Sequence[str], Console], None], str]
 COMMANDS: dict[str, Command] = {
     "train": (_train_parser, _run_train, "train a NeRN"),
@@ -259,6 +313,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": (_evaluate_parser, _run_evaluate, "evaluate a NeRN, or the original network"),
     "inspect": (_inspect_parser, _run_inspect, "show what of a network is represented"),
     "list": (_list_parser, _run_list, "list networks, tasks and other choices"),
+    "bench": (_bench_parser, _run_bench, "measure speed and memory on this machine"),
     "quickstart": (_quickstart_parser, _run_quickstart, "the whole job on a small network, nothing to download"),
 }
 
@@ -348,18 +403,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(name: str, rest: Sequence[str]) -> None:
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
+    typed = list(rest)
     build, run, _ = COMMANDS[name]
     parser = build()
     parser.prog = f"nern {name}"
     parser.exit_on_error = False
     _check_options(parser, rest)
     cls = getattr(parser, "settings_class", None)
+    if hasattr(parser, "default_file") and "config_path" not in _option_names(rest):
+        rest = [*rest, "--config_path", parser.default_file(rest)]
     rest = list(rest) if cls is None else _config_first(rest, cls)
     try:
         given = parser.parse_args(rest, env=False).as_dict()
     except Exception as error:  # jsonargparse's ArgumentError: key, expected type, value
         raise NernError(f"{' '.join(str(error).split())} (see nern {name} --help)") from error
-    run(given, rest, Console())
+    run(given | {"typed": typed}, rest, Console())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,33 @@
+"""Put measured tables into benchmarks/README.md.
+
+    python benchmarks/fill.py FOLDER
+
+Each FOLDER/NAME.md takes the place of what stands between `<!-- NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+README = Path(__file__).with_name("README.md")
+
+
+def fill(readme: Path, folder: Path) -> None:
+    """Fill in what there is; say what was not."""
+    text = readme.read_text(encoding="utf-8")
+    for name in re.findall(r"<!-- ([\w-]+) -->", text):
+        if name == "end":
+            continue
+        table = folder / f"{name}.md"
+        if not table.is_file():
+            print(f"left as it is: {name}")
+            continue
+        block = f"<!-- {name} -->\n{table.read_text(encoding='utf-8').strip()}\n<!-- end -->"
+        text = re.sub(rf"<!-- {name} -->.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
+    readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    fill(README, Path(sys.argv[1]))

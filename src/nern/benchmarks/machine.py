@@ -1,0 +1,77 @@
+"""What a benchmark ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import nern
+
+
+def machine() -> dict[str, Any]:
+    """Hardware: CPU name, cores, GPU name, driver."""
+    gpu = None
+    if torch.cuda.is_available():
+        gpu = {
+            "name": torch.cuda.get_device_name(0),
+            "driver": _driver(),
+            "memory_bytes": torch.cuda.get_device_properties(0).total_memory,
+        }
+    return {"cpu": _cpu_name(), "cores": _cores(), "architecture": platform.machine(), "gpu": gpu}
+
+
+def versions() -> dict[str, str | None]:
+    """Of nern and what it computes with."""
+    import numba
+    import numpy
+
+    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
+    return {
+        "nern": nern.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "numba": numba.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": None if cudnn is None else str(cudnn),
+        "system": platform.platform(),
+    }
+
+
+def machine_text(hardware: dict[str, Any], software: dict[str, Any], threads: int) -> str:
+    """One line for people."""
+    gpu = hardware["gpu"]
+    parts = [f"{gpu['name']}, driver {gpu['driver']}"] if gpu else []
+    parts.append(f"{hardware['cpu']}, {hardware['cores']} cores, {threads} threads")
+    parts.append(f"torch {software['torch']}, Python {software['python']}, nern {software['nern']}")
+    return "; ".join(parts)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.splitlines()[0].strip() if done.stdout else None

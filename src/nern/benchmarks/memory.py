@@ -1,0 +1,51 @@
+"""Peak memory of a piece of work."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from nern.devices import peak_memory_bytes
+
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+class PeakMemory:
+    """By how much the memory held rose, at its highest, over what was held at `start`.
+
+    On a GPU: of tensors. On a CPU: resident memory of the process, on Linux from a peak that is set back at the start;
+    elsewhere by how much the peak of the whole process rose, 0 where the work stayed below an earlier one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.held = 0
+
+    def start(self) -> PeakMemory:
+        """Begin here; returns itself."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.held = torch.cuda.memory_allocated(self.device)
+        else:
+            with suppress(OSError):
+                _CLEAR.write_text("5")  # sets the peak back
+            self.held = self._peak()
+        return self
+
+    def growth(self) -> int:
+        """Bytes at the highest point since `start`, less those held then."""
+        return max(self._peak() - self.held, 0)
+
+    def _peak(self) -> int:
+        if self.device.type == "cuda":
+            return peak_memory_bytes(self.device)
+        try:
+            lines = _STATUS.read_text().splitlines()
+        except OSError:
+            lines = []
+        kib = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
+        return peak_memory_bytes(self.device) if kib is None else 1024 * kib

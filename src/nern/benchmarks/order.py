@@ -1,0 +1,107 @@
+"""`nern bench order`: time, memory and cost of orderings, solved anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nern.benchmarks.memory import PeakMemory
+from nern.benchmarks.parts import build_originals
+from nern.benchmarks.processes import in_process
+from nern.benchmarks.report import Report, Sheet
+from nern.benchmarks.settings import BenchSettings, Say
+from nern.benchmarks.timing import Spread, repeat, seconds_per_call, seconds_text
+from nern.config import Config
+from nern.ordering import Ordering, solve_ordering
+from nern.randomness import generator
+from nern.registry import PREDICTORS
+from nern.representation.kernels import KernelTable
+from nern.terminal import bytes_text
+
+CPU = torch.device("cpu")
+
+
+def bench_order(config: Config, settings: BenchSettings, say: Say) -> Report:
+    """Orderings of random kernels and of the config's network, each in a process of its own; no cache has a part."""
+    mode, workers = config.nern.embeddings.permutations.permute_mode, config.nern.embeddings.permutations.num_workers
+    mode = "crossfilter" if mode in (None, "none") else mode
+    how = (mode, workers, settings.repeats, settings.warmup)
+    say(f"{settings.kernels:,} random kernels")
+    names = [network.task.original_model_name for network in config.members()]
+    found = {
+        f"{settings.kernels:,} random 3x3 kernels": in_process(
+            _random, settings.kernels, config.seed, *how, threads=settings.threads
+        )
+    }
+    say(", ".join(names))
+    found[", ".join(names)] = in_process(_network, config, *how, threads=settings.threads)
+    rows = [
+        [
+            name,
+            f"{of['kernels']:,} in {of['layers']}",
+            *Spread.of(of["seconds"]["values"]).cells(seconds_text),
+            bytes_text(of["peak_memory_bytes"]),
+            bytes_text(of["weight_bytes"]),
+            f"{of['cost']:,.2f}",
+            f"{of['cost_unordered']:,.2f}",
+        ]
+        for name, of in found.items()
+    ]
+    headings = (
+        "",
+        "kernels in layers",
+        "median time",
+        "quartiles",
+        "peak memory",
+        "weights",
+        "path cost",
+        "unordered",
+    )
+    note = (
+        f"{mode}, exact greedy, {workers} layers side by side. Path cost: sum over successive kernels of one less their "
+        "cosine similarity (kernels of one entry: their distance)."
+    )
+    return Report([Sheet("Ordering", headings, rows, note)], {"measured": found, "mode": mode, "workers": workers})
+
+
+def _random(count: int, seed: int, *how: Any) -> dict[str, Any]:
+    kernels = torch.randn(count, 1, 3, 3, generator=generator(seed, "benchmark kernels"))
+    return _measure([kernels], *how)
+
+
+def _network(config: Config, *how: Any) -> dict[str, Any]:
+    originals, _ = build_originals(config)
+    weights = [weight.cpu() for original in originals for weight in original.weights]
+    num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
+    return _measure(KernelTable.of_networks([weights], num_idxs).views(weights), *how)
+
+
+def _measure(weights: list[Tensor], mode: str, workers: int, repeats: int, warmup: int) -> dict[str, Any]:
+    solve_ordering([torch.randn(2, 300, *w.shape[2:]) for w in weights[:1]], mode)  # compiles
+    memory = PeakMemory(CPU).start()
+    first = seconds_per_call(lambda: solve_ordering(weights, mode, workers), CPU)
+    peak = memory.growth()
+    seconds = repeat(lambda: solve_ordering(weights, mode, workers), CPU, repeats, max(warmup - 1, 0))
+    shapes = [(w.shape[0], w.shape[1], w.shape[2], w.shape[3]) for w in weights]
+    return {
+        "kernels": sum(co * ci for co, ci, _, _ in shapes),
+        "layers": len(shapes),
+        "seconds": Spread.of(seconds).to_dict(),
+        "first_seconds": first,
+        "peak_memory_bytes": peak,
+        "weight_bytes": sum(w.numel() * w.element_size() for w in weights),
+        "cost": path_cost(weights, solve_ordering(weights, mode, workers)),
+        "cost_unordered": path_cost(weights, solve_ordering(weights, "none")),
+    }
+
+
+def path_cost(weights: list[Tensor], ordering: Ordering) -> float:
+    """Sum over successive kernels of a layer of one less their cosine similarity."""
+    total = 0.0
+    shapes = [(w.shape[0], w.shape[1], w.shape[2], w.shape[3]) for w in weights]
+    for weight, positions in zip(weights, ordering.positions(shapes), strict=True):
+        rows = torch.nn.functional.normalize(weight.double().flatten(0, 1).flatten(1), dim=1)[positions.argsort()]
+        total += float((1 - (rows[1:] * rows[:-1]).sum(1)).sum())
+    return total

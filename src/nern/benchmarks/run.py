@@ -1,0 +1,85 @@
+"""`nern bench run`: what a whole run would take, from a stretch of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nern.benchmarks.memory import PeakMemory
+from nern.benchmarks.parts import build_trainer, endless, quieten
+from nern.benchmarks.processes import in_process
+from nern.benchmarks.report import Report, Sheet
+from nern.benchmarks.settings import BenchSettings, Say
+from nern.benchmarks.timing import Spread, seconds_per_call, seconds_text
+from nern.config import Config
+from nern.devices import select_device
+from nern.terminal import bytes_text
+
+STEPS = {"cpu": 30, "cuda": 300}
+
+
+def bench_run(config: Config, settings: BenchSettings, say: Say) -> Report:
+    """Steps of reconstruction only, full steps and an evaluation, times their number in the run."""
+    say("building")
+    of = in_process(_measure, config, settings.steps, settings.repeats, settings.warmup, threads=settings.threads)
+    rows = []
+    for name, part in of["parts"].items():
+        seconds = Spread.of(part["seconds"]["values"])
+        share = seconds.median * part["count"]
+        rows.append([name, *seconds.cells(seconds_text), f"{part['count']:,}", seconds_text(share)])
+    rows.append(["whole run", "", "", "", seconds_text(of["run_seconds"])])
+    of_it = f"{of['steps_timed']} steps of each kind timed" if of["steps_timed"] else "no steps"
+    note = (
+        f"On {of['device']}, {of['precision']}; {of_it}, images included; evaluations at their fixed intervals and at the "
+        f"end. Peak memory {bytes_text(of['peak_memory_bytes'])}."
+    )
+    headings = ("", "median time of one", "quartiles", "in the run", "together")
+    return Report([Sheet(f"A run of {config.logging.exp_name}", headings, rows, note)], {"measured": of})
+
+
+def _measure(config: Config, steps: int | None, repeats: int, warmup: int) -> dict[str, Any]:
+    device = select_device(config)
+    memory = PeakMemory(device).start()
+    trainer = build_trainer(endless(config, True), True)
+    quieten(trainer.nern)
+    trainer.rehearse()
+    per_epoch, interval = trainer.steps_per_epoch, config.logging.log_interval
+    total = (config.epochs or 0) * per_epoch if config.num_iterations is None else config.num_iterations
+    first = min(config.loss_warmup_iterations, total) if trainer.needs_images else total
+    each = max((steps or STEPS[device.type]) // repeats, 1)
+
+    def stretch() -> None:
+        for _ in range(each):
+            losses = trainer.do_step()
+            if trainer.step % interval == 0:  # as a run reads its losses
+                float(losses.total.detach())
+
+    parts: dict[str, Any] = {}
+    for name, count, ends in (("reconstruction only", first, 10**9), ("full step", total - first, 0)):
+        if count:
+            trainer.config.loss_warmup_iterations = ends
+            for _ in range(max(warmup, 1)):
+                trainer.do_step()
+            values = [seconds_per_call(stretch, device) / each for _ in range(repeats)]
+            parts[name] = {"seconds": Spread.of(values).to_dict(), "count": count}
+    evaluated = any(member.sets for member in trainer.members)
+    if evaluated:
+        trainer.metrics()
+        values = [seconds_per_call(trainer.metrics, device) for _ in range(min(repeats, 3))]
+        parts["evaluation"] = {"seconds": Spread.of(values).to_dict(), "count": _evaluations(config, total, per_epoch)}
+    return {
+        "parts": parts,
+        "run_seconds": sum(part["seconds"]["median"] * part["count"] for part in parts.values()),
+        "steps": total,
+        "steps_per_epoch": per_epoch,
+        "steps_timed": each * repeats,
+        "precision": getattr(config, "precision", "float32"),
+        "device": str(device),
+        "peak_memory_bytes": memory.growth(),
+    }
+
+
+def _evaluations(config: Config, total: int, per_epoch: int) -> int:
+    """Evaluations of the run: after steps that end an interval, and at the end."""
+    intervals = [config.eval_iterations_interval, per_epoch * (config.eval_epochs_interval or 0)]
+    due = {step for interval in intervals if interval for step in range(interval, total + 1, interval)}
+    return len(due | {total})

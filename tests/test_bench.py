@@ -1,0 +1,284 @@
+"""`nern bench`: every benchmark at tiny size, what it writes, and what it refuses. Nothing here depends on a time."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import pytest
+import torch
+
+from nern.benchmarks import KINDS
+from nern.benchmarks.memory import PeakMemory
+from nern.benchmarks.processes import Worker, in_process
+from nern.benchmarks.scaling import sizes_between, stack_of
+from nern.benchmarks.timing import Spread, ratio_text, seconds_per_call, seconds_text
+from nern.cli import main
+from nern.errors import NernError
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+TINY = """
+original_model_path: pretrained:digits-resnet8
+nern:
+  hidden_layer_size: 8
+  weights_batch_size: 64
+  weights_batch_method: random_batch
+  embeddings: {enc_levels: 4, permutations: {permute_mode: none}}
+evaluation: {held_out_images: 20, test_images: 50}
+epochs: null
+num_iterations: 40
+eval_epochs_interval: null
+eval_iterations_interval: 10
+batch_size: 4
+loss_warmup_iterations: 30
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory that holds `tiny.yaml`."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def bench(what: str, *options: str) -> dict[str, Any]:
+    """The JSON of a benchmark with two repeats."""
+    common = ["--repeats", "2", "--warmup", "1", "--threads", "1", "--json", "out.json", "--markdown", "out.md"]
+    assert main(["bench", what, *common, *options]) == 0
+    found: dict[str, Any] = json.loads(Path("out.json").read_text())
+    return found
+
+
+def check_spread(found: dict[str, Any], n: int = 2) -> None:
+    """A median with its quartiles and values."""
+    assert found["n"] == len(found["values"]) == n
+    assert min(found["values"]) <= found["quartiles"][0] <= found["median"] <= found["quartiles"][1]
+
+
+def test_order_measures_random_kernels_and_the_network(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = bench("order", "--config_path", "tiny.yaml", "--kernels", "200")
+    kernels, network = found["results"]["measured"].values()
+    assert (kernels["kernels"], kernels["layers"], kernels["weight_bytes"]) == (200, 1, 200 * 9 * 4)
+    assert (network["kernels"], network["layers"]) == (8208, 7)
+    for of in (kernels, network):
+        check_spread(of["seconds"])
+        assert 0 < of["cost"] < of["cost_unordered"]
+        assert of["peak_memory_bytes"] >= 0
+    assert not list(folder.parent.rglob("*.safetensors"))  # the cache has no part
+    assert "200 random 3x3 kernels" in capsys.readouterr().out
+
+
+def test_what_is_written_tells_the_machine(folder: Path) -> None:
+    found = bench("order", "--kernels", "50", "--seed", "3")
+    assert found["benchmark"] == "order"
+    assert found["seed"] == 3
+    assert found["n"] == 2
+    assert found["settings"] == {"repeats": 2, "warmup": 1, "threads": 1, "kernels": 50}
+    assert found["versions"]["torch"] == torch.__version__
+    assert {"nern", "python", "numpy", "numba", "system"} <= set(found["versions"])
+    assert found["machine"]["cpu"]
+    assert found["machine"]["cores"] >= 1
+    assert (found["machine"]["gpu"] is None) == (not torch.cuda.is_available())
+    assert (
+        found["config"]["original_model_path"] == "pretrained:digits-resnet8"
+    )  # the quickstart's, where none is given
+    text = (folder / "out.md").read_text()
+    assert found["command"].startswith("nern bench order --repeats 2")
+    assert f"`{found['command']}`" in text
+    assert "| median time |" in text
+    assert torch.__version__ in text
+
+
+def test_step_is_compared_with_plain_pytorch(folder: Path) -> None:
+    options = ["--config_path", "tiny.yaml", "--most_steps", "1", "--products", "true", "--no_cuda", "true"]
+    options += ["--task.use_random_data", "true"]
+    found = bench("step", *options, "--precisions", "float32", "bf16")["results"]
+    measured = found["measured"]
+    names = ["plain", "ours, float32", "ours, bf16", "plain MLP", "drawn rows, float32", "all rows, float32"]
+    products = ["products, float32", "products, bf16", "products of drawn rows, float32"]
+    assert list(measured) == names + products
+    for name, of in measured.items():
+        check_spread(of["seconds"])
+        assert of["steps_a_round"] == 1
+        assert of["device"] == "cpu"
+        if "ratio" in of:
+            above, below = (measured[part]["seconds"]["values"] for part in of["ratio_of"])
+            assert of["ratio"]["values"] == pytest.approx([a / b for a, b in zip(above, below, strict=True)])
+        else:
+            assert name.startswith("plain")
+    assert measured["ours, bf16"]["ratio_of"] == ["ours, bf16", "plain"]
+    assert measured["all rows, float32"]["ratio_of"] == ["all rows, float32", "plain MLP"]
+    assert measured["products, bf16"]["ratio_of"] == ["ours, bf16", "products, bf16"]
+    assert measured["plain"]["images"] == [4]
+    assert measured["plain MLP"]["rows"] == measured["drawn rows, float32"]["rows"] == 64
+    assert (measured["products, bf16"]["rows"], measured["products, bf16"]["forward_rows"]) == (64, 8208 - 64)
+    assert measured["products of drawn rows, float32"]["forward_rows"] == 0
+    check_spread(found["images_seconds"])
+    assert "| ours, bf16 |" in (folder / "out.md").read_text()
+
+
+def test_reconstruct_counts_weights(folder: Path) -> None:
+    of = bench("reconstruct", "--config_path", "tiny.yaml")["results"]["measured"]
+    check_spread(of["seconds"])
+    assert (of["represented_weights"], of["kernels"], of["layers"]) == (73872, 8208, 7)
+    assert of["weight_bytes"] == 4 * 73872
+
+
+def test_scaling_draws_a_figure(folder: Path) -> None:
+    options = ["--smallest", "1e4", "--largest", "1e5", "--figure", "scaling.png", "--nern.hidden_layer_size", "8"]
+    found = bench("scaling", *options, "--nern.embeddings.permutations.permute_mode", "none")
+    small, large = found["results"]["measured"]
+    assert (small["asked_for"], large["asked_for"]) == (10_000, 100_000)
+    for of in (small, large):
+        assert of["weights"] == pytest.approx(of["asked_for"], rel=0.1)
+        assert set(of["seconds"]) == set(of["peak_memory_bytes"]) == {"order", "build", "step"}
+        check_spread(of["seconds"]["step"])
+        assert of["memory_over_weights"] > 0
+    assert found["results"]["mode"] == "none"
+    assert found["config"]["nern"]["reconstruction_rows"] == "drawn"
+    assert matplotlib.image.imread(folder / "scaling.png").shape[:2] == pytest.approx((559, 1365), abs=5)
+
+
+def test_run_adds_up_the_parts(folder: Path) -> None:
+    of = bench("run", "--config_path", "tiny.yaml", "--steps", "4")["results"]["measured"]
+    parts = of["parts"]
+    assert {name: part["count"] for name, part in parts.items()} == {
+        "reconstruction only": 30,
+        "full step": 10,
+        "evaluation": 4,
+    }
+    assert of["run_seconds"] == pytest.approx(sum(p["count"] * p["seconds"]["median"] for p in parts.values()))
+    assert (of["steps"], of["steps_timed"]) == (40, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "needs the name of a benchmark: order, step, reconstruct, scaling, run"),
+        (["stp"], "unknown benchmark 'stp'; did you mean 'step'? Choices: order, reconstruct, run, scaling, step"),
+        (["order", "--largest", "10"], "--largest belongs to nern bench scaling; order has --kernels"),
+        (["reconstruct", "--kernels", "10"], "--kernels belongs to nern bench order; reconstruct has no options"),
+        (["step", "--precisions", "float32", "fp8"], "unknown precision (--precisions) 'fp8'"),
+        (["step", "--repeats", "0"], "--repeats (=0) must be at least 1"),
+        (["scaling", "--largest", "5000"], "--largest (=5000) must be at least --smallest (=10000)"),
+        (["order", "--kernls", "10"], "unknown option 'kernls'; did you mean 'kernels'?"),
+        (["order", "--nern.hiden_layer_size", "10"], "unknown configuration key 'nern.hiden_layer_size'"),
+        (["order", "--json", "."], "--json: . cannot be written: it is a folder"),
+        (["scaling", "--figure", "."], "--figure: . cannot be written"),
+        (["order", "--config_path", "none.yaml"], "none.yaml"),
+    ],
+)
+def test_mistakes_stop_before_any_work(
+    arguments: list[str],
+    message: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nern.benchmarks.command.BENCHMARKS", dict.fromkeys(KINDS))  # nothing that could be called
+    assert main(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_mistakes_found_while_building_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "run", "--original_model_path", "missing.pt"]) == 2
+    error = capsys.readouterr().err
+    assert "missing.pt" in error
+    assert "Traceback" not in error
+
+
+class Counter:
+    """Lives in another process."""
+
+    def __init__(self, start: int) -> None:
+        self.count = start
+
+    def add(self, number: int) -> int:
+        """Count on."""
+        self.count += number
+        return self.count
+
+    def fail(self) -> None:
+        """A mistake."""
+        raise NernError("what was given is wrong")
+
+    def break_down(self) -> None:
+        """A fault."""
+        raise ZeroDivisionError("inside")
+
+
+def test_workers_keep_state_and_pass_on_failures() -> None:
+    with Worker(Counter, 3, threads=1) as worker:
+        assert worker.call("add", 4) == 7
+        with pytest.raises(NernError, match="what was given is wrong"):
+            worker.call("fail")
+        with pytest.raises(RuntimeError, match="ZeroDivisionError: inside"):
+            worker.call("break_down")
+        assert worker.call("add", 1) == 8
+    assert in_process(sum, [1, 2]) == 3
+
+
+def test_a_worker_that_ends_early_is_reported() -> None:
+    with pytest.raises(NernError, match="ended early"):
+        in_process(sys.exit)
+
+
+def test_spread_is_median_and_quartiles() -> None:
+    spread = Spread.of([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert spread.to_dict() == {"median": 3, "quartiles": [2, 4], "n": 5, "values": [5, 1, 3, 2, 4]}
+    assert Spread.ratio([2.0, 9.0], [1.0, 3.0]).values == (2, 3)
+    assert spread.cells(seconds_text) == ["3.00 s", "2.00 to 4.00 s"]
+
+
+def test_numbers_for_people() -> None:
+    texts = [seconds_text(s) for s in (0.0000123, 0.00123, 0.0123, 0.123, 1.5, 119, 600, 7200)]
+    assert texts == ["12 µs", "1.23 ms", "12.3 ms", "123 ms", "1.50 s", "119.00 s", "10.0 min", "2.00 h"]
+    assert [ratio_text(r) for r in (0.512, 12.34, 1234)] == ["0.51", "12.3", "1,234"]
+
+
+def test_time_and_memory_of_a_call() -> None:
+    calls: list[int] = []
+    memory = PeakMemory(CPU).start()
+    assert seconds_per_call(lambda: calls.append(torch.zeros(4 << 20).sum().int()), CPU, 3) > 0
+    assert len(calls) == 3
+    if Path("/proc/self/clear_refs").exists():
+        assert memory.growth() >= 15 << 20
+
+
+def test_made_up_networks_have_the_size_asked_for() -> None:
+    assert sizes_between(1e4, 1e8) == [10_000, 100_000, 1_000_000, 10_000_000, 100_000_000]
+    assert sizes_between(1e4, 3e5) == [30_000, 300_000]
+    assert sizes_between(5e4, 1e5) == [100_000]
+    for size in (10_000, 1_000_000):
+        assert sum(p.numel() for p in stack_of(size, 0).parameters()) == pytest.approx(size, rel=0.1)
+
+
+def test_two_runs_of_the_same_settings_are_equal(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = str(ROOT / "benchmarks" / "graph_equality.py")
+    options = ["--config_path", "tiny.yaml", "--steps", "4", "--switch", "3", "--json", "equal.json"]
+    monkeypatch.setattr(sys, "argv", [script, *options])
+    runpy.run_path(script, run_name="__main__")
+    figures = json.loads(Path("equal.json").read_text())
+    if figures["device"] == "cpu":
+        assert figures["compared"] == "two plain runs"
+        assert figures["largest_difference_of_parameters"] == 0
+    assert "largest difference of parameters: " in capsys.readouterr().out
+
+
+def test_tables_are_filled_in_between_their_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill = runpy.run_path(str(ROOT / "benchmarks" / "fill.py"))
+    (tmp_path / "README.md").write_text("a\n<!-- one -->\nold\n<!-- end -->\nb\n<!-- two -->\nkept\n<!-- end -->\n")
+    (tmp_path / "one.md").write_text("new \\1\n")
+    fill["fill"](tmp_path / "README.md", tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text == "a\n<!-- one -->\nnew \\1\n<!-- end -->\nb\n<!-- two -->\nkept\n<!-- end -->\n"
+    assert capsys.readouterr().out == "left as it is: two\n"
