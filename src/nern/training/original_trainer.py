@@ -16,10 +16,10 @@ from nern.evaluation import accuracy
 from nern.objectives.objective import Losses
 from nern.objectives.smoothness import mean_neighbour_cosine
 from nern.randomness import forked_rng
-from nern.registry import OPTIMIZERS, SMOOTHNESS
+from nern.registry import SMOOTHNESS
 from nern.tasks.base import Task
 from nern.training.loop import Loop
-from nern.training.optimizers import check_gradients, clip_gradients
+from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients
 from nern.training.schedules import Schedule
 
 
@@ -42,7 +42,7 @@ class OriginalTrainer(Loop):
             raise NernError(f"{config.task.original_model_name} has no convolutions whose kernels could be made smooth")
         self.smooth = [network.get_parameter(name) for name in smooth]
         self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self.optimizer: torch.optim.Optimizer = OPTIMIZERS[config.optim.optimizer_type](self.parameters, config.optim)
+        self.optimizer = build_optimizer(config.optim, self.parameters)
         self.schedule = Schedule(config.optim, self.total_steps)
         self.device = self.parameters[0].device
         self.channels_last = any(isinstance(m, nn.Conv2d) for m in network.modules())  # the faster layout for them
@@ -51,8 +51,7 @@ class OriginalTrainer(Loop):
 
     def do_step(self) -> Losses:
         """Predict, compute the losses, differentiate, update; NonFiniteLossError before the update."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.lr
+        self.optimizer.lr = self.schedule.lr
         images, labels = self.stream.batch(self.step)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -129,7 +128,7 @@ class OriginalTrainer(Loop):
     @property
     def lr(self) -> float:
         """The learning rate of the last step."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        return self.optimizer.lr
 
     def own_state(self) -> dict[str, Any]:
         """Network, optimizer, schedule."""

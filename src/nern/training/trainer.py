@@ -16,13 +16,12 @@ from nern.errors import NernError
 from nern.evaluation import Evaluator, mean_metrics
 from nern.objectives.objective import Losses, Objective, mean_losses
 from nern.originals.base import Original
-from nern.registry import OPTIMIZERS
 from nern.representation.nern import NeRN
 from nern.tasks.base import Task
 from nern.tasks.images import Batch
 from nern.tasks.streams import EvalSet
 from nern.training.loop import Loop
-from nern.training.optimizers import check_gradients, clip_gradients
+from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients
 from nern.training.schedules import Schedule
 from nern.training.weight_batches import WeightBatches
 
@@ -78,7 +77,7 @@ class Trainer(Loop):
         start = (extra or members[0].original.classifier()) if config.learn_fc_layer else {}
         self.extra = {name: nn.Parameter(p.detach().clone().to(self.device)) for name, p in start.items()}
         self.parameters = [*nern.predictor.parameters(), *self.extra.values()]
-        self.optimizer: torch.optim.Optimizer = OPTIMIZERS[config.optim.optimizer_type](self.parameters, config.optim)
+        self.optimizer = build_optimizer(config.optim, self.parameters)
         self.schedule = Schedule(config.optim, self.total_steps)
         self.best: dict[str, Any] | None = None
         self._window: deque[float] = deque(maxlen=config.eval_loss_window_size)
@@ -95,7 +94,7 @@ class Trainer(Loop):
     @property
     def lr(self) -> float:
         """The learning rate of the last step."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        return self.optimizer.lr
 
     # --- one step -----------------------------------------------------------------------------------------------
 
@@ -113,8 +112,7 @@ class Trainer(Loop):
         Raises:
             NonFiniteLossError: before the update, naming step and term.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.lr
+        self.optimizer.lr = self.schedule.lr
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.backward(batches, rows)
         check_gradients(self.named_parameters(), self.step)
