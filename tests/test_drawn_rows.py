@@ -14,7 +14,7 @@ from nern.originals import as_original
 from nern.registry import RECONSTRUCTION_LOSSES, SAMPLING_MODES
 from nern.representation import KernelTable, build_nern
 from nern.training import Member, Trainer
-from nern.training.trainer import split_by_network
+from nern.training.members import split_by_network
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -86,7 +86,7 @@ def test_the_loss_of_drawn_rows_is_that_of_these_kernels_alone(
 ) -> None:
     values = {"nern.reconstruction_rows": "drawn", "nern.reconstruction_loss_type": loss}
     trainer = make(**(values | HEADS[heads]))
-    losses = trainer.backward(None, ROWS)
+    losses = trainer.differentiate(None, ROWS)
     found = gradients(trainer)
     pairs = by_layer(trainer, ROWS, range(4))
     errors = [(p - o).square() for o, p in pairs]
@@ -103,17 +103,17 @@ def test_the_loss_of_drawn_rows_is_that_of_these_kernels_alone(
 
 def test_the_order_of_drawn_rows_does_not_matter(make: Callable[..., Trainer]) -> None:
     trainer = make(**{"nern.reconstruction_rows": "drawn"})
-    trainer.backward(None, ROWS)
+    trainer.differentiate(None, ROWS)
     one = gradients(trainer)
-    trainer.backward(None, ROWS.sort(descending=True).values)
+    trainer.differentiate(None, ROWS.sort(descending=True).values)
     torch.testing.assert_close(one, gradients(trainer))
 
 
 def test_all_rows_drawn_once_have_the_loss_of_all(make: Callable[..., Trainer]) -> None:
     trainer = make(**{"nern.reconstruction_rows": "drawn"})
-    drawn = trainer.backward(None, torch.randperm(76, generator=torch.Generator().manual_seed(0)))
+    drawn = trainer.differentiate(None, torch.randperm(76, generator=torch.Generator().manual_seed(0)))
     one = gradients(trainer)
-    whole = trainer.backward(None, None)
+    whole = trainer.differentiate(None, None)
     torch.testing.assert_close(drawn.total, whole.total)
     torch.testing.assert_close(one, gradients(trainer))
 
@@ -122,7 +122,7 @@ def test_a_step_with_images_compares_all_rows(make: Callable[..., Trainer], imag
     losses = []
     for rows in ("drawn", "all"):
         trainer = make(**{"nern.reconstruction_rows": rows})
-        losses.append(trainer.backward([(images, None)], ROWS))
+        losses.append(trainer.differentiate([(images, None)], ROWS))
     assert losses[0].terms.keys() == {"reconstruction", "feature_maps", "distillation"}
     assert all(torch.equal(losses[0].terms[name], losses[1].terms[name]) for name in losses[0].terms)
 
@@ -132,7 +132,7 @@ def test_drawn_rows_of_several_networks_have_the_mean_of_the_networks_and_none_c
 ) -> None:
     trainer = make(3, **{"nern.reconstruction_rows": "drawn"})
     rows = torch.tensor([200, 3, 3, 160, 27])  # of the first and the third network
-    losses = trainer.backward(None, rows)
+    losses = trainer.differentiate(None, rows)
     found = gradients(trainer)
     parts = []
     for layers in (range(4), range(8, 12)):
@@ -154,11 +154,11 @@ def test_gradient_arrives_through_the_drawn_rows_as_often_as_they_were_drawn(
 ) -> None:
     trainer = make(**HEADS[heads])
     batches = [(images, None)] if with_images else None
-    losses = trainer.backward(batches, ROWS)
+    losses = trainer.differentiate(batches, ROWS)
     found = gradients(trainer)
     live = trainer.nern()
     leaves = [p.detach().requires_grad_() for p in live]
-    expected = trainer._losses(trainer.nern.weights(leaves), batches)
+    expected = trainer.differentiate.losses(trainer.nern.weights(leaves), batches)
     expected.total.backward()
     assert losses.terms.keys() == expected.terms.keys()
     torch.testing.assert_close(losses.total, expected.total)
@@ -177,9 +177,9 @@ def test_all_rows_drawn_once_have_the_gradient_of_all(
 ) -> None:
     trainer = make(networks)
     batches = [(images, None)] * networks
-    trainer.backward(batches, torch.arange(trainer.nern.table.rows).flip(0))
+    trainer.differentiate(batches, torch.arange(trainer.nern.table.rows).flip(0))
     one = gradients(trainer)
-    trainer.backward(batches, None)
+    trainer.differentiate(batches, None)
     torch.testing.assert_close(one, gradients(trainer))
 
 
@@ -188,9 +188,9 @@ def test_the_losses_of_several_networks_are_the_mean_of_each_one_s(
 ) -> None:
     trainer = make(2)
     batches = [(images, None), (images.flip(0) + 1, None)]
-    losses = trainer.backward(batches, None)
+    losses = trainer.differentiate(batches, None)
     own = split_by_network(trainer.members, trainer.nern.weights())
-    parts = [o(w, i) for o, w, (i, _) in zip(trainer.objectives, own, batches, strict=True)]
+    parts = [o(w, i) for o, w, (i, _) in zip(trainer.differentiate.objectives, own, batches, strict=True)]
     assert losses.terms.keys() == {"reconstruction", "feature_maps", "distillation"}
     for name, value in losses.terms.items():
         torch.testing.assert_close(value, (parts[0].terms[name] + parts[1].terms[name]) / 2)

@@ -23,7 +23,7 @@ from nern.experiment import build_experiment
 from nern.jobs import config_of_run
 from nern.originals import CifarResNet
 from nern.training import Interrupted, RunFolder, Trainer
-from nern.training.trainer import split_by_network
+from nern.training.members import split_by_network
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -299,7 +299,7 @@ def test_training_lowers_the_error_of_every_network(configure: Configure) -> Non
 
     def errors() -> list[float]:
         parts = split_by_network(trainer.members, trainer.nern.reconstruct())
-        pairs = zip(trainer.objectives, parts, strict=True)
+        pairs = zip(trainer.differentiate.objectives, parts, strict=True)
         return [float(objective(own, None).terms["reconstruction"]) for objective, own in pairs]
 
     before = errors()

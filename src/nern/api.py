@@ -22,7 +22,8 @@ from nern.representation.nern import NeRN, build_heads, build_nern, predictor_ar
 from nern.representation.predictor import parameters_of
 from nern.terminal import ProgressDisplay
 from nern.training.interrupt import Interrupted
-from nern.training.trainer import Member, Trainer
+from nern.training.members import Member
+from nern.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
-"""Which device a run uses."""
+"""Which device a run uses, and how it computes there."""
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
@@ -39,3 +42,43 @@ def peak_memory_bytes(device: torch.device) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+
+
+def lower_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Within it, what may be computed in 16 bits is, if `precision` is 'bf16'."""
+    # without the cache: a weight cast without gradient must not be taken for one with
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
+@contextmanager
+def computing_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Within it, a GPU multiplies float32 numbers as such, or, if `precision` is 'tf32', with 10 bits of their mantissa;
+    always by algorithms that give the same result each time. No effect on a CPU."""
+    if device.type != "cuda":
+        yield
+        return
+    tf32, before = precision == "tf32", torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def keep_memory() -> None:
+    """Let the process keep memory that tensors give back, for the next ones (glibc on Linux; elsewhere nothing).
+
+    By default large tensors are returned to the system at once, and every page of their successors is handed out anew:
+    half of the time of what only reads and writes.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 64 << 20)

@@ -22,8 +22,8 @@ from nern.registry import PREDICTORS
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, build_nern
 from nern.tasks.base import DataSettings, build_task, classes_of, format_of, network_arguments
+from nern.training.members import Member
 from nern.training.run_folder import load_extra
-from nern.training.trainer import Member
 
 
 @dataclass(frozen=True)

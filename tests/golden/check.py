@@ -47,8 +47,9 @@ from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_nern
 from nern.representation.sampling import sample_kernels
+from nern.training.members import Member
 from nern.training.schedules import Schedule
-from nern.training.trainer import Member, Trainer
+from nern.training.trainer import Trainer
 from nern.training.weight_batches import WeightBatches
 
 Tensors = dict[str, Tensor]
@@ -411,8 +412,8 @@ def batching(case: Case) -> Tensors:
         [Member(Original(_Shapes(list(table.shapes))))],
         nern,
     )
-    trainer.objectives = [_Upstream(upstream, nern)]  # type: ignore[list-item]
-    trainer.backward(None, rows)
+    trainer.differentiate.objectives = [_Upstream(upstream, nern)]  # type: ignore[list-item]
+    trainer.differentiate(None, rows)
     out = {f"grad/{name}": p.grad for name, p in nern.predictor.named_parameters()}
     (predictions,) = nern()
     layers = (predictions[table.layer(i)].view(*s[:2], *upstream.shape[1:]) for i, s in enumerate(table.shapes))
@@ -538,7 +539,7 @@ def end_to_end(case: Case) -> Tensors:
     out = numbered("weights", weights) | {"norms": torch.stack([w.norm() for w in weights])}
     if "batch" in case.inputs:
         batch = case.inputs["batch"]
-        losses = trainer.backward([(batch, None)], None)
+        losses = trainer.differentiate([(batch, None)], None)
         names = {"reconstruction": "reconstruction", "feature_maps": "feature_map", "distillation": "distillation"}
         out |= {f"{names[k]}_loss": v for k, v in losses.terms.items()} | {"total_loss": losses.total}
         outputs, maps = original.features(batch)

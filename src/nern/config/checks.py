@@ -51,6 +51,7 @@ def _check_names(config: Config) -> None:
     if n.heads is not None:
         choose("nern.heads", n.heads, ("per_size", "shared"))
     choose("nern.reconstruction_rows", n.reconstruction_rows, ("all", "drawn"))
+    choose("precision", config.precision, ("float32", "tf32", "bf16"))
     choose("evaluation.best_on", config.evaluation.best_on, ("held_out", "test"))
     for member in config.members():
         check_task(member.task)

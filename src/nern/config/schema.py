@@ -302,6 +302,9 @@ class Config(Settings):
     """During so many first steps only the reconstruction loss is used."""
     no_cuda: bool = False
     """Run on the CPU even where a GPU is available."""
+    precision: str = "float32"
+    """Arithmetic of training: 'float32'; 'tf32' (on a GPU, products of float32 numbers rounded to 10 bits of mantissa);
+    'bf16' (16 bits, on CPU and GPU; kernels, losses and parameters stay in float32). Evaluations are in float32."""
     learn_fc_layer: bool = False
     """Also train the final fully connected layer of the reconstructed network; it is saved beside the predictor."""
     seed: int = 0

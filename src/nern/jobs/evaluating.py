@@ -18,8 +18,8 @@ from nern.jobs.report import all_layer_errors, check_original
 from nern.jobs.session import check_kind
 from nern.tasks.base import build_task
 from nern.terminal import metrics_table
+from nern.training.members import split_by_network
 from nern.training.run_folder import RunFolder
-from nern.training.trainer import split_by_network
 
 
 def evaluate(

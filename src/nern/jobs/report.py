@@ -13,8 +13,9 @@ from nern.experiment import Experiment
 from nern.files import load_safetensors, load_state_dict, write_json
 from nern.jobs.session import common_metrics
 from nern.ordering.store import content_key, save_ordering
+from nern.training.members import Member, split_by_network
 from nern.training.run_folder import RunFolder
-from nern.training.trainer import Member, Trainer, split_by_network
+from nern.training.trainer import Trainer
 
 
 def kept_tensors(experiment: Experiment) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from rich.console import Console
 import nern
 from nern.config import OriginalConfig, Settings, parse_yaml
 from nern.config.yaml_files import read_yaml
-from nern.devices import peak_memory_bytes
+from nern.devices import keep_memory, peak_memory_bytes
 from nern.errors import NernError
 from nern.terminal import ProgressDisplay
 from nern.training.interrupt import Interrupted
@@ -81,6 +81,7 @@ def run_loop(loop: Loop, config: Run, folder: RunFolder, console: Console, warmu
         warmup: steps of reconstruction only, for the display.
         command: that continues an interrupted run, but for its folder.
     """
+    keep_memory()
     loop.folder = folder
     loop.tracker = build_tracker(config, folder.root, first_step=loop.step)
     display = ProgressDisplay(console, loop.total_steps, warmup, loop.step, config.logging.progress)

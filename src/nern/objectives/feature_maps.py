@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from nern.registry import FEATURE_MAP_LOSSES
@@ -13,21 +15,75 @@ EPSILON = 1e-3  # added to norms, as published
 Maps = Sequence[Tensor]
 
 
-def _rows_normalized(maps: Tensor) -> Tensor:
+def flat(maps: Tensor) -> Tensor:
+    """(rows, entries) of each sample: a view, also where channels come last in memory (then entries are in that order)."""
+    if maps.dim() == 4 and not maps.is_contiguous() and maps.is_contiguous(memory_format=torch.channels_last):
+        maps = maps.permute(0, 2, 3, 1)
+    return maps.flatten(1)
+
+
+def flat_pairs(original: Maps, reconstructed: Maps) -> list[tuple[Tensor, Tensor]]:
+    """Both maps of each tap as `flat`, their entries in the same order."""
+    pairs = []
+    for o, r in zip(original, reconstructed, strict=True):
+        same = o.dim() < 4 or o.stride() == r.stride()
+        pairs.append((flat(o), flat(r)) if same else (o.flatten(1), r.flatten(1)))
+    return pairs
+
+
+def rows_normalized(maps: Tensor) -> Tensor:
     """(rows, entries), each row divided by its norm + epsilon."""
     return maps / (torch.linalg.vector_norm(maps, dim=1, keepdim=True) + EPSILON)
 
 
-@FEATURE_MAP_LOSSES.register("L2BatchedAttentionLoss")
+class NormalizedDistance(torch.autograd.Function):
+    """Sum of squared differences of two lists of maps, each row of a map divided by its norm + epsilon:
+    `|a o - b r|^2` for a row, where `a = 1 / (|o| + eps)` and `b = 1 / (|r| + eps)`.
+
+    Written out, this needs three inner products for each row, and its gradient in r is a multiple of r and one of o; no
+    normalised map is ever made. Inner products are in float32 whatever the maps are in.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *maps: Tensor) -> Tensor:
+        """(o, r, o, r, ...), (rows, entries) each -> their distance in float32."""
+        factors = []
+        total = maps[0].new_zeros((), dtype=torch.float32)
+        for o, r in zip(maps[::2], maps[1::2], strict=True):
+            oo, rr, product = _dot(o, o), _dot(r, r), _dot(o, r)
+            norm = rr.sqrt()
+            a, b = 1 / (oo.sqrt() + EPSILON), 1 / (norm + EPSILON)
+            total += (a * a * oo + b * b * rr - 2 * a * b * product).clamp_min(0).sum()
+            radial = (b * rr - a * product) / norm.clamp_min(torch.finfo(norm.dtype).tiny)  # of b r - a o, along r
+            factors += [2 * b * b * (1 - radial), -2 * a * b]
+        ctx.save_for_backward(*maps, *factors)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """For each pair: nothing for o, the gradient in r."""
+        saved, results = ctx.saved_tensors, []
+        count = len(saved) // 2
+        for index in range(0, count, 2):
+            o, r = saved[index : index + 2]
+            of_r, of_o = (saved[count + index + i].unsqueeze(1) * gradient[0] for i in (0, 1))
+            results += [None, (r * of_r).addcmul_(o, of_o).to(r.dtype)]
+        return tuple(results)
+
+
+def _dot(x: Tensor, y: Tensor) -> Float[Tensor, " rows"]:
+    """Inner products of the rows of two maps, in float32."""
+    if x is y:
+        return torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square()
+    return (x * y).sum(1, dtype=torch.float32)
+
+
+@FEATURE_MAP_LOSSES.register("L2BatchedAttentionLoss", any_precision=True)
 def l2_batched_attention_loss(original: Maps, reconstructed: Maps) -> Tensor:
     """Each sample of each map divided by its norm; squared differences summed, divided by the batch size."""
-    total = torch.stack(
-        [
-            (_rows_normalized(o.flatten(1)) - _rows_normalized(r.flatten(1))).square().sum()
-            for o, r in zip(original, reconstructed, strict=True)
-        ]
-    )
-    return total.sum() / len(original[0])
+    pairs = flat_pairs(original, reconstructed)
+    distance: Tensor = NormalizedDistance.apply(*(m for pair in pairs for m in pair))
+    return distance / len(original[0])
 
 
 @FEATURE_MAP_LOSSES.register("L2AttentionLoss")
@@ -52,6 +108,6 @@ def sp_attention_loss(original: Maps, reconstructed: Maps) -> Tensor:
     summed, divided by the square of the batch size."""
     terms = []
     for o, r in zip(original, reconstructed, strict=True):
-        similarities = [_rows_normalized(m.flatten(1) @ m.flatten(1).T) for m in (o, r)]
+        similarities = [rows_normalized(flat(m) @ flat(m).T) for m in (o, r)]
         terms.append((similarities[0] - similarities[1]).square().sum())
     return torch.stack(terms).sum() / len(original[0]) ** 2

@@ -11,6 +11,7 @@ from torch import Tensor
 from nern.config import NernConfig
 from nern.errors import NernError, NonFiniteLossError
 from nern.originals.base import Original
+from nern.originals.taps import FeatureMaps
 from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, RECONSTRUCTION_LOSSES, TASK_LOSSES
 
 
@@ -56,6 +57,7 @@ class Objective:
         }
         self._reconstruction = RECONSTRUCTION_LOSSES[config.reconstruction_loss_type]
         self._feature_maps = FEATURE_MAP_LOSSES[config.attention_loss_type]
+        self._maps_in_any_precision = FEATURE_MAP_LOSSES.info(config.attention_loss_type).get("any_precision", False)
         self._distillation = DISTILLATION_LOSSES[config.distillation_loss_type]
         self._task = TASK_LOSSES[config.task_loss_type]
 
@@ -72,6 +74,12 @@ class Objective:
         """The reconstruction loss alone, of any share of the weights, layer by layer."""
         value = self._reconstruction(original, predicted)
         return Losses({"reconstruction": value}, self.weights["reconstruction"] * value)
+
+    def share(self, losses: Losses, fraction: float, processes: int) -> Losses:
+        """What one of several processes adds to the losses of all: terms of its part of the images count by that
+        `fraction`, the reconstruction loss, which every process computes whole, by the number of `processes`."""
+        parts = {n: v * (1 / processes if n == "reconstruction" else fraction) for n, v in losses.terms.items()}
+        return Losses(parts, torch.stack([self.weights[name] * value for name, value in parts.items()]).sum())
 
     def __call__(
         self,
@@ -92,17 +100,27 @@ class Objective:
         if images is not None and self.needs_images:
             with_maps = self.active("feature_maps")
             outputs, maps = self.original.run(weights, images, extra, with_maps)
-            if with_maps:
-                target, target_maps = self.original.features(images)
-                if not maps:
-                    raise NernError(f"{self.original.name} gives no feature maps; see nern.feature_maps")
-                terms["feature_maps"] = self._feature_maps(target_maps, maps)
-            elif self.active("distillation"):
-                target = self.original(images)
-            if self.active("distillation"):
-                terms["distillation"] = self._distillation(target, outputs)
-            if self.active("task"):
-                assert labels is not None  # the config's check
-                terms["task"] = self._task(outputs, labels)
+            target, target_maps = self._target(images, with_maps)
+            with torch.autocast(images.device.type, enabled=False):
+                if with_maps:
+                    terms["feature_maps"] = self._compare_maps(target_maps, maps)
+                if self.active("distillation"):
+                    terms["distillation"] = self._distillation(target.float(), outputs.float())
+                if self.active("task"):
+                    assert labels is not None  # the config's check
+                    terms["task"] = self._task(outputs.float(), labels)
         weighted = [self.weights[name] * value for name, value in terms.items()]
         return Losses(terms, torch.stack(weighted).sum())
+
+    def _target(self, images: Tensor, with_maps: bool) -> tuple[Tensor, FeatureMaps]:
+        """The original's outputs, if any term asks for them, and feature maps."""
+        if with_maps:
+            return self.original.features(images)
+        return (self.original(images) if self.active("distillation") else images), []
+
+    def _compare_maps(self, target: FeatureMaps, maps: FeatureMaps) -> Tensor:
+        if not maps:
+            raise NernError(f"{self.original.name} gives no feature maps; see nern.feature_maps")
+        if not self._maps_in_any_precision:
+            target, maps = [m.float() for m in target], [m.float() for m in maps]
+        return self._feature_maps(target, maps)

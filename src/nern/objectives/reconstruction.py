@@ -12,7 +12,7 @@ from nern.registry import RECONSTRUCTION_LOSSES
 Weights = Sequence[Tensor]
 
 
-@RECONSTRUCTION_LOSSES.register("L2Loss")
+@RECONSTRUCTION_LOSSES.register("L2Loss", pooled=True)
 def l2_loss(original: Weights, reconstructed: Weights) -> Tensor:
     """Root of the mean squared error over all weights of all layers. Its gradient at an exact match is taken as zero."""
     difference = torch.cat([(r - o).flatten() for o, r in zip(original, reconstructed, strict=True)])

@@ -79,10 +79,21 @@ class Heads:
         ends = torch.tensor(self.table.starts[1:])
         return ends, torch.tensor(self.of_layer), torch.tensor(self.starts) - torch.tensor(self.table.starts[:-1])
 
+    @property
+    def samples(self) -> bool:
+        """Whether a layer's kernels are smaller than what its head predicts."""
+        sizes = [shape[2:] for shape in self.table.shapes]
+        pairs = zip(self.of_layer, sizes, strict=True)
+        return self.table.num_idxs != WEIGHT_IDXS and any(self.sizes[head] != size for head, size in pairs)
+
+    def layers(self, head: int) -> list[int]:
+        """The layers that a head predicts."""
+        return [index for index, of_layer in enumerate(self.of_layer) if of_layer == head]
+
     def rows(self, head: int) -> Int[Tensor, " r"]:
         """The table's rows that a head predicts."""
-        layers = [i for i, h in enumerate(self.of_layer) if h == head]
-        return torch.cat([torch.arange(self.table.starts[i], self.table.starts[i + 1]) for i in layers])
+        starts = self.table.starts
+        return torch.cat([torch.arange(starts[index], starts[index + 1]) for index in self.layers(head)])
 
     def split(self, rows: Int[Tensor, " r"]) -> list[tuple[Tensor, Tensor]]:
         """For each head, those of `rows` that it predicts, and their numbers among the rows of the head."""
@@ -97,10 +108,14 @@ class Heads:
         """Room for the predictions of all rows, of the kind of `like`."""
         return [p.new_empty(count, *p.shape[1:]) for p, count in zip(like, self.counts, strict=True)]
 
+    def part(self, predictions: Sequence[Float[Tensor, "r h w"]], index: int) -> Float[Tensor, "rows h w"]:
+        """Of predictions of all rows, one tensor a head, those of layer `index`."""
+        start = self.starts[index]
+        return predictions[self.of_layer[index]][start : start + self.table.layer_rows[index]]
+
     def layer(self, predictions: Sequence[Float[Tensor, "r h w"]], index: int) -> Float[Tensor, "rows h w"]:
         """The kernels of layer `index` from predictions of all rows, one tensor a head; sampled to the layer's size."""
-        start = self.starts[index]
-        return self.sampled(predictions[self.of_layer[index]][start : start + self.table.layer_rows[index]], index)
+        return self.sampled(self.part(predictions, index), index)
 
     def sampled(self, kernels: Float[Tensor, "r h w"], index: int) -> Float[Tensor, "r h w"]:
         """Predictions of rows of layer `index`, reduced to its kernel size."""

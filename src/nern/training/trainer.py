@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,38 +13,15 @@ from torch import Tensor, nn
 from nern.config import Config
 from nern.errors import NernError
 from nern.evaluation import Evaluator, mean_metrics
-from nern.objectives.objective import Losses, Objective, mean_losses
-from nern.originals.base import Original
+from nern.objectives.objective import Losses
 from nern.representation.nern import NeRN
-from nern.tasks.base import Task
 from nern.tasks.images import Batch
-from nern.tasks.streams import EvalSet
 from nern.training.loop import Loop
+from nern.training.members import Member, split_by_network
 from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients
 from nern.training.schedules import Schedule
+from nern.training.step import Step
 from nern.training.weight_batches import WeightBatches
-
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """One of the networks that a NeRN represents, with the images to train and evaluate it on (None: reconstruction
-    only) and the name that metrics give it."""
-
-    original: Original
-    task: Task | None = None
-    name: str = ""
-
-    @property
-    def sets(self) -> dict[str, EvalSet]:
-        """The sets to evaluate on."""
-        both = {"held_out": self.task.held_out, "test": self.task.test} if self.task else {}
-        return {name: data for name, data in both.items() if data is not None}
-
-
-def split_by_network(members: Sequence[Member], weights: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The weights of all layers, a list for each network."""
-    rest = iter(weights)
-    return [[next(rest) for _ in member.original.weight_names] for member in members]
 
 
 class Trainer(Loop):
@@ -67,15 +43,14 @@ class Trainer(Loop):
         total_steps = (config.epochs or 0) * self.steps_per_epoch if iterations is None else iterations
         super().__init__(config.logging, config.save_minutes, total_steps)
         self.config, self.members, self.nern = config, list(members), nern
-        self.objectives = [Objective(config.nern, member.original) for member in members]
         self.evaluators = [Evaluator(member.original, config.evaluation.batch_size) for member in members]
         weights = [weight for member in members for weight in member.original.weights]
-        self.originals = nern.table.to_rows(weights)
         self.device = weights[0].device
         norms, size = nern.table.norms(weights), config.nern.weights_batch_size
         self.batches = WeightBatches(config.nern.weights_batch_method, nern.table, norms, size, config.seed)
         start = (extra or members[0].original.classifier()) if config.learn_fc_layer else {}
         self.extra = {name: nn.Parameter(p.detach().clone().to(self.device)) for name, p in start.items()}
+        self.differentiate = Step(config.nern, nern, members, self.extra, config.precision)
         self.parameters = [*nern.predictor.parameters(), *self.extra.values()]
         self.optimizer = build_optimizer(config.optim, self.parameters)
         self.schedule = Schedule(config.optim, self.total_steps)
@@ -85,7 +60,7 @@ class Trainer(Loop):
     @property
     def needs_images(self) -> bool:
         """Whether any term runs the networks."""
-        return self.objectives[0].needs_images
+        return self.differentiate.objectives[0].needs_images
 
     def named_parameters(self) -> dict[str, Tensor]:
         """The predictor's, and what is trained beside it."""
@@ -114,78 +89,14 @@ class Trainer(Loop):
         """
         self.optimizer.lr = self.schedule.lr
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.backward(batches, rows)
+        losses = self.differentiate(batches, rows)
+        losses.check_finite(self.step)
         check_gradients(self.named_parameters(), self.step)
         clip_gradients(self.parameters, self.config.optim)
         self.optimizer.step()
         self.schedule.after_step(self.step)
         self.step += 1
         return losses
-
-    def backward(self, batches: Sequence[Batch] | None, rows: Int[Tensor, " r"] | None) -> Losses:
-        """Losses of the current predictor, and their gradients in its parameters.
-
-        All rows are predicted; the losses are differentiated with respect to the predictions, and what arrives at
-        `rows` is passed on to the predictor, a row drawn m times m times. With `nern.reconstruction_rows` 'drawn', a step
-        without images predicts `rows` alone.
-        """
-        self.nern.train()
-        if rows is None:
-            losses = self._losses(self.nern.weights(), batches)
-            losses.total.backward()
-            return losses
-        if batches is None and self.config.nern.reconstruction_rows == "drawn":
-            losses = self._drawn_losses(rows.sort().values.to(self.device))
-            losses.total.backward()
-            return losses
-        drawn, counts = rows.to(self.device).unique(return_counts=True)
-        live = self.nern(drawn)
-        predictions = self.nern.heads.empty(live)
-        with torch.no_grad(), self.nern.evaluating():
-            others = torch.ones(self.nern.table.rows, dtype=torch.bool, device=self.device)
-            others[drawn] = False
-            rest = others.nonzero().squeeze(1)
-            for values, of_rows in ((self.nern(rest), rest), ([p.detach() for p in live], drawn)):
-                for room, value, (_, local) in zip(predictions, values, self.nern.heads.split(of_rows), strict=True):
-                    room[local] = value
-        for room in predictions:
-            room.requires_grad_()
-        losses = self._losses(self.nern.weights(predictions), batches)
-        losses.total.backward()
-        gradients = []
-        for room, (of_head, local) in zip(predictions, self.nern.heads.split(drawn), strict=True):
-            assert room.grad is not None
-            times = counts if len(of_head) == len(drawn) else counts[torch.isin(drawn, of_head)]
-            gradients.append(room.grad[local] * times.view(-1, 1, 1))
-        pairs = [(value, gradient) for value, gradient in zip(live, gradients, strict=True) if value.requires_grad]
-        torch.autograd.backward([value for value, _ in pairs], [gradient for _, gradient in pairs])
-        return losses
-
-    def _losses(self, weights: list[Tensor], batches: Sequence[Batch] | None) -> Losses:
-        """Mean over the networks of each one's losses with its share of all weights."""
-        parts: list[Losses] = []
-        extra: dict[str, Tensor] = dict(self.extra)
-        none: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(self.members)
-        for objective, own, batch in zip(
-            self.objectives, split_by_network(self.members, weights), batches or none, strict=True
-        ):
-            images, labels = batch
-            parts.append(objective(own, images, labels, extra))
-            parts[-1].check_finite(self.step)
-        return mean_losses(parts, len(self.members))
-
-    def _drawn_losses(self, rows: Int[Tensor, " r"]) -> Losses:
-        """Reconstruction losses over `rows` alone, which rise."""
-        parts = self.nern.heads.by_layer(rows, self.nern(rows))
-        losses, begins = [], 0
-        for objective, member in zip(self.objectives, self.members, strict=True):
-            ends = begins + len(member.original.weight_names)
-            own = [(self.originals[index][local], kernels) for index, local, kernels in parts if begins <= index < ends]
-            if own:
-                losses.append(objective.reconstruction([o for o, _ in own], [k for _, k in own]))
-                losses[-1].check_finite(self.step)
-            begins = ends
-        return mean_losses(losses, len(self.members))
 
     def _images(self, step: int) -> list[Batch] | None:
         """A batch for each network; None in steps of reconstruction only."""
@@ -205,7 +116,7 @@ class Trainer(Loop):
                 weights = self.nern.weights()
                 batches = self._images(max(self.step, self.config.loss_warmup_iterations))
                 few = [(i[:2], None if y is None else y[:2]) for i, y in batches] if batches else None
-                self._losses(weights, few)
+                self.differentiate.losses(weights, few).check_finite(self.step)
                 for member, own in zip(self.members, split_by_network(self.members, weights), strict=True):
                     for data in member.sets.values():
                         images, labels = next(data.batches(2))

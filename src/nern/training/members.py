@@ -1,0 +1,34 @@
+"""The networks of one NeRN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from nern.originals.base import Original
+from nern.tasks.base import Task
+from nern.tasks.streams import EvalSet
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One of the networks that a NeRN represents, with the images to train and evaluate it on (None: reconstruction
+    only) and the name that metrics give it."""
+
+    original: Original
+    task: Task | None = None
+    name: str = ""
+
+    @property
+    def sets(self) -> dict[str, EvalSet]:
+        """The sets to evaluate on."""
+        both = {"held_out": self.task.held_out, "test": self.task.test} if self.task else {}
+        return {name: data for name, data in both.items() if data is not None}
+
+
+def split_by_network(members: Sequence[Member], weights: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The weights of all layers, a list for each network."""
+    rest = iter(weights)
+    return [[next(rest) for _ in member.original.weight_names] for member in members]

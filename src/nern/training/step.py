@@ -1,0 +1,214 @@
+"""One step: predict, compute the losses, differentiate them.
+
+Losses are differentiated with respect to the predicted kernels first, of which the kernels drawn for the step pass their
+share on to the predictor. So only the drawn rows are predicted with gradient, a row drawn m times m times. Nothing here
+waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nern.config import NernConfig
+from nern.devices import computing_in, lower_precision
+from nern.objectives.objective import Losses, Objective, mean_losses
+from nern.processes import ALONE, Processes
+from nern.registry import RECONSTRUCTION_LOSSES
+from nern.representation.nern import NeRN
+from nern.tasks.images import Batch
+from nern.training.members import Member, split_by_network
+
+Rows = Int[Tensor, " r"]
+POOLED_BYTES = 256_000_000  # up to this much is held a second time, in one piece, to be indexed by row
+
+
+class Step:
+    """Losses of the current predictor, and their gradients in its parameters.
+
+    Args:
+        config: losses and which rows they compare.
+        nern: the representation.
+        members: the networks it represents.
+        extra: further parameters of the reconstructed network that are trained.
+        precision: 'float32', 'tf32' or 'bf16'.
+        processes: that share the work; each has a share of the images and of the rows, and all end up with the gradients
+            of the whole.
+    """
+
+    def __init__(
+        self,
+        config: NernConfig,
+        nern: NeRN,
+        members: Sequence[Member],
+        extra: dict[str, nn.Parameter],
+        precision: str = "float32",
+        processes: Processes = ALONE,
+    ) -> None:
+        self.config, self.nern, self.members, self.extra = config, nern, list(members), extra
+        self.precision, self.processes = precision, processes
+        self.objectives = [Objective(config, member.original) for member in members]
+        weights = [weight for member in members for weight in member.original.weights]
+        self.device = weights[0].device
+        self.originals = nern.table.to_rows(weights)
+        self._pooled = self._pool(weights)
+        # batch norm predicts other values from the statistics of the drawn rows than from its averages
+        self._apart = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in nern.predictor.modules())
+
+    def __call__(
+        self, batches: Sequence[Batch] | None, rows: Rows | None, fractions: Sequence[float] | None = None
+    ) -> Losses:
+        """Compute losses and gradients (added to what parameters hold).
+
+        Args:
+            batches: this process's images and labels for each network; None: the reconstruction loss only.
+            rows: rows that carry gradient; None: all. With `reconstruction_rows` 'drawn', a step without images predicts
+                and compares these alone.
+            fractions: of all processes' images, which part these are, for each network; None: all.
+        """
+        self.nern.train()
+        with computing_in(self.precision, self.device):
+            if batches is None and rows is not None and self.config.reconstruction_rows == "drawn":
+                return self._drawn(rows)
+            return self._all(batches, rows, fractions or [1.0] * len(self.members))
+
+    def losses(
+        self, weights: Sequence[Tensor], batches: Sequence[Batch] | None, fractions: Sequence[float] | None = None
+    ) -> Losses:
+        """Mean over the networks of each one's losses with its share of all weights; of several processes, what this one
+        adds to their sum."""
+        parts: list[Losses] = []
+        extra: dict[str, Tensor] = dict(self.extra)
+        none: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(self.members)
+        of_networks = zip(
+            self.objectives,
+            split_by_network(self.members, weights),
+            batches or none,
+            fractions or [1.0] * len(self.members),
+            strict=True,
+        )
+        for objective, own, (images, labels), fraction in of_networks:
+            part = objective(own, images, labels, extra)
+            parts.append(objective.share(part, fraction, self.processes.count) if self.processes.several else part)
+        return mean_losses(parts, len(self.members))
+
+    # --- all rows -------------------------------------------------------------------------------------------------
+
+    def _all(self, batches: Sequence[Batch] | None, rows: Rows | None, fractions: Sequence[float]) -> Losses:
+        heads = self.nern.heads
+        drawn = torch.arange(self.nern.table.rows, device=self.device) if rows is None else rows.to(self.device)
+        with self._lower():
+            live = self.nern(drawn[self.processes.share(len(drawn))])
+            values = [p.detach() for p in live] if rows is None and not self.processes.several else self._predict_all()
+        locals_ = [local for _, local in heads.split(drawn)]
+        if self._apart and rows is not None:
+            for value, local, of_rows in zip(values, locals_, live, strict=True):
+                value[local] = of_rows.detach()
+        layers = range(len(self.nern.table.shapes))
+        leaves = [heads.part(values, index).detach().requires_grad_() for index in layers]
+        weights = [self.nern.table.to_weight(heads.sampled(leaf, i), i) for i, leaf in enumerate(leaves)]
+        with self._lower():
+            losses = self.losses(weights, batches, fractions)
+        losses.total.backward()
+        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        of_heads = [torch.cat([gradients[i] for i in heads.layers(head)]) for head in range(len(heads.sizes))]
+        arrived = [g[local] for g, local in zip(of_heads, locals_, strict=True)]
+        self.processes.add_up(arrived)
+        return self._pass_on(live, drawn, arrived, losses)
+
+    def _predict_all(self) -> list[Float[Tensor, "r h w"]]:
+        """Predictions of all rows, one tensor a head, without gradient."""
+        with torch.no_grad(), self.nern.evaluating():
+            if not self.processes.several:
+                return self.nern()
+            rows = torch.arange(self.nern.table.rows, device=self.device)[self.processes.share(self.nern.table.rows)]
+            mine = self.nern(rows)
+            rooms = [room.zero_() for room in self.nern.heads.empty(mine)]
+            for room, value, (_, local) in zip(rooms, mine, self.nern.heads.split(rows), strict=True):
+                room[local] = value
+            self.processes.add_up(rooms)
+            return rooms
+
+    # --- the drawn rows alone ---------------------------------------------------------------------------------------
+
+    def _drawn(self, rows: Rows) -> Losses:
+        drawn = rows.to(self.device) if self._pooled is not None else rows.sort().values.to(self.device)
+        share = self.processes.share(len(drawn))
+        with self._lower():
+            live = self.nern(drawn[share])
+        if not self.processes.several:
+            losses = self._drawn_losses(drawn, live)
+            losses.total.backward()
+            return losses
+        pairs = zip(live, self._of_heads(drawn), strict=True)
+        whole = [value.new_zeros(len(of_head), *value.shape[1:]) for value, of_head in pairs]
+        for room, value, mine in zip(whole, live, self._mine(drawn), strict=True):
+            room[mine] = value.detach()
+        self.processes.add_up(whole)
+        leaves = [room.requires_grad_() for room in whole]
+        losses = self._drawn_losses(drawn, leaves)
+        losses.total.backward()
+        arrived = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        return self._pass_on(live, drawn, arrived, losses)
+
+    def _drawn_losses(self, drawn: Rows, predictions: Sequence[Tensor]) -> Losses:
+        """Reconstruction losses of the drawn rows, from their predictions, one tensor a head."""
+        heads = self.nern.heads
+        if self._pooled is not None:
+            pairs = zip(self._pooled, heads.split(drawn), strict=True)
+            return self.objectives[0].reconstruction([room[local] for room, (_, local) in pairs], predictions)
+        parts = heads.by_layer(drawn, predictions)
+        losses, begins = [], 0
+        for objective, member in zip(self.objectives, self.members, strict=True):
+            ends = begins + len(member.original.weight_names)
+            own = [(self.originals[index][local], kernels) for index, local, kernels in parts if begins <= index < ends]
+            if own:
+                losses.append(objective.reconstruction([o for o, _ in own], [k for _, k in own]))
+            begins = ends
+        return mean_losses(losses, len(self.members))
+
+    def _pool(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
+        """The original kernels of each head in one tensor, where the loss of some rows does not ask for their layers."""
+        heads, size = self.nern.heads, sum(w.numel() * w.element_size() for w in weights)
+        pooled = RECONSTRUCTION_LOSSES.info(self.config.reconstruction_loss_type).get("pooled", False)
+        if not pooled or len(self.members) > 1 or heads.samples or size > POOLED_BYTES:
+            return None
+        return [torch.cat([self.originals[i] for i in heads.layers(head)]) for head in range(len(heads.sizes))]
+
+    # --- gradients and processes ------------------------------------------------------------------------------------
+
+    def _pass_on(self, live: Sequence[Tensor], drawn: Rows, arrived: Sequence[Tensor], losses: Losses) -> Losses:
+        """Differentiate the predictor's share of predictions, given the gradients of all drawn ones."""
+        mine = (
+            [g[part] for g, part in zip(arrived, self._mine(drawn), strict=True)] if self.processes.several else arrived
+        )
+        pairs = [(value, gradient) for value, gradient in zip(live, mine, strict=True) if value.requires_grad]
+        torch.autograd.backward([value for value, _ in pairs], [gradient for _, gradient in pairs])
+        if not self.processes.several:
+            return losses
+        parameters = [*self.nern.predictor.parameters(), *self.extra.values()]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        figures = torch.stack([losses.total.detach(), *(value.detach() for value in losses.terms.values())])
+        self.processes.add_up([*(p.grad for p in parameters if p.grad is not None), figures])
+        total, *terms = figures.unbind()
+        return Losses(dict(zip(losses.terms, terms, strict=True)), total)
+
+    def _of_heads(self, drawn: Rows) -> list[Rows]:
+        return [of_head for of_head, _ in self.nern.heads.split(drawn)]
+
+    def _mine(self, drawn: Rows) -> list[slice]:
+        """Of each head's drawn rows, those of this process."""
+        share, parts = self.processes.share(len(drawn)), []
+        before, own = self._of_heads(drawn[: share.start]), self._of_heads(drawn[share])
+        for earlier, mine in zip(before, own, strict=True):
+            parts.append(slice(len(earlier), len(earlier) + len(mine)))
+        return parts
+
+    def _lower(self) -> AbstractContextManager[None]:
+        return lower_precision(self.precision, self.device)
