@@ -2,12 +2,14 @@
 
     python benchmarks/fill.py FOLDER
 
-Each FOLDER/NAME.md takes the place of what stands between `<!-- NAME -->` and `<!-- end -->`.
+What stands between `<!-- NAME -->` and `<!-- end -->` gives way to FOLDER/NAME.md, and FOLDER/NAME.png, if
+there is one, goes below it.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,7 +26,11 @@ def fill(readme: Path, folder: Path) -> None:
         if not table.is_file():
             print(f"left as it is: {name}")
             continue
-        block = f"<!-- {name} -->\n{table.read_text(encoding='utf-8').strip()}\n<!-- end -->"
+        block = f"<!-- {name} -->\n{table.read_text(encoding='utf-8').strip()}\n"
+        if (folder / f"{name}.png").is_file():
+            shutil.copy(folder / f"{name}.png", readme.parent)
+            block += f"\n![{name}]({name}.png)\n"
+        block += "<!-- end -->"
         text = re.sub(rf"<!-- {name} -->.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
     readme.write_text(text, encoding="utf-8")
 

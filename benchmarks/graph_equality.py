@@ -16,7 +16,7 @@ from importlib import resources
 import torch
 
 from nern import Config
-from nern.benchmarks.parts import build_trainer
+from nern.benchmarks.parts import build_trainer, quieten
 from nern.config import known_keys
 from nern.devices import select_device
 from nern.errors import NernError
@@ -26,10 +26,12 @@ KEY = "cuda_graph"  # the place where the two runs differ
 
 def trained(config: Config, steps: int, switch: int, graph: bool) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Parameters and losses after `steps` steps, the first `switch` of reconstruction only."""
+    config.optim.lr, config.optim.min_lr = 1e-4, 0.0  # any untrained predictor stays finite
     values = config.to_dict() | {"epochs": None, "num_iterations": steps, "loss_warmup_iterations": switch}
     if KEY in known_keys(Config):
         values[KEY] = graph
     trainer = build_trainer(Config.from_dict(values), True)
+    quieten(trainer.nern)
     losses = []
     while trainer.step < steps:
         losses.append(float(trainer.do_step().total.detach()))

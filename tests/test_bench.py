@@ -275,10 +275,15 @@ def test_two_runs_of_the_same_settings_are_equal(
 
 
 def test_tables_are_filled_in_between_their_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fill = runpy.run_path(str(ROOT / "benchmarks" / "fill.py"))
-    (tmp_path / "README.md").write_text("a\n<!-- one -->\nold\n<!-- end -->\nb\n<!-- two -->\nkept\n<!-- end -->\n")
-    (tmp_path / "one.md").write_text("new \\1\n")
-    fill["fill"](tmp_path / "README.md", tmp_path)
-    text = (tmp_path / "README.md").read_text()
-    assert text == "a\n<!-- one -->\nnew \\1\n<!-- end -->\nb\n<!-- two -->\nkept\n<!-- end -->\n"
+    fill = runpy.run_path(str(ROOT / "benchmarks" / "fill.py"))["fill"]
+    readme, results = tmp_path / "README.md", tmp_path / "results"
+    results.mkdir()
+    marked = "a\n<!-- one -->\n{}<!-- end -->\nb\n<!-- two -->\nkept\n<!-- end -->\n<!-- three -->\n{}<!-- end -->\n"
+    readme.write_text(marked.format("old\n", ""))
+    (results / "one.md").write_text("new \\1\n")
+    (results / "three.md").write_text("3")
+    (results / "three.png").write_bytes(b"picture")
+    fill(readme, results)
+    assert readme.read_text() == marked.format("new \\1\n", "3\n\n![three](three.png)\n")
+    assert (tmp_path / "three.png").read_bytes() == b"picture"
     assert capsys.readouterr().out == "left as it is: two\n"

@@ -13,7 +13,7 @@ from nern.originals.base import Original
 from nern.registry import PREDICTORS
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, build_nern
-from nern.training.trainer import Member, Trainer
+from nern.training import Member, Trainer
 
 STEPS = 10**9  # of a run that does not end while it is measured
 SMALL = 1e-2

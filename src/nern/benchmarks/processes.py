@@ -17,6 +17,8 @@ from nern.errors import NernError, NernWarning
 
 _PRELOAD = ["nern.benchmarks.steppers", "torch._dynamo"]  # the latter: what the first optimizer imports
 
+_TOLD: set[str] = set()  # warnings, which every process of a benchmark would repeat
+
 
 class Worker:
     """An object that lives in a process of its own.
@@ -61,7 +63,9 @@ class Worker:
                 f"a measuring process ended early (exit status {self._process.exitcode}; -9 is often a lack of memory)"
             ) from None
         for message in warned:
-            warnings.warn(message, NernWarning, stacklevel=2)
+            if message not in _TOLD:
+                _TOLD.add(message)
+                warnings.warn(message, NernWarning, stacklevel=2)
         if kind == "mistake":
             raise NernError(value)
         if kind == "failure":

@@ -11,7 +11,7 @@ from nern.benchmarks.report import Report, Sheet
 from nern.benchmarks.settings import BenchSettings, Say
 from nern.benchmarks.timing import Spread, seconds_per_call, seconds_text
 from nern.config import Config
-from nern.devices import select_device
+from nern.devices import keep_memory, select_device
 from nern.terminal import bytes_text
 
 STEPS = {"cpu": 30, "cuda": 300}
@@ -37,6 +37,7 @@ def bench_run(config: Config, settings: BenchSettings, say: Say) -> Report:
 
 
 def _measure(config: Config, steps: int | None, repeats: int, warmup: int) -> dict[str, Any]:
+    keep_memory()  # as `nern train` does
     device = select_device(config)
     memory = PeakMemory(device).start()
     trainer = build_trainer(endless(config, True), True)
@@ -72,7 +73,7 @@ def _measure(config: Config, steps: int | None, repeats: int, warmup: int) -> di
         "steps": total,
         "steps_per_epoch": per_epoch,
         "steps_timed": each * repeats,
-        "precision": getattr(config, "precision", "float32"),
+        "precision": config.precision,
         "device": str(device),
         "peak_memory_bytes": memory.growth(),
     }

@@ -21,7 +21,7 @@ from nern.randomness import forked_rng
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern
 from nern.terminal import bytes_text
-from nern.training.trainer import Member, Trainer
+from nern.training import Member, Trainer
 
 SMALL = 30_000  # weights of a network to warm up with: some hundred kernels a layer
 CPU = torch.device("cpu")

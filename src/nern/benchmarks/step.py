@@ -23,7 +23,7 @@ DRAWN = 4096  # rows drawn where the config draws none
 
 def bench_step(config: Config, settings: BenchSettings, say: Say) -> Report:
     """Full steps and steps of reconstruction only, in turn with plain ones; see the module."""
-    precisions = list(settings.precisions or []) or [getattr(config, "precision", "float32")]
+    precisions = list(settings.precisions or []) or [config.precision]
     on_gpu = select_device(config).type == "cuda"
     with ExitStack() as stack:
         rooms = _Rooms(stack, settings, say)
@@ -43,8 +43,7 @@ def bench_step(config: Config, settings: BenchSettings, say: Say) -> Report:
 def at_precision(config: Config, precision: str) -> Config:
     """A copy that computes in `precision`."""
     config = copy.deepcopy(config)
-    if hasattr(config, "precision"):
-        config.precision = precision
+    config.precision = precision
     return config
 
 

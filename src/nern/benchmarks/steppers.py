@@ -16,7 +16,7 @@ from nern.benchmarks.memory import PeakMemory
 from nern.benchmarks.parts import build_nern_of, build_originals, build_trainer, endless, quieten, without_evaluation
 from nern.benchmarks.timing import seconds_per_call, synchronize
 from nern.config import Config
-from nern.devices import select_device
+from nern.devices import keep_memory, select_device
 from nern.experiment import build_experiment
 from nern.originals.base import Original
 from nern.registry import ACTIVATIONS, NORM_LAYERS
@@ -59,6 +59,7 @@ class OurSteps(Steps):
 
     def __init__(self, config: Config, images: bool) -> None:
         super().__init__(config)
+        keep_memory()  # as `nern train` does
         self.trainer = build_trainer(without_evaluation(endless(config, images)), images)
         quieten(self.trainer.nern)
         rows = self.trainer.batches.rows(0)
