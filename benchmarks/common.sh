@@ -22,6 +22,7 @@ failed=()
 bench() { # NAME KIND [options]: writes NAME.md and NAME.json
   local name=$1
   shift
+  [[ -z ${NERN_BENCH_ONLY:-} || " $NERN_BENCH_ONLY " == *" $name "* ]] || return 0
   echo "--- $name ($SECONDS s)"
   if ! timeout "${LIMIT:-3600}" "$PYTHON" -m nern bench "$@" --markdown "$name.md" --json "$name.json"; then
     failed+=("$name")

@@ -2,7 +2,7 @@
 # Every CPU table of benchmarks/README.md.
 #   bash benchmarks/cpu.sh DATA_DIR [RESULTS]     DATA_DIR holds CIFAR-10; RESULTS: default outputs/benchmarks
 #   python benchmarks/fill.py RESULTS             puts the tables into the README
-# NERN_BENCH_TINY=1 goes through all of it at tiny sizes.
+# NERN_BENCH_ONLY="NAME NAME" makes these alone. NERN_BENCH_TINY=1 goes through all of it at tiny sizes.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 data=${1?the folder that holds CIFAR-10}

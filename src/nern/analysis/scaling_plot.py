@@ -25,7 +25,7 @@ def plot_scaling(path: str | Path, measured: Sequence[dict[str, Any]], title: st
 
     Args:
         path: the file.
-        measured: of each size, rising: `weights`, `weight_bytes`, and by part `seconds` (median) and `peak_memory_bytes`.
+        measured: of each size, rising: `weights`, `weight_bytes`, by part `seconds` (median), `peak_memory_bytes` of `all`.
         title: over the picture.
     """
     figure = Figure(figsize=(10.5, 4.3), layout="constrained")
@@ -36,10 +36,11 @@ def plot_scaling(path: str | Path, measured: Sequence[dict[str, Any]], title: st
     for part, (label, colour, marker) in PARTS.items():
         style: dict[str, Any] = {"color": colour, "marker": marker, "ms": 5, "lw": 1.6, "label": label}
         left.plot(sizes, [max(of["seconds"][part]["median"], 1e-5) for of in measured], **style)
-        right.plot(sizes, [max(of["peak_memory_bytes"][part], 2**12) for of in measured], **style)
+    peak = [max(of["peak_memory_bytes"]["all"], 2**12) for of in measured]
+    right.plot(sizes, peak, color="#cc79a7", marker="o", ms=5, lw=1.6, label="all of that, beyond the weights")
     own = [of["weight_bytes"] for of in measured]
     right.plot(sizes, own, color=MUTED, ls="--", lw=1.2, label="the weights themselves")
-    for axes, heading, unit in ((left, "Time", _seconds), (right, "Memory, highest growth", _bytes)):
+    for axes, heading, unit in ((left, "Time", _seconds), (right, "Memory at its highest", _bytes)):
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_title(heading, color=INK, fontsize=10)

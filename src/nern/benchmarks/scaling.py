@@ -126,6 +126,6 @@ def _job(config: Config, network: nn.Module, repeats: int, warmup: int) -> dict[
         "layers": len(weights),
         "weight_bytes": own,
         "seconds": {part: Spread.of(values).to_dict() for part, values in seconds.items()},
-        "peak_memory_bytes": peaks,
+        "peak_memory_bytes": peaks | {"all": whole - held},
         "memory_over_weights": (whole - held) / own,
     }
