@@ -16,7 +16,7 @@ import hashlib
 import json
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from nern.config import Config, NernConfig, OptimConfig, check_keys, known_keys
 from nern.errors import NernError
 from nern.files import load_state_dict
-from nern.objectives.objective import Losses
+from nern.objectives.objective import Losses, Objective
 from nern.objectives.smoothness import cosine_smoothness, l2_smoothness
 from nern.ordering.order import CrossFilterOrdering, InFilterOrdering, Ordering, solve_ordering
 from nern.originals.base import Original, OriginalNetwork
@@ -412,7 +412,7 @@ def batching(case: Case) -> Tensors:
         [Member(Original(_Shapes(list(table.shapes))))],
         nern,
     )
-    trainer.differentiate.objectives = [_Upstream(upstream, nern)]  # type: ignore[list-item]
+    trainer.differentiate.objectives = [_Upstream(trainer.differentiate.objectives[0], upstream, nern)]
     trainer.differentiate(None, rows)
     out = {f"grad/{name}": p.grad for name, p in nern.predictor.named_parameters()}
     (predictions,) = nern()
@@ -432,19 +432,23 @@ class _Shapes(OriginalNetwork):
         return list(self.weights)
 
 
-class _Upstream:
+class _Upstream(Objective):
     """A loss whose gradient in the predicted weights is given."""
 
-    needs_images = False
+    needs_images = False  # type: ignore[assignment]
 
-    def __init__(self, upstream: Tensor, nern: NeRN) -> None:
+    def __init__(self, of: Objective, upstream: Tensor, nern: NeRN) -> None:
+        super().__init__(of.config, of.original)
+        self.weights["reconstruction"] = 1.0
         self.upstream, self.table = upstream, nern.table
 
-    def __call__(self, weights: list[Tensor], *args: Any) -> Any:
-        rows = [w.reshape(-1, *w.shape[2:]) for w in weights]
+    def reconstruction(self, original: Sequence[Tensor], predicted: Sequence[Tensor]) -> Losses:
+        """The sum of all weights times what arrives at them."""
+        rows = [w.reshape(-1, *w.shape[2:]) for w in predicted]
         parts = [self.upstream[self.table.layer(i)] for i in range(len(rows))]
-        total = torch.stack([(r * u).sum() for r, u in zip(rows, parts, strict=True)]).sum()
-        return Losses({"reconstruction": total}, total)
+        return self.weighted(
+            {"reconstruction": torch.stack([(r * u).sum() for r, u in zip(rows, parts, strict=True)]).sum()}
+        )
 
 
 # --- end to end --------------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from nern.objectives.row_arithmetic import combinations, products
 from nern.registry import FEATURE_MAP_LOSSES
 
 EPSILON = 1e-3  # added to norms, as published
@@ -47,38 +47,28 @@ class NormalizedDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *maps: Tensor) -> Tensor:
         """(o, r, o, r, ...), (rows, entries) each -> their distance in float32."""
+        pairs = list(zip(maps[::2], maps[1::2], strict=True))
         factors = []
         total = maps[0].new_zeros((), dtype=torch.float32)
-        for o, r in zip(maps[::2], maps[1::2], strict=True):
-            oo, rr, product = _dot(o, o), _dot(r, r), _dot(o, r)
+        for oo, rr, product in products(pairs):
             norm = rr.sqrt()
             a, b = 1 / (oo.sqrt() + EPSILON), 1 / (norm + EPSILON)
             total += (a * a * oo + b * b * rr - 2 * a * b * product).clamp_min(0).sum()
             radial = (b * rr - a * product) / norm.clamp_min(torch.finfo(norm.dtype).tiny)  # of b r - a o, along r
-            factors += [2 * b * b * (1 - radial), -2 * a * b]
+            factors += [-2 * a * b, 2 * b * b * (1 - radial)]
         ctx.save_for_backward(*maps, *factors)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
         """For each pair: nothing for o, the gradient in r."""
-        saved, results = ctx.saved_tensors, []
-        count = len(saved) // 2
-        for index in range(0, count, 2):
-            o, r = saved[index : index + 2]
-            of_r, of_o = (saved[count + index + i].unsqueeze(1) * gradient[0] for i in (0, 1))
-            results += [None, (r * of_r).addcmul_(o, of_o).to(r.dtype)]
-        return tuple(results)
+        saved = ctx.saved_tensors
+        maps, factors = saved[: len(saved) // 2], [f * gradient[0] for f in saved[len(saved) // 2 :]]
+        pairs, of_pairs = (list(zip(each[::2], each[1::2], strict=True)) for each in (maps, factors))
+        return tuple(g for in_r in combinations(pairs, of_pairs) for g in (None, in_r))
 
 
-def _dot(x: Tensor, y: Tensor) -> Float[Tensor, " rows"]:
-    """Inner products of the rows of two maps, in float32."""
-    if x is y:
-        return torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square()
-    return (x * y).sum(1, dtype=torch.float32)
-
-
-@FEATURE_MAP_LOSSES.register("L2BatchedAttentionLoss", any_precision=True)
+@FEATURE_MAP_LOSSES.register("L2BatchedAttentionLoss", by_image=True, any_precision=True)
 def l2_batched_attention_loss(original: Maps, reconstructed: Maps) -> Tensor:
     """Each sample of each map divided by its norm; squared differences summed, divided by the batch size."""
     pairs = flat_pairs(original, reconstructed)

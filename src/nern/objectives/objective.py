@@ -14,6 +14,8 @@ from nern.originals.base import Original
 from nern.originals.taps import FeatureMaps
 from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, RECONSTRUCTION_LOSSES, TASK_LOSSES
 
+IMAGE_TERMS = ("feature_maps", "distillation", "task")
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -21,6 +23,15 @@ class Losses:
 
     terms: dict[str, Tensor]
     total: Tensor
+
+    def __add__(self, other: Losses) -> Losses:
+        """All terms of both; those of the same name added."""
+        both = {name: self.terms[name] + other.terms[name] for name in self.terms.keys() & other.terms.keys()}
+        return Losses(self.terms | other.terms | both, self.total + other.total)
+
+    def detach(self) -> Losses:
+        """The values alone."""
+        return Losses({name: value.detach() for name, value in self.terms.items()}, self.total.detach())
 
     def check_finite(self, step: int) -> None:
         """Raise NonFiniteLossError naming `step` and the terms that are NaN or infinite."""
@@ -48,7 +59,7 @@ class Objective:
     """
 
     def __init__(self, config: NernConfig, original: Original) -> None:
-        self.original = original
+        self.config, self.original = config, original
         self.weights = {
             "reconstruction": config.reconstruction_loss_weight,
             "feature_maps": config.attention_loss_weight,
@@ -68,18 +79,46 @@ class Objective:
     @property
     def needs_images(self) -> bool:
         """Whether any term runs the network."""
-        return any(self.active(name) for name in ("feature_maps", "distillation", "task"))
+        return any(self.active(name) for name in IMAGE_TERMS)
 
     def reconstruction(self, original: Sequence[Tensor], predicted: Sequence[Tensor]) -> Losses:
         """The reconstruction loss alone, of any share of the weights, layer by layer."""
-        value = self._reconstruction(original, predicted)
-        return Losses({"reconstruction": value}, self.weights["reconstruction"] * value)
+        return self.weighted({"reconstruction": self._reconstruction(original, predicted)})
 
-    def share(self, losses: Losses, fraction: float, processes: int) -> Losses:
-        """What one of several processes adds to the losses of all: terms of its part of the images count by that
-        `fraction`, the reconstruction loss, which every process computes whole, by the number of `processes`."""
-        parts = {n: v * (1 / processes if n == "reconstruction" else fraction) for n, v in losses.terms.items()}
-        return Losses(parts, torch.stack([self.weights[name] * value for name, value in parts.items()]).sum())
+    def of_images(
+        self, weights: Sequence[Tensor], images: Tensor, labels: Tensor | None, extra: dict[str, Tensor] | None = None
+    ) -> Losses:
+        """The terms that run the networks; zero without images (a batch may be smaller than the number of processes)."""
+        with_maps = self.active("feature_maps")
+        if not len(images):
+            return self.weighted({name: images.new_zeros(()) for name in IMAGE_TERMS if self.active(name)})
+        terms = {}
+        outputs, maps = self.original.run(weights, images, extra, with_maps)
+        target, target_maps = self._target(images, with_maps)
+        with torch.autocast(images.device.type, enabled=False):
+            if with_maps:
+                terms["feature_maps"] = self._compare_maps(target_maps, maps)
+            if self.active("distillation"):
+                terms["distillation"] = self._distillation(target.float(), outputs.float())
+            if self.active("task"):
+                assert labels is not None  # the config's check
+                terms["task"] = self._task(outputs.float(), labels)
+        return self.weighted(terms)
+
+    def weighted(self, terms: dict[str, Tensor], factor: float = 1.0) -> Losses:
+        """These terms times `factor`, and their weighted sum."""
+        terms = terms if factor == 1.0 else {name: value * factor for name, value in terms.items()}
+        return Losses(terms, torch.stack([self.weights[name] * value for name, value in terms.items()]).sum())
+
+    @property
+    def by_image(self) -> bool:
+        """Whether all terms are means over images, each on its own: a batch may be taken in parts."""
+        kinds = {
+            "feature_maps": FEATURE_MAP_LOSSES.info(self.config.attention_loss_type),
+            "distillation": DISTILLATION_LOSSES.info(self.config.distillation_loss_type),
+            "task": TASK_LOSSES.info(self.config.task_loss_type),
+        }
+        return all(info.get("by_image", False) for name, info in kinds.items() if self.active(name))
 
     def __call__(
         self,
@@ -96,21 +135,10 @@ class Objective:
             labels: for the task loss.
             extra: further parameters of the reconstructed network that are trained.
         """
-        terms = {"reconstruction": self._reconstruction(self.original.weights, weights)}
+        losses = self.reconstruction(self.original.weights, weights)
         if images is not None and self.needs_images:
-            with_maps = self.active("feature_maps")
-            outputs, maps = self.original.run(weights, images, extra, with_maps)
-            target, target_maps = self._target(images, with_maps)
-            with torch.autocast(images.device.type, enabled=False):
-                if with_maps:
-                    terms["feature_maps"] = self._compare_maps(target_maps, maps)
-                if self.active("distillation"):
-                    terms["distillation"] = self._distillation(target.float(), outputs.float())
-                if self.active("task"):
-                    assert labels is not None  # the config's check
-                    terms["task"] = self._task(outputs.float(), labels)
-        weighted = [self.weights[name] * value for name, value in terms.items()]
-        return Losses(terms, torch.stack(weighted).sum())
+            losses += self.of_images(weights, images, labels, extra)
+        return losses
 
     def _target(self, images: Tensor, with_maps: bool) -> tuple[Tensor, FeatureMaps]:
         """The original's outputs, if any term asks for them, and feature maps."""

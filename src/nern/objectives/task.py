@@ -18,25 +18,25 @@ def _likelihood_loss(log_p: Tensor, labels: Tensor) -> Tensor:
     return F.nll_loss(log_p, labels) if labels.dim() == 1 else -(labels * log_p).sum(1).mean()
 
 
-@TASK_LOSSES.register("CELoss")
+@TASK_LOSSES.register("CELoss", by_image=True)
 def ce_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of logits."""
     return F.cross_entropy(outputs, labels)
 
 
-@TASK_LOSSES.register("StableCELoss")
+@TASK_LOSSES.register("StableCELoss", by_image=True)
 def stable_ce_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy with log(softmax + 1e-3)."""
     return _likelihood_loss((outputs.softmax(1) + STABLE).log(), labels)
 
 
-@TASK_LOSSES.register("NLLLoss")
+@TASK_LOSSES.register("NLLLoss", by_image=True)
 def nll_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """Negative log likelihood; outputs must be log-probabilities already."""
     return _likelihood_loss(outputs, labels)
 
 
-@TASK_LOSSES.register("NoLoss")
+@TASK_LOSSES.register("NoLoss", by_image=True)
 def no_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """Zero, without a gradient."""
     return outputs.new_zeros(())

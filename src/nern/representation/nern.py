@@ -72,7 +72,8 @@ class NeRN(nn.Module):
         pieces = [slice(s, min(s + size, count)) if rows is None else rows[s : s + size] for s in starts]
         whole = not getattr(self.predictor, "takes_encodings", False)
         inputs = (self.encoded(piece) if whole else Encodings(self.encoded, piece) for piece in pieces)
-        return torch.cat([self.predictor(of_piece, head) for of_piece in inputs])
+        predicted = [self.predictor(of_piece, head) for of_piece in inputs]
+        return predicted[0] if len(predicted) == 1 else torch.cat(predicted)
 
     def weights(self, predictions: Sequence[Float[Tensor, "r h w"]] | None = None) -> list[Tensor]:
         """The weight tensors of all layers, from predictions of all rows, one tensor a head (None: predicted here)."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TypeVar
 
 from nern.originals.base import Original
 from nern.tasks.base import Task
 from nern.tasks.streams import EvalSet
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Member:
         return {name: data for name, data in both.items() if data is not None}
 
 
-def split_by_network(members: Sequence[Member], weights: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The weights of all layers, a list for each network."""
-    rest = iter(weights)
+def split_by_network(members: Sequence[Member], of_layers: Sequence[T]) -> list[list[T]]:
+    """What there is for each layer, such as its weights, in a list for each network."""
+    rest = iter(of_layers)
     return [[next(rest) for _ in member.original.weight_names] for member in members]

@@ -7,8 +7,9 @@ waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial, reduce
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +25,8 @@ from nern.tasks.images import Batch
 from nern.training.members import Member, split_by_network
 
 Rows = Int[Tensor, " r"]
+Piece = Callable[[list[Tensor]], Losses]
+CACHE_BYTES, LEAST_IMAGES = 2**22, 16  # of the largest feature map of a part of a batch; images in a part
 POOLED_BYTES = 256_000_000  # up to this much is held a second time, in one piece, to be indexed by row
 
 
@@ -56,6 +59,7 @@ class Step:
         self.device = weights[0].device
         self.originals = nern.table.to_rows(weights)
         self._pooled = self._pool(weights)
+        self._image_bytes: dict[Objective, int] = {}
         # batch norm predicts other values from the statistics of the drawn rows than from its averages
         self._apart = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in nern.predictor.modules())
 
@@ -81,20 +85,42 @@ class Step:
     ) -> Losses:
         """Mean over the networks of each one's losses with its share of all weights; of several processes, what this one
         adds to their sum."""
-        parts: list[Losses] = []
-        extra: dict[str, Tensor] = dict(self.extra)
-        none: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(self.members)
-        of_networks = zip(
-            self.objectives,
-            split_by_network(self.members, weights),
-            batches or none,
-            fractions or [1.0] * len(self.members),
-            strict=True,
-        )
-        for objective, own, (images, labels), fraction in of_networks:
-            part = objective(own, images, labels, extra)
-            parts.append(objective.share(part, fraction, self.processes.count) if self.processes.several else part)
-        return mean_losses(parts, len(self.members))
+        own = split_by_network(self.members, weights)
+        parts = [piece(own[number]) for number, piece in self._pieces(batches, fractions or [1.0] * len(self.members))]
+        return reduce(Losses.__add__, parts)
+
+    def _pieces(self, batches: Sequence[Batch] | None, fractions: Sequence[float]) -> Iterator[tuple[int, Piece]]:
+        """What the losses are a sum of: (number of a network, its weights -> terms)."""
+        networks = len(self.members)
+        for number, objective in enumerate(self.objectives):
+            yield number, partial(self._reconstruction, objective, 1 / (networks * self.processes.count))
+            if batches is None or not objective.needs_images:
+                continue
+            images, labels = batches[number]
+            size = self._images_at_once(objective, images)
+            for start in range(0, max(len(images), 1), size):
+                part = images[start : start + size], None if labels is None else labels[start : start + size]
+                factor = fractions[number] * len(part[0]) / max(len(images), 1) / networks
+                yield number, partial(self._of_images, objective, factor, *part)
+
+    def _reconstruction(self, objective: Objective, factor: float, weights: Sequence[Tensor]) -> Losses:
+        return objective.weighted(objective.reconstruction(objective.original.weights, weights).terms, factor)
+
+    def _of_images(
+        self, objective: Objective, factor: float, images: Tensor, labels: Tensor | None, weights: Sequence[Tensor]
+    ) -> Losses:
+        return objective.weighted(objective.of_images(weights, images, labels, dict(self.extra)).terms, factor)
+
+    def _images_at_once(self, objective: Objective, images: Tensor) -> int:
+        """On a CPU a batch is taken in parts whose feature maps stay in the cache; losses and gradients add up."""
+        if images.device.type != "cpu" or not objective.by_image or len(images) <= LEAST_IMAGES:
+            return max(len(images), 1)
+        known = self._image_bytes.get(objective)
+        if known is None:
+            _, maps = objective.original.features(images[:1])
+            known = self._image_bytes[objective] = max((m.numel() * m.element_size() for m in maps), default=1)
+        in_cache = CACHE_BYTES * (2 if self.precision == "bf16" else 1) // known
+        return max(in_cache, LEAST_IMAGES)
 
     # --- all rows -------------------------------------------------------------------------------------------------
 
@@ -108,17 +134,28 @@ class Step:
         if self._apart and rows is not None:
             for value, local, of_rows in zip(values, locals_, live, strict=True):
                 value[local] = of_rows.detach()
-        layers = range(len(self.nern.table.shapes))
-        leaves = [heads.part(values, index).detach().requires_grad_() for index in layers]
-        weights = [self.nern.table.to_weight(heads.sampled(leaf, i), i) for i, leaf in enumerate(leaves)]
-        with self._lower():
-            losses = self.losses(weights, batches, fractions)
-        losses.total.backward()
-        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        losses, gradients = self._gradients(values, batches, fractions)
         of_heads = [torch.cat([gradients[i] for i in heads.layers(head)]) for head in range(len(heads.sizes))]
         arrived = [g[local] for g, local in zip(of_heads, locals_, strict=True)]
         self.processes.add_up(arrived)
         return self._pass_on(live, drawn, arrived, losses)
+
+    def _gradients(
+        self, values: Sequence[Tensor], batches: Sequence[Batch] | None, fractions: Sequence[float]
+    ) -> tuple[Losses, list[Tensor]]:
+        """Losses of predictions of all rows, and their gradients in those of each layer."""
+        heads, table = self.nern.heads, self.nern.table
+        leaves = [heads.part(values, index).detach().requires_grad_() for index in range(len(table.shapes))]
+        of_networks = split_by_network(self.members, list(enumerate(leaves)))
+        losses: list[Losses] = []
+        for number, piece in self._pieces(batches, fractions):
+            with self._lower():
+                part = piece([table.to_weight(heads.sampled(leaf, i), i) for i, leaf in of_networks[number]])
+            if part.total.requires_grad:
+                part.total.backward()
+            losses.append(part.detach())
+        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        return reduce(Losses.__add__, losses), gradients
 
     def _predict_all(self) -> list[Float[Tensor, "r h w"]]:
         """Predictions of all rows, one tensor a head, without gradient."""

@@ -1,0 +1,157 @@
+"""Inner products and combinations of the rows of feature maps, each in one pass over memory.
+
+On a CPU memory is what feature-map losses wait for, so these loops are compiled; they read 16-bit maps as they are and
+add up in float32. Elsewhere, and for other types, they are PyTorch's operations.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from jaxtyping import Float
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from torch import Tensor
+
+Pairs = Sequence[tuple[Float[Tensor, "rows entries"], Float[Tensor, "rows entries"]]]
+_in_compiled_code: Any = intrinsic
+_compiled = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+
+
+def products(pairs: Pairs) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each pair of maps (x, y), row by row and in float32: x . x, y . y, x . y."""
+    if not _compilable(pairs):
+        return [(_torch_dot(x, x), _torch_dot(y, y), _torch_dot(x, y)) for x, y in pairs]
+    results = [torch.empty(len(x), 3) for x, _ in pairs]
+    work = [(_array(x), _array(y), out.numpy()) for (x, y), out in zip(pairs, results, strict=True)]
+    _in_threads([(_products_16 if x.dtype == np.uint16 else _products_32, (x, y, out)) for x, y, out in work])
+    return [tuple(out.unbind(1)) for out in results]  # type: ignore[misc]
+
+
+def combinations(
+    pairs: Pairs, factors: Sequence[tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]]
+) -> list[Tensor]:
+    """Of each pair of maps (x, y) with factors (a, b) for each row: a x + b y, computed in float32, in the maps' type."""
+    if not _compilable(pairs):
+        scaled = zip(pairs, factors, strict=True)
+        return [(x * a.unsqueeze(1)).addcmul_(y, b.unsqueeze(1)).to(x.dtype) for (x, y), (a, b) in scaled]
+    results = [torch.empty_like(x, memory_format=torch.contiguous_format) for x, _ in pairs]
+    tasks = []
+    for (x, y), (a, b), out in zip(pairs, factors, results, strict=True):
+        compiled = _combine_16 if x.dtype == torch.bfloat16 else _combine_32
+        tasks.append((compiled, (_array(x), _array(y), a.numpy(), b.numpy(), _array(out))))
+    _in_threads(tasks)
+    return results
+
+
+def _torch_dot(x: Tensor, y: Tensor) -> Tensor:
+    if x is y:
+        return torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square()
+    return (x * y).sum(1, dtype=torch.float32)
+
+
+def _compilable(pairs: Pairs) -> bool:
+    maps = [m for pair in pairs for m in pair]
+    known = {m.dtype for m in maps} in ({torch.float32}, {torch.bfloat16})
+    return known and all(type(m) is Tensor and m.device.type == "cpu" for m in maps)
+
+
+def _array(values: Tensor) -> Any:
+    """A tensor's memory as an array; 16-bit floating-point numbers as their bits."""
+    values = values.detach().contiguous()
+    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def _in_threads(tasks: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
+    """Run loops over rows, each divided among as many threads as PyTorch uses."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        for compiled, arrays in tasks:
+            compiled(*arrays)
+        return
+    pool, running = _pool(threads, os.getpid()), list[Future[None]]()
+    for compiled, arrays in tasks:
+        ends = [len(arrays[0]) * i // threads for i in range(threads + 1)]
+        for begin, end in pairwise(ends):
+            running.append(pool.submit(compiled, *(array[begin:end] for array in arrays)))
+    for future in running:
+        future.result()
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads of this process (a forked one has none of its parent's)."""
+    return ThreadPoolExecutor(threads, "row arithmetic")
+
+
+@_in_compiled_code  # type: ignore
+def _widen(context: Any, bits: Any) -> Any:
+    """The float32 that 16 bits of a bfloat16 stand for: its upper half."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        upper = builder.shl(builder.zext(arguments[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+        return builder.bitcast(upper, ir.FloatType())
+
+    return types.float32(types.uint16), build
+
+
+@_in_compiled_code  # type: ignore
+def _narrow(context: Any, value: Any) -> Any:
+    """The bits of the bfloat16 nearest to a float32, ties to even. Not for NaN whose lower half alone is set."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits, half = builder.bitcast(arguments[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16)
+        odd = builder.and_(builder.lshr(bits, half), ir.Constant(ir.IntType(32), 1))
+        rounded = builder.add(bits, builder.add(odd, ir.Constant(ir.IntType(32), 0x7FFF)))
+        return builder.trunc(builder.lshr(rounded, half), ir.IntType(16))
+
+    return types.uint16(types.float32), build
+
+
+@_compiled
+def _products_32(x: Any, y: Any, out: Any) -> None:  # pragma: no cover (compiled)
+    for row in range(x.shape[0]):
+        xx, yy, xy = np.float32(0), np.float32(0), np.float32(0)
+        for entry in range(x.shape[1]):
+            a, b = x[row, entry], y[row, entry]
+            xx += a * a
+            yy += b * b
+            xy += a * b
+        out[row, 0], out[row, 1], out[row, 2] = xx, yy, xy
+
+
+@_compiled
+def _products_16(x: Any, y: Any, out: Any) -> None:  # pragma: no cover (compiled)
+    for row in range(x.shape[0]):
+        xx, yy, xy = np.float32(0), np.float32(0), np.float32(0)
+        for entry in range(x.shape[1]):
+            a, b = _widen(x[row, entry]), _widen(y[row, entry])
+            xx += a * a
+            yy += b * b
+            xy += a * b
+        out[row, 0], out[row, 1], out[row, 2] = xx, yy, xy
+
+
+@_compiled
+def _combine_32(x: Any, y: Any, of_x: Any, of_y: Any, out: Any) -> None:  # pragma: no cover (compiled)
+    for row in range(x.shape[0]):
+        a, b = of_x[row], of_y[row]
+        for entry in range(x.shape[1]):
+            out[row, entry] = a * x[row, entry] + b * y[row, entry]
+
+
+@_compiled
+def _combine_16(x: Any, y: Any, of_x: Any, of_y: Any, out: Any) -> None:  # pragma: no cover (compiled)
+    for row in range(x.shape[0]):
+        a, b = of_x[row], of_y[row]
+        for entry in range(x.shape[1]):
+            out[row, entry] = _narrow(a * _widen(x[row, entry]) + b * _widen(y[row, entry]))
