@@ -105,7 +105,14 @@ def joint_ordering(table: KernelTable, weights: list[Tensor], config: Config) ->
     """The ordering of all networks' layers, and where it came from."""
     permutations = config.nern.embeddings.permutations
     mode = permutations.permute_mode or "none"
-    return get_ordering(table.views(weights), mode, permutations.path, permutations.num_workers)
+    return get_ordering(
+        table.views(weights),
+        mode,
+        permutations.path,
+        permutations.num_workers,
+        permutations.exact_limit,
+        permutations.improve_seconds,
+    )
 
 
 def build_experiment(config: Config, train: bool = True) -> Experiment:

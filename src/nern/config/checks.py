@@ -104,6 +104,8 @@ _AT_LEAST = COMMON_AT_LEAST | {
     "nern.embeddings.enc_levels": 1,
     "nern.embeddings.num_idxs": 1,
     "nern.embeddings.permutations.num_workers": 1,
+    "nern.embeddings.permutations.exact_limit": 1,
+    "nern.embeddings.permutations.improve_seconds": 0,
     "evaluation.held_out_images": 1,
     "evaluation.test_images": 0,
     "evaluation.batch_size": 1,
@@ -169,6 +171,14 @@ def _check_combinations(config: Config) -> None:
             raise NernError(
                 f"nern.embeddings.gauss_scale (={e.gauss_scale}) needs one number for each of num_idxs (={e.num_idxs})"
             )
+    order = e.permutations
+    if not math.isfinite(order.improve_seconds):
+        raise NernError(f"nern.embeddings.permutations.improve_seconds (={order.improve_seconds}) must be finite")
+    if order.improve_seconds and order.permute_mode == "none":
+        raise NernError(
+            f"nern.embeddings.permutations.improve_seconds (={order.improve_seconds}) improves an ordering, but "
+            "permute_mode is 'none'; choose 'crossfilter' or 'infilter', or set it to 0"
+        )
     if n.init == "checkpoint" and n.checkpoint_path is None:
         raise NernError("nern.init 'checkpoint' needs nern.checkpoint_path")
     if n.init != "checkpoint" and n.checkpoint_path is not None:

@@ -90,12 +90,13 @@ def _run(
 
 def _announce(console: Console, experiment: Experiment, trainer: Trainer, folder: RunFolder) -> None:
     nern_, start = experiment.nern, f", from step {trainer.step}" if trainer.step else ""
+    ordering, cost = experiment.ordering, experiment.ordering.cost
     kept = sum(len(m.original.choices) - len(m.original.weight_names) for m in experiment.members)
     console.print(
         f"{', '.join(m.name for m in experiment.members)}: {nern_.table.num_weights:,} weights in "
         f"{len(nern_.table.shapes)} layers ({_sizes_text(nern_)}), represented by {nern_.num_parameters:,} parameters "
         f"({nern_.num_parameters / nern_.table.num_weights:.1%}); {kept} tensors are kept as they are\n"
-        f"ordering: {experiment.ordering.mode}, {experiment.ordering_source}\n"
+        f"ordering: {ordering.mode}, {experiment.ordering_source}{'' if cost is None else f'; {cost}'}\n"
         f"{trainer.total_steps:,} steps{start} on {experiment.device}; run folder {folder.root}",
         highlight=False,
         soft_wrap=True,

@@ -1,7 +1,8 @@
 """Orderings: permutations of kernels that make the signal over coordinates smooth."""
 
+from nern.ordering.cost import PathCost
 from nern.ordering.greedy import greedy_filter_path, greedy_path
-from nern.ordering.order import CrossFilterOrdering, InFilterOrdering, NoOrdering, Ordering, solve_ordering
+from nern.ordering.order import CrossFilterOrdering, InFilterOrdering, NoOrdering, Ordering, path_cost, solve_ordering
 from nern.ordering.store import get_ordering, load_ordering, save_ordering
 
 __all__ = [
@@ -9,10 +10,12 @@ __all__ = [
     "InFilterOrdering",
     "NoOrdering",
     "Ordering",
+    "PathCost",
     "get_ordering",
     "greedy_filter_path",
     "greedy_path",
     "load_ordering",
+    "path_cost",
     "save_ordering",
     "solve_ordering",
 ]

@@ -1,6 +1,7 @@
 """Exact greedy paths, compiled: from row 0 always to the most similar row not yet visited (NeRN, section 3.2).
 
-Ties go to the lowest row number. Similarities are computed in float64, so a path does not depend on the machine's
+Here is the plain path, which looks at every row at every step; `tree` finds the same one faster where there are many
+rows. Ties go to the lowest row number. Similarities are computed in float64, so a path does not depend on the machine's
 float32 rounding. All functions release the GIL: layers are ordered in threads.
 """
 
@@ -12,6 +13,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from nern.ordering.tree import has_tree, tree_path
+
 _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
@@ -20,29 +23,32 @@ def _greedy_path(rows: Any, by_distance: bool) -> Any:  # pragma: no cover (comp
     """Path over `rows` (n, d): next is the largest dot product, or, `by_distance`, the least squared distance."""
     n, d = rows.shape
     path = np.empty(n, np.int64)
-    left = np.arange(n)  # rows not yet visited, in rising order
-    values = rows.T.copy()  # (d, n), columns as in `left`: both are compacted as rows are visited
+    left = np.arange(n)  # rows not yet visited
+    values = rows.T.copy()  # (d, n), columns as in `left`
+    similarities = np.empty(n)
     current, count = 0, n
     for position in range(n):
         path[position] = left[current]
         here = values[:, current].copy()
         count -= 1
-        for i in range(current, count):
-            left[i] = left[i + 1]
+        left[current] = left[count]
         for j in range(d):
-            for i in range(current, count):
-                values[j, i] = values[j, i + 1]
-        best, current = -np.inf, 0
-        for i in range(count):
-            similarity = 0.0
-            for j in range(d):
-                if by_distance:
+            values[j, current] = values[j, count]
+        similarities[:count] = 0.0
+        for j in range(d):
+            if by_distance:
+                for i in range(count):
                     difference = values[j, i] - here[j]
-                    similarity -= difference * difference
-                else:
-                    similarity += values[j, i] * here[j]
-            if similarity > best:
-                best, current = similarity, i
+                    similarities[i] -= difference * difference
+            else:
+                for i in range(count):
+                    similarities[i] += values[j, i] * here[j]
+        current = 0
+        for i in range(1, count):
+            if similarities[i] > similarities[current] or (
+                similarities[i] == similarities[current] and left[i] < left[current]
+            ):
+                current = i
     return path
 
 
@@ -83,26 +89,39 @@ def _greedy_line(order: Any, values: Any) -> Any:  # pragma: no cover (compiled)
 
 
 def normalized(kernels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each row divided by its norm; a zero row stays zero (it is similar to nothing: cosine 0)."""
-    norms = np.linalg.norm(kernels, axis=-1, keepdims=True)
-    return np.divide(kernels, norms, out=np.zeros_like(kernels), where=norms > 0)
+    """Each row divided by its norm, in place; a zero row stays zero (it is similar to nothing: cosine 0)."""
+    rows = kernels.reshape(-1, kernels.shape[-1])
+    for start in range(0, len(rows), 65536):  # the norm takes a copy
+        part = rows[start : start + 65536]
+        norms = np.linalg.norm(part, axis=-1, keepdims=True)
+        np.divide(part, norms, out=part, where=norms > 0)
+        part[norms[:, 0] == 0] = 0  # also what is too small for its square
+    return kernels
 
 
-def greedy_path(kernels: NDArray[Any]) -> NDArray[np.int64]:
+def unit_rows(kernels: NDArray[Any]) -> NDArray[np.float64]:
+    """A normalised copy of kernels (..., entries) in float64."""
+    return normalized(np.array(kernels, dtype=np.float64, order="C"))
+
+
+def greedy_path(kernels: NDArray[Any], share: float = 1.0) -> NDArray[np.int64]:
     """Greedy path over kernels.
 
     Args:
         kernels: (n, entries). Kernels of one entry are compared by value (the nearest is next), others by cosine.
+        share: 1: the exact path. Below, layers of many kernels are searched less thoroughly (see `tree_path`).
 
     Returns:
         (n,) the row visited at each position; row 0 is first.
     """
-    rows = np.ascontiguousarray(kernels, dtype=np.float64)
-    if rows.shape[1] == 1:
-        values = np.ascontiguousarray(rows[:, 0])
+    n, entries = kernels.shape
+    if entries == 1:
+        values = np.ascontiguousarray(kernels[:, 0], dtype=np.float64)
         order = np.argsort(values, kind="stable")
         return _greedy_line(order, values[order])
-    return _greedy_path(normalized(rows), False)
+    rows = unit_rows(kernels)
+    path = tree_path(rows, share) if has_tree(n, entries) else None
+    return _greedy_path(rows, False) if path is None else path
 
 
 def greedy_filter_path(filters: NDArray[Any]) -> NDArray[np.int64]:
@@ -115,7 +134,6 @@ def greedy_filter_path(filters: NDArray[Any]) -> NDArray[np.int64]:
     Returns:
         (filters,) the filter visited at each position; filter 0 is first.
     """
-    arranged = np.ascontiguousarray(filters, dtype=np.float64)
-    by_distance = arranged.shape[2] == 1
-    rows = arranged if by_distance else normalized(arranged)
-    return _greedy_path(np.ascontiguousarray(rows.reshape(len(rows), -1)), by_distance)
+    by_distance = filters.shape[2] == 1
+    rows = np.array(filters, dtype=np.float64, order="C") if by_distance else unit_rows(filters)
+    return _greedy_path(rows.reshape(len(rows), -1), by_distance)

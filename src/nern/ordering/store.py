@@ -15,7 +15,8 @@ from torch import Tensor
 
 from nern.errors import NernError, NernWarning
 from nern.files import cache_dir, load_safetensors, load_torch, save_safetensors
-from nern.ordering.order import Ordering, Shapes, solve_ordering
+from nern.ordering.cost import PathCost
+from nern.ordering.order import APPROXIMATE, Ordering, Shapes, approximate_layers, solve_ordering
 from nern.registry import ORDERINGS
 
 FILE_NAME = "ordering.safetensors"
@@ -23,7 +24,7 @@ SOLVER_VERSION = 1  # raise it when a solver's results change: cached orderings 
 
 
 def content_key(weights: Sequence[Tensor], mode: str) -> str:
-    """Digest of everything an ordering depends on: mode, solver version, and each weight's shape and values."""
+    """Digest of everything the greedy ordering depends on: mode, solver version, and each weight's shape and values."""
     digest = hashlib.sha256(f"{mode}/{SOLVER_VERSION}".encode())
     for weight in weights:
         array = weight.detach().cpu().float().contiguous().numpy()
@@ -32,13 +33,26 @@ def content_key(weights: Sequence[Tensor], mode: str) -> str:
     return digest.hexdigest()
 
 
+def cache_key(key: str, approximate: Sequence[int], improve_seconds: float) -> str:
+    """Digest of everything a cached ordering depends on: the weights' `content_key`, which layers were ordered
+    approximately, and the time for improvement."""
+    if not approximate and not improve_seconds:
+        return key
+    return hashlib.sha256(f"{key}/{list(approximate)}/{APPROXIMATE}/{float(improve_seconds)!r}".encode()).hexdigest()
+
+
 def get_ordering(
-    weights: Sequence[Tensor], mode: str, path: str | Path | None = None, num_workers: int = 1
+    weights: Sequence[Tensor],
+    mode: str,
+    path: str | Path | None = None,
+    num_workers: int = 1,
+    exact_limit: int | None = None,
+    improve_seconds: float = 0.0,
 ) -> tuple[Ordering, str]:
     """The ordering of these weights, and where it came from, in words.
 
     Read from the folder (or file) `path` if it holds one, with a warning if it was solved for other weights; else from the
-    cache; else solved, and written to `path` and the cache.
+    cache; else solved (see `solve_ordering`), and written to `path` and the cache.
 
     Raises:
         NernError: the stored ordering is of another mode, does not fit the shapes, or is damaged.
@@ -51,11 +65,16 @@ def get_ordering(
         ordering = load_ordering(path, mode, shapes)  # type: ignore[arg-type]
         _warn_if_of_other_weights(Path(path), key)
         return ordering, f"read from {path}"
-    cached = cache_dir() / "orderings" / f"{key}.safetensors"
+    approximate = approximate_layers(shapes, mode, exact_limit)  # type: ignore[arg-type]
+    cached = cache_dir() / "orderings" / f"{cache_key(key, approximate, improve_seconds)}.safetensors"
     try:
         ordering, source = load_ordering(cached, mode, shapes), f"from the cache ({cached})"  # type: ignore[arg-type]
     except (NernError, OSError):  # not there, or damaged: the cache mends itself
-        ordering, source = solve_ordering(weights, mode, num_workers), "solved now"
+        ordering = solve_ordering(weights, mode, num_workers, exact_limit, improve_seconds)
+        source = "solved now"
+        if approximate:
+            layers = f"{len(approximate)} layer{'s' * (len(approximate) > 1)}"
+            source += f" ({layers} of more than {exact_limit:,} kernels approximately)"
         try:
             save_ordering(cached, ordering, key)
         except OSError as error:
@@ -79,9 +98,10 @@ def save_ordering(path: str | Path, ordering: Ordering, key: str = "") -> None:
     tensors = ordering.tensors()
     largest = max((int(t.max()) for t in tensors.values() if t.numel()), default=0)
     dtype = next(d for d in (torch.uint8, torch.uint16, torch.int64) if largest <= torch.iinfo(d).max)
-    save_safetensors(
-        path, {name: t.to(dtype) for name, t in tensors.items()}, {"mode": ordering.mode, "content_key": key}
-    )
+    metadata = {"mode": ordering.mode, "content_key": key}
+    if ordering.cost is not None:
+        metadata["path_cost"] = ordering.cost.to_json()
+    save_safetensors(path, {name: t.to(dtype) for name, t in tensors.items()}, metadata)
 
 
 def load_ordering(path: str | Path, mode: str, shapes: Shapes) -> Ordering:
@@ -90,7 +110,7 @@ def load_ordering(path: str | Path, mode: str, shapes: Shapes) -> Ordering:
     Raises:
         NernError: missing, damaged, of another mode, or not permutations of these layers' kernels.
     """
-    path = Path(path)
+    path, cost = Path(path), None
     if path.is_dir() and not (path / FILE_NAME).is_file():
         layers = _load_published(path, mode, shapes)
     else:
@@ -100,6 +120,7 @@ def load_ordering(path: str | Path, mode: str, shapes: Shapes) -> Ordering:
                 f"ordering file {path} is of mode {metadata.get('mode')!r}, but "
                 f"nern.embeddings.permutations.permute_mode is {mode!r}"
             )
+        cost = PathCost.from_json(metadata["path_cost"]) if "path_cost" in metadata else None
         layers = [{} for _ in shapes]
         for name, tensor in tensors.items():
             kind, _, index = name.rpartition(".")
@@ -112,6 +133,7 @@ def load_ordering(path: str | Path, mode: str, shapes: Shapes) -> Ordering:
         raise NernError(f"ordering {path} lacks {error} for some layer: it is of another network or mode") from error
     except NernError as error:
         raise NernError(f"ordering {path} does not fit the network: {error}") from error
+    ordering.cost = cost
     return ordering
 
 
