@@ -4,4 +4,4 @@ import sys
 
 from nern.cli import main
 
-sys.exit(main(["train", *sys.argv[1:]]))
+sys.exit(main(["train", *sys.argv[1:]], may_restart=True))

@@ -385,7 +385,7 @@ def test_an_epoch_is_one_of_the_largest_data_set(configure: Configure, small: Pa
     trainer = Trainer(config, experiment.members, experiment.nern)
     assert [member.task.train.steps_per_epoch for member in experiment.members] == [1, 12]
     assert trainer.total_steps == 12
-    assert [len(images) for images, _ in trainer._images(11)] == [81, 80]
+    assert [len(images) for images, _ in trainer._images(11)[0]] == [81, 80]
 
 
 # --- the config --------------------------------------------------------------------------------------------------

@@ -28,10 +28,13 @@ from nern.config import (
     known_keys,
     read_config_file,
 )
+from nern.devices import processes_to_start
 from nern.errors import NernError, NernWarning, unknown_name
 from nern.jobs import config_of_run, evaluate, resume, resume_original, train, train_original
 from nern.originals import build_original
+from nern.processes import check_alone, launched, process_number, restart
 from nern.training.interrupt import Interrupted
+from nern.training.run_folder import RunFolder
 
 TRAIN_HELP = """Train a NeRN: represent the convolution kernels of a pretrained network by a small predictor.
 
@@ -40,7 +43,9 @@ Settings come from a YAML file (--config_path) and from dotted options, which wi
   nern train --config_path FILE --nern.hidden_layer_size 180 --epochs 400
 
 The run is written to logging.log_dir/logging.exp_name: resolved config, checkpoints, results, picture, TensorBoard
-events. A run that was stopped goes on with --resume."""
+events. A run that was stopped goes on with --resume.
+
+Several GPUs: num_gpus; or torchrun --nproc-per-node 2 -m nern train ..., or accelerate launch (docs/several-devices.md)."""
 
 EVALUATE_HELP = """Evaluate a NeRN on the test images, beside its original network.
 
@@ -236,15 +241,22 @@ def _run_original(given: dict[str, Any], argv: Sequence[str], console: Console) 
 
 
 def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    if _resumes(given, argv):
+    resumes = _resumes(given, argv)
+    config = Config.load(RunFolder.open(given["resume"]).config) if resumes else _config(given, Config)
+    count = processes_to_start(config)
+    if count > 1 and given["may_restart"] and not launched():
+        config.check()
+        restart(count, ["train", *given["typed"]])
+    if resumes:
         resume(given["resume"], console, given["json"])
         return
-    config = _config(given, Config)
-    console.print(config.to_yaml(), style="dim", **_PLAIN)
+    if process_number() == 0:
+        console.print(config.to_yaml(), style="dim", **_PLAIN)
     train(config, console, given["json"])
 
 
 def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    check_alone("nern evaluate")
     if given["run"] is None:
         if given["checkpoint"] is not None:
             raise NernError("--checkpoint names a checkpoint of --run; without a run, set nern.checkpoint_path")
@@ -373,8 +385,13 @@ def _usage() -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for what a user can mend, 128 + signal when stopped."""
+def main(argv: Sequence[str] | None = None, may_restart: bool = False) -> int:
+    """Run a command; returns the exit status: 0, 2 for what a user can mend, 128 + signal when stopped.
+
+    Args:
+        argv: the command's name and options; None: this process's own.
+        may_restart: whether this process is the command's own, and may become several where `num_gpus` asks for them.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -385,14 +402,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True)
     with warnings.catch_warnings():
         warnings.simplefilter("always", NernWarning)
-        warnings.showwarning = lambda message, *_, **__: errors.print(f"warning: {message}", style="yellow", **_PLAIN)
+        number = process_number()  # of several, the first one talks; others only of what is their own
+        warnings.showwarning = lambda message, *_, **__: (
+            errors.print(f"warning: {message}", style="yellow", **_PLAIN) if number == 0 else None
+        )
         try:
-            _dispatch(arguments[0], arguments[1:])
+            _dispatch(arguments[0], arguments[1:], may_restart or argv is None)
         except Interrupted as error:
-            errors.print(str(error), style="yellow", **_PLAIN)
+            if number == 0:
+                errors.print(str(error), style="yellow", **_PLAIN)
             return 128 + error.signal_number
         except NernError as error:
-            errors.print(f"error: {error}", style="red", **_PLAIN)
+            errors.print(f"{f'process {number}: ' * (number > 0)}error: {error}", style="red", **_PLAIN)
             return 2
         except KeyboardInterrupt:
             errors.print("stopped; nothing since the last save was kept", style="yellow", **_PLAIN)
@@ -400,7 +421,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _dispatch(name: str, rest: Sequence[str]) -> None:
+def _dispatch(name: str, rest: Sequence[str], may_restart: bool) -> None:
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
     typed = list(rest)
@@ -417,7 +438,7 @@ def _dispatch(name: str, rest: Sequence[str]) -> None:
         given = parser.parse_args(rest, env=False).as_dict()
     except Exception as error:  # jsonargparse's ArgumentError: key, expected type, value
         raise NernError(f"{' '.join(str(error).split())} (see nern {name} --help)") from error
-    run(given | {"typed": typed}, rest, Console())
+    run(given | {"typed": typed, "may_restart": may_restart}, rest, Console())
 
 
 if __name__ == "__main__":

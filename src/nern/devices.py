@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from nern.errors import NernWarning
+from nern.errors import NernError, NernWarning
+from nern.processes import ALONE, Processes
 
 
 class Run(Protocol):
@@ -21,14 +24,37 @@ class Run(Protocol):
     num_gpus: int
 
 
-def select_device(config: Run) -> torch.device:
-    """The first GPU, or the CPU; warns where `num_gpus` asks for more than is used."""
-    available = 0 if config.no_cuda or config.num_gpus == 0 else torch.cuda.device_count()
-    device = torch.device("cuda", 0) if available else torch.device("cpu")
-    used = "one GPU" if available else "the CPU"
-    if config.num_gpus > 1:
+def available_gpus(config: Run) -> int:
+    """GPUs of this machine that a run may use."""
+    return 0 if config.no_cuda or config.num_gpus == 0 else torch.cuda.device_count()
+
+
+def processes_to_start(config: Run) -> int:
+    """How many processes `num_gpus` asks for on this machine, as far as there are GPUs."""
+    can_start = os.name == "posix" and torch.distributed.is_available()
+    return max(min(config.num_gpus, available_gpus(config)), 1) if can_start else 1
+
+
+def select_device(config: Run, processes: Processes = ALONE) -> torch.device:
+    """The first GPU (of several processes, to each its own), or the CPU; warns where `num_gpus` asks for more than is used.
+
+    Raises:
+        NernError: more processes on this machine than GPUs.
+    """
+    available = available_gpus(config)
+    if 0 < available < processes.local_count:
+        raise NernError(
+            f"{processes.local_count} processes were started on a machine with {available} GPUs; start {available}, or set "
+            "no_cuda"
+        )
+    device = torch.device("cuda", processes.local_rank) if available else torch.device("cpu")
+    if processes.several and available:
+        torch.cuda.set_device(device)  # NCCL's, too
+    used = ("one GPU" if processes.count == 1 else f"{processes.count} GPUs") if available else "the CPU"
+    if config.num_gpus > (processes.count if available else 1) and processes.main:
         there = f"{available} of them available" if available else "none available"
-        warnings.warn(f"num_gpus is {config.num_gpus}, {there}: the run uses {used}", NernWarning, stacklevel=2)
+        more = "" if min(available, config.num_gpus) <= processes.count else " (torchrun starts a process for each)"
+        warnings.warn(f"num_gpus is {config.num_gpus}, {there}: the run uses {used}{more}", NernWarning, stacklevel=2)
     return device
 
 
@@ -64,6 +90,13 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor on `device`, without waiting for what runs there."""
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def keep_memory() -> None:

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nern.errors import NernError
 from nern.originals.base import Original
+from nern.processes import ALONE, Processes
 from nern.tasks.streams import EvalSet
 
 TOP = 5
@@ -64,10 +66,11 @@ class Evaluator:
     Args:
         original: the original network.
         batch_size: images in one forward pass.
+        processes: each evaluates a share of the batches; all call at the same time, and get the figures of all images.
     """
 
-    def __init__(self, original: Original, batch_size: int) -> None:
-        self.original, self.batch_size = original, batch_size
+    def __init__(self, original: Original, batch_size: int, processes: Processes = ALONE) -> None:
+        self.original, self.batch_size, self.processes = original, batch_size, processes
         self._reference: weakref.WeakKeyDictionary[EvalSet, list[Tensor]] = weakref.WeakKeyDictionary()
 
     @torch.no_grad()
@@ -77,28 +80,32 @@ class Evaluator:
         """Metrics on `data` of the architecture with `weights` (and `extra` parameters); None: of the original."""
         known = self._reference.get(data)
         outputs: list[Tensor] = []
-        sums = torch.zeros(5, dtype=torch.float64)  # agreement, divergence, top-1, top-5, loss
-        count, labelled = 0, False
-        for number, (images, labels) in enumerate(data.batches(self.batch_size)):
+        sums = torch.zeros(7, dtype=torch.float64)  # agreement, divergence, top-1, top-5, loss; images, labelled ones
+        share = self.processes.share if self.processes.several else None
+        for number, (images, labels) in enumerate(data.batches(self.batch_size, share)):
             target = self.original(images) if known is None else known[number]
             outputs.append(target)
             result = target if weights is None else self.original.run(weights, images, extra)[0]
-            count += len(images)
+            sums[5] += len(images)
             predicted = result.argmax(1)
             log_p, log_q = target.double().log_softmax(1), result.double().log_softmax(1)
             figures = [(predicted == target.argmax(1)).sum(), (log_p.exp() * (log_p - log_q)).sum()]
             if labels is not None:
-                labelled = True
+                sums[6] += len(images)
                 top = result.topk(min(TOP, result.shape[1]), dim=1).indices
                 figures += [(predicted == labels).sum(), (top == labels[:, None]).any(1).sum()]
                 figures += [F.nll_loss(log_q, labels, reduction="sum")]
             sums[: len(figures)] += torch.stack([f.double() for f in figures]).cpu()
         if known is None:
             self._reference[data] = outputs
-        agreement, divergence, top1, top5, loss = (sums / count).tolist()
+        self.processes.add_up([sums])
+        *totals, count, labelled = sums.tolist()
+        if not count:
+            raise NernError("none of the images to evaluate on can be read")
+        agreement, divergence, top1, top5, loss = (total / count for total in totals)
         if not labelled:
-            return Metrics(count, 100 * agreement, divergence)
-        return Metrics(count, 100 * agreement, divergence, 100 * top1, 100 * top5, loss)
+            return Metrics(int(count), 100 * agreement, divergence)
+        return Metrics(int(count), 100 * agreement, divergence, 100 * top1, 100 * top5, loss)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from nern.ordering.store import get_ordering
 from nern.originals.base import Original
 from nern.originals.build import build_original
 from nern.originals.input_format import InputFormat
+from nern.processes import ALONE, Processes
 from nern.registry import PREDICTORS
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, build_nern
@@ -115,19 +116,22 @@ def joint_ordering(table: KernelTable, weights: list[Tensor], config: Config) ->
     )
 
 
-def build_experiment(config: Config, train: bool = True) -> Experiment:
-    """Build what `config` describes; `train` False: without the training sets.
+def build_experiment(config: Config, train: bool = True, processes: Processes = ALONE) -> Experiment:
+    """Build what `config` describes; `train` False: without the training sets. Several processes do so together: each has
+    all of it, but the main one alone solves the ordering, and downloads are made once on each machine.
 
     Raises:
         NernError: anything in the config that cannot work, before any training starts.
     """
     config.check()
-    device, networks = select_device(config), config.members()
-    originals = [build_checked_original(network, config.seed, device) for network in networks]
+    device, networks = select_device(config, processes), config.members()
+    with processes.first_here():
+        originals = [build_checked_original(network, config.seed, device) for network in networks]
     num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
     table = KernelTable.of_networks([original.weights for original in originals], num_idxs)
     build_heads(config.nern, table)  # fails before the ordering takes its time
-    ordering, source = joint_ordering(table, [w for original in originals for w in original.weights], config)
+    weights = [w for original in originals for w in original.weights]
+    ordering, source = processes.from_main(lambda: joint_ordering(table, weights, config))
     nern = build_nern(config.nern, table, ordering, config.seed, device)
     extra: dict[str, Tensor] = {}
     if config.learn_fc_layer:
@@ -137,8 +141,9 @@ def build_experiment(config: Config, train: bool = True) -> Experiment:
         if config.nern.init == "checkpoint" and config.nern.checkpoint_path is not None:
             extra = {k: v.to(device) for k, v in load_extra(config.nern.checkpoint_path, extra).items()}
     settings = data_settings(config)
-    members = [
-        Member(original, build_task(network.task, settings, device, train, original), name)
-        for network, original, name in zip(networks, originals, member_names(networks), strict=True)
-    ]
+    with processes.first_here():
+        members = [
+            Member(original, build_task(network.task, settings, device, train, original), name)
+            for network, original, name in zip(networks, originals, member_names(networks), strict=True)
+        ]
     return Experiment(config, device, members, ordering, source, nern, extra)

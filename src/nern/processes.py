@@ -1,12 +1,33 @@
-"""The processes that train one NeRN together, one a device: who this one is, and sums over all."""
+"""The processes that train one NeRN together, one a device: how they are started and meet, sums and messages.
+
+A launcher (torchrun, `accelerate launch`) starts them and tells each, in its environment, which it is. They meet through
+torch.distributed itself: accelerate's PartialState would stay for the life of the process, also after the run has left the
+group, and takes each of several processes without a GPU for alone unless it is told otherwise.
+
+Two kinds of messages: tensors on their device (NCCL on GPUs, gloo on CPUs), and small things between the hosts (gloo),
+which no device waits for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from nern.errors import NernError
+
+TIMEOUT = timedelta(hours=1)  # the longest that processes wait for one of them: to order kernels, say
+THREADS = "OMP_NUM_THREADS"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -16,10 +37,13 @@ class Processes:
     Attributes:
         rank: number of this process, from 0.
         count: of all processes.
+        local_rank, local_count: among those of its machine.
     """
 
     rank: int = 0
     count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
 
     @property
     def main(self) -> bool:
@@ -38,14 +62,162 @@ class Processes:
         return slice(start, start + least + (self.rank < more))
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes."""
+        """Replace each tensor by its sum over all processes. All get the same, to the last bit."""
         if not self.several or not tensors:
             return
         flat = torch.cat([t.detach().reshape(-1) for t in tensors])  # one message instead of many
-        torch.distributed.all_reduce(flat)
+        with self._in_touch():
+            dist.all_reduce(flat)
         with torch.no_grad():
             for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
+    def total(self, number: int) -> int:
+        """The sum of a number over all processes."""
+        total = torch.tensor([number])
+        self.add_up([total])
+        return int(total)
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What `make` returns in the main process, where alone it is called. A NernError that it raises is raised in all."""
+        if not self.several:
+            return make()
+        result: list[Any] = [None, None]
+        error: BaseException | None = None
+        if self.main:
+            try:
+                result[0] = make()
+            except NernError as raised:
+                error = result[1] = raised
+            except BaseException as raised:
+                error, result[1] = raised, NernError(f"process 0 ended: {type(raised).__name__}: {raised}")
+        with self._in_touch():
+            dist.broadcast_object_list(result, device=torch.device("cpu"))
+        if error is not None:
+            raise error
+        if result[1] is not None:
+            raise result[1]
+        return result[0]
+
+    def collect(self, item: T) -> list[T]:
+        """The items of all processes, in their order."""
+        if not self.several:
+            return [item]
+        items: list[Any] = [None] * self.count
+        with self._in_touch():
+            for rank in range(self.count):
+                one = [item]
+                dist.broadcast_object_list(one, src=rank, device=torch.device("cpu"))
+                items[rank] = one[0]
+        return items
+
+    @contextmanager
+    def first_here(self) -> Iterator[None]:
+        """The first process of each machine passes through alone: what it downloads or makes, the others find."""
+        if self.several and self.local_rank > 0:
+            self.total(0)
+        yield
+        if self.several and self.local_rank == 0:
+            self.total(0)
+
+    @contextmanager
+    def _in_touch(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # what gloo and NCCL raise where another process is gone
+            reason = str(error).splitlines()[0][:200]
+            raise NernError(f"process {self.rank} reaches the others no more; one may have ended ({reason})") from error
+
 
 ALONE = Processes()
+
+
+class Agreement:
+    """A number that all processes act upon after the same step: the largest that any of them handed in one call ago.
+
+    Alone: at once. The message travels during a step; nobody waits for it but those ahead of the others by a whole step.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self._pending: tuple[Any, Tensor] | None = None
+
+    def __call__(self, number: int) -> int:
+        """Hand in a number; returns the one to act upon."""
+        if not self.processes.several:
+            return number
+        before = self.last()
+        largest = torch.tensor([number])
+        with self.processes._in_touch():
+            self._pending = dist.all_reduce(largest, dist.ReduceOp.MAX, async_op=True), largest
+        return before
+
+    def last(self) -> int:
+        """What came of the last call; 0 if there was none. To be called at the end, too, by all."""
+        if self._pending is None:
+            return 0
+        (work, largest), self._pending = self._pending, None
+        with self.processes._in_touch():
+            work.wait()
+        return int(largest)
+
+
+# --- start and end ------------------------------------------------------------------------------------------------
+
+
+def launched() -> bool:
+    """Whether this process is one of several that torchrun or the like has started."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def process_number() -> int:
+    """Of this process among those launched; 0 if it is alone."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """The processes of this run; met within the context, left after it. `ALONE` where no launcher has started several.
+
+    Raises:
+        NernError: they do not meet.
+    """
+    if dist.is_available() and dist.is_initialized():  # by the program that calls nern
+        if dist.get_world_size() > 1 and "gloo" not in dist.get_backend_config():
+            raise NernError(
+                "nern sends messages between CPUs, too: init_process_group needs the backend 'cpu:gloo,cuda:nccl'"
+            )
+        yield _this_process(dist.get_rank(), dist.get_world_size())
+        return
+    if not launched():
+        yield ALONE
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise NernError(f"the processes do not meet: {error}") from error
+    try:
+        yield _this_process(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def _this_process(rank: int, count: int) -> Processes:
+    local = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
+    return Processes(rank, count, *local)
+
+
+def check_alone(command: str) -> None:
+    """Raise NernError where several processes were started for something that one does."""
+    if launched():
+        raise NernError(f"{command} works in one process; start it without torchrun or accelerate")
+
+
+def restart(count: int, command: Sequence[str]) -> None:
+    """Go on as `count` processes, each of which runs `nern COMMAND`: this process becomes torchrun. Does not return."""
+    os.environ.setdefault(THREADS, str(max((os.cpu_count() or 1) // count, 1)))  # torchrun would set 1, and say so
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *launcher, "-m", "nern", *command])

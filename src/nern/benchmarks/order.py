@@ -14,7 +14,7 @@ from nern.benchmarks.report import Report, Sheet
 from nern.benchmarks.settings import BenchSettings, Say
 from nern.benchmarks.timing import Spread, repeat, seconds_per_call, seconds_text
 from nern.config import Config
-from nern.ordering import Ordering, solve_ordering
+from nern.ordering import path_cost, solve_ordering
 from nern.randomness import generator
 from nern.registry import PREDICTORS
 from nern.representation.kernels import KernelTable
@@ -60,8 +60,8 @@ def bench_order(config: Config, settings: BenchSettings, say: Say) -> Report:
         "unordered",
     )
     note = (
-        f"{mode}, exact greedy, {workers} layers side by side. Path cost: sum over successive kernels of one less their "
-        "cosine similarity (kernels of one entry: their distance)."
+        f"{mode}, exact greedy, {workers} layers side by side. Path cost: 1 - cosine of successive kernels, summed "
+        "along all paths; unordered: of the kernels as they are."
     )
     return Report([Sheet("Ordering", headings, rows, note)], {"measured": found, "mode": mode, "workers": workers})
 
@@ -95,13 +95,3 @@ def _measure(weights: list[Tensor], mode: str, workers: int, repeats: int, warmu
         "cost": path_cost(weights, solve_ordering(weights, mode, workers)),
         "cost_unordered": path_cost(weights, solve_ordering(weights, "none")),
     }
-
-
-def path_cost(weights: list[Tensor], ordering: Ordering) -> float:
-    """Sum over successive kernels of a layer of one less their cosine similarity."""
-    total = 0.0
-    shapes = [(w.shape[0], w.shape[1], w.shape[2], w.shape[3]) for w in weights]
-    for weight, positions in zip(weights, ordering.positions(shapes), strict=True):
-        rows = torch.nn.functional.normalize(weight.double().flatten(0, 1).flatten(1), dim=1)[positions.argsort()]
-        total += float((1 - (rows[1:] * rows[:-1]).sum(1)).sum())
-    return total

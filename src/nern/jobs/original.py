@@ -19,6 +19,7 @@ from nern.originals.base import own_weights
 from nern.originals.build import build_network, build_original_network
 from nern.originals.input_format import input_format
 from nern.originals.selection import own_names
+from nern.processes import check_alone
 from nern.registry import ORIGINALS
 from nern.tasks.base import DataSettings, build_task, network_arguments
 from nern.terminal import original_table
@@ -38,6 +39,7 @@ def train_original(
         NernError: before anything is written, if the config cannot work; later, if a loss is not finite.
         Interrupted: on Ctrl-C or SIGTERM, after saving.
     """
+    check_alone("nern train-original")
     console = console or Console()
     check_writable(json_path, "--json")
     check_tracker(config.logging)
@@ -56,6 +58,7 @@ def resume_original(
         NernError: no run there, nothing saved, or its state is damaged.
         Interrupted: as for `train_original`.
     """
+    check_alone("nern train-original")
     console = console or Console()
     check_writable(json_path, "--json")
     folder = RunFolder.open(path)

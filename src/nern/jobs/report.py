@@ -57,8 +57,19 @@ def all_layer_errors(members: Sequence[Member], weights: Sequence[Sequence[torch
     return errors
 
 
-def finish(experiment: Experiment, trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
-    """Metrics of the finished run, written as metrics.json, and the picture."""
+def finish(
+    experiment: Experiment,
+    trainer: Trainer,
+    folder: RunFolder,
+    originals: Sequence[dict[str, dict[str, float]]],
+    skipped: dict[str, list[str]],
+) -> dict[str, Any]:
+    """Metrics of the finished run, written as metrics.json, and the picture.
+
+    Args:
+        originals: `original_metrics` of the trainer.
+        skipped: `skipped_images` of the trainer.
+    """
     from nern.analysis.plots import plot_run  # matplotlib takes a second to import
 
     config, nern_ = experiment.config, experiment.nern
@@ -66,7 +77,6 @@ def finish(experiment: Experiment, trainer: Trainer, folder: RunFolder) -> dict[
     nern_.predictor.load_state_dict(load_state_dict(folder.checkpoint("best")))  # figures and picture are of the best
     errors = all_layer_errors(experiment.members, split_by_network(experiment.members, nern_.reconstruct()))
     nern_.predictor.load_state_dict(last)
-    originals = trainer.original_metrics()
     metrics: dict[str, Any] = {
         "original": originals[0] if len(originals) == 1 else {},
         "best": {k: v for k, v in (trainer.best or {}).items() if k != "score"},
@@ -77,7 +87,8 @@ def finish(experiment: Experiment, trainer: Trainer, folder: RunFolder) -> dict[
     if len(originals) > 1:
         names = [member.name for member in experiment.members]
         metrics["original"] = {"networks": dict(zip(names, originals, strict=True))}
-    skipped = {m.name: m.task.skipped() for m in experiment.members if m.task is not None and m.task.skipped()}
+    if trainer.processes.several:
+        metrics["processes"] = trainer.processes.count
     if skipped:
         metrics["skipped_images"] = skipped
     write_json(folder.metrics, metrics)

@@ -74,14 +74,18 @@ def continue_from(loop: Loop, state: dict[str, Any], folder: RunFolder) -> None:
         raise NernError(f"saved state {folder.state} is damaged: {' '.join(str(error).split())[:200]}") from error
 
 
-def run_loop(loop: Loop, config: Run, folder: RunFolder, console: Console, warmup: int, command: str) -> None:
+def run_loop(loop: Loop, config: Run, folder: RunFolder | None, console: Console, warmup: int, command: str) -> None:
     """Train to the end, shown and tracked.
 
     Args:
+        folder: of the run; None, in all processes but the main one: nothing is shown or written.
         warmup: steps of reconstruction only, for the display.
         command: that continues an interrupted run, but for its folder.
     """
     keep_memory()
+    if folder is None:
+        loop.fit()
+        return
     loop.folder = folder
     loop.tracker = build_tracker(config, folder.root, first_step=loop.step)
     display = ProgressDisplay(console, loop.total_steps, warmup, loop.step, config.logging.progress)

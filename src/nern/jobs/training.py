@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from nern.experiment import Experiment, build_experiment
 from nern.files import check_writable, save_safetensors, write_json
 from nern.jobs.report import check_original, finish, kept_tensors, original_digest, store_ordering
 from nern.jobs.session import continue_from, new_folder, run_loop, saved_run
+from nern.processes import Processes, joined
 from nern.representation.nern import NeRN
 from nern.terminal import result_table
 from nern.training.run_folder import RunFolder
@@ -22,6 +24,9 @@ from nern.training.trainer import Trainer
 def train(config: Config, console: Console | None = None, json_path: str | Path | None = None) -> dict[str, Any]:
     """Train the NeRN that `config` describes, in a new run folder; returns (and writes) its metrics.
 
+    Where torchrun or `accelerate launch` has started several processes, all of them call this: they train together, and the
+    first alone writes and talks. All return the metrics.
+
     Args:
         config: a checked config.
         console: where messages and progress go; None: standard output.
@@ -31,60 +36,81 @@ def train(config: Config, console: Console | None = None, json_path: str | Path 
         NernError: before anything is written, if the config cannot work; later, if a loss is not finite.
         Interrupted: on Ctrl-C or SIGTERM, after saving.
     """
-    console = console or Console()
-    check_writable(json_path, "--json")
-    check_tracker(config.logging)
-    experiment = build_experiment(config)
-    trainer = _trainer(experiment)
-    with new_folder(config) as folder:
-        config.with_absolute_paths().save(folder.config)
-        store_ordering(experiment, folder)
-        save_safetensors(folder.kept, kept_tensors(experiment), {"original": original_digest(experiment)})
-        return _run(experiment, trainer, folder, console, json_path)
+    with joined() as processes:
+        console = _console(console, processes)
+        processes.from_main(lambda: check_writable(json_path, "--json"))
+        check_tracker(config.logging)
+        experiment = build_experiment(config, processes=processes)
+        trainer = _trainer(experiment, processes)
+        with new_folder(config) if processes.main else nullcontext() as folder:
+            if folder is not None:
+                config.with_absolute_paths().save(folder.config)
+                store_ordering(experiment, folder)
+                save_safetensors(folder.kept, kept_tensors(experiment), {"original": original_digest(experiment)})
+            return _run(experiment, trainer, folder, console, json_path)
 
 
 def resume(path: str | Path, console: Console | None = None, json_path: str | Path | None = None) -> dict[str, Any]:
-    """Continue the run in folder `path` to its end, with the result that an uninterrupted run would have had.
+    """Continue the run in folder `path` to its end, with the result that an uninterrupted run would have had; by any
+    number of processes (see `train`), up to the rounding of sums.
 
     Raises:
         NernError: no run there, nothing saved, or its state is damaged.
         Interrupted: as for `train`.
     """
-    console = console or Console()
-    check_writable(json_path, "--json")
+    with joined() as processes:
+        console = _console(console, processes)
+        processes.from_main(lambda: check_writable(json_path, "--json"))
+        folder, config, state = processes.from_main(lambda: _saved(path))
+        if processes.main and folder.ordering.is_file():
+            config.nern.embeddings.permutations.path = str(folder.ordering)
+        if config.nern.init == "checkpoint":  # the state holds the weights; the file may be gone
+            config.nern.init, config.nern.checkpoint_path = "default", None
+        experiment = build_experiment(config, processes=processes)
+        if processes.main:
+            check_original(experiment, folder)
+            if not folder.ordering.is_file():
+                store_ordering(experiment, folder)
+        trainer = _trainer(experiment, processes)
+        continue_from(trainer, state, folder)
+        return _run(experiment, trainer, folder if processes.main else None, console, json_path)
+
+
+def _saved(path: str | Path) -> tuple[RunFolder, Config, dict[str, Any]]:
     folder = RunFolder.open(path)
-    config, state = saved_run(folder, Config)
-    if folder.ordering.is_file():
-        config.nern.embeddings.permutations.path = str(folder.ordering)
-    if config.nern.init == "checkpoint":  # the state holds the weights; the file may be gone
-        config.nern.init, config.nern.checkpoint_path = "default", None
-    experiment = build_experiment(config)
-    check_original(experiment, folder)
-    if not folder.ordering.is_file():
-        store_ordering(experiment, folder)
-    trainer = _trainer(experiment)
-    continue_from(trainer, state, folder)
-    return _run(experiment, trainer, folder, console, json_path)
+    return folder, *saved_run(folder, Config)
 
 
-def _trainer(experiment: Experiment) -> Trainer:
-    return Trainer(experiment.config, experiment.members, experiment.nern, experiment.extra)
+def _console(given: Console | None, processes: Processes) -> Console:
+    return (given or Console()) if processes.main else Console(quiet=True)
+
+
+def _trainer(experiment: Experiment, processes: Processes) -> Trainer:
+    return Trainer(experiment.config, experiment.members, experiment.nern, experiment.extra, processes)
 
 
 def _run(
-    experiment: Experiment, trainer: Trainer, folder: RunFolder, console: Console, json_path: str | Path | None
+    experiment: Experiment, trainer: Trainer, folder: RunFolder | None, console: Console, json_path: str | Path | None
 ) -> dict[str, Any]:
-    config = experiment.config
-    with folder.locked():
+    """Train to the end and report; `folder` is None in all processes but the main one."""
+    config, processes = experiment.config, trainer.processes
+
+    def end() -> dict[str, Any]:
+        assert folder is not None
+        return finish(experiment, trainer, folder, originals, skipped)
+
+    with nullcontext() if folder is None else folder.locked():
         trainer.rehearse()
-        _announce(console, experiment, trainer, folder)
+        if folder is not None:
+            _announce(console, experiment, trainer, folder)
         warmup = config.loss_warmup_iterations if trainer.needs_images else trainer.total_steps
         run_loop(trainer, config, folder, console, warmup, "nern train")
-        metrics = finish(experiment, trainer, folder)
-    if json_path is not None:
+        originals, skipped = trainer.original_metrics(), trainer.skipped_images()
+        metrics = processes.from_main(end)
+    if json_path is not None and processes.main:
         write_json(json_path, metrics)
     console.print(result_table(metrics))
-    console.print(f"run folder: {folder.root}", highlight=False, soft_wrap=True)
+    console.print(f"run folder: {metrics['run_folder']}", highlight=False, soft_wrap=True)
     return metrics
 
 
@@ -97,7 +123,7 @@ def _announce(console: Console, experiment: Experiment, trainer: Trainer, folder
         f"{len(nern_.table.shapes)} layers ({_sizes_text(nern_)}), represented by {nern_.num_parameters:,} parameters "
         f"({nern_.num_parameters / nern_.table.num_weights:.1%}); {kept} tensors are kept as they are\n"
         f"ordering: {ordering.mode}, {experiment.ordering_source}{'' if cost is None else f'; {cost}'}\n"
-        f"{trainer.total_steps:,} steps{start} on {experiment.device}; run folder {folder.root}",
+        f"{trainer.total_steps:,} steps{start} on {_devices_text(experiment, trainer)}; run folder {folder.root}",
         highlight=False,
         soft_wrap=True,
     )
@@ -107,3 +133,8 @@ def _sizes_text(nern_: NeRN) -> str:
     sizes = [shape[2:] for shape in nern_.table.shapes]
     counts = {size: sizes.count(size) for size in sizes}
     return ", ".join(f"{count} of {height}x{width}" for (height, width), count in counts.items())
+
+
+def _devices_text(experiment: Experiment, trainer: Trainer) -> str:
+    count, kind = trainer.processes.count, {"cuda": "GPU"}.get(experiment.device.type, experiment.device.type)
+    return f"{count} processes, each on a {kind}" if count > 1 else str(experiment.device)

@@ -33,6 +33,16 @@ class Losses:
         """The values alone."""
         return Losses({name: value.detach() for name, value in self.terms.items()}, self.total.detach())
 
+    def figures(self) -> Tensor:
+        """The total and all terms in one tensor, without gradient."""
+        return torch.stack([self.total.detach(), *(value.detach() for value in self.terms.values())])
+
+    @staticmethod
+    def of_figures(figures: Tensor, names: Sequence[str]) -> Losses:
+        """From `figures()` of terms of these names."""
+        total, *terms = figures.unbind()
+        return Losses(dict(zip(names, terms, strict=True)), total)
+
     def check_finite(self, step: int) -> None:
         """Raise NonFiniteLossError naming `step` and the terms that are NaN or infinite."""
         if not torch.isfinite(self.total):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,8 @@ from nern.errors import NernError
 from nern.randomness import generator
 
 Batch = tuple[Tensor, Tensor | None]
+Share = Callable[[int], slice]  # of so many items, those of one of several processes
+ALL = slice(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +66,17 @@ class ImageTensors:
         mean, std = (torch.tensor(list(v), device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
         return images.float().div_(255).sub_(mean).div_(std)
 
-    def augmented(self, images: UInt8[Tensor, "b c h w"], rng: torch.Generator) -> UInt8[Tensor, "b c h w"]:
-        """Random crop and flip, drawn for each image."""
+    def augmented(
+        self, images: UInt8[Tensor, "b c h w"], rng: torch.Generator, drawn: int | None = None, part: slice = ALL
+    ) -> UInt8[Tensor, "b c h w"]:
+        """Random crop and flip, drawn for each image; for `drawn` images, where these are a `part` of so many."""
         count, _, height, width = images.shape
-        device = images.device
+        drawn, device = count if drawn is None else drawn, images.device
         if self.flip:
-            flip = torch.rand(count, generator=rng) < 0.5
+            flip = torch.rand(drawn, generator=rng)[part] < 0.5
             images = torch.where(flip.to(device).view(-1, 1, 1, 1), images.flip(3), images)
         if self.pad:
-            shifts = torch.randint(0, 2 * self.pad + 1, (2, count), generator=rng).to(device)
+            shifts = torch.randint(0, 2 * self.pad + 1, (2, drawn), generator=rng)[:, part].to(device)
             padded = torch.nn.functional.pad(images, (self.pad,) * 4)
             rows = (torch.arange(height, device=device) + shifts[0, :, None]).view(count, 1, height, 1)
             columns = (torch.arange(width, device=device) + shifts[1, :, None]).view(count, 1, 1, width)
@@ -81,16 +85,23 @@ class ImageTensors:
             images = padded[which, channels, rows, columns]
         return images
 
-    def batch(self, indices: Tensor, rng: torch.Generator | None = None) -> Batch:
-        """Images and labels of `indices`, augmented with `rng` if given."""
-        indices = indices.to(self.images.device)
-        images = self.images[indices]
-        return self.normalized(images if rng is None else self.augmented(images, rng)), self.labels[indices]
+    def batch(self, indices: Tensor, rng: torch.Generator | None = None, part: slice = ALL) -> Batch:
+        """Images and labels of `indices`, augmented with `rng` if given; a part of this batch, if asked for."""
+        mine = indices[part].to(self.images.device)
+        images = self.images[mine]
+        if rng is not None:
+            images = self.augmented(images, rng, len(indices), part)
+        return self.normalized(images), self.labels[mine]
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """All images in order, not augmented."""
-        for start in range(0, len(self), batch_size):
+    def batches(self, batch_size: int, share: Share | None = None) -> Iterator[Batch]:
+        """All images in order, or a share of the batches; not augmented."""
+        for start in shared(range(0, len(self), batch_size), share):
             yield self.batch(torch.arange(start, min(start + batch_size, len(self))))
+
+
+def shared(items: Sequence[int], share: Share | None) -> Sequence[int]:
+    """A share of the items; None: all."""
+    return items if share is None else items[share(len(items))]
 
 
 class EpochOrder:

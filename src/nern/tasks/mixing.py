@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from nern.compat import import_torchvision
+from nern.processes import Processes
 from nern.randomness import forked_rng, generator
 from nern.tasks.images import Batch
-from nern.tasks.streams import TrainStream
+from nern.tasks.streams import TrainStream, part_of
 
 
 class MixedStream:
@@ -42,3 +43,7 @@ class MixedStream:
             index = generator(self.seed, "mixer", step).initial_seed() % len(self.mixers)
             mixed, shares = self.mixers[index](images, labels)
         return mixed, shares
+
+    def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
+        """See `TrainStream`. Images are mixed in pairs across the batch, so every process makes all of it."""
+        return part_of(self.batch(step), processes)

@@ -1,6 +1,7 @@
 """Streams and sets of images: training batches by step number, evaluation images in order.
 
-Every stream is a function of the step number and the seed, so a resumed run sees what an uninterrupted one would.
+Every stream is a function of the step number and the seed, so a resumed run sees what an uninterrupted one would. Several
+processes share a batch: each gets consecutive images of it, which are the very images that one process would get.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nern.errors import NernError
+from nern.processes import ALONE, Processes
 from nern.randomness import derived_seed, forked_rng, generator
-from nern.tasks.images import Batch, EpochOrder, ImageTensors
+from nern.tasks.images import ALL, Batch, EpochOrder, ImageTensors, Share, shared
 from nern.tasks.unreadable import ReadableOnly, SkippedImages, Unreadable, nothing_readable
 
 
@@ -29,15 +31,27 @@ class TrainStream(Protocol):
         """Images on the device, and labels if there are any."""
         ...
 
+    def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
+        """This process's images of `batch(step)`, perhaps none, and which fraction of all these are."""
+        ...
+
 
 class EvalSet(Protocol):
     """Images to evaluate on."""
 
     def __len__(self) -> int: ...
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """All batches, in order."""
+    def batches(self, batch_size: int, share: Share | None = None) -> Iterator[Batch]:
+        """All batches, in order; or a share of them."""
         ...
+
+
+def part_of(batch: Batch, processes: Processes) -> tuple[Batch, float]:
+    """This process's share of a batch that it has whole, and which fraction that is."""
+    images, labels = batch
+    part = processes.share(len(images))
+    mine = images[part]
+    return (mine, None if labels is None else labels[part]), len(mine) / len(images)
 
 
 class TensorStream:
@@ -51,7 +65,16 @@ class TensorStream:
 
     def batch(self, step: int) -> Batch:
         """See `TrainStream`."""
-        return self.data.batch(self.order.indices(step), generator(self.seed, "augment", step))
+        return self._part(step, ALL)
+
+    def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
+        """See `TrainStream`."""
+        count = len(self.order.indices(step))
+        batch = self._part(step, processes.share(count))
+        return batch, len(batch[0]) / count
+
+    def _part(self, step: int, part: slice) -> Batch:
+        return self.data.batch(self.order.indices(step), generator(self.seed, "augment", step), part)
 
 
 class MadeUpStream:
@@ -75,10 +98,14 @@ class MadeUpStream:
         rest = self.count - (step % self.steps_per_epoch) * self.batch_size
         return self.draw(min(rest, self.batch_size), generator(self.seed, self.purpose, step)), None
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
+    def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
+        """See `TrainStream`. Every process draws all images."""
+        return part_of(self.batch(step), processes)
+
+    def batches(self, batch_size: int, share: Share | None = None) -> Iterator[Batch]:
         """See `EvalSet`."""
-        for number, start in enumerate(range(0, self.count, batch_size)):
-            count = min(batch_size, self.count - start)
+        for number in shared(range(-(-self.count // batch_size)), share):
+            count = min(batch_size, self.count - number * batch_size)
             yield self.draw(count, generator(self.seed, self.purpose, number)), None
 
 
@@ -105,15 +132,15 @@ class _SeededItems(Dataset[Any]):
 
 
 class _Steps:
-    """Batch sampler of some steps of one epoch: batches of (epoch, item) keys."""
+    """Batch sampler of some steps of one epoch: batches of (epoch, item) keys, or of a process's share of them."""
 
-    def __init__(self, order: EpochOrder, steps: Sequence[int]) -> None:
-        self.order, self.steps = order, steps
+    def __init__(self, order: EpochOrder, steps: Sequence[int], processes: Processes) -> None:
+        self.order, self.steps, self.processes = order, steps, processes
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in self.steps:
-            epoch = step // self.order.steps_per_epoch
-            yield [(epoch, index) for index in self.order.indices(step).tolist()]
+            epoch, items = step // self.order.steps_per_epoch, self.order.indices(step)
+            yield [(epoch, index) for index in items[self.processes.share(len(items))].tolist()]
 
 
 class LoaderStream:
@@ -141,23 +168,39 @@ class LoaderStream:
 
     def batch(self, step: int) -> Batch:
         """See `TrainStream`. Raises NernError where nothing of the whole epoch can be read."""
+        return self.share(step, ALONE)[0]
+
+    def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
+        """See `TrainStream`. A process reads its own items only; how many of them all could read, they tell each other.
+        All calls must be of the same processes."""
         begin = step - step % self.steps_per_epoch
         if step != self._next or step == begin:
-            self._iterator = self._load(range(step, begin + self.steps_per_epoch))
+            self._iterator = self._load(range(step, begin + self.steps_per_epoch), processes)
         self._next = step + 1
-        batch, unreadable = next(self._iterator)
-        self.skipped.add(unreadable.values())
-        return self._another(step, begin) if batch is None else batch
+        mine = self._mine(next(self._iterator), processes)
+        return self._another(step, begin, processes) if mine is None else mine
 
-    def _another(self, step: int, begin: int) -> Batch:
-        for batch, unreadable in self._load([*range(step + 1, begin + self.steps_per_epoch), *range(begin, step)]):
-            self.skipped.add(unreadable.values())
-            if batch is not None:
-                return batch
+    def _another(self, step: int, begin: int, processes: Processes) -> tuple[Batch, float]:
+        steps = [*range(step + 1, begin + self.steps_per_epoch), *range(begin, step)]
+        for loaded in self._load(steps, processes):
+            mine = self._mine(loaded, processes)
+            if mine is not None:
+                return mine
         raise nothing_readable(self.order.count, self.skipped)
 
-    def _load(self, steps: Sequence[int]) -> Iterator[_Loaded]:
-        return _loaded(self.loader, self.items, _Steps(self.order, steps), self.device, self.seed)
+    def _mine(self, loaded: _Loaded, processes: Processes) -> tuple[Batch, float] | None:
+        """What this process has read, and which fraction of all; None: nobody has read anything."""
+        batch, unreadable = loaded
+        self.skipped.add(unreadable.values())
+        count = 0 if batch is None else len(batch[0])
+        total = processes.total(count) if processes.several else count
+        if total == 0:
+            return None
+        empty = torch.empty(0, device=self.device)
+        return (empty, empty) if batch is None else batch, count / total
+
+    def _load(self, steps: Sequence[int], processes: Processes) -> Iterator[_Loaded]:
+        return _loaded(self.loader, self.items, _Steps(self.order, steps, processes), self.device, self.seed)
 
 
 class LoaderSet:
@@ -182,13 +225,13 @@ class LoaderSet:
     def __len__(self) -> int:
         return self.count
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """All images in order.
+    def batches(self, batch_size: int, share: Share | None = None) -> Iterator[Batch]:
+        """All images in order, or a share of the batches.
 
         Raises:
-            NernError: none can be read, or one cannot any more.
+            NernError: none (of all) can be read, or one cannot any more.
         """
-        starts = range(0, self.count, batch_size)
+        starts = shared(range(0, self.count, batch_size), share)
         chunks = [range(start, min(start + batch_size, self.count)) for start in starts]
         # Batches stay as they are when images known to be unreadable are not tried again: results are compared by batch.
         keys = [[(0, index) for index in chunk if self._readable.get(index, True)] for chunk in chunks]
@@ -205,7 +248,7 @@ class LoaderSet:
             if batch is not None:
                 found = True
                 yield batch
-        if not found:
+        if not found and share is None:
             raise nothing_readable(self.count, self.skipped)
 
 

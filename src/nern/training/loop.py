@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nern.config import LoggingConfig
 from nern.objectives.objective import Losses
+from nern.processes import ALONE, Agreement, Processes
 from nern.training.interrupt import Interrupted, StopRequest
 from nern.training.run_folder import RunFolder
 from nern.training.tracking import Tracker
@@ -43,10 +44,14 @@ class Loop:
         tracker: where scalars go.
         on_step, on_evaluation: called with (steps done, losses) after each step, and with the record of an evaluation.
         seconds, step_seconds: of the whole run, evaluations included; of training steps alone.
+        processes: that run this loop together, step by step. All but the main one have no folder and no tracker.
     """
 
-    def __init__(self, logging: LoggingConfig, save_minutes: float, total_steps: int) -> None:
+    def __init__(
+        self, logging: LoggingConfig, save_minutes: float, total_steps: int, processes: Processes = ALONE
+    ) -> None:
         self.logging, self.save_minutes, self.total_steps = logging, save_minutes, total_steps
+        self.processes = processes
         self.folder: RunFolder | None = None
         self.tracker: Tracker | None = None
         self.on_step: Callable[[int, Losses], None] | None = None
@@ -98,10 +103,11 @@ class Loop:
         """Train to the end; evaluate and save as the config says, and at the end.
 
         Raises:
-            Interrupted: on SIGINT or SIGTERM, after saving.
+            Interrupted: on SIGINT or SIGTERM, after saving. Several processes stop after the same step, whichever was asked.
             NonFiniteLossError: a loss or a gradient is not finite.
         """
         began, saved = time.monotonic() - self.seconds, time.monotonic()
+        agreed = Agreement(self.processes)
         with StopRequest() as stop:
             while self.step < self.total_steps:
                 step, started = self.step, time.monotonic()
@@ -115,13 +121,16 @@ class Loop:
                     saved = time.monotonic()
                 if self.checkpoint_due():
                     self.save_checkpoint(f"step_{self.step}")
-                if stop.signal_number is not None or time.monotonic() - saved > 60 * self.save_minutes:
+                signal_number = agreed(stop.signal_number or 0)
+                if signal_number or time.monotonic() - saved > 60 * self.save_minutes:
                     self.save_state()
                     saved = time.monotonic()
-                if stop.signal_number is not None and self.step < self.total_steps:
+                if signal_number and self.step < self.total_steps:
                     self.save_checkpoint("last")
-                    raise Interrupted(stop.signal_number, f"stopped at step {self.step} of {self.total_steps}")
+                    agreed.last()
+                    raise Interrupted(signal_number, f"stopped at step {self.step} of {self.total_steps}")
                 self.seconds = time.monotonic() - began
+            agreed.last()
             if self._evaluated_at != self.step:
                 self.evaluate()
             self.seconds = time.monotonic() - began

@@ -231,10 +231,9 @@ class Step:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        figures = torch.stack([losses.total.detach(), *(value.detach() for value in losses.terms.values())])
+        figures = losses.figures()
         self.processes.add_up([*(p.grad for p in parameters if p.grad is not None), figures])
-        total, *terms = figures.unbind()
-        return Losses(dict(zip(losses.terms, terms, strict=True)), total)
+        return Losses.of_figures(figures, list(losses.terms))
 
     def _of_heads(self, drawn: Rows) -> list[Rows]:
         return [of_head for of_head, _ in self.nern.heads.split(drawn)]

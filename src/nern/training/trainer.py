@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -11,17 +12,22 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from nern.config import Config
-from nern.errors import NernError
+from nern.devices import send
+from nern.errors import NernError, NernWarning, NonFiniteLossError
 from nern.evaluation import Evaluator, mean_metrics
 from nern.objectives.objective import Losses
+from nern.processes import ALONE, Processes
 from nern.representation.nern import NeRN
 from nern.tasks.images import Batch
+from nern.training.graph import CudaRecorder, GraphedStep, Inputs, Recorder
 from nern.training.loop import Loop
 from nern.training.members import Member, split_by_network
-from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients
+from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients, gradients_finite
 from nern.training.schedules import Schedule
 from nern.training.step import Step
 from nern.training.weight_batches import WeightBatches
+
+CHECK_EVERY = 20  # steps of a graph after which their losses are looked at
 
 
 class Trainer(Loop):
@@ -32,30 +38,62 @@ class Trainer(Loop):
         members: the networks it represents, in the order of the NeRN's kernel table.
         nern: the representation.
         extra: start of the final fully connected layer, with `learn_fc_layer` (one network only); None: the original's.
+        processes: that train it together. Each has a trainer of its own, and all take the same steps.
+
+    Raises:
+        NernError: several processes, and a batch norm in the predictor.
     """
 
     def __init__(
-        self, config: Config, members: Sequence[Member], nern: NeRN, extra: dict[str, Tensor] | None = None
+        self,
+        config: Config,
+        members: Sequence[Member],
+        nern: NeRN,
+        extra: dict[str, Tensor] | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         streams = [m.task.train for m in members if m.task is not None and m.task.train is not None]
         self.steps_per_epoch = max((stream.steps_per_epoch for stream in streams), default=1)
         iterations = config.num_iterations
         total_steps = (config.epochs or 0) * self.steps_per_epoch if iterations is None else iterations
-        super().__init__(config.logging, config.save_minutes, total_steps)
+        super().__init__(config.logging, config.save_minutes, total_steps, processes)
         self.config, self.members, self.nern = config, list(members), nern
-        self.evaluators = [Evaluator(member.original, config.evaluation.batch_size) for member in members]
+        self.evaluators = [Evaluator(member.original, config.evaluation.batch_size, processes) for member in members]
         weights = [weight for member in members for weight in member.original.weights]
         self.device = weights[0].device
-        norms, size = nern.table.norms(weights), config.nern.weights_batch_size
+        size = config.nern.weights_batch_size
+        norms = processes.from_main(lambda: nern.table.norms(weights).cpu())  # all draw the same rows, to the last bit
         self.batches = WeightBatches(config.nern.weights_batch_method, nern.table, norms, size, config.seed)
         start = (extra or members[0].original.classifier()) if config.learn_fc_layer else {}
         self.extra = {name: nn.Parameter(p.detach().clone().to(self.device)) for name, p in start.items()}
-        self.differentiate = Step(config.nern, nern, members, self.extra, config.precision)
+        self.differentiate = Step(config.nern, nern, members, self.extra, config.precision, processes)
         self.parameters = [*nern.predictor.parameters(), *self.extra.values()]
         self.optimizer = build_optimizer(config.optim, self.parameters)
         self.schedule = Schedule(config.optim, self.total_steps)
+        on_gpu = config.cuda_graph and self.device.type == "cuda" and not processes.several
+        self.graph: GraphedStep | None = None
+        if on_gpu and self.optimizer.capturable:
+            self.replay_steps(CudaRecorder(self.device))
+        self._terms: dict[bool, list[str]] = {}  # with images or without
+        self._unchecked: list[tuple[int, Losses, Tensor]] = []
         self.best: dict[str, Any] | None = None
         self._window: deque[float] = deque(maxlen=config.eval_loss_window_size)
+        if processes.several:
+            self._check_several()
+
+    def _check_several(self) -> None:
+        """Raise NernError for what several processes cannot do, and warn of what they do otherwise than one."""
+        if self.config.nern.norm_layer == "bn":
+            raise NernError(
+                "nern.norm_layer 'bn' needs statistics of all rows, of which each process has some; use one"
+            )
+        if self.needs_images and not self.differentiate.objectives[0].by_image and self.processes.main:
+            warnings.warn(
+                "a loss of this config compares the images of a batch as a whole: each process takes it of its own images, "
+                "and the mean of these is not what one process would get",
+                NernWarning,
+                stacklevel=3,
+            )
 
     @property
     def needs_images(self) -> bool:
@@ -75,35 +113,95 @@ class Trainer(Loop):
 
     def do_step(self) -> Losses:
         """The next step, with its images and rows."""
-        return self.train_step(self._images(self.step), self.batches.rows(self.step))
+        batches, fractions = self._images(self.step)
+        return self.train_step(batches, self.batches.rows(self.step), fractions)
 
-    def train_step(self, batches: Sequence[Batch] | None, rows: Int[Tensor, " r"] | None) -> Losses:
+    def train_step(
+        self,
+        batches: Sequence[Batch] | None,
+        rows: Int[Tensor, " r"] | None,
+        fractions: Sequence[float] | None = None,
+    ) -> Losses:
         """Predict, compute the losses, differentiate, update.
 
         Args:
             batches: images and labels for each network; None: the reconstruction loss only.
             rows: rows that carry gradient; None: all.
+            fractions: of several processes, which part of all images each batch is; None: all.
 
         Raises:
             NonFiniteLossError: before the update, naming step and term.
         """
+        rows = None if rows is None else send(rows, self.device)
         self.optimizer.lr = self.schedule.lr
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = self.differentiate(batches, rows)
-        losses.check_finite(self.step)
-        check_gradients(self.named_parameters(), self.step)
-        clip_gradients(self.parameters, self.config.optim)
-        self.optimizer.step()
+        self.optimizer.prepare()
+        if self.graph is None:
+            losses = self._differentiate(batches, rows, fractions)
+            losses.check_finite(self.step)
+            check_gradients(self.named_parameters(), self.step)
+            self._update()
+        else:
+            figures = self.graph([rows, *(t for batch in batches or () for t in batch)])
+            losses = Losses.of_figures(figures[:-1], self._terms[batches is not None])
+            self._unchecked.append((self.step, losses, figures[-1]))
+            if len(self._unchecked) >= CHECK_EVERY:
+                self.settle()
         self.schedule.after_step(self.step)
         self.step += 1
         return losses
 
-    def _images(self, step: int) -> list[Batch] | None:
-        """A batch for each network; None in steps of reconstruction only."""
-        if step < self.config.loss_warmup_iterations or not self.needs_images:
-            return None
+    def _differentiate(
+        self, batches: Sequence[Batch] | None, rows: Tensor | None, fractions: Sequence[float] | None = None
+    ) -> Losses:
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.differentiate(batches, rows, fractions)
+
+    def _update(self) -> None:
+        clip_gradients(self.parameters, self.config.optim)
+        self.optimizer.update()
+
+    def replay_steps(self, recorder: Recorder) -> None:
+        """Capture steps by `recorder` from now on, and replay them."""
+        self.graph = GraphedStep(self._whole, recorder)
+
+    def _whole(self, inputs: Inputs) -> Tensor:
+        """A step but for what the host does, for a graph: (rows, images and labels of each network) -> losses, and whether
+        all gradients are finite."""
+        rows, *rest = inputs
+        batches = [(images, labels) for images, labels in zip(rest[::2], rest[1::2], strict=True) if images is not None]
+        losses = self._differentiate(batches or None, rows)
+        finite = gradients_finite(self.parameters)
+        self._update()
+        self._terms[bool(batches)] = list(losses.terms)
+        return torch.cat([losses.figures(), finite.float().view(1)])
+
+    def settle(self) -> None:
+        """Look at steps that were not looked at yet, so that the device need not be waited for at every step.
+
+        Raises:
+            NonFiniteLossError: naming the first step whose losses or gradients are not finite.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked:
+            return
+        finite = torch.stack([torch.isfinite(losses.total) * (flag > 0) for _, losses, flag in unchecked]).tolist()
+        if not all(finite):
+            step, losses, _ = unchecked[finite.index(False)]
+            losses.check_finite(step)
+            raise NonFiniteLossError(
+                f"step {step}: a gradient is not finite, though every loss term is. A lower optim.lr may help."
+            )
+
+    def _images(self, step: int) -> tuple[list[Batch], list[float]] | tuple[None, None]:
+        """This process's batch for each network, and which fraction of all processes' it is; None in steps of
+        reconstruction only."""
         streams = [m.task.train for m in self.members if m.task is not None and m.task.train is not None]
-        return [stream.batch(step) for stream in streams] if len(streams) == len(self.members) else None
+        if step < self.config.loss_warmup_iterations or not self.needs_images or len(streams) < len(self.members):
+            return None, None
+        if not self.processes.several:
+            return [stream.batch(step) for stream in streams], [1.0] * len(streams)
+        shares = [stream.share(step, self.processes) for stream in streams]
+        return [batch for batch, _ in shares], [fraction for _, fraction in shares]
 
     def rehearse(self) -> None:
         """Run two training and two evaluation images through everything once, without an update.
@@ -114,7 +212,7 @@ class Trainer(Loop):
         try:
             with torch.no_grad(), self.nern.evaluating():
                 weights = self.nern.weights()
-                batches = self._images(max(self.step, self.config.loss_warmup_iterations))
+                batches, _ = self._images(max(self.step, self.config.loss_warmup_iterations))
                 few = [(i[:2], None if y is None else y[:2]) for i, y in batches] if batches else None
                 self.differentiate.losses(weights, few).check_finite(self.step)
                 for member, own in zip(self.members, split_by_network(self.members, weights), strict=True):
@@ -153,6 +251,7 @@ class Trainer(Loop):
 
     def metrics(self) -> dict[str, Any]:
         """Metrics of the current predictor on the held-out and test sets; keeps it as 'best' if it is."""
+        self.settle()
         weights = split_by_network(self.members, self.nern.reconstruct())
         extra = {name: p.detach() for name, p in self.extra.items()}
         found: dict[str, dict[str, Any]] = {"held_out": {}, "test": {}}
@@ -179,13 +278,21 @@ class Trainer(Loop):
             for member, evaluator in zip(self.members, self.evaluators, strict=True)
         ]
 
+    def skipped_images(self) -> dict[str, list[str]]:
+        """Names of the images that could not be read, in any process, for each network that has some."""
+        found = self.processes.collect({m.name: m.task.skipped() for m in self.members if m.task is not None})
+        names = {name: sorted({image for own in found for image in own[name]}) for name in found[0]}
+        return {name: images for name, images in names.items() if images}
+
     def save_checkpoint(self, name: str) -> None:
         """Write the current predictor as checkpoint `name`."""
+        self.settle()
         if self.folder is not None:
             self.folder.save_checkpoint(name, self.nern.predictor.state_dict(), self.extra)
 
     def own_state(self) -> dict[str, Any]:
         """Predictor, optimizer, schedule, window, best."""
+        self.settle()
         return {
             "predictor": self.nern.predictor.state_dict(),
             "extra": {name: p.detach() for name, p in self.extra.items()},
@@ -202,6 +309,8 @@ class Trainer(Loop):
             for name, p in self.extra.items():
                 p.copy_(state["extra"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.graph is not None:  # graphs know the optimizer's former tensors
+            self.replay_steps(self.graph.recorder)
         self.schedule.advances = state["schedule_advances"]
         self.best = state["best"]
         self._window.extend(state["window"])

@@ -8,6 +8,7 @@ drawn twice counts twice; gradients are not rescaled for the share of rows drawn
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,7 @@ from nern.randomness import generator
 from nern.registry import WEIGHT_BATCHES
 from nern.representation.kernels import KernelTable
 
+MANY_TIMES = 16  # as many rows as are drawn, from which on they are drawn one by one
 WEIGHTED_SHARE = 0.2  # of the steps of random_weighted_batch draw by kernel norm
 
 Rows = Int[Tensor, " r"]
@@ -39,7 +41,7 @@ class WeightBatches:
     ) -> None:
         self.method: Method = WEIGHT_BATCHES[method]
         self.table = table
-        self.norms = norms.double().cpu()
+        self.norms = norms.cpu()
         self.size = table.rows if size is None else min(size, table.rows)
         self.seed = seed
 
@@ -51,9 +53,27 @@ class WeightBatches:
         """All rows of a layer."""
         return torch.arange(self.table.starts[layer], self.table.starts[layer + 1])
 
+    @cached_property
+    def cumulative_norms(self) -> Float[Tensor, " rows"]:
+        """Sums of the norms up to each row."""
+        return self.norms.double().cumsum(0)
+
     def rng(self, *purpose: object) -> torch.Generator:
         """The generator for a draw."""
         return generator(self.seed, "weight batch", *purpose)
+
+
+def different_rows(count: int, size: int, rng: torch.Generator) -> Rows:
+    """`size` different numbers below `count`, all choices equally likely."""
+    if count < MANY_TIMES * size:
+        return torch.randperm(count, generator=rng)[:size]
+    drawn = torch.empty(0, dtype=torch.int64)  # of very many rows a whole permutation takes longer than the step
+    while len(drawn) < size:
+        drawn = torch.cat([drawn, torch.randint(count, (size,), generator=rng)])
+        values, inverse = drawn.unique(return_inverse=True)
+        first = torch.full((len(values),), len(drawn)).scatter_reduce_(0, inverse, torch.arange(len(drawn)), "amin")
+        drawn = drawn[first.sort().values]  # without repeats, in the order in which they were drawn
+    return drawn[:size]
 
 
 @WEIGHT_BATCHES.register("all", needs_size=False)
@@ -77,7 +97,7 @@ def random_layer(batches: WeightBatches, step: int) -> Rows | None:
 @WEIGHT_BATCHES.register("random_batch", needs_size=False)
 def random_batch(batches: WeightBatches, step: int) -> Rows | None:
     """`size` different rows, drawn uniformly, each step on its own."""
-    return torch.randperm(batches.table.rows, generator=batches.rng(step))[: batches.size]
+    return different_rows(batches.table.rows, batches.size, batches.rng(step))
 
 
 @WEIGHT_BATCHES.register("random_weighted_batch", needs_size=True)
@@ -86,8 +106,8 @@ def random_weighted_batch(batches: WeightBatches, step: int) -> Rows | None:
     the norm of the original kernel (NeRN, section 3.3)."""
     rng = batches.rng(step)
     if float(torch.rand((), generator=rng)) >= WEIGHTED_SHARE:
-        return torch.randperm(batches.table.rows, generator=rng)[: batches.size]
-    cumulative = batches.norms.cumsum(0)
+        return different_rows(batches.table.rows, batches.size, rng)
+    cumulative = batches.cumulative_norms
     draws = torch.rand(batches.size, generator=rng, dtype=torch.float64) * cumulative[-1]
     return torch.searchsorted(cumulative, draws, right=True).clamp_(max=batches.table.rows - 1)
 

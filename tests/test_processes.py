@@ -1,0 +1,455 @@
+"""Several processes: each has its share, and together they do what one would have done."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch.utils.data import DataLoader, TensorDataset
+
+import nern
+from nern import Config, ImageTensors, NernError, OriginalConfig
+from nern.cli import main
+from nern.devices import select_device
+from nern.errors import NernWarning
+from nern.processes import ALONE, Agreement, Processes, joined
+from nern.tasks.mixing import MixedStream
+from nern.tasks.streams import LoaderSet, LoaderStream, MadeUpStream, TensorStream, TrainStream
+from nern.tasks.unreadable import SkippedImages
+from nern.training import RunFolder
+
+CPU = torch.device("cpu")
+BASE: dict[str, Any] = {
+    "original_model_path": "pretrained:digits-resnet8",
+    "nern.hidden_layer_size": 16,
+    "nern.embeddings.enc_levels": 8,
+    "nern.weights_batch_method": "random_weighted_batch",
+    "nern.weights_batch_size": 301,
+    "nern.attention_loss_weight": 1e-3,
+    "nern.distillation_loss_weight": 1e-5,
+    "task.task_name": "digits",
+    "optim.lr": 5e-3,
+    "logging.tracker": "none",
+    "logging.log_interval": 1,
+    "evaluation.held_out_images": 45,
+    "evaluation.test_images": 70,
+    "evaluation.batch_size": 20,
+    "epochs": None,
+    "num_iterations": 4,
+    "batch_size": 17,
+    "eval_epochs_interval": None,
+    "loss_warmup_iterations": 1,
+    "no_cuda": True,
+}
+MINE = """
+import torch
+from torch.utils.data import DataLoader, Dataset
+import nern
+from nern.tasks.unreadable import Unreadable
+
+class Patchy(Dataset):
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if index % 2:
+            return Unreadable(f"image {index}", "torn")
+        return torch.rand(1, 8, 8) * index / 40, index % 10
+
+@nern.register_task("patchy", input_shape=(1, 8, 8), num_classes=10)
+def patchy(train_kwargs, test_kwargs, use_workers=True, **kwargs):
+    return DataLoader(Patchy()), DataLoader(Patchy())
+"""
+STOPPED = """
+import os, signal, time
+from nern.training.interrupt import StopRequest
+from nern.training.trainer import Trainer
+
+train_step, note, noted = Trainer.train_step, StopRequest._note, []
+
+def noting(self, number, frame):
+    noted.append(number)
+    note(self, number, frame)
+
+def stopping(self, *args):
+    losses = train_step(self, *args)
+    if self.step == 2 and os.environ.get("RANK") == "1":
+        os.kill(os.getppid(), signal.SIGINT)  # as Ctrl-C does: torchrun passes it on
+        while not noted:
+            time.sleep(0.01)
+    return losses
+
+StopRequest._note, Trainer.train_step = noting, stopping
+"""
+FAILING = """
+import os
+from nern import NernError
+from nern.training.trainer import Trainer
+
+train_step = Trainer.train_step
+
+def failing(self, *args):
+    if self.step == 2 and os.environ.get("RANK") == "1":
+        raise NernError("the second process fails")
+    return train_step(self, *args)
+
+Trainer.train_step = failing
+"""
+SEVERAL_RUNS = """
+import io, json, os, sys, warnings
+import torch
+from rich.console import Console
+import nern
+
+rank, found = int(os.environ["RANK"]), {}
+for name, values in json.load(open("runs.json")).items():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            found[name] = {"metrics": nern.train(nern.Config.from_dict(values), Console(file=io.StringIO()))}
+        except nern.NernError as error:
+            found[name] = {"error": str(error)}
+    found[name]["warnings"] = [str(w.message) for w in caught if issubclass(w.category, nern.errors.NernWarning)]
+json.dump(found, open(f"found-{rank}.json", "w"))
+"""
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def config(folder: Path, **values: Any) -> dict[str, Any]:
+    return BASE | {"logging.log_dir": str(folder)} | values
+
+
+def launch(folder: Path, launcher: list[str], *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in two processes; torchrun chooses a port that is free."""
+    given = [sys.executable, "-m", *launcher, *command]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.run(
+        given, cwd=folder, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280
+    )
+
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+ACCELERATE += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+def options(values: dict[str, Any]) -> list[str]:
+    return [f"--{key}={'null' if value is None else value}" for key, value in values.items()]
+
+
+def assert_same_training(a: RunFolder, b: RunFolder, rounding: float = 1e-4) -> None:
+    """The same steps with the same losses, evaluations and predictor, up to the rounding of sums."""
+    first, second = a.load_state(), b.load_state()
+    assert [entry.keys() for entry in first["losses"]] == [entry.keys() for entry in second["losses"]]
+    for one, two in zip(first["losses"], second["losses"], strict=True):
+        assert one == pytest.approx(two, rel=rounding), one["step"]
+    assert len(first["evaluations"]) == len(second["evaluations"])
+    for one, two in zip(first["evaluations"], second["evaluations"], strict=True):
+        for name in {"held_out", "test"} & one.keys():
+            assert one[name]["images"] == two[name]["images"]
+            assert one[name]["divergence"] == pytest.approx(two[name]["divergence"], rel=10 * rounding)
+    for part in ("predictor", "extra"):
+        for name, value in first[part].items():
+            torch.testing.assert_close(second[part][name], value, rtol=rounding, atol=rounding)
+
+
+# --- shares --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("items", "count"), [(10, 3), (9, 3), (2, 5), (0, 2), (7, 1)])
+def test_shares_are_consecutive_and_even(items: int, count: int) -> None:
+    parts = [list(range(items))[Processes(rank, count).share(items)] for rank in range(count)]
+    assert [item for part in parts for item in part] == list(range(items))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+class Reader(Processes):
+    """One of several, some of which read something."""
+
+    def total(self, number: int) -> int:
+        return number + 1
+
+
+def tensor_stream() -> TensorStream:
+    images = torch.arange(30 * 36).remainder(256).to(torch.uint8).view(30, 1, 6, 6)
+    return TensorStream(ImageTensors(images, torch.arange(30) % 3, (0.5,), (0.5,), pad=2, flip=True), 8, seed=1)
+
+
+def made_up_stream() -> MadeUpStream:
+    return MadeUpStream(lambda count, rng: torch.rand(count, 1, 4, 4, generator=rng), 30, 8, 1, "images")
+
+
+def loader_stream() -> LoaderStream:
+    data = TensorDataset(torch.rand(30, 1, 4, 4), torch.arange(30) % 3)
+    return LoaderStream(DataLoader(data), data, 8, 1, CPU, SkippedImages())
+
+
+STREAMS: dict[str, Callable[[], TrainStream]] = {
+    "in memory": tensor_stream,
+    "made up": made_up_stream,
+    "mixed": lambda: MixedStream(tensor_stream(), 0.8, 1.0, 3, seed=1),
+    "loaded": loader_stream,
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("count", [2, 8])
+def test_shares_of_a_batch_make_up_the_very_batch(name: str, count: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole, streams = STREAMS[name](), []
+        for _ in range(count):
+            torch.manual_seed(0)
+            streams.append(STREAMS[name]())
+    processes = [(Reader if name == "loaded" else Processes)(rank, count) for rank in range(count)]
+    for step in (0, 1, 3, 4):  # an epoch has four steps, the last of six images
+        shares = [stream.share(step, each) for stream, each in zip(streams, processes, strict=True)]
+        images, labels = whole.batch(step)
+        parts = [batch for batch, _ in shares if len(batch[0])]
+        assert torch.equal(torch.cat([part for part, _ in parts]), images)
+        if labels is not None:
+            assert torch.equal(torch.cat([of_part for _, of_part in parts if of_part is not None]), labels)
+        if name != "loaded":
+            assert [fraction for _, fraction in shares] == [len(batch[0]) / len(images) for batch, _ in shares]
+
+
+@pytest.mark.parametrize("kind", ["in memory", "made up", "loaded"])
+def test_shares_of_an_evaluation_make_up_the_whole(kind: str) -> None:
+    loaded = loader_stream().loader
+    sets = {"in memory": tensor_stream().data, "made up": made_up_stream()}
+    sets["loaded"] = LoaderSet(loaded, loaded.dataset, CPU, SkippedImages())  # type: ignore[assignment]
+    whole = list(sets[kind].batches(4))
+    parts = [batch for rank in range(3) for batch in sets[kind].batches(4, Processes(rank, 3).share)]
+    assert [len(images) for images, _ in parts] == [4] * 7 + [2]
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(parts, whole, strict=True))
+
+
+def test_one_process_needs_no_messages() -> None:
+    with joined() as processes:
+        assert processes == ALONE
+    assert (ALONE.total(3), ALONE.collect("x"), ALONE.from_main(lambda: 5)) == (3, ["x"], 5)
+    agreed = Agreement(ALONE)
+    assert [agreed(0), agreed(2), agreed.last()] == [0, 2, 0]
+
+
+# --- devices and the command ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A machine that says it has four; what would have been set or started."""
+    called: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", called.append)
+
+    def execv(path: str, arguments: list[str]) -> None:
+        called.append(arguments)
+        raise SystemExit(0)  # the process is another one from here
+
+    monkeypatch.setattr(os, "execv", execv)
+    return called
+
+
+@pytest.mark.parametrize(("asked", "started"), [(2, 2), (8, 4)])
+def test_num_gpus_starts_so_many_processes(
+    four_gpus: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, started: int
+) -> None:
+    command = ["train", "--task.task_name", "digits", f"--num_gpus={asked}", f"--logging.log_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["nern", *command])
+    with pytest.raises(SystemExit):
+        main()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(started), "-m", "nern"]
+    assert four_gpus == [[sys.executable, *launcher, *command]]
+
+
+def test_a_resumed_run_starts_as_many(four_gpus: list[Any], tmp_path: Path) -> None:
+    Config.from_dict(config(tmp_path, num_gpus=2, no_cuda=False)).save(tmp_path / "config.yaml")
+    with pytest.raises(SystemExit):
+        main(["train", "--resume", str(tmp_path)], may_restart=True)
+    assert four_gpus[0][-3:] == ["train", "--resume", str(tmp_path)]
+
+
+def test_a_mistake_is_found_before_any_process_is_started(
+    four_gpus: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--num_gpus", "2", "--batch_size", "0"], may_restart=True) == 2
+    assert four_gpus == []
+    assert "batch_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("values", [{"num_gpus": 1}, {"num_gpus": 2, "no_cuda": True}, {"num_gpus": 0}])
+def test_nothing_is_started_for_one_device(
+    four_gpus: list[Any], monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("nern.cli.train", lambda *args: {})
+    assert main(["train", *options(values)], may_restart=True) == 0
+    assert four_gpus == []
+
+
+def test_one_of_several_processes_starts_no_others(four_gpus: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nern.cli.train", lambda *args: {})
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", "--num_gpus", "2"], may_restart=True) == 0
+    assert four_gpus == []
+
+
+def test_each_process_has_a_gpu_of_its_own(four_gpus: list[Any]) -> None:
+    chosen = Config.from_dict({"num_gpus": 2})
+    assert select_device(chosen, Processes(3, 4, 1, 2)) == torch.device("cuda", 1)
+    assert four_gpus == [torch.device("cuda", 1)]
+    with pytest.raises(NernError, match="5 processes were started on a machine with 4 GPUs"):
+        select_device(chosen, Processes(0, 5, 0, 5))
+    with pytest.warns(NernWarning, match=r"num_gpus is 2, 4 of them available: the run uses one GPU \(torchrun"):
+        assert select_device(chosen) == torch.device("cuda", 0)
+
+
+def test_other_commands_want_one_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(NernError, match="nern train-original works in one process"):
+        nern.train_original(OriginalConfig(), quiet())
+    with pytest.raises(NernError, match="nern train-original works in one process"):
+        nern.resume_original(tmp_path, quiet())
+    assert main(["evaluate", "--run", str(tmp_path)]) == 2
+    assert "nern evaluate works in one process" in capsys.readouterr().err
+
+
+# --- two processes -------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    values = config(tmp_path / "two", num_iterations=6, eval_iterations_interval=3) | {
+        "nern.embeddings.permutations.permute_mode": "crossfilter",
+        "logging.tracker": "tensorboard",
+        "loss_warmup_iterations": 2,
+    }
+    ended = launch(tmp_path, TORCHRUN, "-m", "nern", "train", *options(values), "--json", "metrics.json")
+    assert ended.returncode == 0, ended.stderr
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["NeRN_Train"]  # one process writes
+    assert ended.stdout.count("run folder: ") == ended.stdout.count("seed: 0") == 1  # and talks
+    assert "6 steps on 2 processes, each on a cpu" in ended.stdout
+    run = RunFolder(tmp_path / "two" / "NeRN_Train")
+    assert len(list(run.root.glob("events.*"))) == 1
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics == json.loads(run.metrics.read_text())
+    assert metrics["processes"] == 2
+    alone = nern.train(Config.from_dict(values | {"logging.log_dir": str(tmp_path / "one")}), quiet())
+    assert_same_training(run, RunFolder(alone["run_folder"]))
+    assert metrics["original"] == pytest.approx(alone["original"])
+    assert nern.load_run(run.root)(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+RECONSTRUCTION = {"nern.attention_loss_weight": 0.0, "nern.distillation_loss_weight": 0.0}
+NETWORK: dict[str, Any] = {"original_model_path": "pretrained:digits-resnet8", "task": {"task_name": "digits"}}
+RUNS: dict[str, dict[str, Any]] = {
+    "drawn rows": RECONSTRUCTION
+    | {
+        "nern.reconstruction_rows": "drawn",
+        "nern.weights_batch_method": "random_batch",
+        "optim.optimizer_type": "ranger",
+    },
+    "drawn rows of several kernel sizes": RECONSTRUCTION
+    | {"nern.reconstruction_rows": "drawn", "nern.include": ["*.weight"], "nern.reconstruction_loss_type": "MSELoss"},
+    "all rows of several kernel sizes": {"nern.weights_batch_method": "all", "nern.include": ["*.weight"]},
+    "all rows": RECONSTRUCTION | {"nern.weights_batch_method": "all", "optim.max_gradient_norm": 0.01},
+    "labels and a layer beside": {"nern.task_loss_weight": 1e-3, "learn_fc_layer": True},
+    "batches of one image": {"batch_size": 1, "nern.task_loss_weight": 1e-5},
+    "unreadable images": {"imports": ["mine.py"], "task.task_name": "patchy", "batch_size": 3, "num_iterations": 8}
+    | {"evaluation.held_out_images": 4, "evaluation.test_images": 7, "evaluation.batch_size": 1},
+    "mixed images": {"task.mixup": 0.8, "task.cutmix": 1.0, "nern.task_loss_weight": 1e-3},
+    "made-up images": {"task.use_random_data": True, "task.random_data": "spectrum"},
+    "several networks": {"networks": [NETWORK, NETWORK], "original_model_path": None},
+    "16 bits": {"precision": "bf16"},
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "batch norm": {"nern.norm_layer": "bn"},
+    "losses of the whole batch": {"nern.attention_loss_type": "SPAttentionLoss"},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """All of RUNS and OTHERS, one after the other, by a program that two processes run; what each process got."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "mine.py").write_text(MINE)
+    (folder / "program.py").write_text(SEVERAL_RUNS)
+    everything = {name: config(folder / name, **values) for name, values in (RUNS | OTHERS).items()}
+    (folder / "runs.json").write_text(json.dumps(everything))
+    ended = launch(folder, TORCHRUN, "program.py")
+    assert ended.returncode == 0, ended.stderr
+    return folder, [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.filterwarnings("ignore:image .* cannot be read:nern.errors.NernWarning")
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_do_what_one_does(
+    runs: tuple[Path, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder, found = runs
+    assert found[0][name] == found[1][name] | {"warnings": found[0][name]["warnings"]}  # all get the metrics
+    monkeypatch.chdir(folder)  # where mine.py is
+    alone = nern.train(Config.from_dict(config(tmp_path, **RUNS[name])), quiet())
+    metrics = found[0][name]["metrics"]
+    assert_same_training(
+        RunFolder(metrics["run_folder"]), RunFolder(alone["run_folder"]), 1e-2 if "16" in name else 1e-4
+    )
+    assert metrics.get("skipped_images") == alone.get("skipped_images")
+
+
+def test_a_predictor_with_batch_norm_is_refused(runs: tuple[Path, list[dict[str, Any]]]) -> None:
+    assert all("nern.norm_layer 'bn' needs" in found["batch norm"]["error"] for found in runs[1])
+
+
+def test_a_loss_of_the_whole_batch_is_warned_of(runs: tuple[Path, list[dict[str, Any]]]) -> None:
+    told = [" ".join(found["losses of the whole batch"]["warnings"]) for found in runs[1]]
+    assert "compares the images of a batch as a whole" in told[0]
+    assert told[1] == ""
+
+
+def test_accelerate_launches_two_processes(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    values = config(tmp_path / "two", num_iterations=2)
+    ended = launch(tmp_path, ACCELERATE, "-m", "nern", "train", *options(values))
+    assert ended.returncode == 0, ended.stderr
+    assert "2 steps on 2 processes" in ended.stdout
+    alone = nern.train(Config.from_dict(values | {"logging.log_dir": str(tmp_path / "one")}), quiet())
+    assert_same_training(RunFolder(tmp_path / "two" / "NeRN_Train"), RunFolder(alone["run_folder"]))
+
+
+def test_ctrl_c_stops_all_and_one_process_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    values = config(tmp_path / "two", num_iterations=8)
+    ended = launch(tmp_path, TORCHRUN, "-m", "nern", "train", *options(values), "--imports=[stopped.py]")
+    assert ended.returncode != 0
+    run = RunFolder(tmp_path / "two" / "NeRN_Train")
+    step = run.load_state()["step"]
+    assert 2 <= step <= 5
+    assert ended.stderr.count(f"stopped at step {step} of 8; saved. Continue with: nern train --resume") == 1
+    monkeypatch.chdir(tmp_path)
+    nern.resume(run.root, quiet())
+    alone = nern.train(Config.from_dict(values | {"logging.log_dir": str(tmp_path / "one")}), quiet())
+    assert_same_training(run, RunFolder(alone["run_folder"]))
+
+
+def test_an_error_in_one_process_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    values = config(tmp_path / "two", imports=["failing.py"])
+    ended = launch(tmp_path, TORCHRUN, "-m", "nern", "train", *options(values))
+    assert ended.returncode != 0
+    assert "process 1: error: the second process fails" in ended.stderr
+    assert not (tmp_path / "two" / "NeRN_Train").exists()  # nothing was trained in it
