@@ -1,7 +1,7 @@
-"""Inner products and combinations of the rows of feature maps, each in one pass over memory.
+"""Inner products and combinations of the rows of feature maps, computed in float32 whatever the maps are in.
 
-On a CPU memory is what feature-map losses wait for, so these loops are compiled; they read 16-bit maps as they are and
-add up in float32. Elsewhere, and for other types, they are PyTorch's operations.
+For 16-bit maps on a CPU these loops are compiled: PyTorch would write float32 copies of maps that are read once. Elsewhere
+they are PyTorch's operations.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def products(pairs: Pairs) -> list[tuple[Tensor, Tensor, Tensor]]:
     if not _compilable(pairs):
         return [(_torch_dot(x, x), _torch_dot(y, y), _torch_dot(x, y)) for x, y in pairs]
     results = [torch.empty(len(x), 3) for x, _ in pairs]
-    work = [(_array(x), _array(y), out.numpy()) for (x, y), out in zip(pairs, results, strict=True)]
-    _in_threads([(_products_16 if x.dtype == np.uint16 else _products_32, (x, y, out)) for x, y, out in work])
+    work = [(_bits(x), _bits(y), out.numpy()) for (x, y), out in zip(pairs, results, strict=True)]
+    _in_threads([(_products, arrays) for arrays in work])
     return [tuple(out.unbind(1)) for out in results]  # type: ignore[misc]
 
 
@@ -47,28 +47,24 @@ def combinations(
     results = [torch.empty_like(x, memory_format=torch.contiguous_format) for x, _ in pairs]
     tasks = []
     for (x, y), (a, b), out in zip(pairs, factors, results, strict=True):
-        compiled = _combine_16 if x.dtype == torch.bfloat16 else _combine_32
-        tasks.append((compiled, (_array(x), _array(y), a.numpy(), b.numpy(), _array(out))))
+        tasks.append((_combine, (_bits(x), _bits(y), a.numpy(), b.numpy(), _bits(out))))
     _in_threads(tasks)
     return results
 
 
 def _torch_dot(x: Tensor, y: Tensor) -> Tensor:
-    if x is y:
-        return torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square()
-    return (x * y).sum(1, dtype=torch.float32)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, dim=1, dtype=wide).square() if x is y else (x * y).sum(1, dtype=wide)
 
 
 def _compilable(pairs: Pairs) -> bool:
     maps = [m for pair in pairs for m in pair]
-    known = {m.dtype for m in maps} in ({torch.float32}, {torch.bfloat16})
-    return known and all(type(m) is Tensor and m.device.type == "cpu" for m in maps)
+    return all(type(m) is Tensor and m.device.type == "cpu" and m.dtype == torch.bfloat16 for m in maps)
 
 
-def _array(values: Tensor) -> Any:
-    """A tensor's memory as an array; 16-bit floating-point numbers as their bits."""
-    values = values.detach().contiguous()
-    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
+def _bits(values: Tensor) -> Any:
+    """The memory of 16-bit floating-point numbers as an array of their bits."""
+    return values.detach().contiguous().view(torch.uint16).numpy()
 
 
 def _in_threads(tasks: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
@@ -118,19 +114,7 @@ def _narrow(context: Any, value: Any) -> Any:
 
 
 @_compiled
-def _products_32(x: Any, y: Any, out: Any) -> None:  # pragma: no cover (compiled)
-    for row in range(x.shape[0]):
-        xx, yy, xy = np.float32(0), np.float32(0), np.float32(0)
-        for entry in range(x.shape[1]):
-            a, b = x[row, entry], y[row, entry]
-            xx += a * a
-            yy += b * b
-            xy += a * b
-        out[row, 0], out[row, 1], out[row, 2] = xx, yy, xy
-
-
-@_compiled
-def _products_16(x: Any, y: Any, out: Any) -> None:  # pragma: no cover (compiled)
+def _products(x: Any, y: Any, out: Any) -> None:  # pragma: no cover (compiled)
     for row in range(x.shape[0]):
         xx, yy, xy = np.float32(0), np.float32(0), np.float32(0)
         for entry in range(x.shape[1]):
@@ -142,15 +126,7 @@ def _products_16(x: Any, y: Any, out: Any) -> None:  # pragma: no cover (compile
 
 
 @_compiled
-def _combine_32(x: Any, y: Any, of_x: Any, of_y: Any, out: Any) -> None:  # pragma: no cover (compiled)
-    for row in range(x.shape[0]):
-        a, b = of_x[row], of_y[row]
-        for entry in range(x.shape[1]):
-            out[row, entry] = a * x[row, entry] + b * y[row, entry]
-
-
-@_compiled
-def _combine_16(x: Any, y: Any, of_x: Any, of_y: Any, out: Any) -> None:  # pragma: no cover (compiled)
+def _combine(x: Any, y: Any, of_x: Any, of_y: Any, out: Any) -> None:  # pragma: no cover (compiled)
     for row in range(x.shape[0]):
         a, b = of_x[row], of_y[row]
         for entry in range(x.shape[1]):
