@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from nern.devices import send
 from nern.errors import NernError
 from nern.randomness import generator
 
@@ -63,8 +65,14 @@ class ImageTensors:
 
     def normalized(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """What a network sees."""
-        mean, std = (torch.tensor(list(v), device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = self._statistics
         return images.float().div_(255).sub_(mean).div_(std)
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and std of each channel, on the device."""
+        mean, std = (torch.tensor(list(v), device=self.images.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return mean, std
 
     def augmented(
         self, images: UInt8[Tensor, "b c h w"], rng: torch.Generator, drawn: int | None = None, part: slice = ALL
@@ -74,9 +82,9 @@ class ImageTensors:
         drawn, device = count if drawn is None else drawn, images.device
         if self.flip:
             flip = torch.rand(drawn, generator=rng)[part] < 0.5
-            images = torch.where(flip.to(device).view(-1, 1, 1, 1), images.flip(3), images)
+            images = torch.where(send(flip, device).view(-1, 1, 1, 1), images.flip(3), images)
         if self.pad:
-            shifts = torch.randint(0, 2 * self.pad + 1, (2, drawn), generator=rng)[:, part].to(device)
+            shifts = send(torch.randint(0, 2 * self.pad + 1, (2, drawn), generator=rng)[:, part], device)
             padded = torch.nn.functional.pad(images, (self.pad,) * 4)
             rows = (torch.arange(height, device=device) + shifts[0, :, None]).view(count, 1, height, 1)
             columns = (torch.arange(width, device=device) + shifts[1, :, None]).view(count, 1, 1, width)
@@ -87,7 +95,7 @@ class ImageTensors:
 
     def batch(self, indices: Tensor, rng: torch.Generator | None = None, part: slice = ALL) -> Batch:
         """Images and labels of `indices`, augmented with `rng` if given; a part of this batch, if asked for."""
-        mine = indices[part].to(self.images.device)
+        mine = send(indices[part], self.images.device)
         images = self.images[mine]
         if rng is not None:
             images = self.augmented(images, rng, len(indices), part)
