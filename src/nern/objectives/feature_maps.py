@@ -50,12 +50,13 @@ class NormalizedDistance(torch.autograd.Function):
         pairs = list(zip(maps[::2], maps[1::2], strict=True))
         factors = []
         total = maps[0].new_zeros((), dtype=torch.float32)
-        for oo, rr, product in products(pairs):
-            norm = rr.sqrt()
-            a, b = 1 / (oo.sqrt() + EPSILON), 1 / (norm + EPSILON)
-            total += (a * a * oo + b * b * rr - 2 * a * b * product).clamp_min(0).sum()
-            radial = (b * rr - a * product) / norm.clamp_min(torch.finfo(norm.dtype).tiny)  # of b r - a o, along r
-            factors += [-2 * a * b, 2 * b * b * (1 - radial)]
+        for o_norm, r_norm, product in products(pairs):
+            limits = torch.finfo(r_norm.dtype)
+            r_norm = r_norm.clamp(limits.tiny, limits.max)  # an untrained predictor makes maps of any size
+            a, b = 1 / (o_norm + EPSILON), 1 / (r_norm + EPSILON)
+            cross = a * (product / r_norm)  # of a o, along r
+            total += ((a * o_norm).square() + (b * r_norm).square() - 2 * cross * (b * r_norm)).clamp_min(0).sum()
+            factors += [-2 * a * b, 2 * b * b * (1 - (b * r_norm - cross))]
         ctx.save_for_backward(*maps, *factors)
         return total
 

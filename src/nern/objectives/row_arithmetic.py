@@ -28,9 +28,9 @@ _compiled = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", 
 
 
 def products(pairs: Pairs) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Of each pair of maps (x, y), row by row and in float32: x . x, y . y, x . y."""
+    """Of each pair of maps (x, y), row by row and in float32: |x|, |y|, x . y."""
     if not _compilable(pairs):
-        return [(_torch_dot(x, x), _torch_dot(y, y), _torch_dot(x, y)) for x, y in pairs]
+        return [_torch_products(x, y) for x, y in pairs]
     results = [torch.empty(len(x), 3) for x, _ in pairs]
     work = [(_bits(x), _bits(y), out.numpy()) for (x, y), out in zip(pairs, results, strict=True)]
     _in_threads([(_products, arrays) for arrays in work])
@@ -52,9 +52,10 @@ def combinations(
     return results
 
 
-def _torch_dot(x: Tensor, y: Tensor) -> Tensor:
+def _torch_products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(x.dtype, torch.float32)
-    return torch.linalg.vector_norm(x, dim=1, dtype=wide).square() if x is y else (x * y).sum(1, dtype=wide)
+    norms = (torch.linalg.vector_norm(m, dim=1, dtype=wide) for m in (x, y))
+    return next(norms), next(norms), (x * y).sum(1, dtype=wide)
 
 
 def _compilable(pairs: Pairs) -> bool:
@@ -122,7 +123,7 @@ def _products(x: Any, y: Any, out: Any) -> None:  # pragma: no cover (compiled)
             xx += a * a
             yy += b * b
             xy += a * b
-        out[row, 0], out[row, 1], out[row, 2] = xx, yy, xy
+        out[row, 0], out[row, 1], out[row, 2] = np.sqrt(xx), np.sqrt(yy), xy
 
 
 @_compiled
