@@ -10,7 +10,7 @@ out=${2:-$root/outputs/benchmarks}
 # shellcheck source=benchmarks/common.sh
 source "$root/benchmarks/common.sh"
 
-resnet20=(--config_path experiments/resnet20/cifar10/cifar10_resnet20_smoothpes_permute_crossfilter_180.yaml
+resnet20=(--config_path experiments/resnet20/cifar10/cifar10_resnet20_smoothpes_permute_crossfilter_140.yaml
   --original_model_path pretrained:resnet20-cifar10 --num_gpus 0)
 resnet56=(--config_path experiments/resnet56/cifar10/cifar10_resnet56_smoothpes_permute_crossfilter_360.yaml
   --original_model_path null --num_gpus 0)

@@ -14,7 +14,7 @@ LIMIT=150 # seconds for each, so that one that hangs leaves time for the others
 made_up=(--task.use_random_data true --evaluation.test_images 0)
 images=("${made_up[@]}")
 [ -z "$data" ] || images=()
-resnet20=(--config_path experiments/resnet20/cifar10/cifar10_resnet20_smoothpes_permute_crossfilter_180.yaml
+resnet20=(--config_path experiments/resnet20/cifar10/cifar10_resnet20_smoothpes_permute_crossfilter_140.yaml
   --original_model_path pretrained:resnet20-cifar10 --num_gpus 1)
 resnet56=(--config_path experiments/resnet56/cifar10/cifar10_resnet56_smoothpes_permute_crossfilter_360.yaml
   --original_model_path null --num_gpus 1)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nern.devices import computing_in
 from nern.errors import NernError
 from nern.originals.base import Original
 from nern.processes import ALONE, Processes
@@ -83,9 +84,10 @@ class Evaluator:
         sums = torch.zeros(7, dtype=torch.float64)  # agreement, divergence, top-1, top-5, loss; images, labelled ones
         share = self.processes.share if self.processes.several else None
         for number, (images, labels) in enumerate(data.batches(self.batch_size, share)):
-            target = self.original(images) if known is None else known[number]
+            with computing_in("float32", images.device):
+                target = self.original(images) if known is None else known[number]
+                result = target if weights is None else self.original.run(weights, images, extra)[0]
             outputs.append(target)
-            result = target if weights is None else self.original.run(weights, images, extra)[0]
             sums[5] += len(images)
             predicted = result.argmax(1)
             log_p, log_q = target.double().log_softmax(1), result.double().log_softmax(1)
