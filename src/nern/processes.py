@@ -1,8 +1,8 @@
 """The processes that train one NeRN together, one a device: how they are started and meet, sums and messages.
 
 A launcher (torchrun, `accelerate launch`) starts them and tells each, in its environment, which it is. They meet through
-torch.distributed itself: accelerate's PartialState would stay for the life of the process, also after the run has left the
-group, and takes each of several processes without a GPU for alone unless it is told otherwise.
+torch.distributed itself, which is all that is needed of accelerate's PartialState, and does not take each of several
+processes without a GPU for alone.
 
 Two kinds of messages: tensors on their device (NCCL on GPUs, gloo on CPUs), and small things between the hosts (gloo),
 which no device waits for.
@@ -10,6 +10,7 @@ which no device waits for.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -175,31 +176,32 @@ def process_number() -> int:
     return int(os.environ["RANK"]) if launched() else 0
 
 
-@contextmanager
-def joined() -> Iterator[Processes]:
-    """The processes of this run; met within the context, left after it. `ALONE` where no launcher has started several.
+def join() -> Processes:
+    """The processes of this run, met; `ALONE` where no launcher has started several. They part when they end: to part
+    and meet again, several runs in one program would have to wait for each other in between.
 
     Raises:
         NernError: they do not meet.
     """
-    if dist.is_available() and dist.is_initialized():  # by the program that calls nern
-        if dist.get_world_size() > 1 and "gloo" not in dist.get_backend_config():
-            raise NernError(
-                "nern sends messages between CPUs, too: init_process_group needs the backend 'cpu:gloo,cuda:nccl'"
-            )
-        yield _this_process(dist.get_rank(), dist.get_world_size())
-        return
-    if not launched():
-        yield ALONE
-        return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
-    except (RuntimeError, ValueError) as error:
-        raise NernError(f"the processes do not meet: {error}") from error
-    try:
-        yield _this_process(dist.get_rank(), dist.get_world_size())
-    finally:
+    if not (dist.is_available() and dist.is_initialized()):  # by an earlier run, or the program that calls nern
+        if not launched():
+            return ALONE
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        try:
+            dist.init_process_group(backend, timeout=TIMEOUT)
+        except (RuntimeError, ValueError) as error:
+            raise NernError(f"the processes do not meet: {error}") from error
+        atexit.register(leave)
+    elif dist.get_world_size() > 1 and "gloo" not in dist.get_backend_config():
+        raise NernError(
+            "nern sends messages between CPUs, too: init_process_group needs the backend 'cpu:gloo,cuda:nccl'"
+        )
+    return _this_process(dist.get_rank(), dist.get_world_size())
+
+
+def leave() -> None:
+    """Part from the others, who notice."""
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

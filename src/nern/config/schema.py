@@ -283,7 +283,8 @@ class Config(Settings):
     num_workers: int = 0
     """Worker processes of data loaders (tasks whose images live in memory need none)."""
     num_gpus: int = 1
-    """Devices to use: 0 the CPU, 1 the first GPU if there is one. Above 1: a warning, and one is used."""
+    """Devices to use: 0 the CPU, 1 the first GPU if there is one. Above 1: `nern train` starts a process for each, as far as
+    there are GPUs (what is missing gives a warning). Processes that torchrun or accelerate started take a GPU each."""
     batch_size: int = 256
     """Images in one training step."""
     epochs: int | None = 250

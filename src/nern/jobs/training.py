@@ -13,7 +13,7 @@ from nern.experiment import Experiment, build_experiment
 from nern.files import check_writable, save_safetensors, write_json
 from nern.jobs.report import check_original, finish, kept_tensors, original_digest, store_ordering
 from nern.jobs.session import continue_from, new_folder, run_loop, saved_run
-from nern.processes import Processes, joined
+from nern.processes import Processes, join
 from nern.representation.nern import NeRN
 from nern.terminal import result_table
 from nern.training.run_folder import RunFolder
@@ -36,18 +36,18 @@ def train(config: Config, console: Console | None = None, json_path: str | Path 
         NernError: before anything is written, if the config cannot work; later, if a loss is not finite.
         Interrupted: on Ctrl-C or SIGTERM, after saving.
     """
-    with joined() as processes:
-        console = _console(console, processes)
-        processes.from_main(lambda: check_writable(json_path, "--json"))
-        check_tracker(config.logging)
-        experiment = build_experiment(config, processes=processes)
-        trainer = _trainer(experiment, processes)
-        with new_folder(config) if processes.main else nullcontext() as folder:
-            if folder is not None:
-                config.with_absolute_paths().save(folder.config)
-                store_ordering(experiment, folder)
-                save_safetensors(folder.kept, kept_tensors(experiment), {"original": original_digest(experiment)})
-            return _run(experiment, trainer, folder, console, json_path)
+    processes = join()
+    console = _console(console, processes)
+    processes.from_main(lambda: check_writable(json_path, "--json"))
+    check_tracker(config.logging)
+    experiment = build_experiment(config, processes=processes)
+    trainer = _trainer(experiment, processes)
+    with new_folder(config) if processes.main else nullcontext() as folder:
+        if folder is not None:
+            config.with_absolute_paths().save(folder.config)
+            store_ordering(experiment, folder)
+            save_safetensors(folder.kept, kept_tensors(experiment), {"original": original_digest(experiment)})
+        return _run(experiment, trainer, folder, console, json_path)
 
 
 def resume(path: str | Path, console: Console | None = None, json_path: str | Path | None = None) -> dict[str, Any]:
@@ -58,22 +58,22 @@ def resume(path: str | Path, console: Console | None = None, json_path: str | Pa
         NernError: no run there, nothing saved, or its state is damaged.
         Interrupted: as for `train`.
     """
-    with joined() as processes:
-        console = _console(console, processes)
-        processes.from_main(lambda: check_writable(json_path, "--json"))
-        folder, config, state = processes.from_main(lambda: _saved(path))
-        if processes.main and folder.ordering.is_file():
-            config.nern.embeddings.permutations.path = str(folder.ordering)
-        if config.nern.init == "checkpoint":  # the state holds the weights; the file may be gone
-            config.nern.init, config.nern.checkpoint_path = "default", None
-        experiment = build_experiment(config, processes=processes)
-        if processes.main:
-            check_original(experiment, folder)
-            if not folder.ordering.is_file():
-                store_ordering(experiment, folder)
-        trainer = _trainer(experiment, processes)
-        continue_from(trainer, state, folder)
-        return _run(experiment, trainer, folder if processes.main else None, console, json_path)
+    processes = join()
+    console = _console(console, processes)
+    processes.from_main(lambda: check_writable(json_path, "--json"))
+    folder, config, state = processes.from_main(lambda: _saved(path))
+    if processes.main and folder.ordering.is_file():
+        config.nern.embeddings.permutations.path = str(folder.ordering)
+    if config.nern.init == "checkpoint":  # the state holds the weights; the file may be gone
+        config.nern.init, config.nern.checkpoint_path = "default", None
+    experiment = build_experiment(config, processes=processes)
+    if processes.main:
+        check_original(experiment, folder)
+        if not folder.ordering.is_file():
+            store_ordering(experiment, folder)
+    trainer = _trainer(experiment, processes)
+    continue_from(trainer, state, folder)
+    return _run(experiment, trainer, folder if processes.main else None, console, json_path)
 
 
 def _saved(path: str | Path) -> tuple[RunFolder, Config, dict[str, Any]]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from nern.compat import import_torchvision
 from nern.processes import Processes
 from nern.randomness import forked_rng, generator
 from nern.tasks.images import Batch
-from nern.tasks.streams import TrainStream, part_of
+from nern.tasks.streams import TrainStream
 
 
 class MixedStream:
@@ -38,12 +41,24 @@ class MixedStream:
 
     def batch(self, step: int) -> Batch:
         """See `TrainStream`."""
-        images, labels = self.stream.batch(step)
+        return self._mixed(step, *self.stream.batch(step))
+
+    def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
+        """See `TrainStream`. An image is mixed with the one before it in the batch (the first with the last), which
+        processes hand to each other."""
+        (images, labels), fraction = self.stream.share(step, processes)
+        assert labels is not None
+        own = (images[-1:].cpu(), labels[-1:].cpu()) if len(images) else None
+        lasts = processes.collect(own)
+        if own is None:
+            return (images, labels), fraction
+        before = next(last for last in [*lasts[: processes.rank][::-1], *lasts[::-1]] if last is not None)
+        pairs = zip(before, (images, labels), strict=True)
+        images, labels = self._mixed(step, *(torch.cat([first.to(rest), rest]) for first, rest in pairs))
+        return (images[1:], None if labels is None else labels[1:]), fraction
+
+    def _mixed(self, step: int, images: Tensor, labels: Tensor | None) -> Batch:
         with forked_rng(self.seed, "mixing", step):
             index = generator(self.seed, "mixer", step).initial_seed() % len(self.mixers)
             mixed, shares = self.mixers[index](images, labels)
         return mixed, shares
-
-    def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
-        """See `TrainStream`. Images are mixed in pairs across the batch, so every process makes all of it."""
-        return part_of(self.batch(step), processes)

@@ -190,7 +190,8 @@ class Step:
         losses = self._drawn_losses(drawn, leaves)
         losses.total.backward()
         arrived = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-        return self._pass_on(live, drawn, arrived, losses)
+        part = losses.figures() / self.processes.count  # each has computed the whole loss; what follows adds up
+        return self._pass_on(live, drawn, arrived, Losses.of_figures(part, list(losses.terms)))
 
     def _drawn_losses(self, drawn: Rows, predictions: Sequence[Tensor]) -> Losses:
         """Reconstruction losses of the drawn rows, from their predictions, one tensor a head."""
