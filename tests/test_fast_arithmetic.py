@@ -1,0 +1,690 @@
+"""Fast ways to compute equal the plain ones: products of feature maps, linear layers, encodings that are never made."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from nern.objectives.feature_maps import EPSILON, NormalizedDistance, flat, flat_pairs
+from nern.objectives.row_arithmetic import combinations, products
+from nern.registry import ACTIVATIONS, FEATURE_MAP_LOSSES, NORM_LAYERS, PREDICTORS
+from nern.representation import KernelTable, build_predictor
+from nern.representation.coordinates import ListedCoordinates, TableCoordinates
+from nern.representation.encoding import BasicEncoding, EncodedRows, Encodings, FourierEncoding
+from nern.representation.linear import MANY, linear
+
+pytestmark = pytest.mark.usefixtures("rng_untouched")
+
+CPU_TYPES = (torch.float32, torch.bfloat16)
+
+
+def randoms(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of PyTorch's threads for the length of a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+# --- products and combinations of rows -----------------------------------------------------------------------------
+
+ROWS, ENTRIES = st.integers(0, 9), st.integers(0, 70)
+
+
+def exact_products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Norms of x and y and their inner product, row by row, in float64."""
+    x, y = x.double(), y.double()
+    return x.square().sum(1).sqrt(), y.square().sum(1).sqrt(), (x * y).sum(1)
+
+
+@given(st.lists(st.tuples(ROWS, ENTRIES), max_size=4), st.sampled_from(CPU_TYPES), st.integers(0, 99))
+def test_products_are_sums_over_the_entries_of_each_row(
+    shapes: list[tuple[int, int]], dtype: torch.dtype, seed: int
+) -> None:
+    pairs = [tuple(randoms(*shape, seed=seed + i, dtype=dtype) for i in range(2)) for shape in shapes]
+    found = products(pairs)
+    assert len(found) == len(pairs)
+    for (x, y), of_pair in zip(pairs, found, strict=True):
+        norm_x, norm_y, product = exact_products(x, y)
+        for value, exact, size in zip(
+            of_pair, (norm_x, norm_y, product), (norm_x, norm_y, norm_x * norm_y), strict=True
+        ):
+            assert (value.dtype, value.shape) == (torch.float32, (len(x),))
+            assert ((value.double() - exact).abs() <= 2e-6 * size).all()
+
+
+@pytest.mark.parametrize("dtype", CPU_TYPES)
+def test_long_rows_are_added_up_in_float32(dtype: torch.dtype) -> None:
+    x, y = randoms(3, 40_001, dtype=dtype), randoms(3, 40_001, seed=1, dtype=dtype)
+    found, exact = products([(x, y)])[0], exact_products(x, y)
+    for value, wanted in zip(found[:2], exact[:2], strict=True):
+        torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found[2].double(), exact[2], rtol=0, atol=1e-5 * 40_001)
+
+
+def exact_maps(rows: int, entries: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Maps x, y in bfloat16 and factors a, b, so that a x + b y is exact in float32 but not in bfloat16; many sums lie
+    halfway between two bfloat16 numbers."""
+    rng = torch.Generator().manual_seed(seed)
+    x, y = (torch.randint(-255, 256, (rows, entries), generator=rng).to(torch.bfloat16) for _ in range(2))
+    a, b = (2.0 ** torch.randint(-4, 5, (rows,), generator=rng) for _ in range(2))
+    return x, y, a, b
+
+
+@given(st.integers(1, 7), st.integers(1, 50), st.integers(0, 999))
+def test_combinations_of_16_bits_are_rounded_to_the_nearest_ties_to_even(rows: int, entries: int, seed: int) -> None:
+    x, y, a, b = exact_maps(rows, entries, seed)
+    (found,) = combinations([(x, y)], [(a, b)])
+    exact = a[:, None].double() * x.double() + b[:, None].double() * y.double()
+    assert torch.equal(exact.float().double(), exact)
+    expected = exact.float().to(torch.bfloat16)
+    assert torch.equal(found + 0.0, expected + 0.0)
+    nonzero = expected != 0  # zeros may have either sign
+    assert torch.equal(found.view(torch.uint16)[nonzero].int(), expected.view(torch.uint16)[nonzero].int())
+
+
+def test_the_test_of_rounding_has_ties_of_both_kinds() -> None:
+    x, y, a, b = exact_maps(7, 50, 0)
+    bits = (a[:, None] * x.float() + b[:, None] * y.float()).view(torch.int32)
+    ties = bits[(bits & 0xFFFF) == 0x8000]
+    assert {int(parity) for parity in (ties >> 16) & 1} == {0, 1}
+
+
+def test_every_16_bit_number_comes_through_as_itself() -> None:
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(1, -1)
+    every = bits.view(torch.bfloat16)
+    finite = every[torch.isfinite(every)].view(1, -1)
+    one, none = torch.ones(1), torch.zeros(1)
+    (same,) = combinations([(finite, torch.zeros_like(finite))], [(one, none)])
+    assert torch.equal(same, finite)
+    ((xx, _, xy),) = products([(finite.view(-1, 1), torch.ones_like(finite).view(-1, 1))])
+    assert torch.equal(xy, finite.float().flatten())
+    squares = finite.float().flatten().square()
+    torch.testing.assert_close(xx, squares.sqrt(), rtol=1e-5, atol=1e-22)
+    infinite = every[torch.isinf(every)].view(1, -1)
+    (same,) = combinations([(infinite, torch.zeros_like(infinite))], [(one, one)])
+    assert torch.equal(same, infinite)
+
+
+def test_what_is_too_large_for_16_bits_is_infinite() -> None:
+    largest = torch.finfo(torch.bfloat16).max
+    x = torch.tensor([[largest, -largest]], dtype=torch.bfloat16)
+    (found,) = combinations([(x, x)], [(torch.tensor([1.0]), torch.tensor([2.0**-7]))])
+    expected = (x.float() * (1 + 2.0**-7)).to(torch.bfloat16)
+    assert torch.isinf(expected).all()
+    assert torch.equal(found, expected)
+
+
+@given(
+    st.lists(st.tuples(ROWS, ENTRIES), max_size=4),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.float16]),
+    st.integers(0, 99),
+)
+def test_combinations_are_those_of_pytorch(shapes: list[tuple[int, int]], dtype: torch.dtype, seed: int) -> None:
+    pairs, factors = [], []
+    for index, shape in enumerate(shapes):
+        draws = [randoms(*shape, seed=seed + 4 * index + i, dtype=dtype) for i in range(2)]
+        pairs.append((draws[0], draws[1]))
+        factors.append(tuple(randoms(shape[0], seed=seed + 4 * index + i) for i in (2, 3)))
+    kept = [tuple(m.clone() for m in pair) for pair in pairs]
+    found = combinations(pairs, factors)
+    assert len(found) == len(pairs)
+    for (x, y), (a, b), result in zip(pairs, factors, found, strict=True):
+        exact = a.double()[:, None] * x.double() + b.double()[:, None] * y.double()
+        size = (a.double()[:, None] * x.double()).abs() + (b.double()[:, None] * y.double()).abs()
+        assert (result.dtype, result.shape) == (dtype, x.shape)
+        assert ((result.double() - exact).abs() <= torch.finfo(dtype).eps * size + 1e-7).all()
+    assert all(
+        torch.equal(m, k) for pair, keep in zip(pairs, kept, strict=True) for m, k in zip(pair, keep, strict=True)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_types_have_products(dtype: torch.dtype) -> None:
+    x, y = randoms(4, 7, dtype=dtype), randoms(4, 7, seed=1, dtype=dtype)
+    tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-2, "atol": 1e-2}
+    for value, wanted in zip(products([(x, y)])[0], exact_products(x, y), strict=True):
+        assert value.dtype == torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(value.double(), wanted, **tolerance)
+
+
+def test_types_may_be_mixed() -> None:
+    x, y = randoms(4, 7, dtype=torch.bfloat16), randoms(4, 7, seed=1)
+    a, b = randoms(4, seed=2), randoms(4, seed=3)
+    expected = (x.float() * y).sum(1)
+    torch.testing.assert_close(products([(x, y)])[0][2], expected)
+    (found,) = combinations([(x, y)], [(a, b)])
+    torch.testing.assert_close(
+        found, (a[:, None] * x.float() + b[:, None] * y).to(torch.bfloat16), rtol=1e-2, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("dtype", CPU_TYPES)
+@pytest.mark.parametrize("shape", [(1, 9), (2, 5), (3, 1001), (8, 64), (0, 4), (5, 0)])
+def test_the_number_of_threads_changes_nothing(
+    shape: tuple[int, int], dtype: torch.dtype, threads: Callable[[int], None]
+) -> None:
+    pairs = [(randoms(*shape, seed=s, dtype=dtype), randoms(*shape, seed=s + 1, dtype=dtype)) for s in (0, 2)]
+    factors = [(randoms(shape[0], seed=s), randoms(shape[0], seed=s + 1)) for s in (4, 6)]
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        results.append([*(v for row in products(pairs) for v in row), *combinations(pairs, factors)])
+    assert len(results[0]) == 8
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("dtype", CPU_TYPES)
+def test_maps_need_not_lie_in_one_piece(dtype: torch.dtype, count: int, threads: Callable[[int], None]) -> None:
+    threads(count)
+    big = randoms(12, 40, dtype=dtype)
+    maps = [big.T[:5, :7], big[::2, 3:10][:5], big[:1, :7].expand(5, 7), big[:5, :14:2]]
+    a, b = randoms(5, seed=1), randoms(10, seed=2)[::2]
+    for x in maps:
+        for y in maps:
+            assert not (x.is_contiguous() and y.is_contiguous())
+            expected = [*products([(x.contiguous(), y.contiguous())])[0]]
+            expected += combinations([(x.contiguous(), y.contiguous())], [(a, b.contiguous())])
+            found = [*products([(x, y)])[0], *combinations([(x, y)], [(a, b)])]
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("dtype", CPU_TYPES)
+def test_rows_of_zeros_have_products_of_zero(dtype: torch.dtype) -> None:
+    x, y = randoms(4, 9, dtype=dtype), randoms(4, 9, seed=1, dtype=dtype)
+    x[1], y[2] = 0, 0
+    ((xx, yy, xy),) = products([(x, y)])
+    assert (xx == 0).tolist() == [False, True, False, False]
+    assert (yy == 0).tolist() == [False, False, True, False]
+    assert (xy == 0).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("dtype", CPU_TYPES)
+def test_what_is_not_finite_is_seen(dtype: torch.dtype) -> None:
+    x, y = randoms(3, 9, dtype=dtype), randoms(3, 9, seed=1, dtype=dtype)
+    x[0, 4], y[1, 0] = torch.inf, torch.nan
+    ((xx, yy, xy),) = products([(x, y)])
+    assert torch.isfinite(xx).tolist() == [False, True, True]
+    assert torch.isfinite(yy).tolist() == [True, False, True]
+    assert torch.isfinite(xy).tolist() == [False, False, True]
+    (found,) = combinations([(x, y)], [(torch.ones(3), torch.ones(3))])
+    assert torch.equal(torch.isfinite(found), torch.isfinite(x) & torch.isfinite(y))
+    assert torch.isnan(found[1, 0])
+
+
+# --- the distance of feature maps ----------------------------------------------------------------------------------
+
+
+def plain_loss(original: Sequence[Tensor], reconstructed: Sequence[Tensor]) -> Tensor:
+    """Normalise, subtract, square, add up: as the paper says it."""
+    total = original[0].new_zeros(())
+    for o, r in zip(original, reconstructed, strict=True):
+        rows = [m.reshape(len(m), -1) for m in (o, r)]
+        norms = [torch.linalg.vector_norm(m, dim=1, keepdim=True) for m in rows]
+        difference = rows[0] / (norms[0] + EPSILON) - rows[1] / (norms[1] + EPSILON)
+        total = total + difference.square().sum()
+    return total / len(original[0])
+
+
+def loss_and_gradients(
+    loss: Callable[..., Tensor], original: Sequence[Tensor], reconstructed: Sequence[Tensor], factor: float = 1.0
+) -> tuple[Tensor, list[Tensor]]:
+    leaves = [r.detach().clone(memory_format=torch.preserve_format).requires_grad_() for r in reconstructed]
+    value = loss(original, leaves)
+    (factor * value).backward()
+    return value.detach(), [leaf.grad for leaf in leaves]
+
+
+FAST = FEATURE_MAP_LOSSES["L2BatchedAttentionLoss"]
+MAP_SHAPES = st.one_of(
+    st.tuples(st.integers(1, 12)),
+    st.tuples(st.integers(1, 5), st.integers(1, 9)),
+    st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)),
+)
+
+
+def arranged(maps: Tensor, how: str) -> Tensor:
+    if maps.dim() == 4 and how == "channels last":
+        return maps.contiguous(memory_format=torch.channels_last)
+    if maps.dim() > 2 and how == "strided":
+        return maps.transpose(1, 2).contiguous().transpose(1, 2)
+    return maps
+
+
+LAYOUTS = st.sampled_from(["contiguous", "channels last", "strided"])
+
+
+@given(
+    st.integers(1, 4),
+    st.lists(st.tuples(MAP_SHAPES, LAYOUTS, LAYOUTS, st.sampled_from([1e-3, 1.0, 50.0])), min_size=1, max_size=3),
+    st.integers(0, 999),
+)
+@settings(max_examples=60)
+def test_the_loss_of_maps_and_its_gradient_are_the_plain_ones(
+    rows: int, of_maps: list[tuple[tuple[int, ...], str, str, float]], seed: int
+) -> None:
+    original, reconstructed = [], []
+    for index, (shape, how, other, scale) in enumerate(of_maps):
+        o, r = (scale * randoms(rows, *shape, seed=seed + 2 * index + i) for i in range(2))
+        original.append(arranged(o, how))
+        reconstructed.append(arranged(r, other))
+    value, gradients = loss_and_gradients(FAST, original, reconstructed, 3.0)
+    expected, wanted = loss_and_gradients(
+        plain_loss, [o.double() for o in original], [r.double() for r in reconstructed], 3.0
+    )
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=2e-6)
+    for r, gradient, of_plain in zip(reconstructed, gradients, wanted, strict=True):
+        assert gradient.shape == r.shape
+        size = 3 / (float(r.norm()) / rows + EPSILON)
+        torch.testing.assert_close(gradient.double(), of_plain, rtol=1e-4, atol=1e-5 * size)
+
+
+def test_in_float64_the_gradient_is_that_of_finite_differences() -> None:
+    o, r = randoms(3, 8, dtype=torch.float64), randoms(3, 8, seed=1, dtype=torch.float64)
+    value, (gradient,) = loss_and_gradients(FAST, [o], [r])
+    expected, (wanted,) = loss_and_gradients(plain_loss, [o], [r])
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-7)
+    step = 1e-5
+    for index in range(r.numel()):
+        shift = torch.zeros_like(r).flatten()
+        shift[index] = step
+        rise = plain_loss([o], [r + shift.view_as(r)]) - plain_loss([o], [r - shift.view_as(r)])
+        assert float(gradient.flatten()[index]) == pytest.approx(float(rise) / (2 * step), rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("zero", ["original", "reconstructed", "both", "one row of each"])
+def test_maps_of_zeros_have_the_plain_loss_and_gradient(zero: str) -> None:
+    o, r = randoms(3, 2, 4, 4), randoms(3, 2, 4, 4, seed=1)
+    if zero in ("original", "both"):
+        o = torch.zeros_like(o)
+    if zero in ("reconstructed", "both"):
+        r = torch.zeros_like(r)
+    if zero == "one row of each":
+        o[0], r[2] = 0, 0
+    value, (gradient,) = loss_and_gradients(FAST, [o], [r])
+    expected, (wanted,) = loss_and_gradients(plain_loss, [o.double()], [r.double()])
+    assert torch.isfinite(gradient).all()
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
+def test_equal_maps_have_neither_loss_nor_gradient(scale: float) -> None:
+    maps = [scale * randoms(3, 2, 4, 4), scale * randoms(3, 5, seed=1)]
+    value, gradients = loss_and_gradients(FAST, maps, maps)
+    expected, wanted = loss_and_gradients(plain_loss, [m.double() for m in maps], [m.double() for m in maps])
+    assert float(expected) == 0
+    assert 0 <= float(value) < 1e-6
+    for gradient, of_plain, m in zip(gradients, wanted, maps, strict=True):
+        assert not of_plain.any()
+        assert float(gradient.abs().max()) < 1e-6 / (float(m.norm()) / 3 + EPSILON)
+
+
+@pytest.mark.parametrize("distance", [1e-1, 1e-2, 1e-3])
+def test_close_maps_pull_in_the_plain_direction(distance: float) -> None:
+    o = randoms(4, 3, 6, 6)
+    r = o + distance * randoms(4, 3, 6, 6, seed=1)
+    _, (gradient,) = loss_and_gradients(FAST, [o], [r])
+    _, (wanted,) = loss_and_gradients(plain_loss, [o.double()], [r.double()])
+    assert float(F.cosine_similarity(gradient.double().flatten(), wanted.flatten(), dim=0)) > 0.9999
+    assert float(gradient.norm()) == pytest.approx(float(wanted.norm()), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", CPU_TYPES)
+@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e-20, 1e-10, 1e-3, 1e3, 1e10, 1e17, 1e20, 1e30])
+def test_maps_of_any_size_have_the_plain_loss_and_gradient(scale: float, dtype: torch.dtype) -> None:
+    o, r = randoms(4, 3, 9, 9, dtype=dtype), (scale * randoms(4, 3, 9, 9, seed=1)).to(dtype)
+    value, (gradient,) = loss_and_gradients(FAST, [o], [r])
+    expected, (wanted,) = loss_and_gradients(plain_loss, [o.double()], [r.double()])
+    assert torch.isfinite(gradient).all()
+    small = 1e-3 if scale < 1e18 else 1.1  # beyond, squares overflow: finite is all that can be asked for
+    assert float(value) == pytest.approx(float(expected), rel=small)
+    assert float((gradient.double() - wanted).norm()) <= max(1e-2, small) * float(wanted.norm())
+
+
+def test_16_bit_maps_have_nearly_the_loss_and_gradient_of_their_values() -> None:
+    o, r = (randoms(4, 3, 6, 6, seed=s, dtype=torch.bfloat16) for s in (0, 1))
+    value, (gradient,) = loss_and_gradients(FAST, [o], [r])
+    expected, (wanted,) = loss_and_gradients(plain_loss, [o.double()], [r.double()])
+    assert value.dtype == torch.float32
+    assert gradient.dtype == torch.bfloat16
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient.double(), wanted, rtol=2**-7, atol=1e-5)
+
+
+def test_only_the_reconstruction_gets_a_gradient() -> None:
+    o, r = randoms(3, 5).requires_grad_(), randoms(3, 5, seed=1).requires_grad_()
+    NormalizedDistance.apply(o, r).backward()
+    assert o.grad is None
+    assert r.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (3, 1, 5, 5), (3, 4, 1, 1), (1, 4, 5, 6), (3, 4, 1, 7)])
+def test_flat_maps_are_views_of_rows(shape: tuple[int, ...]) -> None:
+    maps = randoms(*shape)
+    last = maps.contiguous(memory_format=torch.channels_last)
+    for m in (maps, last):
+        assert flat(m).shape == (shape[0], maps[0].numel())
+        assert flat(m).untyped_storage().data_ptr() == m.untyped_storage().data_ptr()
+    assert torch.equal(flat(last).sort(1).values, flat(maps).sort(1).values)
+    for o, r in ((maps, last), (last, maps), (last, last), (maps, maps)):
+        ((one, other),) = flat_pairs([o], [r])
+        assert torch.equal(one, other)
+
+
+# --- linear layers -------------------------------------------------------------------------------------------------
+
+
+def close(found: Any, expected: Any) -> None:
+    """Equal up to the rounding of float32, measured by the largest entry."""
+    assert (found is None) == (expected is None)
+    if expected is not None and expected.numel():
+        scale = float(expected.detach().abs().max())
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5 * scale)
+
+
+def all_close(found: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> None:
+    """As `close`, measured by the largest entry of all: what is zero but for rounding may differ as others do."""
+    scale = max(float(t.abs().max()) for t in expected if t is not None)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        if other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-5 * scale)
+
+
+def gradients(output: Tensor, leaves: Sequence[Tensor]) -> list[Tensor | None]:
+    cotangent = randoms(*output.shape, seed=9).to(output.dtype)
+    return list(torch.autograd.grad((output * cotangent).sum(), leaves, allow_unused=True))
+
+
+COUNTS = st.one_of(st.integers(0, 4), st.integers(MANY - 2, MANY + 40))
+
+
+@given(COUNTS, st.integers(1, 20), st.integers(1, 20), st.booleans(), st.integers(1, 7), st.integers(0, 999))
+@settings(max_examples=60)
+def test_linear_is_pytorch_s_in_all_gradients(
+    count: int, inputs: int, outputs: int, with_bias: bool, needed: int, seed: int
+) -> None:
+    rows, weight = randoms(count, inputs, seed=seed), randoms(outputs, inputs, seed=seed + 1)
+    bias = randoms(outputs, seed=seed + 2) if with_bias else None
+    leaves = [t for i, t in enumerate((rows, weight, bias)) if t is not None and needed >> i & 1]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    found, expected = linear(rows, weight, bias), F.linear(rows, weight, bias)
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    assert found.is_contiguous()
+    assert found.requires_grad == expected.requires_grad
+    close(found, expected)
+    if leaves:
+        for one, other in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
+            close(one, other)
+
+
+def test_the_detour_is_taken() -> None:
+    weight = randoms(5, 3).requires_grad_()
+    few, many = linear(randoms(MANY - 1, 3), weight, None), linear(randoms(MANY, 3), weight, None)
+    assert "ByConvolution" not in few.grad_fn.name()
+    assert "ByConvolution" in many.grad_fn.name()
+    assert "ByConvolution" not in linear(randoms(MANY, 3).double(), weight.double(), None).grad_fn.name()
+
+
+@pytest.mark.parametrize("kind", ["transposed", "every second", "repeated", "columns", "one column"])
+def test_rows_need_not_lie_in_one_piece(kind: str) -> None:
+    base = randoms(2 * MANY, 2 * MANY)
+    rows = {
+        "transposed": base[:7].T,
+        "every second": base[::2, :7],
+        "repeated": base[:1, :7].expand(MANY, 7),
+        "columns": base[:, 3:10],
+        "one column": base[:, :1],
+    }[kind]
+    assert not rows.is_contiguous()
+    rows = rows.detach().requires_grad_()
+    wide = randoms(5, 2 * rows.shape[1], seed=1)
+    for weight in (wide[:, : rows.shape[1]], randoms(rows.shape[1], 5, seed=2).T):
+        weight = weight.detach().requires_grad_()
+        bias = randoms(5, seed=3).requires_grad_()
+        found, expected = linear(rows, weight, bias), F.linear(rows, weight, bias)
+        close(found, expected)
+        leaves = [rows, weight, bias]
+        for one, other in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
+            close(one, other)
+
+
+@pytest.mark.parametrize("reduce", ["sum", "transposed", "part", "one column"])
+def test_gradients_that_arrive_need_not_lie_in_one_piece(reduce: str) -> None:
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "sum": lambda y: y.sum(),
+        "transposed": lambda y: (y.T * randoms(5, MANY, seed=4)).sum(),
+        "part": lambda y: y[::3, 1:3].square().sum(),
+        "one column": lambda y: y[:, 2].square().sum(),
+    }
+    leaves = [randoms(MANY, 7).requires_grad_(), randoms(5, 7, seed=1).requires_grad_(), randoms(5, seed=2)]
+    leaves[2].requires_grad_()
+    found, expected = (
+        torch.autograd.grad(ways[reduce](way(*leaves)), leaves) for way in (linear, lambda r, w, b: F.linear(r, w, b))
+    )
+    for one, other in zip(found, expected, strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("count", [MANY - 1, MANY + 5])
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_activations_may_work_in_place_on_the_result(name: str, count: int) -> None:
+    activation = ACTIVATIONS[name]()
+    leaves = [randoms(count, 7).requires_grad_(), randoms(5, 7, seed=1).requires_grad_()]
+    leaves.append(randoms(5, seed=2).requires_grad_())
+    last = randoms(4, 5, seed=3).requires_grad_()
+    made = linear(*leaves)
+    assert not made._is_view()  # else PyTorch copies, or refuses
+    found = linear(activation(made), last, None)
+    plain = copy.deepcopy(activation)
+    if hasattr(plain, "inplace"):
+        plain.inplace = False
+    expected = F.linear(plain(F.linear(*leaves)), last)
+    close(found, expected)
+    for one, other in zip(gradients(found, [*leaves, last]), gradients(expected, [*leaves, last]), strict=True):
+        close(one, other)
+
+
+def test_the_result_is_memory_of_its_own() -> None:
+    rows, weight = randoms(MANY, 3), torch.eye(3)
+    found = linear(rows, weight, None)
+    kept = rows.clone()
+    found.mul_(2)
+    assert torch.equal(rows, kept)
+    assert torch.equal(weight, torch.eye(3))
+
+
+@pytest.mark.parametrize("count", [8, MANY + 1])
+def test_under_autocast_it_is_pytorch_s_own(count: int) -> None:
+    rows, weight, bias = randoms(count, 7), randoms(5, 7, seed=1), randoms(5, seed=2)
+    leaves = [rows.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()]
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = linear(rows, weight, bias), F.linear(rows, weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            whole = linear(rows, weight, bias)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+    for one, other in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
+        assert torch.equal(one, other)
+    assert whole.dtype == torch.float32
+    close(whole, F.linear(rows, weight, bias))
+
+
+# --- encodings that are never made ---------------------------------------------------------------------------------
+
+TABLES = {
+    "3 indices": KernelTable(((4, 3, 3, 3), (6, 4, 3, 3), (2, 6, 1, 1))),
+    "5 indices": KernelTable(((4, 3, 3, 3), (3, 4, 2, 3), (2, 3, 1, 1)), num_idxs=5),
+    "several networks": KernelTable(((4, 3, 3, 3), (6, 4, 3, 3), (2, 6, 3, 3)), networks=(0, 1, 1)),
+    "several networks, 5 indices": KernelTable(((4, 3, 3, 3), (3, 4, 2, 3)), 5, networks=(0, 1)),
+}
+
+
+def encoded_rows(kind: str, table: KernelTable, fusion: str = "concat", levels: int = 6) -> EncodedRows:
+    size = table.coordinate_size
+    encoding: Any = (
+        FourierEncoding(size, levels, gauss_scale=[1.0, *[0.1] * (size - 1)])
+        if kind == "ffn"
+        else BasicEncoding(size, levels, 1.25, fusion)
+    )
+    return encoding.prepare(TableCoordinates(table))
+
+
+ENCODED = [("basic", "concat"), ("basic", "sum"), ("ffn", "concat")]
+SOME_ROWS: list[slice | Tensor] = [
+    slice(None),
+    slice(3, 17),
+    slice(0, 0),
+    torch.tensor([5, 0, 5, 29, 17, 5]),
+    torch.tensor([], dtype=torch.int64),
+]
+
+
+@pytest.mark.parametrize("which", SOME_ROWS, ids=["all", "slice", "none", "repeats", "empty"])
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(("kind", "fusion"), ENCODED)
+def test_a_linear_layer_of_encodings_is_that_of_the_dense_ones(
+    kind: str, fusion: str, name: str, which: slice | Tensor
+) -> None:
+    encoded = encoded_rows(kind, TABLES[name], fusion)
+    dense = encoded(which)
+    leaves = [randoms(7, dense.shape[1]).requires_grad_(), randoms(7, seed=1).requires_grad_()]
+    for bias in (leaves[1], None):
+        found, expected = encoded.linear(which, leaves[0], bias), dense @ leaves[0].T
+        expected = expected if bias is None else expected + bias
+        assert (found.shape, found.dtype) == (expected.shape, torch.float32)
+        close(found, expected)
+        for one, other in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
+            close(one, other)
+
+
+@pytest.mark.parametrize(("kind", "fusion"), ENCODED)
+def test_part_of_a_weight_will_do(kind: str, fusion: str) -> None:
+    encoded = encoded_rows(kind, TABLES["3 indices"], fusion)
+    size = encoded(slice(0, 1)).shape[1]
+    weight = randoms(7, size + 3).requires_grad_()
+    found = encoded.linear(slice(None), weight[:, :size], None)
+    expected = encoded(slice(None)) @ weight[:, :size].T
+    close(found, expected)
+    close(*gradients(found, [weight]), *gradients(expected, [weight]))
+
+
+def test_encodings_of_listed_coordinates_are_separated_too() -> None:
+    coordinates = torch.tensor([[0.5, 2.0, 0.0], [0.5, -1.0, 3.0], [7.0, 2.0, 3.0], [0.5, 2.0, 0.0]])
+    encoded = BasicEncoding(3, 5).prepare(ListedCoordinates(coordinates))
+    weight = randoms(4, 30)
+    close(encoded.linear(slice(None), weight, None), BasicEncoding(3, 5).encode(coordinates) @ weight.T)
+
+
+@pytest.mark.parametrize(("kind", "fusion"), ENCODED)
+def test_the_first_layer_is_in_float32_under_autocast(kind: str, fusion: str) -> None:
+    encoded = encoded_rows(kind, TABLES["3 indices"], fusion)
+    weight, bias = randoms(7, encoded(slice(0, 1)).shape[1]).requires_grad_(), randoms(7, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = encoded.linear(slice(None), weight, bias)
+    expected = encoded.linear(slice(None), weight, bias)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+    assert torch.equal(*gradients(found, [weight]), *gradients(expected, [weight]))
+
+
+def plain_prediction(predictor: nn.Module, method: str, encodings: Tensor) -> Tensor:
+    """What the predictor's formula says, one PyTorch operation after the other."""
+    predictor = copy.deepcopy(predictor)
+    parameters = dict(predictor.named_parameters())
+    if hasattr(predictor.activation, "inplace"):
+        predictor.activation.inplace = False
+    count, middle, h = len(predictor.layers), predictor.middle, encodings
+    first: Any = None
+    for index in range(count):
+        if method == "kxk_nerf" and index == middle:
+            h = torch.cat([encodings, h], dim=1)
+        h = F.linear(h, parameters[f"layers.{index}.weight"], parameters[f"layers.{index}.bias"])
+        h = h if predictor.norms is None else predictor.norms[index](h)
+        if method == "kxk_residual" and index == 0:
+            first = h
+            continue
+        if method == "kxk_residual" and index == middle:
+            h = h + first
+        h = predictor.activation(h)
+    h = F.linear(h, parameters["final_linear_layer.weight"], parameters["final_linear_layer.bias"])
+    found = h.unflatten(-1, predictor.kernel_sizes[0])
+    found.parameters_used = list(parameters.values())
+    return found
+
+
+def predictors_agree(method: str, table: KernelTable, which: Tensor | slice, fusion: str, **kwargs: Any) -> None:
+    """Given encodings, given the dense ones, and by the formula: the same kernels and gradients."""
+    encoded = encoded_rows("ffn" if fusion == "ffn" else "basic", table, fusion)
+    dense = encoded(which)
+    arguments = {"input_size": dense.shape[1], "hidden_layer_size": 9} | kwargs
+    predictor = build_predictor(method, 0, **arguments)
+    expected = plain_prediction(predictor, method, dense)
+    assert expected.numel()
+    wanted = gradients(expected, expected.parameters_used)
+    for given_ in (Encodings(encoded, which), dense):
+        found = predictor(given_)
+        close(found, expected)
+        all_close(gradients(found, list(predictor.parameters())), wanted)
+
+
+METHODS = sorted(PREDICTORS)
+SHAPES_OF = {3: ((16, 20, 3, 3), (8, 4, 3, 3)), 5: ((4, 6, 3, 3), (3, 4, 3, 3))}
+REPEATED = torch.randint(300, (60,), generator=torch.Generator().manual_seed(0))
+
+
+def table_of(method: str) -> KernelTable:
+    num_idxs = PREDICTORS.info(method)["num_idxs"]
+    table = KernelTable(SHAPES_OF[num_idxs], num_idxs)
+    assert table.rows > MANY  # the detour of linear layers is taken
+    return table
+
+
+@pytest.mark.parametrize("rows", ["all", "some"])
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("method", METHODS)
+def test_predictors_need_no_dense_encodings(method: str, activation: str, rows: str) -> None:
+    which: slice | Tensor = slice(None) if rows == "all" else REPEATED
+    predictors_agree(method, table_of(method), which, "concat", act_layer=activation, num_blocks=4)
+
+
+@pytest.mark.parametrize("fusion", ["concat", "sum", "ffn"])
+@pytest.mark.parametrize("blocks", [3, 4, 5, 6])
+@pytest.mark.parametrize("method", METHODS)
+def test_predictors_of_every_depth_need_no_dense_encodings(method: str, blocks: int, fusion: str) -> None:
+    predictors_agree(method, table_of(method), slice(None), fusion, num_blocks=blocks)
+
+
+@pytest.mark.parametrize("norm", sorted(NORM_LAYERS))
+@pytest.mark.parametrize("activation", ["relu", "elu"])
+@pytest.mark.parametrize("method", METHODS)
+def test_predictors_with_norms_need_no_dense_encodings(method: str, activation: str, norm: str) -> None:
+    predictors_agree(
+        method, table_of(method), slice(None), "concat", act_layer=activation, norm_layer=norm, num_blocks=4
+    )
+
+
+def test_every_predictor_says_how_many_indices_it_takes() -> None:
+    assert METHODS == ["basic", "kxk", "kxk_nerf", "kxk_residual"]
+    assert all(PREDICTORS.info(method)["num_idxs"] in SHAPES_OF for method in METHODS)
+    assert all(size < other for size, other in pairwise([0, MANY, table_of("kxk").rows]))
