@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every CPU table of benchmarks/README.md.
+# Every CPU table of benchmarks/README.md and docs/speed.md.
 #   bash benchmarks/cpu.sh DATA_DIR [RESULTS]     DATA_DIR holds CIFAR-10; RESULTS: default outputs/benchmarks
-#   python benchmarks/fill.py RESULTS             puts the tables into the README
+#   python benchmarks/fill.py RESULTS             puts the tables into these pages
 # NERN_BENCH_ONLY="NAME NAME" makes these alone. NERN_BENCH_TINY=1 goes through all of it at tiny sizes.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -25,6 +25,7 @@ if [ -n "$tiny" ]; then
   resnet18=("${resnet20[@]}")
   few=("${small[@]}" --threads 1)
   largest=1e5
+  steps=1
 fi
 
 bench order-resnet20 order "${resnet20[@]}" ${tiny:+--kernels 500}
@@ -35,6 +36,14 @@ bench step-resnet56 step "${resnet56[@]}" "${few[@]}" --precisions float32 bf16
 bench reconstruct-resnet20 reconstruct "${resnet20[@]}"
 bench reconstruct-resnet56 reconstruct "${resnet56[@]}"
 bench scaling scaling --largest $largest --figure scaling.png --repeats 5
+if [[ -z ${NERN_BENCH_ONLY:-} || " $NERN_BENCH_ONLY " == *" profile "* ]]; then
+  echo "--- profile ($SECONDS s)"
+  for precision in float32 bf16; do
+    "$PYTHON" "$root/benchmarks/profile_step.py" "${resnet20[@]:0:2}" --weights pretrained:resnet20-cifar10 --data_dir data \
+      --precision $precision --steps ${steps:-5}
+    echo
+  done > "$out/profile.md" || failed+=(profile)
+fi
 bench run-digits run ${tiny:+--steps 2 "${small[@]}"}
 bench run-resnet20 run "${resnet20[@]}" "${few[@]}" ${tiny:+--steps 2}
 finish

@@ -1,4 +1,4 @@
-"""Put measured tables into benchmarks/README.md.
+"""Put measured tables into benchmarks/README.md and docs/speed.md.
 
     python benchmarks/fill.py FOLDER
 
@@ -13,12 +13,12 @@ import shutil
 import sys
 from pathlib import Path
 
-README = Path(__file__).with_name("README.md")
+PAGES = [Path(__file__).with_name("README.md"), Path(__file__).parents[1] / "docs" / "speed.md"]
 
 
-def fill(readme: Path, folder: Path) -> None:
+def fill(page: Path, folder: Path) -> None:
     """Fill in what there is; say what was not."""
-    text = readme.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     for name in re.findall(r"<!-- ([\w-]+) -->", text):
         if name == "end":
             continue
@@ -28,12 +28,13 @@ def fill(readme: Path, folder: Path) -> None:
             continue
         block = f"<!-- {name} -->\n{table.read_text(encoding='utf-8').strip()}\n"
         if (folder / f"{name}.png").is_file():
-            shutil.copy(folder / f"{name}.png", readme.parent)
+            shutil.copy(folder / f"{name}.png", page.parent)
             block += f"\n![{name}]({name}.png)\n"
         block += "<!-- end -->"
         text = re.sub(rf"<!-- {name} -->.*?<!-- end -->", lambda _, block=block: block, text, flags=re.DOTALL)
-    readme.write_text(text, encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    fill(README, Path(sys.argv[1]))
+    for page in PAGES:
+        fill(page, Path(sys.argv[1]))

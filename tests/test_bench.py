@@ -101,7 +101,8 @@ def test_step_is_compared_with_plain_pytorch(folder: Path) -> None:
     options += ["--task.use_random_data", "true"]
     found = bench("step", *options, "--precisions", "float32", "bf16")["results"]
     measured = found["measured"]
-    names = ["plain", "ours, float32", "ours, bf16", "plain MLP", "drawn rows, float32", "all rows, float32"]
+    names = ["plain", "ours, float32", "ours, bf16", "plain MLP"]
+    names += [f"{rows} rows, {precision}" for precision in ("float32", "bf16") for rows in ("drawn", "all")]
     products = ["products, float32", "products, bf16", "products of drawn rows, float32"]
     assert list(measured) == names + products
     for name, of in measured.items():

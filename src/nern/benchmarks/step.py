@@ -28,7 +28,7 @@ def bench_step(config: Config, settings: BenchSettings, say: Say) -> Report:
     with ExitStack() as stack:
         rooms = _Rooms(stack, settings, say)
         _add_full(rooms, config, precisions, on_gpu)
-        _add_reconstruction(rooms, config, precisions[0])
+        _add_reconstruction(rooms, config, precisions)
         if settings.products if settings.products is not None else on_gpu:
             _add_products(rooms, config, precisions)
         rooms.measure()
@@ -65,11 +65,12 @@ def _add_full(rooms: _Rooms, config: Config, precisions: list[str], on_gpu: bool
         rooms.add(f"ours, {precision}", "plain", OurSteps, at_precision(config, precision), True)
 
 
-def _add_reconstruction(rooms: _Rooms, config: Config, precision: str) -> None:
-    config = at_precision(config, precision)
+def _add_reconstruction(rooms: _Rooms, config: Config, precisions: list[str]) -> None:
     rooms.add("plain MLP", None, PlainMLPSteps, drawing(config, "drawn"))
-    for rows in ("drawn", "all"):
-        rooms.add(f"{rows} rows, {precision}", "plain MLP", OurSteps, drawing(config, rows), False)
+    for precision in precisions:
+        for rows in ("drawn", "all"):
+            drawn = drawing(at_precision(config, precision), rows)
+            rooms.add(f"{rows} rows, {precision}", "plain MLP", OurSteps, drawn, False)
 
 
 def _add_products(rooms: _Rooms, config: Config, precisions: list[str]) -> None:
