@@ -1,0 +1,409 @@
+"""Training in 16 bits, batches taken in parts, and memory that is kept: the results stay what they were."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from nern import devices
+from nern.config import Config
+from nern.errors import NernError
+from nern.evaluation import Evaluator
+from nern.objectives import Objective
+from nern.originals import as_original
+from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, RECONSTRUCTION_LOSSES, TASK_LOSSES
+from nern.representation import KernelTable, build_nern
+from nern.tasks.images import Batch, ImageTensors
+from nern.training import Member, Trainer
+from nern.training import step as step_module
+
+pytestmark = pytest.mark.usefixtures("rng_untouched")
+
+SETTINGS: dict[str, Any] = {
+    "nern.hidden_layer_size": 16,
+    "nern.embeddings.enc_levels": 6,
+    "nern.attention_loss_weight": 0.3,
+    "nern.distillation_loss_weight": 0.2,
+    "nern.reconstruction_loss_weight": 0.7,
+    "nern.task_loss_weight": 0.4,
+    "optim.lr_scheduler_type": "constant",
+    "optim.lr": 1e-3,
+    "epochs": None,
+    "num_iterations": 20,
+}
+KEYS = {
+    "nern.reconstruction_loss_type": RECONSTRUCTION_LOSSES,
+    "nern.attention_loss_type": FEATURE_MAP_LOSSES,
+    "nern.distillation_loss_type": DISTILLATION_LOSSES,
+    "nern.task_loss_type": TASK_LOSSES,
+}
+EVERY_LOSS = [(key, name) for key, losses in KEYS.items() for name in sorted(losses)]
+ROWS = torch.tensor([0, 3, 5, 10, 20, 27, 33, 45])
+MAP_BYTES = 4 * 8 * 8 * 4  # of the largest feature map of an image in the small network, in float32
+
+Make = Callable[..., Trainer]
+
+
+@pytest.fixture
+def make(small_cnn: Callable[..., nn.Module]) -> Make:
+    """Makes a trainer of one small network, or several."""
+
+    def trainer(networks: int = 1, tasks: Sequence[Any] = (), **settings: Any) -> Trainer:
+        config = Config.from_dict(SETTINGS | settings).check()
+        originals = [as_original(small_cnn(seed)) for seed in range(networks)]
+        table = KernelTable.of_networks([o.weights for o in originals], config.nern.embeddings.num_idxs)
+        nern = build_nern(config.nern, table, None, seed=0)
+        given_tasks = [*tasks, *[None] * (networks - len(tasks))]
+        members = [Member(o, task, str(i)) for i, (o, task) in enumerate(zip(originals, given_tasks, strict=True))]
+        return Trainer(config, members, nern)
+
+    return trainer
+
+
+def batch(count: int = 8, seed: int = 0, mixed: bool = False) -> Batch:
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 1, 8, 8, generator=rng)
+    labels = torch.randint(10, (count,), generator=rng)
+    return images, torch.rand(count, 10, generator=rng).softmax(1) if mixed else labels
+
+
+def gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """Of all parameters of the predictor; they are cleared."""
+    found = {n: p.grad.clone() for n, p in trainer.nern.predictor.named_parameters() if p.grad is not None}
+    trainer.nern.zero_grad()
+    return found
+
+
+def parameters(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.nern.predictor.named_parameters()}
+
+
+def together(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([t.flatten().double() for t in tensors.values()])
+
+
+# --- 16 bits -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("key", "name"), EVERY_LOSS)
+def test_every_loss_in_16_bits_is_nearly_that_in_float32(make: Make, key: str, name: str) -> None:
+    settings = {key: name} | ({"nern.reconstruction_loss_weight": 1.0} if "reconstruction" in key else {})
+    whole, lower = make(**settings), make(precision="bf16", **settings)
+    losses, low = (trainer.differentiate([batch()], ROWS) for trainer in (whole, lower))
+    assert set(low.terms) == {"reconstruction", "feature_maps", "distillation", "task"}
+    for term, value in losses.terms.items():
+        assert torch.isfinite(low.terms[term])
+        assert low.terms[term].dtype == torch.float32
+        assert float(low.terms[term]) == pytest.approx(float(value), rel=0.05, abs=5e-3), term
+    assert any(
+        float(low.terms[term]) != float(value) for term, value in losses.terms.items()
+    )  # it is another arithmetic
+    expected, found = gradients(whole), gradients(lower)
+    assert found.keys() == expected.keys()
+    assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in found.values())
+    one, other = together(found), together(expected)
+    assert float((one - other).norm()) < 0.15 * float(other.norm())
+
+
+@pytest.mark.parametrize("method", ["kxk", "kxk_nerf", "kxk_residual", "basic"])
+@pytest.mark.parametrize("rows", [ROWS, None], ids=["drawn", "all"])
+def test_predicted_kernels_are_in_float32(make: Make, method: str, rows: Tensor | None) -> None:
+    idxs = 5 if method == "basic" else 3
+    settings = {"nern.method": method, "nern.embeddings.num_idxs": idxs, "nern.num_blocks": 4}
+    trainer = make(precision="bf16", **settings)
+    kernels, hidden = [], []
+    trainer.nern.predictor.register_forward_hook(lambda module, inputs, output: kernels.append(output))
+    trainer.nern.predictor.activation.register_forward_hook(lambda module, inputs, output: hidden.append(output.dtype))
+    trainer.differentiate([batch()], rows)
+    assert kernels
+    assert all(k.dtype == torch.float32 for k in kernels)
+    assert torch.bfloat16 in hidden  # between them it is computed in 16 bits
+    assert any((k != k.bfloat16().float()).any() for k in kernels)  # more digits than 16 bits have
+
+
+@pytest.mark.parametrize("any_precision", [True, False])
+def test_feature_maps_reach_a_loss_in_the_precision_it_can_do(make: Make, any_precision: bool) -> None:
+    seen: list[torch.dtype] = []
+
+    def loss(original: Sequence[Tensor], reconstructed: Sequence[Tensor]) -> Tensor:
+        seen.extend(m.dtype for m in (*original, *reconstructed))
+        assert not torch.is_autocast_enabled("cpu")
+        return torch.stack([(o.float() - r.float()).square().mean() for o, r in zip(original, reconstructed)]).sum()  # noqa: B905
+
+    FEATURE_MAP_LOSSES.register("Watching", any_precision=any_precision)(loss)
+    try:
+        trainer = make(precision="bf16", **{"nern.attention_loss_type": "Watching"})
+        losses = trainer.differentiate([batch()], ROWS)
+    finally:
+        FEATURE_MAP_LOSSES.unregister("Watching")
+    assert set(seen) == {torch.bfloat16 if any_precision else torch.float32}
+    assert torch.isfinite(losses.total)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "ranger", "sgd"])
+def test_training_in_16_bits_keeps_parameters_in_float32_and_lowers_the_loss(make: Make, optimizer: str) -> None:
+    rate = 1e-3 if optimizer == "sgd" else 5e-3
+    trainer = make(precision="bf16", **{"optim.optimizer_type": optimizer, "optim.lr": rate})
+    before = parameters(trainer)
+    losses = [float(trainer.train_step([batch()], None).total) for _ in range(20)]
+    after = parameters(trainer)
+    assert losses[-1] < losses[0]
+    assert all(p.dtype == torch.float32 for p in after.values())
+    assert any((p != p.bfloat16().float()).any() for p in after.values())
+    assert all(not torch.equal(after[name], before[name]) for name in after if name.endswith("weight"))
+    assert all(p.dtype == torch.float32 for m in trainer.members for p in m.original.network.parameters())
+
+
+def test_evaluations_do_not_depend_on_the_precision_of_training(make: Make) -> None:
+    rng = torch.Generator().manual_seed(3)
+    images = torch.randint(256, (20, 1, 8, 8), generator=rng).to(torch.uint8)
+    data = ImageTensors(images, torch.randint(10, (20,), generator=rng), [0.5], [0.25])
+    task = SimpleNamespace(train=None, held_out=None, test=data)
+    records, states, weights = [], [], []
+    for precision in ("float32", "bf16"):
+        trainer = make(tasks=[task], precision=precision)
+        trainer.differentiate([batch()], ROWS)
+        trainer.nern.zero_grad()
+        records.append((trainer.metrics(), trainer.original_metrics()))
+        states.append(parameters(trainer))
+        weights.append(trainer.nern.reconstruct())
+    assert torch.equal(together(states[0]), together(states[1]))  # the same predictor
+    assert records[0] == records[1]
+    assert records[0][0]["test"]["images"] == 20
+    assert all(w.dtype == torch.float32 for w in weights[1])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    evaluator = Evaluator(make().members[0].original, 7)
+    assert evaluator(data, weights[1]).to_dict() == evaluator(data, weights[0]).to_dict()
+
+
+@pytest.mark.parametrize("settings", [{}, {"nern.reconstruction_rows": "drawn"}, {"nern.norm_layer": "bn"}])
+def test_tf32_on_a_cpu_is_float32(make: Make, settings: dict[str, Any]) -> None:
+    ends = []
+    for precision in ("float32", "tf32"):
+        trainer = make(precision=precision, **settings)
+        losses = [trainer.train_step([batch(seed=s)] if s % 2 else None, ROWS).figures() for s in range(4)]
+        ends.append((torch.cat(losses), together(parameters(trainer))))
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("given_", ["bf17", "fp16", "", "FLOAT32"])
+def test_an_unknown_precision_names_the_choices(given_: str) -> None:
+    with pytest.raises(NernError, match=rf"precision '{given_}'.*Choices: bf16, float32, tf32"):
+        Config.from_dict(SETTINGS | {"precision": given_}).check()
+
+
+def test_lower_precision_is_on_within_it_alone() -> None:
+    cpu = torch.device("cpu")
+    with devices.lower_precision("bf16", cpu):
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+        with devices.lower_precision("float32", cpu):
+            assert not torch.is_autocast_enabled("cpu")
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_weight_seen_without_gradient_gets_one_later() -> None:
+    weight, rows = torch.ones(3, 4, requires_grad=True), torch.ones(2, 4)
+    with devices.lower_precision("bf16", torch.device("cpu")):
+        with torch.no_grad():
+            nn.functional.linear(rows, weight)
+        result = nn.functional.linear(rows, weight)
+    result.sum().backward()
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, torch.full((3, 4), 2.0))
+
+
+# --- batches in parts ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of images that objectives were given at a time."""
+    seen: list[int] = []
+    real = Objective.of_images
+
+    def counted(self: Objective, weights: Any, images: Tensor, *rest: Any, **named: Any) -> Any:
+        seen.append(len(images))
+        return real(self, weights, images, *rest, **named)
+
+    monkeypatch.setattr(Objective, "of_images", counted)
+    return seen
+
+
+def at_once(monkeypatch: pytest.MonkeyPatch, images: int, least: int = 1) -> None:
+    monkeypatch.setattr(step_module, "CACHE_BYTES", images * MAP_BYTES)
+    monkeypatch.setattr(step_module, "LEAST_IMAGES", least)
+
+
+def compared(
+    make: Make, monkeypatch: pytest.MonkeyPatch, images: int, batches: Sequence[Batch], rows: Tensor | None, **more: Any
+) -> None:
+    """Losses and gradients of batches in parts of so many images are those of whole batches."""
+    fractions = more.pop("fractions", None)
+    results = []
+    for limit in (10**6, images):
+        at_once(monkeypatch, limit)
+        trainer = make(len(batches), **more)
+        losses = trainer.differentiate(batches, rows, fractions)
+        results.append((losses, gradients(trainer)))
+    (whole, expected), (parts, found) = results
+    assert parts.terms.keys() == whole.terms.keys() == {"reconstruction", "feature_maps", "distillation", "task"}
+    for name, value in whole.terms.items():
+        torch.testing.assert_close(parts.terms[name], value, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts.total, whole.total, rtol=1e-5, atol=1e-6)
+    scale = float(together(expected).abs().max())
+    assert scale > 0
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * scale)
+
+
+BY_IMAGE = [(key, name) for key, name in EVERY_LOSS if KEYS[key].info(name).get("by_image")]
+AS_A_WHOLE = [
+    (key, name) for key, name in EVERY_LOSS if "reconstruction" not in key and not KEYS[key].info(name).get("by_image")
+]
+
+
+@pytest.mark.parametrize("rows", [ROWS, None], ids=["drawn", "all"])
+@pytest.mark.parametrize(("key", "name"), BY_IMAGE)
+def test_parts_of_a_batch_add_up_to_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch, sizes: list[int], key: str, name: str, rows: Tensor | None
+) -> None:
+    compared(make, monkeypatch, 3, [batch()], rows, **{key: name})
+    assert sizes == [8, 3, 3, 2]
+
+
+@pytest.mark.parametrize(("images", "expected"), [(1, [1] * 7), (2, [2, 2, 2, 1]), (6, [6, 1]), (7, [7]), (8, [7])])
+def test_parts_are_as_large_as_the_cache_allows(
+    make: Make, monkeypatch: pytest.MonkeyPatch, sizes: list[int], images: int, expected: list[int]
+) -> None:
+    compared(make, monkeypatch, images, [batch(7)], ROWS)
+    assert sizes == [7, *expected]
+
+
+def test_several_networks_have_parts_of_their_own(
+    make: Make, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
+) -> None:
+    batches = [batch(5), batch(8, seed=1), batch(2, seed=2)]
+    compared(make, monkeypatch, 3, batches, None)
+    assert sizes == [5, 8, 2, 3, 2, 3, 3, 2, 2]
+
+
+def test_labels_may_be_shares_of_classes(make: Make, monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
+    compared(make, monkeypatch, 3, [batch(mixed=True)], ROWS)
+    assert sizes == [8, 3, 3, 2]
+
+
+def test_a_share_of_the_images_counts_as_a_share(make: Make, monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
+    compared(make, monkeypatch, 3, [batch(), batch(4, seed=1)], ROWS, fractions=[0.25, 0.5])
+    assert sizes == [8, 4, 3, 3, 2, 3, 1]
+
+
+def test_16_bits_take_twice_as_many_images_at_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch, sizes: list[int]
+) -> None:
+    at_once(monkeypatch, 3)
+    low = make(precision="bf16").differentiate([batch(14)], ROWS)
+    assert sizes == [6, 6, 2]
+    whole = make().differentiate([batch(14)], ROWS)
+    for name, value in whole.terms.items():
+        assert float(low.terms[name]) == pytest.approx(float(value), rel=0.05, abs=5e-3)
+
+
+def test_a_part_has_the_least_number_of_images(make: Make, monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
+    at_once(monkeypatch, 1, least=5)
+    make().differentiate([batch(12)], ROWS)
+    make().differentiate([batch(5)], ROWS)
+    assert sizes == [5, 5, 2, 5]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(("key", "name"), AS_A_WHOLE)
+def test_losses_of_a_batch_as_a_whole_are_never_divided(
+    make: Make, monkeypatch: pytest.MonkeyPatch, sizes: list[int], key: str, name: str, precision: str
+) -> None:
+    at_once(monkeypatch, 1)
+    make(precision=precision, **{key: name}).differentiate([batch()], ROWS)
+    assert sizes == [8]
+    make(precision=precision, **{key: name, key.replace("type", "weight"): 0.0}).differentiate([batch()], ROWS)
+    assert sizes == [8, *[2 if precision == "bf16" else 1] * len(sizes[1:])]  # without it the others are
+    assert sum(sizes) == 16
+
+
+def test_the_losses_of_a_batch_as_a_whole_are_known() -> None:
+    assert {name for _, name in AS_A_WHOLE} == {"L2AttentionLoss", "SPAttentionLoss"}
+    assert len(BY_IMAGE) == len(DISTILLATION_LOSSES._entries) + len(TASK_LOSSES._entries) + 1
+
+
+@given(st.integers(2, 9), st.data())
+def test_losses_by_image_are_means_over_images(count: int, data: st.DataObject) -> None:
+    cut, seed = data.draw(st.integers(1, count - 1)), data.draw(st.integers(0, 99))
+    rng = torch.Generator().manual_seed(seed)
+    maps, other = ([torch.randn(count, *s, generator=rng) for s in ((2, 3, 3), (5,))] for _ in range(2))
+    logits, outputs = torch.randn(2, count, 4, generator=rng)
+    labels = torch.randint(4, (count,), generator=rng)
+    parts = (slice(cut), slice(cut, None))
+    given_to: dict[str, Callable[[slice], tuple[Any, Any]]] = {
+        "nern.attention_loss_type": lambda part: ([m[part] for m in maps], [m[part] for m in other]),
+        "nern.distillation_loss_type": lambda part: (logits[part], outputs[part]),
+        "nern.task_loss_type": lambda part: (outputs[part], labels[part]),
+    }
+    for key, name in BY_IMAGE + AS_A_WHOLE:
+        loss, of = KEYS[key][name], given_to[key]
+        shares = [cut / count, 1 - cut / count]
+        added = sum(share * float(loss(*of(part))) for share, part in zip(shares, parts, strict=True))
+        whole = float(loss(*of(slice(None))))
+        assert (whole == pytest.approx(added, rel=1e-4, abs=1e-5)) == ((key, name) in BY_IMAGE), name
+
+
+# --- memory that is kept -------------------------------------------------------------------------------------------
+
+
+def test_memory_may_be_kept_again_and_again() -> None:
+    values = torch.arange(300_000.0)
+    for _ in range(3):
+        devices.keep_memory()
+        assert float((values * 2).sum()) == float(values.sum()) * 2
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32", "cygwin", "freebsd14"])
+def test_on_other_systems_memory_is_left_alone(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: asked.append(name))
+    monkeypatch.setattr(sys, "platform", system)
+    devices.keep_memory()
+    assert asked == []
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def refuse(name: Any) -> Any:
+        asked.append(name)
+        raise OSError("no such library")
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    for library in (lambda name: asked.append(name) or object(), refuse):
+        monkeypatch.setattr(ctypes, "CDLL", library)
+        devices.keep_memory()
+    assert asked == [None, None]
+
+
+def test_glibc_is_told_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda option, value: told.append((option, value)))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    devices.keep_memory()
+    first = list(told)
+    devices.keep_memory()
+    assert len(first) == 3
+    assert told == first * 2
+    assert all(-(2**31) <= value < 2**31 for _, value in told)  # C's int
