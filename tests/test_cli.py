@@ -301,7 +301,7 @@ def test_train_writes_metrics_and_ends_with_a_table(run: Run, tmp_path: Path) ->
 
 @pytest.mark.usefixtures("no_picture")
 def test_saved_weights_are_those_that_were_evaluated(run: Run, tmp_path: Path) -> None:
-    options = ["--optim.lr", "0.1", "--num_iterations", "9", "--eval_iterations_interval", "1"]  # best is not last
+    options = ["--optim.lr", "0.3", "--num_iterations", "9", "--eval_iterations_interval", "1"]  # best is not last
     assert run("train", "--config_path", "short.yaml", *options).code == 0
     folder = tmp_path / "outputs" / "NeRN_Train"
     trained = json.loads((folder / "metrics.json").read_text())
