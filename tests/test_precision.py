@@ -304,6 +304,10 @@ def test_labels_may_be_shares_of_classes(make: Make, monkeypatch: pytest.MonkeyP
 def test_a_share_of_the_images_counts_as_a_share(make: Make, monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
     compared(make, monkeypatch, 3, [batch(), batch(4, seed=1)], ROWS, fractions=[0.25, 0.5])
     assert sizes == [8, 4, 3, 3, 2, 3, 1]
+    whole, share = (make().differentiate([batch()], ROWS, [fraction]) for fraction in (1.0, 0.25))
+    for name, value in whole.terms.items():
+        expected = float(value) * (1.0 if name == "reconstruction" else 0.25)
+        assert float(share.terms[name]) == pytest.approx(expected, rel=1e-5), name
 
 
 def test_16_bits_take_twice_as_many_images_at_once(
