@@ -52,11 +52,11 @@ def folded(network: nn.Module, taps: Collection[str]) -> nn.Module | None:
     Args:
         taps: names of modules whose outputs ('NAME:input': inputs) must stay what they are.
     """
-    pairs = _pairs(network, taps)
-    if not pairs:
-        return None
     tensors = [*network.parameters(), *network.buffers()]
     twin = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    pairs = _pairs(twin, taps)  # tracing may leave traces in it
+    if not pairs:
+        return None
     for convolution, norm in pairs:
         replacement = FoldedConvolution(twin.get_submodule(convolution), twin.get_submodule(norm))
         twin.set_submodule(convolution, replacement.eval())

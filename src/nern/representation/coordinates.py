@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -83,7 +83,10 @@ class TableCoordinates:
 
     def lookups(self, which: Rows) -> list[Int[Tensor, " r"]]:
         """See `Coordinates`."""
-        rows = torch.arange(*which.indices(self.table.rows), device=self.device) if isinstance(which, slice) else which
+        rows: Any = which
+        if isinstance(which, slice):
+            begin, end, step = which.indices(self.table.rows)
+            rows = torch.arange(begin, max(begin, end) if step > 0 else min(begin, end), step, device=self.device)
         layer = torch.bucketize(rows, self._ends, right=True)
         kernel, (_, channels, height, width) = rows - self._starts[layer], self._shapes[layer].unbind(1)
         numbers: list[Tensor] = []
