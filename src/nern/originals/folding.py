@@ -93,5 +93,5 @@ def _pairs(network: nn.Module, taps: Collection[str]) -> list[tuple[str, str]]:
 
 def _hooked(module: Any) -> bool:
     """Whether anything of the user's runs when the module does."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or hasattr(module, "parametrizations")
