@@ -35,6 +35,7 @@ bench step-resnet20 step "${resnet20[@]}" --precisions float32 bf16
 bench step-resnet56 step "${resnet56[@]}" "${few[@]}" --precisions float32 bf16
 bench reconstruct-resnet20 reconstruct "${resnet20[@]}"
 bench reconstruct-resnet56 reconstruct "${resnet56[@]}"
+bench reconstruct-resnet18 reconstruct "${resnet18[@]}" "${few[@]}"
 bench scaling scaling --largest $largest --figure scaling.png --repeats 5
 if [[ -z ${NERN_BENCH_ONLY:-} || " $NERN_BENCH_ONLY " == *" profile "* ]]; then
   echo "--- profile ($SECONDS s)"
