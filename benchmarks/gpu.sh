@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every GPU table of benchmarks/README.md, on a machine with one GPU, in less than nine minutes.
+# Every GPU table of benchmarks/README.md, on a machine with one GPU. Meant to take less than nine minutes; an item that takes
+# more than 150 seconds is stopped.
 #   bash benchmarks/gpu.sh RESULTS [DATA_DIR]     DATA_DIR holds CIFAR-10; without it images are made up
 #   python benchmarks/fill.py RESULTS             puts the tables into the README
 # NERN_BENCH_TINY=1 goes through all of it at tiny sizes, also on a CPU. PYTHON names another interpreter.

@@ -534,6 +534,25 @@ def test_modules_of_two_names_give_what_they_give(both: bool) -> None:
         assert_alike(original.run(weights, images)[0], expected(images))
 
 
+def test_a_first_image_of_zeros_does_not_hide_that_maps_differ() -> None:
+    class BeforeTheNorm(OriginalNetwork):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+            self.norm.running_var.fill_(9.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.convolution(x))
+
+        def get_feature_maps(self, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+            maps = self.convolution(batch)
+            return self.norm(maps), [maps]
+
+    original, images = Original(seeded(BeforeTheNorm)), randoms(IMAGE)
+    original(torch.zeros_like(images[:1]))
+    assert_alike(original.features(images)[1][0], original.network.convolution(images).detach())
+
+
 def test_without_pairs_there_is_no_twin() -> None:
     network = seeded(lambda: Chain(nn.Conv2d(3, 4, 3), nn.ReLU()))
     assert folded(network, []) is None

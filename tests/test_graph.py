@@ -149,6 +149,33 @@ def test_a_run_is_interrupted_and_resumed_as_without_graphs() -> None:
     assert all(torch.equal(a, b) for a, b in zip(parameters(plain), parameters(second), strict=True))
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, True),
+        ({"nern.reconstruction_rows": "drawn"}, True),
+        ({"nern.reconstruction_rows": "drawn", "nern.reconstruction_loss_type": "MSELoss"}, False),  # sorts by layer
+    ],
+)
+def test_only_steps_that_never_wait_are_captured(settings: dict[str, Any], expected: bool) -> None:
+    assert make(**settings).differentiate.capturable == expected
+
+
+def test_gradients_are_those_of_the_step_that_was_replayed_last() -> None:
+    class Kept(Rerun):
+        def record(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            result, parameter.grad = work(), torch.full((2,), float(self.recorded))
+            self.recorded += 1
+            return lambda: result
+
+    parameter = torch.zeros(2)
+    step = GraphedStep(lambda inputs: inputs[0].sum().view(1), Kept(), [parameter])
+    for number in range(3 * WARM_UP):
+        for size in (1, 2):
+            step([torch.ones(size)])
+            assert number < WARM_UP or float(parameter.grad[0]) == size - 1
+
+
 # --- losses that are not finite ----------------------------------------------------------------------------------
 
 

@@ -117,9 +117,11 @@ class Processes:
         """The first process of each machine passes through alone: what it downloads or makes, the others find."""
         if self.several and self.local_rank > 0:
             self.total(0)
-        yield
-        if self.several and self.local_rank == 0:
-            self.total(0)
+        try:
+            yield
+        finally:
+            if self.several and self.local_rank == 0:
+                self.total(0)
 
     @contextmanager
     def _in_touch(self) -> Iterator[None]:

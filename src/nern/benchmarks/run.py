@@ -13,6 +13,7 @@ from nern.benchmarks.timing import Spread, seconds_per_call, seconds_text
 from nern.config import Config
 from nern.devices import keep_memory, select_device
 from nern.terminal import bytes_text
+from nern.training.graph import WARM_UP
 
 STEPS = {"cpu": 30, "cuda": 300}
 
@@ -58,7 +59,7 @@ def _measure(config: Config, steps: int | None, repeats: int, warmup: int) -> di
     for name, count, ends in (("reconstruction only", first, 10**9), ("full step", total - first, 0)):
         if count:
             trainer.config.loss_warmup_iterations = ends
-            for _ in range(max(warmup, 1)):
+            for _ in range(max(warmup, WARM_UP + 2 if trainer.device.type == "cuda" else 1)):
                 trainer.do_step()
             values = [seconds_per_call(stretch, device) / each for _ in range(repeats)]
             parts[name] = {"seconds": Spread.of(values).to_dict(), "count": count}

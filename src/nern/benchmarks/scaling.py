@@ -72,7 +72,7 @@ def bench_scaling(config: Config, settings: BenchSettings, say: Say) -> Report:
         "build: memory", "step: memory", "weights' bytes", "memory over weights",
     )  # fmt: skip
     note = (
-        f"Ordering {mode}; build: coordinates, encodings, predictor, trainer; step: reconstruction of "
+        f"Ordering {mode}, once; build, once: coordinates, encodings, predictor, trainer; step: reconstruction of "
         f"{config.nern.weights_batch_size} drawn rows, hidden layers of {config.nern.hidden_layer_size}, median. Memory: "
         "highest growth of the process while it orders, builds, and takes its first steps; the last column is the highest "
         "point of all over the weights' own bytes, which are not counted in it."

@@ -21,6 +21,7 @@ from nern.experiment import build_experiment
 from nern.originals.base import Original
 from nern.registry import ACTIVATIONS, NORM_LAYERS
 from nern.representation.nern import NeRN
+from nern.training.graph import WARM_UP
 from nern.training.weight_batches import WeightBatches
 
 IMAGE_BATCHES = 4  # different ones that the plain networks see in turn
@@ -39,8 +40,8 @@ class Steps:
         raise NotImplementedError
 
     def warm_up(self, count: int) -> float:
-        """Take `count` steps, at least one; returns the seconds of the last."""
-        for _ in range(count - 1):
+        """Take `count` steps, at least one, on a GPU until graphs are captured; returns the seconds of the last."""
+        for _ in range(max(count, WARM_UP + 2 if self.device.type == "cuda" else 0) - 1):
             self.step()
         return seconds_per_call(self.step, self.device)
 

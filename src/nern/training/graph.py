@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -64,6 +65,15 @@ class CudaRecorder:
         return replay
 
 
+@dataclass(frozen=True)
+class _Captured:
+    """Where a graph reads its inputs, what replays it, and where it leaves gradients."""
+
+    inputs: list[Tensor | None]
+    replay: Callable[[], Tensor]
+    gradients: list[Tensor | None]
+
+
 class GraphedStep:
     """A function of tensors, replayed from graphs.
 
@@ -71,12 +81,13 @@ class GraphedStep:
         function: of inputs on the device (None stays None) to one tensor. It must not wait for the device, and what it
             reads besides its inputs must stay in place.
         recorder: captures it.
+        parameters: whose gradients are those of the step that ran last, also after a replay.
     """
 
-    def __init__(self, function: Function, recorder: Recorder) -> None:
-        self.function, self.recorder = function, recorder
+    def __init__(self, function: Function, recorder: Recorder, parameters: Sequence[Tensor] = ()) -> None:
+        self.function, self.recorder, self.parameters = function, recorder, list(parameters)
         self._seen: dict[tuple[object, ...], int] = {}
-        self._graphs: dict[tuple[object, ...], tuple[list[Tensor | None], Callable[[], Tensor]]] = {}
+        self._graphs: dict[tuple[object, ...], _Captured] = {}
         self._failed = False
 
     @property
@@ -93,7 +104,8 @@ class GraphedStep:
                 return self.recorder.run(lambda: self.function(inputs))
             static = [None if t is None else t.clone() for t in inputs]
             try:
-                self._graphs[shapes] = static, self.recorder.record(lambda: self.function(static))
+                replay = self.recorder.record(lambda: self.function(static))
+                self._graphs[shapes] = _Captured(static, replay, [p.grad for p in self.parameters])
             except Exception as error:
                 self._failed = True
                 reason = " ".join(str(error).split())[:200]
@@ -102,8 +114,11 @@ class GraphedStep:
                 )
                 warnings.warn(message, NernWarning, stacklevel=2)
                 return self.recorder.run(lambda: self.function(inputs))
-        static, replay = self._graphs[shapes]
-        for room, value in zip(static, inputs, strict=True):
+        graph = self._graphs[shapes]
+        for room, value in zip(graph.inputs, inputs, strict=True):
             if room is not None and value is not None:
                 room.copy_(value, non_blocking=True)
-        return replay().clone()
+        result = graph.replay().clone()
+        for parameter, gradient in zip(self.parameters, graph.gradients, strict=True):
+            parameter.grad = gradient
+        return result

@@ -112,9 +112,9 @@ class Loop:
             while self.step < self.total_steps:
                 step, started = self.step, time.monotonic()
                 losses = self.do_step()
-                self.step_seconds += time.monotonic() - started
                 self.seconds = time.monotonic() - began
                 self._log(step, losses)
+                self.step_seconds += time.monotonic() - started  # a GPU's steps end when they are looked at
                 if self.evaluation_due(step, losses):
                     self.evaluate()
                     self.save_state()

@@ -123,6 +123,9 @@ def sgd(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
         weight_decay=config.weight_decay,
         **for_graphs(parameters, "fused"),  # the only one of its loops that reads a rate on the device
     )
+    if config.momentum and optimizer.param_groups[0].get("fused"):  # which wants all buffers or none
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return with_lr_on_device(optimizer)
 
 

@@ -2,7 +2,7 @@
 
 Losses are differentiated with respect to the predicted kernels first, of which the kernels drawn for the step pass their
 share on to the predictor. So only the drawn rows are predicted with gradient, a row drawn m times m times. Nothing here
-waits for the device.
+waits for the device where `capturable` says so.
 """
 
 from __future__ import annotations
@@ -79,6 +79,12 @@ class Step:
             if batches is None and rows is not None and self.config.reconstruction_rows == "drawn":
                 return self._drawn(rows)
             return self._all(batches, rows, fractions or [1.0] * len(self.members))
+
+    @property
+    def capturable(self) -> bool:
+        """Whether steps never wait for the device: rows need not be sorted by head or layer, nor other processes asked."""
+        by_layer = self.config.reconstruction_rows == "drawn" and self._pooled is None
+        return len(self.nern.heads.sizes) == 1 and not by_layer and not self.processes.several
 
     def losses(
         self, weights: Sequence[Tensor], batches: Sequence[Batch] | None, fractions: Sequence[float] | None = None
@@ -229,11 +235,15 @@ class Step:
         if not self.processes.several:
             return losses
         parameters = [*self.nern.predictor.parameters(), *self.extra.values()]
+        found = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         figures = losses.figures()
-        self.processes.add_up([*(p.grad for p in parameters if p.grad is not None), figures])
+        self.processes.add_up([*(p.grad for p in parameters if p.grad is not None), figures, found])
+        for parameter, times in zip(parameters, found.tolist(), strict=True):
+            if not times:  # in no process: the optimizer leaves it alone, as it would in one
+                parameter.grad = None
         return Losses.of_figures(figures, list(losses.terms))
 
     def _of_heads(self, drawn: Rows) -> list[Rows]:

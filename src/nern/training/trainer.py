@@ -70,7 +70,7 @@ class Trainer(Loop):
         self.parameters = [*nern.predictor.parameters(), *self.extra.values()]
         self.optimizer = build_optimizer(config.optim, self.parameters)
         self.schedule = Schedule(config.optim, self.total_steps)
-        on_gpu = config.cuda_graph and self.device.type == "cuda" and not processes.several
+        on_gpu = config.cuda_graph and self.device.type == "cuda" and self.differentiate.capturable
         self.graph: GraphedStep | None = None
         if on_gpu and self.optimizer.capturable:
             self.replay_steps(CudaRecorder(self.device))
@@ -130,7 +130,8 @@ class Trainer(Loop):
             fractions: of several processes, which part of all images each batch is; None: all.
 
         Raises:
-            NonFiniteLossError: before the update, naming step and term.
+            NonFiniteLossError: naming step and term; before the update, but of steps that are replayed up to 20 steps later
+                (and before anything is evaluated or saved): then the predictor is spoiled.
         """
         rows = None if rows is None else send(rows, self.device)
         self.optimizer.lr = self.schedule.lr
@@ -162,7 +163,7 @@ class Trainer(Loop):
 
     def replay_steps(self, recorder: Recorder) -> None:
         """Capture steps by `recorder` from now on, and replay them."""
-        self.graph = GraphedStep(self._whole, recorder)
+        self.graph = GraphedStep(self._whole, recorder, self.parameters)
 
     def _whole(self, inputs: Inputs) -> Tensor:
         """A step but for what the host does, for a graph: (rows, images and labels of each network) -> losses, and whether
@@ -309,6 +310,7 @@ class Trainer(Loop):
             for name, p in self.extra.items():
                 p.copy_(state["extra"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._unchecked = []
         if self.graph is not None:  # graphs know the optimizer's former tensors
             self.replay_steps(self.graph.recorder)
         self.schedule.advances = state["schedule_advances"]
