@@ -389,7 +389,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "all rows of several kernel sizes": {"nern.weights_batch_method": "all", "nern.include": ["*.weight"]},
     "all rows": RECONSTRUCTION | {"nern.weights_batch_method": "all", "optim.max_gradient_norm": 0.01},
     "labels and a layer beside": {"nern.task_loss_weight": 1e-3, "learn_fc_layer": True}
-    | {"optim.optimizer_type": "sgd", "optim.max_gradient_norm": 1.0},  # others take steps as large for no gradient
+    | {"optim.optimizer_type": "sgd", "optim.max_gradient_norm": 1.0}  # others take steps as large for no gradient
+    | {
+        "loss_warmup_iterations": 3,
+        "optim.weight_decay": 0.1,
+    },  # at first the layer has no gradient, and stays as it is
     "batches of one image": {"batch_size": 1, "nern.task_loss_weight": 1e-5},
     "unreadable images": {"imports": ["mine.py"], "task.task_name": "patchy", "batch_size": 3, "num_iterations": 8}
     | {"evaluation.held_out_images": 4, "evaluation.test_images": 7, "evaluation.batch_size": 1},
