@@ -26,10 +26,13 @@ if [ -n "$tiny" ]; then
   few=("${small[@]}" --threads 1)
   largest=1e5
   steps=1
+  improve=0.1
 fi
 
 bench order-resnet20 order "${resnet20[@]}" ${tiny:+--kernels 500}
 bench order-resnet18 order "${resnet18[@]}" "${few[@]}" --kernels "${kernels:-65536}"
+bench order-improved order "${resnet20[@]}" "${few[@]}" ${tiny:+--kernels 500} \
+  --nern.embeddings.permutations.improve_seconds "${improve:-10}"
 bench step-digits step --precisions float32 bf16 ${tiny:+--most_steps 1 "${small[@]}"}
 bench step-resnet20 step "${resnet20[@]}" --precisions float32 bf16
 bench step-resnet56 step "${resnet56[@]}" "${few[@]}" --precisions float32 bf16

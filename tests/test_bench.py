@@ -71,10 +71,25 @@ def test_order_measures_random_kernels_and_the_network(folder: Path, capsys: pyt
     for of in (kernels, network):
         check_spread(of["seconds"])
         assert 0 < of["cost"] < of["cost_unordered"]
+        assert of["cost"] == pytest.approx(of["cost_greedy"])
         assert of["peak_memory_bytes"] >= 0
     cache = Path(os.environ["NERN_CACHE_DIR"])
     assert not [*folder.rglob("*.safetensors"), *cache.rglob("*.safetensors")]  # the cache has no part
     assert "200 random 3x3 kernels" in capsys.readouterr().out
+
+
+def test_order_takes_the_settings_of_the_config(folder: Path) -> None:
+    seconds = [
+        "--nern.embeddings.permutations.improve_seconds",
+        "0.3",
+        "--nern.embeddings.permutations.exact_limit",
+        "900",
+    ]
+    found = bench("order", "--config_path", "tiny.yaml", "--kernels", "700", *seconds)["results"]["measured"].values()
+    assert all(of["cost"] < of["cost_greedy"] < of["cost_unordered"] for of in found)
+    text = (folder / "out.md").read_text()
+    assert "greedy, exact up to 900 kernels a layer, then improved for up to 0.3 s" in text
+    assert "greedy (change)" in text
 
 
 def test_what_is_written_tells_the_machine(folder: Path) -> None:
