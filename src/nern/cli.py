@@ -100,31 +100,27 @@ def _json_option(parser: ArgumentParser) -> None:
     parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the metrics here, as JSON")
 
 
-def _train_parser() -> ArgumentParser:
+def _job_parser(command: str, text: str, cls: type[Settings]) -> ArgumentParser:
+    """Of a command that trains what a config of `cls` describes, or goes on with it."""
     usage = (
-        "nern train --config_path FILE [--dotted.key VALUE ...] [--json FILE]\n       nern train --resume RUN_FOLDER"
+        f"nern {command} --config_path FILE [--dotted.key VALUE ...] [--json FILE]\n"
+        f"       nern {command} --resume RUN_FOLDER"
     )
-    parser = ArgumentParser(description=TRAIN_HELP, usage=usage, formatter_class=_formatter())
+    parser = ArgumentParser(description=text, usage=usage, formatter_class=_formatter())
     parser.add_argument(
         "--resume", type=str, default=None, metavar="RUN_FOLDER", help="continue a stopped run; takes no other settings"
     )
     _json_option(parser)
-    _config_options(parser)
+    _config_options(parser, cls)
     return parser
+
+
+def _train_parser() -> ArgumentParser:
+    return _job_parser("train", TRAIN_HELP, Config)
 
 
 def _original_parser() -> ArgumentParser:
-    usage = (
-        "nern train-original --config_path FILE [--dotted.key VALUE ...] [--json FILE]\n"
-        "       nern train-original --resume RUN_FOLDER"
-    )
-    parser = ArgumentParser(description=ORIGINAL_HELP, usage=usage, formatter_class=_formatter())
-    parser.add_argument(
-        "--resume", type=str, default=None, metavar="RUN_FOLDER", help="continue a stopped run; takes no other settings"
-    )
-    _json_option(parser)
-    _config_options(parser, OriginalConfig)
-    return parser
+    return _job_parser("train-original", ORIGINAL_HELP, OriginalConfig)
 
 
 def _evaluate_parser() -> ArgumentParser:

@@ -29,6 +29,12 @@ class Losses:
         both = {name: self.terms[name] + other.terms[name] for name in self.terms.keys() & other.terms.keys()}
         return Losses(self.terms | other.terms | both, self.total + other.total)
 
+    def __mul__(self, factor: float) -> Losses:
+        """All of them times a number."""
+        if factor == 1.0:
+            return self
+        return Losses({name: value * factor for name, value in self.terms.items()}, self.total * factor)
+
     def detach(self) -> Losses:
         """The values alone."""
         return Losses({name: value.detach() for name, value in self.terms.items()}, self.total.detach())
@@ -50,14 +56,6 @@ class Losses:
             listing = ", ".join(f"{name} loss is {value}" for name, value in bad.items())
             listing = listing or f"the weighted sum of the losses is {float(self.total.detach())}"
             raise NonFiniteLossError(f"step {step}: {listing}. A lower optim.lr or optim.max_gradient_norm may help.")
-
-
-def mean_losses(parts: Sequence[Losses], networks: int) -> Losses:
-    """Mean of each term, and of the totals, over so many networks; those without a part count as zero."""
-    if networks == 1:
-        return parts[0]
-    terms = {name: torch.stack([p.terms[name] for p in parts]).sum() / networks for name in parts[0].terms}
-    return Losses(terms, torch.stack([p.total for p in parts]).sum() / networks)
 
 
 class Objective:
@@ -115,9 +113,8 @@ class Objective:
                 terms["task"] = self._task(outputs.float(), labels)
         return self.weighted(terms)
 
-    def weighted(self, terms: dict[str, Tensor], factor: float = 1.0) -> Losses:
-        """These terms times `factor`, and their weighted sum."""
-        terms = terms if factor == 1.0 else {name: value * factor for name, value in terms.items()}
+    def weighted(self, terms: dict[str, Tensor]) -> Losses:
+        """These terms, and their weighted sum."""
         return Losses(terms, torch.stack([self.weights[name] * value for name, value in terms.items()]).sum())
 
     @property

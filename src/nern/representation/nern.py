@@ -23,9 +23,8 @@ from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable
 from nern.representation.predictor import build_predictor, parameters_of
 
-CACHED_ROWS = (
-    4096  # rows in one forward call on a CPU without gradient: what lies between the layers stays in its cache
-)
+# Rows in one forward call on a CPU without gradient: what lies between the layers stays in its cache.
+CACHED_ROWS = 4096
 
 
 class NeRN(nn.Module):

@@ -82,7 +82,7 @@ class ImageTensors:
         drawn, device = count if drawn is None else drawn, images.device
         if self.flip:
             flip = torch.rand(drawn, generator=rng)[part] < 0.5
-            images = torch.where(send(flip, device).view(-1, 1, 1, 1), images.flip(3), images)
+            images = mirrored(images, flip)
         if self.pad:
             shifts = send(torch.randint(0, 2 * self.pad + 1, (2, drawn), generator=rng)[:, part], device)
             padded = torch.nn.functional.pad(images, (self.pad,) * 4)
@@ -105,6 +105,11 @@ class ImageTensors:
         """All images in order, or a share of the batches; not augmented."""
         for start in shared(range(0, len(self), batch_size), share):
             yield self.batch(torch.arange(start, min(start + batch_size, len(self))))
+
+
+def mirrored(images: Tensor, which: Tensor) -> Tensor:
+    """Images (n, channels, height, width), those of `which` (booleans) with left and right exchanged."""
+    return torch.where(send(which, images.device).view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def shared(items: Sequence[int], share: Share | None) -> Sequence[int]:

@@ -17,6 +17,7 @@ from nern.config import TaskConfig
 from nern.originals.base import Original
 from nern.randomness import generator
 from nern.registry import RANDOM_IMAGES
+from nern.tasks.images import mirrored
 from nern.tasks.inversion import inverted_images
 
 Draw = Callable[[int, torch.Generator], Tensor]
@@ -138,7 +139,7 @@ def inversion(
     def draw(count: int, rng: torch.Generator) -> Tensor:
         images = pool[torch.randint(len(pool), (count,), generator=rng).to(device)]
         flip = torch.rand(count, generator=rng) < 0.5
-        images = torch.where(flip.to(device).view(-1, 1, 1, 1), images.flip(3), images)
+        images = mirrored(images, flip)
         rows, columns = torch.randint(-most, most + 1, (2,), generator=rng).tolist()
         return images.roll((rows, columns), dims=(2, 3))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nern.config import NernConfig
 from nern.devices import computing_in, lower_precision
-from nern.objectives.objective import Losses, Objective, mean_losses
+from nern.objectives.objective import Losses, Objective
 from nern.processes import ALONE, Processes
 from nern.registry import RECONSTRUCTION_LOSSES
 from nern.representation.nern import NeRN
@@ -58,7 +58,6 @@ class Step:
         weights = [weight for member in members for weight in member.original.weights]
         self.device = weights[0].device
         self.originals = nern.table.to_rows(weights)
-        self._pooled = self._pool(weights)
         self._image_bytes: dict[Objective, int] = {}
         # batch norm predicts other values from the statistics of the drawn rows than from its averages
         self._apart = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in nern.predictor.modules())
@@ -110,12 +109,12 @@ class Step:
                 yield number, partial(self._of_images, objective, factor, *part)
 
     def _reconstruction(self, objective: Objective, factor: float, weights: Sequence[Tensor]) -> Losses:
-        return objective.weighted(objective.reconstruction(objective.original.weights, weights).terms, factor)
+        return objective.reconstruction(objective.original.weights, weights) * factor
 
     def _of_images(
         self, objective: Objective, factor: float, images: Tensor, labels: Tensor | None, weights: Sequence[Tensor]
     ) -> Losses:
-        return objective.weighted(objective.of_images(weights, images, labels, dict(self.extra)).terms, factor)
+        return objective.of_images(weights, images, labels, dict(self.extra)) * factor
 
     def _images_at_once(self, objective: Objective, images: Tensor) -> int:
         """On a CPU a batch is taken in parts whose feature maps stay in the cache; losses and gradients add up."""
@@ -211,13 +210,15 @@ class Step:
             ends = begins + len(member.original.weight_names)
             own = [(self.originals[index][local], kernels) for index, local, kernels in parts if begins <= index < ends]
             if own:
-                losses.append(objective.reconstruction([o for o, _ in own], [k for _, k in own]))
+                found = objective.reconstruction([o for o, _ in own], [k for _, k in own])
+                losses.append(found * (1 / len(self.members)))
             begins = ends
-        return mean_losses(losses, len(self.members))
+        return reduce(Losses.__add__, losses)  # a network without drawn rows adds nothing
 
-    def _pool(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
+    @cached_property
+    def _pooled(self) -> list[Tensor] | None:
         """The original kernels of each head in one tensor, where the loss of some rows does not ask for their layers."""
-        heads, size = self.nern.heads, sum(w.numel() * w.element_size() for w in weights)
+        heads, size = self.nern.heads, sum(rows.numel() * rows.element_size() for rows in self.originals)
         pooled = RECONSTRUCTION_LOSSES.info(self.config.reconstruction_loss_type).get("pooled", False)
         if not pooled or len(self.members) > 1 or heads.samples or size > POOLED_BYTES:
             return None
