@@ -263,9 +263,9 @@ def test_the_cost_is_the_sum_of_1_minus_cosine() -> None:
 
 
 def test_a_cost_tells_its_improvement() -> None:
-    assert str(PathCost(1300.2, 1234.5)) == "path cost 1,234.5, improved from 1,300.2 (-5.1 %)"
-    assert str(PathCost(1300.2, 1300.2)) == "path cost 1,300.2"
-    assert str(PathCost(0.0, 0.0)) == "path cost 0.0"
+    assert str(PathCost(1300.2, 1234.5)) == "path cost (cosine) 1,234.5, improved from 1,300.2 (-5.1 %)"
+    assert str(PathCost(1300.2, 1300.2, "distance")) == "path cost (distance) 1,300.2"
+    assert str(PathCost(0.0, 0.0)) == "path cost (cosine) 0.0"
 
 
 def test_the_cost_is_kept_with_the_ordering(tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def joint_ordering(table: KernelTable, weights: list[Tensor], config: Config) ->
         permutations.num_workers,
         permutations.exact_limit,
         permutations.improve_seconds,
+        permutations.metric,
     )
 
 

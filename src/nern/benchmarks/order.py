@@ -28,7 +28,8 @@ def bench_order(config: Config, settings: BenchSettings, say: Say) -> Report:
     permutations = config.nern.embeddings.permutations
     mode = "crossfilter" if permutations.permute_mode in (None, "none") else permutations.permute_mode
     workers, limit, improving = permutations.num_workers, permutations.exact_limit, permutations.improve_seconds
-    how = ((mode, workers, limit, improving), settings.repeats, settings.warmup)
+    metric = permutations.metric
+    how = ((mode, workers, limit, improving, metric), settings.repeats, settings.warmup)
     say(f"{settings.kernels:,} random kernels")
     names = [network.task.original_model_name for network in config.members()]
     found = {
@@ -64,11 +65,15 @@ def bench_order(config: Config, settings: BenchSettings, say: Say) -> Report:
     )
     kind = "exact greedy" if limit is None else f"greedy, exact up to {limit:,} kernels a layer"
     kind += f", then improved for up to {improving:g} s" if improving else ""
+    measure = "distance" if metric == "distance" else "1 - cosine"
     note = (
-        f"{mode}, {kind}, {workers} layers side by side. Path cost: 1 - cosine of successive kernels, summed "
+        f"{mode} by {metric}, {kind}, {workers} layers side by side. Path cost: {measure} of successive kernels, summed "
         "along all paths; unordered: of the kernels as they are."
     )
-    return Report([Sheet("Ordering", headings, rows, note)], {"measured": found, "mode": mode, "workers": workers})
+    return Report(
+        [Sheet("Ordering", headings, rows, note)],
+        {"measured": found, "mode": mode, "metric": metric, "workers": workers},
+    )
 
 
 def _random(count: int, seed: int, *how: Any) -> dict[str, Any]:
@@ -84,11 +89,11 @@ def _network(config: Config, *how: Any) -> dict[str, Any]:
 
 
 def _measure(
-    weights: list[Tensor], solve: tuple[str, int, int | None, float], repeats: int, warmup: int
+    weights: list[Tensor], solve: tuple[str, int, int | None, float, str], repeats: int, warmup: int
 ) -> dict[str, Any]:
-    mode, *rest = solve
+    mode, _, _, improving, metric = solve
     few = [torch.randn(2, 300, *w.shape[2:]) for w in weights[:1]]
-    solve_ordering(few, mode, improve_seconds=1e-3 if rest[-1] else 0.0)  # compiles
+    solve_ordering(few, mode, improve_seconds=1e-3 if improving else 0.0, metric=metric)  # compiles
     memory = PeakMemory(CPU).start()
     first = seconds_per_call(lambda: solve_ordering(weights, *solve), CPU)
     peak = memory.growth()
@@ -104,5 +109,5 @@ def _measure(
         "weight_bytes": sum(w.numel() * w.element_size() for w in weights),
         "cost": path_cost(weights, ordering),
         "cost_greedy": path_cost(weights, ordering) if ordering.cost is None else ordering.cost.greedy,
-        "cost_unordered": path_cost(weights, solve_ordering(weights, "none")),
+        "cost_unordered": path_cost(weights, solve_ordering(weights, "none"), metric),
     }

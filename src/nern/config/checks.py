@@ -48,6 +48,7 @@ def _check_names(config: Config) -> None:
         names[given]
     choose("nern.embeddings.fusion_mode", e.fusion_mode, ("concat", "sum"))
     choose("nern.embeddings.normalization_mode", e.normalization_mode, ("none", "local", "global"))
+    choose("nern.embeddings.permutations.metric", e.permutations.metric, ("cosine", "distance"))
     if n.heads is not None:
         choose("nern.heads", n.heads, ("per_size", "shared"))
     choose("nern.reconstruction_rows", n.reconstruction_rows, ("all", "drawn"))
@@ -178,6 +179,11 @@ def _check_combinations(config: Config) -> None:
         raise NernError(
             f"nern.embeddings.permutations.improve_seconds (={order.improve_seconds}) improves an ordering, but "
             "permute_mode is 'none'; choose 'crossfilter' or 'infilter', or set it to 0"
+        )
+    if order.metric != "cosine" and order.permute_mode == "none":
+        raise NernError(
+            f"nern.embeddings.permutations.metric (={order.metric!r}) is that of an ordering, but permute_mode is "
+            "'none'; choose 'crossfilter' or 'infilter', or leave metric at 'cosine'"
         )
     if n.init == "checkpoint" and n.checkpoint_path is None:
         raise NernError("nern.init 'checkpoint' needs nern.checkpoint_path")

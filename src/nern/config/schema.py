@@ -23,6 +23,9 @@ class PermutationsConfig:
     permute_mode: str | None = None
     """Ordering: 'crossfilter' (all kernels of a layer in one path), 'infilter' (channels within each filter, then
     filters), 'none' or null."""
+    metric: str = "cosine"
+    """What makes kernels neighbours in an ordering: 'cosine' (their angle, as published), 'distance' (Euclidean: how far
+    apart their weights are, the size of the steps that the predictor has to follow)."""
     num_workers: int = 3
     """Threads that order layers side by side."""
     path: str | None = None

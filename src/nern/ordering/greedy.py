@@ -1,4 +1,5 @@
-"""Exact greedy paths, compiled: from row 0 always to the most similar row not yet visited (NeRN, section 3.2).
+"""Exact greedy paths, compiled: from row 0 always to the most similar row not yet visited (NeRN, section 3.2, which
+compares by cosine), or to the nearest one.
 
 Here is the plain path, which looks at every row at every step; `tree` finds the same one faster where there are many
 rows. Ties go to the lowest row number. Similarities are computed in float64, so a path does not depend on the machine's
@@ -104,12 +105,25 @@ def unit_rows(kernels: NDArray[Any]) -> NDArray[np.float64]:
     return normalized(np.array(kernels, dtype=np.float64, order="C"))
 
 
-def greedy_path(kernels: NDArray[Any], share: float = 1.0) -> NDArray[np.int64]:
+def even_rows(kernels: NDArray[Any]) -> NDArray[np.float64]:
+    """A copy of kernels (..., entries) in float64, multiplied by the power of two that brings their largest entry to
+    between 0.5 and 1: distances stay in proportion to the last bit, and squares neither overflow nor vanish."""
+    rows = np.array(kernels, dtype=np.float64, order="C")
+    return np.ldexp(rows, -np.frexp(np.abs(rows).max(initial=0.0))[1], out=rows)
+
+
+def comparable_rows(kernels: NDArray[Any], metric: str) -> NDArray[np.float64]:
+    """The copy of kernels (..., entries) on which paths are found by this metric: `unit_rows` or `even_rows`."""
+    return even_rows(kernels) if metric == "distance" else unit_rows(kernels)
+
+
+def greedy_path(kernels: NDArray[Any], share: float = 1.0, metric: str = "cosine") -> NDArray[np.int64]:
     """Greedy path over kernels.
 
     Args:
-        kernels: (n, entries). Kernels of one entry are compared by value (the nearest is next), others by cosine.
+        kernels: (n, entries). Kernels of one entry are compared by value (the nearest is next).
         share: 1: the exact path. Below, layers of many kernels are searched less thoroughly (see `tree_path`).
+        metric: how larger kernels are compared: 'cosine' or (Euclidean) 'distance'.
 
     Returns:
         (n,) the row visited at each position; row 0 is first.
@@ -119,21 +133,23 @@ def greedy_path(kernels: NDArray[Any], share: float = 1.0) -> NDArray[np.int64]:
         values = np.ascontiguousarray(kernels[:, 0], dtype=np.float64)
         order = np.argsort(values, kind="stable")
         return _greedy_line(order, values[order])
-    rows = unit_rows(kernels)
-    path = tree_path(rows, share) if has_tree(n, entries) else None
-    return _greedy_path(rows, False) if path is None else path
+    by_distance = metric == "distance"
+    rows = comparable_rows(kernels, metric)
+    path = tree_path(rows, share, by_distance) if has_tree(n, entries) else None
+    return _greedy_path(rows, by_distance) if path is None else path
 
 
-def greedy_filter_path(filters: NDArray[Any]) -> NDArray[np.int64]:
+def greedy_filter_path(filters: NDArray[Any], metric: str = "cosine") -> NDArray[np.int64]:
     """Greedy path over filters whose channels are arranged already.
 
     Args:
         filters: (filters, channels, entries). The similarity of two filters is the sum over channels of the kernels'
             cosine similarities; for kernels of one entry, minus the sum of squared differences.
+        metric: 'distance': the nearest filter is next, whatever its kernels' size.
 
     Returns:
         (filters,) the filter visited at each position; filter 0 is first.
     """
-    by_distance = filters.shape[2] == 1
-    rows = np.array(filters, dtype=np.float64, order="C") if by_distance else unit_rows(filters)
+    by_distance = filters.shape[2] == 1 or metric == "distance"
+    rows = even_rows(filters) if by_distance else unit_rows(filters)
     return _greedy_path(rows.reshape(len(rows), -1), by_distance)

@@ -7,6 +7,7 @@ and the first edge that it puts in leads to one of the row's nearest neighbours.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -46,18 +47,23 @@ class Tour(NamedTuple):
 
 
 @_inlined
-def _cost(rows: Any, whole: float, a: int, b: int) -> float:  # pragma: no cover (compiled)
+def _cost(rows: Any, whole: Any, a: int, b: int) -> float:  # pragma: no cover (compiled)
     if a == len(rows) or b == len(rows):
         return 0.0
     total = 0.0
+    if whole is None:  # settled when it is compiled
+        for j in range(rows.shape[1]):
+            difference = rows[a, j] - rows[b, j]
+            total += difference * difference
+        return math.sqrt(total)
     for j in range(rows.shape[1]):
         total += rows[a, j] * rows[b, j]
     return whole - total
 
 
 @_compiled
-def path_sum(rows: Any, whole: float, path: Any) -> float:  # pragma: no cover (compiled)
-    """Sum over consecutive rows of `whole` minus their dot product."""
+def path_sum(rows: Any, whole: Any, path: Any) -> float:  # pragma: no cover (compiled)
+    """Sum over consecutive rows of `whole` minus their dot product; None: of their distance."""
     total = 0.0
     for i in range(len(path) - 1):
         total += _cost(rows, whole, path[i], path[i + 1])
@@ -65,7 +71,7 @@ def path_sum(rows: Any, whole: float, path: Any) -> float:  # pragma: no cover (
 
 
 @_compiled
-def _edges(rows: Any, whole: float, path: Any) -> Any:  # pragma: no cover (compiled)
+def _edges(rows: Any, whole: Any, path: Any) -> Any:  # pragma: no cover (compiled)
     costs = np.empty(len(path) - 1)
     for i in range(len(costs)):
         costs[i] = _cost(rows, whole, path[i], path[i + 1])
@@ -128,7 +134,7 @@ def _push(t: Any, stop: int) -> None:  # pragma: no cover (compiled)
 
 
 @_compiled
-def _move(rows: Any, whole: float, t: Any, a: int) -> float:  # pragma: no cover (compiled)
+def _move(rows: Any, whole: Any, t: Any, a: int) -> float:  # pragma: no cover (compiled)
     """Make the best move that begins at row a; its gain, 0 if there is none."""
     n, dummy = len(t.stops), len(rows)
     best, best_way, best_c, best_length, best_side = LEAST_GAIN, 0, -1, 0, 0
@@ -184,7 +190,7 @@ def _move(rows: Any, whole: float, t: Any, a: int) -> float:  # pragma: no cover
 
 
 @_compiled
-def _descend(rows: Any, whole: float, t: Any, work: int) -> float:  # pragma: no cover (compiled)
+def _descend(rows: Any, whole: Any, t: Any, work: int) -> float:  # pragma: no cover (compiled)
     """Moves from the rows of the queue until it is empty, a row's neighbours are not known, or `work` is done; the gain."""
     total = 0.0
     while t.state[HELD] and t.state[WORK] < work:
@@ -203,7 +209,7 @@ def _descend(rows: Any, whole: float, t: Any, work: int) -> float:  # pragma: no
 
 
 @_compiled
-def _shake(rows: Any, whole: float, t: Any, work: int, random: Any) -> None:  # pragma: no cover (compiled)
+def _shake(rows: Any, whole: Any, t: Any, work: int, random: Any) -> None:  # pragma: no cover (compiled)
     """Exchange two neighbouring segments, descend again, and take all of it back if the path is longer now; until
     `work` is done, or the path has not become shorter for `PATIENCE` exchanges a row."""
     n = len(t.stops)
@@ -236,14 +242,15 @@ def _shake(rows: Any, whole: float, t: Any, work: int, random: Any) -> None:  # 
 
 
 def improved_path(
-    rows: NDArray[np.float64], path: NDArray[np.int64], deadline: float, whole: float = 1.0
+    rows: NDArray[np.float64], path: NDArray[np.int64], deadline: float, whole: float | None = 1.0
 ) -> NDArray[np.int64]:
-    """A path of no more cost, the sum over consecutive rows of `whole` minus their dot product.
+    """A path of no more cost, the sum over consecutive rows of `whole` minus their dot product, or of their distance.
 
     Args:
-        rows: (n, entries), each of length 0 or the root of `whole`.
+        rows: (n, entries), each of length 0 or the root of `whole`; for distances, of moderate size (`even_rows`).
         path: (n,) a permutation of the rows.
         deadline: of `time.monotonic()`; with enough time the result depends on the other arguments only.
+        whole: None: the cost is the distance.
 
     Returns:
         (n,) the path; either end may come first.
@@ -252,13 +259,16 @@ def improved_path(
     if n < LEAST_ROWS or time.monotonic() >= deadline:
         return path
     t = _tour(path, _edges(rows, whole, path))
-    tree = build_tree(rows) if whole == 1.0 and has_tree(*rows.shape) else None  # of unit vectors
+    tree = build_tree(rows) if whole in (None, 1.0) and has_tree(*rows.shape) else None
     k, work, random = t.near.shape[1], 0, np.ones(1, np.uint64)
     while t.state[HELD] and time.monotonic() < deadline:
         if not t.known[t.queue[t.state[HEAD]]]:
             ahead = t.queue[(t.state[HEAD] + np.arange(min(t.state[HELD], BATCH))) % n]
             wanted = ahead[~t.known[ahead]]
-            t.near[wanted] = nearest(tree, rows, wanted, k) if tree else _nearest_by_scan(rows, wanted, k)
+            by_distance = whole is None
+            t.near[wanted] = (
+                nearest(tree, rows, wanted, k, by_distance) if tree else _nearest_by_scan(rows, wanted, k, by_distance)
+            )
             t.known[wanted] = True
         work = int(t.state[WORK]) + WORK_OF_TURN
         _descend(rows, whole, t, work)
@@ -268,17 +278,19 @@ def improved_path(
     return shorter if path_sum(rows, whole, shorter) < path_sum(rows, whole, path) else path
 
 
-def compile_search() -> None:
-    """Have everything compiled, or read from the compiler's cache, that `improved_path` needs."""
+def compile_search(whole: float | None = 1.0) -> None:
+    """Have everything compiled, or read from the compiler's cache, that `improved_path` needs for this `whole`."""
     for n, entries in ((LEAST_ROWS, 9), (TREE_FROM, 9)):
         rows = np.zeros((n, entries))
         rows[np.arange(n), np.arange(n) % entries] = 1.0
-        improved_path(rows, np.arange(n), time.monotonic() + 1e6)
+        improved_path(rows, np.arange(n), time.monotonic() + 1e6, whole)
 
 
-def _nearest_by_scan(rows: NDArray[np.float64], wanted: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+def _nearest_by_scan(
+    rows: NDArray[np.float64], wanted: NDArray[np.int64], k: int, by_distance: bool
+) -> NDArray[np.int64]:
     found = np.full((len(wanted), k), -1, np.int64)
-    _scan(np.ascontiguousarray(rows.T), wanted, found)
+    _scan(np.ascontiguousarray(rows.T), wanted, by_distance, found)
     return found
 
 
@@ -302,7 +314,7 @@ def _tour(path: NDArray[np.int64], costs: NDArray[np.float64]) -> Tour:
 
 
 @_compiled
-def _scan(values: Any, wanted: Any, out: Any) -> None:  # pragma: no cover (compiled)
+def _scan(values: Any, wanted: Any, by_distance: bool, out: Any) -> None:  # pragma: no cover (compiled)
     """See `nearest`; `values`: the rows' entries, (entries, n)."""
     (d, n), k = values.shape, out.shape[1]
     similarities, best = np.empty(n), np.empty(k)
@@ -310,8 +322,13 @@ def _scan(values: Any, wanted: Any, out: Any) -> None:  # pragma: no cover (comp
         similarities[:] = 0.0
         for j in range(d):
             own = values[j, wanted[query]]
-            for i in range(n):
-                similarities[i] += values[j, i] * own
+            if by_distance:
+                for i in range(n):
+                    difference = values[j, i] - own
+                    similarities[i] -= difference * difference
+            else:
+                for i in range(n):
+                    similarities[i] += values[j, i] * own
         best[:] = -np.inf
         for i in range(n):
             if similarities[i] > best[k - 1] and i != wanted[query]:

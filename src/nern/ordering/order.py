@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from nern.errors import NernError
-from nern.ordering.cost import PathCost
-from nern.ordering.greedy import greedy_filter_path, greedy_path, unit_rows
+from nern.errors import NernError, unknown_name
+from nern.ordering.cost import METRICS, PathCost
+from nern.ordering.greedy import comparable_rows, greedy_filter_path, greedy_path, unit_rows
 from nern.ordering.improve import compile_search, improved_path, path_sum
 from nern.ordering.tree import has_tree
 from nern.registry import ORDERINGS
@@ -34,12 +34,14 @@ APPROXIMATE = (
 
 
 class Ordering(Protocol):
-    """Contract of an ordering of all layers. `mode` is its registered name, `cost` how long its paths are, if known.
+    """Contract of an ordering of all layers. `mode` is its registered name, `metric` what makes kernels neighbours in it
+    ('cosine' or 'distance'), `cost` how long its paths are, if known.
 
     Its class has `solve_layer`, `improve_layer`, `layer_cost`, `path_length` and `from_layers`, as those below.
     """
 
     mode: str
+    metric: str
     cost: PathCost | None
 
     def positions(self, shapes: Shapes) -> list[Int[Tensor, " kernels"]]:
@@ -77,29 +79,31 @@ class CrossFilterOrdering:
     """One path through all kernels of a layer. `orders[l][p]` is the kernel visited at position p."""
 
     mode = "crossfilter"
+    metric = "cosine"
     cost: PathCost | None = None
 
     def __init__(self, orders: Sequence[Tensor]) -> None:
         self.orders = list(orders)
 
     @staticmethod
-    def solve_layer(weight: np.ndarray, share: float = 1.0) -> dict[str, Tensor]:
-        """Order one weight (filters, channels, height, width); `share`: see `greedy_path`."""
-        return {"order": torch.from_numpy(greedy_path(_kernels(weight), share))}
+    def solve_layer(weight: np.ndarray, share: float = 1.0, metric: str = "cosine") -> dict[str, Tensor]:
+        """Order one weight (filters, channels, height, width); `share` and `metric`: see `greedy_path`."""
+        return {"order": torch.from_numpy(greedy_path(_kernels(weight), share, metric))}
 
     @staticmethod
-    def improve_layer(weight: np.ndarray, layer: Layer, deadline: float) -> dict[str, Tensor]:
+    def improve_layer(weight: np.ndarray, layer: Layer, deadline: float, metric: str = "cosine") -> dict[str, Tensor]:
         """A shorter path, found until `deadline` (of `time.monotonic()`). Kernels of one entry are sorted: no path has
         fewer changes of sign, nor a smaller sum of differences."""
         kernels = _kernels(weight)
         if kernels.shape[1] == 1:
             return {"order": torch.from_numpy(np.argsort(kernels[:, 0], kind="stable"))}
-        return {"order": torch.from_numpy(improved_path(unit_rows(kernels), layer["order"].numpy(), deadline))}
+        rows, whole = comparable_rows(kernels, metric), _whole(metric)
+        return {"order": torch.from_numpy(improved_path(rows, layer["order"].numpy(), deadline, whole))}
 
     @staticmethod
-    def layer_cost(weight: np.ndarray, layer: Layer) -> float:
-        """1 - cosine, summed over consecutive kernels."""
-        return path_sum(unit_rows(_kernels(weight)), 1.0, layer["order"].numpy())
+    def layer_cost(weight: np.ndarray, layer: Layer, metric: str = "cosine") -> float:
+        """1 - cosine, or the distance, summed over consecutive kernels."""
+        return path_sum(_measured(_kernels(weight), metric), _whole(metric), layer["order"].numpy())
 
     @staticmethod
     def path_length(shape: tuple[int, ...]) -> int:
@@ -137,6 +141,7 @@ class InFilterOrdering:
     """
 
     mode = "infilter"
+    metric = "cosine"
     cost: PathCost | None = None
 
     def __init__(self, filter_orders: Sequence[Tensor], channel_orders: Sequence[Tensor]) -> None:
@@ -144,19 +149,19 @@ class InFilterOrdering:
         self.channel_orders = list(channel_orders)
 
     @staticmethod
-    def solve_layer(weight: np.ndarray, share: float = 1.0) -> dict[str, Tensor]:
-        """Order one weight (filters, channels, height, width); `share`: see `greedy_path`."""
+    def solve_layer(weight: np.ndarray, share: float = 1.0, metric: str = "cosine") -> dict[str, Tensor]:
+        """Order one weight (filters, channels, height, width); `share` and `metric`: see `greedy_path`."""
         kernels = weight.reshape(*weight.shape[:2], -1)
-        channel_order = np.stack([greedy_path(kernels_of_filter, share) for kernels_of_filter in kernels])
+        channel_order = np.stack([greedy_path(kernels_of_filter, share, metric) for kernels_of_filter in kernels])
         return {
-            "filter_order": torch.from_numpy(greedy_filter_path(_arranged(kernels, channel_order))),
+            "filter_order": torch.from_numpy(greedy_filter_path(_arranged(kernels, channel_order), metric)),
             "channel_order": torch.from_numpy(channel_order),
         }
 
     @staticmethod
-    def improve_layer(weight: np.ndarray, layer: Layer, deadline: float) -> dict[str, Tensor]:
+    def improve_layer(weight: np.ndarray, layer: Layer, deadline: float, metric: str = "cosine") -> dict[str, Tensor]:
         """Shorter paths of channels, then of the filters so arranged, found until `deadline` (of `time.monotonic()`).
-        Kernels of one entry are sorted within each filter, and filters stay on the greedy path."""
+        Kernels of one entry are sorted within each filter, and by cosine filters stay on the greedy path."""
         kernels = weight.reshape(*weight.shape[:2], -1)
         by_value, channels = kernels.shape[2] == 1, []
         for index, path in enumerate(layer["channel_order"].numpy()):
@@ -165,21 +170,24 @@ class InFilterOrdering:
             else:
                 now = time.monotonic()
                 until = now + (deadline - now) / (len(kernels) - index + 1)  # the filters' path is one more
-                channels.append(improved_path(unit_rows(kernels[index]), path, until))
+                rows = comparable_rows(kernels[index], metric)
+                channels.append(improved_path(rows, path, until, _whole(metric)))
         arranged = _arranged(kernels, np.stack(channels))
-        filters = greedy_filter_path(arranged)
-        if not by_value:
-            rows = unit_rows(arranged).reshape(len(kernels), -1)
-            filters = improved_path(rows, filters, deadline, float(kernels.shape[1]))
+        filters = greedy_filter_path(arranged, metric)
+        if not by_value or metric == "distance":
+            rows = comparable_rows(arranged, metric).reshape(len(kernels), -1)
+            filters = improved_path(rows, filters, deadline, _whole(metric, kernels.shape[1]))
         return {"filter_order": torch.from_numpy(filters), "channel_order": torch.from_numpy(np.stack(channels))}
 
     @staticmethod
-    def layer_cost(weight: np.ndarray, layer: Layer) -> float:
-        """1 - cosine, summed over consecutive channels of each filter, and over the kernels of consecutive filters."""
+    def layer_cost(weight: np.ndarray, layer: Layer, metric: str = "cosine") -> float:
+        """1 - cosine, summed over consecutive channels of each filter, and over the kernels of consecutive filters; or the
+        distances of consecutive channels and of consecutive filters as a whole, summed."""
         filters, channels = weight.shape[:2]
-        arranged = unit_rows(_arranged(weight.reshape(filters, channels, -1), layer["channel_order"].numpy()))
-        within = sum(path_sum(rows, 1.0, np.arange(channels)) for rows in arranged)
-        return within + path_sum(arranged.reshape(filters, -1), float(channels), layer["filter_order"].numpy())
+        arranged = _measured(_arranged(weight.reshape(filters, channels, -1), layer["channel_order"].numpy()), metric)
+        within = sum(path_sum(rows, _whole(metric), np.arange(channels)) for rows in arranged)
+        between = path_sum(arranged.reshape(filters, -1), _whole(metric, channels), layer["filter_order"].numpy())
+        return within + between
 
     @staticmethod
     def path_length(shape: tuple[int, ...]) -> int:
@@ -226,23 +234,24 @@ class NoOrdering:
     """Every kernel keeps its own coordinates; nothing is stored."""
 
     mode = "none"
+    metric = "cosine"
     cost: PathCost | None = None
 
     @staticmethod
-    def solve_layer(weight: np.ndarray, share: float = 1.0) -> dict[str, Tensor]:
+    def solve_layer(weight: np.ndarray, share: float = 1.0, metric: str = "cosine") -> dict[str, Tensor]:
         """Nothing to solve."""
         return {}
 
     @staticmethod
-    def improve_layer(weight: np.ndarray, layer: Layer, deadline: float) -> dict[str, Tensor]:
+    def improve_layer(weight: np.ndarray, layer: Layer, deadline: float, metric: str = "cosine") -> dict[str, Tensor]:
         """Nothing to improve."""
         return {}
 
     @staticmethod
-    def layer_cost(weight: np.ndarray, layer: Layer) -> float:
-        """1 - cosine, summed over consecutive kernels in the order in which they are."""
-        rows = unit_rows(_kernels(weight))
-        return path_sum(rows, 1.0, np.arange(len(rows)))
+    def layer_cost(weight: np.ndarray, layer: Layer, metric: str = "cosine") -> float:
+        """1 - cosine, or the distance, summed over consecutive kernels in the order in which they are."""
+        rows = _measured(_kernels(weight), metric)
+        return path_sum(rows, _whole(metric), np.arange(len(rows)))
 
     @staticmethod
     def path_length(shape: tuple[int, ...]) -> int:
@@ -273,6 +282,7 @@ def solve_ordering(
     num_workers: int = 1,
     exact_limit: int | None = None,
     improve_seconds: float = 0.0,
+    metric: str = "cosine",
 ) -> Ordering:
     """Order the kernels of these weights, with the path's cost, `num_workers` layers side by side.
 
@@ -282,11 +292,14 @@ def solve_ordering(
         num_workers: threads.
         exact_limit: layers with longer paths are ordered approximately (see `approximate_layers`); None: none is.
         improve_seconds: time for improving the greedy paths, of all layers together.
+        metric: what makes kernels neighbours, the cosine of their angle or their Euclidean 'distance'.
 
     Raises:
-        NernError: unknown mode; a weight with values that are not finite.
+        NernError: unknown mode or metric; a weight with values that are not finite.
     """
     cls = ORDERINGS[mode]
+    if metric not in METRICS:
+        raise unknown_name("metric", metric, METRICS)
     shapes = [tuple(w.shape) for w in weights]
     for index, weight in enumerate(weights):
         if not torch.isfinite(weight).all():
@@ -295,16 +308,18 @@ def solve_ordering(
 
     def solve(index: int) -> tuple[Layer, float]:
         weight = _array(weights[index])
-        layer = cls.solve_layer(weight, APPROXIMATE) if index in approximate else cls.solve_layer(weight)
-        return layer, cls.layer_cost(weight, layer)
+        layer = cls.solve_layer(weight, APPROXIMATE if index in approximate else 1.0, metric)
+        return layer, cls.layer_cost(weight, layer, metric)
 
     by_size = sorted(range(len(weights)), key=lambda index: -weights[index].numel())
     with ThreadPoolExecutor(max_workers=num_workers) as pool:
         solved = dict(zip(by_size, pool.map(solve, by_size), strict=True))
-    better = _improve(weights, cls, solved, num_workers, improve_seconds) if improve_seconds > 0 else solved
+    better = _improve(weights, cls, solved, num_workers, improve_seconds, metric) if improve_seconds > 0 else solved
     ordering: Ordering = cls.from_layers([better[index][0] for index in range(len(weights))], shapes)
+    ordering.metric = metric
     if mode != "none":
-        ordering.cost = PathCost(*(math.fsum(cost for _, cost in layers.values()) for layers in (solved, better)))
+        greedy, final = (math.fsum(cost for _, cost in layers.values()) for layers in (solved, better))
+        ordering.cost = PathCost(greedy, final, metric)
     return ordering
 
 
@@ -319,8 +334,9 @@ def approximate_layers(shapes: Shapes, mode: str, exact_limit: int | None) -> li
     ]
 
 
-def path_cost(weights: Sequence[Tensor], ordering: Ordering) -> float:
-    """How far consecutive kernels are apart: 1 - cosine, summed along the paths of all layers.
+def path_cost(weights: Sequence[Tensor], ordering: Ordering, metric: str | None = None) -> float:
+    """How far consecutive kernels are apart: 1 - cosine, or the Euclidean distance, summed along the paths of all layers.
+    `metric` None: the ordering's own.
 
     The paths are those of the ordering's mode: one through each layer; or one through each filter and one through the
     filters of a layer, over all their kernels; or, of 'none', the kernels as they are.
@@ -329,15 +345,20 @@ def path_cost(weights: Sequence[Tensor], ordering: Ordering) -> float:
     total = 0.0
     for index, weight in enumerate(weights):
         layer = {name.rpartition(".")[0]: t for name, t in tensors.items() if name.rpartition(".")[2] == str(index)}
-        total += cls.layer_cost(_array(weight), layer)
+        total += cls.layer_cost(_array(weight), layer, metric or ordering.metric)
     return total
 
 
 def _improve(
-    weights: Sequence[Tensor], cls: Any, solved: Mapping[int, tuple[Layer, float]], num_workers: int, seconds: float
+    weights: Sequence[Tensor],
+    cls: Any,
+    solved: Mapping[int, tuple[Layer, float]],
+    num_workers: int,
+    seconds: float,
+    metric: str,
 ) -> dict[int, tuple[Layer, float]]:
     """Layers of no more cost. Time is shared by the number of weights; what small layers leave, larger ones get."""
-    compile_search()  # its time is not the search's
+    compile_search(_whole(metric))  # its time is not the search's
     lock, end = threading.Lock(), time.monotonic() + seconds
     waiting = sum(w.numel() for w in weights)
 
@@ -348,8 +369,8 @@ def _improve(
             deadline = now + (end - now) * min(1.0, num_workers * own / waiting)
             waiting -= own
         weight = _array(weights[index])
-        layer = cls.improve_layer(weight, solved[index][0], deadline)
-        cost = cls.layer_cost(weight, layer)
+        layer = cls.improve_layer(weight, solved[index][0], deadline, metric)
+        cost = cls.layer_cost(weight, layer, metric)
         return (layer, cost) if cost <= solved[index][1] else solved[index]
 
     by_size = sorted(range(len(weights)), key=lambda index: weights[index].numel())
@@ -365,6 +386,16 @@ def _array(weight: Tensor) -> np.ndarray:
 
 def _kernels(weight: np.ndarray) -> np.ndarray:
     return weight.reshape(weight.shape[0] * weight.shape[1], -1)
+
+
+def _whole(metric: str, channels: int = 1) -> float | None:
+    """What `path_sum` takes dot products of `channels` unit vectors from; None: it sums distances."""
+    return None if metric == "distance" else float(channels)
+
+
+def _measured(kernels: np.ndarray, metric: str) -> np.ndarray:
+    """What `layer_cost` compares: unit vectors, or the kernels in their own size."""
+    return np.array(kernels, np.float64, order="C") if metric == "distance" else unit_rows(kernels)
 
 
 def _arranged(kernels: np.ndarray, channel_order: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ SOLVER_VERSION = 1  # raise it when a solver's results change: cached orderings 
 
 
 def content_key(weights: Sequence[Tensor], mode: str) -> str:
-    """Digest of everything the greedy ordering depends on: mode, solver version, and each weight's shape and values."""
+    """Digest of everything the greedy ordering by cosine depends on: mode, solver, and each weight's shape and values."""
     digest = hashlib.sha256(f"{mode}/{SOLVER_VERSION}".encode())
     for weight in weights:
         array = weight.detach().cpu().float().contiguous().numpy()
@@ -33,9 +33,11 @@ def content_key(weights: Sequence[Tensor], mode: str) -> str:
     return digest.hexdigest()
 
 
-def cache_key(key: str, approximate: Sequence[int], improve_seconds: float) -> str:
+def cache_key(key: str, approximate: Sequence[int], improve_seconds: float, metric: str = "cosine") -> str:
     """Digest of everything a cached ordering depends on: the weights' `content_key`, which layers were ordered
-    approximately, and the time for improvement."""
+    approximately, the time for improvement, and the metric."""
+    if metric != "cosine":
+        key = hashlib.sha256(f"{key}/{metric}".encode()).hexdigest()
     if not approximate and not improve_seconds:
         return key
     return hashlib.sha256(f"{key}/{list(approximate)}/{APPROXIMATE}/{float(improve_seconds)!r}".encode()).hexdigest()
@@ -48,6 +50,7 @@ def get_ordering(
     num_workers: int = 1,
     exact_limit: int | None = None,
     improve_seconds: float = 0.0,
+    metric: str = "cosine",
 ) -> tuple[Ordering, str]:
     """The ordering of these weights, and where it came from, in words.
 
@@ -55,22 +58,24 @@ def get_ordering(
     cache; else solved (see `solve_ordering`), and written to `path` and the cache.
 
     Raises:
-        NernError: the stored ordering is of another mode, does not fit the shapes, or is damaged.
+        NernError: the stored ordering is of another mode or metric, does not fit the shapes, or is damaged.
     """
     shapes = [tuple(w.shape) for w in weights]
     if mode == "none":
         return ORDERINGS[mode].from_layers([], []), "none needed"
     key = content_key(weights, mode)
     if path is not None and _holds_ordering(Path(path)):
-        ordering = load_ordering(path, mode, shapes)  # type: ignore[arg-type]
+        ordering = load_ordering(path, mode, shapes, metric)  # type: ignore[arg-type]
         _warn_if_of_other_weights(Path(path), key)
         return ordering, f"read from {path}"
     approximate = approximate_layers(shapes, mode, exact_limit)  # type: ignore[arg-type]
-    cached = cache_dir() / "orderings" / f"{cache_key(key, approximate, improve_seconds)}.safetensors"
+    name = cache_key(key, approximate, improve_seconds, metric)
+    cached = cache_dir() / "orderings" / f"{name}.safetensors"
     try:
-        ordering, source = load_ordering(cached, mode, shapes), f"from the cache ({cached})"  # type: ignore[arg-type]
+        ordering = load_ordering(cached, mode, shapes, metric)  # type: ignore[arg-type]
+        source = f"from the cache ({cached})"
     except (NernError, OSError):  # not there, or damaged: the cache mends itself
-        ordering = solve_ordering(weights, mode, num_workers, exact_limit, improve_seconds)
+        ordering = solve_ordering(weights, mode, num_workers, exact_limit, improve_seconds, metric)
         source = "solved now"
         if approximate:
             layers = f"{len(approximate)} layer{'s' * (len(approximate) > 1)}"
@@ -98,17 +103,18 @@ def save_ordering(path: str | Path, ordering: Ordering, key: str = "") -> None:
     tensors = ordering.tensors()
     largest = max((int(t.max()) for t in tensors.values() if t.numel()), default=0)
     dtype = next(d for d in (torch.uint8, torch.uint16, torch.int64) if largest <= torch.iinfo(d).max)
-    metadata = {"mode": ordering.mode, "content_key": key}
+    metadata = {"mode": ordering.mode, "metric": ordering.metric, "content_key": key}
     if ordering.cost is not None:
         metadata["path_cost"] = ordering.cost.to_json()
     save_safetensors(path, {name: t.to(dtype) for name, t in tensors.items()}, metadata)
 
 
-def load_ordering(path: str | Path, mode: str, shapes: Shapes) -> Ordering:
-    """An ordering of `mode` for layers of `shapes`, from our file, a folder that holds it, or a published folder.
+def load_ordering(path: str | Path, mode: str, shapes: Shapes, metric: str = "cosine") -> Ordering:
+    """An ordering of `mode` by `metric` for layers of `shapes`, from our file, a folder that holds it, or a published
+    folder, which does not tell its metric.
 
     Raises:
-        NernError: missing, damaged, of another mode, or not permutations of these layers' kernels.
+        NernError: missing, damaged, of another mode or metric, or not permutations of these layers' kernels.
     """
     path, cost = Path(path), None
     if path.is_dir() and not (path / FILE_NAME).is_file():
@@ -120,7 +126,12 @@ def load_ordering(path: str | Path, mode: str, shapes: Shapes) -> Ordering:
                 f"ordering file {path} is of mode {metadata.get('mode')!r}, but "
                 f"nern.embeddings.permutations.permute_mode is {mode!r}"
             )
-        cost = PathCost.from_json(metadata["path_cost"]) if "path_cost" in metadata else None
+        if (found := metadata.get("metric", "cosine")) != metric:  # older files have none
+            raise NernError(
+                f"ordering file {path} is of metric {found!r}, but nern.embeddings.permutations.metric is {metric!r}; "
+                "set that, or another path"
+            )
+        cost = PathCost.from_json(metadata["path_cost"], metric) if "path_cost" in metadata else None
         layers = [{} for _ in shapes]
         for name, tensor in tensors.items():
             kind, _, index = name.rpartition(".")
@@ -133,7 +144,7 @@ def load_ordering(path: str | Path, mode: str, shapes: Shapes) -> Ordering:
         raise NernError(f"ordering {path} lacks {error} for some layer: it is of another network or mode") from error
     except NernError as error:
         raise NernError(f"ordering {path} does not fit the network: {error}") from error
-    ordering.cost = cost
+    ordering.metric, ordering.cost = metric, cost
     return ordering
 
 

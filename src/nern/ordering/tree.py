@@ -1,9 +1,13 @@
-"""A k-d tree over kernels on the unit sphere, compiled: the most similar row by branch and bound, and deletion.
+"""A k-d tree over kernels, compiled: the most similar row by branch and bound, and deletion.
 
 Rows lie in leaves of 16 and nodes have 16 children, each stored entry by entry (structure of arrays), so that a leaf's
-similarities and a node's bounds are each one vectorised loop. Of unit vectors x and q, x . q = 1 - |x - q|**2 / 2: the
-distance to a child's bounding box bounds the similarity of everything in it. `SLACK` covers the rounding of both sides,
-and rows are compared by the plain path's arithmetic, so pruning never changes which row is found.
+similarities and a node's bounds are each one vectorised loop. Rows are compared by the plain path's arithmetic, and
+pruning never changes which row is found:
+
+- Similarity by cosine, x . q of unit vectors, is 1 - |x - q|**2 / 2: the distance to a child's bounding box bounds the
+  similarity of everything in it. `SLACK` covers the rounding of both sides.
+- Similarity by distance is -|x - q|**2. A box's distance is summed as a row's is, from parts that are no larger, and
+  rounding keeps that order: nothing need be added.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ TREE_FROM = 2048  # rows of up to 9 entries; below, looking at all is faster
 WIDE_TREE_FROM = 32768  # rows of more entries: boxes bound them less well
 MOST_DEVIATION = 1e-14  # of a squared length from 1; rounding leaves 3e-15 for 25 entries
 MOST_VISITS = 256
+ANYWHERE = 1e300  # beyond all squared distances of rows of moderate size
 
 
 class Tree(NamedTuple):
@@ -137,13 +142,21 @@ def _build(points: Any, numbers: Any, axes: Any) -> Any:  # pragma: no cover (co
 
 
 @_inlined
-def _similarities(values: Any, q: Any, out: Any, axes: Any) -> None:  # pragma: no cover (compiled)
-    """Dot products of a leaf's rows with q, each summed in the order of the entries."""
-    for i in range(WIDTH):
-        total = 0.0
-        for j in range(len(axes)):
-            total += values[j, i] * q[j]
-        out[i] = total
+def _similarities(values: Any, q: Any, out: Any, axes: Any, whole: Any) -> None:  # pragma: no cover (compiled)
+    """Dot products of a leaf's rows with q, or minus their squared distances, each summed in the order of the entries."""
+    if whole is None:
+        for i in range(WIDTH):
+            total = 0.0
+            for j in range(len(axes)):
+                difference = values[j, i] - q[j]
+                total -= difference * difference
+            out[i] = total
+    else:
+        for i in range(WIDTH):
+            total = 0.0
+            for j in range(len(axes)):
+                total += values[j, i] * q[j]
+            out[i] = total
 
 
 @_inlined
@@ -194,9 +207,11 @@ def _expand(tree: Any, depth: int, q: Any, limit: float, s: Any, axes: Any) -> i
 
 
 @_inlined
-def _limit(best: float, share: float) -> float:  # pragma: no cover (compiled)
+def _limit(best: float, share: float, whole: Any) -> float:  # pragma: no cover (compiled)
     """Squared distance beyond which nothing is looked at, once something of similarity `best` is found; finite, as what
     does not exist is at infinity."""
+    if whole is None:
+        return share * -best if best > -ANYWHERE else ANYWHERE
     if best < -2.0:
         return 4.0 + SLACK
     return 2.0 - 2.0 * best + SLACK if share == 1.0 else share * (2.0 - 2.0 * best)
@@ -204,10 +219,10 @@ def _limit(best: float, share: float) -> float:  # pragma: no cover (compiled)
 
 @_inlined
 def _best_of_leaf(
-    tree: Any, leaf: int, q: Any, best: float, row: int, slot: int, s: Any, axes: Any
+    tree: Any, leaf: int, q: Any, best: float, row: int, slot: int, s: Any, axes: Any, whole: Any
 ) -> Any:  # pragma: no cover
     """`best`, its row and its slot, or those of a row of this leaf that is more similar, or as similar and lower."""
-    _similarities(tree.values[leaf], q, s.block, axes)
+    _similarities(tree.values[leaf], q, s.block, axes, whole)
     hits = 0
     for i in range(WIDTH):
         hits += s.block[i] >= best
@@ -220,7 +235,7 @@ def _best_of_leaf(
 
 @_inlined
 def _search(
-    tree: Any, q: Any, near: int, best: float, row: int, share: float, s: Any, axes: Any
+    tree: Any, q: Any, near: int, best: float, row: int, share: float, s: Any, axes: Any, whole: Any
 ) -> Any:  # pragma: no cover
     """Row most similar to q, the lowest of several, and its place (leaf * 16 + slot; -1: it is the `row` given).
 
@@ -229,8 +244,8 @@ def _search(
         best, row: similarity of a row that is not in the tree (-inf: there is none), and that row.
         share: 1: exact. Below, only what lies within this share of the best squared distance so far is looked at.
     """
-    best, row, place = _best_of_leaf(tree, near, q, best, row, -1, s, axes)
-    limit = _limit(best, share)
+    best, row, place = _best_of_leaf(tree, near, q, best, row, -1, s, axes, whole)
+    limit = _limit(best, share, whole)
     s.far[0], s.index[0], s.level[0] = 0.0, 0, len(tree.starts) - 1
     depth = 1
     while depth:
@@ -240,8 +255,8 @@ def _search(
         if s.level[depth] >= 0:
             depth = _expand(tree, depth, q, limit, s, axes)
         elif s.index[depth] != near:
-            best, row, place = _best_of_leaf(tree, s.index[depth], q, best, row, place, s, axes)
-            limit = _limit(best, share)
+            best, row, place = _best_of_leaf(tree, s.index[depth], q, best, row, place, s, axes, whole)
+            limit = _limit(best, share, whole)
     return row, place
 
 
@@ -287,7 +302,9 @@ def _note_places(tree: Any, places: Any) -> None:  # pragma: no cover (compiled)
 
 
 @_compiled
-def _nearest(tree: Any, queries: Any, numbers: Any, visits: int, axes: Any, out: Any) -> None:  # pragma: no cover
+def _nearest(
+    tree: Any, queries: Any, numbers: Any, visits: int, axes: Any, whole: Any, out: Any
+) -> None:  # pragma: no cover
     """Of each query the rows most similar to it, most similar first, into `out` (queries, k); -1 where there are no more.
 
     Args:
@@ -300,7 +317,7 @@ def _nearest(tree: Any, queries: Any, numbers: Any, visits: int, axes: Any, out:
         for j in range(queries.shape[1]):
             q[j] = queries[query, j]
         best[:], out[query] = -np.inf, -1
-        limit = _limit(-np.inf, 1.0)
+        limit = _limit(-np.inf, 1.0, whole)
         s.far[0], s.index[0], s.level[0] = 0.0, 0, len(tree.starts) - 1
         depth, seen = 1, 0
         while depth and seen < visits:
@@ -311,7 +328,7 @@ def _nearest(tree: Any, queries: Any, numbers: Any, visits: int, axes: Any, out:
                 depth = _expand(tree, depth, q, limit, s, axes)
                 continue
             leaf = s.index[depth]
-            _similarities(tree.values[leaf], q, s.block, axes)
+            _similarities(tree.values[leaf], q, s.block, axes, whole)
             seen += 1
             for i in range(WIDTH):
                 if s.block[i] > best[k - 1] and tree.rows[leaf, i] != numbers[query]:
@@ -320,17 +337,19 @@ def _nearest(tree: Any, queries: Any, numbers: Any, visits: int, axes: Any, out:
                         best[at], out[query, at] = best[at - 1], out[query, at - 1]
                         at -= 1
                     best[at], out[query, at] = s.block[i], tree.rows[leaf, i]
-                    limit = _limit(best[k - 1], 1.0)
+                    limit = _limit(best[k - 1], 1.0, whole)
 
 
 @_compiled
-def _walk(points: Any, numbers: Any, following: Any, zeros: Any, axes: Any, share: float) -> Any:  # pragma: no cover
+def _walk(
+    points: Any, numbers: Any, following: Any, zeros: Any, axes: Any, share: float, whole: Any
+) -> Any:  # pragma: no cover
     """Greedy path from row 0 over rows in groups of equal ones.
 
     Args:
-        points, numbers: of each group that is not zero, the values (groups, d), and the first row's number.
+        points, numbers: of each group in the tree, the values (groups, d), and the first row's number.
         following: of each row the next one of its group, or -1.
-        zeros: zero rows, in rising order.
+        zeros: rows that are not in the tree, as their similarity to all is 0, in rising order.
         axes: see `_build`.
         share: see `_search`.
     """
@@ -364,7 +383,7 @@ def _walk(points: Any, numbers: Any, following: Any, zeros: Any, axes: Any, shar
                 tree = _rebuilt(tree, count, places, axes)
                 built, leaf = count, 0
         best, row = (0.0, zeros[zero]) if zero < len(zeros) else (-np.inf, n)
-        row, place = _search(tree, q, leaf, best, row, share, s, axes)
+        row, place = _search(tree, q, leaf, best, row, share, s, axes, whole)
     return path
 
 
@@ -384,12 +403,12 @@ def _digests(rows: Any, bits: Any) -> Any:  # pragma: no cover (compiled)
 
 
 @_compiled
-def _groups(rows: Any, order: Any, digests: Any) -> Any:  # pragma: no cover (compiled)
+def _groups(rows: Any, order: Any, digests: Any, by_distance: bool) -> Any:  # pragma: no cover (compiled)
     """Groups of equal rows, which lie side by side in `order`, ascending.
 
     Returns:
-        (n,) the next row of each row's group, or -1; (n,) whether a row begins a group that is not zero; (n,) whether a
-        row is zero; the largest deviation of a squared length from 1.
+        (n,) the next row of each row's group, or -1; (n,) whether a row begins a group of the tree; (n,) whether a row
+        is in none, a zero row that is not compared by distance; the largest deviation of a squared length from 1.
     """
     n, d = rows.shape
     following, first, zero = np.full(n, -1, np.int64), np.ones(n, np.bool_), np.zeros(n, np.bool_)
@@ -400,13 +419,19 @@ def _groups(rows: Any, order: Any, digests: Any) -> Any:  # pragma: no cover (co
         for j in range(d):
             squares += rows[row, j] * rows[row, j]
             same = same and rows[row, j] == rows[before, j]
-        zero[row] = squares == 0.0
+        zero[row] = squares == 0.0 and not by_distance
         if not zero[row]:
             deviation = max(deviation, abs(squares - 1.0))
         if same:
             following[before] = row
         first[row] = not (same or zero[row])
     return following, first, zero, deviation
+
+
+def _whole(by_distance: bool) -> float | None:
+    """What compiled functions tell the two similarities by: None stands for distances, and settles it when they are
+    compiled."""
+    return None if by_distance else 1.0
 
 
 def _axes(entries: int) -> tuple[int, ...]:
@@ -419,35 +444,38 @@ def has_tree(n: int, entries: int) -> bool:
     return n >= (TREE_FROM if entries <= 9 else WIDE_TREE_FROM) and 1 < entries <= MOST_ENTRIES
 
 
-def tree_path(rows: NDArray[np.float64], share: float = 1.0) -> NDArray[np.int64] | None:
-    """The greedy path over normalised rows, as `greedy._greedy_path` has it, ties included.
+def tree_path(rows: NDArray[np.float64], share: float = 1.0, by_distance: bool = False) -> NDArray[np.int64] | None:
+    """The greedy path over rows, as `greedy._greedy_path` has it, ties included.
 
     Args:
-        rows: (n, entries) with at most `MOST_ENTRIES` entries, each of length 1 or 0.
+        rows: (n, entries) with at most `MOST_ENTRIES` entries; of length 1 or 0 unless `by_distance`.
         share: 1: the exact path. Below, a step looks only at what lies within this share of the least squared distance
             that it has found so far, and may go to a row that is a little less similar than another.
+        by_distance: the next row is the one of the least distance, instead of the largest dot product.
 
     Returns:
         (n,) the row at each position; None if the rows are too far from length 1 for the bounds (subnormal kernels).
     """
     digests = _digests(rows, rows.view(np.uint64))
     order = np.argsort(digests, kind="stable")
-    following, first, zero, deviation = _groups(rows, order, digests[order])
-    if deviation > MOST_DEVIATION:
+    following, first, zero, deviation = _groups(rows, order, digests[order], by_distance)
+    if deviation > MOST_DEVIATION and not by_distance:
         return None
     numbers = np.flatnonzero(first)
     points = rows if len(numbers) == len(rows) else rows[numbers]
-    return _walk(points, numbers, following, np.flatnonzero(zero), _axes(rows.shape[1]), share)
+    return _walk(points, numbers, following, np.flatnonzero(zero), _axes(rows.shape[1]), share, _whole(by_distance))
 
 
 def build_tree(rows: NDArray[np.float64]) -> Tree:
-    """Tree of all rows (n, entries) of length 1 or 0."""
+    """Tree of all rows (n, entries)."""
     return Tree(*_build(rows, np.arange(len(rows)), _axes(rows.shape[1])))
 
 
-def nearest(tree: Tree, rows: NDArray[np.float64], wanted: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+def nearest(
+    tree: Tree, rows: NDArray[np.float64], wanted: NDArray[np.int64], k: int, by_distance: bool = False
+) -> NDArray[np.int64]:
     """Of each `wanted` row of `rows` the k rows most similar to it, most similar first; -1 where there are no more.
-    Exact, unless that takes more than `MOST_VISITS` leaves."""
+    Exact, unless that takes more than `MOST_VISITS` leaves. See `tree_path` for `rows` and `by_distance`."""
     found = np.empty((len(wanted), k), np.int64)
-    _nearest(tree, rows[wanted], wanted, MOST_VISITS, _axes(rows.shape[1]), found)
+    _nearest(tree, rows[wanted], wanted, MOST_VISITS, _axes(rows.shape[1]), _whole(by_distance), found)
     return found
