@@ -441,7 +441,7 @@ def test_output_size_has_no_part_in_heads_by_size(write: Write) -> None:
 
 
 def test_unknown_heads_list_the_choices() -> None:
-    with pytest.raises(NernError, match=r"nern\.heads 'one'.*per_size, shared"):
+    with pytest.raises(NernError, match=r"nern\.heads 'one'.*per_size, per_layer, shared"):
         Config.from_dict({"nern": {"heads": "one"}})
 
 
@@ -483,7 +483,7 @@ def test_checking_twice_changes_nothing() -> None:
     assert config.check().nern.heads is None
 
 
-@pytest.mark.parametrize("heads", ["", "per_layer"])
+@pytest.mark.parametrize("heads", ["", "per_network"])
 def test_unknown_heads_are_refused(heads: str) -> None:
     with pytest.raises(NernError, match=r"unknown nern\.heads"):
         Config.from_dict({"nern": {"heads": heads}})

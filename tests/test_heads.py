@@ -281,7 +281,8 @@ def test_global_normalisation_of_several_networks_divides_by_the_largest_size_of
 @pytest.mark.parametrize("kind", ["basic", "ffn"])
 def test_the_number_of_the_network_is_encoded_as_one_more_index(kind: str) -> None:
     embeddings = EmbeddingsConfig(type=kind, enc_levels=4, gauss_scale=[0.5, 0.1, 0.1])
-    one, several = build_encoding(embeddings), build_encoding(embeddings, networks=True)
+    alone = KernelTable(table_of_two().shapes)
+    one, several = build_encoding(embeddings, alone), build_encoding(embeddings, table_of_two())
     assert several.size == one.size // 3 * 4
     assert several.encode(table_of_two().coordinates().double()).shape == (table_of_two().rows, several.size)
 

@@ -13,7 +13,7 @@ from torch import nn
 from nern.config import Config, EmbeddingsConfig, NernConfig, OptimConfig, PermutationsConfig
 from nern.errors import NernError
 from nern.evaluation import LayerError, layer_errors
-from nern.experiment import joint_ordering
+from nern.experiment import ordered_networks
 from nern.ordering.order import Ordering
 from nern.originals.base import Original, as_original
 from nern.registry import PREDICTORS
@@ -31,7 +31,7 @@ class Fitted:
     """A NeRN fitted to a network.
 
     Attributes:
-        original: the frozen copy of the network.
+        original: the frozen copy of the network; with permute_mode 'channels' one of permuted channels.
         nern: its representation.
         ordering: of its kernels.
     """
@@ -41,7 +41,8 @@ class Fitted:
     ordering: Ordering
 
     def network(self) -> nn.Module:
-        """The reconstructed network: a copy of the module with predicted weights, in eval mode."""
+        """The reconstructed network: a copy of the module with predicted weights, in eval mode. With permute_mode
+        'channels' its channels are those of `original`, which computes what the module does, with channels permuted."""
         return self.original.rebuild(self.nern.reconstruct())
 
     def layer_errors(self) -> list[LayerError]:
@@ -118,12 +119,12 @@ def fit(
     config.check()
     num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
     table = KernelTable.of(original.weights, num_idxs)
-    ordering, _ = joint_ordering(table, original.weights, config)
+    (original,), ordering, _ = ordered_networks([original], table, config)
     if ratio is not None:
         config.nern = replace(config.nern, hidden_layer_size=_width(config.nern, table, ratio))
     config.check()
     device = original.weights[0].device
-    nern = build_nern(config.nern, table, ordering, config.seed, device)
+    nern = build_nern(config.nern, table, ordering, config.seed, device, original.weights)
     trainer = Trainer(config, [Member(original)], nern)
     display = ProgressDisplay(console or Console(), trainer.total_steps, trainer.total_steps, live=progress)
     trainer.on_step = display.on_step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import signal
@@ -30,9 +31,11 @@ from nern.config import (
 )
 from nern.devices import processes_to_start
 from nern.errors import NernError, NernWarning, unknown_name
+from nern.files import check_writable, write_json
 from nern.jobs import config_of_run, evaluate, resume, resume_original, train, train_original
 from nern.originals import build_original
 from nern.processes import check_alone, launched, process_number, restart
+from nern.sweep import SweepFolder, make_page, sweep
 from nern.training.interrupt import Interrupted
 from nern.training.run_folder import RunFolder
 
@@ -83,6 +86,15 @@ BENCH_HELP = """Measure speed and memory on this machine: medians and quartiles,
 
 Settings come from a YAML file and dotted options, as for `nern train`; without a file from that of the quickstart (scaling:
 nern.fit's, hidden layers of 128). Orderings are solved anew; what is compared is measured by turns."""
+
+SWEEP_HELP = """Train the runs of a sweep file side by side, and compare them: one table (results.csv) and one picture
+(results.png) in the sweep's folder. Finished runs are not repeated; after Ctrl-C or a crash the same command goes on.
+
+  nern sweep experiments/sweeps/digits.yaml --jobs 2
+  nern sweep FILE --task.data_dir DIR                dotted options win over the file, in all runs
+  nern sweep docs/results.csv --report PAGE.md       a page and a picture of tables, nothing is trained
+
+docs/sweeps.md describes the file."""
 
 
 def _config_options(parser: ArgumentParser, cls: type[Settings] = Config) -> None:
@@ -188,6 +200,36 @@ def _bench_parser() -> ArgumentParser:
     parser.add_argument("--markdown", type=str, default=None, metavar="FILE", help="also write the tables here")
     _config_options(parser)
     parser.default_file = _bench_file  # type: ignore[attr-defined]
+    return parser
+
+
+def _sweep_parser() -> ArgumentParser:
+    usage = (
+        "nern sweep FILE [--out FOLDER] [--jobs N] [--report PAGE] [--json FILE] [--dotted.key VALUE ...]\n"
+        "       nern sweep TABLE ... --report PAGE"
+    )
+    parser = ArgumentParser(description=SWEEP_HELP, usage=usage, formatter_class=_formatter())
+    parser.add_argument("files", type=str, nargs="+", metavar="FILE", help="a sweep file; or tables (.csv) of sweeps")
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        metavar="FOLDER",
+        help="folder of the sweep; null: outputs/NAME of the file",
+    )
+    parser.add_argument(
+        "--jobs", type=int | None, default=None, metavar="N", help="runs at a time; null: one a GPU, or one on the CPU"
+    )
+    parser.add_argument(
+        "--report",
+        type=str | None,
+        default=None,
+        metavar="PAGE",
+        help="write a page of the results (Markdown) here, and the picture of the same name beside it",
+    )
+    _json_option(parser)
+    parser.add_class_arguments(Config)
+    parser.settings_class = Config  # type: ignore[attr-defined]
     return parser
 
 
@@ -314,6 +356,42 @@ def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
     )
 
 
+def _run_sweep(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    check_alone("nern sweep")
+    files, tables = given["files"], [file for file in given["files"] if file.endswith(".csv")]
+    options = {name: _given(given, name) for name in _option_names(argv) if name not in _SWEEP_OPTIONS}
+    if tables:
+        extra = [name for name in _option_names(argv) if name != "report"]
+        if len(tables) < len(files) or extra or given["report"] is None:
+            raise NernError("tables (.csv) are made into a page, and nothing else: nern sweep TABLE ... --report PAGE")
+        make_page(tables, given["report"])
+        console.print(f"page: {given['report']}", **_PLAIN)
+        return
+    if len(files) > 1:
+        raise NernError(f"one sweep at a time, not {len(files)}: {', '.join(files)}")
+    check_writable(given["report"], "--report")
+    check_writable(given["json"], "--json")
+    rows = sweep(files[0], given["out"], given["jobs"], options, console)
+    if given["json"] is not None:
+        write_json(given["json"], rows)
+    if given["report"] is not None:
+        make_page([SweepFolder.of(files[0], given["out"]).table], given["report"])
+        console.print(f"page: {given['report']}", **_PLAIN)
+
+
+_SWEEP_OPTIONS = ("out", "jobs", "report", "json")
+
+
+def _given(values: Any, key: str) -> Any:
+    """What was given for a dotted key."""
+    cls = known_keys(Config).get(key)
+    if key.endswith("+") or dataclasses.is_dataclass(cls) or item_class(cls):
+        raise NernError(f"--{key}: nern sweep takes single keys, whole; write this one into the file, under settings")
+    for part in key.split("."):
+        values = values[part]
+    return list(values) if isinstance(values, tuple) else values
+
+
 Command = tuple[Callable[[], ArgumentParser], Callable[[dict[str, Any], Sequence[str], Console], None], str]
 COMMANDS: dict[str, Command] = {
     "train": (_train_parser, _run_train, "train a NeRN"),
@@ -321,6 +399,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": (_evaluate_parser, _run_evaluate, "evaluate a NeRN, or the original network"),
     "inspect": (_inspect_parser, _run_inspect, "show what of a network is represented"),
     "list": (_list_parser, _run_list, "list networks, tasks and other choices"),
+    "sweep": (_sweep_parser, _run_sweep, "train many NeRNs side by side, and compare them"),
     "bench": (_bench_parser, _run_bench, "measure speed and memory on this machine"),
     "quickstart": (_quickstart_parser, _run_quickstart, "the whole job on a small network, nothing to download"),
 }
@@ -336,7 +415,8 @@ def _option_names(argv: Sequence[str]) -> list[str]:
 def _config_first(argv: Sequence[str], cls: type[Settings]) -> list[str]:
     """Move --config_path to the front, so that dotted options win over the file wherever they stand. Files are read here,
     with the reader of `Config.load`; jsonargparse gets their content. One without keys is left out."""
-    first, rest, arguments = [], [], list(argv)
+    files: list[dict[str, Any]] = []
+    rest, arguments = [], list(argv)
     while arguments:
         argument = arguments.pop(0)
         name, equals, path = argument.partition("=")
@@ -345,8 +425,18 @@ def _config_first(argv: Sequence[str], cls: type[Settings]) -> list[str]:
             continue
         path = path if equals else arguments.pop(0)
         if values := read_config_file(path, cls):
-            first += ["--config_path", json.dumps(values)]
-    return first + rest
+            files.append(values)
+    given: dict[str, Any] = {name: value for values in files for name, value in values.items()}
+    layers = [cls.beneath(given | _typed(rest, "recipe")), *files]
+    return [argument for values in layers if values for argument in ("--config_path", json.dumps(values))] + rest
+
+
+def _typed(argv: Sequence[str], name: str) -> dict[str, str]:
+    """The value typed for option `name`, if it was."""
+    following = [*argv[1:], ""]
+    pairs = [(a.partition("="), b) for a, b in zip(argv, following[: len(argv)], strict=True)]
+    values = [value if equals else after for (option, equals, value), after in pairs if option == f"--{name}"]
+    return {name: values[-1]} if values else {}
 
 
 def known_options(parser: ArgumentParser) -> set[str]:
@@ -429,7 +519,7 @@ def _dispatch(name: str, rest: Sequence[str], may_restart: bool) -> None:
     cls = getattr(parser, "settings_class", None)
     if hasattr(parser, "default_file") and "config_path" not in _option_names(rest):
         rest = [*rest, "--config_path", parser.default_file(rest)]
-    rest = list(rest) if cls is None else _config_first(rest, cls)
+    rest = _config_first(rest, cls) if cls is not None and "config_path" in known_options(parser) else list(rest)
     try:
         given = parser.parse_args(rest, env=False).as_dict()
     except Exception as error:  # jsonargparse's ArgumentError: key, expected type, value

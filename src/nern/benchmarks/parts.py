@@ -14,6 +14,7 @@ from nern.registry import PREDICTORS
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, build_nern
 from nern.training import Member, Trainer
+from nern.training.phases import one_phase
 
 STEPS = 10**9  # of a run that does not end while it is measured
 SMALL = 1e-2
@@ -22,9 +23,7 @@ SMALL = 1e-2
 def endless(config: Config, images: bool) -> Config:
     """A copy whose every step is a full one (`images`), or one of reconstruction only. The learning rate is next to
     nothing: with it a network of any depth stays finite, whatever its weights, and a step takes the same time."""
-    config = copy.deepcopy(config)
-    config.epochs, config.num_iterations = None, STEPS
-    config.loss_warmup_iterations = 0 if images else STEPS
+    config = one_phase(config, STEPS, images)
     config.optim.lr, config.optim.min_lr, config.optim.lr_scheduler_type = 1e-9, 0.0, "constant"
     if not images:
         n = config.nern
@@ -51,8 +50,9 @@ def build_nern_of(config: Config, originals: list[Original], device: torch.devic
     num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
     table = KernelTable.of_networks([original.weights for original in originals], num_idxs)
     build_heads(config.nern, table)  # fails before the ordering takes its time
-    ordering, _ = joint_ordering(table, [w for original in originals for w in original.weights], config)
-    return build_nern(config.nern, table, ordering, config.seed, device)
+    weights = [w for original in originals for w in original.weights]
+    ordering, _ = joint_ordering(table, weights, config)
+    return build_nern(config.nern, table, ordering, config.seed, device, weights)
 
 
 def build_trainer(config: Config, images: bool) -> Trainer:

@@ -14,6 +14,7 @@ from nern.config import Config
 from nern.devices import keep_memory, select_device
 from nern.terminal import bytes_text
 from nern.training.graph import WARM_UP
+from nern.training.phases import Phase, phases_of
 
 STEPS = {"cpu": 30, "cuda": 300}
 
@@ -45,8 +46,9 @@ def _measure(config: Config, steps: int | None, repeats: int, warmup: int) -> di
     quieten(trainer.nern)
     trainer.rehearse()
     per_epoch, interval = trainer.steps_per_epoch, config.logging.log_interval
-    total = (config.epochs or 0) * per_epoch if config.num_iterations is None else config.num_iterations
-    first = min(config.loss_warmup_iterations, total) if trainer.needs_images else total
+    phases = phases_of(config, per_epoch)
+    total = phases[-1].ends
+    with_images = sum(max(p.ends - max(p.images_from, p.begins), 0) for p in phases) if trainer.needs_images else 0
     each = max((steps or STEPS[device.type]) // repeats, 1)
 
     def stretch() -> None:
@@ -56,9 +58,9 @@ def _measure(config: Config, steps: int | None, repeats: int, warmup: int) -> di
                 float(losses.total.detach())
 
     parts: dict[str, Any] = {}
-    for name, count, ends in (("reconstruction only", first, 10**9), ("full step", total - first, 0)):
+    for name, count, images in (("reconstruction only", total - with_images, False), ("full step", with_images, True)):
         if count:
-            trainer.config.loss_warmup_iterations = ends
+            trainer.take_phases(phases_of(endless(config, images), per_epoch))
             for _ in range(max(warmup, WARM_UP + 2 if trainer.device.type == "cuda" else 1)):
                 trainer.do_step()
             values = [seconds_per_call(stretch, device) / each for _ in range(repeats)]
@@ -67,7 +69,7 @@ def _measure(config: Config, steps: int | None, repeats: int, warmup: int) -> di
     if evaluated:
         trainer.metrics()
         values = [seconds_per_call(trainer.metrics, device) for _ in range(min(repeats, 3))]
-        parts["evaluation"] = {"seconds": Spread.of(values).to_dict(), "count": _evaluations(config, total, per_epoch)}
+        parts["evaluation"] = {"seconds": Spread.of(values).to_dict(), "count": _evaluations(config, phases, per_epoch)}
     return {
         "parts": parts,
         "run_seconds": sum(part["seconds"]["median"] * part["count"] for part in parts.values()),
@@ -80,8 +82,11 @@ def _measure(config: Config, steps: int | None, repeats: int, warmup: int) -> di
     }
 
 
-def _evaluations(config: Config, total: int, per_epoch: int) -> int:
-    """Evaluations of the run: after steps that end an interval, and at the end."""
-    intervals = [config.eval_iterations_interval, per_epoch * (config.eval_epochs_interval or 0)]
+def _evaluations(config: Config, phases: list[Phase], per_epoch: int) -> int:
+    """Evaluations of the run: after steps that end an interval, and at the end of each phase."""
+    intervals, total = (
+        [config.eval_iterations_interval, per_epoch * (config.eval_epochs_interval or 0)],
+        phases[-1].ends,
+    )
     due = {step for interval in intervals if interval for step in range(interval, total + 1, interval)}
-    return len(due | {total})
+    return len(due | {phase.ends for phase in phases})

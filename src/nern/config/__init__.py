@@ -2,6 +2,15 @@
 
 from nern.config.imports import import_module, import_modules
 from nern.config.original import OriginalConfig, SmoothnessConfig
+from nern.config.phases import (
+    DistillationConfig,
+    PhaseOptimConfig,
+    ReconstructionConfig,
+    TeacherConfig,
+    by_phases,
+    phase_optim,
+)
+from nern.config.recipes import RECIPES, recipe_values
 from nern.config.schema import (
     Config,
     EmbeddingsConfig,
@@ -25,7 +34,9 @@ from nern.config.settings import (
 from nern.config.yaml_files import nested, parse_yaml
 
 __all__ = [
+    "RECIPES",
     "Config",
+    "DistillationConfig",
     "EmbeddingsConfig",
     "EvaluationConfig",
     "LoggingConfig",
@@ -34,9 +45,13 @@ __all__ = [
     "OptimConfig",
     "OriginalConfig",
     "PermutationsConfig",
+    "PhaseOptimConfig",
+    "ReconstructionConfig",
     "Settings",
     "SmoothnessConfig",
     "TaskConfig",
+    "TeacherConfig",
+    "by_phases",
     "check_key",
     "check_keys",
     "from_namespace",
@@ -46,5 +61,7 @@ __all__ = [
     "known_keys",
     "nested",
     "parse_yaml",
+    "phase_optim",
     "read_config_file",
+    "recipe_values",
 ]

@@ -6,6 +6,7 @@ import math
 
 from nern import registry
 from nern.config.imports import import_modules
+from nern.config.phases import TeacherConfig, by_phases, phase_optim
 from nern.config.schema import Config, LoggingConfig, OptimConfig, TaskConfig
 from nern.config.settings import check_above_zero, check_at_least, choose
 from nern.errors import NernError
@@ -16,8 +17,9 @@ def check_config(config: Config) -> None:
     config.imports = import_modules(config.imports)
     _check_names(config)
     check_at_least(config, _AT_LEAST)
-    check_above_zero(config, ("nern.embeddings.base",))
+    check_above_zero(config, ("nern.embeddings.base", "nern.embeddings.bandwidth"))
     check_optim(config.optim)
+    _check_phases(config)
     check_logging(config.logging)
     _check_combinations(config)
 
@@ -50,7 +52,8 @@ def _check_names(config: Config) -> None:
     choose("nern.embeddings.normalization_mode", e.normalization_mode, ("none", "local", "global"))
     choose("nern.embeddings.permutations.metric", e.permutations.metric, ("cosine", "distance"))
     if n.heads is not None:
-        choose("nern.heads", n.heads, ("per_size", "shared"))
+        choose("nern.heads", n.heads, ("per_size", "per_layer", "shared"))
+    choose("nern.output_scales", n.output_scales, ("none", "per_layer", "per_size"))
     choose("nern.reconstruction_rows", n.reconstruction_rows, ("all", "drawn"))
     choose("precision", config.precision, ("float32", "tf32", "bf16"))
     choose("evaluation.best_on", config.evaluation.best_on, ("held_out", "test"))
@@ -117,26 +120,76 @@ _AT_LEAST = COMMON_AT_LEAST | {
     "eval_loss_window_size": 1,
     "eval_loss_window_interval": 1,
     "loss_warmup_iterations": 0,
+    "reconstruction.iterations": 0,
+    "reconstruction.rounds": 1,
+    "distillation.iterations": 0,
+    "distillation.epochs": 0,
+    **{
+        f"{phase}.{key}": least
+        for phase in ("reconstruction", "distillation")
+        for key, least in {"weights_batch_size": 1, **_OPTIM_AT_LEAST}.items()
+    },
 }
 
 
-def check_optim(optim: OptimConfig) -> None:
+def _check_phases(config: Config) -> None:
+    """Names and numbers of `reconstruction`, `distillation` and `teacher`."""
+    first, second, teacher = config.reconstruction, config.distillation, config.teacher
+    for name, phase in (("reconstruction", first), ("distillation", second)):
+        check_optim(phase_optim(config.optim, phase.optim), f"{name}.optim")
+        method = phase.weights_batch_method or config.nern.weights_batch_method
+        size = phase.weights_batch_size or config.nern.weights_batch_size
+        if registry.WEIGHT_BATCHES.info(method)["needs_size"] and size is None:
+            raise NernError(
+                f"the weight batch method {method!r} of {name} needs {name}.weights_batch_size (or nern.weights_batch_size)"
+            )
+    if second.iterations is not None and second.epochs is not None:
+        raise NernError(
+            f"set one of distillation.iterations (={second.iterations}) and distillation.epochs (={second.epochs}), the "
+            "other to null"
+        )
+    if not 0 < first.round_share <= 1:
+        raise NernError(f"reconstruction.round_share (={first.round_share}) must be above 0 and at most 1")
+    if not by_phases(config):
+        for name, phase, fresh in (("reconstruction", first, type(first)()), ("distillation", second, type(second)())):
+            if phase != fresh:
+                raise NernError(
+                    f"{name} sets more than its length, but neither phase has one; set reconstruction.iterations, or "
+                    "distillation.iterations or .epochs"
+                )
+    if first.rounds > 1 and not first.iterations:
+        raise NernError(f"reconstruction.rounds (={first.rounds}) needs reconstruction.iterations")
+    if teacher.original_model_name is None:
+        if teacher != TeacherConfig():
+            raise NernError(
+                "teacher.original_model_name is null, which makes the original network the teacher; set it, too"
+            )
+        return
+    if ":" not in teacher.original_model_name:
+        registry.ORIGINALS[teacher.original_model_name]
+    if config.networks:
+        raise NernError("teacher works with one original network; networks lists several")
+    if config.nern.distillation_loss_weight <= 0:
+        raise NernError("teacher is the network whose outputs are distilled; set nern.distillation_loss_weight above 0")
+
+
+def check_optim(optim: OptimConfig, section: str = "optim") -> None:
     """Names, numbers and combinations of an `optim` section, beyond the lower limits of numbers."""
     registry.OPTIMIZERS[optim.optimizer_type]
     registry.SCHEDULES[optim.lr_scheduler_type]
     for key in ("lr", "max_gradient_norm", "max_gradient"):
         value = getattr(optim, key)
         if value is not None and not 0 < value < float("inf"):
-            raise NernError(f"optim.{key} (={value}) must be above 0")
+            raise NernError(f"{section}.{key} (={value}) must be above 0")
     for beta in optim.betas:
         if not 0 <= beta < 1:
-            raise NernError(f"optim.betas (={list(optim.betas)}) must lie in [0, 1)")
+            raise NernError(f"{section}.betas (={list(optim.betas)}) must lie in [0, 1)")
     if not 0 < optim.warmup < 1:
-        raise NernError(f"optim.warmup (={optim.warmup}) is a share of the run, between 0 and 1")
+        raise NernError(f"{section}.warmup (={optim.warmup}) is a share of the run, between 0 and 1")
     if optim.min_lr > optim.lr:
-        raise NernError(f"optim.min_lr (={optim.min_lr}) must not be above optim.lr (={optim.lr})")
+        raise NernError(f"{section}.min_lr (={optim.min_lr}) must not be above {section}.lr (={optim.lr})")
     if optim.lr_scheduler_type == "exponential" and optim.gamma == 0 and optim.min_lr == 0:
-        raise NernError("optim.gamma 0 (computed) needs optim.min_lr above 0")
+        raise NernError(f"{section}.gamma 0 (computed) needs {section}.min_lr above 0")
 
 
 def check_logging(logging: LoggingConfig) -> None:
@@ -157,7 +210,13 @@ def _check_combinations(config: Config) -> None:
         raise NernError(
             "nern.reconstruction_loss_weight must not be negative, and one of the loss weights must be above 0"
         )
-    if (config.epochs is None) == (config.num_iterations is None):
+    if by_phases(config):
+        if config.epochs is not None or config.num_iterations is not None:
+            raise NernError(
+                "reconstruction and distillation set the lengths of phases; set epochs and num_iterations to null "
+                f"(epochs is {config.epochs}, num_iterations {config.num_iterations})"
+            )
+    elif (config.epochs is None) == (config.num_iterations is None):
         given = f"epochs is {config.epochs} and num_iterations is {config.num_iterations}"
         raise NernError(f"set exactly one of epochs and num_iterations, the other to null ({given})")
     wanted = registry.PREDICTORS.info(n.method)["num_idxs"]
@@ -198,7 +257,7 @@ def _check_combinations(config: Config) -> None:
     if config.evaluation.best_on == "test" and config.evaluation.test_images == 0:
         raise NernError("evaluation.best_on 'test' needs test images; evaluation.test_images is 0")
     for key, default in (("output_size", 3), ("sampling_mode", "center")):
-        if n.kind_of_heads == "per_size" and getattr(n, key) != default:
+        if n.kind_of_heads != "shared" and getattr(n, key) != default:
             raise NernError(f"nern.{key} (={getattr(n, key)}) has a part only with nern.heads 'shared'; set that, too")
     if config.learn_fc_layer and config.networks:
         raise NernError("learn_fc_layer works with one original network; networks lists several")

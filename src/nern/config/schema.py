@@ -7,10 +7,13 @@ under a field is its documentation: `nern train --help` prints it.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nern.config.phases import DistillationConfig, ReconstructionConfig, TeacherConfig
+from nern.config.recipes import recipe_values
 from nern.config.settings import Settings
 
 WEIGHT_SOURCES = ("pretrained", "torchvision", "timm")  # original_model_path: SOURCE or SOURCE:NAME
@@ -22,7 +25,9 @@ class PermutationsConfig:
 
     permute_mode: str | None = None
     """Ordering: 'crossfilter' (all kernels of a layer in one path), 'infilter' (channels within each filter, then
-    filters), 'none' or null."""
+    filters), 'channels' (whole channels change places together with the next layer's inputs: nothing is stored, as the
+    permuted network computes the same function; paths are improved for up to 10 s even with improve_seconds 0), 'none'
+    or null."""
     metric: str = "cosine"
     """What makes kernels neighbours in an ordering: 'cosine' (their angle, as published), 'distance' (Euclidean: how far
     apart their weights are, the size of the steps that the predictor has to follow)."""
@@ -45,7 +50,9 @@ class EmbeddingsConfig:
     """Encoding: how a coordinate becomes the vector that the predictor sees."""
 
     type: str = "basic"
-    """Kind of encoding: 'basic' (sines and cosines of pi * base**level * index), 'ffn' (random Fourier features)."""
+    """Kind of encoding: 'basic' (sines and cosines of pi * base**level * index), 'ffn' (random Fourier features); of a
+    kernel's place along the order of its layer, with a one-hot of the layer: 'order' (frequencies in equal ratios, from
+    one half-turn a layer to `bandwidth` half-turns a kernel), 'order_random' (random Fourier features of that scale)."""
     num_idxs: int = 3
     """Indices of a coordinate: 3 (layer, filter, channel) for the kxk predictors, 5 (and row, column) for 'basic'."""
     enc_levels: int = 20
@@ -59,6 +66,8 @@ class EmbeddingsConfig:
     own layer), 'global' (the largest entry of all weight shapes)."""
     gauss_scale: list[float] = field(default_factory=lambda: [1.0, 0.1, 0.1])
     """Standard deviation of the random frequencies of each index ('ffn'); num_idxs numbers."""
+    bandwidth: float = 1 / 3
+    """Half-turns a kernel: of the highest frequency ('order'), or the frequencies' standard deviation ('order_random')."""
     permutations: PermutationsConfig = field(default_factory=PermutationsConfig)
 
 
@@ -68,7 +77,8 @@ class NernConfig:
 
     init: str = "fmod"
     """Initialisation of the predictor: 'fmod' (remainder by 2 of the default weights, which lie within 1 already, so
-    the same as 'default'), 'default' (PyTorch's), 'checkpoint' (from checkpoint_path)."""
+    the same as 'default'), 'default' (PyTorch's), 'siren' (wider, as sines need), 'checkpoint' (from
+    checkpoint_path)."""
     checkpoint_path: str | None = None
     """File of predictor weights for init 'checkpoint': a state dict of ours or of the published framework."""
     method: str = "kxk"
@@ -78,13 +88,16 @@ class NernConfig:
     """K, the side of predicted kernels with heads 'shared'; at least the largest kernel of the network."""
     heads: str | None = None
     """Output layers of a kxk predictor: 'per_size' (one for each kernel size of the network, which output_size has no
-    part in), 'shared' (one of output_size x output_size, reduced to smaller kernels by sampling_mode, as published). For a
-    network of 3 x 3 kernels both are the same. null: 'per_size', but 'shared' where output_size or sampling_mode are
-    set to other than their defaults."""
+    part in), 'per_layer' (one for each layer), 'shared' (one of output_size x output_size, reduced to smaller kernels by
+    sampling_mode, as published). For a network of 3 x 3 kernels 'per_size' and 'shared' are the same. null: 'per_size', but
+    'shared' where output_size or sampling_mode are set to other than their defaults."""
+    output_scales: str = "none"
+    """What predictions are multiplied by: 'none', 'per_layer' (the root mean square of their layer's weights), 'per_size'
+    (of all weights of their kernel size). These numbers are kept with the predictor, and counted among its parameters."""
     norm_layer: str | None = "none"
     """Normalisation after each hidden linear layer: 'none' (what published runs do, whatever they set), 'bn', 'ln'."""
     act_layer: str = "relu"
-    """Activation: 'relu', 'leaky_relu', 'hardswish', 'gelu', 'relu6', 'elu'."""
+    """Activation: 'relu', 'leaky_relu', 'hardswish', 'gelu', 'relu6', 'elu', 'sine' (with init 'siren')."""
     num_blocks: int = 3
     """Number of linear layers, the final one included; at least 2."""
     hidden_layer_size: int = 30
@@ -206,7 +219,7 @@ class OptimConfig:
     """Optimizer and learning-rate schedule."""
 
     optimizer_type: str = "adamw"
-    """Optimizer: 'sgd' (Nesterov), 'adamw', 'adadelta', 'ranger'."""
+    """Optimizer: 'sgd' (Nesterov), 'adamw', 'adadelta', 'ranger', 'muon', 'soap'."""
     lr: float = 1e-4
     """Learning rate at the start; with onecycle the highest."""
     betas: tuple[float, float] = (0.5, 0.999)
@@ -268,6 +281,9 @@ class NetworkConfig:
 class Config(Settings):
     """General settings."""
 
+    recipe: str = "published"
+    """What keys that are not given mean: 'published', the framework's defaults, so that its files keep their meaning;
+    'nern', the best settings found since (docs/results.md). In files, on the command line and in `Config.of_recipe`."""
     imports: list[str] = field(default_factory=list)
     """Modules (my_package.networks) or files (networks.py) of yours to import first: those that register the networks
     and tasks which the other keys name."""
@@ -291,9 +307,13 @@ class Config(Settings):
     batch_size: int = 256
     """Images in one training step."""
     epochs: int | None = 250
-    """Training epochs; exactly one of epochs and num_iterations is set (null unsets one)."""
+    """Training epochs; exactly one of epochs and num_iterations is set (null unsets one), or neither where `reconstruction`
+    and `distillation` set the lengths of phases."""
     num_iterations: int | None = None
-    """Training steps; exactly one of epochs and num_iterations is set."""
+    """Training steps; see epochs."""
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     eval_epochs_interval: int | None = 1
     """Evaluate every so many epochs; null: not by epochs. The end of a run is always evaluated."""
     save_epochs_interval: int | None = 400
@@ -324,6 +344,16 @@ class Config(Settings):
     seed: int = 0
     """Seed of everything random: same seed, same machine, same result."""
 
+    @classmethod
+    def beneath(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What the recipe that `values` name sets for keys that they leave out."""
+        return recipe_values(values.get("recipe", "published"))
+
+    @classmethod
+    def of_recipe(cls, recipe: str, values: Mapping[str, Any] | None = None) -> Config:
+        """The config of a recipe, with `values` (nested, keys as in a file) over it."""
+        return cls.from_dict({**(values or {}), "recipe": recipe})
+
     def check(self) -> Config:
         """Raise NernError for the first name, number or combination that cannot work; return self otherwise."""
         from nern.config.checks import check_config  # checks know the schema, too
@@ -348,6 +378,8 @@ class Config(Settings):
         config.nern.checkpoint_path = absolute(config.nern.checkpoint_path)
         permutations = config.nern.embeddings.permutations
         permutations.path = absolute(permutations.path)
+        config.teacher.original_model_path = absolute_weights(config.teacher.original_model_path)
+        config.teacher.original_model_name = absolute_network(config.teacher.original_model_name)
         absolute_task(config.task)
         for network in config.networks:
             network.original_model_path = absolute_weights(network.original_model_path)
@@ -368,6 +400,10 @@ def absolute_weights(path: str | None) -> str | None:
 def absolute_task(task: TaskConfig) -> None:
     """Name the task's folders, and a network's file, from the root."""
     task.data_dir, task.imagenet_path = absolute(task.data_dir), absolute(task.imagenet_path)
-    file, colon, function = task.original_model_name.rpartition(":")
-    if colon and file.endswith(".py"):
-        task.original_model_name = f"{absolute(file)}:{function}"
+    task.original_model_name = absolute_network(task.original_model_name) or ""
+
+
+def absolute_network(name: str | None) -> str | None:
+    """The name of a network, its file named from the root where it is in one."""
+    file, colon, function = (name or "").rpartition(":")
+    return f"{absolute(file)}:{function}" if colon and file.endswith(".py") else name

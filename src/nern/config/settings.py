@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from nern.config.yaml_files import at, dump_yaml, nested, read_yaml
+from nern.config.yaml_files import at, dump_yaml, nested, over, read_yaml
 from nern.errors import NernError, unknown_name
 from nern.files import write_text
 
@@ -24,6 +24,11 @@ class Settings:
     def check(self) -> Self:
         """Raise NernError for the first name, number or combination that cannot work; return self otherwise."""
         raise NotImplementedError
+
+    @classmethod
+    def beneath(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What lies beneath the keys of `values`, in place of the defaults of those that are not given."""
+        return {}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, keys as in a configuration file."""
@@ -42,6 +47,7 @@ class Settings:
         """From a nested dict, keys as in a file. Raises NernError for unknown keys, wrong types and bad values."""
         values = nested(values)
         check_keys(values, cls)
+        values = over(cls.beneath(values), values)
         try:
             parsed = _parser(cls).parse_object(values, env=False)  # type: ignore[arg-type]
         except Exception as error:  # jsonargparse raises ArgumentError with key, expected type and value

@@ -52,11 +52,11 @@ def read_yaml(path: str | Path, check: Check, _seen: tuple[Path, ...] = ()) -> d
         raise NernError(f"{path}: {BASE} must be a file name or a list of them, not {bases!r}")
     merged: dict[str, Any] = {}
     for base in bases:
-        merged = _over(merged, read_yaml(here.parent / Path(base).expanduser(), check, (*_seen, here)))
+        merged = over(merged, read_yaml(here.parent / Path(base).expanduser(), check, (*_seen, here)))
     _check_plain(values, str(path))
     own = nested(values, where=str(path))
     check(own, str(path))
-    return _over(merged, own)
+    return over(merged, own)
 
 
 def _check_plain(value: Any, where: str, key: str = "") -> None:
@@ -71,12 +71,12 @@ def _check_plain(value: Any, where: str, key: str = "") -> None:
         raise NernError(f"{where}: {key} holds a {type(value).__name__}; quote it if text is meant ('{value}')")
 
 
-def _over(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def over(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` over `base`, section by section."""
     merged = dict(base)
     for key, value in values.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _over(merged[key], value) if both else value
+        merged[key] = over(merged[key], value) if both else value
     return merged
 
 

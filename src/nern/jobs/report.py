@@ -83,6 +83,7 @@ def finish(
         "last": trainer.history.evaluations[-1],
         "layers": [vars(e) for e in errors],
         "sizes": _sizes(experiment, folder),
+        "phases": _phases(trainer),
     } | common_metrics(trainer, experiment.device, config.seed, folder)
     if len(originals) > 1:
         names = [member.name for member in experiment.members]
@@ -93,9 +94,15 @@ def finish(
         metrics["skipped_images"] = skipped
     write_json(folder.metrics, metrics)
     top1 = metrics["original"].get("test", {}).get("top1")
-    warmup = config.loss_warmup_iterations if trainer.needs_images else 0
+    warmup = trainer.without_images if trainer.needs_images else 0
     plot_run(folder.curves, f"{config.logging.exp_name}", trainer.history, errors, top1, warmup)
     return metrics
+
+
+def _phases(trainer: Trainer) -> list[dict[str, Any]]:
+    """Each phase with the figures at its end."""
+    at_step = {record["step"]: record for record in trainer.history.evaluations}
+    return [{"name": p.name, "steps": p.steps} | at_step.get(p.ends, {}) | {"ends": p.ends} for p in trainer.phases]
 
 
 def _sizes(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:

@@ -103,8 +103,7 @@ def _run(
         trainer.rehearse()
         if folder is not None:
             _announce(console, experiment, trainer, folder)
-        warmup = config.loss_warmup_iterations if trainer.needs_images else trainer.total_steps
-        run_loop(trainer, config, folder, console, warmup, "nern train")
+        run_loop(trainer, config, folder, console, trainer.without_images, "nern train")
         originals, skipped = trainer.original_metrics(), trainer.skipped_images()
         metrics = processes.from_main(end)
     if json_path is not None and processes.main:
@@ -123,7 +122,7 @@ def _announce(console: Console, experiment: Experiment, trainer: Trainer, folder
         f"{len(nern_.table.shapes)} layers ({_sizes_text(nern_)}), represented by {nern_.num_parameters:,} parameters "
         f"({nern_.num_parameters / nern_.table.num_weights:.1%}); {kept} tensors are kept as they are\n"
         f"ordering: {ordering.mode}, {experiment.ordering_source}{'' if cost is None else f'; {cost}'}\n"
-        f"{trainer.total_steps:,} steps{start} on {_devices_text(experiment, trainer)}; run folder {folder.root}",
+        f"{_steps_text(trainer)}{start} on {_devices_text(experiment, trainer)}; run folder {folder.root}",
         highlight=False,
         soft_wrap=True,
     )
@@ -133,6 +132,11 @@ def _sizes_text(nern_: NeRN) -> str:
     sizes = [shape[2:] for shape in nern_.table.shapes]
     counts = {size: sizes.count(size) for size in sizes}
     return ", ".join(f"{count} of {height}x{width}" for (height, width), count in counts.items())
+
+
+def _steps_text(trainer: Trainer) -> str:
+    parts = ", ".join(f"{phase.name} {phase.steps:,}" for phase in trainer.phases)
+    return f"{trainer.total_steps:,} steps{f' ({parts})' if len(trainer.phases) > 1 else ''}"
 
 
 def _devices_text(experiment: Experiment, trainer: Trainer) -> str:

@@ -4,6 +4,7 @@ from nern.representation.encoding import BasicEncoding, Encoding, FourierEncodin
 from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable, kernel_shape
 from nern.representation.nern import NeRN, build_nern
+from nern.representation.order_encoding import OrderEncoding, RandomOrderEncoding
 from nern.representation.predictor import build_predictor, parameters_of
 from nern.representation.sampling import sample_kernels
 
@@ -14,6 +15,8 @@ __all__ = [
     "Heads",
     "KernelTable",
     "NeRN",
+    "OrderEncoding",
+    "RandomOrderEncoding",
     "build_nern",
     "build_predictor",
     "kernel_shape",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -81,13 +81,28 @@ class TableCoordinates:
         self.values.append(values.to(self.device))
         self._offsets.append(torch.tensor(offsets, device=self.device))
 
+    def numbers(self, which: Rows) -> Int[Tensor, " r"]:
+        """The rows' numbers in the table."""
+        if not isinstance(which, slice):
+            return which
+        begin, end, step = which.indices(self.table.rows)
+        return torch.arange(begin, max(begin, end) if step > 0 else min(begin, end), step, device=self.device)
+
+    def layers(self, which: Rows) -> Int[Tensor, " r"]:
+        """The rows' layers."""
+        return torch.bucketize(self.numbers(which), self._ends, right=True)
+
+    def places(self, which: Rows) -> tuple[Int[Tensor, " r"], Int[Tensor, " r"], Int[Tensor, " r"]]:
+        """The rows' layers, their places along the orders of these, and how many places there are. Rows are kernels."""
+        rows, layer = self.numbers(which), self.layers(which)
+        place = rows - self._starts[layer]
+        if self.positions is not None:
+            place = self.positions[self._kernel_starts[layer] + place].long()
+        return layer, place, self._shapes[layer, 0] * self._shapes[layer, 1]
+
     def lookups(self, which: Rows) -> list[Int[Tensor, " r"]]:
         """See `Coordinates`."""
-        rows: Any = which
-        if isinstance(which, slice):
-            begin, end, step = which.indices(self.table.rows)
-            rows = torch.arange(begin, max(begin, end) if step > 0 else min(begin, end), step, device=self.device)
-        layer = torch.bucketize(rows, self._ends, right=True)
+        rows, layer = self.numbers(which), self.layers(which)
         kernel, (_, channels, height, width) = rows - self._starts[layer], self._shapes[layer].unbind(1)
         numbers: list[Tensor] = []
         if self.table.num_idxs == WEIGHT_IDXS:

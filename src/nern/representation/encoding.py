@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,17 +19,25 @@ from nern.registry import ENCODINGS
 from nern.representation.coordinates import Coordinates, Rows
 
 
+class Encoded(Protocol):
+    """Contract of the encodings of fixed rows, in float32."""
+
+    def __call__(self, which: Rows) -> Float[Tensor, "r size"]:
+        """Encodings of these rows."""
+        ...
+
+    def linear(self, which: Rows, weight: Float[Tensor, "out size"], bias: Tensor | None) -> Float[Tensor, "r out"]:
+        """`encodings @ weight.T + bias`."""
+        ...
+
+
 class Encoding(Protocol):
     """Contract of an encoding. `size`: length of the vector of one coordinate."""
 
     size: int
 
-    def encode(self, coordinates: Float[Tensor, "n idxs"]) -> Float[Tensor, "n size"]:
-        """Vectors, computed in the precision of `coordinates`."""
-        ...
-
-    def prepare(self, coordinates: Coordinates) -> EncodedRows:
-        """The encodings of fixed rows, to be asked for by row, in float32."""
+    def prepare(self, coordinates: Any) -> Encoded:
+        """The encodings of fixed rows (`TableCoordinates`), to be asked for by row."""
         ...
 
 
@@ -78,7 +86,7 @@ class EncodedRows:
 class Encodings:
     """Encodings of some rows that a predictor may have whole (`dense`), or only through its linear layers."""
 
-    def __init__(self, encoded: EncodedRows, which: Rows) -> None:
+    def __init__(self, encoded: Encoded, which: Rows) -> None:
         self.encoded, self.which = encoded, which
 
     def dense(self) -> Float[Tensor, "r size"]:
@@ -112,9 +120,9 @@ class BasicEncoding:
         enc_levels: int = 20,
         base: float = 1.25,
         fusion_mode: str = "concat",
-        gauss_scale: Sequence[float] = (),
+        **others: Any,
     ) -> None:
-        del gauss_scale  # the random encoding's
+        del others  # of other encodings
         self.sum = fusion_mode == "sum"
         self.size = 2 * enc_levels * (1 if self.sum else num_idxs)
         self.base, self.enc_levels = base, enc_levels
@@ -151,8 +159,9 @@ class FourierEncoding:
         base: float = 1.25,
         fusion_mode: str = "concat",
         gauss_scale: Sequence[float] = (1.0, 0.1, 0.1),
+        **others: Any,
     ) -> None:
-        del base, fusion_mode  # the basic encoding's; other fusions are refused by the config
+        del base, fusion_mode, others  # of other encodings; other fusions are refused by the config
         self.size = 2 * enc_levels * num_idxs
         self.B = self.matrix(enc_levels, num_idxs, gauss_scale)
 

@@ -1,7 +1,8 @@
 """Heads: which output layer of the predictor gives which layer's kernels.
 
-'per_size': one head for each kernel size of the network. 'shared': one head of K x K kernels, from which smaller ones are
-sampled (as published). A head has rows of its own: those of its layers, in the order of the kernel table.
+'per_size': one head for each kernel size of the network. 'per_layer': one for each layer. 'shared': one head of K x K
+kernels, from which smaller ones are sampled (as published). A head has rows of its own: those of its layers, in the order of
+the kernel table.
 """
 
 from __future__ import annotations
@@ -30,16 +31,18 @@ class Heads:
         sizes: (height, width) of what each head predicts.
         of_layer: the head of each layer.
         sampling_mode: how a prediction is reduced to a smaller kernel.
+        names: of the heads; empty: their sizes tell them apart.
     """
 
     table: KernelTable
     sizes: tuple[Size, ...]
     of_layer: tuple[int, ...]
     sampling_mode: str = "center"
+    names: tuple[str, ...] = ()
 
     @staticmethod
     def build(table: KernelTable, kind: str, output_size: int = 3, sampling_mode: str = "center") -> Heads:
-        """'per_size' or 'shared' heads; with five indices a row is a weight, and there is one head of 1 x 1.
+        """'per_size', 'per_layer' or 'shared' heads; with five indices a row is a weight, and there is one head of 1 x 1.
 
         Raises:
             NernError: 'shared', and a kernel larger than `output_size`.
@@ -50,6 +53,9 @@ class Heads:
         if kind == "per_size":
             distinct = tuple(dict.fromkeys(sizes))
             return Heads(table, distinct, tuple(distinct.index(size) for size in sizes), sampling_mode)
+        if kind == "per_layer":
+            numbers = tuple(range(len(sizes)))
+            return Heads(table, tuple(sizes), numbers, sampling_mode, tuple(f"layer{number}" for number in numbers))
         largest = max(max(size) for size in sizes)
         if largest > output_size:
             index = next(i for i, size in enumerate(sizes) if max(size) == largest)

@@ -18,7 +18,7 @@ from nern.config import EmbeddingsConfig, NernConfig
 from nern.ordering.order import Ordering
 from nern.registry import ENCODINGS
 from nern.representation.coordinates import TableCoordinates
-from nern.representation.encoding import EncodedRows, Encoding, Encodings
+from nern.representation.encoding import Encoded, Encoding, Encodings
 from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable
 from nern.representation.predictor import build_predictor, parameters_of
@@ -36,15 +36,25 @@ class NeRN(nn.Module):
         encoded: encodings of the table's rows.
         chunk: rows in one forward call of the predictor; None: all. It bounds memory and changes no value (but for
             batch norm while training, whose statistics are those of a chunk).
+        scales: what the predictor's `output_scales`, if it has some, belong to: 'per_layer', or 'per_size' (a head each).
     """
 
-    def __init__(self, heads: Heads, predictor: nn.Module, encoded: EncodedRows, chunk: int | None = None) -> None:
+    def __init__(
+        self,
+        heads: Heads,
+        predictor: nn.Module,
+        encoded: Encoded,
+        chunk: int | None = None,
+        scales: str = "none",
+    ) -> None:
         super().__init__()
         self.heads, self.table = heads, heads.table
         self.predictor = predictor
         self.encoded = encoded
         self.chunk = chunk or self.table.rows
         several = len(heads.sizes) > 1
+        self._ends = torch.tensor(self.table.starts[1:])
+        self._scale_of = torch.tensor(heads.of_layer if scales == "per_size" else range(len(heads.of_layer)))
         on_cpu = all(p.device.type == "cpu" for p in predictor.parameters())
         self._cached = CACHED_ROWS if on_cpu else self.chunk
         self._rows = [heads.rows(head) for head in range(len(heads.sizes))] if several else None
@@ -72,7 +82,18 @@ class NeRN(nn.Module):
         whole = not getattr(self.predictor, "takes_encodings", False)
         inputs = (self.encoded(piece) if whole else Encodings(self.encoded, piece) for piece in pieces)
         predicted = [self.predictor(of_piece, head) for of_piece in inputs]
-        return predicted[0] if len(predicted) == 1 else torch.cat(predicted)
+        joined: Tensor = predicted[0] if len(predicted) == 1 else torch.cat(predicted)
+        return self._scaled(joined, rows)
+
+    def _scaled(self, predicted: Float[Tensor, "r h w"], rows: Int[Tensor, " r"] | None) -> Float[Tensor, "r h w"]:
+        """Predictions of these rows times the scales they belong to."""
+        scales = getattr(self.predictor, "output_scales", None)
+        if scales is None:
+            return predicted
+        self._ends, self._scale_of = self._ends.to(scales.device), self._scale_of.to(scales.device)
+        rows = torch.arange(self.table.rows, device=scales.device) if rows is None else rows.to(scales.device)
+        layers = torch.bucketize(rows, self._ends, right=True)
+        return predicted * scales[self._scale_of[layers]][:, None, None]
 
     def weights(self, predictions: Sequence[Float[Tensor, "r h w"]] | None = None) -> list[Tensor]:
         """The weight tensors of all layers, from predictions of all rows, one tensor a head (None: predicted here)."""
@@ -97,15 +118,17 @@ class NeRN(nn.Module):
             self.train(training)
 
 
-def build_encoding(config: EmbeddingsConfig, networks: bool = False) -> Encoding:
-    """The encoding that `config` describes; `networks`: the coordinates begin with the number of a network."""
-    scales = list(config.gauss_scale)
+def build_encoding(config: EmbeddingsConfig, table: KernelTable) -> Encoding:
+    """The encoding that `config` describes, for the coordinates of `table`."""
+    scales, networks = list(config.gauss_scale), bool(table.networks)
     encoding: Encoding = ENCODINGS[config.type](
         num_idxs=config.num_idxs + networks,
         enc_levels=config.enc_levels,
         base=config.base,
         fusion_mode=config.fusion_mode,
         gauss_scale=[scales[0], *scales] if networks and scales else scales,
+        layers=len(table.shapes),
+        bandwidth=config.bandwidth,
     )
     return encoding
 
@@ -117,29 +140,71 @@ def build_heads(config: NernConfig, table: KernelTable) -> Heads:
 
 def predictor_arguments(config: NernConfig, heads: Heads) -> dict[str, Any]:
     """Arguments of the predictor that `config` describes."""
+    scales = {"none": 0, "per_layer": len(heads.of_layer), "per_size": len(set(heads.sizes))}[config.output_scales]
     return {
-        "input_size": build_encoding(config.embeddings, bool(heads.table.networks)).size,
+        "input_size": build_encoding(config.embeddings, heads.table).size,
         "kernel_sizes": heads.sizes,
         "hidden_layer_size": config.hidden_layer_size,
         "num_blocks": config.num_blocks,
         "act_layer": config.act_layer,
         "norm_layer": config.norm_layer,
+        "head_names": heads.names,
+        "output_scales": scales,
     }
 
 
+def initial_predictor(config: NernConfig, heads: Heads, seed: int, number: int = 1) -> nn.Module:
+    """The predictor that `config` describes, on the CPU: the `number`-th, counted from 1; the first as `init` says, others
+    without a checkpoint. Its output scales are not set."""
+    init, path = config.init, config.checkpoint_path
+    if number > 1 and init == "checkpoint":
+        init, path = "default", None
+    predictor: nn.Module = build_predictor(
+        config.method, seed, init, path, number, **predictor_arguments(config, heads)
+    )
+    return predictor
+
+
 def build_nern(
-    config: NernConfig, table: KernelTable, ordering: Ordering | None, seed: int, device: torch.device | str = "cpu"
+    config: NernConfig,
+    table: KernelTable,
+    ordering: Ordering | None,
+    seed: int,
+    device: torch.device | str = "cpu",
+    weights: Sequence[Tensor] | None = None,
 ) -> NeRN:
     """The NeRN that `config` describes for the weights of `table`.
+
+    Args:
+        config: of the NeRN.
+        table: the rows.
+        ordering: of their kernels; None: as they are.
+        seed: of the initialisation.
+        device: of predictor and coordinates.
+        weights: the originals', to which output scales are set; None: they stay as they are (a checkpoint's, or 1).
 
     Raises:
         NernError: a kernel larger than `output_size`; a checkpoint that does not fit.
     """
     device = torch.device(device)
     heads = build_heads(config, table)
-    arguments = predictor_arguments(config, heads)
-    predictor = build_predictor(config.method, seed, config.init, config.checkpoint_path, **arguments)
+    predictor: Any = initial_predictor(config, heads, seed)
+    if config.output_scales != "none" and weights is not None and config.init != "checkpoint":
+        with torch.no_grad():
+            predictor.output_scales.copy_(layer_scales(weights, heads, config.output_scales))
     positions = ordering.positions(table.shapes) if ordering and ordering.mode != "none" else None
     coordinates = TableCoordinates(table, positions, config.embeddings.normalization_mode or "none", device)
-    encoded = build_encoding(config.embeddings, bool(table.networks)).prepare(coordinates)
-    return NeRN(heads, predictor.to(device), encoded, config.weights_batch_size)
+    encoded = build_encoding(config.embeddings, table).prepare(coordinates)
+    return NeRN(heads, predictor.to(device), encoded, config.weights_batch_size, config.output_scales)
+
+
+def layer_scales(weights: Sequence[Tensor], heads: Heads, kind: str) -> Float[Tensor, " scales"]:
+    """Root mean square of the weights of each layer ('per_layer'), or of all layers of each kernel size ('per_size'). 1
+    where all are zero."""
+    groups = [[w] for w in weights]
+    if kind == "per_size":
+        groups = [[weights[index] for index in heads.layers(head)] for head in range(len(heads.sizes))]
+    found = torch.stack(
+        [torch.cat([w.detach().flatten() for w in group]).float().square().mean().sqrt() for group in groups]
+    )
+    return torch.where(found > 0, found, torch.ones_like(found)).cpu()

@@ -22,6 +22,15 @@ from nern.registry import ACTIVATIONS, INITS, NORM_LAYERS, PREDICTORS
 from nern.representation.encoding import Encodings
 from nern.representation.linear import linear
 
+
+class Sine(nn.Module):
+    """The sine, as an activation (Sitzmann et al. 2020)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of each entry."""
+        return x.sin()
+
+
 for _name, _activation in {
     "relu": partial(nn.ReLU, inplace=True),
     "leaky_relu": partial(nn.LeakyReLU, inplace=True),
@@ -29,6 +38,7 @@ for _name, _activation in {
     "gelu": nn.GELU,
     "relu6": partial(nn.ReLU6, inplace=True),
     "elu": partial(nn.ELU, inplace=True),
+    "sine": Sine,
 }.items():
     ACTIVATIONS.register(_name)(_activation)
 
@@ -51,6 +61,8 @@ class KxKPredictor(nn.Module):
         act_layer: name of the activation.
         norm_layer: name of the normalisation between a hidden linear layer and its activation. 'bn' uses the statistics
             of the rows predicted with gradient while training, running averages otherwise.
+        head_names: of the heads, where there are several; empty: their sizes.
+        output_scales: how many scales of outputs it holds; they are set, and applied, from outside. Not trained.
 
     Heads share all layers but the final one. Shapes: (rows, input_size) -> (rows, height, width) of the head. Under
     autocast the hidden layers compute in the lower precision, the first where it separates by index and the final one in
@@ -68,6 +80,8 @@ class KxKPredictor(nn.Module):
         num_blocks: int = 3,
         act_layer: str = "relu",
         norm_layer: str = "none",
+        head_names: Sequence[str] = (),
+        output_scales: int = 0,
     ) -> None:
         super().__init__()
         if num_blocks < self.least_blocks:
@@ -78,7 +92,9 @@ class KxKPredictor(nn.Module):
         self.middle = num_blocks // 2
         sizes = [self.layer_input_size(i, input_size, hidden_layer_size) for i in range(num_blocks - 1)]
         self.layers = nn.ModuleList(nn.Linear(size, hidden_layer_size) for size in sizes)
-        finals = {f"{h}x{w}": nn.Linear(hidden_layer_size, h * w) for h, w in self.kernel_sizes}
+        self.head_names = list(head_names) or [f"{h}x{w}" for h, w in self.kernel_sizes]
+        pairs = zip(self.head_names, self.kernel_sizes, strict=True)
+        finals = {name: nn.Linear(hidden_layer_size, h * w) for name, (h, w) in pairs}
         if len(finals) == 1:  # the published name
             self.final_linear_layer = next(iter(finals.values()))
         else:
@@ -86,6 +102,8 @@ class KxKPredictor(nn.Module):
         self.activation: nn.Module = ACTIVATIONS[act_layer]()
         norm: Any = NORM_LAYERS[norm_layer]
         self.norms = nn.ModuleList(norm(hidden_layer_size) for _ in sizes) if norm else None
+        scales = nn.Parameter(torch.ones(output_scales), requires_grad=False) if output_scales else None
+        self.register_parameter("output_scales", scales)
 
     def layer_input_size(self, index: int, input_size: int, hidden_layer_size: int) -> int:
         """Input size of hidden layer `index`."""
@@ -118,7 +136,7 @@ class KxKPredictor(nn.Module):
         """Kernels of encoded coordinates, of the size of `head`."""
         height, width = self.kernel_sizes[head]
         single = len(self.kernel_sizes) == 1
-        final: Any = self.final_linear_layer if single else self.final_linear_layers[f"{height}x{width}"]
+        final: Any = self.final_linear_layer if single else self.final_linear_layers[self.head_names[head]]
         hidden = self.hidden(encodings)
         with torch.autocast(hidden.device.type, enabled=False):  # weights deserve all their digits
             return linear(hidden.float(), final.weight, final.bias).unflatten(-1, (height, width))
@@ -190,6 +208,16 @@ def fmod_init(predictor: nn.Module, checkpoint_path: str | None) -> None:
                 parameter.fmod_(2)
 
 
+@INITS.register("siren")
+def siren_init(predictor: nn.Module, checkpoint_path: str | None) -> None:
+    """Weights of hidden layers uniform within +-sqrt(6 / fan-in): before each sine values are then normal with a variance
+    of about 1 (Sitzmann et al. 2020, section 3.2; frequencies are the encoding's part). The rest is PyTorch's own."""
+    layers: Any = predictor.layers
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.mul_(6**0.5)  # PyTorch's lie within +-1 / sqrt(fan-in)
+
+
 @INITS.register("checkpoint")
 def checkpoint_init(predictor: nn.Module, checkpoint_path: str | None) -> None:
     """Weights from a file: ours, or a predictor's state dict of the published framework."""
@@ -209,10 +237,11 @@ def load_predictor(predictor: nn.Module, state: Mapping[str, Tensor], where: str
 
 
 def build_predictor(
-    method: str, seed: int, init: str = "default", checkpoint_path: str | None = None, **kwargs: Any
+    method: str, seed: int, init: str = "default", checkpoint_path: str | None = None, number: int = 1, **kwargs: Any
 ) -> Any:
-    """The predictor registered as `method`, initialised from `seed` (or the checkpoint); kwargs: its arguments."""
-    with forked_rng(seed, "predictor"):
+    """The predictor registered as `method`, initialised from `seed` (or the checkpoint); `number`: the how-manyth of that
+    seed; kwargs: its arguments."""
+    with forked_rng(seed, "predictor", *([number] if number > 1 else [])):
         predictor: nn.Module = PREDICTORS[method](**kwargs)
     INITS[init](predictor, checkpoint_path)
     return predictor

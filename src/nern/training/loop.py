@@ -22,7 +22,7 @@ from nern.training.tracking import Tracker
 class History:
     """What happened when. `losses`: unweighted terms every log interval; `evaluations`: metrics of each evaluation."""
 
-    losses: list[dict[str, float]] = field(default_factory=list)
+    losses: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -74,9 +74,14 @@ class Loop:
         """Whether to evaluate after step number `step`."""
         raise NotImplementedError
 
-    def checkpoint_due(self) -> bool:
-        """Whether to keep a checkpoint now."""
-        return False
+    def checkpoints_due(self) -> list[str]:
+        """Names of the checkpoints to keep now."""
+        return []
+
+    @property
+    def phase_name(self) -> str:
+        """Name of the phase of the last step, where there are several; else empty."""
+        return ""
 
     def save_checkpoint(self, name: str) -> None:
         """Write what is trained as checkpoint `name`."""
@@ -119,8 +124,8 @@ class Loop:
                     self.evaluate()
                     self.save_state()
                     saved = time.monotonic()
-                if self.checkpoint_due():
-                    self.save_checkpoint(f"step_{self.step}")
+                for name in self.checkpoints_due():
+                    self.save_checkpoint(name)
                 signal_number = agreed(stop.signal_number or 0)
                 if signal_number or time.monotonic() - saved > 60 * self.save_minutes:
                     self.save_state()
@@ -139,11 +144,13 @@ class Loop:
 
     def evaluate(self) -> dict[str, Any]:
         """Evaluate what is trained now, record and report it."""
-        record = {"step": self.step} | self.metrics()
+        phase = {"phase": self.phase_name} if self.phase_name else {}
+        record = {"step": self.step} | phase | self.metrics()
         self.history.evaluations.append(record)
         self._evaluated_at = self.step
-        if self.tracker is not None and len(record) > 1:
-            self.tracker.log(dict(_scalars({k: v for k, v in record.items() if k != "step"})), self.step)
+        figures = {name: value for name, value in record.items() if name not in ("step", "phase")}
+        if self.tracker is not None and figures:
+            self.tracker.log(dict(_scalars(figures)), self.step)
         if self.on_evaluation is not None:
             self.on_evaluation(record)
         return record
@@ -155,9 +162,11 @@ class Loop:
             return
         terms = {name: float(value.detach()) for name, value in losses.terms.items()}
         terms["total"] = float(losses.total.detach())
-        self.history.losses.append({"step": step, "lr": self.lr} | terms)
+        phase = {"phase": self.phase_name} if self.phase_name else {}
+        self.history.losses.append({"step": step, "lr": self.lr} | terms | phase)
         if self.tracker is not None:
-            scalars = {f"loss/{name}": value for name, value in terms.items()} | {"optim/lr": self.lr}
+            of = f"{self.phase_name}/" if self.phase_name else ""
+            scalars = {f"{of}loss/{name}": value for name, value in terms.items()} | {f"{of}optim/lr": self.lr}
             if self.logging.verbose:
                 scalars |= self._norms()
             self.tracker.log(scalars, step)

@@ -7,6 +7,7 @@ changes from step to step, so that it can be captured in a CUDA graph.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from nern.config import OptimConfig
-from nern.errors import NonFiniteLossError
+from nern.errors import NernError, NonFiniteLossError
 from nern.registry import OPTIMIZERS
+from nern.training.muon import Muon
 from nern.training.ranger import Ranger
 
 Parameters = Iterable[nn.Parameter]
+LEAST_ROWS = 16  # of a matrix that Muon makes orthogonal; kernels have fewer entries
+SOAP_EVERY = 10  # steps between new eigenbases
 OF_THE_DEVICE = ("capturable", "fused", "foreach")  # settings that belong to a device, not to a saved state
 
 
@@ -163,6 +167,36 @@ def ranger(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer
     While the rectification is undefined (the first steps) it takes plain momentum steps.
     """
     return Ranger(parameters, config.lr, config.betas, config.weight_decay, use_gc=config.ranger_use_gc)
+
+
+def split_matrices(parameters: Parameters) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters that are matrices of at least `LEAST_ROWS` rows and columns, and all others: biases, and the layers that
+    give kernels."""
+    trained = [p for p in parameters if p.requires_grad]
+    matrices = [p for p in trained if p.dim() == 2 and min(p.shape) >= LEAST_ROWS]
+    chosen = {id(p) for p in matrices}
+    return matrices, [p for p in trained if id(p) not in chosen]
+
+
+@OPTIMIZERS.register("muon")
+def muon(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
+    """Muon for hidden matrices, with `momentum`; AdamW for the rest, with `betas`. One `lr` serves both (see `Muon`)."""
+    return Muon(*split_matrices(parameters), config.lr, config.momentum, config.betas, config.weight_decay)
+
+
+@OPTIMIZERS.register("soap")
+def soap(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
+    """SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al. 2024, arXiv 2409.11321), of the package
+    pytorch-optimizer."""
+    if importlib.util.find_spec("pytorch_optimizer") is None:
+        raise NernError("optim.optimizer_type 'soap' needs the optimizers extra: pip install 'nern[optimizers]'")
+    from pytorch_optimizer import SOAP  # type: ignore[attr-defined]
+
+    trained = [p for p in parameters if p.requires_grad]
+    optimizer: torch.optim.Optimizer = SOAP(
+        trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, precondition_frequency=SOAP_EVERY
+    )
+    return optimizer
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> None:

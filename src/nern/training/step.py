@@ -57,7 +57,7 @@ class Step:
         self.objectives = [Objective(config, member.original) for member in members]
         weights = [weight for member in members for weight in member.original.weights]
         self.device = weights[0].device
-        self.originals = nern.table.to_rows(weights)
+        self.retarget(None)
         self._image_bytes: dict[Objective, int] = {}
         # batch norm predicts other values from the statistics of the drawn rows than from its averages
         self._apart = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in nern.predictor.modules())
@@ -79,6 +79,12 @@ class Step:
                 return self._drawn(rows)
             return self._all(batches, rows, fractions or [1.0] * len(self.members))
 
+    def retarget(self, targets: Sequence[Tensor] | None) -> None:
+        """Reconstruct these weights from now on, of all layers; None: the originals'."""
+        weights = [weight for member in self.members for weight in member.original.weights]
+        self.targets = list(targets or weights)
+        self.__dict__.pop("_pooled", None)
+
     @property
     def capturable(self) -> bool:
         """Whether steps never wait for the device: rows need not be sorted by head or layer, nor other processes asked."""
@@ -97,8 +103,10 @@ class Step:
     def _pieces(self, batches: Sequence[Batch] | None, fractions: Sequence[float]) -> Iterator[tuple[int, Piece]]:
         """What the losses are a sum of: (number of a network, its weights -> terms)."""
         networks = len(self.members)
+        targets = split_by_network(self.members, self.targets)
         for number, objective in enumerate(self.objectives):
-            yield number, partial(self._reconstruction, objective, 1 / (networks * self.processes.count))
+            share = 1 / (networks * self.processes.count)
+            yield number, partial(self._reconstruction, objective, share, targets[number])
             if batches is None or not objective.needs_images:
                 continue
             images, labels = batches[number]
@@ -108,8 +116,10 @@ class Step:
                 factor = fractions[number] * len(part[0]) / max(len(images), 1) / networks
                 yield number, partial(self._of_images, objective, factor, *part)
 
-    def _reconstruction(self, objective: Objective, factor: float, weights: Sequence[Tensor]) -> Losses:
-        return objective.reconstruction(objective.original.weights, weights) * factor
+    def _reconstruction(
+        self, objective: Objective, factor: float, targets: Sequence[Tensor], weights: Sequence[Tensor]
+    ) -> Losses:
+        return objective.reconstruction(targets, weights) * factor
 
     def _of_images(
         self, objective: Objective, factor: float, images: Tensor, labels: Tensor | None, weights: Sequence[Tensor]
@@ -204,11 +214,11 @@ class Step:
         if self._pooled is not None:
             pairs = zip(self._pooled, heads.split(drawn), strict=True)
             return self.objectives[0].reconstruction([room[local] for room, (_, local) in pairs], predictions)
-        parts = heads.by_layer(drawn, predictions)
+        parts, targets = heads.by_layer(drawn, predictions), self.nern.table.to_rows(self.targets)
         losses, begins = [], 0
         for objective, member in zip(self.objectives, self.members, strict=True):
             ends = begins + len(member.original.weight_names)
-            own = [(self.originals[index][local], kernels) for index, local, kernels in parts if begins <= index < ends]
+            own = [(targets[index][local], kernels) for index, local, kernels in parts if begins <= index < ends]
             if own:
                 found = objective.reconstruction([o for o, _ in own], [k for _, k in own])
                 losses.append(found * (1 / len(self.members)))
@@ -218,11 +228,12 @@ class Step:
     @cached_property
     def _pooled(self) -> list[Tensor] | None:
         """The original kernels of each head in one tensor, where the loss of some rows does not ask for their layers."""
-        heads, size = self.nern.heads, sum(rows.numel() * rows.element_size() for rows in self.originals)
+        originals = self.nern.table.to_rows(self.targets)
+        heads, size = self.nern.heads, sum(rows.numel() * rows.element_size() for rows in originals)
         pooled = RECONSTRUCTION_LOSSES.info(self.config.reconstruction_loss_type).get("pooled", False)
         if not pooled or len(self.members) > 1 or heads.samples or size > POOLED_BYTES:
             return None
-        return [torch.cat([self.originals[i] for i in heads.layers(head)]) for head in range(len(heads.sizes))]
+        return [torch.cat([originals[i] for i in heads.layers(head)]) for head in range(len(heads.sizes))]
 
     # --- gradients and processes ------------------------------------------------------------------------------------
 

@@ -17,12 +17,13 @@ from nern.errors import NernError, NernWarning, NonFiniteLossError
 from nern.evaluation import Evaluator, mean_metrics
 from nern.objectives.objective import Losses
 from nern.processes import ALONE, Processes
-from nern.representation.nern import NeRN
+from nern.representation.nern import NeRN, initial_predictor
 from nern.tasks.images import Batch
 from nern.training.graph import CudaRecorder, GraphedStep, Inputs, Recorder
 from nern.training.loop import Loop
 from nern.training.members import Member, split_by_network
 from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients, gradients_finite
+from nern.training.phases import Phase, phases_of
 from nern.training.schedules import Schedule
 from nern.training.step import Step
 from nern.training.weight_batches import WeightBatches
@@ -54,28 +55,22 @@ class Trainer(Loop):
     ) -> None:
         streams = [m.task.train for m in members if m.task is not None and m.task.train is not None]
         self.steps_per_epoch = max((stream.steps_per_epoch for stream in streams), default=1)
-        iterations = config.num_iterations
-        total_steps = (config.epochs or 0) * self.steps_per_epoch if iterations is None else iterations
-        super().__init__(config.logging, config.save_minutes, total_steps, processes)
+        self.phases = phases_of(config, self.steps_per_epoch)
+        super().__init__(config.logging, config.save_minutes, self.phases[-1].ends, processes)
         self.config, self.members, self.nern = config, list(members), nern
         self.evaluators = [Evaluator(member.original, config.evaluation.batch_size, processes) for member in members]
         weights = [weight for member in members for weight in member.original.weights]
         self.device = weights[0].device
-        size = config.nern.weights_batch_size
-        norms = processes.from_main(lambda: nern.table.norms(weights).cpu())  # all draw the same rows, to the last bit
-        self.batches = WeightBatches(config.nern.weights_batch_method, nern.table, norms, size, config.seed)
+        self._norms_of_rows = processes.from_main(lambda: nern.table.norms(weights).cpu())  # the same to the last bit
         start = (extra or members[0].original.classifier()) if config.learn_fc_layer else {}
         self.extra = {name: nn.Parameter(p.detach().clone().to(self.device)) for name, p in start.items()}
         self.differentiate = Step(config.nern, nern, members, self.extra, config.precision, processes)
+        self.targets: list[Tensor] | None = None  # of reconstruction, where these are not the original's weights
         self.parameters = [*nern.predictor.parameters(), *self.extra.values()]
-        self.optimizer = build_optimizer(config.optim, self.parameters)
-        self.schedule = Schedule(config.optim, self.total_steps)
-        on_gpu = config.cuda_graph and self.device.type == "cuda" and self.differentiate.capturable
         self.graph: GraphedStep | None = None
-        if on_gpu and self.optimizer.capturable:
-            self.replay_steps(CudaRecorder(self.device))
         self._terms: dict[bool, list[str]] = {}  # with images or without
         self._unchecked: list[tuple[int, Losses, Tensor]] = []
+        self._begin(self.phases[0])
         self.best: dict[str, Any] | None = None
         self._window: deque[float] = deque(maxlen=config.eval_loss_window_size)
         if processes.several:
@@ -95,6 +90,67 @@ class Trainer(Loop):
                 stacklevel=3,
             )
 
+    # --- phases -------------------------------------------------------------------------------------------------
+
+    def take_phases(self, phases: Sequence[Phase]) -> None:
+        """Train by these phases, from the first one on."""
+        self.phases = list(phases)
+        self.total_steps = self.phases[-1].ends
+        self._begin(self.phases[0])
+
+    def _begin(self, phase: Phase) -> None:
+        """Make what belongs to a phase: optimizer, schedule, weight batches."""
+        self.phase = phase
+        drawn = phase.weights_batch_method, self.nern.table, self._norms_of_rows, phase.weights_batch_size
+        self.batches = WeightBatches(*drawn, self.config.seed)
+        self.optimizer = build_optimizer(phase.optim, self.parameters)
+        self.schedule = Schedule(phase.optim, phase.steps)
+        recorder = self.graph.recorder if self.graph is not None else None
+        on_gpu = self.config.cuda_graph and self.device.type == "cuda" and self.differentiate.capturable
+        if recorder is None and on_gpu:
+            recorder = CudaRecorder(self.device)
+        self.graph = None
+        if recorder is not None and (self.optimizer.capturable or not on_gpu):
+            self.replay_steps(recorder)
+
+    def _next_phase(self) -> None:
+        """Go on to the phase of the next step, if the last has ended."""
+        number = self.phases.index(self.phase) + 1
+        if self.step < self.phase.ends or number == len(self.phases):
+            return
+        self.settle()
+        phase = self.phases[number]
+        if phase.round > 1:
+            self._new_round(phase.round)
+        elif self.targets is not None:  # distillation keeps to the original
+            self.targets = None
+            self.differentiate.retarget(self.targets)
+        self._begin(phase)
+
+    def _new_round(self, number: int) -> None:
+        """A new predictor, for the weights that the last one has reconstructed (in part)."""
+        share = self.config.reconstruction.round_share
+        weights = [weight for member in self.members for weight in member.original.weights]
+        predicted = self.nern.reconstruct()
+        self.targets = [share * p + (1 - share) * w for p, w in zip(predicted, weights, strict=True)]
+        self.differentiate.retarget(self.targets)
+        fresh = initial_predictor(self.config.nern, self.nern.heads, self.config.seed, number)
+        with torch.no_grad():
+            for own, value in zip(self.nern.predictor.parameters(), fresh.parameters(), strict=True):
+                if own.requires_grad:
+                    own.copy_(value)
+
+    @property
+    def phase_name(self) -> str:
+        """Name of the phase of the last step, where there are several; else empty."""
+        return self.phase.name if len(self.phases) > 1 else ""
+
+    @property
+    def without_images(self) -> int:
+        """Steps of reconstruction only at the beginning of the run."""
+        first = next((p.images_from for p in self.phases if p.images_from < p.ends), self.total_steps)
+        return first if self.needs_images else self.total_steps
+
     @property
     def needs_images(self) -> bool:
         """Whether any term runs the networks."""
@@ -113,6 +169,7 @@ class Trainer(Loop):
 
     def do_step(self) -> Losses:
         """The next step, with its images and rows."""
+        self._next_phase()
         batches, fractions = self._images(self.step)
         return self.train_step(batches, self.batches.rows(self.step), fractions)
 
@@ -147,7 +204,7 @@ class Trainer(Loop):
             self._unchecked.append((self.step, losses, figures[-1]))
             if len(self._unchecked) >= CHECK_EVERY:
                 self.settle()
-        self.schedule.after_step(self.step)
+        self.schedule.after_step(self.step - self.phase.begins)
         self.step += 1
         return losses
 
@@ -158,7 +215,7 @@ class Trainer(Loop):
         return self.differentiate(batches, rows, fractions)
 
     def _update(self) -> None:
-        clip_gradients(self.parameters, self.config.optim)
+        clip_gradients(self.parameters, self.phase.optim)
         self.optimizer.update()
 
     def replay_steps(self, recorder: Recorder) -> None:
@@ -197,8 +254,10 @@ class Trainer(Loop):
         """This process's batch for each network, and which fraction of all processes' it is; None in steps of
         reconstruction only."""
         streams = [m.task.train for m in self.members if m.task is not None and m.task.train is not None]
-        if step < self.config.loss_warmup_iterations or not self.needs_images or len(streams) < len(self.members):
+        phase = next((p for p in self.phases if step < p.ends), self.phases[-1])
+        if step < phase.images_from or not self.needs_images or len(streams) < len(self.members):
             return None, None
+        step -= phase.begins
         if not self.processes.several:
             return [stream.batch(step) for stream in streams], [1.0] * len(streams)
         shares = [stream.share(step, self.processes) for stream in streams]
@@ -213,7 +272,7 @@ class Trainer(Loop):
         try:
             with torch.no_grad(), self.nern.evaluating():
                 weights = self.nern.weights()
-                batches, _ = self._images(max(self.step, self.config.loss_warmup_iterations))
+                batches, _ = self._images(max(self.step, self.without_images))
                 few = [(i[:2], None if y is None else y[:2]) for i, y in batches] if batches else None
                 self.differentiate.losses(weights, few).check_finite(self.step)
                 for member, own in zip(self.members, split_by_network(self.members, weights), strict=True):
@@ -229,9 +288,11 @@ class Trainer(Loop):
 
     # --- evaluating and saving ----------------------------------------------------------------------------------
 
-    def checkpoint_due(self) -> bool:
-        """Whether the step just done ends an interval of saving."""
-        return self._every(self.config.save_iterations_interval, self.config.save_epochs_interval)
+    def checkpoints_due(self) -> list[str]:
+        """Names of the checkpoints to keep after the step just done: it ends an interval of saving, or a phase."""
+        due = self._every(self.config.save_iterations_interval, self.config.save_epochs_interval)
+        ends = len(self.phases) > 1 and self.step == self.phase.ends
+        return [f"step_{self.step}"] * due + [self.phase.name.replace(" ", "_")] * ends
 
     def _every(self, iterations: int | None, epochs: int | None) -> bool:
         """Whether the step just done ends an interval."""
@@ -242,6 +303,7 @@ class Trainer(Loop):
     def evaluation_due(self, step: int, losses: Losses) -> bool:
         """Whether the step just done ends an interval of evaluation, or its loss is the least of a full window."""
         due = self._every(self.config.eval_iterations_interval, self.config.eval_epochs_interval)
+        due = due or (len(self.phases) > 1 and self.step == self.phase.ends)
         if step % self.config.eval_loss_window_interval == 0 and len(losses.terms) > 1:
             watched = [losses.terms[n] for n in ("feature_maps", "distillation") if n in losses.terms]
             current = sum(float(term.detach()) for term in watched)
@@ -301,10 +363,15 @@ class Trainer(Loop):
             "schedule_advances": self.schedule.advances,
             "window": list(self._window),
             "best": self.best,
+            "targets": self.targets,
         }
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Take over `own_state()`."""
+        step = state["step"]
+        self._begin(next(p for p in self.phases if step <= p.ends))  # the next begins with the next step
+        self.targets = state["targets"]
+        self.differentiate.retarget(self.targets)
         self.nern.predictor.load_state_dict(state["predictor"])
         with torch.no_grad():
             for name, p in self.extra.items():

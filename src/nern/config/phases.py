@@ -1,0 +1,99 @@
+"""The keys of training by phases: reconstruction, then distillation; and of the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+Optim = TypeVar("Optim", bound=Any)  # OptimConfig, of a module that imports this one
+
+
+@dataclass(kw_only=True)
+class PhaseOptimConfig:
+    """What a phase sets apart from `optim`: each key as there, null as it is there."""
+
+    optimizer_type: str | None = None
+    """As optim.optimizer_type, for this phase."""
+    lr: float | None = None
+    """As optim.lr, for this phase."""
+    betas: tuple[float, float] | None = None
+    """As optim.betas, for this phase."""
+    momentum: float | None = None
+    """As optim.momentum, for this phase."""
+    weight_decay: float | None = None
+    """As optim.weight_decay, for this phase."""
+    ranger_use_gc: bool | None = None
+    """As optim.ranger_use_gc, for this phase."""
+    max_gradient_norm: float | None = None
+    """As optim.max_gradient_norm, for this phase."""
+    max_gradient: float | None = None
+    """As optim.max_gradient, for this phase."""
+    lr_scheduler_type: str | None = None
+    """As optim.lr_scheduler_type, for this phase; a schedule begins and ends with its phase."""
+    warmup: float | None = None
+    """As optim.warmup, for this phase."""
+    min_lr: float | None = None
+    """As optim.min_lr, for this phase."""
+    step_interval: int | None = None
+    """As optim.step_interval, for this phase."""
+    gamma: float | None = None
+    """As optim.gamma, for this phase."""
+
+
+@dataclass(kw_only=True)
+class ReconstructionConfig:
+    """First of two phases: the reconstruction loss alone, no images."""
+
+    iterations: int | None = None
+    """Steps of this phase (of each of its rounds). Set here or under distillation, training goes by phases, each with its
+    own optimizer and schedule, in place of epochs, num_iterations and loss_warmup_iterations."""
+    weights_batch_method: str | None = None
+    """As nern.weights_batch_method, for this phase; null: as there."""
+    weights_batch_size: int | None = None
+    """As nern.weights_batch_size, for this phase; null: as there."""
+    rounds: int = 1
+    """Rounds of this phase, each with a new predictor: from the second on what is reconstructed is `round_share` of the
+    last round's weights and the rest of the original's."""
+    round_share: float = 1.0
+    """Share of the last round's reconstructed weights in the target of the next; 1: they alone."""
+    optim: PhaseOptimConfig = field(default_factory=PhaseOptimConfig)
+
+
+@dataclass(kw_only=True)
+class DistillationConfig:
+    """Second of two phases: all losses, on images."""
+
+    iterations: int | None = None
+    """Steps of this phase; this or `epochs`."""
+    epochs: int | None = None
+    """Epochs of this phase; this or `iterations`."""
+    weights_batch_method: str | None = None
+    """As nern.weights_batch_method, for this phase; null: as there."""
+    weights_batch_size: int | None = None
+    """As nern.weights_batch_size, for this phase; null: as there."""
+    optim: PhaseOptimConfig = field(default_factory=PhaseOptimConfig)
+
+
+@dataclass(kw_only=True)
+class TeacherConfig:
+    """The network whose outputs are distilled, if not the original itself."""
+
+    original_model_name: str | None = None
+    """Architecture, as task.original_model_name; null: the original network is the teacher."""
+    original_model_path: str | None = None
+    """Its weights, as original_model_path."""
+    original_model_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Its arguments, as task.original_model_kwargs."""
+
+
+def by_phases(config: Any) -> bool:
+    """Whether a config trains by phases: one of them has a length."""
+    first, second = config.reconstruction, config.distillation
+    return any(length is not None for length in (first.iterations, second.iterations, second.epochs))
+
+
+def phase_optim(optim: Optim, own: PhaseOptimConfig) -> Optim:
+    """The section `optim` with what a phase sets apart."""
+    values = {f.name: getattr(own, f.name) for f in fields(own)}
+    merged: Optim = replace(optim, **{name: value for name, value in values.items() if value is not None})
+    return merged

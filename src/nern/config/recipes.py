@@ -1,0 +1,21 @@
+"""Recipes: what keys that are not given mean. A recipe is a YAML file of the package, as a `base` beneath all others."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from nern.config.yaml_files import nested, parse_yaml
+from nern.errors import unknown_name
+
+RECIPES = ("published", "nern")
+
+
+def recipe_values(name: object) -> dict[str, Any]:
+    """The nested dict of recipe `name`. Raises NernError, with the choices, if there is none of that name."""
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    if name == "published":  # the defaults of the schema
+        return {}
+    text = (resources.files("nern") / "configs" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    return nested(parse_yaml(text))

@@ -1,0 +1,149 @@
+"""Muon: the momentum of a matrix, made orthogonal, is its step; everything else takes steps of AdamW.
+
+Muon: Jordan et al. 2024 (kellerjordan.github.io/posts/muon), with the scale of Liu et al. 2025, arXiv 2502.16982: a
+matrix's step has the root mean square of 0.2 that AdamW's steps have, so one learning rate serves both. As in `Ranger`, the
+device part of a step depends on no number of the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's: singular values end near 1, not at it, in few steps
+ITERATIONS = 5
+STEP_RMS = 0.2
+EPS_NORM = 1e-7
+
+
+class Muon(torch.optim.Optimizer):
+    """A step is `prepare()`, on the host, then `update()`, on the device; `capturable` as for `Ranger`.
+
+    Args:
+        matrices: parameters of two axes.
+        others: all else.
+        lr: learning rate of both.
+        momentum: Nesterov momentum of the matrices.
+        betas: of AdamW.
+        weight_decay: decoupled: times `lr`.
+        eps: added to the root of AdamW's mean square.
+        capturable: None: where the parameters are not on the CPU.
+    """
+
+    def __init__(
+        self,
+        matrices: Sequence[nn.Parameter],
+        others: Sequence[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        *,
+        eps: float = 1e-8,
+        capturable: bool | None = None,
+    ) -> None:
+        given = [*matrices, *others]
+        settings = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "eps": eps, "step": 0}
+        settings["capturable"] = given[0].device.type != "cpu" if capturable is None else capturable
+        groups = [{"params": list(matrices), "matrices": True}, {"params": list(others), "matrices": False}]
+        super().__init__([group for group in groups if group["params"]], settings)
+        self._numbers: list[list[Any]] = []
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._numbers = []
+
+    @property
+    def capturable(self) -> bool:
+        """Whether `update()` may be captured in a graph."""
+        return all(group["capturable"] for group in self.param_groups)
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """`prepare()` and `update()`."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.prepare()
+        self.update()
+        return loss
+
+    def prepare(self) -> None:
+        """The host's part: count the step, and send its numbers to the device without waiting for it."""
+        found = []
+        for group in self.param_groups:
+            group["step"] += 1
+            lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+            remaining = 1 - beta2 ** group["step"]
+            size = lr if group["matrices"] else lr / (1 - beta1 ** group["step"])
+            found.append([1 - lr * group["weight_decay"], -size, remaining**-0.5])
+        if not self.capturable:
+            self._numbers = found
+            return
+        if not self._numbers:
+            device = self.param_groups[0]["params"][0].device
+            self._numbers = [[torch.empty((), device=device) for _ in numbers] for numbers in found]
+        for tensors, numbers in zip(self._numbers, found, strict=True):
+            torch._foreach_zero_(tensors)
+            torch._foreach_add_(tensors, numbers)  # they travel as arguments of the kernel
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """The device's part, with the numbers of the last `prepare()`."""
+        for group, (decay, size, correction) in zip(self.param_groups, self._numbers, strict=True):
+            p = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not p:
+                continue
+            steps = self._orthogonal(group, p) if group["matrices"] else self._adam(group, p, correction)
+            if group["weight_decay"]:
+                torch._foreach_mul_(p, decay)
+            torch._foreach_add_(p, torch._foreach_mul(steps, size))
+
+    def _orthogonal(self, group: dict[str, Any], p: list[Tensor]) -> list[Tensor]:
+        moments = self._states(p, "momentum")
+        gradients = _gradients(p)
+        torch._foreach_lerp_(moments, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, moments, group["momentum"])
+        steps: dict[int, Tensor] = {}
+        for shape in {tuple(step.shape) for step in ahead}:  # matrices of one shape go together
+            numbers = [i for i, step in enumerate(ahead) if tuple(step.shape) == shape]
+            made = orthogonalised(torch.stack([ahead[i] for i in numbers])) * (STEP_RMS * max(shape) ** 0.5)
+            steps |= dict(zip(numbers, made.unbind(), strict=True))
+        return [steps[i] for i in range(len(p))]
+
+    def _adam(self, group: dict[str, Any], p: list[Tensor], correction: Any) -> list[Tensor]:
+        (beta1, beta2), gradients = group["betas"], _gradients(p)
+        means, squares = self._states(p, "exp_avg"), self._states(p, "exp_avg_sq")
+        torch._foreach_lerp_(means, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        divisors = torch._foreach_sqrt(squares)
+        torch._foreach_mul_(divisors, correction)
+        torch._foreach_add_(divisors, group["eps"])
+        return list(torch._foreach_div(means, divisors))
+
+    def _states(self, p: list[Tensor], name: str) -> list[Tensor]:
+        for parameter in p:
+            if name not in self.state[parameter]:
+                self.state[parameter][name] = torch.zeros_like(parameter)
+        return [self.state[parameter][name] for parameter in p]
+
+
+def _gradients(p: list[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in p if parameter.grad is not None]
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Of each matrix (..., rows, columns) about U V^T of its singular value decomposition, by a Newton-Schulz iteration
+    whose singular values end between about 0.7 and 1.2."""
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = matrices if wide else matrices.mT
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + EPS_NORM)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if wide else x.mT

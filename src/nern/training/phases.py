@@ -1,0 +1,105 @@
+"""The phases of a run: consecutive steps with an optimizer, a schedule and weight batches of their own.
+
+A run is one phase (whose first steps may go without images, as published), or reconstruction followed by distillation.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+from nern.config import Config, DistillationConfig, OptimConfig, ReconstructionConfig, by_phases, phase_optim
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase.
+
+    Attributes:
+        name: 'training' where it is the only one, 'reconstruction' (with its number from the second round on),
+            'distillation'.
+        begins, steps: its first step in the run, and how many there are.
+        optim: of its optimizer and schedule.
+        images_from: first step of the run that uses images; `ends` or above: none does.
+        weights_batch_method, weights_batch_size: its weight batches.
+        round: of reconstruction, counted from 1; 0 in other phases.
+    """
+
+    name: str
+    begins: int
+    steps: int
+    optim: OptimConfig
+    images_from: int
+    weights_batch_method: str
+    weights_batch_size: int | None
+    round: int = 0
+
+    @property
+    def ends(self) -> int:
+        """The step after its last."""
+        return self.begins + self.steps
+
+
+def phases_of(config: Config, steps_per_epoch: int) -> list[Phase]:
+    """The phases of a run; those without steps are left out, but for the last that would remain."""
+    if not by_phases(config):
+        iterations = config.num_iterations
+        steps = (config.epochs or 0) * steps_per_epoch if iterations is None else iterations
+        n = config.nern
+        return [
+            Phase(
+                "training",
+                0,
+                steps,
+                config.optim,
+                config.loss_warmup_iterations,
+                n.weights_batch_method,
+                n.weights_batch_size,
+            )
+        ]
+    first, second = config.reconstruction, config.distillation
+    phases: list[Phase] = []
+    for number in range(1, first.rounds + 1 if first.iterations else 1):
+        name = "reconstruction" if number == 1 else f"reconstruction {number}"
+        phases.append(_phase(config, first, name, phases, first.iterations or 0, False, number))
+    steps = (second.epochs or 0) * steps_per_epoch if second.iterations is None else second.iterations
+    if steps or not phases:
+        phases.append(_phase(config, second, "distillation", phases, steps, True))
+    return phases
+
+
+def _phase(
+    config: Config,
+    keys: ReconstructionConfig | DistillationConfig,
+    name: str,
+    before: list[Phase],
+    steps: int,
+    images: bool,
+    number: int = 0,
+) -> Phase:
+    begins = before[-1].ends if before else 0
+    return Phase(
+        name,
+        begins,
+        steps,
+        phase_optim(config.optim, keys.optim),
+        begins if images else begins + steps,
+        keys.weights_batch_method or config.nern.weights_batch_method,
+        keys.weights_batch_size or config.nern.weights_batch_size,
+        number,
+    )
+
+
+def one_phase(config: Config, steps: int, images: bool) -> Config:
+    """A copy that trains for `steps` in one phase: as in distillation (`images`) or reconstruction, where `config` has
+    such phases."""
+    config, divided = copy.deepcopy(config), by_phases(config)
+    keys = config.distillation if images else config.reconstruction
+    if divided:
+        config.optim = phase_optim(config.optim, keys.optim)
+        config.nern.weights_batch_method = keys.weights_batch_method or config.nern.weights_batch_method
+        config.nern.weights_batch_size = keys.weights_batch_size or config.nern.weights_batch_size
+    config.reconstruction, config.distillation = ReconstructionConfig(), DistillationConfig()
+    config.epochs, config.num_iterations = None, steps
+    config.loss_warmup_iterations = 0 if images else steps
+    return config
