@@ -27,7 +27,9 @@ from nern.training import RunFolder, Trainer
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 SHARED_PARTS = ("base.yaml", "crossfilter.yaml", "infilter.yaml")  # files that others are based on
 FILES = sorted(
-    path.relative_to(EXPERIMENTS).as_posix() for path in EXPERIMENTS.rglob("*.yaml") if path.name not in SHARED_PARTS
+    path.relative_to(EXPERIMENTS).as_posix()
+    for path in EXPERIMENTS.rglob("*.yaml")
+    if path.name not in SHARED_PARTS and path.parent.name != "sweeps"  # tests/test_sweep.py loads those
 )
 ORIGINALS = [path for path in FILES if path.startswith("originals/")]
 OURS = [path for path in FILES if path.startswith(("without-data/", "several-networks/"))]

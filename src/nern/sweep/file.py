@@ -1,0 +1,203 @@
+"""The sweep file: which runs a sweep is made of, each with a checked config."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nern.config import Config, check_key, check_keys, item_class, known_keys, nested, parse_yaml, read_config_file
+from nern.config.yaml_files import over
+from nern.errors import NernError, unknown_name
+from nern.files import load_yaml
+
+KEYS = ("config", "settings", "runs", "grid", "seeds")
+RUN_KEYS = ("name", "series", "config", "settings")
+SIZE = "nern.hidden_layer_size"
+ORDER = "nern.embeddings.permutations.permute_mode"
+OWN = {"logging.exp_name": "the name of the run", "logging.log_dir": "the sweep's folder (--out)"}
+_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+=-]{0,150}")
+
+Point = tuple[tuple[str, Any], ...]  # a point of the grid: each key with its value
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep.
+
+    Attributes:
+        name: of its run folder; ends with the seed.
+        series: what it belongs to in tables and pictures, beside its ordering: runs of a series differ in size and seed.
+        config: checked; `logging` names the run folder.
+    """
+
+    name: str
+    series: str
+    config: Config
+
+
+def load_sweep(path: str | Path, folder: str | Path, options: Mapping[str, Any] | None = None) -> list[PlannedRun]:
+    """The runs of a sweep file, in its order: each of `runs`, at each point of `grid`, with each of `seeds`.
+
+    Args:
+        path: the file (docs/sweeps.md).
+        folder: of the sweep; run folders lie in its `runs`.
+        options: dotted keys and values that win over the file in all runs; `seed` takes the place of `seeds`.
+
+    Raises:
+        NernError: the file is missing or malformed; a key is unknown; two runs have one name; a config cannot work.
+    """
+    options = dict(options or {})
+    values = load_yaml(path, "sweep file", parse_yaml)
+    values = _mapping(values, f"{path}", KEYS, "key of a sweep file")
+    typed = _settings(options, "command line")
+    grid, seeds = _grid(values.get("grid"), str(path)), _seeds(values.get("seeds"), str(path))
+    for key in grid:
+        if key in options:
+            raise NernError(f"{path}: grid varies {key}, --{key} sets it for all runs; drop one of the two")
+    if "seed" in options:
+        seeds = [typed.pop("seed")]
+    common, own = _settings(values.get("settings", {}), f"{path}: settings"), list(_runs(values.get("runs"), str(path)))
+    files: dict[Path, dict[str, Any]] = {}
+    planned: list[PlannedRun] = []
+    for run, point in itertools.product(own, _points(grid)):
+        variant = "-".join([*([run["name"]] if "name" in run else []), *(_text(key, value) for key, value in point)])
+        variant = variant or re.sub(r"[^A-Za-z0-9_+-]", "-", Path(path).stem)
+        where = f"{path}, run {variant}"
+        if not _NAME.fullmatch(variant):
+            raise NernError(f"{where}: its name is empty, too long or cannot be a folder's; set name under runs")
+        merged = over(_config_file(run.get("config", values.get("config")), Path(path), files), common)
+        merged = over(merged, _settings(run.get("settings", {}), f"{where}: settings"))
+        merged = over(over(merged, nested(dict(point))), typed)
+        if seeds and _has(_settings(run.get("settings", {}), where), "seed"):
+            raise NernError(f"{where}: settings has seed, and there are seeds (={seeds}); drop one of the two")
+        for seed in seeds or [merged.get("seed", 0)]:
+            name = f"{variant}-s{seed}"
+            logging = {"exp_name": name, "log_dir": str(Path(folder) / "runs")}
+            try:
+                config = Config.from_dict(over(merged, {"seed": seed, "logging": logging}))
+            except NernError as error:
+                raise NernError(f"{where}: {error}") from error
+            planned.append(PlannedRun(name, _series(run, point, bool(grid), config), config))
+    names = [run.name for run in planned]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise NernError(f"{path}: several runs are named {', '.join(twice)}; give runs names that differ")
+    return planned
+
+
+def _mapping(values: Any, where: str, keys: Sequence[str], kind: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise NernError(f"{where} holds {values!r}; keys and values are expected, of {', '.join(keys)}")
+    for key in values:
+        if key not in keys:
+            raise NernError(f"{where}: {unknown_name(kind, key, keys)}")
+    return values
+
+
+def _settings(values: Any, where: str) -> dict[str, Any]:
+    """Settings, nested, their keys checked."""
+    if not isinstance(values, Mapping):
+        raise NernError(f"{where}: settings are config keys with values, not {values!r}")
+    values = nested(values, where)
+    check_keys(values, Config, where=where)
+    for key, what in OWN.items():
+        if _has(values, key):
+            raise NernError(f"{where}: {key} is set by the sweep itself: {what}; drop it")
+    return values
+
+
+def _has(values: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _config_file(name: Any, sweep: Path, read: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """Values of a config file that is named relative to the sweep file; null: none."""
+    if name is None:
+        return {}
+    if not isinstance(name, str):
+        raise NernError(f"{sweep}: config names a config file, not {name!r}")
+    path = sweep.parent / Path(name).expanduser()
+    if path not in read:
+        read[path] = read_config_file(path, Config)
+    return read[path]
+
+
+def _grid(values: Any, where: str) -> dict[str, list[Any]]:
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise NernError(f"{where}: grid maps dotted config keys to lists of values, not {values!r}")
+    for key, choices in values.items():
+        check_key(str(key), Config, f"{where}: grid")
+        kind = known_keys(Config).get(key)
+        if dataclasses.is_dataclass(kind) or item_class(kind):
+            raise NernError(f"{where}: grid: {key} is a section; name one of its keys, as in {SIZE}")
+        if key in OWN or key == "seed":
+            raise NernError(f"{where}: grid: {key} is set by the sweep itself: {OWN.get(key, 'see seeds')}; drop it")
+        if not isinstance(choices, list) or not choices or any(isinstance(choice, dict) for choice in choices):
+            raise NernError(f"{where}: grid: {key} needs a list of values, not {choices!r}")
+    return values
+
+
+def _points(grid: Mapping[str, list[Any]]) -> list[Point]:
+    return [tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _seeds(values: Any, where: str) -> list[int]:
+    if values is None:
+        return []
+    good = isinstance(values, list) and values and all(type(v) is int and v >= 0 for v in values)
+    if not good or len(set(values)) < len(values):
+        raise NernError(
+            f"{where}: seeds is a list of different whole numbers from 0 on, such as [0, 1, 2], not {values!r}"
+        )
+    return values
+
+
+def _runs(values: Any, where: str) -> Iterator[dict[str, Any]]:
+    if values is None:
+        yield {}
+        return
+    if not isinstance(values, list) or not values:
+        raise NernError(f"{where}: runs is a list of entries with {', '.join(RUN_KEYS)}, not {values!r}")
+    for number, run in enumerate(values, 1):
+        here = f"{where}: entry {number} of runs"
+        run = _mapping(run, here, RUN_KEYS, "key of a run")
+        if not isinstance(run.get("name"), str) or not _NAME.fullmatch(run["name"]):
+            raise NernError(
+                f"{here}: name (={run.get('name')!r}) must be a text of letters, digits and . _ + = - (quote numbers)"
+            )
+        if not isinstance(run.get("series", ""), str):
+            raise NernError(f"{here}: series (={run['series']!r}) must be a text")
+        yield run
+
+
+def _text(key: str, value: Any) -> str:
+    """A value of the grid as part of a name."""
+    if isinstance(value, bool):
+        return f"{key.rpartition('.')[2]}={str(value).lower()}"
+    if isinstance(value, list):
+        return "_".join(_text(key, v) for v in value)
+    text = "none" if value is None else str(value)
+    if isinstance(value, int | float):
+        text = text.replace("-", "minus") if text.startswith("-") else text
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "-", text).strip("-") or "empty"
+
+
+def _series(run: Mapping[str, Any], point: Point, grid: bool, config: Config) -> str:
+    named = run.get("series") or (run.get("name") if grid else None)
+    others = [_pair(key, value) for key, value in point if key not in (SIZE, ORDER, "recipe")]
+    return ", ".join([named or f"{config.recipe} recipe", *others])
+
+
+def _pair(key: str, value: Any) -> str:
+    text = _text(key, value)
+    return text if isinstance(value, bool) else f"{key.rpartition('.')[2]} {text}"

@@ -1,0 +1,162 @@
+"""A page of results (Markdown): a function of tables and nothing else."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from nern.files import write_text
+from nern.sweep.groups import Group, Spread, groups_of
+from nern.sweep.published import ORDERS, best_published, published_of
+from nern.sweep.table import Row, read_tables
+
+OWN_HEADINGS = (
+    "series", "ordering", "hidden size", "parameters", "ordering, bytes", "accuracy, %", "gap, points", "n",
+    "best published gap at this size", "reconstruction alone, %", "relative error", "minutes",
+)  # fmt: skip
+THEIR_HEADINGS = (
+    "method",
+    "ordering",
+    "hidden size",
+    "parameters",
+    "accuracy, %",
+    "original, %",
+    "gap, points",
+    "source",
+)
+
+
+def page_text(tables: Sequence[str | Path], page: str | Path, figure: str | None = None) -> str:
+    """The page of tables of `nern sweep`.
+
+    Args:
+        tables: CSV files.
+        page: the file that the page is for; links are relative to it.
+        figure: name of the picture beside it; None: none is shown.
+
+    Raises:
+        NernError: a table is missing or malformed.
+    """
+    rows = read_tables(tables)
+    names = [Path(os.path.relpath(table, Path(page).parent)).as_posix() for table in tables]
+    links = ", ".join(f"[{name}]({name})" for name in names)
+    command = shlex.join(["nern", "sweep", *names, "--report", Path(page).name])
+    parts = [
+        "# Results",
+        f"Made from {links} by `{command}` in this folder; do not edit.",
+        "Accuracy is top-1 on the test images, of the last checkpoint, and its gap to the original network's: mean ± sample "
+        "standard deviation over n seeds. The test images chose nothing. The best published gap is the smallest one at this "
+        "number of parameters (within 5 %), to the original network of its source. The relative error is of all "
+        "weights, best checkpoint.",
+    ]
+    if figure is not None:
+        parts.append(f"![accuracy over the size of the predictor]({figure})")
+    for (network, task), groups in groups_of(rows).items():
+        parts += _section(network, task, groups)
+    parts += _circumstances(rows)
+    return "\n\n".join(parts) + "\n"
+
+
+def write_page(tables: Sequence[str | Path], page: str | Path, figure: str | None = None) -> None:
+    """Write the page, atomically."""
+    write_text(page, page_text(tables, page, figure))
+
+
+def _section(network: str, task: str, groups: Sequence[Group]) -> list[str]:
+    original = Spread.of(row["original_test"] for group in groups for row in group.rows)
+    represented = sorted(
+        {row["represented"] for group in groups for row in group.rows if row["represented"] is not None}
+    )
+    about = [] if original is None else [f"Accuracy of the original: {original.mean:.2f} %."]
+    if represented:
+        about.append(f"Weights represented: {' or '.join(f'{count:,}' for count in represented)}.")
+    lines = [_own_line(network, task, group) for group in groups]
+    keep = [i for i in range(len(OWN_HEADINGS)) if any(line[i] != "-" for line in lines)]  # no empty columns
+    parts = [f"## {network} on {task}", " ".join(about)] if about else [f"## {network} on {task}"]
+    parts.append(_table([OWN_HEADINGS[i] for i in keep], [[line[i] for i in keep] for line in lines]))
+    if theirs := published_of(network, task):
+        their_lines = [
+            [
+                point.method,
+                ORDERS.get(point.order, point.order) or "-",
+                _count(point.hidden),
+                f"{point.parameters:,}",
+                f"{point.accuracy:.2f}",
+                f"{point.original:.2f}",
+                f"{point.gap:+.2f}",
+                ", ".join(filter(None, [_link(point.source), point.note])),
+            ]
+            for point in theirs
+        ]
+        parts += ["Published:", _table(THEIR_HEADINGS, their_lines)]
+    return parts
+
+
+def _own_line(network: str, task: str, group: Group) -> list[str]:
+    row = group.rows[0]
+    best = best_published(network, task, group.parameters)
+    share = "" if row["share"] is None else f" ({row['share']:.1%})"
+    sizes = group.spread("ordering_bytes")
+    error = group.spread("relative_error")
+    minutes = Spread.of(row["seconds"] / 60 if row["seconds"] is not None else None for row in group.rows)
+    return [
+        row["series"],
+        ORDERS.get(row["order"], row["order"]),
+        _count(row["hidden"]),
+        f"{group.parameters:,}{share}",
+        "-" if sizes is None else f"{sizes.mean:,.0f}",
+        _spread(group, "last_test", 2),
+        _spread(group, "gap", 2, sign=True),
+        str(len(group.rows)),
+        "-" if best is None else f"{best.gap:+.2f} ({best.method})",
+        _spread(group, "reconstruction_test", 2),
+        "-" if error is None else f"{error.mean:.3f}",
+        "-" if minutes is None else f"{minutes.mean:.1f}",
+    ]
+
+
+def _circumstances(rows: Sequence[Row]) -> list[str]:
+    versions = _distinct(
+        ", ".join(f"{name} {row[name]}" for name in ("nern", "torch", "python") if row[name]) for row in rows
+    )
+    devices = _distinct(
+        f"{row['device']}, {row['threads']} {'thread' if row['threads'] == 1 else 'threads'}" for row in rows
+    )
+    seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
+    listed = [
+        f"- Versions: {'; '.join(versions)}.",
+        f"- Hardware: {'; '.join(devices)}.",
+        f"- Seeds: {seeds}; {len(rows)} {'run' if len(rows) == 1 else 'runs'}. Minutes are those of one run, "
+        "means over its seeds; other runs may have gone on beside it.",
+    ]
+    commands = _distinct(str(row["command"]) for row in rows if row["command"])
+    parts = ["## How", "\n".join(listed)]
+    return [*parts, "```sh\n" + "\n".join(commands) + "\n```"] if commands else parts
+
+
+def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; columns of numbers are aligned to the right."""
+    rules = ["---:" if all(line[i][:1] in "-+0123456789" for line in lines) else "---" for i in range(len(headings))]
+    cells = [headings, rules, *([cell.replace("|", "\\|") for cell in line] for line in lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _spread(group: Group, column: str, digits: int, sign: bool = False) -> str:
+    found = group.spread(column)
+    return "-" if found is None else found.text(digits, sign)
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _link(source: str) -> str:
+    """A source as a link, where it is a paper of arXiv."""
+    name, _, number = source.partition(" ")
+    return f"[{source}](https://arxiv.org/abs/{number})" if name == "arXiv" else source
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))

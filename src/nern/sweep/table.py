@@ -1,0 +1,192 @@
+"""The table of a sweep, results.csv: a row for each finished run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nern.errors import NernError
+from nern.files import existing_file, write_text
+from nern.sweep.file import PlannedRun
+
+Row = dict[str, Any]  # a value for each of COLUMNS; None where there is none
+
+COLUMNS: dict[str, type] = {
+    "name": str,
+    "series": str,
+    "seed": int,
+    "recipe": str,
+    "network": str,
+    "task": str,
+    "order": str,
+    "hidden": int,
+    "represented": int,
+    "parameters": int,
+    "share": float,
+    "ordering_bytes": int,
+    "original_test": float,
+    "original_held_out": float,
+    "last_held_out": float,
+    "best_held_out": float,
+    "last_test": float,
+    "best_test": float,
+    "gap": float,
+    "reconstruction_held_out": float,
+    "reconstruction_test": float,
+    "relative_error": float,
+    "steps": int,
+    "seconds": float,
+    "device": str,
+    "threads": int,
+    "nern": str,
+    "torch": str,
+    "python": str,
+    "config": str,
+    "command": str,
+}
+_NEEDED = ("name", "series", "seed", "network", "task", "order", "parameters")
+
+
+def row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, Any], config: str, command: str) -> Row:
+    """The row of a finished run.
+
+    Args:
+        metrics: its metrics.json.
+        hardware: of the machine that ran it: `cpu`, `cores`, `gpu` (or None).
+        config: where its config lies.
+        command: of the sweep.
+
+    Accuracies are top-1 in percent. Of several networks: the means.
+    """
+    members, sizes, versions = run.config.members(), metrics["sizes"], metrics["versions"]
+    last, best = metrics.get("last") or {}, metrics.get("best") or {}
+    phases = metrics.get("phases") or []
+    alone = [str(phase.get("name", "")).startswith("reconstruction") for phase in phases]
+    before = [phase for phase, is_alone in zip(phases, alone, strict=True) if is_alone and not alone[-1]]
+    reconstruction = before[-1] if before else {}  # the figures of a last phase are those of `last`
+    found: Row = {
+        "name": run.name,
+        "series": run.series,
+        "seed": run.config.seed,
+        "recipe": run.config.recipe,
+        "network": " + ".join(member.task.original_model_name for member in members),
+        "task": " + ".join(dict.fromkeys(member.task.task_name for member in members)),
+        "order": run.config.nern.embeddings.permutations.permute_mode,
+        "hidden": run.config.nern.hidden_layer_size,
+        "represented": sizes["represented_parameters"],
+        "parameters": sizes["predictor_parameters"],
+        "share": sizes["predictor_share"],
+        "ordering_bytes": sizes["ordering_bytes"],
+        "original_test": _original(metrics, "test"),
+        "original_held_out": _original(metrics, "held_out"),
+        "last_held_out": _top1(last, "held_out"),
+        "best_held_out": _top1(best, "held_out"),
+        "last_test": _top1(last, "test"),
+        "best_test": _top1(best, "test"),
+        "reconstruction_held_out": _top1(reconstruction, "held_out"),
+        "reconstruction_test": _top1(reconstruction, "test"),
+        "relative_error": relative_error(metrics.get("layers") or []),
+        "steps": metrics["steps"],
+        "seconds": metrics["seconds"],
+        "device": hardware_text(hardware, str(metrics["device"])),
+        "threads": metrics.get("threads"),
+        **{name: versions.get(name) for name in ("nern", "torch", "python")},
+        "config": config,
+        "command": command,
+    }
+    both = (found["last_test"], found["original_test"])
+    found["gap"] = None if None in both else both[0] - both[1]
+    return {name: found[name] for name in COLUMNS}
+
+
+def _top1(record: Mapping[str, Any], images: str) -> float | None:
+    return (record.get(images) or {}).get("top1")
+
+
+def _original(metrics: Mapping[str, Any], images: str) -> float | None:
+    original = metrics.get("original") or {}
+    values = [_top1(one, images) for one in (original.get("networks") or {"": original}).values()]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def relative_error(layers: Sequence[Mapping[str, Any]]) -> float | None:
+    """Norm of the error of all weights over their norm, from each layer's `weights`, `rmse` and `relative`; None where a
+    layer's norm cannot be told."""
+    error = squares = 0.0
+    for layer in layers:
+        if not layer.get("relative") or layer.get("rmse") is None:
+            return None
+        error += layer["weights"] * layer["rmse"] ** 2
+        squares += layer["weights"] * (layer["rmse"] / layer["relative"]) ** 2
+    return math.sqrt(error / squares) if squares else None
+
+
+def hardware_text(hardware: Mapping[str, Any], device: str) -> str:
+    """What a run ran on, in words."""
+    if device.startswith("cuda") and hardware.get("gpu"):
+        return str(hardware["gpu"]["name"])
+    return f"{hardware['cpu']}, {hardware['cores']} cores" if hardware.get("cpu") else device
+
+
+def table_text(rows: Iterable[Row]) -> str:
+    """The CSV: a header of COLUMNS, a line a row, lines ending in a newline."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([_cell(name, row[name]) for name in COLUMNS] for row in rows)
+    return stream.getvalue()
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    digits = {"share": 6, "relative_error": 6, "seconds": 1}.get(name, 4)
+    return f"{value:.{digits}f}" if COLUMNS[name] is float else str(value)
+
+
+def write_table(path: Path, rows: Iterable[Row]) -> None:
+    """Write the CSV, atomically."""
+    write_text(path, table_text(rows))
+
+
+def read_tables(paths: Iterable[str | Path]) -> list[Row]:
+    """The rows of CSV files, one file after the other. Raises NernError for one that is missing, lacks a column, holds what
+    is no number where one is expected, or a run that another holds, too."""
+    rows: list[Row] = []
+    places: dict[str, str] = {}
+    for path in paths:
+        text = existing_file(path, "table of a sweep").read_text(encoding="utf-8")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+        if missing:
+            raise NernError(f"{path} is not a table of `nern sweep`: it has no column {', '.join(missing)}")
+        for line in reader:
+            place = f"{path}, line {reader.line_num}"
+            row = {name: _value(name, line[name], place) for name in COLUMNS}
+            key = json.dumps([row[name] for name in COLUMNS if name not in ("config", "command")])
+            if key in places:
+                raise NernError(f"{place}: run {row['name']} is in {places[key]}, too; every run counts once")
+            places[key] = place
+            rows.append(row)
+    return rows
+
+
+def _value(name: str, text: str | None, place: str) -> Any:
+    if not text:
+        if name in _NEEDED:
+            raise NernError(f"{place}: {name} is empty")
+        return None
+    try:
+        value = COLUMNS[name](text)
+    except ValueError as error:
+        kind = {int: "a whole number", float: "a number"}[COLUMNS[name]]
+        raise NernError(f"{place}: {name} (={text!r}) must be {kind}") from error
+    if isinstance(value, float) and not math.isfinite(value):
+        raise NernError(f"{place}: {name} (={text!r}) must be finite")
+    return value

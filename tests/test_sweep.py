@@ -1,0 +1,515 @@
+"""`nern sweep`: the file, the runs, stopping and going on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nern.cli import main
+from nern.config import Config
+from nern.errors import NernError
+from nern.sweep import COLUMNS, load_sweep, read_tables, sweep
+from nern.sweep.command import _places, command_text
+from nern.sweep.processes import Ended, Job, run_side_by_side
+from nern.training.interrupt import Interrupted
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY: dict[str, Any] = {
+    "original_model_path": "pretrained:digits-resnet8",
+    "nern": {"hidden_layer_size": 8, "embeddings.enc_levels": 4},
+    "loss_warmup_iterations": 2,
+    "epochs": None,
+    "num_iterations": 4,
+    "eval_epochs_interval": None,
+    "batch_size": 16,
+    "evaluation.test_images": 40,
+    "num_gpus": 0,
+    "logging.tracker": "none",
+}
+OURS = "published recipe"  # the series of runs that name none
+GRID = {"nern.hidden_layer_size": [8, 12]}
+
+# In place of Python: "trains" at once what the config says. A series that is named fails fails; one named waits waits.
+FAKE = """\
+import json, pathlib, sys, time, yaml
+arguments = sys.argv[1:]
+assert arguments[:3] == ["-m", "nern", "train"], arguments
+if arguments[3] == "--resume":
+    folder = pathlib.Path(arguments[4])
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    print("resumed")
+else:
+    config = yaml.safe_load(pathlib.Path(arguments[4]).read_text())
+    folder = pathlib.Path(config["logging"]["log_dir"], config["logging"]["exp_name"])
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    print("trained")
+if "fails" in folder.name:
+    print("a warning", "error: no such network:", "  a hint", sep="\\n", file=sys.stderr)
+    sys.exit(2)
+if "waits" in folder.name and arguments[3] != "--resume":
+    (folder / "state.pt").write_text("")
+    time.sleep(60)
+accuracy = 90 + config["nern"]["hidden_layer_size"] / 10 + config["seed"]
+metrics = {
+    "original": {"test": {"top1": 99.0}, "held_out": {"top1": 100.0}},
+    "best": {"step": 2, "test": {"top1": accuracy - 1}, "held_out": {"top1": accuracy + 1}},
+    "last": {"step": 4, "test": {"top1": accuracy}, "held_out": {"top1": accuracy + 2}},
+    "layers": [{"name": "a", "weights": 100, "rmse": 3.0, "relative": 0.5}],
+    "sizes": {"represented_parameters": 1000, "predictor_parameters": 100, "predictor_share": 0.1, "ordering_bytes": 7},
+    "steps": 4, "seconds": 60.0, "device": "cpu", "threads": 1, "seed": config["seed"],
+    "versions": {"nern": "1", "torch": "2", "python": "3"},
+}
+(folder / "metrics.json").write_text(json.dumps(metrics))
+"""
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a sweep file of the tiny config."""
+
+    def make(name: str = "tiny.yaml", **values: Any) -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump({"settings": TINY, **values}, sort_keys=False), encoding="utf-8")
+        return path
+
+    return make
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of sweeps end at once, with made-up results."""
+    script, python = tmp_path / "fake.py", tmp_path / "python"
+    script.write_text(FAKE)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n')
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr("sys.executable", str(python))
+
+
+# --- the file ----------------------------------------------------------------------------------------------------
+
+
+def test_runs_grid_and_seeds_multiply(write: Write, tmp_path: Path) -> None:
+    runs = [{"name": "plain"}, {"name": "gelu", "settings": {"nern.act_layer": "gelu"}}]
+    order = {"nern.embeddings.permutations.permute_mode": ["crossfilter", None]}
+    found = load_sweep(write(runs=runs, grid=GRID | order, seeds=[0, 3]), tmp_path / "out")
+    assert [run.name for run in found][:5] == [
+        "plain-8-crossfilter-s0", "plain-8-crossfilter-s3", "plain-8-none-s0", "plain-8-none-s3", "plain-12-crossfilter-s0",
+    ]  # fmt: skip
+    assert len(found) == 2 * 2 * 2 * 2
+    last = found[-1].config
+    assert (last.nern.act_layer, last.nern.hidden_layer_size, last.seed) == ("gelu", 12, 3)
+    assert last.nern.embeddings.permutations.permute_mode == "none"
+    assert last.logging.exp_name == "gelu-12-none-s3"
+    assert Path(last.logging.log_dir) == tmp_path / "out" / "runs"
+    assert {run.series for run in found} == {"plain", "gelu"}
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "series"),
+    [
+        ({}, ["tiny-s0"], [OURS]),
+        ({"seeds": [1]}, ["tiny-s1"], [OURS]),
+        ({"grid": {"optim.lr": [0.005, 1e-3]}}, ["0.005-s0", "0.001-s0"], [f"{OURS}, lr 0.005", f"{OURS}, lr 0.001"]),
+        ({"grid": {"learn_fc_layer": [True]}}, ["learn_fc_layer=true-s0"], [f"{OURS}, learn_fc_layer=true"]),
+        ({"grid": {"optim.betas": [[0.9, 0.99]]}}, ["0.9_0.99-s0"], [f"{OURS}, betas 0.9_0.99"]),
+        ({"grid": {"original_model_path": ["a/b c.pt"]}}, ["a-b-c.pt-s0"], [f"{OURS}, original_model_path a-b-c.pt"]),
+        ({"runs": [{"name": "x", "series": "ours"}], "grid": GRID}, ["x-8-s0", "x-12-s0"], ["ours", "ours"]),
+        ({"runs": [{"name": "x"}]}, ["x-s0"], [OURS]),
+    ],
+)  # fmt: skip
+def test_names_and_series(write: Write, values: dict[str, Any], names: list[str], series: list[str]) -> None:
+    found = load_sweep(write(**values), "out")
+    assert [run.name for run in found] == names
+    assert [run.series for run in found] == series
+
+
+def test_config_file_lies_beneath_settings_runs_and_options(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        yaml.safe_dump(TINY | {"nern.num_blocks": 7, "nern.act_layer": "gelu", "batch_size": 5})
+    )
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(TINY | {"nern.num_blocks": 4}))
+    runs = [{"name": "a", "settings": {"batch_size": 3}}, {"name": "b", "config": "other.yaml"}]
+    path = write(config="base.yaml", settings={"nern": {"act_layer": "elu"}}, runs=runs)
+    one, two = (run.config for run in load_sweep(path, "out", {"loss_warmup_iterations": 1}))
+    assert (one.nern.num_blocks, one.nern.act_layer, one.batch_size, one.loss_warmup_iterations) == (7, "elu", 3, 1)
+    assert (two.nern.num_blocks, two.nern.act_layer, two.batch_size, two.loss_warmup_iterations) == (4, "elu", 16, 1)
+
+
+def test_typed_seed_takes_the_place_of_seeds(write: Write) -> None:
+    assert [run.name for run in load_sweep(write(seeds=[0, 1]), "out", {"seed": 5})] == ["tiny-s5"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"grids": {}}, "unknown key of a sweep file 'grids'; did you mean 'grid'? Choices: config, grid, runs, "),
+        ({"settings": [1]}, "settings: settings are config keys with values, not [1]"),
+        ({"settings": {"nern": {"hiden": 1}}}, "settings: unknown configuration key 'nern.hiden'"),
+        ({"settings": {"logging.exp_name": "x"}}, "logging.exp_name is set by the sweep itself: the name of the run"),
+        ({"settings": {"logging": {"log_dir": "x"}}}, "log_dir is set by the sweep itself: the sweep's folder (--out)"),
+        ({"settings": {"batch_size": "many"}}, "run tiny: bad configuration: "),
+        ({"settings": {"batch_size": 0}}, "run tiny: batch_size (=0) must be at least 1"),
+        ({"config": "nowhere.yaml"}, "no such file: "),
+        ({"config": 3}, "config names a config file, not 3"),
+        ({"grid": [1]}, "grid maps dotted config keys to lists of values, not [1]"),
+        ({"grid": {"nern.hidden": [1]}}, "grid: unknown configuration key 'nern.hidden'"),
+        ({"grid": {"nern": [1]}}, "grid: nern is a section; name one of its keys, as in nern.hidden_layer_size"),
+        ({"grid": {"networks": [1]}}, "grid: networks is a section"),
+        ({"grid": {"seed": [1]}}, "grid: seed is set by the sweep itself: see seeds"),
+        ({"grid": {"batch_size": 3}}, "grid: batch_size needs a list of values, not 3"),
+        ({"grid": {"batch_size": []}}, "grid: batch_size needs a list of values, not []"),
+        ({"grid": {"batch_size": [3, 3]}}, "several runs are named 3-s0"),
+        ({"grid": {"batch_size": [3, -1]}}, "run minus1: batch_size (=-1) must be at least 1"),
+        ({"grid": {"original_model_path": ["x" * 200]}}, "its name is empty, too long or cannot be a folder's"),
+        ({"grid": {"nern.act_layer": ["gelu", "gleu"]}}, "'gleu'; did you mean 'gelu'? Choices: elu, gelu"),
+        ({"runs": {}}, "runs is a list of entries with name, series, config, settings, not {}"),
+        ({"runs": [3]}, "entry 1 of runs holds 3; keys and values are expected"),
+        ({"runs": [{"name": "a"}, {"name": "b", "seed": 1}]}, "entry 2 of runs: unknown key of a run 'seed'"),
+        ({"runs": [{}]}, "entry 1 of runs: name (=None) must be a text"),
+        ({"runs": [{"name": 140}]}, "name (=140) must be a text of letters, digits and . _ + = - (quote numbers)"),
+        ({"runs": [{"name": "../x"}]}, "name (='../x') must be a text"),
+        ({"runs": [{"name": "a", "series": 3}]}, "series (=3) must be a text"),
+        ({"runs": [{"name": "a"}, {"name": "a"}]}, "several runs are named a-s0; give runs names that differ"),
+        ({"runs": [{"name": "a", "settings": {"x": 1}}]}, "run a: settings: unknown configuration key 'x'"),
+        ({"runs": [{"name": "a", "settings": {"seed": 1}}], "seeds": [0]}, "settings has seed, and there are seeds (=[0])"),
+        ({"seeds": 3}, "seeds is a list of different whole numbers from 0 on, such as [0, 1, 2], not 3"),
+        ({"seeds": []}, "not []"),
+        ({"seeds": [0, 0]}, "not [0, 0]"),
+        ({"seeds": [-1]}, "not [-1]"),
+        ({"seeds": [True]}, "not [True]"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_file(write: Write, tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    path = write(**values)
+    with pytest.raises(NernError, match=re.escape(message)):
+        sweep(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- 1\n", "holds [1]; keys and values"), ("a: [\n", "is not valid YAML"), ("", "holds None")],
+)
+def test_files_that_are_no_sweep(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    with pytest.raises(NernError, match=re.escape(message)):
+        load_sweep(path, "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--nern.hiden", "3"], "unknown configuration key 'nern.hiden'"),
+        (["--job", "3"], "unknown option 'job'; did you mean 'jobs'?"),
+        (["--jobs", "0"], "--jobs (=0) must be at least 1"),
+        (["--nern.hidden_layer_size", "3"], "grid varies nern.hidden_layer_size, --nern.hidden_layer_size sets it"),
+        (["--logging.exp_name", "x"], "command line: logging.exp_name is set by the sweep itself"),
+        (["--nern", "{}"], "--nern: nern sweep takes single keys, whole"),
+        (["--nern.exclude+", "x"], "--nern.exclude+: nern sweep takes single keys, whole"),
+        (["--batch_size", "many"], "batch_size"),
+        (["other.yaml"], "one sweep at a time, not 2"),
+        (["results.csv"], "tables (.csv) are made into a page, and nothing else: nern sweep TABLE ... --report PAGE"),
+        (["--config_path", "x.yaml"], "unknown option 'config_path'"),
+    ],
+)  # fmt: skip
+def test_mistakes_on_the_command_line(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["sweep", str(write(grid=GRID)), *options, "--out", str(tmp_path / "out")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_cannot_be_made(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NernError, match=r"--out: .*results.csv cannot be written"):
+        sweep(write(), tmp_path / "file")
+
+
+# --- running -----------------------------------------------------------------------------------------------------
+
+
+def test_real_runs_are_trained_once(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, page = tmp_path / "out", tmp_path / "results.md"
+    path = write(grid=GRID, seeds=[0])
+    command = ["sweep", str(path), "--out", str(out), "--jobs", "2", "--batch_size", "8"]
+    assert main([*command, "--report", str(page), "--json", str(tmp_path / "rows.json")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("2 runs: 0 finished, 0 to go on with, 2 to train; 2 at a time on the CPU; folder ")
+    assert "12-s0: starts; log " in said
+    assert "(2 of 2 runs are finished)" in said
+    rows = read_tables([out / "results.csv"])
+    for row, size in zip(rows, (8, 12), strict=True):
+        metrics = json.loads((out / row["config"]).with_name("metrics.json").read_text())
+        assert Config.load(out / row["config"]).batch_size == 8
+        assert (row["name"], row["hidden"], row["network"], row["task"]) == (f"{size}-s0", size, "ResNet8", "digits")
+        assert (row["order"], row["ordering_bytes"], row["steps"], row["seed"]) == ("none", 0, 4, 0)
+        assert row["parameters"] == metrics["sizes"]["predictor_parameters"]
+        assert row["last_test"] == pytest.approx(metrics["last"]["test"]["top1"], abs=1e-4)
+        assert row["gap"] == pytest.approx(
+            metrics["last"]["test"]["top1"] - metrics["original"]["test"]["top1"], abs=1e-4
+        )
+        assert row["relative_error"] > 0.5
+        assert row["command"] == "nern sweep tiny.yaml --batch_size 8"
+    assert [row["name"] for row in json.loads((tmp_path / "rows.json").read_text())] == ["8-s0", "12-s0"]
+    assert page.read_text().startswith("# Results\n")
+    assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    before = {file: file.stat().st_mtime_ns for file in (out / "runs").rglob("*")}
+    table = (out / "results.csv").read_bytes()
+    assert main(command) == 0
+    assert "2 runs: 2 finished, 0 to go on with, 0 to train" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in (out / "runs").rglob("*")} == before
+    assert (out / "results.csv").read_bytes() == table
+
+
+SLOW = """
+import os, time
+from nern.training.trainer import Trainer
+train_step = Trainer.train_step
+def slow(self, *args):
+    time.sleep(0.05)
+    return train_step(self, *args)
+if "SLOW" in os.environ:
+    Trainer.train_step = slow
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_sweep_goes_on(
+    write: Write, tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    more = {"imports": [str(tmp_path / "slow.py")], "num_iterations": 40, "save_minutes": 0.0}
+    path = write(settings=TINY | more, seeds=[0, 1])
+    command = ["sweep", str(path), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nern", *command], env=os.environ | {"SLOW": "1"}, stderr=subprocess.PIPE, text=True
+    )
+    runs = tmp_path / "out" / "runs"
+    try:
+        deadline = time.monotonic() + 120
+        while not (runs / "tiny-s0" / "state.pt").is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        messages = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert f"stopped by {number.name}; 0 of 2 runs are finished, those that had begun have saved." in messages
+    assert "Continue with the same command." in messages
+    assert "Traceback" not in messages
+    assert not (runs / "tiny-s1").exists()
+    assert not (runs / "tiny-s0" / "metrics.json").exists()
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "2 runs: 0 finished, 1 to go on with, 1 to train" in said
+    assert "tiny-s0: goes on" in said
+    assert re.search(r"40 steps, from step \d+ on", (runs / "tiny-s0.log").read_text())
+    assert [row["steps"] for row in read_tables([tmp_path / "out" / "results.csv"])] == [40, 40]
+
+
+@pytest.mark.usefixtures("fake")
+def test_table_holds_what_the_metrics_say(write: Write, tmp_path: Path) -> None:
+    rows = sweep(write(grid=GRID, seeds=[0, 1]), tmp_path / "out")
+    table = (tmp_path / "out" / "results.csv").read_text()
+    assert list(csv.DictReader(table.splitlines()).fieldnames or []) == list(COLUMNS)
+    assert table.count("\n") == 5
+    row = rows[3]
+    expected = {
+        "name": "12-s1", "series": "published recipe", "seed": 1, "represented": 1000, "parameters": 100, "share": 0.1,
+        "ordering_bytes": 7, "original_test": 99.0, "original_held_out": 100.0, "last_test": 92.2, "best_test": 91.2,
+        "last_held_out": 94.2, "best_held_out": 93.2, "gap": pytest.approx(-6.8), "reconstruction_test": None,
+        "relative_error": pytest.approx(0.5), "steps": 4, "seconds": 60.0, "threads": 1, "nern": "1",
+        "config": "runs/12-s1/config.yaml", "command": "nern sweep tiny.yaml",
+    }  # fmt: skip
+    assert {name: row[name] for name in expected} == expected
+    assert "cores" in row["device"]
+
+
+@pytest.mark.usefixtures("fake")
+def test_failed_runs_are_told_at_the_end_and_tried_again(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(runs=[{"name": "fails"}, {"name": "works"}])
+    assert main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 2
+    ended = capsys.readouterr()
+    assert "fails-s0: failed after" in ended.out
+    assert "works-s0: finished in" in ended.out
+    log = tmp_path / "out" / "runs" / "fails-s0.log"
+    assert ended.err == (
+        "error: 1 of 2 runs failed; the same command tries them again:\n"
+        f"  fails-s0: no such network:\n      a hint\n    (log: {log})\n"
+    )
+    assert [row["name"] for row in read_tables([tmp_path / "out" / "results.csv"])] == ["works-s0"]
+    with pytest.raises(NernError, match="1 of 2 runs failed"):
+        sweep(path, tmp_path / "out")  # what a run without a saved state left is in nobody's way
+    assert log.read_text().startswith("trained\n")
+
+
+@pytest.mark.usefixtures("fake")
+def test_changed_settings_of_runs_that_are_there(write: Write, tmp_path: Path) -> None:
+    path, out = write(grid=GRID), tmp_path / "out"
+    sweep(path, out)
+    before = (out / "results.csv").read_bytes()
+    message = r"8-s0: optim.lr, batch_size; 12-s0: optim.lr, batch_size\)\. Take another folder \(--out\)"
+    with pytest.raises(NernError, match=message):
+        sweep(path, out, options={"batch_size": 3, "optim.lr": 0.5})
+    assert (out / "results.csv").read_bytes() == before
+    sweep(path, out, options={"logging.log_interval": 3})  # changes no result
+
+
+@pytest.mark.usefixtures("fake")
+def test_what_a_run_left_that_saved_nothing_is_replaced(write: Write, tmp_path: Path) -> None:
+    left = tmp_path / "out" / "runs" / "tiny-s0"
+    left.mkdir(parents=True)
+    load_sweep(write(), tmp_path / "out", {"batch_size": 3})[0].config.save(left / "config.yaml")
+    (left / "kept.safetensors").write_text("")
+    assert [row["name"] for row in sweep(write(), tmp_path / "out")] == ["tiny-s0"]
+    assert not (left / "kept.safetensors").exists()
+
+
+@pytest.mark.usefixtures("fake")
+def test_folder_in_the_way_of_a_run_is_left_alone(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "out" / "runs" / "tiny-s0").mkdir(parents=True)
+    (tmp_path / "out" / "runs" / "tiny-s0" / "notes.txt").write_text("mine")
+    with pytest.raises(NernError, match=r"tiny-s0 is in the way of run tiny-s0: it is no run folder"):
+        sweep(write(), tmp_path / "out")
+    assert (tmp_path / "out" / "runs" / "tiny-s0" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("fake")
+def test_more_runs_join_those_that_are_there(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep(write(seeds=[0]), tmp_path / "out")
+    sweep(write(seeds=[0, 1]), tmp_path / "out")
+    assert "2 runs: 1 finished, 0 to go on with, 1 to train" in capsys.readouterr().out
+    assert [row["seed"] for row in read_tables([tmp_path / "out" / "results.csv"])] == [0, 1]
+
+
+@pytest.mark.usefixtures("fake")
+def test_damaged_metrics(write: Write, tmp_path: Path) -> None:
+    sweep(write(), tmp_path / "out")
+    (tmp_path / "out" / "runs" / "tiny-s0" / "metrics.json").write_text("{")
+    with pytest.raises(NernError, match=r"metrics.json is damaged .*delete its run folder to train it anew"):
+        sweep(write(), tmp_path / "out")
+
+
+def test_one_sweep_in_a_folder(write: Write, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(NernError, match="another sweep is at work in"):
+            sweep(write(), tmp_path / "out")
+
+
+# --- processes ---------------------------------------------------------------------------------------------------
+
+
+def job(tmp_path: Path, name: str, code: str) -> Job:
+    return Job(name, [sys.executable, "-c", code], tmp_path / f"{name}.log")
+
+
+def test_jobs_run_in_places_at_a_time(tmp_path: Path) -> None:
+    code = "import os, pathlib, time; t = time.time(); time.sleep(0.3); print(os.environ['PLACE'], t, time.time())"
+    jobs = [job(tmp_path, str(i), code) for i in range(4)]
+    ended = run_side_by_side(jobs, [{"PLACE": "a"}, {"PLACE": "b"}])
+    assert [one.error for one in ended] == [None] * 4
+    told = [one.job.log.read_text().split() for one in ended]
+    assert sorted(place for place, _, _ in told) == ["a", "a", "b", "b"]
+    for place in "ab":
+        first, second = sorted((float(start), float(end)) for own, start, end in told if own == place)
+        assert first[1] <= second[0]
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("raise SystemExit(3)", "exit status 3, nothing printed"),
+        ("print(*range(9), sep='\\n'); raise SystemExit(1)", "5\n6\n7\n8"),
+        ("print('error: a', 'error: b', '  c', sep='\\n'); raise SystemExit(2)", "b\n  c"),
+        ("import os; os.kill(os.getpid(), 9)", "ended by SIGKILL (was there memory enough?)"),
+        ("import os; os.kill(os.getpid(), 11)", "ended by SIGSEGV"),
+    ],
+)
+def test_why_a_job_failed(tmp_path: Path, code: str, error: str) -> None:
+    found: list[Ended] = []
+    run_side_by_side([job(tmp_path, "bad", code)], [{}], on_end=found.append)
+    assert [one.error for one in found] == [error]
+
+
+def test_stopped_jobs_may_save(tmp_path: Path) -> None:
+    saving = (
+        "import signal, sys, time\n"
+        "def save(*_):\n    print('saved', flush=True)\n    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\nprint('ready', flush=True)\ntime.sleep(60)"
+    )
+    jobs = [job(tmp_path, name, saving) for name in ("one", "two", "three")]
+    watch = f"import os, time, pathlib\nlogs = [pathlib.Path({str(tmp_path)!r}, n + '.log') for n in ('one', 'two')]\n"
+    watch += "while not all(p.exists() and 'ready' in p.read_text() for p in logs): time.sleep(0.02)\n"
+    watch += f"os.kill({os.getpid()}, 2)"
+    with subprocess.Popen([sys.executable, "-c", watch]):
+        with pytest.raises(Interrupted, match="stopped by SIGINT"):
+            run_side_by_side(jobs, [{}, {}])
+    assert jobs[0].log.read_text() == jobs[1].log.read_text() == "ready\nsaved\n"
+    assert not jobs[2].log.exists()
+
+
+def test_places_of_runs_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert _places(1, 0) == [{}]
+    assert _places(3, 0) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert _places(20, 0)[0] == {"OMP_NUM_THREADS": "1"}
+    assert _places(1, 1) == [{"CUDA_VISIBLE_DEVICES": "0"}]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in _places(4, 3)] == ["0", "1", "2", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert _places(2, 2) == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "7"}]
+
+
+def test_command_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"task.data_dir": "/data/cifar", "epochs": None, "optim.lr": 0.005, "nern.include": ["a*"]}
+    expected = "nern sweep a/b.yaml --task.data_dir DATA_DIR --epochs null --optim.lr 0.005 --nern.include '[\"a*\"]'"
+    assert command_text(tmp_path / "a" / "b.yaml", options) == command_text("a/b.yaml", options) == expected
+    assert command_text("/elsewhere/b.yaml", {}) == "nern sweep b.yaml"
+
+
+# --- what ships --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_sweep_of_ours_loads(path: Path) -> None:
+    assert len(load_sweep(path, "out")) > 1
+
+
+def test_docs_describe_every_key_and_column_and_their_example_loads(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    example = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[0]
+    path = ROOT / "experiments" / "sweeps" / "example.yaml"
+    values = yaml.safe_load(example)
+    assert list(values) == ["config", "settings", "runs", "grid", "seeds"]
+    values["config"] = str(path.parent / values["config"])
+    (tmp_path / "example.yaml").write_text(yaml.safe_dump(values))
+    runs = load_sweep(tmp_path / "example.yaml", "out")
+    assert len(runs) == 36
+    assert runs[0].name == "published-crossfilter-140-s0"
+    assert all(f"`{column}`" in text for column in COLUMNS)
