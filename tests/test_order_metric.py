@@ -276,7 +276,7 @@ def test_the_config_chooses_the_metric() -> None:
     ("permutations", "says"),
     [
         ({"permute_mode": "crossfilter", "metric": "euclid"}, r"permutations\.metric.*'euclid'.*cosine, distance"),
-        ({"metric": "distance"}, "permute_mode is 'none'; choose 'crossfilter'"),
+        ({"metric": "distance"}, "permute_mode is 'none'; choose one .'crossfilter', 'infilter', "),
     ],
 )
 def test_settings_that_cannot_work_are_refused(permutations: dict[str, object], says: str) -> None:

@@ -32,7 +32,7 @@ from nern.representation import KernelTable, build_nern
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
-MODES = ["crossfilter", "infilter"]
+MODES = ["crossfilter", "infilter", "infilter_path"]
 SHAPES = [(4, 3, 3, 3), (5, 2, 1, 1), (2, 3, 5, 5)]
 Array = np.ndarray
 
@@ -182,7 +182,7 @@ def test_weights_that_are_not_finite_are_refused(mode: str) -> None:
 
 
 def test_an_unknown_mode_lists_the_choices() -> None:
-    with pytest.raises(NernError, match="crossfilter, infilter, none"):
+    with pytest.raises(NernError, match="crossfilter, infilter, infilter_path, none"):
         solve_ordering(random_weights(), "cross_filter")
 
 

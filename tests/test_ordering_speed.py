@@ -307,7 +307,7 @@ def test_an_improved_ordering_is_not_served_for_the_greedy_one() -> None:
 @pytest.mark.parametrize(
     ("permutations", "says"),
     [
-        ({"improve_seconds": 3.0}, "permute_mode is 'none'; choose 'crossfilter' or 'infilter'"),
+        ({"improve_seconds": 3.0}, "permute_mode is 'none'; choose one .'crossfilter', 'infilter', 'infilter_path'"),
         ({"permute_mode": "crossfilter", "improve_seconds": -1.0}, "improve_seconds"),
         ({"permute_mode": "crossfilter", "improve_seconds": float("inf")}, "must be finite"),
         ({"permute_mode": "crossfilter", "exact_limit": 0}, "exact_limit"),

@@ -232,17 +232,18 @@ def _check_combinations(config: Config) -> None:
                 f"nern.embeddings.gauss_scale (={e.gauss_scale}) needs one number for each of num_idxs (={e.num_idxs})"
             )
     order = e.permutations
+    orderings = ", ".join(repr(name) for name in registry.ORDERINGS if name != "none")
     if not math.isfinite(order.improve_seconds):
         raise NernError(f"nern.embeddings.permutations.improve_seconds (={order.improve_seconds}) must be finite")
     if order.improve_seconds and order.permute_mode == "none":
         raise NernError(
             f"nern.embeddings.permutations.improve_seconds (={order.improve_seconds}) improves an ordering, but "
-            "permute_mode is 'none'; choose 'crossfilter' or 'infilter', or set it to 0"
+            f"permute_mode is 'none'; choose one ({orderings}), or set it to 0"
         )
     if order.metric != "cosine" and order.permute_mode == "none":
         raise NernError(
             f"nern.embeddings.permutations.metric (={order.metric!r}) is that of an ordering, but permute_mode is "
-            "'none'; choose 'crossfilter' or 'infilter', or leave metric at 'cosine'"
+            f"'none'; choose one ({orderings}), or leave metric at 'cosine'"
         )
     if n.init == "checkpoint" and n.checkpoint_path is None:
         raise NernError("nern.init 'checkpoint' needs nern.checkpoint_path")

@@ -25,9 +25,10 @@ class PermutationsConfig:
 
     permute_mode: str | None = None
     """Ordering: 'crossfilter' (all kernels of a layer in one path), 'infilter' (channels within each filter, then
-    filters), 'channels' (whole channels change places together with the next layer's inputs: nothing is stored, as the
-    permuted network computes the same function; paths are improved for up to 10 s even with improve_seconds 0), 'none'
-    or null."""
+    filters), 'infilter_path' (the same as one path, where the next filter begins near the end of the one before: for
+    encodings that count kernels along the order), 'channels' (whole channels change places together with the next
+    layer's inputs: nothing is stored, as the permuted network computes the same function; paths are improved for up to
+    10 s even with improve_seconds 0), 'none' or null."""
     metric: str = "cosine"
     """What makes kernels neighbours in an ordering: 'cosine' (their angle, as published), 'distance' (Euclidean: how far
     apart their weights are, the size of the steps that the predictor has to follow)."""

@@ -2,12 +2,21 @@
 
 from nern.ordering.cost import PathCost
 from nern.ordering.greedy import greedy_filter_path, greedy_path
-from nern.ordering.order import CrossFilterOrdering, InFilterOrdering, NoOrdering, Ordering, path_cost, solve_ordering
+from nern.ordering.order import (
+    CrossFilterOrdering,
+    InFilterOrdering,
+    InFilterPathOrdering,
+    NoOrdering,
+    Ordering,
+    path_cost,
+    solve_ordering,
+)
 from nern.ordering.store import get_ordering, load_ordering, save_ordering
 
 __all__ = [
     "CrossFilterOrdering",
     "InFilterOrdering",
+    "InFilterPathOrdering",
     "NoOrdering",
     "Ordering",
     "PathCost",

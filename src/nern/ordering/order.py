@@ -23,6 +23,7 @@ from nern.ordering.cost import METRICS, PathCost
 from nern.ordering.greedy import comparable_rows, greedy_filter_path, greedy_path, unit_rows
 from nern.ordering.improve import compile_search, improved_path, path_sum
 from nern.ordering.tree import has_tree
+from nern.ordering.walk import by_distance, compile_links, greedy_walk, linked_walk, walked_rows
 from nern.registry import ORDERINGS
 
 Shapes = Sequence[tuple[int, int, int, int]]
@@ -163,21 +164,13 @@ class InFilterOrdering:
         """Shorter paths of channels, then of the filters so arranged, found until `deadline` (of `time.monotonic()`).
         Kernels of one entry are sorted within each filter, and by cosine filters stay on the greedy path."""
         kernels = weight.reshape(*weight.shape[:2], -1)
-        by_value, channels = kernels.shape[2] == 1, []
-        for index, path in enumerate(layer["channel_order"].numpy()):
-            if by_value:
-                channels.append(np.argsort(kernels[index, :, 0], kind="stable"))
-            else:
-                now = time.monotonic()
-                until = now + (deadline - now) / (len(kernels) - index + 1)  # the filters' path is one more
-                rows = comparable_rows(kernels[index], metric)
-                channels.append(improved_path(rows, path, until, _whole(metric)))
-        arranged = _arranged(kernels, np.stack(channels))
+        channels = _improved_channels(kernels, layer["channel_order"].numpy(), deadline, metric)
+        arranged = _arranged(kernels, channels)
         filters = greedy_filter_path(arranged, metric)
-        if not by_value or metric == "distance":
+        if kernels.shape[2] > 1 or metric == "distance":
             rows = comparable_rows(arranged, metric).reshape(len(kernels), -1)
             filters = improved_path(rows, filters, deadline, _whole(metric, kernels.shape[1]))
-        return {"filter_order": torch.from_numpy(filters), "channel_order": torch.from_numpy(np.stack(channels))}
+        return {"filter_order": torch.from_numpy(filters), "channel_order": torch.from_numpy(channels)}
 
     @staticmethod
     def layer_cost(weight: np.ndarray, layer: Layer, metric: str = "cosine") -> float:
@@ -194,8 +187,8 @@ class InFilterOrdering:
         """Kernels in a path of channels."""
         return shape[1]
 
-    @staticmethod
-    def from_layers(layers: Sequence[Mapping[str, Tensor]], shapes: Shapes) -> InFilterOrdering:
+    @classmethod
+    def from_layers(cls, layers: Sequence[Mapping[str, Tensor]], shapes: Shapes) -> InFilterOrdering:
         """From each layer's tensors, checked against the shapes."""
         filter_orders, channel_orders = [], []
         for index, (layer, (co, ci, _, _)) in enumerate(zip(layers, shapes, strict=True)):
@@ -207,7 +200,7 @@ class InFilterOrdering:
             filter_orders.append(_check_permutation(layer["filter_order"], co, f"the filter order of layer {index}"))
             rows = [_check_permutation(r, ci, f"channel order {f} of layer {index}") for f, r in enumerate(channels)]
             channel_orders.append(torch.stack(rows))
-        return InFilterOrdering(filter_orders, channel_orders)
+        return cls(filter_orders, channel_orders)
 
     def positions(self, shapes: Shapes) -> list[Int[Tensor, " kernels"]]:
         """See `Ordering.positions`."""
@@ -227,6 +220,39 @@ class InFilterOrdering:
             _log2_factorial(len(channels)) + len(channels) * _log2_factorial(channels.shape[1])
             for channels in self.channel_orders
         )
+
+
+@ORDERINGS.register("infilter_path")
+class InFilterPathOrdering(InFilterOrdering):
+    """One walk through all kernels of a layer, filter by filter: as in-filter orderings, but where one filter's path of
+    channels ends, the next one's begins nearby. For encodings that count kernels along the order."""
+
+    mode = "infilter_path"
+
+    @staticmethod
+    def solve_layer(weight: np.ndarray, share: float = 1.0, metric: str = "cosine") -> dict[str, Tensor]:
+        """Order one weight (filters, channels, height, width) as `greedy_walk` does."""
+        filters, channels = greedy_walk(weight.reshape(*weight.shape[:2], -1), share, metric)
+        return {"filter_order": torch.from_numpy(filters), "channel_order": torch.from_numpy(channels)}
+
+    @staticmethod
+    def improve_layer(weight: np.ndarray, layer: Layer, deadline: float, metric: str = "cosine") -> dict[str, Tensor]:
+        """Shorter paths of channels, as `InFilterOrdering.improve_layer` has them, then shorter links between them."""
+        kernels = weight.reshape(*weight.shape[:2], -1)
+        channels = _improved_channels(kernels, layer["channel_order"].numpy(), deadline, metric)
+        rows = np.take_along_axis(walked_rows(kernels, metric), channels[:, [0, -1], None], axis=1)
+        whole = None if by_distance(kernels, metric) else 1.0
+        ends = rows.reshape(-1, kernels.shape[2])
+        filters, turned = linked_walk(ends, layer["filter_order"].numpy(), deadline, whole)
+        channels[turned] = channels[turned, ::-1]
+        return {"filter_order": torch.from_numpy(filters), "channel_order": torch.from_numpy(channels)}
+
+    @staticmethod
+    def layer_cost(weight: np.ndarray, layer: Layer, metric: str = "cosine") -> float:
+        """1 - cosine, or the distance, summed over consecutive kernels of the walk."""
+        filters, channels = layer["filter_order"].numpy(), layer["channel_order"].numpy()
+        walk = (filters[:, None] * channels.shape[1] + channels[filters]).ravel()
+        return path_sum(_measured(_kernels(weight), metric), _whole(metric), walk)
 
 
 @ORDERINGS.register("none")
@@ -358,7 +384,8 @@ def _improve(
     metric: str,
 ) -> dict[int, tuple[Layer, float]]:
     """Layers of no more cost. Time is shared by the number of weights; what small layers leave, larger ones get."""
-    compile_search(_whole(metric))  # its time is not the search's
+    for compiled in (compile_search, compile_links):
+        compiled(_whole(metric))  # its time is not the search's
     lock, end = threading.Lock(), time.monotonic() + seconds
     waiting = sum(w.numel() for w in weights)
 
@@ -396,6 +423,18 @@ def _whole(metric: str, channels: int = 1) -> float | None:
 def _measured(kernels: np.ndarray, metric: str) -> np.ndarray:
     """What `layer_cost` compares: unit vectors, or the kernels in their own size."""
     return np.array(kernels, np.float64, order="C") if metric == "distance" else unit_rows(kernels)
+
+
+def _improved_channels(kernels: np.ndarray, paths: np.ndarray, deadline: float, metric: str) -> np.ndarray:
+    """See `InFilterOrdering.improve_layer`."""
+    if kernels.shape[2] == 1:
+        return np.argsort(kernels[:, :, 0], axis=1, kind="stable")
+    channels = np.empty_like(paths)
+    for index, path in enumerate(paths):
+        now = time.monotonic()
+        until = now + (deadline - now) / (len(kernels) - index + 1)  # the filters' path is one more
+        channels[index] = improved_path(comparable_rows(kernels[index], metric), path, until, _whole(metric))
+    return channels
 
 
 def _arranged(kernels: np.ndarray, channel_order: np.ndarray) -> np.ndarray:
