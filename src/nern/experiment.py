@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from torch import Tensor
 from nern.config import Config, NetworkConfig, TaskConfig
 from nern.devices import select_device
 from nern.errors import NernError
+from nern.ordering.channels import channel_ordering
 from nern.ordering.order import Ordering
 from nern.ordering.store import get_ordering
 from nern.originals.base import Original
 from nern.originals.build import build_original
 from nern.originals.input_format import InputFormat
 from nern.processes import ALONE, Processes
-from nern.registry import PREDICTORS
+from nern.registry import ORDERINGS, PREDICTORS
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, build_nern
 from nern.tasks.base import DataSettings, build_task, classes_of, format_of, network_arguments
@@ -103,9 +104,12 @@ def member_names(networks: list[NetworkConfig]) -> list[str]:
 
 
 def joint_ordering(table: KernelTable, weights: list[Tensor], config: Config) -> tuple[Ordering, str]:
-    """The ordering of all networks' layers, and where it came from."""
+    """The ordering of all networks' layers, and where it came from. One of whole networks ('channels') takes them as they
+    are: see `ordered_networks`."""
     permutations = config.nern.embeddings.permutations
     mode = permutations.permute_mode or "none"
+    if _of_whole_networks(mode):
+        return ORDERINGS[mode].from_layers([], []), "as they are"
     return get_ordering(
         table.views(weights),
         mode,
@@ -115,6 +119,36 @@ def joint_ordering(table: KernelTable, weights: list[Tensor], config: Config) ->
         permutations.improve_seconds,
         permutations.metric,
     )
+
+
+def _of_whole_networks(mode: str) -> bool:
+    return bool(ORDERINGS.info(mode).get("whole_network"))
+
+
+def ordered_networks(
+    originals: list[Original],
+    table: KernelTable,
+    config: Config,
+    processes: Processes = ALONE,
+    shapes: Sequence[Sequence[int] | None] | None = None,
+) -> tuple[list[Original], Ordering, str]:
+    """The originals, the ordering of all their layers, and where it came from. An ordering of whole networks ('channels')
+    puts functionally equal ones in their place.
+
+    Args:
+        shapes: of what each network takes, without the batch axis; None: unknown.
+    """
+    permutations = config.nern.embeddings.permutations
+    if not _of_whole_networks(permutations.permute_mode or "none"):
+        weights = [w for original in originals for w in original.weights]
+        ordering, source = processes.from_main(lambda: joint_ordering(table, weights, config))
+        return originals, ordering, source
+    channels, source = processes.from_main(
+        lambda: channel_ordering(
+            originals, table.views, permutations.path, permutations.improve_seconds, permutations.metric, shapes
+        )
+    )
+    return channels.applied(originals), channels, source
 
 
 def build_experiment(config: Config, train: bool = True, processes: Processes = ALONE) -> Experiment:
@@ -131,9 +165,10 @@ def build_experiment(config: Config, train: bool = True, processes: Processes = 
     num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
     table = KernelTable.of_networks([original.weights for original in originals], num_idxs)
     build_heads(config.nern, table)  # fails before the ordering takes its time
+    shapes = [format_of(n.task, o.input_format).shape for n, o in zip(networks, originals, strict=True)]
+    originals, ordering, source = ordered_networks(originals, table, config, processes, shapes)
     weights = [w for original in originals for w in original.weights]
-    ordering, source = processes.from_main(lambda: joint_ordering(table, weights, config))
-    nern = build_nern(config.nern, table, ordering, config.seed, device)
+    nern = build_nern(config.nern, table, ordering, config.seed, device, weights)
     extra: dict[str, Tensor] = {}
     if config.learn_fc_layer:
         extra = originals[0].classifier()

@@ -64,9 +64,9 @@ def get_ordering(
     if mode == "none":
         return ORDERINGS[mode].from_layers([], []), "none needed"
     key = content_key(weights, mode)
-    if path is not None and _holds_ordering(Path(path)):
+    if path is not None and holds_ordering(Path(path)):
         ordering = load_ordering(path, mode, shapes, metric)  # type: ignore[arg-type]
-        _warn_if_of_other_weights(Path(path), key)
+        warn_if_of_other_weights(Path(path), key)
         return ordering, f"read from {path}"
     approximate = approximate_layers(shapes, mode, exact_limit)  # type: ignore[arg-type]
     name = cache_key(key, approximate, improve_seconds, metric)
@@ -90,7 +90,7 @@ def get_ordering(
     return ordering, source
 
 
-def _warn_if_of_other_weights(path: Path, key: str) -> None:
+def warn_if_of_other_weights(path: Path, key: str) -> None:
     """An ordering of other weights of the same shapes works, but not as well; published folders do not tell."""
     file = path / FILE_NAME if path.is_dir() else path
     stored = load_safetensors(file, "ordering file")[1].get("content_key") if file.is_file() else None
@@ -120,18 +120,7 @@ def load_ordering(path: str | Path, mode: str, shapes: Shapes, metric: str = "co
     if path.is_dir() and not (path / FILE_NAME).is_file():
         layers = _load_published(path, mode, shapes)
     else:
-        tensors, metadata = load_safetensors(path / FILE_NAME if path.is_dir() else path, "ordering file")
-        if metadata.get("mode") != mode:
-            raise NernError(
-                f"ordering file {path} is of mode {metadata.get('mode')!r}, but "
-                f"nern.embeddings.permutations.permute_mode is {mode!r}"
-            )
-        if (found := metadata.get("metric", "cosine")) != metric:  # older files have none
-            raise NernError(
-                f"ordering file {path} is of metric {found!r}, but nern.embeddings.permutations.metric is {metric!r}; "
-                "set that, or another path"
-            )
-        cost = PathCost.from_json(metadata["path_cost"], metric) if "path_cost" in metadata else None
+        tensors, cost = read_ordering(path, mode, metric)
         layers = [{} for _ in shapes]
         for name, tensor in tensors.items():
             kind, _, index = name.rpartition(".")
@@ -148,7 +137,26 @@ def load_ordering(path: str | Path, mode: str, shapes: Shapes, metric: str = "co
     return ordering
 
 
-def _holds_ordering(path: Path) -> bool:
+def read_ordering(path: str | Path, mode: str, metric: str) -> tuple[dict[str, Tensor], PathCost | None]:
+    """Tensors and path cost of our file, or of the one in a folder. Raises NernError: missing, damaged, of another mode or
+    metric."""
+    path = Path(path)
+    tensors, metadata = load_safetensors(path / FILE_NAME if path.is_dir() else path, "ordering file")
+    if metadata.get("mode") != mode:
+        raise NernError(
+            f"ordering file {path} is of mode {metadata.get('mode')!r}, but "
+            f"nern.embeddings.permutations.permute_mode is {mode!r}"
+        )
+    if (found := metadata.get("metric", "cosine")) != metric:  # older files have none
+        raise NernError(
+            f"ordering file {path} is of metric {found!r}, but nern.embeddings.permutations.metric is {metric!r}; "
+            "set that, or another path"
+        )
+    return tensors, PathCost.from_json(metadata["path_cost"], metric) if "path_cost" in metadata else None
+
+
+def holds_ordering(path: Path) -> bool:
+    """Whether it is a file, or a folder with our file or published ones."""
     return path.is_file() or (path / FILE_NAME).is_file() or bool(_published_files(path))
 
 
