@@ -284,17 +284,14 @@ import os, time
 from nern.training.trainer import Trainer
 train_step = Trainer.train_step
 def slow(self, *args):
-    time.sleep(0.05)
+    time.sleep(0.5)
     return train_step(self, *args)
 if "SLOW" in os.environ:
     Trainer.train_step = slow
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_sweep_goes_on(
-    write: Write, tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interrupted_sweep_goes_on(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     more = {"imports": [str(tmp_path / "slow.py")], "num_iterations": 40, "save_minutes": 0.0}
     path = write(settings=TINY | more, seeds=[0, 1])
@@ -307,12 +304,12 @@ def test_interrupted_sweep_goes_on(
         deadline = time.monotonic() + 120
         while not (runs / "tiny-s0" / "state.pt").is_file() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         messages = process.communicate(timeout=60)[1]
     finally:
         process.kill()
-    assert process.returncode == 128 + number
-    assert f"stopped by {number.name}; 0 of 2 runs are finished, those that had begun have saved." in messages
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM; 0 of 2 runs are finished, those that had begun have saved." in messages
     assert "Continue with the same command." in messages
     assert "Traceback" not in messages
     assert not (runs / "tiny-s1").exists()
