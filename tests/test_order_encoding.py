@@ -1,0 +1,393 @@
+"""Encodings by place along the order, sines, output scales, and a head for each layer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nern.config import Config, EmbeddingsConfig, NernConfig
+from nern.errors import NernError
+from nern.evaluation import layer_errors
+from nern.ordering import CrossFilterOrdering, InFilterOrdering, Ordering
+from nern.originals.base import as_original
+from nern.randomness import generator
+from nern.registry import ACTIVATIONS, ENCODINGS
+from nern.representation import KernelTable, build_nern, order_encoding
+from nern.representation.coordinates import TableCoordinates
+from nern.representation.heads import Heads
+from nern.representation.nern import NeRN, build_encoding, layer_scales
+from nern.training import Member, Trainer
+
+pytestmark = pytest.mark.usefixtures("rng_untouched")
+
+SHAPES = ((4, 3, 3, 3), (5, 4, 1, 1), (1, 1, 3, 3), (6, 5, 3, 3))
+KINDS = ["order", "order_random"]
+
+
+def random_weights(shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[Tensor]:
+    rng = torch.Generator().manual_seed(5)
+    return [torch.randn(shape, generator=rng) * (index + 1) for index, shape in enumerate(shapes)]
+
+
+def random_orders() -> list[Tensor]:
+    rng = torch.Generator().manual_seed(6)
+    return [torch.randperm(co * ci, generator=rng) for co, ci, _, _ in SHAPES]
+
+
+def embeddings(kind: str = "order", levels: int = 7, bandwidth: float = 0.4) -> EmbeddingsConfig:
+    return EmbeddingsConfig(type=kind, enc_levels=levels, bandwidth=bandwidth)
+
+
+def encoded(kind: str, table: KernelTable, ordering: Ordering | None = None) -> order_encoding.OrderRows:
+    positions = None if ordering is None else ordering.positions(table.shapes)
+    rows = build_encoding(embeddings(kind), table).prepare(TableCoordinates(table, positions))
+    assert isinstance(rows, order_encoding.OrderRows)
+    return rows
+
+
+def half_turns(kind: str, kernels: int, levels: int = 7, bandwidth: float = 0.4) -> list[float]:
+    """Frequencies of a layer of so many kernels, by the plain formulas."""
+    if kind == "order":
+        highest = max(bandwidth * kernels, 1.0)
+        return [highest ** (level / (levels - 1)) for level in range(levels)]
+    draws = torch.randn(levels, generator=generator(0, "order encoding"), dtype=torch.float64)
+    return sorted(abs(float(draw)) * bandwidth * kernels for draw in draws)
+
+
+def by_hand(kind: str, places: list[list[int]]) -> Tensor:
+    """Encodings of rows from their places in each layer."""
+    rows = []
+    for layer, of_layer in enumerate(places):
+        frequencies = half_turns(kind, len(of_layer))
+        one_hot = [float(other == layer) for other in range(len(places))]
+        for place in of_layer:
+            phases = [math.pi * g * place / len(of_layer) for g in frequencies]
+            rows.append([math.sin(p) for p in phases] + [math.cos(p) for p in phases] + one_hot)
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def own_places() -> list[list[int]]:
+    return [list(range(co * ci)) for co, ci, _, _ in SHAPES]
+
+
+# --- values --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_are_those_of_the_plain_formula(kind: str) -> None:
+    values = encoded(kind, KernelTable(SHAPES))(slice(None))
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values.double(), by_hand(kind, own_places()), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_of_long_layers_are_exact_too(kind: str) -> None:
+    """Arguments reach thousands of radians, where float32 would round them by more than 1e-4."""
+    table = KernelTable(((200, 100, 3, 3),))
+    found = encoded(kind, table)(torch.tensor([0, 19_999, 12_345]))
+    frequencies = half_turns(kind, 20_000)
+    assert max(frequencies) * math.pi > 2000
+    for row, place in zip(found.tolist(), (0, 19_999, 12_345), strict=True):
+        phases = [math.pi * g * place / 20_000 for g in frequencies]
+        assert row == pytest.approx([*map(math.sin, phases), *map(math.cos, phases), 1.0], abs=2e-6)
+
+
+@pytest.mark.parametrize("kernels", [1, 2, 10, 400])
+def test_frequencies_rise_in_equal_ratios_to_the_bandwidth(kernels: int) -> None:
+    found = ENCODINGS["order"](enc_levels=7, bandwidth=0.4).frequencies(kernels)
+    assert found.tolist() == pytest.approx(half_turns("order", kernels), rel=1e-12)
+    assert found[0] == 1
+    assert float(found[-1]) == pytest.approx(max(0.4 * kernels, 1.0))
+
+
+def test_random_frequencies_are_always_the_same_and_scale_with_the_layer() -> None:
+    encoding = ENCODINGS["order_random"](enc_levels=500, bandwidth=0.25)
+    found = encoding.frequencies(40)
+    assert torch.equal(found, ENCODINGS["order_random"](enc_levels=500, bandwidth=0.25).frequencies(40))
+    torch.testing.assert_close(encoding.frequencies(80), found * 2)
+    assert bool((found.diff() >= 0).all())
+    assert float(found[0]) >= 0
+    assert float(found.square().mean().sqrt()) == pytest.approx(10, rel=0.1)  # a standard deviation of 0.25 * 40
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kernel_at_each_position_of_a_cross_filter_path_has_that_place(kind: str) -> None:
+    orders = random_orders()
+    values = encoded(kind, KernelTable(SHAPES), CrossFilterOrdering(orders))(slice(None))
+    start = 0
+    wanted = by_hand(kind, own_places())
+    for order in orders:
+        visited = values[start + order]  # kernel order[p] is visited at position p
+        torch.testing.assert_close(visited.double(), wanted[start : start + len(order)], rtol=0, atol=1e-6)
+        start += len(order)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_places_of_an_in_filter_ordering_count_filter_by_filter(kind: str) -> None:
+    rng = torch.Generator().manual_seed(7)
+    filters = [torch.randperm(co, generator=rng) for co, _, _, _ in SHAPES]
+    channels = [torch.stack([torch.randperm(ci, generator=rng) for _ in range(co)]) for co, ci, _, _ in SHAPES]
+    places = []
+    for filter_order, channel_order in zip(filters, channels, strict=True):
+        co, ci = channel_order.shape
+        of_layer = [0] * (co * ci)
+        walk = [(int(f), int(c)) for f in filter_order for c in channel_order[f]]
+        for place, (f, c) in enumerate(walk):
+            of_layer[f * ci + c] = place
+        places.append(of_layer)
+    values = encoded(kind, KernelTable(SHAPES), InFilterOrdering(filters, channels))(slice(None))
+    torch.testing.assert_close(values.double(), by_hand(kind, places), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ordered", [False, True])
+def test_encodings_made_anew_are_those_that_are_held(kind: str, ordered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, ordering = KernelTable(SHAPES), CrossFilterOrdering(random_orders()) if ordered else None
+    held = encoded(kind, table, ordering)
+    monkeypatch.setattr(order_encoding, "HELD_BYTES", 0)
+    anew = encoded(kind, table, ordering)
+    assert held._held is not None
+    assert anew._held is None
+    for which in (slice(None), slice(3, 20), torch.tensor([44, 0, 7, 7, 12, 32]), torch.tensor([], dtype=torch.int64)):
+        assert torch.equal(held(which), anew(which))
+        assert torch.equal(held(which), held(slice(None))[which])
+    weight, bias = torch.randn(3, 18, generator=torch.Generator().manual_seed(0)), torch.arange(3.0)
+    which = torch.tensor([5, 40])
+    torch.testing.assert_close(anew.linear(which, weight, bias), held(which) @ weight.T + bias)
+    torch.testing.assert_close(anew.linear(which, weight, None), held(which) @ weight.T)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_of_one_kernel_is_told_by_its_number_alone(kind: str) -> None:
+    values = encoded(kind, KernelTable(SHAPES))(torch.tensor([32]))
+    assert values.tolist() == [[0.0] * 7 + [1.0] * 7 + [0.0, 0.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_of_several_networks_are_layers_of_one(kind: str) -> None:
+    weights = random_weights()
+    joint = KernelTable.of_networks([weights[:2], weights[2:]])
+    assert joint.networks
+    assert torch.equal(encoded(kind, joint)(slice(None)), encoded(kind, KernelTable(SHAPES))(slice(None)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_predictor_takes_sines_cosines_and_the_layer(kind: str) -> None:
+    config = NernConfig(embeddings=embeddings(kind), hidden_layer_size=5)
+    nern = build_nern(config, KernelTable(SHAPES), None, 0)
+    assert nern.predictor.layers[0].weight.shape == (5, 2 * 7 + 4)  # type: ignore[union-attr, index]
+    assert [tuple(w.shape) for w in nern.reconstruct()] == list(SHAPES)
+
+
+@pytest.mark.xfail(strict=True, reason="places are those of kernels: rows of single weights run out of their layer")
+def test_a_predictor_of_single_weights_is_refused_or_has_places_within_its_layer() -> None:
+    given = {"nern.method": "basic", "nern.embeddings.num_idxs": 5, "nern.embeddings.type": "order"}
+    try:
+        config = Config.from_dict(given)
+    except NernError:
+        return
+    build_nern(config.nern, KernelTable(SHAPES, num_idxs=5), CrossFilterOrdering(random_orders()), 0).reconstruct()
+
+
+# --- sines ---------------------------------------------------------------------------------------------------------
+
+
+def test_sine_is_the_sine() -> None:
+    values = torch.linspace(-9, 9, 50)
+    assert torch.equal(ACTIVATIONS["sine"]()(values), values.sin())
+
+
+def test_siren_widens_the_hidden_layers_alone() -> None:
+    sizes = {"hidden_layer_size": 64, "num_blocks": 4, "embeddings": embeddings()}
+    plain, siren = (
+        build_nern(NernConfig(init=init, act_layer="sine", **sizes), KernelTable(SHAPES), None, 3).predictor
+        for init in ("default", "siren")
+    )
+    for (name, one), other in zip(plain.named_parameters(), siren.parameters(), strict=True):
+        if name.startswith("layers.") and name.endswith(".weight"):
+            bound = math.sqrt(6 / one.shape[1])
+            assert 0.97 * bound < float(other.detach().abs().max()) <= bound * (1 + 1e-6)
+            torch.testing.assert_close(other, one * math.sqrt(6))
+        else:
+            assert torch.equal(one, other)
+
+
+# --- output scales -------------------------------------------------------------------------------------------------
+
+
+def scaled(kind: str, heads: str | None = None, weights: list[Tensor] | None = None) -> NeRN:
+    config = NernConfig(output_scales=kind, heads=heads, hidden_layer_size=6, embeddings=embeddings())
+    return build_nern(config, KernelTable(SHAPES), None, 0, weights=weights)
+
+
+def rms(*weights: Tensor) -> float:
+    return math.sqrt(sum(float(w.double().square().sum()) for w in weights) / sum(w.numel() for w in weights))
+
+
+@pytest.mark.parametrize("heads", ["per_size", "shared", "per_layer"])
+def test_scales_per_layer_are_the_root_mean_squares_of_the_layers(heads: str) -> None:
+    weights = random_weights()
+    found = scaled("per_layer", heads, weights)
+    assert found.predictor.output_scales.tolist() == pytest.approx([rms(w) for w in weights])  # type: ignore[union-attr]
+
+
+def test_scales_per_size_are_those_of_all_weights_of_a_size() -> None:
+    a, b, c, d = weights = random_weights()
+    found = scaled("per_size", "per_size", weights)
+    assert found.predictor.output_scales.tolist() == pytest.approx([rms(a, c, d), rms(b)])  # type: ignore[union-attr]
+
+
+@pytest.mark.xfail(strict=True, reason="there are as many scales as sizes, but one is looked for in each head")
+def test_scales_per_size_with_a_head_for_each_layer() -> None:
+    a, b, c, d = weights = random_weights()
+    found = scaled("per_size", "per_layer", weights)
+    assert sorted(set(found.predictor.output_scales.tolist())) == pytest.approx(sorted([rms(a, c, d), rms(b)]))  # type: ignore[union-attr]
+    found.reconstruct()
+
+
+@pytest.mark.parametrize(
+    ("kind", "heads"),
+    [("per_layer", "per_size"), ("per_layer", "shared"), ("per_layer", "per_layer"), ("per_size", "per_size")],
+)
+def test_predictions_are_multiplied_by_the_scale_of_their_layer(kind: str, heads: str) -> None:
+    """The same predictor without scales, times them."""
+    weights = random_weights()
+    plain, with_scales = scaled("none", heads), scaled(kind, heads, weights)
+    assert not hasattr(plain.predictor, "output_scales") or plain.predictor.output_scales is None
+    scales = with_scales.predictor.output_scales.tolist()  # type: ignore[union-attr]
+    of_layer = [0, 1, 0, 0] if kind == "per_size" else [0, 1, 2, 3]
+    for index, (one, other) in enumerate(zip(plain.reconstruct(), with_scales.reconstruct(), strict=True)):
+        torch.testing.assert_close(other, one * scales[of_layer[index]])
+    rows = torch.tensor([60, 3, 32, 13, 3, 31])
+    whole = with_scales()
+    for part, everything, (_, local) in zip(with_scales(rows), whole, with_scales.heads.split(rows), strict=True):
+        torch.testing.assert_close(part, everything[local])
+
+
+def test_scales_are_counted_kept_with_the_predictor_and_not_trained() -> None:
+    weights = random_weights()
+    plain, with_scales = scaled("none"), scaled("per_layer", weights=weights)
+    assert with_scales.num_parameters == plain.num_parameters + 4
+    assert with_scales.predictor.state_dict().keys() - plain.predictor.state_dict().keys() == {"output_scales"}
+    assert not with_scales.predictor.output_scales.requires_grad  # type: ignore[union-attr]
+
+
+def test_scales_of_nothing_are_1() -> None:
+    a, b, c, d = random_weights()
+    assert scaled("per_layer", weights=[a, b * 0, c, d]).predictor.output_scales[1] == 1  # type: ignore[index, operator]
+    table = KernelTable(SHAPES)
+    heads = Heads.build(table, "per_size")
+    assert layer_scales([a, b * 0, c, d], heads, "per_size")[1] == 1
+    assert scaled("per_layer").predictor.output_scales.tolist() == [1, 1, 1, 1]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("heads", ["per_size", "per_layer"])
+def test_a_checkpoint_restores_scales_and_heads(heads: str, tmp_path: Path) -> None:
+    written = scaled("per_layer", heads, random_weights())
+    torch.save(written.predictor.state_dict(), tmp_path / "predictor.pt")
+    config = NernConfig(
+        output_scales="per_layer",
+        heads=heads,
+        hidden_layer_size=6,
+        embeddings=embeddings(),
+        init="checkpoint",
+        checkpoint_path=str(tmp_path / "predictor.pt"),
+    )
+    others = [w * 9 for w in random_weights()]  # scales are the checkpoint's, not those of other weights
+    read = build_nern(config, KernelTable(SHAPES), None, 1, weights=others)
+    assert all(torch.equal(a, b) for a, b in zip(written.reconstruct(), read.reconstruct(), strict=True))
+
+
+def test_a_checkpoint_without_scales_is_refused_where_they_are_asked_for(tmp_path: Path) -> None:
+    torch.save(scaled("none").predictor.state_dict(), tmp_path / "predictor.pt")
+    config = NernConfig(
+        output_scales="per_layer",
+        hidden_layer_size=6,
+        embeddings=embeddings(),
+        init="checkpoint",
+        checkpoint_path=str(tmp_path / "predictor.pt"),
+    )
+    with pytest.raises(NernError, match="output_scales"):
+        build_nern(config, KernelTable(SHAPES), None, 0)
+
+
+def test_unknown_output_scales_list_the_choices() -> None:
+    with pytest.raises(NernError, match=r"nern\.output_scales 'per_filter'.*none, per_layer, per_size"):
+        Config.from_dict({"nern.output_scales": "per_filter"})
+
+
+# --- a head for each layer -----------------------------------------------------------------------------------------
+
+
+def test_each_layer_has_a_head_of_its_size_and_its_rows() -> None:
+    table = KernelTable(SHAPES)
+    heads = Heads.build(table, "per_layer")
+    assert heads.sizes == ((3, 3), (1, 1), (3, 3), (3, 3))
+    assert heads.of_layer == (0, 1, 2, 3)
+    assert heads.counts == (12, 20, 1, 30)
+    assert heads.starts == (0, 0, 0, 0)
+    for index in range(4):
+        assert heads.layers(index) == [index]
+        assert torch.equal(heads.rows(index), torch.arange(table.starts[index], table.starts[index + 1]))
+    parts = heads.split(torch.tensor([62, 0, 31, 12, 32, 11]))
+    assert [(rows.tolist(), local.tolist()) for rows, local in parts] == [
+        ([0, 11], [0, 11]),
+        ([31, 12], [19, 0]),
+        ([32], [0]),
+        ([62], [29]),
+    ]
+
+
+def test_heads_of_layers_are_named_by_number() -> None:
+    names = set(scaled("none", "per_layer").predictor.state_dict())
+    finals = {f"final_linear_layers.layer{number}.{kind}" for number in range(4) for kind in ("weight", "bias")}
+    assert {name for name in names if name.startswith("final")} == finals
+    alone = build_nern(NernConfig(heads="per_layer"), KernelTable(SHAPES[:1]), None, 0)
+    assert {name for name in alone.predictor.state_dict() if name.startswith("final")} == {
+        "final_linear_layer.weight",
+        "final_linear_layer.bias",
+    }
+
+
+@pytest.mark.parametrize("rows", ["all", "drawn"])
+def test_training_lowers_the_error_of_every_layer(rows: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 4, 3))
+    original = as_original(network, None)
+    values = {
+        "nern.heads": "per_layer",
+        "nern.output_scales": "per_layer",
+        "nern.act_layer": "sine",
+        "nern.init": "siren",
+        "nern.hidden_layer_size": 32,
+        "nern.embeddings.type": "order",
+        "nern.embeddings.enc_levels": 8,
+        "nern.weights_batch_method": "random_batch",
+        "nern.weights_batch_size": 30,
+        "nern.reconstruction_rows": rows,
+        "nern.attention_loss_weight": 0.0,
+        "nern.distillation_loss_weight": 0.0,
+        "optim.optimizer_type": "muon",
+        "optim.lr": 3e-2,
+        "epochs": None,
+        "reconstruction.iterations": 100,
+    }
+    config = Config.from_dict(values)
+    nern = build_nern(config.nern, KernelTable.of(original.weights), None, 0, "cpu", original.weights)
+    scales = nern.predictor.output_scales.clone()  # type: ignore[union-attr, operator]
+
+    def errors() -> list[float]:
+        found = layer_errors(original.weight_names, original.weights, nern.reconstruct())
+        return [error.relative or 0.0 for error in found]
+
+    before = errors()
+    trainer = Trainer(config, [Member(original)], nern)
+    for _ in range(100):
+        trainer.do_step()
+    assert [after < 0.5 * start for after, start in zip(errors(), before, strict=True)] == [True] * 3, errors()
+    assert torch.equal(nern.predictor.output_scales, scales)  # type: ignore[arg-type]

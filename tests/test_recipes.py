@@ -1,0 +1,215 @@
+"""Recipes: what keys that are not given mean, in files, in their bases, on the command line and in Python."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nern.cli import main
+from nern.config import RECIPES, Config, check_keys, known_keys, recipe_values
+from nern.errors import NernError
+
+FILES = [name for name in RECIPES if name != "published"]
+
+
+def write(folder: Path, text: str, name: str = "config.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What `nern train` makes of these arguments."""
+    made: list[Config] = []
+    monkeypatch.setattr("nern.cli.train", lambda config, *args: made.append(config) or {})
+
+    def parse(*arguments: object) -> Config:
+        assert main(["train", *map(str, arguments)]) == 0
+        return made.pop()
+
+    return parse
+
+
+# --- without a recipe ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "seed: 0\n", "recipe: published\n"])
+def test_a_file_without_a_recipe_means_the_published_defaults(tmp_path: Path, typed: Any, text: str) -> None:
+    path = write(tmp_path, text)
+    assert Config.load(path) == Config().check()
+    assert Config.load(path).recipe == "published"
+    assert typed("--config_path", path) == Config().check()
+
+
+def test_keys_not_given_are_published_beside_those_given(tmp_path: Path) -> None:
+    loaded = Config.load(write(tmp_path, "nern: {hidden_layer_size: 77}\n"))
+    plain = Config().check()
+    plain.nern.hidden_layer_size = 77
+    assert loaded == plain
+    assert recipe_values("published") == {}
+
+
+# --- by name -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_recipe_is_the_same_from_everywhere(tmp_path: Path, typed: Any, name: str) -> None:
+    named = Config.of_recipe(name)
+    assert named.recipe == name
+    assert named != Config().check()
+    path = write(tmp_path, f"recipe: {name}\n")
+    write(tmp_path, f"recipe: {name}\n", "beneath.yaml")
+    heir = write(tmp_path, "base: beneath.yaml\n", "heir.yaml")
+    empty = write(tmp_path, "", "empty.yaml")
+    assert Config.load(path) == Config.load(heir) == Config.from_dict({"recipe": name}) == named
+    assert typed("--config_path", path) == typed("--config_path", heir) == named
+    assert typed("--recipe", name) == typed(f"--recipe={name}") == named
+    assert typed("--config_path", empty, "--recipe", name) == typed("--recipe", name, "--config_path", empty) == named
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_recipe_sets_what_its_file_says(name: str) -> None:
+    config, values = dotted(Config.of_recipe(name).to_dict()), dotted(recipe_values(name))
+    assert len(values) > 10
+    assert {key: config[key] for key in values} == values
+    plain = dotted(Config().check().to_dict())
+    others = plain.keys() - values.keys() - {"recipe"}
+    assert {key: config[key] for key in others} == {key: plain[key] for key in others}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_recipe_file_has_known_keys_and_names_neither_network_nor_task(name: str) -> None:
+    file = resources.files("nern") / "configs" / "recipes" / f"{name}.yaml"
+    text = file.read_text(encoding="utf-8")
+    assert isinstance(yaml.safe_load(text), dict)
+    values = recipe_values(name)
+    check_keys(values, Config)
+    keys = dotted(values)
+    assert keys.keys() <= known_keys(Config).keys()
+    of_a_network = ("task.", "networks", "teacher.", "original_model_path", "imports", "logging.", "seed", "recipe")
+    of_a_network += ("nern.hidden_layer_size", "nern.include", "nern.exclude", "nern.feature_maps", "nern.checkpoint")
+    assert [key for key in keys if key.startswith(of_a_network)] == []
+
+
+def test_every_recipe_file_has_a_name() -> None:
+    files = (resources.files("nern") / "configs" / "recipes").iterdir()
+    assert sorted(file.name for file in files) == sorted(f"{name}.yaml" for name in FILES)
+
+
+# --- what is given wins --------------------------------------------------------------------------------------------
+
+
+def test_keys_of_a_file_win_over_the_recipe(tmp_path: Path, typed: Any) -> None:
+    text = (
+        "recipe: nern\nnern: {act_layer: gelu, embeddings: {enc_levels: 9}}\noptim.weight_decay: 0.5\nbatch_size: 3\n"
+    )
+    path = write(tmp_path, text)
+    config, recipe = Config.load(path), Config.of_recipe("nern")
+    assert (config.nern.act_layer, config.nern.embeddings.enc_levels) == ("gelu", 9)
+    assert (config.optim.weight_decay, config.batch_size) == (0.5, 3)
+    assert config.nern.embeddings.type == recipe.nern.embeddings.type == "order"  # beside the key of its section
+    assert config.nern.init == recipe.nern.init
+    assert config.optim.betas == recipe.optim.betas
+    assert typed("--config_path", path) == config
+
+
+def test_a_value_given_is_kept_though_it_is_the_published_default(tmp_path: Path, typed: Any) -> None:
+    plain = Config()
+    path = write(tmp_path, f"recipe: nern\nnern: {{act_layer: {plain.nern.act_layer}}}\n")
+    assert Config.of_recipe("nern").nern.act_layer != plain.nern.act_layer
+    assert Config.load(path).nern.act_layer == plain.nern.act_layer
+    assert typed("--recipe", "nern", "--nern.act_layer", plain.nern.act_layer).nern.act_layer == plain.nern.act_layer
+
+
+def test_keys_of_a_base_win_over_a_recipe_that_its_heir_names(tmp_path: Path, typed: Any) -> None:
+    write(tmp_path, "nern: {act_layer: elu, init: default}\n", "beneath.yaml")
+    path = write(tmp_path, "base: beneath.yaml\nrecipe: nern\nnern.init: fmod\n")
+    for config in (Config.load(path), typed("--config_path", path)):
+        assert (config.nern.act_layer, config.nern.init) == ("elu", "fmod")
+        assert config.nern.embeddings.type == "order"
+
+
+def test_the_recipe_of_an_heir_wins_over_that_of_its_base(tmp_path: Path, typed: Any) -> None:
+    write(tmp_path, "recipe: nern\nnern: {act_layer: elu}\n", "beneath.yaml")
+    path = write(tmp_path, "base: beneath.yaml\nrecipe: published\n")
+    plain = Config().check()
+    plain.nern.act_layer = "elu"
+    assert Config.load(path) == typed("--config_path", path) == plain
+
+
+def test_what_is_typed_wins_over_file_and_recipe(tmp_path: Path, typed: Any) -> None:
+    path = write(tmp_path, "nern: {act_layer: elu, hidden_layer_size: 9}\n")
+    config = typed(
+        "--nern.act_layer", "gelu", "--recipe", "nern", "--config_path", path, "--reconstruction.iterations=7"
+    )
+    assert (config.nern.act_layer, config.nern.hidden_layer_size) == ("gelu", 9)
+    assert config.reconstruction.iterations == 7
+    assert config.reconstruction.optim == Config.of_recipe("nern").reconstruction.optim
+    file = write(tmp_path, "recipe: nern\n", "other.yaml")
+    assert typed("--config_path", file, "--recipe", "published") == Config().check()
+    assert typed("--recipe", "published", "--recipe", "nern") == Config.of_recipe("nern")
+
+
+def test_values_beside_a_recipe_in_python() -> None:
+    values = {"nern": {"hidden_layer_size": 5}, "optim.lr": 0.25}
+    config = Config.of_recipe("nern", values)
+    assert (config.nern.hidden_layer_size, config.optim.lr) == (5, 0.25)
+    assert config == Config.from_dict({"recipe": "nern", **values})
+    assert values == {"nern": {"hidden_layer_size": 5}, "optim.lr": 0.25}
+
+
+# --- mistakes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["nernn", "", None, 3])
+def test_an_unknown_recipe_lists_the_choices(name: object, tmp_path: Path) -> None:
+    with pytest.raises(NernError, match=r"unknown recipe .*published, nern|unknown recipe .*nern, published"):
+        Config.from_dict({"recipe": name})
+    path = write(tmp_path, yaml.safe_dump({"recipe": name}))
+    with pytest.raises(NernError, match="unknown recipe"):
+        Config.load(path)
+
+
+@pytest.mark.parametrize("arguments", [["--recipe", "nernn"], ["--recipe=nernn"], ["--recipe"]])
+def test_an_unknown_recipe_is_refused_when_typed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert "recipe" in message
+    assert "Traceback" not in message
+
+
+def test_lengths_of_a_published_run_do_not_mix_with_phases(tmp_path: Path) -> None:
+    with pytest.raises(NernError, match="set epochs and num_iterations to null"):
+        Config.load(write(tmp_path, "recipe: nern\nepochs: 20\n"))
+
+
+# --- saved and read again ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_saved_config_is_read_back_unchanged(tmp_path: Path, typed: Any, name: str) -> None:
+    config = Config.of_recipe(name, {"nern.hidden_layer_size": 9, "distillation.epochs": None})
+    config.save(tmp_path / "saved.yaml")
+    assert Config.load(tmp_path / "saved.yaml") == config
+    assert typed("--config_path", tmp_path / "saved.yaml") == config
+
+
+def test_a_saved_config_does_not_change_with_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config.of_recipe("nern")
+    config.save(tmp_path / "saved.yaml")
+    other = {"nern": {"act_layer": "elu", "num_blocks": 9}, "batch_size": 1}
+    monkeypatch.setattr("nern.config.schema.recipe_values", lambda name: other)
+    assert Config.load(tmp_path / "saved.yaml") == config
+    assert Config.of_recipe("nern").nern.act_layer == "elu"

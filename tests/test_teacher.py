@@ -1,0 +1,292 @@
+"""A teacher: another network's outputs are distilled; all else is compared with the original."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import nern
+from nern import Config, NernError
+from nern.cli import main
+from nern.errors import NernWarning
+from nern.experiment import build_experiment
+from nern.objectives.objective import Objective
+from nern.originals import CifarResNet
+from nern.originals.base import Original
+from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES
+from nern.training import Interrupted, RunFolder, Trainer
+
+BASE: dict[str, Any] = {
+    "nern.hidden_layer_size": 8,
+    "nern.embeddings.enc_levels": 4,
+    "nern.weights_batch_size": 64,
+    "nern.attention_loss_weight": 1e-3,
+    "nern.distillation_loss_weight": 1e-2,
+    "task.original_model_name": "ResNet8",
+    "task.task_name": "digits",
+    "optim.lr": 5e-3,
+    "logging.tracker": "none",
+    "logging.log_interval": 1,
+    "evaluation.held_out_images": 20,
+    "evaluation.test_images": 40,
+    "epochs": None,
+    "num_iterations": 5,
+    "batch_size": 8,
+    "eval_epochs_interval": None,
+    "save_epochs_interval": None,
+    "loss_warmup_iterations": 1,
+}
+TEACHER = {"teacher.original_model_name": "ResNet8", "teacher.original_model_kwargs": {"widths": [6, 8, 10]}}
+Configure = Callable[..., Config]
+
+
+def network(seed: int, widths: list[int], classes: int = 10) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CifarResNet(8, in_channels=1, widths=widths, num_classes=classes)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the weights of a very small ResNet for digits, of a wider one, and of one for other classes."""
+    folder = tmp_path_factory.mktemp("networks")
+    torch.save(network(3, [4, 6, 8]).state_dict(), folder / "original.pt")
+    torch.save(network(4, [6, 8, 10]).state_dict(), folder / "teacher.pt")
+    torch.save(network(5, [6, 8, 10], classes=7).state_dict(), folder / "seven.pt")
+    return folder
+
+
+@pytest.fixture
+def configure(files: Path, tmp_path: Path) -> Configure:
+    """Makes the config of a short run with a teacher; dotted keys win over its own."""
+
+    def make(given: Mapping[str, Any] | None = None) -> Config:
+        paths = {"original_model_path": str(files / "original.pt"), "logging.log_dir": str(tmp_path / "runs")}
+        teacher = {
+            "teacher.original_model_name": "ResNet8",
+            "teacher.original_model_path": str(files / "teacher.pt"),
+        }
+        return Config.from_dict(paths | BASE | teacher | dict(given or {}))
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the picture out, the slowest part of a short run."""
+    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def train(config: Config) -> RunFolder:
+    return RunFolder(nern.train(config, quiet())["run_folder"])
+
+
+# --- the objective -------------------------------------------------------------------------------------------------
+
+
+def moved(original: Original) -> list[Tensor]:
+    rng = torch.Generator().manual_seed(9)
+    return [w + 0.1 * torch.randn(w.shape, generator=rng) for w in original.weights]
+
+
+@pytest.mark.parametrize("maps", [0.0, 0.5])
+def test_outputs_are_the_teachers_and_feature_maps_the_originals(images: Tensor, maps: float) -> None:
+    original, teacher = Original(network(3, [4, 6, 8])), Original(network(4, [6, 8, 10]))
+    config = Config.from_dict({"nern.attention_loss_weight": maps, "nern.distillation_loss_weight": 0.25}).nern
+    weights = moved(original)
+    with_teacher, without = Objective(config, original, teacher), Objective(config, original)
+    found, plain = with_teacher(weights, images), without(weights, images)
+    outputs, own_maps = original.run(weights, images, None, True)
+    distilled = DISTILLATION_LOSSES[config.distillation_loss_type]
+    torch.testing.assert_close(found.terms["distillation"], distilled(teacher(images), outputs))
+    torch.testing.assert_close(plain.terms["distillation"], distilled(original(images), outputs))
+    assert not torch.allclose(found.terms["distillation"], plain.terms["distillation"])
+    assert ("feature_maps" in found.terms) is (maps > 0)
+    if maps:
+        of_original = original.features(images)[1]
+        compared = FEATURE_MAP_LOSSES[config.attention_loss_type](of_original, own_maps)
+        torch.testing.assert_close(found.terms["feature_maps"], compared)
+        assert torch.equal(found.terms["feature_maps"], plain.terms["feature_maps"])
+    assert torch.equal(found.terms["reconstruction"], plain.terms["reconstruction"])
+    terms = {"reconstruction": 1.0, "distillation": 0.25, "feature_maps": maps}
+    torch.testing.assert_close(found.total, sum(terms[name] * value for name, value in found.terms.items()))
+
+
+def test_the_teacher_gets_no_gradient(images: Tensor) -> None:
+    original, teacher = Original(network(3, [4, 6, 8])), Original(network(4, [6, 8, 10]))
+    weights = [w.requires_grad_() for w in moved(original)]
+    Objective(Config().nern, original, teacher)(weights, images).total.backward()
+    assert all(w.grad is not None for w in weights)
+    assert not any(p.requires_grad for p in teacher.network.parameters())
+    assert not teacher.network.training
+
+
+def test_a_teacher_that_is_the_original_changes_nothing(images: Tensor) -> None:
+    original = Original(network(3, [4, 6, 8]))
+    config, weights = Config().nern, moved(original)
+    twin = Original(network(3, [4, 6, 8]))
+    found = [Objective(config, original, each)(weights, images).total for each in (None, original, twin)]
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(found[0], found[2])
+
+
+# --- built from a config -------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_of_a_config_is_built_from_its_file(configure: Configure, images: Tensor) -> None:
+    experiment = build_experiment(configure())
+    (member,) = experiment.members
+    teacher = member.teacher
+    assert teacher is not None
+    torch.testing.assert_close(teacher(images), network(4, [6, 8, 10]).eval()(images).detach())
+    assert experiment.nern.table.num_weights == sum(w.numel() for w in member.original.weights)
+    trainer = Trainer(experiment.config, experiment.members, experiment.nern, experiment.extra)
+    assert trainer.differentiate.objectives[0].teacher is teacher
+    assert build_experiment(configure(), train=False).members[0].teacher is None
+
+
+def test_without_a_teacher_it_is_the_original(configure: Configure) -> None:
+    given = {"teacher.original_model_name": None, "teacher.original_model_path": None}
+    experiment = build_experiment(configure(given))
+    assert experiment.members[0].teacher is None
+    objective = Trainer(experiment.config, experiment.members, experiment.nern).differentiate.objectives[0]
+    assert objective.teacher is objective.original
+
+
+def test_a_teacher_may_have_arguments_and_random_weights_with_a_warning(configure: Configure) -> None:
+    with pytest.warns(NernWarning, match="ResNet8 has random weights"):
+        experiment = build_experiment(configure(TEACHER | {"teacher.original_model_path": None}))
+    teacher = experiment.members[0].teacher
+    assert teacher is not None
+    assert [p.shape[0] for name, p in teacher.network.named_parameters() if name == "conv1.weight"] == [6]
+
+
+def test_a_teacher_with_weights_gives_no_warning(configure: Configure) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_experiment(configure())
+
+
+def test_paths_of_the_teacher_are_named_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"teacher.original_model_name": "mine.py:make", "teacher.original_model_path": "teacher.pt"}
+    config = Config.from_dict(names).with_absolute_paths()
+    assert config.teacher.original_model_path == str(tmp_path / "teacher.pt")
+    assert config.teacher.original_model_name == f"{tmp_path / 'mine.py'}:make"
+    shipped = Config.from_dict(names | {"teacher.original_model_path": "pretrained:digits-resnet8"})
+    assert shipped.with_absolute_paths().teacher.original_model_path == "pretrained:digits-resnet8"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"teacher.original_model_name": "ResNet9"}, r"unknown .*'ResNet9'.*ResNet8"),
+        ({"teacher.original_model_name": None}, r"teacher\.original_model_name is null, which makes the original"),
+        (
+            {
+                "teacher.original_model_name": None,
+                "teacher.original_model_path": None,
+                "teacher.original_model_kwargs": {"a": 1},
+            },
+            r"teacher\.original_model_name is null",
+        ),
+        ({"nern.distillation_loss_weight": 0.0}, r"set nern\.distillation_loss_weight above 0"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_built(
+    configure: Configure, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(NernError, match=message):
+        configure(values)
+
+
+def test_several_networks_have_no_teacher(files: Path) -> None:
+    networks = [{"original_model_path": str(files / "original.pt")}] * 2
+    with pytest.raises(NernError, match="teacher works with one original network; networks lists several"):
+        Config.from_dict({"networks": networks, "teacher.original_model_name": "ResNet8"})
+
+
+def test_a_teacher_of_other_classes_is_refused(configure: Configure, files: Path) -> None:
+    config = configure({"teacher.original_model_path": str(files / "seven.pt")})
+    with pytest.raises(NernError, match=r"ResNet8 gives outputs of shape \(7,\) an image; task digits has 10 classes"):
+        build_experiment(config)
+
+
+def test_a_teacher_of_other_images_is_refused(configure: Configure) -> None:
+    given = TEACHER | {"teacher.original_model_path": None, "teacher.original_model_kwargs": {"in_channels": 3}}
+    with (
+        pytest.raises(NernError, match=r"ResNet8 does not take the \(1, 8, 8\) images of digits"),
+        pytest.warns(NernWarning, match="random weights"),
+    ):
+        build_experiment(configure(given))
+
+
+def test_a_missing_file_of_the_teacher_is_named(configure: Configure, tmp_path: Path) -> None:
+    with pytest.raises(NernError, match=r"gone\.pt"):
+        build_experiment(configure({"teacher.original_model_path": str(tmp_path / "gone.pt")}))
+
+
+# --- runs ----------------------------------------------------------------------------------------------------------
+
+
+def losses(folder: RunFolder, term: str) -> list[float]:
+    return [record[term] for record in folder.load_state()["losses"] if term in record]
+
+
+def test_a_run_follows_its_teacher_and_is_evaluated_against_the_original(
+    configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = {"teacher.original_model_name": None, "teacher.original_model_path": None}
+    folder, plain = train(configure()), train(configure(none))
+    assert losses(folder, "reconstruction")[0] == losses(plain, "reconstruction")[0]
+    assert losses(folder, "feature_maps")[0] == pytest.approx(losses(plain, "feature_maps")[0])
+    assert losses(folder, "distillation")[0] != pytest.approx(losses(plain, "distillation")[0])
+    metrics = json.loads(folder.metrics.read_text())
+    assert metrics["original"] == json.loads(plain.metrics.read_text())["original"]
+    assert metrics["sizes"]["original_parameters"] == sum(p.numel() for p in network(3, [4, 6, 8]).parameters())
+    file = folder.root / "figures.json"
+    assert main(["evaluate", "--run", str(folder.root), "--json", str(file)]) == 0
+    assert "Traceback" not in capsys.readouterr().err
+    figures = json.loads(file.read_text())
+    assert figures["original"]["top1"] == metrics["original"]["test"]["top1"]
+    assert figures["reconstructed"]["agreement"] == metrics["best"]["test"]["agreement"]
+
+
+def test_a_run_with_a_teacher_goes_on_as_if_uninterrupted(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure()
+    whole = train(config).load_state()
+    train_step = Trainer.train_step
+
+    def stopping(self: Trainer, *args: Any) -> Any:
+        found = train_step(self, *args)
+        if self.step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stopping)
+        with pytest.raises(Interrupted):
+            nern.train(config, quiet())
+    folder = RunFolder(Path(config.logging.log_dir) / "NeRN_Train-2")
+    assert folder.load_state()["step"] == 3
+    nern.resume(folder.root, quiet())
+    resumed = folder.load_state()
+    assert resumed["losses"] == whole["losses"]
+    assert resumed["evaluations"] == whole["evaluations"]
+    assert all(torch.equal(value, whole["predictor"][name]) for name, value in resumed["predictor"].items())
