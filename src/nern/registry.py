@@ -77,6 +77,7 @@ ORDERINGS: Registry[Any] = Registry("ordering (nern.embeddings.permutations.perm
 SAMPLING_MODES: Registry[Any] = Registry("sampling mode (nern.sampling_mode)")
 WEIGHT_BATCHES: Registry[Any] = Registry("weight batch method (nern.weights_batch_method)")
 RECONSTRUCTION_LOSSES: Registry[Any] = Registry("reconstruction loss (nern.reconstruction_loss_type)")
+WEIGHTINGS: Registry[Any] = Registry("weighting of reconstruction errors (nern.weighting)")
 FEATURE_MAP_LOSSES: Registry[Any] = Registry("feature-map loss (nern.attention_loss_type)")
 DISTILLATION_LOSSES: Registry[Any] = Registry("distillation loss (nern.distillation_loss_type)")
 TASK_LOSSES: Registry[Any] = Registry("task loss (nern.task_loss_type)")

@@ -61,10 +61,11 @@ class ProgressDisplay:
             return
         shown: dict[str, Any] = {}
         if step % UPDATE_EVERY == 0 or step == self.total:
-            short = {"reconstruction": "rec", "feature_maps": "maps", "distillation": "dist"}
+            short = {"reconstruction": "rec", "frequency": "freq", "feature_maps": "maps", "distillation": "dist"}
             parts = [f"{short.get(name, name)} {float(value.detach()):.4g}" for name, value in losses.terms.items()]
             shown = {"losses": " ".join(parts)}
-        phase = "distillation" if len(losses.terms) > 1 else self._phase(step - 1)
+        with_images = not losses.terms.keys() <= {"reconstruction", "frequency"}
+        phase = "distillation" if with_images else self._phase(step - 1)
         phase = phase if "reconstruction" in losses.terms else "training"
         self._bar.update(self._task, completed=step, description=phase, **shown)
 
@@ -121,8 +122,15 @@ def result_table(metrics: dict[str, Any]) -> Table:
         f"{sizes['predictor_parameters']:,} ({sizes['predictor_share']:.1%})",
     )
     table.add_row("parameters: all", f"{sizes['original_parameters']:,}", f"{sizes['reconstructed_parameters']:,}")
-    parts = {"predictor": "represented_bytes", "ordering": None, "kept": "original_kept_bytes"}
-    labels = {"predictor": "bytes: represented / predictor", "ordering": "bytes: ordering", "kept": "bytes: the rest"}
+    parts = {"predictor": "represented_bytes", "ordering": None, "outlier": None, "kept": "original_kept_bytes"}
+    labels = {
+        "predictor": "bytes: represented / predictor",
+        "ordering": "bytes: ordering",
+        "outlier": f"bytes: {sizes.get('outliers', 0):,} outliers",
+        "kept": "bytes: the rest",
+    }
+    if not sizes.get("outliers"):
+        del parts["outlier"]
     for part, before in parts.items():
         left = "-" if before is None else bytes_text(sizes[before])
         table.add_row(labels[part], left, bytes_text(sizes[f"{part}_bytes"]))

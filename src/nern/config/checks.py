@@ -43,6 +43,7 @@ def _check_names(config: Config) -> None:
         (registry.SAMPLING_MODES, n.sampling_mode),
         (registry.WEIGHT_BATCHES, n.weights_batch_method),
         (registry.RECONSTRUCTION_LOSSES, n.reconstruction_loss_type),
+        (registry.WEIGHTINGS, n.weighting),
         (registry.FEATURE_MAP_LOSSES, n.attention_loss_type),
         (registry.DISTILLATION_LOSSES, n.distillation_loss_type),
         (registry.TASK_LOSSES, n.task_loss_type),
@@ -80,6 +81,7 @@ def check_task(task: TaskConfig) -> None:
         raise NernError(f"task.random_data is {task.random_data!r}, but task.use_random_data is not set")
 
 
+KERNEL_INDICES = 3  # of a kernel's coordinate; single weights have five
 _TASK_AT_LEAST = {"input_size": 1, "mixup": 0, "cutmix": 0, "inversion_images": 1, "inversion_steps": 0}
 _OPTIM_AT_LEAST = {
     "optim.step_interval": 0,
@@ -105,6 +107,9 @@ _AT_LEAST = COMMON_AT_LEAST | {
     "nern.num_blocks": 2,
     "nern.hidden_layer_size": 1,
     "nern.weights_batch_size": 1,
+    "nern.weighting_power": 0,
+    "nern.weighting_images": 1,
+    "nern.outliers": 0,
     "nern.embeddings.enc_levels": 1,
     "nern.embeddings.num_idxs": 1,
     "nern.embeddings.permutations.num_workers": 1,
@@ -203,7 +208,8 @@ def check_logging(logging: LoggingConfig) -> None:
 
 def _check_combinations(config: Config) -> None:
     n, e = config.nern, config.nern.embeddings
-    weights = [getattr(n, f"{term}_loss_weight") for term in ("reconstruction", "attention", "distillation", "task")]
+    terms = ("reconstruction", "frequency", "attention", "distillation", "task")
+    weights = [getattr(n, f"{term}_loss_weight") for term in terms]
     if not all(math.isfinite(number) for number in (*weights, *e.gauss_scale)):
         raise NernError("the loss weights under nern and nern.embeddings.gauss_scale must be finite numbers")
     if n.reconstruction_loss_weight < 0 or not any(weight > 0 for weight in weights):
@@ -219,9 +225,19 @@ def _check_combinations(config: Config) -> None:
     elif (config.epochs is None) == (config.num_iterations is None):
         given = f"epochs is {config.epochs} and num_iterations is {config.num_iterations}"
         raise NernError(f"set exactly one of epochs and num_iterations, the other to null ({given})")
+    _check_errors(config)
     wanted = registry.PREDICTORS.info(n.method)["num_idxs"]
     if e.num_idxs != wanted:
         raise NernError(f"nern.method {n.method!r} needs nern.embeddings.num_idxs {wanted}, not {e.num_idxs}")
+    if registry.ENCODINGS.info(e.type).get("by_order"):
+        if e.fusion_mode != "concat":
+            raise NernError(
+                f"nern.embeddings.type {e.type!r} has one index; nern.embeddings.fusion_mode must be 'concat'"
+            )
+        if e.num_idxs != KERNEL_INDICES:
+            raise NernError(
+                f"nern.embeddings.type {e.type!r} places kernels; nern.method {n.method!r} predicts single weights"
+            )
     if e.type == "ffn":
         if e.fusion_mode != "concat":
             raise NernError(
@@ -251,8 +267,14 @@ def _check_combinations(config: Config) -> None:
         raise NernError(f"nern.checkpoint_path is set but nern.init is {n.init!r}; set nern.init to 'checkpoint'")
     if registry.WEIGHT_BATCHES.info(n.weights_batch_method)["needs_size"] and n.weights_batch_size is None:
         raise NernError(f"nern.weights_batch_method {n.weights_batch_method!r} needs nern.weights_batch_size")
-    if n.norm_layer == "bn" and n.weights_batch_size == 1:
-        raise NernError("nern.norm_layer 'bn' needs statistics of several rows; nern.weights_batch_size is 1")
+    sizes = {
+        "nern": n.weights_batch_size,
+        "reconstruction": config.reconstruction.weights_batch_size,
+        "distillation": config.distillation.weights_batch_size,
+    }
+    for section, size in sizes.items():
+        if n.norm_layer == "bn" and size == 1:
+            raise NernError(f"nern.norm_layer 'bn' needs statistics of several rows; {section}.weights_batch_size is 1")
     if n.task_loss_weight > 0 and any(member.task.use_random_data for member in config.members()):
         raise NernError("nern.task_loss_weight above 0 needs labels; task.use_random_data has none")
     if config.evaluation.best_on == "test" and config.evaluation.test_images == 0:
@@ -264,3 +286,23 @@ def _check_combinations(config: Config) -> None:
         raise NernError("learn_fc_layer works with one original network; networks lists several")
     if config.networks and (config.original_model_path is not None or config.task != TaskConfig()):
         raise NernError("networks takes the place of original_model_path and task; set either those or networks")
+
+
+def _check_errors(config: Config) -> None:
+    """Weighting, outliers and frequencies of reconstruction errors."""
+    n, first, second = config.nern, config.reconstruction, config.distillation
+    if not math.isfinite(n.weighting_power):
+        raise NernError(f"nern.weighting_power (={n.weighting_power}) must be finite")
+    if not n.outliers < 1:
+        raise NernError(f"nern.outliers (={n.outliers}) is a share of the weights, from 0 to below 1")
+    if n.frequency_loss_weight <= 0 or n.reconstruction_rows == "all":
+        return
+    phases = (("reconstruction", first), ("distillation", second))
+    drawn = [(f"{name}.weights_batch_method", phase.weights_batch_method) for name, phase in phases]
+    for key, method in (("nern.weights_batch_method", n.weights_batch_method), *drawn):
+        if method not in (None, "all"):
+            raise NernError(
+                f"nern.frequency_loss_weight (={n.frequency_loss_weight}) compares whole layers, but "
+                f"nern.reconstruction_rows is 'drawn' and {key} is {method!r}; set {key} to 'all', or "
+                "nern.reconstruction_rows to 'all'"
+            )

@@ -120,8 +120,23 @@ class NernConfig:
     """Weight of the task loss (needs labels); 0 or below switches it off, as in all published runs."""
     task_loss_type: str = "CELoss"
     """Task loss: 'CELoss', 'StableCELoss', 'NLLLoss' (expects log-probabilities), 'NoLoss'."""
+    frequency_loss_weight: float = 0.0
+    """Weight of the focal frequency loss: the reconstruction error along the order of each layer's kernels, where each
+    frequency counts by its own current error; 0 or below switches it off. Needs all rows in every step."""
     reconstruction_loss_type: str = "L2Loss"
     """Reconstruction loss: 'L2Loss' (root of the mean squared error of all weights), 'MSELoss' (mean over layers)."""
+    weighting: str = "none"
+    """What the squared errors of the reconstruction losses are multiplied by, measured on the original once before training:
+    'none' (1), 'activations' (mean square of the inputs that a weight multiplies), 'fisher' (mean squared derivative of the
+    log-probability of a class drawn from the outputs), 'layers' (one number a layer: how far noise in it alone moves the
+    outputs). The mean over all weights is 1."""
+    weighting_power: float = 0.5
+    """Power that these factors are raised to: 1 as measured, 0 none."""
+    weighting_images: int = 512
+    """Images of the training stream that they are measured on; normal noise where there is none."""
+    outliers: float = 0.0
+    """Share of the represented weights that are stored exactly, with their places, and not predicted: those of largest
+    magnitude relative to the root mean square of their layer. 0: none."""
     attention_loss_type: str = "L2BatchedAttentionLoss"
     """Feature-map loss: 'L2BatchedAttentionLoss', 'L2AttentionLoss', 'SPAttentionLoss'."""
     distillation_loss_type: str = "KLDivLoss"

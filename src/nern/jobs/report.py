@@ -10,9 +10,11 @@ import torch
 from nern.errors import NernError
 from nern.evaluation import LayerError, layer_errors
 from nern.experiment import Experiment
-from nern.files import load_safetensors, load_state_dict, write_json
+from nern.files import load_safetensors, load_state_dict, save_safetensors, write_json
 from nern.jobs.session import common_metrics
 from nern.ordering.store import content_key, save_ordering
+from nern.processes import ALONE, Processes
+from nern.representation.outliers import Outliers
 from nern.training.members import Member, split_by_network
 from nern.training.run_folder import RunFolder
 from nern.training.trainer import Trainer
@@ -31,6 +33,12 @@ def original_digest(experiment: Experiment) -> str:
     return " ".join(member.original.digest() for member in experiment.members)
 
 
+def digests(experiment: Experiment) -> dict[str, str]:
+    """Of the originals, and of the teacher if there is one."""
+    teachers = [member.teacher.digest() for member in experiment.members if member.teacher is not None]
+    return {"original": original_digest(experiment)} | ({"teacher": " ".join(teachers)} if teachers else {})
+
+
 def store_ordering(experiment: Experiment, folder: RunFolder) -> None:
     """Write the ordering into the run folder, unless it is 'none'."""
     if experiment.ordering.mode != "none":
@@ -39,10 +47,28 @@ def store_ordering(experiment: Experiment, folder: RunFolder) -> None:
         save_ordering(folder.ordering, experiment.ordering, key)
 
 
+def store_outliers(experiment: Experiment, folder: RunFolder) -> None:
+    """Write the weights kept apart into the run folder, if there are some."""
+    if experiment.nern.outliers is not None:
+        save_safetensors(folder.outliers, experiment.nern.outliers.tensors())
+
+
+def restore_outliers(experiment: Experiment, folder: RunFolder, processes: Processes = ALONE) -> None:
+    """Take the weights kept apart from the run folder, which the main process reads. Raises NernError if their file is
+    missing, damaged or does not fit."""
+    if experiment.nern.outliers is not None:
+        tensors, _ = processes.from_main(lambda: load_safetensors(folder.outliers, "outliers of the run"))
+        experiment.nern.keep_outliers(Outliers.from_tensors(tensors, experiment.nern.table, folder.outliers))
+
+
 def check_original(experiment: Experiment, folder: RunFolder) -> None:
-    """Raise NernError if the weights of the original are no longer those the run was trained on."""
-    stored = load_safetensors(folder.kept, "kept parameters of the run")[1].get("original")
-    if stored != original_digest(experiment):
+    """Raise NernError if the weights of the original, or of the teacher where it is needed, are no longer those the run was
+    trained with."""
+    stored, now = load_safetensors(folder.kept, "kept parameters of the run")[1], digests(experiment)
+    if "teacher" in stored and now.get("teacher", stored["teacher"]) != stored["teacher"]:
+        path = experiment.config.teacher.original_model_path
+        raise NernError(f"the teacher of run {folder.root} had other weights than {path} now")
+    if stored.get("original") != now["original"]:
         paths = [str(network.original_model_path) for network in experiment.config.members()]
         raise NernError(f"the original network of run {folder.root} had other weights than {', '.join(paths)} now")
 
@@ -109,11 +135,13 @@ def _sizes(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
     """Parameters, and bytes: of the originals' tensors, and of the run's files on disk."""
     originals, nern_ = [member.original for member in experiment.members], experiment.nern
     represented, parameters = nern_.table.num_weights, sum(o.num_parameters for o in originals)
+    outliers = 0 if nern_.outliers is None else len(nern_.outliers)
     return {
         "represented_parameters": represented,
         "original_parameters": parameters,
         "predictor_parameters": nern_.num_parameters,
-        "reconstructed_parameters": parameters - represented + nern_.num_parameters,
+        "outliers": outliers,
+        "reconstructed_parameters": parameters - represented + nern_.num_parameters + outliers,
         "predictor_share": nern_.num_parameters / represented,
         "original_bytes": sum(_bytes(o.network.state_dict().values()) for o in originals),
         "represented_bytes": sum(_bytes(o.weights) for o in originals),
@@ -121,6 +149,8 @@ def _sizes(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
         "predictor_bytes": folder.checkpoint("best").stat().st_size,
         "ordering_bytes": folder.ordering.stat().st_size if folder.ordering.is_file() else 0,
         "ordering_bytes_at_least": experiment.ordering.bits() / 8,
+        "outlier_bytes": folder.outliers.stat().st_size if folder.outliers.is_file() else 0,
+        "outlier_bytes_at_least": 0 if nern_.outliers is None else nern_.outliers.bits(represented) / 8,
         "kept_bytes": folder.kept.stat().st_size,
     }
 

@@ -11,7 +11,15 @@ from rich.console import Console
 from nern.config import Config
 from nern.experiment import Experiment, build_experiment
 from nern.files import check_writable, save_safetensors, write_json
-from nern.jobs.report import check_original, finish, kept_tensors, original_digest, store_ordering
+from nern.jobs.report import (
+    check_original,
+    digests,
+    finish,
+    kept_tensors,
+    restore_outliers,
+    store_ordering,
+    store_outliers,
+)
 from nern.jobs.session import continue_from, new_folder, run_loop, saved_run
 from nern.processes import Processes, join
 from nern.representation.nern import NeRN
@@ -46,7 +54,8 @@ def train(config: Config, console: Console | None = None, json_path: str | Path 
         if folder is not None:
             config.with_absolute_paths().save(folder.config)
             store_ordering(experiment, folder)
-            save_safetensors(folder.kept, kept_tensors(experiment), {"original": original_digest(experiment)})
+            store_outliers(experiment, folder)
+            save_safetensors(folder.kept, kept_tensors(experiment), digests(experiment))
         return _run(experiment, trainer, folder, console, json_path)
 
 
@@ -67,6 +76,7 @@ def resume(path: str | Path, console: Console | None = None, json_path: str | Pa
     if config.nern.init == "checkpoint":  # the state holds the weights; the file may be gone
         config.nern.init, config.nern.checkpoint_path = "default", None
     experiment = build_experiment(config, processes=processes)
+    restore_outliers(experiment, folder, processes)
     if processes.main:
         check_original(experiment, folder)
         if not folder.ordering.is_file():
@@ -135,7 +145,7 @@ def _sizes_text(nern_: NeRN) -> str:
 
 
 def _steps_text(trainer: Trainer) -> str:
-    parts = ", ".join(f"{phase.name} {phase.steps:,}" for phase in trainer.phases)
+    parts = ", ".join(f"{phase.name}: {phase.steps:,}" for phase in trainer.phases)
     return f"{trainer.total_steps:,} steps{f' ({parts})' if len(trainer.phases) > 1 else ''}"
 
 

@@ -21,6 +21,7 @@ from nern.representation.coordinates import TableCoordinates
 from nern.representation.encoding import Encoded, Encoding, Encodings
 from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable
+from nern.representation.outliers import Outliers, find_outliers
 from nern.representation.predictor import build_predictor, parameters_of
 
 # Rows in one forward call on a CPU without gradient: what lies between the layers stays in its cache.
@@ -36,8 +37,14 @@ class NeRN(nn.Module):
         encoded: encodings of the table's rows.
         chunk: rows in one forward call of the predictor; None: all. It bounds memory and changes no value (but for
             batch norm while training, whose statistics are those of a chunk).
-        scales: what the predictor's `output_scales`, if it has some, belong to: 'per_layer', or 'per_size' (a head each).
+        scales: what the predictor's `output_scales`, if it has some, belong to: 'per_layer' or 'per_size'.
+        orders: of each layer, its kernels as they follow each other in the ordering; None: as they are.
+
+    Attributes:
+        outliers: weights that are kept, not predicted; None: there are none.
     """
+
+    outliers: Outliers | None = None
 
     def __init__(
         self,
@@ -46,15 +53,17 @@ class NeRN(nn.Module):
         encoded: Encoded,
         chunk: int | None = None,
         scales: str = "none",
+        orders: Sequence[Int[Tensor, " kernels"]] | None = None,
     ) -> None:
         super().__init__()
+        self._orders = orders
         self.heads, self.table = heads, heads.table
         self.predictor = predictor
         self.encoded = encoded
         self.chunk = chunk or self.table.rows
         several = len(heads.sizes) > 1
         self._ends = torch.tensor(self.table.starts[1:])
-        self._scale_of = torch.tensor(heads.of_layer if scales == "per_size" else range(len(heads.of_layer)))
+        self._scale_of = torch.tensor(scale_groups(self.table, scales))
         on_cpu = all(p.device.type == "cpu" for p in predictor.parameters())
         self._cached = CACHED_ROWS if on_cpu else self.chunk
         self._rows = [heads.rows(head) for head in range(len(heads.sizes))] if several else None
@@ -98,8 +107,32 @@ class NeRN(nn.Module):
     def weights(self, predictions: Sequence[Float[Tensor, "r h w"]] | None = None) -> list[Tensor]:
         """The weight tensors of all layers, from predictions of all rows, one tensor a head (None: predicted here)."""
         predictions = self() if predictions is None else predictions
-        layers = range(len(self.table.shapes))
-        return [self.table.to_weight(self.heads.layer(predictions, index), index) for index in layers]
+        return [self.weight(self.heads.part(predictions, index), index) for index in range(len(self.table.shapes))]
+
+    def weight(self, predicted: Float[Tensor, "r h w"], index: int) -> Tensor:
+        """The weight tensor of layer `index` from the predictions of its rows: sampled to its size, outliers in their
+        places. Differentiable; no gradient flows to where an outlier is."""
+        weight = self.table.to_weight(self.heads.sampled(predicted, index), index)
+        if self.outliers is None:
+            return weight
+        places, values = getattr(self, f"places_{index}"), getattr(self, f"values_{index}")
+        return weight.flatten().scatter(0, places, values.to(weight.dtype)).view_as(weight)
+
+    def order(self, index: int) -> Int[Tensor, " kernels"]:
+        """The kernels of layer `index` (filter * channels + channel) as they follow each other in the ordering."""
+        if self._orders is None:
+            filters, channels, _, _ = self.table.shapes[index]
+            return torch.arange(filters * channels, device=next(self.predictor.parameters()).device)
+        return self._orders[index]
+
+    def keep_outliers(self, outliers: Outliers | None) -> None:
+        """Keep these weights from now on in place of what is predicted for them; None: none."""
+        self.outliers = outliers
+        if outliers is not None:
+            device = next(self.predictor.parameters()).device
+            for index, (places, values) in enumerate(outliers.of_layers(self.table)):
+                self.register_buffer(f"places_{index}", places.to(device), persistent=False)
+                self.register_buffer(f"values_{index}", values.to(device), persistent=False)
 
     @torch.no_grad()
     def reconstruct(self) -> list[Tensor]:
@@ -140,7 +173,7 @@ def build_heads(config: NernConfig, table: KernelTable) -> Heads:
 
 def predictor_arguments(config: NernConfig, heads: Heads) -> dict[str, Any]:
     """Arguments of the predictor that `config` describes."""
-    scales = {"none": 0, "per_layer": len(heads.of_layer), "per_size": len(set(heads.sizes))}[config.output_scales]
+    scales = 0 if config.output_scales == "none" else max(scale_groups(heads.table, config.output_scales)) + 1
     return {
         "input_size": build_encoding(config.embeddings, heads.table).size,
         "kernel_sizes": heads.sizes,
@@ -181,7 +214,8 @@ def build_nern(
         ordering: of their kernels; None: as they are.
         seed: of the initialisation.
         device: of predictor and coordinates.
-        weights: the originals', to which output scales are set; None: they stay as they are (a checkpoint's, or 1).
+        weights: the originals', to which output scales are set and among which outliers are found; None: scales stay as
+            they are (a checkpoint's, or 1), and there are no outliers.
 
     Raises:
         NernError: a kernel larger than `output_size`; a checkpoint that does not fit.
@@ -191,20 +225,32 @@ def build_nern(
     predictor: Any = initial_predictor(config, heads, seed)
     if config.output_scales != "none" and weights is not None and config.init != "checkpoint":
         with torch.no_grad():
-            predictor.output_scales.copy_(layer_scales(weights, heads, config.output_scales))
+            predictor.output_scales.copy_(output_scales(weights, scale_groups(table, config.output_scales)))
     positions = ordering.positions(table.shapes) if ordering and ordering.mode != "none" else None
     coordinates = TableCoordinates(table, positions, config.embeddings.normalization_mode or "none", device)
     encoded = build_encoding(config.embeddings, table).prepare(coordinates)
-    return NeRN(heads, predictor.to(device), encoded, config.weights_batch_size, config.output_scales)
+    orders = None
+    if positions is not None and config.frequency_loss_weight > 0:
+        orders = [of_layer.argsort().to(device) for of_layer in positions]
+    nern = NeRN(heads, predictor.to(device), encoded, config.weights_batch_size, config.output_scales, orders)
+    if config.outliers and weights is not None:
+        nern.keep_outliers(find_outliers(weights, config.outliers))
+    return nern
 
 
-def layer_scales(weights: Sequence[Tensor], heads: Heads, kind: str) -> Float[Tensor, " scales"]:
-    """Root mean square of the weights of each layer ('per_layer'), or of all layers of each kernel size ('per_size'). 1
-    where all are zero."""
-    groups = [[w] for w in weights]
-    if kind == "per_size":
-        groups = [[weights[index] for index in heads.layers(head)] for head in range(len(heads.sizes))]
-    found = torch.stack(
-        [torch.cat([w.detach().flatten() for w in group]).float().square().mean().sqrt() for group in groups]
-    )
+def scale_groups(table: KernelTable, kind: str) -> list[int]:
+    """Of each layer, the number of its output scale: its own ('per_layer'), or that of its kernel size ('per_size')."""
+    if kind != "per_size":
+        return list(range(len(table.shapes)))
+    sizes = [shape[2:] for shape in table.shapes]
+    distinct = list(dict.fromkeys(sizes))
+    return [distinct.index(size) for size in sizes]
+
+
+def output_scales(weights: Sequence[Tensor], groups: Sequence[int]) -> Float[Tensor, " scales"]:
+    """Root mean square of the weights of each group of layers; 1 where all are zero."""
+    joined: list[list[Tensor]] = [[] for _ in range(max(groups) + 1)]
+    for weight, group in zip(weights, groups, strict=True):
+        joined[group].append(weight.detach().flatten())
+    found = torch.stack([torch.cat(group).float().square().mean().sqrt() for group in joined])
     return torch.where(found > 0, found, torch.ones_like(found)).cpu()

@@ -2,6 +2,7 @@
 
 config.yaml             the resolved configuration
 ordering.safetensors    the ordering (absent with 'none')
+outliers.safetensors    weights kept apart, with their positions (absent where there are none)
 kept.safetensors        parameters and buffers of the original that the NeRN does not represent
 checkpoints/*.pt        predictor state dicts: best, last, step_N
 checkpoints/*.fc.safetensors   the final fully connected layer, where it was trained
@@ -97,6 +98,11 @@ class RunFolder:
     def ordering(self) -> Path:
         """The ordering's file."""
         return self.root / ORDERING_FILE
+
+    @property
+    def outliers(self) -> Path:
+        """Weights kept apart."""
+        return self.root / "outliers.safetensors"
 
     @property
     def kept(self) -> Path:

@@ -7,6 +7,7 @@ waits for the device where `capturable` says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial, reduce
@@ -41,6 +42,7 @@ class Step:
         precision: 'float32', 'tf32' or 'bf16'.
         processes: that share the work; each has a share of the images and of the rows, and all end up with the gradients
             of the whole.
+        roots: of each layer, what the errors of its weights are multiplied by in the reconstruction losses; None: 1.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class Step:
         extra: dict[str, nn.Parameter],
         precision: str = "float32",
         processes: Processes = ALONE,
+        roots: Sequence[Tensor] | None = None,
     ) -> None:
         self.config, self.nern, self.members, self.extra = config, nern, list(members), extra
         self.precision, self.processes = precision, processes
         self.objectives = [Objective(config, member.original) for member in members]
         weights = [weight for member in members for weight in member.original.weights]
         self.device = weights[0].device
+        self.roots = self._without_outliers(roots)
         self.retarget(None)
         self._image_bytes: dict[Objective, int] = {}
         # batch norm predicts other values from the statistics of the drawn rows than from its averages
@@ -82,8 +86,26 @@ class Step:
     def retarget(self, targets: Sequence[Tensor] | None) -> None:
         """Reconstruct these weights from now on, of all layers; None: the originals'."""
         weights = [weight for member in self.members for weight in member.original.weights]
-        self.targets = list(targets or weights)
+        self.targets = self._scaled(list(targets or weights), range(len(weights)))
         self.__dict__.pop("_pooled", None)
+
+    def _without_outliers(self, roots: Sequence[Tensor] | None) -> list[Tensor] | None:
+        """`roots` on the device, with 0 where an outlier is: it is not predicted."""
+        table, outliers = self.nern.table, self.nern.outliers
+        if roots is None and outliers is None:
+            return None
+        roots = [torch.ones(math.prod(shape)) for shape in table.shapes] if roots is None else roots
+        layers = [(root.flatten().to(self.device, copy=True), index) for index, root in enumerate(roots)]
+        if outliers is not None:
+            for (root, _), (places, _) in zip(layers, outliers.of_layers(table), strict=True):
+                root[places.to(self.device)] = 0
+        return [table.to_weight(root, index) for root, index in layers]
+
+    def _scaled(self, weights: Sequence[Tensor], layers: Sequence[int]) -> list[Tensor]:
+        """Weights of these layers as the reconstruction losses see them: times the roots."""
+        if self.roots is None:
+            return list(weights)
+        return [weight * self.roots[index] for weight, index in zip(weights, layers, strict=True)]
 
     @property
     def capturable(self) -> bool:
@@ -103,10 +125,10 @@ class Step:
     def _pieces(self, batches: Sequence[Batch] | None, fractions: Sequence[float]) -> Iterator[tuple[int, Piece]]:
         """What the losses are a sum of: (number of a network, its weights -> terms)."""
         networks = len(self.members)
-        targets = split_by_network(self.members, self.targets)
+        layers = split_by_network(self.members, range(len(self.targets)))
         for number, objective in enumerate(self.objectives):
             share = 1 / (networks * self.processes.count)
-            yield number, partial(self._reconstruction, objective, share, targets[number])
+            yield number, partial(self._reconstruction, objective, share, layers[number])
             if batches is None or not objective.needs_images:
                 continue
             images, labels = batches[number]
@@ -117,9 +139,13 @@ class Step:
                 yield number, partial(self._of_images, objective, factor, *part)
 
     def _reconstruction(
-        self, objective: Objective, factor: float, targets: Sequence[Tensor], weights: Sequence[Tensor]
+        self, objective: Objective, factor: float, layers: Sequence[int], weights: Sequence[Tensor]
     ) -> Losses:
-        return objective.reconstruction(targets, weights) * factor
+        targets, weights = [self.targets[index] for index in layers], self._scaled(weights, layers)
+        losses = objective.reconstruction(targets, weights)
+        if objective.active("frequency"):
+            losses += objective.frequency(targets, weights, [self.nern.order(index) for index in layers])
+        return losses * factor
 
     def _of_images(
         self, objective: Objective, factor: float, images: Tensor, labels: Tensor | None, weights: Sequence[Tensor]
@@ -150,7 +176,7 @@ class Step:
             for value, local, of_rows in zip(values, locals_, live, strict=True):
                 value[local] = of_rows.detach()
         losses, gradients = self._gradients(values, batches, fractions)
-        of_heads = [torch.cat([gradients[i] for i in heads.layers(head)]) for head in range(len(heads.sizes))]
+        of_heads = self._of_each_head(gradients)
         arrived = [g[local] for g, local in zip(of_heads, locals_, strict=True)]
         self.processes.add_up(arrived)
         return self._pass_on(live, drawn, arrived, losses)
@@ -165,7 +191,7 @@ class Step:
         losses: list[Losses] = []
         for number, piece in self._pieces(batches, fractions):
             with self._lower():
-                part = piece([table.to_weight(heads.sampled(leaf, i), i) for i, leaf in of_networks[number]])
+                part = piece([self.nern.weight(leaf, i) for i, leaf in of_networks[number]])
             if part.total.requires_grad:
                 part.total.backward()
             losses.append(part.detach())
@@ -212,9 +238,16 @@ class Step:
         """Reconstruction losses of the drawn rows, from their predictions, one tensor a head."""
         heads = self.nern.heads
         if self._pooled is not None:
-            pairs = zip(self._pooled, heads.split(drawn), strict=True)
-            return self.objectives[0].reconstruction([room[local] for room, (_, local) in pairs], predictions)
+            targets, roots = self._pooled
+            locals_ = [local for _, local in heads.split(drawn)]
+            if roots is not None:
+                predictions = [p * room[local] for p, room, local in zip(predictions, roots, locals_, strict=True)]
+            originals = [room[local] for room, local in zip(targets, locals_, strict=True)]
+            return self.objectives[0].reconstruction(originals, predictions)
         parts, targets = heads.by_layer(drawn, predictions), self.nern.table.to_rows(self.targets)
+        if self.roots is not None:
+            roots = self.nern.table.to_rows(self.roots)
+            parts = [(index, local, kernels * roots[index][local]) for index, local, kernels in parts]
         losses, begins = [], 0
         for objective, member in zip(self.objectives, self.members, strict=True):
             ends = begins + len(member.original.weight_names)
@@ -226,14 +259,21 @@ class Step:
         return reduce(Losses.__add__, losses)  # a network without drawn rows adds nothing
 
     @cached_property
-    def _pooled(self) -> list[Tensor] | None:
-        """The original kernels of each head in one tensor, where the loss of some rows does not ask for their layers."""
+    def _pooled(self) -> tuple[list[Tensor], list[Tensor] | None] | None:
+        """The original kernels of each head in one tensor, where the loss of some rows does not ask for their layers; and
+        the roots of their errors, if there are any."""
         originals = self.nern.table.to_rows(self.targets)
         heads, size = self.nern.heads, sum(rows.numel() * rows.element_size() for rows in originals)
         pooled = RECONSTRUCTION_LOSSES.info(self.config.reconstruction_loss_type).get("pooled", False)
         if not pooled or len(self.members) > 1 or heads.samples or size > POOLED_BYTES:
             return None
-        return [torch.cat([originals[i] for i in heads.layers(head)]) for head in range(len(heads.sizes))]
+        roots = None if self.roots is None else self._of_each_head(self.nern.table.to_rows(self.roots))
+        return self._of_each_head(originals), roots
+
+    def _of_each_head(self, of_layers: Sequence[Tensor]) -> list[Tensor]:
+        """What there is for each layer's rows, in one tensor a head."""
+        heads = self.nern.heads
+        return [torch.cat([of_layers[i] for i in heads.layers(head)]) for head in range(len(heads.sizes))]
 
     # --- gradients and processes ------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from nern.devices import send
 from nern.errors import NernError, NernWarning, NonFiniteLossError
 from nern.evaluation import Evaluator, mean_metrics
 from nern.objectives.objective import Losses
+from nern.objectives.weighting import error_roots
 from nern.processes import ALONE, Processes
 from nern.representation.nern import NeRN, initial_predictor
 from nern.tasks.images import Batch
@@ -64,7 +65,8 @@ class Trainer(Loop):
         self._norms_of_rows = processes.from_main(lambda: nern.table.norms(weights).cpu())  # the same to the last bit
         start = (extra or members[0].original.classifier()) if config.learn_fc_layer else {}
         self.extra = {name: nn.Parameter(p.detach().clone().to(self.device)) for name, p in start.items()}
-        self.differentiate = Step(config.nern, nern, members, self.extra, config.precision, processes)
+        roots = processes.from_main(self._roots) if config.nern.weighting != "none" else None
+        self.differentiate = Step(config.nern, nern, members, self.extra, config.precision, processes, roots)
         self.targets: list[Tensor] | None = None  # of reconstruction, where these are not the original's weights
         self.parameters = [*nern.predictor.parameters(), *self.extra.values()]
         self.graph: GraphedStep | None = None
@@ -75,6 +77,17 @@ class Trainer(Loop):
         self._window: deque[float] = deque(maxlen=config.eval_loss_window_size)
         if processes.several:
             self._check_several()
+
+    def _roots(self) -> list[Tensor] | None:
+        """Of all layers, what the weighting multiplies the errors of their weights by."""
+        streams = [None if member.task is None else member.task.train for member in self.members]
+        found: list[Tensor] = []
+        for member, stream in zip(self.members, streams, strict=True):
+            roots = error_roots(self.config.nern, member.original, stream, self.config.seed)
+            if roots is None:
+                return None
+            found += roots
+        return found
 
     def _check_several(self) -> None:
         """Raise NernError for what several processes cannot do, and warn of what they do otherwise than one."""
@@ -304,7 +317,8 @@ class Trainer(Loop):
         """Whether the step just done ends an interval of evaluation, or its loss is the least of a full window."""
         due = self._every(self.config.eval_iterations_interval, self.config.eval_epochs_interval)
         due = due or (len(self.phases) > 1 and self.step == self.phase.ends)
-        if step % self.config.eval_loss_window_interval == 0 and len(losses.terms) > 1:
+        with_images = not losses.terms.keys() <= {"reconstruction", "frequency"}
+        if step % self.config.eval_loss_window_interval == 0 and with_images:
             watched = [losses.terms[n] for n in ("feature_maps", "distillation") if n in losses.terms]
             current = sum(float(term.detach()) for term in watched)
             self._window.append(current)
