@@ -140,7 +140,7 @@ def test_settings_may_be_ones_own_and_stay_as_they_are() -> None:
 
 def test_single_weights_can_be_predicted_as_well(batch: Tensor) -> None:
     config = nern.fit_config(2)
-    config.nern.method, config.nern.embeddings.num_idxs = "basic", 5
+    config.nern.method, config.nern.embeddings.num_idxs, config.nern.embeddings.type = "basic", 5, "basic"
     assert torch.isfinite(fit(mixed(), config=config, ratio=None).network()(batch)).all()
 
 

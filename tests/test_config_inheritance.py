@@ -441,7 +441,7 @@ def test_output_size_has_no_part_in_heads_by_size(write: Write) -> None:
 
 
 def test_unknown_heads_list_the_choices() -> None:
-    with pytest.raises(NernError, match=r"nern\.heads 'one'.*per_size, per_layer, shared"):
+    with pytest.raises(NernError, match=r"nern\.heads 'one'.*per_layer, per_size, shared"):
         Config.from_dict({"nern": {"heads": "one"}})
 
 

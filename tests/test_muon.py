@@ -207,7 +207,6 @@ def test_parameters_without_gradient_are_left_alone(capturable: bool) -> None:
     assert all(torch.equal(p, old) for p, old in zip([*matrices, *others], now, strict=True))
 
 
-@pytest.mark.xfail(strict=True, reason="steps are counted for all parameters together, not for each as in AdamW")
 def test_a_parameter_whose_first_gradient_comes_late_begins_as_in_adamw() -> None:
     """As the head of a layer does whose rows are drawn late."""
     ends = []

@@ -19,7 +19,7 @@ from nern.registry import ACTIVATIONS, ENCODINGS
 from nern.representation import KernelTable, build_nern, order_encoding
 from nern.representation.coordinates import TableCoordinates
 from nern.representation.heads import Heads
-from nern.representation.nern import NeRN, build_encoding, layer_scales
+from nern.representation.nern import NeRN, build_encoding, output_scales, scale_groups
 from nern.training import Member, Trainer
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
@@ -183,7 +183,6 @@ def test_the_predictor_takes_sines_cosines_and_the_layer(kind: str) -> None:
     assert [tuple(w.shape) for w in nern.reconstruct()] == list(SHAPES)
 
 
-@pytest.mark.xfail(strict=True, reason="places are those of kernels: rows of single weights run out of their layer")
 def test_a_predictor_of_single_weights_is_refused_or_has_places_within_its_layer() -> None:
     given = {"nern.method": "basic", "nern.embeddings.num_idxs": 5, "nern.embeddings.type": "order"}
     try:
@@ -241,7 +240,6 @@ def test_scales_per_size_are_those_of_all_weights_of_a_size() -> None:
     assert found.predictor.output_scales.tolist() == pytest.approx([rms(a, c, d), rms(b)])  # type: ignore[union-attr]
 
 
-@pytest.mark.xfail(strict=True, reason="there are as many scales as sizes, but one is looked for in each head")
 def test_scales_per_size_with_a_head_for_each_layer() -> None:
     a, b, c, d = weights = random_weights()
     found = scaled("per_size", "per_layer", weights)
@@ -280,8 +278,7 @@ def test_scales_of_nothing_are_1() -> None:
     a, b, c, d = random_weights()
     assert scaled("per_layer", weights=[a, b * 0, c, d]).predictor.output_scales[1] == 1  # type: ignore[index, operator]
     table = KernelTable(SHAPES)
-    heads = Heads.build(table, "per_size")
-    assert layer_scales([a, b * 0, c, d], heads, "per_size")[1] == 1
+    assert output_scales([a, b * 0, c, d], scale_groups(table, "per_size"))[1] == 1
     assert scaled("per_layer").predictor.output_scales.tolist() == [1, 1, 1, 1]  # type: ignore[union-attr]
 
 

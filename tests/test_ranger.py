@@ -270,9 +270,10 @@ def updated(optimizer: SplitOptimizer, count: int = 13) -> None:
 
 
 FUSED = ("sgd", "adamw")
+OF_OTHERS = {"soap"}  # of a package that captures no graphs
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted({*OPTIMIZERS} - OF_OTHERS))
 def test_an_update_on_a_gpu_reads_no_value(name: str) -> None:
     """Fake tensors have none: reading one raises. They can be on a GPU that is not there."""
     if name in FUSED and not torch.backends.cuda.is_built():

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from nern.config import Config, EmbeddingsConfig, NernConfig, OptimConfig, PermutationsConfig
+from nern.config import Config, DistillationConfig, NernConfig, by_phases
 from nern.errors import NernError
 from nern.evaluation import LayerError, layer_errors
 from nern.experiment import ordered_networks
@@ -24,6 +24,8 @@ from nern.terminal import ProgressDisplay
 from nern.training.interrupt import Interrupted
 from nern.training.members import Member
 from nern.training.trainer import Trainer
+
+FIT_ITERATIONS = 2000
 
 
 @dataclass(frozen=True)
@@ -55,24 +57,10 @@ class Fitted:
         return self.nern.num_parameters / self.nern.table.num_weights
 
 
-def fit_config(iterations: int = 2000) -> Config:
-    """The settings `fit` uses unless told otherwise: reconstruction only."""
-    return Config(
-        nern=NernConfig(
-            num_blocks=5,
-            act_layer="gelu",
-            weights_batch_method="random_batch",
-            weights_batch_size=4096,
-            reconstruction_rows="drawn",
-            attention_loss_weight=0.0,
-            distillation_loss_weight=0.0,
-            embeddings=EmbeddingsConfig(
-                enc_levels=40, base=0.76, permutations=PermutationsConfig(permute_mode="crossfilter")
-            ),
-        ),
-        optim=OptimConfig(optimizer_type="adamw", lr=5e-3, betas=(0.9, 0.999), weight_decay=0.0),
-        epochs=None,
-        num_iterations=iterations,
+def fit_config(iterations: int = FIT_ITERATIONS) -> Config:
+    """The settings `fit` uses unless told otherwise: reconstruction by recipe 'nern'."""
+    return Config.of_recipe(
+        "nern", {"reconstruction": {"iterations": iterations}, "distillation": {"iterations": None, "epochs": None}}
     )
 
 
@@ -114,7 +102,15 @@ def fit(
         config.nern = replace(config.nern, include=None if include is None else list(include), exclude=list(exclude))
     original = as_original(network, None, config.nern.include, config.nern.exclude)
     config.seed = config.seed if seed is None else seed
-    if iterations is not None:
+    if by_phases(config):
+        config.distillation = DistillationConfig()  # there are no images
+        if iterations is not None:
+            config.reconstruction.iterations = iterations
+        if config.reconstruction.iterations is None:
+            raise NernError(
+                "fit has no images to distil from: set reconstruction.iterations of its config, or iterations"
+            )
+    elif iterations is not None:
         config.epochs, config.num_iterations = None, iterations
     config.check()
     num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]

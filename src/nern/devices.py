@@ -70,6 +70,17 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
 
 
+def precision_of(precision: str, device: torch.device) -> str:
+    """`precision`, with what 'auto' means on this device: 'bf16' where it computes in 16 bits natively, else 'float32'."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        native = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+    return "bf16" if native else "float32"
+
+
 def lower_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:
     """Within it, what may be computed in 16 bits is, if `precision` is 'bf16'."""
     # without the cache: a weight cast without gradient must not be taken for one with

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from nern.ordering.channels import channel_ordering
 from nern.ordering.order import Ordering
 from nern.ordering.store import get_ordering
 from nern.originals.base import Original
-from nern.originals.build import build_original
+from nern.originals.build import build_original, build_original_network
 from nern.originals.input_format import InputFormat
 from nern.processes import ALONE, Processes
 from nern.registry import ORDERINGS, PREDICTORS
@@ -56,6 +56,20 @@ def build_checked_original(network: NetworkConfig, seed: int, device: torch.devi
         network.exclude or (),
     )
     check_outputs(original, task, original.input_format, device)
+    return original
+
+
+def build_teacher(config: Config, device: torch.device) -> Original | None:
+    """The network whose outputs are distilled, frozen, checked as the original is; None: the original itself."""
+    name, task = config.teacher.original_model_name, config.task
+    if name is None:
+        return None
+    teacher, arguments = config.teacher, network_arguments(task)
+    network = build_original_network(
+        name, teacher.original_model_path, teacher.original_model_kwargs, arguments, config.seed, device
+    )
+    original = Original(network, feature_maps=[], include=["*"])
+    check_outputs(original, replace(task, original_model_name=name), original.input_format, device)
     return original
 
 
@@ -177,9 +191,10 @@ def build_experiment(config: Config, train: bool = True, processes: Processes = 
         if config.nern.init == "checkpoint" and config.nern.checkpoint_path is not None:
             extra = {k: v.to(device) for k, v in load_extra(config.nern.checkpoint_path, extra).items()}
     settings = data_settings(config)
+    teacher = build_teacher(config, device) if train else None
     with processes.first_here():
         members = [
-            Member(original, build_task(network.task, settings, device, train, original), name)
+            Member(original, build_task(network.task, settings, device, train, original), name, teacher)
             for network, original, name in zip(networks, originals, member_names(networks), strict=True)
         ]
     return Experiment(config, device, members, ordering, source, nern, extra)

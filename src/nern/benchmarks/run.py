@@ -76,7 +76,7 @@ def _measure(config: Config, steps: int | None, repeats: int, warmup: int) -> di
         "steps": total,
         "steps_per_epoch": per_epoch,
         "steps_timed": each * repeats,
-        "precision": config.precision,
+        "precision": trainer.precision,
         "device": str(device),
         "peak_memory_bytes": memory.growth(),
     }

@@ -13,7 +13,7 @@ from nern.benchmarks.settings import BenchSettings, Say
 from nern.benchmarks.steppers import OurSteps, PlainMLPSteps, PlainSteps, ProductSteps
 from nern.benchmarks.timing import Spread, ratio_text, seconds_text
 from nern.config import Config
-from nern.devices import select_device
+from nern.devices import precision_of, select_device
 from nern.terminal import bytes_text
 
 ROUND = 0.5  # seconds that the steps of one round should take
@@ -23,7 +23,7 @@ DRAWN = 4096  # rows drawn where the config draws none
 
 def bench_step(config: Config, settings: BenchSettings, say: Say) -> Report:
     """Full steps and steps of reconstruction only, in turn with plain ones; see the module."""
-    precisions = list(settings.precisions or []) or [config.precision]
+    precisions = list(settings.precisions or []) or [precision_of(config.precision, select_device(config))]
     on_gpu = select_device(config).type == "cuda"
     with ExitStack() as stack:
         rooms = _Rooms(stack, settings, say)

@@ -56,7 +56,7 @@ def _check_names(config: Config) -> None:
         choose("nern.heads", n.heads, ("per_size", "per_layer", "shared"))
     choose("nern.output_scales", n.output_scales, ("none", "per_layer", "per_size"))
     choose("nern.reconstruction_rows", n.reconstruction_rows, ("all", "drawn"))
-    choose("precision", config.precision, ("float32", "tf32", "bf16"))
+    choose("precision", config.precision, ("float32", "tf32", "bf16", "auto"))
     choose("evaluation.best_on", config.evaluation.best_on, ("held_out", "test"))
     for member in config.members():
         check_task(member.task)

@@ -351,7 +351,8 @@ class Config(Settings):
     """Run on the CPU even where a GPU is available."""
     precision: str = "float32"
     """Arithmetic of training: 'float32'; 'tf32' (on a GPU, products of float32 numbers rounded to 10 bits of mantissa);
-    'bf16' (16 bits, on CPU and GPU; kernels, losses and parameters stay in float32). Evaluations are in float32."""
+    'bf16' (16 bits, on CPU and GPU; kernels, losses and parameters stay in float32); 'auto' (bf16 where the machine has
+    instructions for it, else float32). Evaluations are in float32."""
     cuda_graph: bool = True
     """On one GPU, run training steps as a CUDA graph: the same arithmetic without the host between its kernels. A step that
     cannot be captured runs without, and says so."""

@@ -147,12 +147,17 @@ def _sizes(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
         "represented_bytes": sum(_bytes(o.weights) for o in originals),
         "original_kept_bytes": sum(_bytes(o.kept().values()) for o in originals),
         "predictor_bytes": folder.checkpoint("best").stat().st_size,
-        "ordering_bytes": folder.ordering.stat().st_size if folder.ordering.is_file() else 0,
+        "ordering_bytes": _ordering_bytes(experiment, folder),
         "ordering_bytes_at_least": experiment.ordering.bits() / 8,
         "outlier_bytes": folder.outliers.stat().st_size if folder.outliers.is_file() else 0,
         "outlier_bytes_at_least": 0 if nern_.outliers is None else nern_.outliers.bits(represented) / 8,
         "kept_bytes": folder.kept.stat().st_size,
     }
+
+
+def _ordering_bytes(experiment: Experiment, folder: RunFolder) -> int:
+    """Of the ordering's file; 0 of one that need not be kept, as the network itself is so ordered ('channels')."""
+    return folder.ordering.stat().st_size if experiment.ordering.bits() and folder.ordering.is_file() else 0
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

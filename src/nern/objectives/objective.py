@@ -65,10 +65,11 @@ class Objective:
     Args:
         config: names and weights of the terms.
         original: the network to be represented.
+        teacher: the network whose outputs are distilled; None: the original.
     """
 
-    def __init__(self, config: NernConfig, original: Original) -> None:
-        self.config, self.original = config, original
+    def __init__(self, config: NernConfig, original: Original, teacher: Original | None = None) -> None:
+        self.config, self.original, self.teacher = config, original, teacher or original
         self.weights = {
             "reconstruction": config.reconstruction_loss_weight,
             "frequency": config.frequency_loss_weight,
@@ -154,10 +155,11 @@ class Objective:
         return losses
 
     def _target(self, images: Tensor, with_maps: bool) -> tuple[Tensor, FeatureMaps]:
-        """The original's outputs, if any term asks for them, and feature maps."""
-        if with_maps:
+        """The teacher's outputs, if any term asks for them, and the original's feature maps."""
+        if with_maps and self.teacher is self.original:
             return self.original.features(images)
-        return (self.original(images) if self.active("distillation") else images), []
+        maps = self.original.features(images)[1] if with_maps else []
+        return (self.teacher(images) if self.active("distillation") else images), maps
 
     def _compare_maps(self, target: FeatureMaps, maps: FeatureMaps) -> Tensor:
         if not maps:

@@ -16,11 +16,12 @@ T = TypeVar("T")
 @dataclass(frozen=True, eq=False)
 class Member:
     """One of the networks that a NeRN represents, with the images to train and evaluate it on (None: reconstruction
-    only) and the name that metrics give it."""
+    only), the name that metrics give it, and the network whose outputs are distilled (None: itself)."""
 
     original: Original
     task: Task | None = None
     name: str = ""
+    teacher: Original | None = None
 
     @property
     def sets(self) -> dict[str, EvalSet]:

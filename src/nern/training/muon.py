@@ -46,7 +46,7 @@ class Muon(torch.optim.Optimizer):
         capturable: bool | None = None,
     ) -> None:
         given = [*matrices, *others]
-        settings = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "eps": eps, "step": 0}
+        settings = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "eps": eps}
         settings["capturable"] = given[0].device.type != "cpu" if capturable is None else capturable
         groups = [{"params": list(matrices), "matrices": True}, {"params": list(others), "matrices": False}]
         super().__init__([group for group in groups if group["params"]], settings)
@@ -72,14 +72,11 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def prepare(self) -> None:
-        """The host's part: count the step, and send its numbers to the device without waiting for it."""
+        """The host's part: send the numbers of the step to the device without waiting for it."""
         found = []
         for group in self.param_groups:
-            group["step"] += 1
-            lr, (beta1, beta2) = float(group["lr"]), group["betas"]
-            remaining = 1 - beta2 ** group["step"]
-            size = lr if group["matrices"] else lr / (1 - beta1 ** group["step"])
-            found.append([1 - lr * group["weight_decay"], -size, remaining**-0.5])
+            lr = float(group["lr"])
+            found.append([1 - lr * group["weight_decay"], -lr])
         if not self.capturable:
             self._numbers = found
             return
@@ -93,11 +90,11 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def update(self) -> None:
         """The device's part, with the numbers of the last `prepare()`."""
-        for group, (decay, size, correction) in zip(self.param_groups, self._numbers, strict=True):
+        for group, (decay, size) in zip(self.param_groups, self._numbers, strict=True):
             p = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not p:
                 continue
-            steps = self._orthogonal(group, p) if group["matrices"] else self._adam(group, p, correction)
+            steps = self._orthogonal(group, p) if group["matrices"] else self._adam(group, p)
             if group["weight_decay"]:
                 torch._foreach_mul_(p, decay)
             torch._foreach_add_(p, torch._foreach_mul(steps, size))
@@ -114,21 +111,26 @@ class Muon(torch.optim.Optimizer):
             steps |= dict(zip(numbers, made.unbind(), strict=True))
         return [steps[i] for i in range(len(p))]
 
-    def _adam(self, group: dict[str, Any], p: list[Tensor], correction: Any) -> list[Tensor]:
+    def _adam(self, group: dict[str, Any], p: list[Tensor]) -> list[Tensor]:
         (beta1, beta2), gradients = group["betas"], _gradients(p)
         means, squares = self._states(p, "exp_avg"), self._states(p, "exp_avg_sq")
         torch._foreach_lerp_(means, gradients, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-        divisors = torch._foreach_sqrt(squares)
-        torch._foreach_mul_(divisors, correction)
+        steps = self._states(p, "step")  # a parameter's own: its first gradient may come late
+        torch._foreach_add_(steps, 1.0)
+        counted = [[1 - torch.pow(beta, step) for step in steps] for beta in (beta1, beta2)]
+        divisors = torch._foreach_sqrt(torch._foreach_div(squares, counted[1]))
         torch._foreach_add_(divisors, group["eps"])
-        return list(torch._foreach_div(means, divisors))
+        return list(torch._foreach_div(torch._foreach_div(means, counted[0]), divisors))
 
     def _states(self, p: list[Tensor], name: str) -> list[Tensor]:
         for parameter in p:
             if name not in self.state[parameter]:
-                self.state[parameter][name] = torch.zeros_like(parameter)
+                kind = torch.promote_types(parameter.dtype, torch.float32)  # counts beyond what 16 bits tell apart
+                count = torch.zeros((), dtype=kind, device=parameter.device)
+                like = count if name == "step" else torch.zeros_like(parameter)
+                self.state[parameter][name] = like
         return [self.state[parameter][name] for parameter in p]
 
 

@@ -57,7 +57,7 @@ class Step:
     ) -> None:
         self.config, self.nern, self.members, self.extra = config, nern, list(members), extra
         self.precision, self.processes = precision, processes
-        self.objectives = [Objective(config, member.original) for member in members]
+        self.objectives = [Objective(config, member.original, member.teacher) for member in members]
         weights = [weight for member in members for weight in member.original.weights]
         self.device = weights[0].device
         self.roots = self._without_outliers(roots)

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from nern.config import Config
-from nern.devices import send
+from nern.devices import precision_of, send
 from nern.errors import NernError, NernWarning, NonFiniteLossError
 from nern.evaluation import Evaluator, mean_metrics
 from nern.objectives.objective import Losses
@@ -65,8 +65,9 @@ class Trainer(Loop):
         self._norms_of_rows = processes.from_main(lambda: nern.table.norms(weights).cpu())  # the same to the last bit
         start = (extra or members[0].original.classifier()) if config.learn_fc_layer else {}
         self.extra = {name: nn.Parameter(p.detach().clone().to(self.device)) for name, p in start.items()}
+        self.precision = processes.from_main(lambda: precision_of(config.precision, self.device))
         roots = processes.from_main(self._roots) if config.nern.weighting != "none" else None
-        self.differentiate = Step(config.nern, nern, members, self.extra, config.precision, processes, roots)
+        self.differentiate = Step(config.nern, nern, members, self.extra, self.precision, processes, roots)
         self.targets: list[Tensor] | None = None  # of reconstruction, where these are not the original's weights
         self.parameters = [*nern.predictor.parameters(), *self.extra.values()]
         self.graph: GraphedStep | None = None
@@ -147,11 +148,10 @@ class Trainer(Loop):
         predicted = self.nern.reconstruct()
         self.targets = [share * p + (1 - share) * w for p, w in zip(predicted, weights, strict=True)]
         self.differentiate.retarget(self.targets)
-        fresh = initial_predictor(self.config.nern, self.nern.heads, self.config.seed, number)
-        with torch.no_grad():
-            for own, value in zip(self.nern.predictor.parameters(), fresh.parameters(), strict=True):
-                if own.requires_grad:
-                    own.copy_(value)
+        fresh = initial_predictor(self.config.nern, self.nern.heads, self.config.seed, number).state_dict()
+        if "output_scales" in fresh:
+            fresh["output_scales"] = self.nern.predictor.state_dict()["output_scales"]
+        self.nern.predictor.load_state_dict(fresh)
 
     @property
     def phase_name(self) -> str:
@@ -184,7 +184,7 @@ class Trainer(Loop):
         """The next step, with its images and rows."""
         self._next_phase()
         batches, fractions = self._images(self.step)
-        return self.train_step(batches, self.batches.rows(self.step), fractions)
+        return self.train_step(batches, self.batches.rows(self.step - self.phase.begins), fractions)
 
     def train_step(
         self,
@@ -384,7 +384,8 @@ class Trainer(Loop):
         """Take over `own_state()`."""
         step = state["step"]
         self._begin(next(p for p in self.phases if step <= p.ends))  # the next begins with the next step
-        self.targets = state["targets"]
+        targets = state.get("targets")  # a run from before there were rounds has none
+        self.targets = None if targets is None else [target.to(self.device) for target in targets]
         self.differentiate.retarget(self.targets)
         self.nern.predictor.load_state_dict(state["predictor"])
         with torch.no_grad():
