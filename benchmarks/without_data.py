@@ -51,9 +51,9 @@ def main() -> None:
     given = parser.parse_args()
     reconstruction, distillation = (Config.load(FOLDER / f"{n}.yaml") for n in ("reconstruction", "distillation"))
     common: dict[str, Any] = {"task__data_dir": given.data_dir, "seed": given.seed}
-    steps = given.steps or (reconstruction.num_iterations, distillation.num_iterations)
+    steps = given.steps or (reconstruction.reconstruction.iterations, distillation.distillation.iterations)
     suffix = f"-{given.seed}" if given.seed else ""
-    first = run(f"reconstruction{suffix}", reconstruction, given.log_dir, num_iterations=steps[0], **common)
+    first = run(f"reconstruction{suffix}", reconstruction, given.log_dir, reconstruction__iterations=steps[0], **common)
     print("| images | accuracy | agreement with the original | time |")
     print("|---|---|---|---|")
     test = first["original"]["test"]
@@ -63,7 +63,7 @@ def main() -> None:
     checkpoint = str(Path(given.log_dir) / f"reconstruction{suffix}" / "checkpoints" / "last.pt")
     for kind in given.kinds:
         made_up = {} if kind == "training images" else {"task__use_random_data": True, "task__random_data": kind}
-        changes = common | made_up | {"nern__checkpoint_path": checkpoint, "num_iterations": steps[1]}
+        changes = common | made_up | {"nern__checkpoint_path": checkpoint, "distillation__iterations": steps[1]}
         metrics = run(f"{kind.replace(' ', '-')}{suffix}", distillation, given.log_dir, **changes)
         test = metrics["last"]["test"]
         print(f"| {kind} | {test['top1']:.2f} % | {test['agreement']:.2f} % | {metrics['seconds']:.0f} s |", flush=True)

@@ -388,7 +388,7 @@ def test_quickstart_runs_what_the_package_holds(run: Run, tmp_path: Path, monkey
 
     def short(path: str | Path) -> Config:
         config = load(path)
-        config.num_iterations, config.loss_warmup_iterations, config.eval_iterations_interval = 4, 2, 2
+        config.reconstruction.iterations = config.distillation.iterations = config.eval_iterations_interval = 2
         config.evaluation.test_images = 100
         return config
 

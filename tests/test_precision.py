@@ -197,7 +197,7 @@ def test_tf32_on_a_cpu_is_float32(make: Make, settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("given_", ["bf17", "fp16", "", "FLOAT32"])
 def test_an_unknown_precision_names_the_choices(given_: str) -> None:
-    with pytest.raises(NernError, match=rf"precision '{given_}'.*Choices: bf16, float32, tf32"):
+    with pytest.raises(NernError, match=rf"precision '{given_}'.*Choices: auto, bf16, float32, tf32"):
         Config.from_dict(SETTINGS | {"precision": given_}).check()
 
 

@@ -657,8 +657,11 @@ def test_the_error_of_a_vision_transformer_falls() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=10, **THIN_VIT)
-    after = [
-        relative_error(nern.fit(network, config=quick(n, 8), ratio=0.5, include=["*.weight"], progress=False))
-        for n in (1, 20)
-    ]
+    after = []
+    for steps in (1, 20):
+        config = quick(steps, 8)  # random weights are only alike along an order
+        config.nern.embeddings.permutations.permute_mode = "crossfilter"
+        config.nern.embeddings.permutations.improve_seconds = 0.0
+        fitted = nern.fit(network, config=config, ratio=0.5, include=["*.weight"], progress=False)
+        after.append(relative_error(fitted))
     assert after[1] < 0.95 * after[0]

@@ -128,6 +128,8 @@ def minimised(name: str, steps: int, **settings: object) -> tuple[list[float], l
         ("adadelta", {"lr": 1.0}),
         ("ranger", {"lr": 0.3, "ranger_use_gc": False}),
         ("ranger", {"lr": 0.3, "ranger_use_gc": True}),
+        ("muon", {"lr": 3e-2}),
+        ("soap", {"lr": 3e-2, "betas": (0.95, 0.95)}),
     ],
 )
 def test_every_optimizer_lowers_a_quadratic(name: str, settings: dict[str, object]) -> None:
@@ -139,7 +141,7 @@ def test_every_optimizer_lowers_a_quadratic(name: str, settings: dict[str, objec
 
 
 def test_every_registered_optimizer_is_tested() -> None:
-    assert set(OPTIMIZERS) == {"sgd", "adamw", "adadelta", "ranger"}
+    assert set(OPTIMIZERS) == {"sgd", "adamw", "adadelta", "ranger", "muon", "soap"}
 
 
 @pytest.mark.parametrize("centralised", [True, False])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from nern import registry
 from nern.config.imports import import_modules
 from nern.config.phases import TeacherConfig, by_phases, phase_optim
+from nern.config.recipes import recipe_values
 from nern.config.schema import Config, LoggingConfig, OptimConfig, TaskConfig
 from nern.config.settings import check_above_zero, check_at_least, choose
 from nern.errors import NernError
@@ -142,6 +145,8 @@ def _check_phases(config: Config) -> None:
     first, second, teacher = config.reconstruction, config.distillation, config.teacher
     for name, phase in (("reconstruction", first), ("distillation", second)):
         check_optim(phase_optim(config.optim, phase.optim), f"{name}.optim")
+        if not by_phases(config):
+            continue
         method = phase.weights_batch_method or config.nern.weights_batch_method
         size = phase.weights_batch_size or config.nern.weights_batch_size
         if registry.WEIGHT_BATCHES.info(method)["needs_size"] and size is None:
@@ -206,6 +211,15 @@ def check_logging(logging: LoggingConfig) -> None:
         raise NernError(f"logging.use_tensorboard is true but logging.tracker is {logging.tracker!r}; drop one")
 
 
+def nested_value(values: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """What a nested dict holds under a dotted key."""
+    for name in key.split("."):
+        if not isinstance(values, Mapping) or name not in values:
+            return default
+        values = values[name]
+    return values
+
+
 def _check_combinations(config: Config) -> None:
     n, e = config.nern, config.nern.embeddings
     terms = ("reconstruction", "frequency", "attention", "distillation", "task")
@@ -251,12 +265,13 @@ def _check_combinations(config: Config) -> None:
     orderings = ", ".join(repr(name) for name in registry.ORDERINGS if name != "none")
     if not math.isfinite(order.improve_seconds):
         raise NernError(f"nern.embeddings.permutations.improve_seconds (={order.improve_seconds}) must be finite")
-    if order.improve_seconds and order.permute_mode == "none":
+    of_recipe = nested_value(recipe_values(config.recipe), "nern.embeddings.permutations", {})  # what nobody asked for
+    if order.improve_seconds not in (0, of_recipe.get("improve_seconds")) and order.permute_mode == "none":
         raise NernError(
             f"nern.embeddings.permutations.improve_seconds (={order.improve_seconds}) improves an ordering, but "
             f"permute_mode is 'none'; choose one ({orderings}), or set it to 0"
         )
-    if order.metric != "cosine" and order.permute_mode == "none":
+    if order.metric not in ("cosine", of_recipe.get("metric")) and order.permute_mode == "none":
         raise NernError(
             f"nern.embeddings.permutations.metric (={order.metric!r}) is that of an ordering, but permute_mode is "
             f"'none'; choose one ({orderings}), or leave metric at 'cosine'"
@@ -265,7 +280,8 @@ def _check_combinations(config: Config) -> None:
         raise NernError("nern.init 'checkpoint' needs nern.checkpoint_path")
     if n.init != "checkpoint" and n.checkpoint_path is not None:
         raise NernError(f"nern.checkpoint_path is set but nern.init is {n.init!r}; set nern.init to 'checkpoint'")
-    if registry.WEIGHT_BATCHES.info(n.weights_batch_method)["needs_size"] and n.weights_batch_size is None:
+    needs_size = registry.WEIGHT_BATCHES.info(n.weights_batch_method)["needs_size"] and not by_phases(config)
+    if needs_size and n.weights_batch_size is None:
         raise NernError(f"nern.weights_batch_method {n.weights_batch_method!r} needs nern.weights_batch_size")
     sizes = {
         "nern": n.weights_batch_size,
