@@ -7,11 +7,13 @@ device part of a step depends on no number of the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from nern.training.two_part import TwoPartOptimizer
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's: singular values end near 1, not at it, in few steps
 ITERATIONS = 5
@@ -19,7 +21,7 @@ STEP_RMS = 0.2
 EPS_NORM = 1e-7
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(TwoPartOptimizer):
     """A step is `prepare()`, on the host, then `update()`, on the device; `capturable` as for `Ranger`.
 
     Args:
@@ -55,21 +57,6 @@ class Muon(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._numbers = []
-
-    @property
-    def capturable(self) -> bool:
-        """Whether `update()` may be captured in a graph."""
-        return all(group["capturable"] for group in self.param_groups)
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """`prepare()` and `update()`."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self.prepare()
-        self.update()
-        return loss
 
     def prepare(self) -> None:
         """The host's part: send the numbers of the step to the device without waiting for it."""

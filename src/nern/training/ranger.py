@@ -8,11 +8,13 @@ load the other's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from nern.training.two_part import TwoPartOptimizer
 
 
 class Numbers(NamedTuple):
@@ -57,7 +59,7 @@ def numbers_of_step(group: dict[str, Any]) -> Numbers:
     )
 
 
-class Ranger(torch.optim.Optimizer):
+class Ranger(TwoPartOptimizer):
     """Rectified Adam with decoupled weight decay, look-ahead and, with `use_gc`, gradients of matrices less their means.
 
     A step is `prepare()`, on the host, then `update()`, on the device. With `capturable`, `update()` reads the numbers of
@@ -107,21 +109,6 @@ class Ranger(torch.optim.Optimizer):
         for group in self.param_groups:
             for name in ("n_sma_threshold", "use_gc", "capturable"):  # what a state of pytorch_optimizer lacks
                 group.setdefault(name, self.defaults[name])
-
-    @property
-    def capturable(self) -> bool:
-        """Whether `update()` may be captured in a graph."""
-        return all(group["capturable"] for group in self.param_groups)
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """`prepare()` and `update()`."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self.prepare()
-        self.update()
-        return loss
 
     def prepare(self) -> None:
         """The host's part: count the step, compute its numbers, send them to the device without waiting for it."""
