@@ -19,7 +19,10 @@ from nern.cli import main
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-SHORT = ["--epochs", "null", "--num_iterations", "2", "--batch_size", "8", "--evaluation.test_images", "64"]
+FEW = ["--batch_size", "8", "--evaluation.test_images", "64"]
+SHORT = ["--epochs", "null", "--num_iterations", "2", *FEW]
+SHORT_PHASES = ["--reconstruction.iterations", "2", "--distillation.iterations", "2", *FEW]
+SHORT_PHASES += ["--nern.embeddings.permutations.improve_seconds", "0"]
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -77,14 +80,16 @@ def test_documented_commands_run(cifar_folder: Path) -> None:
                 main(command)
             assert stopped.value.code == 0
         else:
-            short = SHORT if command[0] == "train" else ["--evaluation.test_images", "64"]
+            by_phases = "config.yaml" in command
+            short = (SHORT_PHASES if by_phases else SHORT) if command[0] == "train" else FEW[2:]
+            short = [] if command[0] == "sweep" else short
             assert main([*command, *(short if "--config_path" in command else [])]) == 0, command
         if command[0] == "train" and "--config_path" in command:
-            shutil.copy("outputs/cifar10_resnet20_crossfilter_180/checkpoints/best.pt", "predictor.pt")
+            shutil.copy("outputs/resnet20/checkpoints/best.pt", "predictor.pt")
         ran.append(command[0])
     assert ran.count("train") == 4
     assert ran.count("evaluate") == 3
-    network = nern.load_run("outputs/cifar10_resnet20_crossfilter_180")
+    network = nern.load_run("outputs/resnet20")
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
