@@ -518,7 +518,7 @@ def test_without_phases_nothing_tells_of_them(configure: Configure) -> None:
 
 
 def test_a_single_phase_of_reconstruction_is_reconstruction_only(configure: Configure) -> None:
-    given = {"distillation.iterations": None, "reconstruction.rounds": 1}
+    given = {"distillation.iterations": None, "reconstruction.rounds": 1, "reconstruction.round_share": 1.0}
     trainer, _ = fitted(configure(given))
     assert [phase.name for phase in trainer.phases] == ["reconstruction"]
     assert trainer.step == trainer.without_images == 2
@@ -655,7 +655,7 @@ def test_a_run_may_be_stopped_in_several_phases(configure: Configure, whole: Run
 
 @pytest.mark.usefixtures("no_picture")
 def test_resuming_a_finished_run_changes_nothing(configure: Configure) -> None:
-    folder = train(configure({"reconstruction.rounds": 1}))
+    folder = train(configure({"reconstruction.rounds": 1, "reconstruction.round_share": 1.0}))
     before = {file.name: file.read_bytes() for file in (folder.root / "checkpoints").iterdir()}
     phases = json.loads(folder.metrics.read_text())["phases"]
     nern.resume(folder.root, quiet())

@@ -163,11 +163,11 @@ def test_what_is_typed_wins_over_file_and_recipe(tmp_path: Path, typed: Any) -> 
 
 
 def test_values_beside_a_recipe_in_python() -> None:
-    values = {"nern": {"hidden_layer_size": 5}, "optim.lr": 0.25}
+    values = {"nern": {"hidden_layer_size": 5}, "optim.weight_decay": 0.25}
     config = Config.of_recipe("nern", values)
-    assert (config.nern.hidden_layer_size, config.optim.lr) == (5, 0.25)
+    assert (config.nern.hidden_layer_size, config.optim.weight_decay) == (5, 0.25)
     assert config == Config.from_dict({"recipe": "nern", **values})
-    assert values == {"nern": {"hidden_layer_size": 5}, "optim.lr": 0.25}
+    assert values == {"nern": {"hidden_layer_size": 5}, "optim.weight_decay": 0.25}
 
 
 # --- mistakes ------------------------------------------------------------------------------------------------------

@@ -102,6 +102,9 @@ def fit(
         config.nern = replace(config.nern, include=None if include is None else list(include), exclude=list(exclude))
     original = as_original(network, None, config.nern.include, config.nern.exclude)
     config.seed = config.seed if seed is None else seed
+    for key, given in (("teacher", config.teacher.original_model_name), ("learn_fc_layer", config.learn_fc_layer)):
+        if given:
+            raise NernError(f"fit has no images: {key} of its config has no part; leave it out, or use `nern train`")
     if by_phases(config):
         config.distillation = DistillationConfig()  # there are no images
         if iterations is not None:

@@ -147,7 +147,7 @@ def _evaluate_parser() -> ArgumentParser:
         type=str | None,
         default=None,
         metavar="NAME",
-        help="with --run: 'best' (unless set), 'last' or 'step_N'",
+        help="with --run: 'best' (unless set), 'last', 'step_N', or of a run by phases 'reconstruction', 'distillation'",
     )
     parser.add_argument("--original", type=bool, default=False, help="evaluate the original network itself")
     _json_option(parser)

@@ -15,17 +15,17 @@ from nern.devices import select_device
 from nern.errors import NernError
 from nern.ordering.channels import channel_ordering
 from nern.ordering.order import Ordering
-from nern.ordering.store import get_ordering
+from nern.ordering.store import get_ordering, read_ordering
 from nern.originals.base import Original
 from nern.originals.build import build_original, build_original_network
 from nern.originals.input_format import InputFormat
 from nern.processes import ALONE, Processes
-from nern.registry import ORDERINGS, PREDICTORS
+from nern.registry import ORDERINGS, PREDICTORS, TASKS
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, build_nern
 from nern.tasks.base import DataSettings, build_task, classes_of, format_of, network_arguments
 from nern.training.members import Member
-from nern.training.run_folder import load_extra
+from nern.training.run_folder import RunFolder, load_extra
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,12 @@ def build_checked_original(network: NetworkConfig, seed: int, device: torch.devi
     return original
 
 
-def build_teacher(config: Config, device: torch.device) -> Original | None:
-    """The network whose outputs are distilled, frozen, checked as the original is; None: the original itself."""
+def build_teacher(config: Config, device: torch.device, original: Original) -> Original | None:
+    """The network whose outputs are distilled, frozen; None: the original itself. It sees the original's images.
+
+    Raises:
+        NernError: it cannot be built, does not take these images or expects them normalised otherwise, or has other classes.
+    """
     name, task = config.teacher.original_model_name, config.task
     if name is None:
         return None
@@ -68,9 +72,16 @@ def build_teacher(config: Config, device: torch.device) -> Original | None:
     network = build_original_network(
         name, teacher.original_model_path, teacher.original_model_kwargs, arguments, config.seed, device
     )
-    original = Original(network, feature_maps=[], include=["*"])
-    check_outputs(original, replace(task, original_model_name=name), original.input_format, device)
-    return original
+    found = Original(network, feature_maps=[], include=["*"])
+    check_outputs(found, replace(task, original_model_name=name), original.input_format, device)
+    own, images = found.input_format, format_of(task, original.input_format)
+    fixed = TASKS.info(task.task_name)["input_shape"] is not None
+    if own is not None and not fixed and (own.mean, own.std) != (images.mean, images.std):
+        raise NernError(
+            f"the teacher {name} expects images of mean {list(own.mean)} and std {list(own.std)}, but those of the original "
+            f"have {list(images.mean)} and {list(images.std)}; choose a teacher that was trained on the same"
+        )
+    return found
 
 
 def check_outputs(
@@ -135,6 +146,27 @@ def joint_ordering(table: KernelTable, weights: list[Tensor], config: Config) ->
     )
 
 
+def ordering_beside(config: Config) -> str | None:
+    """The ordering that a checkpoint of a run was trained with, where the predictor begins with one: solved again it may be
+    another. None: the file does not lie in a run folder, or its ordering is of another kind."""
+    n = config.nern
+    if n.init != "checkpoint" or n.checkpoint_path is None:
+        return None
+    file, permutations = RunFolder(Path(n.checkpoint_path).parent.parent).ordering, n.embeddings.permutations
+    try:
+        read_ordering(file, permutations.permute_mode or "none", permutations.metric)
+    except NernError:
+        return None
+    return str(file)
+
+
+def solved_by_the_clock(config: Config) -> bool:
+    """Whether the ordering, solved again, may be another one: paths were improved for some time."""
+    permutations = config.nern.embeddings.permutations
+    mode = permutations.permute_mode or "none"
+    return mode != "none" and (permutations.improve_seconds > 0 or _of_whole_networks(mode))
+
+
 def _of_whole_networks(mode: str) -> bool:
     return bool(ORDERINGS.info(mode).get("whole_network"))
 
@@ -173,6 +205,8 @@ def build_experiment(config: Config, train: bool = True, processes: Processes = 
         NernError: anything in the config that cannot work, before any training starts.
     """
     config.check()
+    permutations = config.nern.embeddings.permutations
+    permutations.path = permutations.path or ordering_beside(config)
     device, networks = select_device(config, processes), config.members()
     with processes.first_here():
         originals = [build_checked_original(network, config.seed, device) for network in networks]
@@ -191,7 +225,7 @@ def build_experiment(config: Config, train: bool = True, processes: Processes = 
         if config.nern.init == "checkpoint" and config.nern.checkpoint_path is not None:
             extra = {k: v.to(device) for k, v in load_extra(config.nern.checkpoint_path, extra).items()}
     settings = data_settings(config)
-    teacher = build_teacher(config, device) if train else None
+    teacher = build_teacher(config, device, originals[0]) if train else None
     with processes.first_here():
         members = [
             Member(original, build_task(network.task, settings, device, train, original), name, teacher)

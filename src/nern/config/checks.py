@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from nern import registry
@@ -156,7 +157,7 @@ def _check_phases(config: Config) -> None:
     if second.iterations is not None and second.epochs is not None:
         raise NernError(
             f"set one of distillation.iterations (={second.iterations}) and distillation.epochs (={second.epochs}), the "
-            "other to null"
+            f"other to null{_by_recipe(config)}"
         )
     if not 0 < first.round_share <= 1:
         raise NernError(f"reconstruction.round_share (={first.round_share}) must be above 0 and at most 1")
@@ -167,6 +168,8 @@ def _check_phases(config: Config) -> None:
                     f"{name} sets more than its length, but neither phase has one; set reconstruction.iterations, or "
                     "distillation.iterations or .epochs"
                 )
+    if by_phases(config):
+        _check_parts_of_phases(config)
     if first.rounds > 1 and not first.iterations:
         raise NernError(f"reconstruction.rounds (={first.rounds}) needs reconstruction.iterations")
     if teacher.original_model_name is None:
@@ -181,6 +184,48 @@ def _check_phases(config: Config) -> None:
         raise NernError("teacher works with one original network; networks lists several")
     if config.nern.distillation_loss_weight <= 0:
         raise NernError("teacher is the network whose outputs are distilled; set nern.distillation_loss_weight above 0")
+
+
+def _check_parts_of_phases(config: Config) -> None:
+    """Raise NernError for what is set and has no part in training by phases."""
+    first, second, n = config.reconstruction, config.distillation, config.nern
+    distils = bool(second.iterations or second.epochs)
+    if config.loss_warmup_iterations != Config().loss_warmup_iterations:
+        raise NernError(
+            f"loss_warmup_iterations (={config.loss_warmup_iterations}) has no part in training by phases; set "
+            "reconstruction.iterations"
+        )
+    if first.rounds == 1 and first.round_share != 1:
+        raise NernError(f"reconstruction.round_share (={first.round_share}) needs reconstruction.rounds above 1")
+    if first.iterations and n.reconstruction_loss_weight == 0:
+        raise NernError("nern.reconstruction_loss_weight is 0, but reconstruction.iterations is not")
+    if config.teacher.original_model_name is not None and not distils:
+        raise NernError("teacher has no part without a phase of distillation; set distillation.iterations")
+    lengths = {"reconstruction": first.iterations, "distillation": distils}
+    _check_optim_over_recipe(config, [phase for phase, steps in lengths.items() if steps])
+
+
+def _check_optim_over_recipe(config: Config, phases: Sequence[str]) -> None:
+    """Raise NernError for a key of `optim` that was set over a recipe, but that the recipe sets for each phase."""
+    recipe = recipe_values(config.recipe)
+    for field in fields(OptimConfig):
+        given, of_phases = getattr(config.optim, field.name), [f"{phase}.optim.{field.name}" for phase in phases]
+        usual = nested_value(recipe, f"optim.{field.name}", getattr(OptimConfig(), field.name))
+        by_recipe = [nested_value(recipe, key) for key in of_phases]
+        now = [getattr(getattr(config, phase).optim, field.name) for phase in phases]
+        if phases and None not in by_recipe and now == by_recipe and _plain(given) != _plain(usual):
+            raise NernError(
+                f"optim.{field.name} (={given}) has no part: {' and '.join(of_phases)} are set by recipe "
+                f"{config.recipe!r}; set those"
+            )
+
+
+def _by_recipe(config: Config) -> str:
+    return "" if config.recipe == "published" else f" (recipe {config.recipe!r} sets distillation.iterations)"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def check_optim(optim: OptimConfig, section: str = "optim") -> None:
@@ -233,8 +278,9 @@ def _check_combinations(config: Config) -> None:
     if by_phases(config):
         if config.epochs is not None or config.num_iterations is not None:
             raise NernError(
-                "reconstruction and distillation set the lengths of phases; set epochs and num_iterations to null "
-                f"(epochs is {config.epochs}, num_iterations {config.num_iterations})"
+                f"reconstruction and distillation set the lengths of phases{_by_recipe(config)}; set epochs and "
+                f"num_iterations to null (epochs is {config.epochs}, num_iterations {config.num_iterations}), and "
+                "distillation.epochs or .iterations to what is wanted"
             )
     elif (config.epochs is None) == (config.num_iterations is None):
         given = f"epochs is {config.epochs} and num_iterations is {config.num_iterations}"

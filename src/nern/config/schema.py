@@ -299,7 +299,8 @@ class Config(Settings):
 
     recipe: str = "published"
     """What keys that are not given mean: 'published', the framework's defaults, so that its files keep their meaning;
-    'nern', the best settings found since (docs/results.md). In files, on the command line and in `Config.of_recipe`."""
+    'nern', the best settings found since (docs/recipe.md). In files, on the command line and in `Config.of_recipe`; the
+    constructor alone applies none."""
     imports: list[str] = field(default_factory=list)
     """Modules (my_package.networks) or files (networks.py) of yours to import first: those that register the networks
     and tasks which the other keys name."""
@@ -359,7 +360,8 @@ class Config(Settings):
     learn_fc_layer: bool = False
     """Also train the final fully connected layer of the reconstructed network; it is saved beside the predictor."""
     seed: int = 0
-    """Seed of everything random: same seed, same machine, same result."""
+    """Seed of everything random: same seed, same machine, same result. (An ordering that is improved for some seconds
+    may come out otherwise when it is solved again; it is kept in the run folder and the cache.)"""
 
     @classmethod
     def beneath(cls, values: Mapping[str, Any]) -> dict[str, Any]:

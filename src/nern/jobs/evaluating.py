@@ -14,7 +14,7 @@ from nern.errors import NernError
 from nern.evaluation import Evaluator
 from nern.experiment import build_checked_original, build_experiment, data_settings, member_names
 from nern.files import check_writable, write_json
-from nern.jobs.report import all_layer_errors, check_original, restore_outliers
+from nern.jobs.report import all_layer_errors, check_original, restore_outliers, take_ordering
 from nern.jobs.session import check_kind
 from nern.tasks.base import build_task
 from nern.terminal import metrics_table
@@ -109,7 +109,7 @@ def report_skipped(console: Console, skipped: list[str] | None) -> None:
 
 
 def config_of_run(path: str | Path, checkpoint: str = "best") -> Config:
-    """The config that evaluates checkpoint 'best', 'last' or 'step_N' of the run in folder `path`."""
+    """The config that evaluates a checkpoint of the run in folder `path`: 'best', 'last', 'step_N' or that of a phase."""
     folder = RunFolder.open(path)
     check_kind(folder, Config)
     config = Config.load(folder.config)
@@ -118,8 +118,7 @@ def config_of_run(path: str | Path, checkpoint: str = "best") -> Config:
         names = sorted(p.stem for p in file.parent.glob("*.pt"))
         raise NernError(f"run {path} has no checkpoint {checkpoint!r}; it has: {', '.join(names) or 'none'}")
     config.nern.init, config.nern.checkpoint_path = "checkpoint", str(file)
-    if folder.ordering.is_file():
-        config.nern.embeddings.permutations.path = str(folder.ordering)
+    take_ordering(config, folder)
     return config
 
 
@@ -128,7 +127,7 @@ def load_run(path: str | Path, checkpoint: str = "best", network: int = 0) -> to
 
     Args:
         path: the run folder.
-        checkpoint: 'best', 'last' or 'step_N'.
+        checkpoint: 'best', 'last', 'step_N', or of a run by phases 'reconstruction', 'distillation'.
         network: which of several, counted from 0.
 
     Raises:

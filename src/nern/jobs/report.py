@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from nern.config import Config
 from nern.errors import NernError
 from nern.evaluation import LayerError, layer_errors
-from nern.experiment import Experiment
+from nern.experiment import Experiment, solved_by_the_clock
 from nern.files import load_safetensors, load_state_dict, save_safetensors, write_json
 from nern.jobs.session import common_metrics
 from nern.ordering.store import content_key, save_ordering
@@ -45,6 +46,17 @@ def store_ordering(experiment: Experiment, folder: RunFolder) -> None:
         weights = [weight for member in experiment.members for weight in member.original.weights]
         key = content_key(experiment.nern.table.views(weights), experiment.ordering.mode)
         save_ordering(folder.ordering, experiment.ordering, key)
+
+
+def take_ordering(config: Config, folder: RunFolder) -> None:
+    """Have the run's ordering read from its folder. Raises NernError if it is gone and, solved again, might be another."""
+    if folder.ordering.is_file():
+        config.nern.embeddings.permutations.path = str(folder.ordering)
+    elif solved_by_the_clock(config):
+        raise NernError(
+            f"{folder.ordering} is missing: the run's checkpoints belong to that order of kernels, which is not found a "
+            "second time"
+        )
 
 
 def store_outliers(experiment: Experiment, folder: RunFolder) -> None:

@@ -108,6 +108,7 @@ def common_metrics(loop: Loop, device: torch.device, seed: int, folder: RunFolde
         "seconds_per_step": loop.step_seconds / max(loop.step, 1),
         "peak_memory_bytes": peak_memory_bytes(device),
         "device": str(device),
+        "precision": loop.precision,
         "threads": torch.get_num_threads(),
         "versions": {"nern": nern.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "seed": seed,

@@ -19,6 +19,7 @@ from nern.jobs.report import (
     restore_outliers,
     store_ordering,
     store_outliers,
+    take_ordering,
 )
 from nern.jobs.session import continue_from, new_folder, run_loop, saved_run
 from nern.processes import Processes, join
@@ -71,8 +72,8 @@ def resume(path: str | Path, console: Console | None = None, json_path: str | Pa
     console = _console(console, processes)
     processes.from_main(lambda: check_writable(json_path, "--json"))
     folder, config, state = processes.from_main(lambda: _saved(path))
-    if processes.main and folder.ordering.is_file():
-        config.nern.embeddings.permutations.path = str(folder.ordering)
+    if processes.main:
+        take_ordering(config, folder)
     if config.nern.init == "checkpoint":  # the state holds the weights; the file may be gone
         config.nern.init, config.nern.checkpoint_path = "default", None
     experiment = build_experiment(config, processes=processes)

@@ -231,8 +231,8 @@ def load_predictor(predictor: nn.Module, state: Mapping[str, Tensor], where: str
         load_into(predictor, state, f"predictor checkpoint {where}")
     except NernError as error:
         raise NernError(
-            f"{error}. Its shape follows from nern.method, num_blocks, hidden_layer_size, heads, output_size, norm_layer "
-            "and nern.embeddings; they must be those of the run that wrote it."
+            f"{error}. Its shape follows from nern.method, num_blocks, hidden_layer_size, heads, output_scales, "
+            "output_size, norm_layer and nern.embeddings; they must be those of the run that wrote it."
         ) from error
 
 

@@ -44,6 +44,7 @@ class Loop:
         tracker: where scalars go.
         on_step, on_evaluation: called with (steps done, losses) after each step, and with the record of an evaluation.
         seconds, step_seconds: of the whole run, evaluations included; of training steps alone.
+        precision: that steps are computed in.
         processes: that run this loop together, step by step. All but the main one have no folder and no tracker.
     """
 
@@ -52,6 +53,7 @@ class Loop:
     ) -> None:
         self.logging, self.save_minutes, self.total_steps = logging, save_minutes, total_steps
         self.processes = processes
+        self.precision = "float32"
         self.folder: RunFolder | None = None
         self.tracker: Tracker | None = None
         self.on_step: Callable[[int, Losses], None] | None = None
@@ -120,12 +122,12 @@ class Loop:
                 self.seconds = time.monotonic() - began
                 self._log(step, losses)
                 self.step_seconds += time.monotonic() - started  # a GPU's steps end when they are looked at
+                for name in self.checkpoints_due():
+                    self.save_checkpoint(name)
                 if self.evaluation_due(step, losses):
                     self.evaluate()
                     self.save_state()
                     saved = time.monotonic()
-                for name in self.checkpoints_due():
-                    self.save_checkpoint(name)
                 signal_number = agreed(stop.signal_number or 0)
                 if signal_number or time.monotonic() - saved > 60 * self.save_minutes:
                     self.save_state()

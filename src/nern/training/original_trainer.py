@@ -44,6 +44,7 @@ class OriginalTrainer(Loop):
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(config.optim, self.parameters)
         self.schedule = Schedule(config.optim, self.total_steps)
+        self.precision = config.precision
         self.device = self.parameters[0].device
         self.channels_last = any(isinstance(m, nn.Conv2d) for m in network.modules())  # the faster layout for them
         if self.channels_last:

@@ -378,11 +378,15 @@ class Trainer(Loop):
             "window": list(self._window),
             "best": self.best,
             "targets": self.targets,
+            "precision": self.precision,
         }
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Take over `own_state()`."""
         step = state["step"]
+        self.precision = self.differentiate.precision = state.get(
+            "precision", self.precision
+        )  # whatever 'auto' means here
         self._begin(next(p for p in self.phases if step <= p.ends))  # the next begins with the next step
         targets = state.get("targets")  # a run from before there were rounds has none
         self.targets = None if targets is None else [target.to(self.device) for target in targets]
