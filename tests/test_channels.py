@@ -25,6 +25,7 @@ from nern.experiment import build_experiment
 from nern.jobs.evaluating import config_of_run
 from nern.ordering import ChannelOrdering, channel_ordering, solve_ordering
 from nern.ordering.channels import channel_costs, greedy_channels, solve_channels
+from nern.ordering.store import load_ordering
 from nern.originals import CifarResNet, Original
 from nern.originals.channels import ChannelGroup, axis_orders, channel_groups, check_same_function, permuted
 from nern.training import Interrupted, RunFolder
@@ -440,6 +441,30 @@ def test_stored_orders_are_checked(configure: Configure, tmp_path: Path) -> None
     save_file(orders, path, {"mode": "infilter"})
     with pytest.raises(NernError, match="is of mode 'infilter'"):
         build_experiment(config, train=False)
+
+
+@pytest.mark.parametrize(
+    "key", ["².0.a", "0.².a", "\u0660.0.a", "00.0.a", "-1.0.a", "1" * 5000 + ".0.a", "0.0.", "0.0", "1.0.a"]
+)
+def test_names_of_orders(key: str) -> None:
+    with pytest.raises(NernError, match="names no axis of 1 network "):
+        ChannelOrdering.from_tensors({key: torch.arange(3)}, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.bool])
+def test_orders_are_whole_numbers(dtype: torch.dtype) -> None:
+    with pytest.raises(NernError, match=f"'0.1.a' holds {dtype}, not whole numbers"):
+        ChannelOrdering.from_tensors({"0.1.a": torch.arange(2).to(dtype)}, 1)
+    assert ChannelOrdering.from_tensors({"0.1.a": torch.arange(2, dtype=torch.uint8)}, 1).orders[0][
+        "a", 1
+    ].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["order.²", "order.\u0660", "order.1", "order." + "1" * 5000, "order"])
+def test_names_of_layers_in_a_file(tmp_path: Path, name: str) -> None:
+    save_file({name: torch.arange(4)}, tmp_path / "ordering.safetensors", {"mode": "crossfilter"})
+    with pytest.raises(NernError, match=r"has a tensor '.*', but the network has 1 layers"):
+        load_ordering(tmp_path, "crossfilter", [(2, 2, 3, 3)])
 
 
 def test_several_networks(configure: Configure) -> None:

@@ -229,6 +229,31 @@ def test_damaged_files_are_refused(
         nern.load_run(folder.root)
 
 
+@pytest.mark.parametrize(
+    ("positions", "values", "message"),
+    [
+        (torch.tensor([1.0, 2.5]), torch.zeros(2), "positions must be whole numbers, not torch.float32"),
+        (torch.tensor([1, 2], dtype=torch.complex64), torch.zeros(2), "positions must be whole numbers"),
+        (torch.tensor([False, True]), torch.zeros(2), "positions must be whole numbers, not torch.bool"),
+        (torch.tensor([1, 2]), torch.zeros(2, dtype=torch.float64), "values must be torch.float32, not torch.float64"),
+        (torch.tensor([1, 2]), torch.zeros(2, dtype=torch.int64), "values must be torch.float32"),
+        (torch.tensor([1, 1]), torch.zeros(2), "must rise, within the 54 represented weights"),
+        (torch.tensor([1, 54]), torch.zeros(2), "must rise"),
+        (torch.tensor([10, 5 - 2**63, -1, 20]), torch.zeros(4), "must rise"),  # differences wrap around
+        (torch.tensor([1, 2, 3]), torch.zeros(3), "2 are expected, 3 are there"),
+        (torch.tensor([1]), torch.zeros(1), "2 are expected, 1 are there"),
+    ],
+)  # fmt: skip
+def test_tensors_that_are_no_outliers(positions: Tensor, values: Tensor, message: str) -> None:
+    table = KernelTable.of_networks([[torch.zeros(2, 3, 3, 3)]], 3)
+    good = {"positions": torch.tensor([0, 53], dtype=torch.int32), "values": torch.ones(2)}
+    for count in (None, 2):
+        assert Outliers.from_tensors(good, table, expected=count).positions.tolist() == [0, 53]
+    expected = 2 if "are expected" in message else None
+    with pytest.raises(NernError, match=f"outliers a file: .*{message}"):
+        Outliers.from_tensors({"positions": positions, "values": values}, table, "a file", expected)
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.0, math.nan])
 def test_a_share_lies_between_zero_and_one(share: float) -> None:
     with pytest.raises(NernError, match=r"nern\.outliers"):

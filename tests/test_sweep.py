@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -130,7 +131,9 @@ def test_runs_grid_and_seeds_multiply(write: Write, tmp_path: Path) -> None:
         ({"grid": {"optim.betas": [[0.9, 0.99]]}}, ["0.9_0.99-s0"], [f"{OURS}, betas 0.9_0.99"]),
         ({"grid": {"original_model_path": ["a/b c.pt"]}}, ["a-b-c.pt-s0"], [f"{OURS}, original_model_path a-b-c.pt"]),
         ({"runs": [{"name": "x", "series": "ours"}], "grid": GRID}, ["x-8-s0", "x-12-s0"], ["ours", "ours"]),
-        ({"runs": [{"name": "x"}]}, ["x-s0"], [OURS]),
+        ({"runs": [{"name": "x"}]}, ["x-s0"], ["x"]),
+        ({"runs": [{"name": "x"}, {"name": "y", "series": "z"}]}, ["x-s0", "y-s0"], ["x", "z"]),
+        ({"runs": [{"name": "x"}], "grid": {"recipe": ["published"]}}, ["x-published-s0"], ["x, recipe published"]),
     ],
 )  # fmt: skip
 def test_names_and_series(write: Write, values: dict[str, Any], names: list[str], series: list[str]) -> None:
@@ -405,6 +408,79 @@ def test_damaged_metrics(write: Write, tmp_path: Path) -> None:
     (tmp_path / "out" / "runs" / "tiny-s0" / "metrics.json").write_text("{")
     with pytest.raises(NernError, match=r"metrics.json is damaged .*delete its run folder to train it anew"):
         sweep(write(), tmp_path / "out")
+
+
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("metrics", lambda m: m.pop("sizes"), "KeyError: 'sizes'"),
+        ("metrics", lambda m: m.update(sizes=[]), "TypeError"),
+        ("metrics", lambda m: m.update(last=3), "AttributeError"),
+        ("metrics", lambda m: m["sizes"].update(predictor_parameters=0), "parameters .=0. must be at least 1"),
+        ("metrics", lambda m: m["sizes"].update(predictor_parameters=None), "parameters .=None. must be a whole number"),
+        ("metrics", lambda m: m["sizes"].update(predictor_parameters=10**400), "parameters .=about .* is too large"),
+        ("metrics", lambda m: m["last"]["test"].update(top1="x"), "TypeError"),
+        ("metrics", lambda m: m["best"]["test"].update(top1="x"), "best_test .='x'. must be a number"),
+        ("machine", lambda m: m.update(gpu=3), "it names no hardware"),
+        ("machine", lambda m: m.pop("cores"), "it names no hardware"),
+        ("machine", None, "it holds list"),
+    ],
+)  # fmt: skip
+def test_damaged_files_of_a_run(
+    write: Write, tmp_path: Path, file: str, change: Callable[[Any], Any] | None, message: str
+) -> None:
+    sweep(write(), tmp_path / "out")
+    runs = tmp_path / "out" / "runs"
+    path = runs / "tiny-s0" / "metrics.json" if file == "metrics" else runs / "tiny-s0.json"
+    values = json.loads(path.read_text())
+    if change is None:
+        values = []
+    else:
+        change(values)
+    path.write_text(json.dumps(values))
+    found = rf"{re.escape(str(path))} is damaged \(.*{message}.*\); delete its run folder to train it anew"
+    with pytest.raises(NernError, match=found):
+        sweep(write(), tmp_path / "out")
+    shutil.rmtree(runs / "tiny-s0")
+    assert len(sweep(write(), tmp_path / "out")) == 1
+
+
+@pytest.mark.usefixtures("fake")
+def test_damaged_metrics_do_not_hide_what_came_first(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    sweep(write(), out)
+
+    def stopped(*_: Any) -> None:
+        (out / "runs" / "tiny-s0" / "metrics.json").write_text("{")
+        raise Interrupted(signal.SIGINT, "stopped by SIGINT")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nern.sweep.command.run_side_by_side", stopped)
+        with pytest.raises(Interrupted, match="stopped by SIGINT; 1 of 2 runs are finished"):
+            sweep(write(seeds=[0, 1]), out)
+
+    script = tmp_path / "fake.py"  # a run that writes such metrics keeps no other one from running
+    script.write_text(FAKE + 'if "bad" in folder.name:\n    (folder / "metrics.json").write_text("{")\n')
+    path = write(runs=[{"name": name} for name in ("bad", "fails", "works")])
+    with pytest.raises(NernError, match=r"(?s)^1 of 3 runs failed.*no such network.*bad-s0/metrics.json is damaged"):
+        sweep(path, tmp_path / "other", jobs=1)
+    assert "works-s0: finished in" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fake")
+def test_settings_are_not_averaged_as_seeds(write: Write, tmp_path: Path) -> None:
+    runs = [{"name": name, "settings": {"batch_size": size}} for name, size in (("a", 8), ("b", 16))]
+    path = write(runs=[run | {"series": "ours"} for run in runs])
+    with pytest.raises(
+        NernError, match=r"runs a-s0 and b-s0 are both of series 'ours', .* seed 0: they cannot be averaged"
+    ):
+        sweep(path, tmp_path / "out")
+    before = (tmp_path / "out" / "runs" / "a-s0" / "metrics.json").stat().st_mtime_ns
+    assert [row["series"] for row in sweep(write(runs=runs), tmp_path / "out")] == ["a", "b"]
+    assert (tmp_path / "out" / "runs" / "a-s0" / "metrics.json").stat().st_mtime_ns == before
 
 
 def test_one_sweep_in_a_folder(write: Write, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from nern.config import Config
 from nern.errors import NernError
 from nern.sweep import COLUMNS, PlannedRun, make_page, page_text, read_tables
 from nern.sweep.groups import Spread, groups_of
+from nern.sweep.picture import draw
 from nern.sweep.published import best_published, published_points
 from nern.sweep.table import relative_error, row_of, table_text, write_table
 
@@ -62,6 +63,15 @@ def test_metrics_without_test_images() -> None:
     assert found["device"] == "cpu"
 
 
+def test_outliers_and_precision() -> None:
+    found = made()
+    assert (found["outlier_bytes"], found["precision"]) == (0, None)
+    found = made(sizes=metrics()["sizes"] | {"outlier_bytes": 12}, precision="bfloat16")
+    assert (found["outlier_bytes"], found["precision"]) == (12, "bfloat16")
+    names = list(COLUMNS)
+    assert names[names.index("ordering_bytes") + 1] == "outlier_bytes"
+
+
 def test_reconstruction_phase_is_what_came_before_others() -> None:
     first = {"name": "reconstruction", "steps": 2, "test": {"top1": 70.0}, "held_out": {"top1": 71.0}}
     second = {"name": "distillation", "steps": 1, "test": {"top1": 80.0}}
@@ -108,9 +118,17 @@ def test_table_reads_back(tmp_path: Path) -> None:
     [
         (("gap,", "gape,"), "is not a table of `nern sweep`: it has no column gap"),
         (("94229", "many"), r"results.csv, line 2: parameters \(='many'\) must be a whole number"),
-        (("91.0000", "nan"), r"line 2: last_test \(='nan'\) must be finite"),
+        (("91.0000", "nan"), r"line 2: last_test \(=nan\) must be finite"),
         (("91.0000", "x"), r"line 2: last_test \(='x'\) must be a number"),
         (("a-s0,", ","), "line 2: name is empty"),
+        (("94229", "0"), r"line 2: parameters \(=0\) must be at least 1"),
+        (("94229", "9" * 400), r"line 2: parameters \(=about 2\*\*1329\) is too large"),
+        (("94229", "9" * 5000), r"line 2: parameters \(='9{59}\.\.\.\) must be a whole number"),
+        (("91.0000", "1e300"), r"line 2: last_test \(=1e\+300\) is too large"),
+        (("ours", "o" * 200_000), "line 2: not a line of a CSV file .field larger than field limit"),
+        (("nern sweep x.yaml", '"nern sweep'), "line 2: not a line of a CSV file .unexpected end of data"),
+        (("name,", "n" * 200_000 + ","), "line 1: not a line of a CSV file .field larger than field limit"),
+        (("nern sweep x.yaml", "nern,sweep"), "line 2: more values than columns"),
     ],
 )
 def test_mistakes_in_tables(tmp_path: Path, change: tuple[str, str], message: str) -> None:
@@ -118,6 +136,21 @@ def test_mistakes_in_tables(tmp_path: Path, change: tuple[str, str], message: st
     path.write_text(table_text(ROWS[:1]).replace(*change))
     with pytest.raises(NernError, match=message):
         read_tables([path])
+
+
+def test_encodings_of_tables(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text(table_text(ROWS), encoding="utf-8-sig")
+    assert read_tables([path]) == ROWS
+    path.write_text(table_text([row(device="é")]), encoding="latin-1")
+    with pytest.raises(NernError, match=r"results.csv is not a table of `nern sweep`: it is not text in UTF-8"):
+        read_tables([path])
+
+
+def test_tables_of_older_versions_lack_later_columns(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text(table_text(ROWS).replace("outlier_bytes", "unknown").replace("precision", "other"))
+    assert read_tables([path]) == ROWS
 
 
 def test_run_counts_once(tmp_path: Path) -> None:
@@ -143,6 +176,13 @@ def test_seeds_are_brought_together() -> None:
     ]
 
 
+def test_one_seed_twice_is_no_group() -> None:
+    with pytest.raises(
+        NernError, match=r"runs a-s0 and e-s0 are both of series 'ours', .* 94,229 parameters and seed 0"
+    ):
+        groups_of([*ROWS, row(name="e-s0")])
+
+
 def test_spread_is_the_sample_standard_deviation() -> None:
     assert Spread.of([1.0, None, 2.0, 3.0]) == Spread(2.0, 1.0, 3)
     assert Spread.of([2.0]) == Spread(2.0, None, 1)
@@ -158,6 +198,7 @@ def test_best_published_point_is_of_this_size() -> None:
     assert best.gap == pytest.approx(-0.19)
     assert best_published("ResNet20", "cifar10", 200_000) is None
     assert best_published("ResNet20", "cifar100", 142_749) is None
+    assert best_published("ResNet20", "cifar10", 0) is None
 
 
 def test_published_predictors_have_the_parameters_of_their_hidden_size() -> None:
@@ -183,6 +224,15 @@ def test_picture_of_a_network_without_figures(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plot_curves(tmp_path / "results.png", [Panel("network", [])])
+
+
+def test_picture_takes_texts_as_they_are(tmp_path: Path) -> None:
+    text = r"x$\frac$"
+    rows = [row(series=text, network=text), row(series=text, network=text, seed=1, gap=-0.2)]
+    draw(tmp_path / "rows.png", rows)
+    plot_curves(tmp_path / "panels.png", [Panel(text, [Curve(text, [(100, [-0.5])])], [(text + "2", 120, -0.3)])])
+    for name in ("rows.png", "panels.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 # --- the page ----------------------------------------------------------------------------------------------------
@@ -214,6 +264,19 @@ def test_page_of_a_table(tmp_path: Path) -> None:
     assert "- Seeds: 0, 1; 5 runs." in text
     assert text.endswith("```sh\nnern sweep x.yaml\n```\n")
     assert "None" not in text
+
+
+def test_outliers_are_shown_where_there_are_some(tmp_path: Path) -> None:
+    def page(**values: Any) -> str:
+        write_table(tmp_path / "results.csv", [row(outlier_bytes=0), row(name="b-s0", series="b", **values)])
+        return page_text([tmp_path / "results.csv"], tmp_path / "results.md")
+
+    assert "outliers, bytes" not in page(outlier_bytes=0)
+    assert "outliers, bytes" not in page()
+    text = page(outlier_bytes=1234)
+    assert "| ordering, bytes | outliers, bytes | accuracy, % |" in text
+    assert "| ours | cross-filter | 140 | 94,229 (35.2%) | 48,000 | - | 91.00 |" in text
+    assert "| b | cross-filter | 140 | 94,229 (35.2%) | 48,000 | 1,234 | 91.00 |" in text
 
 
 def test_page_does_not_depend_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

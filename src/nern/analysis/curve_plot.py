@@ -76,10 +76,12 @@ def plot_curves(path: str | Path, panels: Sequence[Panel]) -> None:
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     ordered = {label: handles[label] for label in [*labels, "the original network", *published] if label in handles}
-    figure.legend(
+    legend = figure.legend(
         list(ordered.values()), list(ordered), loc="outside lower center", ncols=per_line, frameon=False, fontsize=8,
         title="means over seeds, bars: standard deviations, dots: single runs; hollow: published", title_fontsize=8,
     )  # fmt: skip
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # labels come from files: a $ is a dollar
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
 
@@ -87,7 +89,7 @@ def plot_curves(path: str | Path, panels: Sequence[Panel]) -> None:
 def _draw_panel(
     axes: Any, panel: Panel, labels: Sequence[str], published: Sequence[str], handles: dict[str, Any]
 ) -> None:
-    axes.set_title(panel.title, color=INK, fontsize=11)
+    axes.set_title(panel.title, color=INK, fontsize=11, parse_math=False)
     handles["the original network"] = axes.axhline(0, color=INK, lw=1, ls="--")
     for label, parameters, gap in panel.published:
         number = published.index(label)

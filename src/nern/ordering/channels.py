@@ -28,6 +28,7 @@ from nern.ordering.store import (
     FILE_NAME,
     content_key,
     holds_ordering,
+    is_number,
     read_ordering,
     save_ordering,
     warn_if_of_other_weights,
@@ -110,14 +111,17 @@ class ChannelOrdering:
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor], networks: int) -> ChannelOrdering:
-        """From what `tensors` gives. Raises NernError for a name that it does not give for so many networks."""
+        """From what `tensors` gives. Raises NernError for a name that it does not give for so many networks, and for what
+        is not whole numbers."""
         orders: list[dict[tuple[str, int], Tensor]] = [{} for _ in range(networks)]
         for key, order in tensors.items():
             network, axis, name = (*key.split(".", 2), "", "")[:3]
-            if not (network.isdigit() and axis.isdigit() and name and int(network) < networks):
+            if not (is_number(network) and is_number(axis) and name and int(network) < networks):
                 raise NernError(
                     f"{key!r} names no axis of {networks} network{'s' * (networks > 1)} (NETWORK.AXIS.TENSOR)"
                 )
+            if order.is_floating_point() or order.is_complex() or order.dtype == torch.bool:
+                raise NernError(f"{key!r} holds {order.dtype}, not whole numbers")
             orders[int(network)][name, int(axis)] = order.long()
         return ChannelOrdering(orders)
 

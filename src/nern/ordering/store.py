@@ -124,7 +124,7 @@ def load_ordering(path: str | Path, mode: str, shapes: Shapes, metric: str = "co
         layers = [{} for _ in shapes]
         for name, tensor in tensors.items():
             kind, _, index = name.rpartition(".")
-            if not index.isdigit() or int(index) >= len(shapes):
+            if not is_number(index) or int(index) >= len(shapes):
                 raise NernError(f"ordering file {path} has a tensor {name!r}, but the network has {len(shapes)} layers")
             layers[int(index)][kind] = tensor
     try:
@@ -155,6 +155,11 @@ def read_ordering(path: str | Path, mode: str, metric: str) -> tuple[dict[str, T
     return tensors, PathCost.from_json(metadata["path_cost"], metric) if "path_cost" in metadata else None
 
 
+def is_number(text: str) -> bool:
+    """Whether it is a small number from 0 on, written as we write it: other scripts' digits are refused, and `00`."""
+    return re.fullmatch(r"0|[1-9][0-9]{0,8}", text) is not None
+
+
 def holds_ordering(path: Path) -> bool:
     """Whether it is a file, or a folder with our file or published ones."""
     return path.is_file() or (path / FILE_NAME).is_file() or bool(_published_files(path))
@@ -163,7 +168,7 @@ def holds_ordering(path: Path) -> bool:
 def _published_files(path: Path) -> dict[int, Path]:
     if not path.is_dir():
         return {}
-    matches = {p: re.fullmatch(r"layer_(\d+)\.pt", p.name) for p in path.iterdir()}
+    matches = {p: re.fullmatch(r"layer_([0-9]{1,9})\.pt", p.name) for p in path.iterdir()}
     return {int(m.group(1)): p for p, m in matches.items() if m}
 
 

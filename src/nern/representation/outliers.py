@@ -53,23 +53,32 @@ class Outliers:
         return {"positions": self.positions.to(torch.int64 if large else torch.int32), "values": self.values}
 
     @staticmethod
-    def from_tensors(tensors: Mapping[str, Tensor], table: KernelTable, source: object = "given") -> Outliers:
-        """What `tensors()` gave. Raises NernError, naming `source`, where they do not fit the weights of `table`."""
+    def from_tensors(
+        tensors: Mapping[str, Tensor], table: KernelTable, source: object = "given", expected: int | None = None
+    ) -> Outliers:
+        """What `tensors()` gave. Raises NernError, naming `source`, where they do not fit the weights of `table`, or are not
+        as many as `expected` (None: any number)."""
         positions, values = tensors.get("positions"), tensors.get("values")
         if positions is None or values is None or positions.dim() != 1 or positions.shape != values.shape:
             found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
             raise NernError(
                 f"outliers {source}: equally many positions and values are expected, not {found or 'nothing'}"
             )
+        if positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool:
+            raise NernError(f"outliers {source}: positions must be whole numbers, not {positions.dtype}")
+        if values.dtype != torch.float32:
+            raise NernError(f"outliers {source}: values must be torch.float32, not {values.dtype}")
+        if expected is not None and len(positions) != expected:
+            raise NernError(f"outliers {source}: {expected:,} are expected, {len(positions):,} are there")
         positions = positions.long()
-        rising = bool((positions.diff() > 0).all())
+        rising = bool((positions[1:] > positions[:-1]).all())  # differences could overflow
         if not rising or (len(positions) and not 0 <= int(positions[0]) <= int(positions[-1]) < table.num_weights):
             raise NernError(
                 f"outliers {source}: positions must rise, within the {table.num_weights:,} represented weights"
             )
         if not torch.isfinite(values).all():
             raise NernError(f"outliers {source}: values are not all finite")
-        return Outliers(positions, values.float())
+        return Outliers(positions, values)
 
 
 def find_outliers(weights: Sequence[Tensor], share: float) -> Outliers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -17,7 +18,7 @@ from nern.devices import available_gpus
 from nern.errors import NernError
 from nern.files import check_writable
 from nern.sweep.file import PlannedRun, load_sweep
-from nern.sweep.folder import FINISHED, NEW, STOPPED, SweepFolder
+from nern.sweep.folder import FINISHED, NEW, STOPPED, SweepFolder, damaged
 from nern.sweep.page import write_page
 from nern.sweep.picture import draw
 from nern.sweep.processes import Ended, Job, run_side_by_side
@@ -112,20 +113,25 @@ class _Sweep:
             work = [self._job(run, states[run.name]) for run in todo]
             self._write_table()
             failed = [e for e in run_side_by_side(work, places, self._on_start, self._on_end) if e.error is not None]
-        except Interrupted as error:
+        except BaseException as error:
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                self._write_results()
+            if not isinstance(error, Interrupted):
+                raise
             message = (
                 f"{error}; {self.finished} of {len(self.runs)} runs are finished, those that had begun have saved. "
                 "Continue with the same command."
             )
             raise Interrupted(error.signal_number, message) from None
-        finally:
-            rows = self._write_table()
-            if rows:
-                draw(self.folder.figure, rows)
+        failures = [_failures(failed, len(self.runs))] if failed else []
+        try:
+            rows = self._write_results()
+        except NernError as error:
+            raise NernError("\n".join([*failures, str(error)])) from error
         if rows:
             self._say(f"table: {self.folder.table}\npicture: {self.folder.figure}")
-        if failed:
-            raise NernError(_failures(failed, len(self.runs)))
+        if failures:
+            raise NernError(*failures)
         return rows
 
     def _job(self, run: PlannedRun, state: str) -> Job:
@@ -147,11 +153,20 @@ class _Sweep:
             self._say(f"{ended.job.name}: failed after {_duration(ended.seconds)}")
             return
         self.finished += 1
-        outcome = "".join(_outcome(row) for row in self._write_table() if row["name"] == ended.job.name)
+        try:
+            outcome = "".join(_outcome(row) for row in self._write_table() if row["name"] == ended.job.name)
+        except NernError as error:  # told again at the end; other runs go on
+            outcome = f"; {error}"
         self._say(
             f"{ended.job.name}: finished in {_duration(ended.seconds)}{outcome} "
             f"({self.finished} of {len(self.runs)} runs are finished)"
         )
+
+    def _write_results(self) -> list[Row]:
+        rows = self._write_table()
+        if rows:
+            draw(self.folder.figure, rows)
+        return rows
 
     def _write_table(self) -> list[Row]:
         rows = []
@@ -159,8 +174,11 @@ class _Sweep:
             files = self.folder.run(run)
             if files.metrics.is_file():
                 config = files.config.relative_to(self.folder.root).as_posix()
-                machine = self.folder.machine(run)
-                rows.append(row_of(run, self.folder.metrics(run), machine, config, self.command))
+                metrics, machine = self.folder.metrics(run), self.folder.machine(run)
+                try:
+                    rows.append(row_of(run, metrics, machine, config, self.command))
+                except NernError as error:
+                    raise damaged(files.metrics, error) from error
         if rows:
             write_table(self.folder.table, rows)
         return rows

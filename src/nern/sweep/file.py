@@ -82,7 +82,7 @@ def load_sweep(path: str | Path, folder: str | Path, options: Mapping[str, Any] 
                 config = Config.from_dict(over(merged, {"seed": seed, "logging": logging}))
             except NernError as error:
                 raise NernError(f"{where}: {error}") from error
-            planned.append(PlannedRun(name, _series(run, point, bool(grid), config), config))
+            planned.append(PlannedRun(name, _series(run, point, config), config))
     names = [run.name for run in planned]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise NernError(f"{path}: several runs are named {', '.join(twice)}; give runs names that differ")
@@ -192,9 +192,10 @@ def _text(key: str, value: Any) -> str:
     return re.sub(r"[^A-Za-z0-9._+=-]+", "-", text).strip("-") or "empty"
 
 
-def _series(run: Mapping[str, Any], point: Point, grid: bool, config: Config) -> str:
-    named = run.get("series") or (run.get("name") if grid else None)
-    others = [_pair(key, value) for key, value in point if key not in (SIZE, ORDER, "recipe")]
+def _series(run: Mapping[str, Any], point: Point, config: Config) -> str:
+    named = run.get("series") or run.get("name")
+    told = (SIZE, ORDER) if named else (SIZE, ORDER, "recipe")
+    others = [_pair(key, value) for key, value in point if key not in told]
     return ", ".join([named or f"{config.recipe} recipe", *others])
 
 

@@ -100,9 +100,13 @@ class SweepFolder:
         write_json(self.beside(run, "json"), hardware)
 
     def machine(self, run: PlannedRun) -> dict[str, Any]:
-        """What `save_machine` noted; {} if nothing."""
+        """What `save_machine` noted; {} if nothing. Raises NernError if the file is damaged."""
         path = self.beside(run, "json")
-        return _read_json(path) if path.is_file() else {}
+        hardware = _read_json(path) if path.is_file() else {}
+        gpu = hardware.get("gpu")
+        if (gpu and not (isinstance(gpu, dict) and "name" in gpu)) or (hardware.get("cpu") and "cores" not in hardware):
+            raise damaged(path, "it names no hardware")
+        return hardware
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -135,8 +139,13 @@ def _compared(config: Config) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise NernError(f"{path} is damaged ({error}); delete its run folder to train it anew") from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
     if not isinstance(values, dict):
-        raise NernError(f"{path} is damaged: it holds {type(values).__name__}; delete its run folder to train it anew")
+        raise damaged(path, f"it holds {type(values).__name__}")
     return values
+
+
+def damaged(path: Path, why: object) -> NernError:
+    """The error of a run's file that does not hold what was written there."""
+    return NernError(f"{path} is damaged ({why}); delete its run folder to train it anew")

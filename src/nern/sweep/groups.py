@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from nern.errors import NernError
 from nern.sweep.published import ORDERS
 from nern.sweep.table import Row
 
@@ -55,7 +56,11 @@ class Group:
 
 
 def groups_of(rows: Iterable[Row]) -> dict[tuple[str, str], list[Group]]:
-    """Groups of each network and task; both in the order of rows, groups of a series and ordering by parameters."""
+    """Groups of each network and task; both in the order of rows, groups of a series and ordering by parameters.
+
+    Raises:
+        NernError: a group holds a seed twice: its runs differ in more than the seed, a mean of them says nothing.
+    """
     panels: dict[tuple[str, str], dict[tuple, list[Row]]] = {}
     for row in rows:
         key = (row["series"], row["order"], row["parameters"], row["hidden"], row["steps"])
@@ -66,5 +71,20 @@ def groups_of(rows: Iterable[Row]) -> dict[tuple[str, str], list[Group]]:
         for number, key in enumerate(groups):
             first.setdefault(key[:2], number)
         in_order = sorted(groups, key=lambda key: (first[key[:2]], key[2]))
+        for group in groups.values():
+            _check_seeds(group)
         found[panel] = [Group(groups[key]) for key in in_order]
     return found
+
+
+def _check_seeds(rows: Sequence[Row]) -> None:
+    by_seed: dict[int, str] = {}
+    for row in rows:
+        if row["seed"] in by_seed:
+            raise NernError(
+                f"runs {by_seed[row['seed']]} and {row['name']} are both of series {row['series']!r}, ordering "
+                f"{row['order']}, {row['parameters']:,} parameters and seed {row['seed']}: they cannot be averaged as if "
+                "they differed in the seed alone. Give them different series: in the sweep file, whose command then "
+                "writes the table anew and trains nothing again, or in the table."
+            )
+        by_seed[row["seed"]] = row["name"]

@@ -13,8 +13,8 @@ from nern.sweep.published import ORDERS, best_published, published_of
 from nern.sweep.table import Row, read_tables
 
 OWN_HEADINGS = (
-    "series", "ordering", "hidden size", "parameters", "ordering, bytes", "accuracy, %", "gap, points", "n",
-    "best published gap at this size", "reconstruction alone, %", "relative error", "minutes",
+    "series", "ordering", "hidden size", "parameters", "ordering, bytes", "outliers, bytes", "accuracy, %", "gap, points",
+    "n", "best published gap at this size", "reconstruction alone, %", "relative error", "minutes",
 )  # fmt: skip
 THEIR_HEADINGS = (
     "method",
@@ -98,7 +98,7 @@ def _own_line(network: str, task: str, group: Group) -> list[str]:
     row = group.rows[0]
     best = best_published(network, task, group.parameters)
     share = "" if row["share"] is None else f" ({row['share']:.1%})"
-    sizes = group.spread("ordering_bytes")
+    sizes, outliers = group.spread("ordering_bytes"), group.spread("outlier_bytes")
     error = group.spread("relative_error")
     minutes = Spread.of(row["seconds"] / 60 if row["seconds"] is not None else None for row in group.rows)
     return [
@@ -107,6 +107,7 @@ def _own_line(network: str, task: str, group: Group) -> list[str]:
         _count(row["hidden"]),
         f"{group.parameters:,}{share}",
         "-" if sizes is None else f"{sizes.mean:,.0f}",
+        "-" if outliers is None or not outliers.mean else f"{outliers.mean:,.0f}",
         _spread(group, "last_test", 2),
         _spread(group, "gap", 2, sign=True),
         str(len(group.rows)),

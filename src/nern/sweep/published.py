@@ -73,5 +73,5 @@ def published_of(network: str, task: str) -> list[PublishedPoint]:
 
 def best_published(network: str, task: str, parameters: float) -> PublishedPoint | None:
     """The smallest gap among points of about so many parameters; None where nothing was published at this size."""
-    near = [p for p in published_of(network, task) if abs(p.parameters / parameters - 1) <= ABOUT]
+    near = [p for p in published_of(network, task) if abs(p.parameters - parameters) <= ABOUT * parameters]
     return max(near, key=lambda point: point.gap, default=None)

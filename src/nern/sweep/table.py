@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ COLUMNS: dict[str, type] = {
     "parameters": int,
     "share": float,
     "ordering_bytes": int,
+    "outlier_bytes": int,
     "original_test": float,
     "original_held_out": float,
     "last_held_out": float,
@@ -43,6 +44,7 @@ COLUMNS: dict[str, type] = {
     "seconds": float,
     "device": str,
     "threads": int,
+    "precision": str,
     "nern": str,
     "torch": str,
     "python": str,
@@ -50,6 +52,8 @@ COLUMNS: dict[str, type] = {
     "command": str,
 }
 _NEEDED = ("name", "series", "seed", "network", "task", "order", "parameters")
+_LATER = ("outlier_bytes", "precision")  # tables of older versions have no such columns
+_LARGEST = 10**15  # of any number but a seed
 
 
 def row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, Any], config: str, command: str) -> Row:
@@ -62,7 +66,25 @@ def row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
         command: of the sweep.
 
     Accuracies are top-1 in percent. Of several networks: the means.
+
+    Raises:
+        NernError: the metrics lack what a finished run has, or hold something else in its place.
     """
+    try:
+        found = _row_of(run, metrics, hardware, config, command)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise NernError(f"{type(error).__name__}: {error}") from error
+    for name, value in found.items():
+        if value is None and name not in _NEEDED:
+            continue
+        expected = (int, float) if COLUMNS[name] is float else COLUMNS[name]
+        if not isinstance(value, expected) or isinstance(value, bool):
+            raise NernError(f"{name} (={_short(value)}) must be {_KINDS[COLUMNS[name]]}")
+        _check_number(name, value)
+    return found
+
+
+def _row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, Any], config: str, command: str) -> Row:
     members, sizes, versions = run.config.members(), metrics["sizes"], metrics["versions"]
     last, best = metrics.get("last") or {}, metrics.get("best") or {}
     phases = metrics.get("phases") or []
@@ -82,6 +104,7 @@ def row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
         "parameters": sizes["predictor_parameters"],
         "share": sizes["predictor_share"],
         "ordering_bytes": sizes["ordering_bytes"],
+        "outlier_bytes": sizes.get("outlier_bytes", 0),
         "original_test": _original(metrics, "test"),
         "original_held_out": _original(metrics, "held_out"),
         "last_held_out": _top1(last, "held_out"),
@@ -95,6 +118,7 @@ def row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
         "seconds": metrics["seconds"],
         "device": hardware_text(hardware, str(metrics["device"])),
         "threads": metrics.get("threads"),
+        "precision": metrics.get("precision"),
         **{name: versions.get(name) for name in ("nern", "torch", "python")},
         "config": config,
         "command": command,
@@ -102,6 +126,23 @@ def row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
     both = (found["last_test"], found["original_test"])
     found["gap"] = None if None in both else both[0] - both[1]
     return {name: found[name] for name in COLUMNS}
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "a text"}
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise NernError(f"{name} (={value}) must be finite")
+    if isinstance(value, int | float) and name != "seed" and abs(value) > _LARGEST:
+        raise NernError(f"{name} (={_short(value)}) is too large")
+    if name in ("parameters", "represented") and value < 1:
+        raise NernError(f"{name} (={value}) must be at least 1")
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) <= 10**100 else f"about 2**{value.bit_length()}"
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _top1(record: Mapping[str, Any], images: str) -> float | None:
@@ -156,19 +197,13 @@ def write_table(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_tables(paths: Iterable[str | Path]) -> list[Row]:
-    """The rows of CSV files, one file after the other. Raises NernError for one that is missing, lacks a column, holds what
-    is no number where one is expected, or a run that another holds, too."""
+    """The rows of CSV files, one file after the other. Raises NernError for one that is missing, no CSV in UTF-8, lacks a
+    column, holds what is no number where one is expected, or a run that another holds, too."""
     rows: list[Row] = []
     places: dict[str, str] = {}
     for path in paths:
-        text = existing_file(path, "table of a sweep").read_text(encoding="utf-8")
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-        if missing:
-            raise NernError(f"{path} is not a table of `nern sweep`: it has no column {', '.join(missing)}")
-        for line in reader:
-            place = f"{path}, line {reader.line_num}"
-            row = {name: _value(name, line[name], place) for name in COLUMNS}
+        for number, row in _read_table(path):
+            place = f"{path}, line {number}"
             key = json.dumps([row[name] for name in COLUMNS if name not in ("config", "command")])
             if key in places:
                 raise NernError(f"{place}: run {row['name']} is in {places[key]}, too; every run counts once")
@@ -177,16 +212,38 @@ def read_tables(paths: Iterable[str | Path]) -> list[Row]:
     return rows
 
 
-def _value(name: str, text: str | None, place: str) -> Any:
+def _read_table(path: str | Path) -> Iterator[tuple[int, Row]]:
+    """The rows of a CSV file, each with the number of its last line."""
+    data = existing_file(path, "table of a sweep").read_bytes()
+    try:
+        text = data.decode("utf-8-sig")  # spreadsheets write a byte order mark
+    except UnicodeDecodeError as error:
+        raise NernError(f"{path} is not a table of `nern sweep`: it is not text in UTF-8 ({error})") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or []) and name not in _LATER]
+        if missing:
+            raise NernError(f"{path} is not a table of `nern sweep`: it has no column {', '.join(missing)}")
+        for line in reader:
+            if None in line:
+                raise NernError(f"{path}, line {reader.line_num}: more values than columns")
+            try:
+                row = {name: _value(name, line.get(name)) for name in COLUMNS}
+            except NernError as error:
+                raise NernError(f"{path}, line {reader.line_num}: {error}") from error
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise NernError(f"{path}, line {reader.reader.line_num}: not a line of a CSV file ({error})") from error
+
+
+def _value(name: str, text: str | None) -> Any:
     if not text:
         if name in _NEEDED:
-            raise NernError(f"{place}: {name} is empty")
+            raise NernError(f"{name} is empty")
         return None
     try:
         value = COLUMNS[name](text)
     except ValueError as error:
-        kind = {int: "a whole number", float: "a number"}[COLUMNS[name]]
-        raise NernError(f"{place}: {name} (={text!r}) must be {kind}") from error
-    if isinstance(value, float) and not math.isfinite(value):
-        raise NernError(f"{place}: {name} (={text!r}) must be finite")
+        raise NernError(f"{name} (={_short(text)}) must be {_KINDS[COLUMNS[name]]}") from error
+    _check_number(name, value)
     return value
