@@ -74,7 +74,7 @@ LIST_HELP = """List what there is: networks and tasks as a table, or the names o
   nern list
   nern list timm"""
 
-QUICKSTART_HELP = """Turn a small pretrained network into a NeRN and back, with nothing to download: about a minute on two
+QUICKSTART_HELP = """Turn a small pretrained network into a NeRN and back, with nothing to download: half a minute on two
 CPU cores. Trains on scikit-learn's digits and ends with a table of accuracies and sizes."""
 
 BENCH_HELP = """Measure speed and memory on this machine: medians and quartiles, each after a warm-up.
