@@ -70,7 +70,9 @@ def restore_outliers(experiment: Experiment, folder: RunFolder, processes: Proce
     missing, damaged or does not fit."""
     if experiment.nern.outliers is not None:
         tensors, _ = processes.from_main(lambda: load_safetensors(folder.outliers, "outliers of the run"))
-        experiment.nern.keep_outliers(Outliers.from_tensors(tensors, experiment.nern.table, folder.outliers))
+        expected = len(experiment.nern.outliers)
+        found = Outliers.from_tensors(tensors, experiment.nern.table, folder.outliers, expected)
+        experiment.nern.keep_outliers(found)
 
 
 def check_original(experiment: Experiment, folder: RunFolder) -> None:
