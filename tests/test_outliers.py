@@ -216,6 +216,7 @@ def test_without_outliers_there_is_no_file_and_no_row(configure: Callable[..., C
         ({"positions": torch.tensor([0, 10**6]), "values": torch.zeros(2)}, "must rise"),
         ({"positions": torch.tensor([-1]), "values": torch.zeros(1)}, "must rise"),
         ({"positions": torch.tensor([1]), "values": torch.tensor([math.nan])}, "finite"),
+        ({"positions": torch.tensor([1]), "values": torch.zeros(1)}, "are expected, 1 are there"),
     ],
 )
 def test_damaged_files_are_refused(

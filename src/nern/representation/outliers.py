@@ -68,8 +68,6 @@ class Outliers:
             raise NernError(f"outliers {source}: positions must be whole numbers, not {positions.dtype}")
         if values.dtype != torch.float32:
             raise NernError(f"outliers {source}: values must be torch.float32, not {values.dtype}")
-        if expected is not None and len(positions) != expected:
-            raise NernError(f"outliers {source}: {expected:,} are expected, {len(positions):,} are there")
         positions = positions.long()
         rising = bool((positions[1:] > positions[:-1]).all())  # differences could overflow
         if not rising or (len(positions) and not 0 <= int(positions[0]) <= int(positions[-1]) < table.num_weights):
@@ -78,6 +76,8 @@ class Outliers:
             )
         if not torch.isfinite(values).all():
             raise NernError(f"outliers {source}: values are not all finite")
+        if expected is not None and len(positions) != expected:
+            raise NernError(f"outliers {source}: {expected:,} are expected, {len(positions):,} are there")
         return Outliers(positions, values)
 
 
