@@ -16,7 +16,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 import nern
@@ -34,6 +33,7 @@ from nern.tasks.image_folder import evaluation_transform, not_too_long, read_ima
 from nern.tasks.mixing import MixedStream
 from nern.tasks.streams import LoaderSet, LoaderStream
 from nern.training import Interrupted, RunFolder, Trainer
+from runs import quiet
 
 CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cat")
@@ -637,10 +637,6 @@ def configure(weights: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.M
         return Config.from_dict(values | more)
 
     return make
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO())
 
 
 @stored

@@ -35,6 +35,7 @@ from nern.representation.nern import initial_predictor
 from nern.terminal import ProgressDisplay
 from nern.training import Interrupted, RunFolder, Trainer
 from nern.training.phases import one_phase, phases_of
+from runs import quiet, same
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -100,10 +101,6 @@ def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO())
-
-
 def build(config: Config) -> Trainer:
     experiment = build_experiment(config)
     return Trainer(experiment.config, experiment.members, experiment.nern, experiment.extra)
@@ -111,17 +108,6 @@ def build(config: Config) -> Trainer:
 
 def predictor_of(trainer: Trainer) -> State:
     return {name: value.clone() for name, value in trainer.nern.predictor.state_dict().items()}
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal to the last bit, in containers of any depth."""
-    if isinstance(a, Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
 
 
 def cosine(highest: float, lowest: float, step: int, steps: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -13,7 +12,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from rich.console import Console
 from torch.utils.data import DataLoader, TensorDataset
 
 import nern
@@ -55,6 +53,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 import nern
 from nern.tasks.unreadable import Unreadable
+from runs import quiet
 
 class Patchy(Dataset):
     def __len__(self):
@@ -129,10 +128,6 @@ json.dump(found, open(f"found-{rank}.json", "w"))
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the picture out, the slowest part of a short run."""
     monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO())
 
 
 def config(folder: Path, **values: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import nn
 
 import nern
 from nern import Config, NernError
-from nern.config.checks import nested_value
+from nern.config.yaml_files import nested_value
 from nern.experiment import build_experiment, ordering_beside
 from test_train import configure, original, quiet, resume, train  # noqa: F401  (fixtures)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 from collections.abc import Callable, Iterator
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -24,6 +22,7 @@ from nern.jobs import config_of_run
 from nern.originals import CifarResNet
 from nern.training import Interrupted, RunFolder, Trainer
 from nern.training.members import split_by_network
+from runs import quiet
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -75,10 +74,6 @@ def configure(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
         return Config.from_dict(BASE | {"networks": two(small), "logging.log_dir": str(tmp_path / "runs")} | given)
 
     return make
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO())
 
 
 def train(config: Config) -> RunFolder:

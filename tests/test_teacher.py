@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import warnings
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 import nern
@@ -25,6 +23,7 @@ from nern.originals import CifarResNet
 from nern.originals.base import Original
 from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES
 from nern.training import Interrupted, RunFolder, Trainer
+from runs import quiet
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -85,10 +84,6 @@ def configure(files: Path, tmp_path: Path) -> Configure:
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the picture out, the slowest part of a short run."""
     monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO())
 
 
 def train(config: Config) -> RunFolder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -16,7 +15,6 @@ from typing import Any
 import matplotlib.image
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
@@ -26,6 +24,7 @@ from nern.errors import NernWarning
 from nern.experiment import build_experiment
 from nern.originals import CifarResNet
 from nern.training import Interrupted, Member, RunFolder, Trainer
+from runs import quiet, same
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -84,10 +83,6 @@ def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO())
-
-
 def train(config: Config) -> RunFolder:
     return RunFolder(nern.train(config, quiet())["run_folder"])
 
@@ -104,17 +99,6 @@ def steps(folder: RunFolder, what: str = "evaluations") -> list[int]:
 def checkpoint(folder: RunFolder, name: str = "last") -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = torch.load(folder.checkpoint(name), weights_only=True)
     return state
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal to the last bit, in containers of any depth."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
 
 
 def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import signal
@@ -18,7 +17,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -32,6 +30,7 @@ from nern.originals import CifarResNet, build_network
 from nern.tasks.base import DataSettings, build_task
 from nern.training import Interrupted, OriginalTrainer, RunFolder
 from nern.training.schedules import Schedule
+from runs import quiet, same
 
 CPU = torch.device("cpu")
 WIDTHS = [4, 6, 8]
@@ -70,10 +69,6 @@ def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "plot_original", lambda *args: None)
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO())
-
-
 def train(config: OriginalConfig) -> RunFolder:
     return RunFolder(nern.train_original(config, quiet())["run_folder"])
 
@@ -88,17 +83,6 @@ def losses(folder: RunFolder) -> list[dict[str, float]]:
 
 def weights(folder: RunFolder) -> dict[str, Tensor]:
     return load_file(folder.root / "network.safetensors")
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal to the last bit, in containers of any depth."""
-    if isinstance(a, Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
 
 
 def assert_same_result(a: RunFolder, b: RunFolder) -> None:

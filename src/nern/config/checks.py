@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -13,6 +13,7 @@ from nern.config.phases import TeacherConfig, by_phases, phase_optim
 from nern.config.recipes import recipe_values
 from nern.config.schema import Config, LoggingConfig, OptimConfig, TaskConfig
 from nern.config.settings import check_above_zero, check_at_least, choose
+from nern.config.yaml_files import nested_value
 from nern.errors import NernError
 
 
@@ -168,7 +169,7 @@ def _check_phases(config: Config) -> None:
                     f"{name} sets more than its length, but neither phase has one; set reconstruction.iterations, or "
                     "distillation.iterations or .epochs"
                 )
-    if by_phases(config):
+    else:
         _check_parts_of_phases(config)
     if first.rounds > 1 and not first.iterations:
         raise NernError(f"reconstruction.rounds (={first.rounds}) needs reconstruction.iterations")
@@ -254,15 +255,6 @@ def check_logging(logging: LoggingConfig) -> None:
         raise NernError(f"logging.exp_name (={logging.exp_name!r}) must name a folder")
     if logging.use_tensorboard and logging.tracker != "tensorboard":
         raise NernError(f"logging.use_tensorboard is true but logging.tracker is {logging.tracker!r}; drop one")
-
-
-def nested_value(values: Mapping[str, Any], key: str, default: Any = None) -> Any:
-    """What a nested dict holds under a dotted key."""
-    for name in key.split("."):
-        if not isinstance(values, Mapping) or name not in values:
-            return default
-        values = values[name]
-    return values
 
 
 def _check_combinations(config: Config) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -17,5 +19,10 @@ def recipe_values(name: object) -> dict[str, Any]:
         raise unknown_name("recipe", name, RECIPES)
     if name == "published":  # the defaults of the schema
         return {}
+    return copy.deepcopy(_read(str(name)))
+
+
+@cache  # every check of a config asks
+def _read(name: str) -> dict[str, Any]:
     text = (resources.files("nern") / "configs" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     return nested(parse_yaml(text))

@@ -104,6 +104,15 @@ def nested(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     return unfolded
 
 
+def nested_value(values: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """What a nested dict holds under a dotted key."""
+    for name in key.split("."):
+        if not isinstance(values, Mapping) or name not in values:
+            return default
+        values = values[name]
+    return values
+
+
 def at(where: str) -> str:
     """`where` as the beginning of a message."""
     return f"{where}: " if where else ""

@@ -45,6 +45,8 @@ class NeRN(nn.Module):
     """
 
     outliers: Outliers | None = None
+    _ends: Tensor
+    _scale_of: Tensor
 
     def __init__(
         self,
@@ -62,8 +64,10 @@ class NeRN(nn.Module):
         self.encoded = encoded
         self.chunk = chunk or self.table.rows
         several = len(heads.sizes) > 1
-        self._ends = torch.tensor(self.table.starts[1:])
-        self._scale_of = torch.tensor(scale_groups(self.table, scales))
+        device = next(predictor.parameters()).device
+        self.register_buffer("_ends", torch.tensor(self.table.starts[1:], device=device), persistent=False)
+        groups = torch.tensor(scale_groups(self.table, scales), device=device)
+        self.register_buffer("_scale_of", groups, persistent=False)
         on_cpu = all(p.device.type == "cpu" for p in predictor.parameters())
         self._cached = CACHED_ROWS if on_cpu else self.chunk
         self._rows = [heads.rows(head) for head in range(len(heads.sizes))] if several else None
@@ -99,7 +103,6 @@ class NeRN(nn.Module):
         scales = getattr(self.predictor, "output_scales", None)
         if scales is None:
             return predicted
-        self._ends, self._scale_of = self._ends.to(scales.device), self._scale_of.to(scales.device)
         rows = torch.arange(self.table.rows, device=scales.device) if rows is None else rows.to(scales.device)
         layers = torch.bucketize(rows, self._ends, right=True)
         return predicted * scales[self._scale_of[layers]][:, None, None]

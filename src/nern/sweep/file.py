@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nern.config import Config, check_key, check_keys, item_class, known_keys, nested, parse_yaml, read_config_file
-from nern.config.yaml_files import over
+from nern.config.yaml_files import nested_value, over
 from nern.errors import NernError, unknown_name
 from nern.files import load_yaml
 
@@ -111,11 +111,8 @@ def _settings(values: Any, where: str) -> dict[str, Any]:
 
 
 def _has(values: Any, key: str) -> bool:
-    for part in key.split("."):
-        if not isinstance(values, Mapping) or part not in values:
-            return False
-        values = values[part]
-    return True
+    missing = object()
+    return nested_value(values, key, missing) is not missing
 
 
 def _config_file(name: Any, sweep: Path, read: dict[Path, dict[str, Any]]) -> dict[str, Any]:

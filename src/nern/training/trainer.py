@@ -129,11 +129,10 @@ class Trainer(Loop):
 
     def _next_phase(self) -> None:
         """Go on to the phase of the next step, if the last has ended."""
-        number = self.phases.index(self.phase) + 1
-        if self.step < self.phase.ends or number == len(self.phases):
+        if self.step < self.phase.ends or self.phase is self.phases[-1]:
             return
         self.settle()
-        phase = self.phases[number]
+        phase = self.phases[self.phases.index(self.phase) + 1]
         if phase.round > 1:
             self._new_round(phase.round)
         elif self.targets is not None:  # distillation keeps to the original
@@ -397,8 +396,6 @@ class Trainer(Loop):
                 p.copy_(state["extra"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self._unchecked = []
-        if self.graph is not None:  # graphs know the optimizer's former tensors
-            self.replay_steps(self.graph.recorder)
         self.schedule.advances = state["schedule_advances"]
         self.best = state["best"]
         self._window.extend(state["window"])

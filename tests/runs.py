@@ -1,0 +1,25 @@
+"""What several files of tests need around runs."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+from rich.console import Console
+
+
+def quiet() -> Console:
+    """A console that shows nothing."""
+    return Console(file=io.StringIO())
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the last bit, in containers of any depth."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
