@@ -283,9 +283,11 @@ def test_the_twin_of_the_first_images_serves_all_others() -> None:
     assert original._ready(randoms((1, 3, 8, 8)))[0] is first
 
 
-def test_further_parameters_reach_the_twin() -> None:
+@pytest.mark.parametrize("kind", ["classifier", "norms"])
+def test_further_parameters_reach_the_twin(kind: str) -> None:
     original, images = Original(seeded(lambda: small_resnet("A"))), randoms((3, 3, 16, 16))
-    extra = {name: (p + 0.1 * randoms(p.shape)).requires_grad_() for name, p in original.classifier().items()}
+    chosen = original.classifier() if kind == "classifier" else original.norms()
+    extra = {name: (p + 0.1 * randoms(p.shape)).requires_grad_() for name, p in chosen.items()}
     weights = other_weights(original)
     found, _ = original.run(weights, images, extra)
     assert pairs_folded(original, images) == 19

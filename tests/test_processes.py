@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from runs import quiet
 from torch.utils.data import DataLoader, TensorDataset
 
 import nern
@@ -53,7 +54,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 import nern
 from nern.tasks.unreadable import Unreadable
-from runs import quiet
 
 class Patchy(Dataset):
     def __len__(self):

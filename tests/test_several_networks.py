@@ -251,8 +251,9 @@ def test_the_command_line_trains_and_evaluates_several(
         {"nern.reconstruction_rows": "drawn", "loss_warmup_iterations": 6},
         {"nern.embeddings.type": "ffn", "nern.embeddings.permutations.permute_mode": "infilter"},
         {"nern.method": "basic", "nern.embeddings.num_idxs": 5, "nern.embeddings.normalization_mode": "local"},
+        {"learn_norms": True, "loss_warmup_iterations": 2},
     ],
-    ids=["plain", "drawn rows", "ffn, ordered", "single weights"],
+    ids=["plain", "drawn rows", "ffn, ordered", "single weights", "norms"],
 )
 def test_a_resumed_run_of_several_equals_an_uninterrupted_one(configure: Configure, more: dict[str, Any]) -> None:
     whole, stopped = train(configure(**more)), interrupted(configure(**more), 4)
@@ -311,6 +312,21 @@ def test_each_network_is_evaluated_with_its_own_weights(configure: Configure) ->
     ):
         expected = Evaluator(member.original, 40)(member.task.test, own).to_dict()
         assert record["networks"][member.name]["test"] == pytest.approx(expected)
+
+
+def test_the_norms_of_each_network_are_its_own(configure: Configure) -> None:
+    folder = train(configure(learn_norms=True, loss_warmup_iterations=0))
+    kept = load_file(folder.root / "checkpoints" / "best.kept.safetensors")
+    networks = [nern.load_run(folder.root, network=number) for number in (0, 1)]
+    for number, network in enumerate(networks):
+        own = {name: tensor for name, tensor in kept.items() if name.startswith(f"{number}:")}
+        assert own
+        assert all(torch.equal(network.state_dict()[name[2:]], tensor) for name, tensor in own.items())
+    assert sum(len(list(Original(network).norms())) for network in networks) == len(kept)
+    config = nern.jobs.config_of_run(folder.root)
+    found = nern.evaluate(config, console=quiet())["networks"]
+    best = json.loads(folder.metrics.read_text())["best"]["networks"]
+    assert {name: of["reconstructed"] for name, of in found.items()} == {name: of["test"] for name, of in best.items()}
 
 
 def test_the_originals_stay_frozen(configure: Configure) -> None:

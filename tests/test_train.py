@@ -318,6 +318,8 @@ RESUMED: dict[str, dict[str, Any]] = {
     "random data": {"task.use_random_data": True},
     "random data, no test": {"task.use_random_data": True, "evaluation.test_images": 0},
     "fully connected layer": {"learn_fc_layer": True},
+    "norms": {"learn_norms": True},
+    "all that is kept": {"learn_norms": True, "learn_fc_layer": True},
     "exponential": {"optim.lr_scheduler_type": "exponential", "optim.step_interval": 2},
     "onecycle": {"optim.lr_scheduler_type": "onecycle"},
     "batch norm": {"nern.norm_layer": "bn", "nern.weights_batch_method": "random_batch"},
@@ -755,7 +757,7 @@ def test_trained_fully_connected_layer_is_saved_and_evaluated(configure: Configu
     folder = train(
         configure({"original_model_path": "pretrained:digits-resnet8", "learn_fc_layer": True, "optim.lr": 0.05})
     )
-    layer = load_file(folder.root / "checkpoints" / "best.fc.safetensors")
+    layer = load_file(folder.root / "checkpoints" / "best.kept.safetensors")
     kept = load_file(folder.kept)
     assert layer.keys() == {"linear.weight", "linear.bias"}
     assert all(not torch.equal(tensor, kept[name]) for name, tensor in layer.items())
@@ -769,9 +771,46 @@ def test_trained_fully_connected_layer_is_saved_and_evaluated(configure: Configu
 
 
 @pytest.mark.usefixtures("no_picture")
+def test_trained_norms_are_saved_and_evaluated(configure: Configure) -> None:
+    folder = train(
+        configure({"original_model_path": "pretrained:digits-resnet8", "learn_norms": True, "optim.lr": 0.05})
+    )
+    norms, kept = load_file(folder.root / "checkpoints" / "best.kept.safetensors"), load_file(folder.kept)
+    assert norms.keys() == {name for name in kept if name.endswith(("weight", "bias")) and "linear" not in name}
+    assert len(norms) == 14
+    assert all(not torch.equal(tensor, kept[name]) for name, tensor in norms.items())
+    metrics = json.loads(folder.metrics.read_text())
+    config = nern.jobs.config_of_run(folder.root)
+    assert nern.evaluate(config, console=quiet())["reconstructed"] == metrics["best"]["test"]
+    state = nern.load_run(folder.root).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in norms.items())
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_without_images_norms_stay_as_they_are(configure: Configure) -> None:
+    alone = {"nern.attention_loss_weight": 0, "nern.distillation_loss_weight": 0, "learn_norms": True}
+    folder = train(configure({"num_iterations": 2} | alone))
+    norms, kept = load_file(folder.root / "checkpoints" / "best.kept.safetensors"), load_file(folder.kept)
+    assert len(norms) == 14
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in norms.items())
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_training_from_a_checkpoint_takes_its_norms_if_it_has_any(configure: Configure) -> None:
+    first = train(configure({"learn_norms": True, "optim.lr": 0.05}))
+    start = {"nern.init": "checkpoint", "nern.checkpoint_path": str(first.checkpoint("last")), "learn_norms": True}
+    norms = load_file(first.root / "checkpoints" / "last.kept.safetensors")
+    found = build_experiment(configure(start)).extra
+    assert all(torch.equal(found[name], tensor) for name, tensor in norms.items())
+    (first.root / "checkpoints" / "last.kept.safetensors").unlink()
+    fresh = build_experiment(configure(start))
+    assert all(torch.equal(fresh.extra[name], p) for name, p in fresh.members[0].original.norms().items())
+
+
+@pytest.mark.usefixtures("no_picture")
 def test_fully_connected_layer_missing_beside_the_checkpoint_is_an_error(configure: Configure) -> None:
     folder = train(configure({"learn_fc_layer": True, "num_iterations": 1}))
-    (folder.root / "checkpoints" / "best.fc.safetensors").unlink()
+    (folder.root / "checkpoints" / "best.kept.safetensors").unlink()
     with pytest.raises(NernError, match=r"learn_fc_layer.*no such file"):
         nern.load_run(folder.root)
 

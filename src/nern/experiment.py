@@ -24,8 +24,8 @@ from nern.registry import ORDERINGS, PREDICTORS, TASKS
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, build_nern
 from nern.tasks.base import DataSettings, build_task, classes_of, format_of, network_arguments
-from nern.training.members import Member
-from nern.training.run_folder import RunFolder, load_extra
+from nern.training.members import Member, beside_of, trained_beside
+from nern.training.run_folder import RunFolder, extra_path, load_extra
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Experiment:
     ordering_source: str
     nern: NeRN
     extra: dict[str, Tensor]
+
+    def beside(self, number: int) -> dict[str, Tensor]:
+        """What was trained beside the predictor of one of the networks, counted from 0."""
+        return beside_of(self.extra, number, len(self.members))
 
 
 def build_checked_original(network: NetworkConfig, seed: int, device: torch.device) -> Original:
@@ -217,13 +221,10 @@ def build_experiment(config: Config, train: bool = True, processes: Processes = 
     originals, ordering, source = ordered_networks(originals, table, config, processes, shapes)
     weights = [w for original in originals for w in original.weights]
     nern = build_nern(config.nern, table, ordering, config.seed, device, weights)
-    extra: dict[str, Tensor] = {}
-    if config.learn_fc_layer:
-        extra = originals[0].classifier()
-        if represented := [name for name in extra if name in originals[0].weight_names]:
-            raise NernError(f"learn_fc_layer trains {represented[0]}, which is represented already; see nern.exclude")
-        if config.nern.init == "checkpoint" and config.nern.checkpoint_path is not None:
-            extra = {k: v.to(device) for k, v in load_extra(config.nern.checkpoint_path, extra).items()}
+    extra = trained_beside(originals, config.learn_fc_layer, config.learn_norms)
+    checkpoint = config.nern.checkpoint_path if config.nern.init == "checkpoint" else None
+    if extra and checkpoint is not None and (not train or extra_path(checkpoint).is_file()):
+        extra = {k: v.to(device) for k, v in load_extra(checkpoint, extra).items()}
     settings = data_settings(config)
     teacher = build_teacher(config, device, originals[0]) if train else None
     with processes.first_here():

@@ -359,6 +359,9 @@ class Config(Settings):
     cannot be captured runs without, and says so."""
     learn_fc_layer: bool = False
     """Also train the final fully connected layer of the reconstructed network; it is saved beside the predictor."""
+    learn_norms: bool = False
+    """Also train weights and biases of the normalisation layers, in steps with images; they are saved beside the predictor.
+    They are kept with every NeRN, so this costs no bytes."""
     seed: int = 0
     """Seed of everything random: same seed, same machine, same result. (An ordering that is improved for some seconds
     may come out otherwise when it is solved again; it is kept in the run folder and the cache.)"""

@@ -84,13 +84,13 @@ def _evaluate_nern(config: Config, run: str | Path | None) -> dict[str, Any]:
         check_original(experiment, RunFolder.open(run))
         restore_outliers(experiment, RunFolder.open(run))
     parts, found = split_by_network(experiment.members, experiment.nern.reconstruct()), {}
-    for member, weights in zip(experiment.members, parts, strict=True):
+    for number, (member, weights) in enumerate(zip(experiment.members, parts, strict=True)):
         assert member.task is not None
         assert member.task.test is not None
         evaluator, test = Evaluator(member.original, config.evaluation.batch_size), member.task.test
         found[member.name] = {
             "original": evaluator(test).to_dict(),
-            "reconstructed": evaluator(test, weights, experiment.extra).to_dict(),
+            "reconstructed": evaluator(test, weights, experiment.beside(number)).to_dict(),
         } | ({"skipped_images": member.task.skipped()} if member.task.skipped() else {})
     metrics = found[member.name] if len(found) == 1 else {"networks": found}
     return metrics | {"layers": [vars(e) for e in all_layer_errors(experiment.members, parts)]}
@@ -143,4 +143,4 @@ def load_run(path: str | Path, checkpoint: str = "best", network: int = 0) -> to
             f"network (={network}) must be below {len(experiment.members)}, the number of networks in {path}"
         )
     weights = split_by_network(experiment.members, experiment.nern.reconstruct())[network]
-    return experiment.members[network].original.rebuild(weights, experiment.extra)
+    return experiment.members[network].original.rebuild(weights, experiment.beside(network))

@@ -19,7 +19,7 @@ from nern.files import load_into, load_state_dict
 from nern.originals.folding import folded
 from nern.originals.input_format import InputFormat, input_format
 from nern.originals.selection import choose_parameters, convolution_weights, matching
-from nern.originals.taps import FeatureMaps, Taps, default_taps, matching_taps
+from nern.originals.taps import NORMS, FeatureMaps, Taps, default_taps, matching_taps
 from nern.randomness import generator
 from nern.registry import ORIGINALS
 
@@ -184,6 +184,15 @@ class Original:
         if not linears:
             raise NernError(f"learn_fc_layer: {self.name} has no fully connected layer")
         return {f"{linears[-1]}.{n}": p for n, p in self.network.get_submodule(linears[-1]).named_parameters()}
+
+    def norms(self) -> dict[str, Tensor]:
+        """Weights and biases of the normalisation layers, by name: parameters that are not represented."""
+        taken = {id(weight) for weight in self.weights}
+        found: dict[str, Tensor] = {}
+        for name, module in self.network.named_modules():
+            if isinstance(module, NORMS):
+                found |= {f"{name}.{n}": p for n, p in module.named_parameters(recurse=False) if id(p) not in taken}
+        return found
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:

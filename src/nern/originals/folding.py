@@ -1,9 +1,9 @@
 """The faster twin of a network in eval mode: batch norms folded into the convolutions before them.
 
 In eval mode a batch norm is one multiplication and one addition for each channel: `s (W x) + t = (s W) x + t`. The twin
-shares all parameters under the same names, so other weights run through it in the same way (`Original.run`); gradients
-reach them through the multiplication. Which pairs may be folded is read from the traced graph; a network that cannot be
-traced stays as it is.
+shares all parameters under the same names, so other weights, and other parameters of the norms, run through it in the same
+way (`Original.run`); gradients reach them through the multiplication. Which pairs may be folded is read from the traced
+graph; a network that cannot be traced stays as it is.
 """
 
 from __future__ import annotations
@@ -22,27 +22,44 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+class FoldedNorm(nn.Module):
+    """A batch norm that the convolution before it applies; `weight` and `bias` are its own."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        self.register_buffer("scale", scale.detach(), persistent=False)
+        self.register_buffer("shift", (-norm.running_mean * scale).detach(), persistent=False)
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """What each channel is multiplied by, and what is added."""
+        scale: Tensor = self.scale  # type: ignore[assignment]
+        shift: Tensor = self.shift  # type: ignore[assignment]
+        if self.weight is not None:
+            scale, shift = scale * self.weight, shift * self.weight
+        return scale, shift if self.bias is None else shift + self.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Nothing is left to do."""
+        return x
+
+
 class FoldedConvolution(nn.Module):
     """A convolution with the batch norm after it, in eval mode; `weight` and `bias` are the convolution's own."""
 
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, convolution: Any, norm: Any) -> None:
+    def __init__(self, convolution: Any, norm: FoldedNorm) -> None:
         super().__init__()
         self.weight, self.bias = convolution.weight, convolution.bias
         self._convolve = convolution._conv_forward  # keeps stride, padding, groups
-        scale = torch.rsqrt(norm.running_var + norm.eps)
-        scale = scale if norm.weight is None else scale * norm.weight
-        shift = -norm.running_mean * scale
-        shift = shift if norm.bias is None else shift + norm.bias
-        self.register_buffer("scale", scale.detach().view(-1, *[1] * (convolution.weight.dim() - 1)), persistent=False)
-        self.register_buffer("shift", shift.detach(), persistent=False)
+        self._norm = (norm,)  # in a tuple: a submodule of its own place alone
+        self._channels_first = (-1, *[1] * (convolution.weight.dim() - 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolution and norm."""
-        bias = self.shift if self.bias is None else self.shift + self.bias * self.scale.flatten()
-        result: Tensor = self._convolve(x, self.weight * self.scale, bias)
+        scale, shift = self._norm[0].scale_and_shift()
+        bias = shift if self.bias is None else shift + self.bias * scale
+        result: Tensor = self._convolve(x, self.weight * scale.view(self._channels_first), bias)
         return result
 
 
@@ -58,9 +75,9 @@ def folded(network: nn.Module, taps: Collection[str]) -> nn.Module | None:
     if not pairs:
         return None
     for convolution, norm in pairs:
-        replacement = FoldedConvolution(twin.get_submodule(convolution), twin.get_submodule(norm))
-        twin.set_submodule(convolution, replacement.eval())
-        twin.set_submodule(norm, nn.Identity())
+        applied = FoldedNorm(twin.get_submodule(norm)).eval()
+        twin.set_submodule(convolution, FoldedConvolution(twin.get_submodule(convolution), applied).eval())
+        twin.set_submodule(norm, applied)
     for module in twin.modules():  # feature maps are taken before the activation and must outlive it
         if getattr(module, "inplace", None) is True:
             module.inplace = False  # type: ignore[assignment]

@@ -14,7 +14,7 @@ from nern.errors import NernError, unknown_name
 
 FeatureMaps = list[Tensor]
 INPUT = ":input"  # 'NAME:input' taps what goes into a module
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def default_taps(network: nn.Module) -> list[str]:
@@ -24,7 +24,7 @@ def default_taps(network: nn.Module) -> list[str]:
     Layers that apply the activation themselves (timm's BatchNormAct2d) are tapped at the input of their `act`.
     """
     named = list(network.named_modules())
-    norms = [f"{n}.act{INPUT}" if _acts(m) else n for n, m in named if isinstance(m, _NORMS)]
+    norms = [f"{n}.act{INPUT}" if _acts(m) else n for n, m in named if isinstance(m, NORMS)]
     convolutions = [name for name, m in named if isinstance(m, _ConvNd)]
     return norms or convolutions or [name for name, m in named if isinstance(m, nn.Linear)]
 

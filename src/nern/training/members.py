@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from torch import Tensor
+
+from nern.errors import NernError
 from nern.originals.base import Original
 from nern.tasks.base import Task
 from nern.tasks.streams import EvalSet
@@ -28,6 +31,36 @@ class Member:
         """The sets to evaluate on."""
         both = {"held_out": self.task.held_out, "test": self.task.test} if self.task else {}
         return {name: data for name, data in both.items() if data is not None}
+
+
+def trained_beside(originals: Sequence[Original], fc_layer: bool, norms: bool) -> dict[str, Tensor]:
+    """Parameters of the originals that are trained beside the predictor, by name: of several networks with the network's
+    number before it.
+
+    Args:
+        fc_layer: the last fully connected layer is.
+        norms: weights and biases of the normalisation layers are.
+
+    Raises:
+        NernError: no fully connected layer, or one that is represented.
+    """
+    found: dict[str, Tensor] = {}
+    for number, original in enumerate(originals):
+        own = (original.classifier() if fc_layer else {}) | (original.norms() if norms else {})
+        if represented := [name for name in own if name in original.weight_names]:
+            raise NernError(f"learn_fc_layer trains {represented[0]}, which is represented already; see nern.exclude")
+        found |= {_beside(name, number, len(originals)): value for name, value in own.items()}
+    return found
+
+
+def beside_of(extra: Mapping[str, T], number: int, networks: int) -> dict[str, T]:
+    """Of what is trained beside the predictor, what belongs to one of so many networks, by the names that it has there."""
+    start = _beside("", number, networks)
+    return {name.removeprefix(start): value for name, value in extra.items() if name.startswith(start)}
+
+
+def _beside(name: str, number: int, networks: int) -> str:
+    return name if networks == 1 else f"{number}:{name}"
 
 
 def split_by_network(members: Sequence[Member], of_layers: Sequence[T]) -> list[list[T]]:

@@ -5,7 +5,7 @@ ordering.safetensors    the ordering (absent with 'none')
 outliers.safetensors    weights kept apart, with their positions (absent where there are none)
 kept.safetensors        parameters and buffers of the original that the NeRN does not represent
 checkpoints/*.pt        predictor state dicts: best, last, step_N
-checkpoints/*.fc.safetensors   the final fully connected layer, where it was trained
+checkpoints/*.kept.safetensors   parameters trained beside the predictor: fully connected layer, norms
 state.pt                everything --resume needs
 metrics.json            results
 curves.png              losses, accuracy, errors of the layers
@@ -145,13 +145,13 @@ class RunFolder:
 
 def extra_path(checkpoint: str | Path) -> Path:
     """Where parameters trained beside the predictor lie."""
-    return Path(checkpoint).with_suffix(".fc.safetensors")
+    return Path(checkpoint).with_suffix(".kept.safetensors")
 
 
 def load_extra(checkpoint: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Parameters trained beside the predictor of `checkpoint`. Raises NernError if they do not fit `expected`."""
     path = extra_path(checkpoint)
-    tensors, _ = load_safetensors(path, "trained fully connected layer (learn_fc_layer)")
+    tensors, _ = load_safetensors(path, "parameters trained beside the predictor (learn_fc_layer, learn_norms)")
     for name, value in expected.items():
         if name not in tensors or tensors[name].shape != value.shape:
             raise NernError(f"{path} does not hold {name} of shape {tuple(value.shape)}")

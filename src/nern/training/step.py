@@ -23,7 +23,7 @@ from nern.processes import ALONE, Processes
 from nern.registry import RECONSTRUCTION_LOSSES
 from nern.representation.nern import NeRN
 from nern.tasks.images import Batch
-from nern.training.members import Member, split_by_network
+from nern.training.members import Member, beside_of, split_by_network
 
 Rows = Int[Tensor, " r"]
 Piece = Callable[[list[Tensor]], Losses]
@@ -38,7 +38,7 @@ class Step:
         config: losses and which rows they compare.
         nern: the representation.
         members: the networks it represents.
-        extra: further parameters of the reconstructed network that are trained.
+        extra: further parameters of the reconstructed networks that are trained (see `trained_beside`).
         precision: 'float32', 'tf32' or 'bf16'.
         processes: that share the work; each has a share of the images and of the rows, and all end up with the gradients
             of the whole.
@@ -127,6 +127,7 @@ class Step:
         networks = len(self.members)
         layers = split_by_network(self.members, range(len(self.targets)))
         for number, objective in enumerate(self.objectives):
+            beside = beside_of(self.extra, number, networks)
             share = 1 / (networks * self.processes.count)
             yield number, partial(self._reconstruction, objective, share, layers[number])
             if batches is None or not objective.needs_images:
@@ -136,7 +137,7 @@ class Step:
             for start in range(0, max(len(images), 1), size):
                 part = images[start : start + size], None if labels is None else labels[start : start + size]
                 factor = fractions[number] * len(part[0]) / max(len(images), 1) / networks
-                yield number, partial(self._of_images, objective, factor, *part)
+                yield number, partial(self._of_images, objective, factor, beside, *part)
 
     def _reconstruction(
         self, objective: Objective, factor: float, layers: Sequence[int], weights: Sequence[Tensor]
@@ -148,9 +149,15 @@ class Step:
         return losses * factor
 
     def _of_images(
-        self, objective: Objective, factor: float, images: Tensor, labels: Tensor | None, weights: Sequence[Tensor]
+        self,
+        objective: Objective,
+        factor: float,
+        beside: dict[str, nn.Parameter],
+        images: Tensor,
+        labels: Tensor | None,
+        weights: Sequence[Tensor],
     ) -> Losses:
-        return objective.of_images(weights, images, labels, dict(self.extra)) * factor
+        return objective.of_images(weights, images, labels, dict(beside)) * factor
 
     def _images_at_once(self, objective: Objective, images: Tensor) -> int:
         """On a CPU a batch is taken in parts whose feature maps stay in the cache; losses and gradients add up."""

@@ -22,7 +22,7 @@ from nern.representation.nern import NeRN, initial_predictor
 from nern.tasks.images import Batch
 from nern.training.graph import CudaRecorder, GraphedStep, Inputs, Recorder
 from nern.training.loop import Loop
-from nern.training.members import Member, split_by_network
+from nern.training.members import Member, beside_of, split_by_network, trained_beside
 from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients, gradients_finite
 from nern.training.phases import Phase, phases_of
 from nern.training.schedules import Schedule
@@ -39,7 +39,7 @@ class Trainer(Loop):
         config: a checked config.
         members: the networks it represents, in the order of the NeRN's kernel table.
         nern: the representation.
-        extra: start of the final fully connected layer, with `learn_fc_layer` (one network only); None: the original's.
+        extra: start of what is trained beside the predictor (`learn_fc_layer`, `learn_norms`); None: the originals'.
         processes: that train it together. Each has a trainer of its own, and all take the same steps.
 
     Raises:
@@ -63,8 +63,9 @@ class Trainer(Loop):
         weights = [weight for member in members for weight in member.original.weights]
         self.device = weights[0].device
         self._norms_of_rows = processes.from_main(lambda: nern.table.norms(weights).cpu())  # the same to the last bit
-        start = (extra or members[0].original.classifier()) if config.learn_fc_layer else {}
-        self.extra = {name: nn.Parameter(p.detach().clone().to(self.device)) for name, p in start.items()}
+        if extra is None:
+            extra = trained_beside([m.original for m in members], config.learn_fc_layer, config.learn_norms)
+        self.extra = {name: nn.Parameter(p.detach().clone().to(self.device)) for name, p in extra.items()}
         self.precision = processes.from_main(lambda: precision_of(config.precision, self.device))
         roots = processes.from_main(self._roots) if config.nern.weighting != "none" else None
         self.differentiate = Step(config.nern, nern, members, self.extra, self.precision, processes, roots)
@@ -330,10 +331,11 @@ class Trainer(Loop):
         self.settle()
         weights = split_by_network(self.members, self.nern.reconstruct())
         extra = {name: p.detach() for name, p in self.extra.items()}
+        extras = [beside_of(extra, number, len(self.members)) for number in range(len(self.members))]
         found: dict[str, dict[str, Any]] = {"held_out": {}, "test": {}}
-        for member, evaluator, own in zip(self.members, self.evaluators, weights, strict=True):
+        for member, evaluator, own, beside in zip(self.members, self.evaluators, weights, extras, strict=True):
             for name, data in member.sets.items():
-                found[name][member.name] = evaluator(data, own, extra)
+                found[name][member.name] = evaluator(data, own, beside)
         means = {name: mean_metrics(list(of_networks.values())) for name, of_networks in found.items() if of_networks}
         record: dict[str, Any] = {name: m.to_dict() for name, m in means.items()}
         if len(self.members) > 1:
