@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from runs import quiet
 from torch.utils.data import DataLoader, TensorDataset
 
 import nern
@@ -25,6 +24,7 @@ from nern.tasks.mixing import MixedStream
 from nern.tasks.streams import LoaderSet, LoaderStream, MadeUpStream, TensorStream, TrainStream
 from nern.tasks.unreadable import SkippedImages
 from nern.training import RunFolder
+from runs import quiet
 
 CPU = torch.device("cpu")
 BASE: dict[str, Any] = {
