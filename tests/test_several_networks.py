@@ -319,7 +319,7 @@ def test_the_norms_of_each_network_are_its_own(configure: Configure) -> None:
     kept = load_file(folder.root / "checkpoints" / "best.kept.safetensors")
     networks = [nern.load_run(folder.root, network=number) for number in (0, 1)]
     for number, network in enumerate(networks):
-        own = {name: tensor for name, tensor in kept.items() if name.startswith(f"{number}:")}
+        own = {name: tensor for name, tensor in kept.items() if name.startswith(f"{number}.")}
         assert own
         assert all(torch.equal(network.state_dict()[name[2:]], tensor) for name, tensor in own.items())
     assert sum(len(list(Original(network).norms())) for network in networks) == len(kept)

@@ -13,6 +13,7 @@ from torch import Tensor
 from nern.config import Config, NetworkConfig, TaskConfig
 from nern.devices import select_device
 from nern.errors import NernError
+from nern.naming import of_number
 from nern.ordering.channels import channel_ordering
 from nern.ordering.order import Ordering
 from nern.ordering.store import get_ordering, read_ordering
@@ -24,7 +25,7 @@ from nern.registry import ORDERINGS, PREDICTORS, TASKS
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, build_nern
 from nern.tasks.base import DataSettings, build_task, classes_of, format_of, network_arguments
-from nern.training.members import Member, beside_of, trained_beside
+from nern.training.members import Member, trained_beside
 from nern.training.run_folder import RunFolder, extra_path, load_extra
 
 
@@ -42,7 +43,7 @@ class Experiment:
 
     def beside(self, number: int) -> dict[str, Tensor]:
         """What was trained beside the predictor of one of the networks, counted from 0."""
-        return beside_of(self.extra, number, len(self.members))
+        return of_number(self.extra, number, len(self.members))
 
 
 def build_checked_original(network: NetworkConfig, seed: int, device: torch.device) -> Original:

@@ -13,6 +13,7 @@ from nern.evaluation import LayerError, layer_errors
 from nern.experiment import Experiment, solved_by_the_clock
 from nern.files import load_safetensors, load_state_dict, save_safetensors, write_json
 from nern.jobs.session import common_metrics
+from nern.naming import joint_name
 from nern.ordering.store import content_key, save_ordering
 from nern.processes import ALONE, Processes
 from nern.representation.outliers import Outliers
@@ -22,11 +23,9 @@ from nern.training.trainer import Trainer
 
 
 def kept_tensors(experiment: Experiment) -> dict[str, torch.Tensor]:
-    """What is not represented; with several networks each one's names begin with its number."""
-    if len(experiment.members) == 1:
-        return experiment.members[0].original.kept()
-    parts = enumerate(member.original.kept() for member in experiment.members)
-    return {f"{number}.{name}": value for number, part in parts for name, value in part.items()}
+    """What is not represented, by `joint_name`."""
+    parts, count = enumerate(member.original.kept() for member in experiment.members), len(experiment.members)
+    return {joint_name(name, number, count): value for number, part in parts for name, value in part.items()}
 
 
 def original_digest(experiment: Experiment) -> str:

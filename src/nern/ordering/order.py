@@ -38,7 +38,8 @@ class Ordering(Protocol):
     """Contract of an ordering of all layers. `mode` is its registered name, `metric` what makes kernels neighbours in it
     ('cosine' or 'distance'), `cost` how long its paths are, if known.
 
-    Its class has `solve_layer`, `improve_layer`, `layer_cost`, `path_length` and `from_layers`, as those below.
+    Its class has `solve_layer`, `improve_layer`, `layer_cost`, `path_length`, `permutations` and `from_layers`, as those
+    below.
     """
 
     mode: str
@@ -110,6 +111,11 @@ class CrossFilterOrdering:
     def path_length(shape: tuple[int, ...]) -> int:
         """Kernels in a path."""
         return shape[0] * shape[1]
+
+    @staticmethod
+    def permutations(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Of each of a layer's tensors, its shape: permutations along the last axis."""
+        return {"order": (shape[0] * shape[1],)}
 
     @staticmethod
     def from_layers(layers: Sequence[Mapping[str, Tensor]], shapes: Shapes) -> CrossFilterOrdering:
@@ -186,6 +192,11 @@ class InFilterOrdering:
     def path_length(shape: tuple[int, ...]) -> int:
         """Kernels in a path of channels."""
         return shape[1]
+
+    @staticmethod
+    def permutations(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """See `CrossFilterOrdering.permutations`."""
+        return {"filter_order": shape[:1], "channel_order": shape[:2]}
 
     @classmethod
     def from_layers(cls, layers: Sequence[Mapping[str, Tensor]], shapes: Shapes) -> InFilterOrdering:
@@ -283,6 +294,11 @@ class NoOrdering:
     def path_length(shape: tuple[int, ...]) -> int:
         """There is no path."""
         return 0
+
+    @staticmethod
+    def permutations(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """There are none."""
+        return {}
 
     @staticmethod
     def from_layers(layers: Sequence[Mapping[str, Tensor]], shapes: Shapes) -> NoOrdering:

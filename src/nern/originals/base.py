@@ -195,6 +195,20 @@ class Original:
         return found
 
     @torch.no_grad()
+    def absorb_statistics(self) -> None:
+        """Put the running statistics of batch norms into their weights and biases: the network's function in eval mode stays
+        what it is, up to rounding, and the statistics are those of noise, means 0 and variances 1."""
+        for module in self.network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and module.running_var is not None:
+                assert module.running_mean is not None
+                scale = module.weight.double() / (module.running_var.double() + module.eps).sqrt()
+                module.bias.copy_(module.bias.double() - module.running_mean.double() * scale)
+                module.weight.copy_(scale * (1 + module.eps) ** 0.5)
+                module.running_mean.zero_()
+                module.running_var.fill_(1)
+        self._way = None  # it may have the former values folded in
+
+    @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
         """Output of the original network, without gradient."""
         network, images = self._ready(batch)

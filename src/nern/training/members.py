@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import Tensor
 
 from nern.errors import NernError
+from nern.naming import joint_name
 from nern.originals.base import Original
 from nern.tasks.base import Task
 from nern.tasks.streams import EvalSet
@@ -34,8 +35,7 @@ class Member:
 
 
 def trained_beside(originals: Sequence[Original], fc_layer: bool, norms: bool) -> dict[str, Tensor]:
-    """Parameters of the originals that are trained beside the predictor, by name: of several networks with the network's
-    number before it.
+    """Parameters of the originals that are trained beside the predictor, by name (`joint_name`).
 
     Args:
         fc_layer: the last fully connected layer is.
@@ -49,18 +49,8 @@ def trained_beside(originals: Sequence[Original], fc_layer: bool, norms: bool) -
         own = (original.classifier() if fc_layer else {}) | (original.norms() if norms else {})
         if represented := [name for name in own if name in original.weight_names]:
             raise NernError(f"learn_fc_layer trains {represented[0]}, which is represented already; see nern.exclude")
-        found |= {_beside(name, number, len(originals)): value for name, value in own.items()}
+        found |= {joint_name(name, number, len(originals)): value for name, value in own.items()}
     return found
-
-
-def beside_of(extra: Mapping[str, T], number: int, networks: int) -> dict[str, T]:
-    """Of what is trained beside the predictor, what belongs to one of so many networks, by the names that it has there."""
-    start = _beside("", number, networks)
-    return {name.removeprefix(start): value for name, value in extra.items() if name.startswith(start)}
-
-
-def _beside(name: str, number: int, networks: int) -> str:
-    return name if networks == 1 else f"{number}:{name}"
 
 
 def split_by_network(members: Sequence[Member], of_layers: Sequence[T]) -> list[list[T]]:

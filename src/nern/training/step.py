@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from nern.config import NernConfig
 from nern.devices import computing_in, lower_precision
+from nern.naming import of_number
 from nern.objectives.objective import Losses, Objective
 from nern.processes import ALONE, Processes
 from nern.registry import RECONSTRUCTION_LOSSES
 from nern.representation.nern import NeRN
 from nern.tasks.images import Batch
-from nern.training.members import Member, beside_of, split_by_network
+from nern.training.members import Member, split_by_network
 
 Rows = Int[Tensor, " r"]
 Piece = Callable[[list[Tensor]], Losses]
@@ -127,7 +128,7 @@ class Step:
         networks = len(self.members)
         layers = split_by_network(self.members, range(len(self.targets)))
         for number, objective in enumerate(self.objectives):
-            beside = beside_of(self.extra, number, networks)
+            beside = of_number(self.extra, number, networks)
             share = 1 / (networks * self.processes.count)
             yield number, partial(self._reconstruction, objective, share, layers[number])
             if batches is None or not objective.needs_images:

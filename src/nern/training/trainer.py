@@ -15,6 +15,7 @@ from nern.config import Config
 from nern.devices import precision_of, send
 from nern.errors import NernError, NernWarning, NonFiniteLossError
 from nern.evaluation import Evaluator, mean_metrics
+from nern.naming import of_number
 from nern.objectives.objective import Losses
 from nern.objectives.weighting import error_roots
 from nern.processes import ALONE, Processes
@@ -22,7 +23,7 @@ from nern.representation.nern import NeRN, initial_predictor
 from nern.tasks.images import Batch
 from nern.training.graph import CudaRecorder, GraphedStep, Inputs, Recorder
 from nern.training.loop import Loop
-from nern.training.members import Member, beside_of, split_by_network, trained_beside
+from nern.training.members import Member, split_by_network, trained_beside
 from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients, gradients_finite
 from nern.training.phases import Phase, phases_of
 from nern.training.schedules import Schedule
@@ -331,7 +332,7 @@ class Trainer(Loop):
         self.settle()
         weights = split_by_network(self.members, self.nern.reconstruct())
         extra = {name: p.detach() for name, p in self.extra.items()}
-        extras = [beside_of(extra, number, len(self.members)) for number in range(len(self.members))]
+        extras = [of_number(extra, number, len(self.members)) for number in range(len(self.members))]
         found: dict[str, dict[str, Any]] = {"held_out": {}, "test": {}}
         for member, evaluator, own, beside in zip(self.members, self.evaluators, weights, extras, strict=True):
             for name, data in member.sets.items():

@@ -1,0 +1,105 @@
+"""The container: named sections of bytes in one file, each under a checksum. docs/format.md is its specification.
+
+Nothing is trusted before it is checked: the header's own digest, then sizes against the file's, then each section's digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from nern.errors import NernError
+from nern.files import atomic_path, existing_file
+
+MAGIC = b"\x89NERN\r\n\x1a"  # not text, and broken by whatever converts ends of lines
+VERSION = 1
+MOST_SECTIONS = 64
+_FIXED = struct.Struct(
+    "<8sHHIQ16s"
+)  # magic, version, sections, zero, size of the file, digest of the rest of the header
+_ENTRY = struct.Struct("<4sQ16s")  # name, size, digest
+SUFFIX = ".nern"
+
+
+class DamagedFileError(NernError):
+    """A file is no artifact, damaged, or asks for what cannot be."""
+
+
+def header_size(sections: int) -> int:
+    """Bytes before the first section."""
+    return _FIXED.size + sections * _ENTRY.size
+
+
+def write_container(path: str | Path, sections: Mapping[str, bytes]) -> None:
+    """Write sections, atomically, in this order. Names are four ASCII letters."""
+    data = to_bytes(sections)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def to_bytes(sections: Mapping[str, bytes]) -> bytes:
+    """The container's bytes."""
+    table = b"".join(_ENTRY.pack(name.encode("ascii"), len(data), _digest(data)) for name, data in sections.items())
+    total = header_size(len(sections)) + sum(map(len, sections.values()))
+    return _fixed(len(sections), total, table) + table + b"".join(sections.values())
+
+
+def read_container(path: str | Path) -> dict[str, bytes]:
+    """The sections of a file, all digests checked.
+
+    Raises:
+        NernError: no such file.
+        DamagedFileError: it is no artifact, of another version, truncated, or damaged anywhere.
+    """
+    path = existing_file(path, "artifact")
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        count = _check_fixed(file.read(_FIXED.size), size, path)
+        table = file.read(count * _ENTRY.size)
+        file.seek(0)
+        if file.read(_FIXED.size) != _fixed(count, size, table):
+            raise DamagedFileError(f"artifact {path} is damaged: its header does not match its checksum")
+        entries = [_ENTRY.unpack_from(table, index * _ENTRY.size) for index in range(count)]
+        if header_size(count) + sum(length for _, length, _ in entries) != size:
+            raise DamagedFileError(f"artifact {path} is damaged: its sections do not add up to its {size:,} bytes")
+        file.seek(header_size(count))
+        sections: dict[str, bytes] = {}
+        for name, length, digest in entries:
+            label, data = name.decode("ascii", "replace"), file.read(length)
+            if label in sections:
+                raise DamagedFileError(f"artifact {path} is damaged: it has two sections {label!r}")
+            if _digest(data) != digest:
+                raise DamagedFileError(f"artifact {path} is damaged: section {label!r} does not match its checksum")
+            sections[label] = data
+    return sections
+
+
+def _check_fixed(data: bytes, size: int, path: Path) -> int:
+    """The number of sections; DamagedFileError where the first bytes are not those of a whole artifact."""
+    if not data.startswith(MAGIC):
+        raise DamagedFileError(f"{path} is not a nern artifact (it does not begin as one)")
+    if len(data) < _FIXED.size:
+        raise DamagedFileError(f"artifact {path} is truncated: it has {size:,} bytes")
+    _, version, count, _, total, _ = _FIXED.unpack(data)
+    if version != VERSION:
+        raise DamagedFileError(
+            f"artifact {path} is of format version {version}; this nern reads version {VERSION}. A newer nern may read it."
+        )
+    if total != size:
+        how = "truncated" if size < total else "damaged"
+        raise DamagedFileError(f"artifact {path} is {how}: it has {size:,} bytes and says {total:,}")
+    if not 0 < count <= MOST_SECTIONS or header_size(count) > size:
+        raise DamagedFileError(f"artifact {path} is damaged: it says that it has {count} sections")
+    return count
+
+
+def _fixed(count: int, total: int, table: bytes) -> bytes:
+    """The first bytes of the header; its digest is that of itself, the digest being zeros, and the table."""
+    blank = _FIXED.pack(MAGIC, VERSION, count, 0, total, bytes(16))
+    return _FIXED.pack(MAGIC, VERSION, count, 0, total, _digest(blank + table))
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()

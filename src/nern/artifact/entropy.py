@@ -1,0 +1,112 @@
+"""Whole numbers as bytes, near their entropy: one range coder (constriction), and models that learn while they code.
+
+Nothing but integers and exactly rounded divisions decides on a code: decoding gives the same numbers on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from constriction import stream
+from jaxtyping import Int
+
+from nern.errors import NernError
+
+Categorical, Uniform = stream.model.Categorical, stream.model.Uniform
+
+FIRST_BLOCK, LAST_BLOCK = 32, 4096  # symbols coded by one state of the model: it learns after each block
+MOST_SYMBOLS = 1024  # of a model; what larger alphabets have beyond is in lower bits, coded as they are
+MOST_UNIFORM = 2**23
+
+Integers = Int[np.ndarray, " n"]
+
+
+class Encoder:
+    """Codes sequences of integers one after the other."""
+
+    def __init__(self) -> None:
+        self._coder = stream.queue.RangeEncoder()
+
+    def uniform(self, values: Integers, sizes: Integers) -> None:
+        """Code values of which each is below its size, all as likely. Sizes are at most 2**23."""
+        chosen = sizes > 1  # of one possibility nothing is said
+        self._coder.encode(values[chosen].astype(np.int32), Uniform(), sizes[chosen].astype(np.int32))
+
+    def adaptive(self, values: Integers, symbols: int) -> None:
+        """Code values from 0 to `symbols` - 1, by how often each has occurred so far."""
+        shift = _low_bits(symbols)
+        high, low = values >> shift, values & ((1 << shift) - 1)
+        if _alphabet(symbols, shift) > 1:
+
+            def code(model: Any, start: int, end: int) -> np.ndarray:
+                block = high[start:end]
+                self._coder.encode(block.astype(np.int32), model)
+                return block
+
+            _in_blocks(len(values), _alphabet(symbols, shift), code)
+        if shift:
+            self.uniform(low, np.full(len(values), 1 << shift))
+
+    def finish(self) -> bytes:
+        """The code: 32-bit words, little-endian."""
+        return self._coder.get_compressed().astype("<u4").tobytes()
+
+
+class Decoder:
+    """Gives back what an `Encoder` coded, asked in the same order with the same arguments.
+
+    Raises:
+        NernError: the code is no whole number of words.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        if len(data) % 4:
+            raise NernError(f"a code of {len(data)} bytes is not a whole number of 32-bit words")
+        self._coder = stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+
+    def uniform(self, sizes: Integers) -> Integers:
+        """See `Encoder.uniform`."""
+        chosen = sizes > 1
+        values = np.zeros(len(sizes), np.int64)
+        values[chosen] = self._coder.decode(Uniform(), sizes[chosen].astype(np.int32))
+        return values
+
+    def adaptive(self, count: int, symbols: int) -> Integers:
+        """See `Encoder.adaptive`."""
+        shift, values = _low_bits(symbols), np.zeros(count, np.int64)
+        if _alphabet(symbols, shift) > 1:
+
+            def decode(model: Any, start: int, end: int) -> np.ndarray:
+                values[start:end] = self._coder.decode(model, end - start)
+                return values[start:end]
+
+            _in_blocks(count, _alphabet(symbols, shift), decode)
+        if shift:
+            values = (values << shift) | self.uniform(np.full(count, 1 << shift))
+        return values
+
+    def finish(self) -> None:
+        """Raises NernError if something is left of the code."""
+        if not self._coder.maybe_exhausted():
+            raise NernError("a code is longer than what it should hold")
+
+
+def _low_bits(symbols: int) -> int:
+    """Bits of each value that are coded as they are."""
+    return max(0, (symbols - 1).bit_length() - (MOST_SYMBOLS - 1).bit_length())
+
+
+def _alphabet(symbols: int, shift: int) -> int:
+    return ((symbols - 1) >> shift) + 1
+
+
+def _in_blocks(count: int, symbols: int, code: Callable[[Any, int, int], np.ndarray]) -> None:
+    """Code blocks of growing length, each by the counts of all before it; every symbol counts as seen half a time."""
+    counts, start, length = np.ones(symbols, np.int64), 0, FIRST_BLOCK
+    while start < count:
+        end = min(start + length, count)
+        block = code(Categorical(counts / counts.sum(), perfect=False), start, end)
+        counts += 2 * np.bincount(block, minlength=symbols)
+        start, length = end, min(2 * length, LAST_BLOCK)

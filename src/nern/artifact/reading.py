@@ -1,0 +1,189 @@
+"""Reading an artifact: from a file to weights, and to a network. Needs no training code, no network access, no pickle."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nern.artifact.container import DamagedFileError, header_size, read_container
+from nern.artifact.description import Description
+from nern.artifact.orderings import decode_ordering
+from nern.artifact.outliers import decode_outliers
+from nern.artifact.tensors import DTYPES, decode_tensors
+from nern.errors import NernError
+from nern.files import load_into
+from nern.naming import of_number
+from nern.ordering.order import Ordering
+from nern.originals.build import build_network
+from nern.registry import ORDERINGS
+from nern.representation.nern import NeRN, build_nern
+
+_LOADING = ("checkpoint_path", "cache_dir", "scriptable", "exportable", "file", "path", "url")
+SECTIONS = ("META", "PRED", "PRAW", "ORDR", "KEPT", "KRAW", "OUTL", "ORAW", "PROB")
+LIMIT = 2**28  # numbers that reading makes, unless the caller allows more
+PROBES = 16
+TOLERANCE = 1e-4  # of a predicted weight, in root mean squares of the probes; between machines, in float32
+
+
+class Artifact:
+    """What is in a file: the predictor and everything around it, decoded; weights are predicted when asked for.
+
+    Args:
+        sections: of the container.
+        limit: most numbers that reading may make: weights, parameters, everything.
+
+    Attributes:
+        description: what the file says of itself.
+        nern: the representation, on the CPU.
+        ordering: of the kernels.
+        kept: all tensors that are not predicted, by name (of several networks '0:NAME', ...).
+        sizes: bytes of each section, and of the header; they add up to the file.
+
+    Raises:
+        NernError: it does not hold what it says, or more than `limit`.
+    """
+
+    def __init__(self, sections: Mapping[str, bytes], limit: int = LIMIT) -> None:
+        if unknown := [name for name in sections if name not in SECTIONS]:
+            raise NernError(f"it has sections of unknown kind: {', '.join(unknown[:4])}")
+        parts = {name: sections.get(name, b"") for name in SECTIONS}
+        self.sizes = {"header": header_size(len(sections))} | {name: len(data) for name, data in sections.items()}
+        self.description = Description.from_bytes(parts["META"])
+        _check_size(self.description, limit)
+        table, config = self.description.table, self.description.config
+        self.ordering: Ordering = decode_ordering(self.description.ordering, parts["ORDR"], table.shapes)
+        predictor = decode_tensors(self.description.predictor, parts["PRED"], parts["PRAW"])
+        self.kept = decode_tensors(self.description.kept, parts["KEPT"], parts["KRAW"])
+        self.nern: NeRN = build_nern(config, table, self.ordering, seed=0)
+        load_into(self.nern.predictor, predictor, "the predictor")
+        self.nern.keep_outliers(decode_outliers(self.description.outliers, parts["OUTL"], parts["ORAW"], table))
+        self.nern.eval().requires_grad_(False)
+        self._probes = parts["PROB"]
+
+    @cached_property
+    def weights(self) -> list[Tensor]:
+        """The predicted weights of all layers. Raises DamagedFileError where they are not what the writer predicted."""
+        weights = self.nern.reconstruct()
+        self.check(weights)
+        return weights
+
+    def probes(self, weights: list[Tensor]) -> Float[Tensor, " probes"]:
+        """Predicted weights at places spread evenly over all of them."""
+        ends = torch.tensor([w.numel() for w in weights]).cumsum(0)
+        places = torch.arange(PROBES) * int(ends[-1]) // PROBES
+        layers = torch.bucketize(places, ends, right=True)
+        starts = ends - torch.tensor([w.numel() for w in weights])
+        return torch.stack([weights[i].flatten()[p - starts[i]] for i, p in zip(layers, places, strict=True)]).float()
+
+    def check(self, weights: list[Tensor]) -> float:
+        """The largest difference to what the writer predicted, in root mean squares of that.
+
+        Raises:
+            DamagedFileError: it is beyond what rounding in float32 explains.
+        """
+        if len(self._probes) != 4 * PROBES:
+            raise DamagedFileError("the artifact has no probes of its predicted weights")
+        expected = torch.frombuffer(bytearray(self._probes), dtype=torch.float32)
+        scale = float(expected.square().mean().sqrt()) or 1.0
+        difference = float((self.probes(weights) - expected).abs().max()) / scale
+        if not difference <= TOLERANCE:
+            raise DamagedFileError(
+                f"the weights predicted here differ from the writer's by {difference:.2g} of their root mean square; "
+                f"rounding explains {TOLERANCE:g}. The file is of another version of nern, or this machine is at fault."
+            )
+        return difference
+
+    def state_dict(self, network: int = 0) -> dict[str, Tensor]:
+        """All parameters and buffers of the reconstructed network (of several, the one of this number)."""
+        own = self._network(network)
+        start = sum(len(n.represented) for n in self.description.networks[:network])
+        state = of_number(self.kept, network, len(self.description.networks))
+        for (name, shape, dtype), weight in zip(own.represented, self.weights[start:], strict=False):
+            state[name] = weight.to(DTYPES[dtype]).reshape(shape)
+        return state | {alias: state[name] for alias, name in own.aliases.items()}
+
+    def network(self, network: int | nn.Module = 0) -> nn.Module:
+        """The reconstructed network, ready to use, in eval mode, on the CPU.
+
+        Args:
+            network: of several, which; or a network of yours of the same architecture: a copy of it gets the weights.
+
+        Raises:
+            NernError: the file does not tell how to build it, or it is not to be had here (give a network then); or the
+                network given does not fit.
+        """
+        number = 0 if isinstance(network, nn.Module) else network
+        own, state = self._network(number), self.state_dict(number)
+        if isinstance(network, nn.Module):
+            built = copy.deepcopy(network)
+        elif own.architecture is None:
+            raise NernError(f"{own.name} is held as a state dict only; build the network, and give it: network(MODULE)")
+        else:
+            built = build_network(*buildable(own.architecture, own.arguments))
+        load_into(built, state, f"the reconstructed {own.name}")
+        return built.eval()
+
+    def _network(self, number: int) -> Any:
+        networks = self.description.networks
+        if not 0 <= number < len(networks):
+            raise NernError(f"network (={number}) must be below {len(networks)}, the number of networks in the file")
+        return networks[number]
+
+
+def load(path: str | Path, limit: int = LIMIT) -> Artifact:
+    """Read an artifact (`.nern`). Nothing in it is executed.
+
+    Args:
+        path: of the file.
+        limit: most numbers (weights, parameters, kernels) that it may hold; what asks for more is refused.
+
+    Raises:
+        NernError: no such file, no artifact, of another version, damaged, larger than `limit`.
+    """
+    sections = read_container(path)
+    try:
+        return Artifact(sections, limit)
+    except DamagedFileError:
+        raise
+    except NernError as error:
+        raise DamagedFileError(f"artifact {path} cannot be read: {error}") from error
+    except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, MemoryError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise DamagedFileError(f"artifact {path} is damaged ({type(error).__name__}: {detail})") from error
+
+
+def buildable(architecture: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What a file may have built: networks that are registered here, and those of torchvision and timm, with plain
+    arguments. Never a function of a module that it names, and nothing that would load another file.
+
+    Raises:
+        NernError: anything else.
+    """
+    source = architecture.rpartition(":")[0]
+    if source not in ("", "torchvision", "timm"):
+        raise NernError(f"a file does not get {architecture!r} called; build the network, and give it: network(MODULE)")
+    for key, value in arguments.items():
+        if source and (key.startswith(("pretrained", "weights")) or key in _LOADING or isinstance(value, dict)):
+            raise NernError(f"the file's argument {key!r} of {architecture} is refused: it could load other files")
+        if not isinstance(value, int | float | str | list | bool | None | dict):
+            raise NernError(f"the file's argument {key!r} of {architecture} is {type(value).__name__}")
+    return architecture, dict(arguments)
+
+
+def _check_size(description: Description, limit: int) -> None:
+    """Raise NernError before anything large is made."""
+    if description.values > limit:
+        raise NernError(f"it holds {description.values:,} numbers; more than {limit:,} are read only if `limit` allows")
+    if description.ordering not in ORDERINGS:
+        raise NernError(f"its ordering {description.ordering!r} is unknown")
+    nern, largest = description.nern, max((max(c.shape, default=1) for c in description.predictor), default=1)
+    wide = nern["hidden_layer_size"] > largest or nern["num_blocks"] > max(len(description.predictor), 1)
+    if wide or nern["embeddings"]["enc_levels"] > largest:
+        raise NernError("its predictor is smaller than its description")

@@ -1,0 +1,174 @@
+"""Tensors as bytes: as they are, in 16 bits, or as multiples of a step, entropy-coded.
+
+A group of tensors is described by a list, `TensorCode` each, and held in two strings of bytes: the code of the multiples,
+and the rest as it is, little-endian, one tensor after the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nern.artifact.entropy import Decoder, Encoder
+from nern.errors import NernError
+from nern.representation.grid import step_size
+
+DTYPES = {
+    "f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i64": torch.int64,
+    "i32": torch.int32, "i16": torch.int16, "i8": torch.int8, "u8": torch.uint8, "b": torch.bool,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MOST_SYMBOLS = 2**24  # of a tensor of multiples
+
+
+@dataclass(frozen=True)
+class TensorCode:
+    """How one tensor is held.
+
+    Args:
+        name, shape, dtype: of the tensor ('f32', ...).
+        held: 'as' it is; 'f16', its values in 16 bits; 'grid', multiples of a step.
+        step: number of the step ('grid').
+        low, symbols: the smallest multiple, and how many there are up to the largest ('grid').
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    held: str = "as"
+    step: int = 0
+    low: int = 0
+    symbols: int = 1
+
+    @property
+    def count(self) -> int:
+        """Values."""
+        return math.prod(self.shape)
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes among those that are as they are."""
+        if self.held == "grid":
+            return 0
+        return self.count * DTYPES["f16" if self.held == "f16" else self.dtype].itemsize
+
+    def to_json(self) -> list[Any]:
+        """As a list, for the description."""
+        tail = [self.step, self.low, self.symbols] if self.held == "grid" else []
+        return [self.name, list(self.shape), self.dtype, self.held, *tail]
+
+    @staticmethod
+    def from_json(value: Any) -> TensorCode:
+        """What `to_json` gave. Raises NernError for anything else."""
+        head, tail = (list(value[:4]), list(value[4:])) if isinstance(value, list) else ([], [])
+        if len(head) != 4 or not all(isinstance(item, str) for item in (head[0], head[2], head[3])):
+            raise NernError(f"{str(value)[:80]} does not describe a tensor")
+        name, shape, dtype, held = head
+        if not isinstance(shape, list) or not all(_is_int(n) and 0 <= n < 2**40 for n in shape) or len(shape) > 16:
+            raise NernError(f"tensor {name!r} has the shape {str(shape)[:80]}")
+        if dtype not in DTYPES or held not in ("as", "f16", "grid"):
+            raise NernError(f"tensor {name!r} is held as {dtype!r}, {held!r}; neither is known")
+        if len(tail) != (3 if held == "grid" else 0) or not all(_is_int(n) for n in tail):
+            raise NernError(f"tensor {name!r} is not described in full")
+        code = TensorCode(name, tuple(shape), dtype, held, *tail)
+        if held == "grid" and not (1 <= code.symbols <= MOST_SYMBOLS and abs(code.low) <= MOST_SYMBOLS):
+            raise NernError(f"tensor {name!r} has {code.symbols} multiples from {code.low} on")
+        whole = not DTYPES[dtype].is_floating_point
+        if whole and (held == "f16" or code.step != 0):
+            raise NernError(f"tensor {name!r} of whole numbers ({dtype}) is held as {held!r} with step {code.step}")
+        step_size(code.step)
+        return code
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def encode_tensors(
+    tensors: Mapping[str, Tensor], held: Mapping[str, int | str]
+) -> tuple[list[TensorCode], bytes, bytes]:
+    """Code tensors: their descriptions, the code of those on a grid, and the bytes of the others.
+
+    Args:
+        tensors: by name.
+        held: of each name, the number of a step, 'f16' or 'as'; a name that is missing: 'as'. Whole numbers are held exactly
+            at any rate.
+
+    Raises:
+        NernError: a step so small that a tensor has more multiples than can be coded; a kind of number that cannot be held.
+    """
+    codes, encoder, raw = [], Encoder(), bytearray()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu()
+        if tensor.dtype not in NAMES:
+            raise NernError(
+                f"{name} holds {tensor.dtype}, which an artifact cannot; {', '.join(map(str, NAMES))} can be"
+            )
+        whole = not tensor.is_floating_point()
+        how = _held_whole(tensor) if whole else held.get(name, "as")
+        shape, dtype = tuple(tensor.shape), NAMES[tensor.dtype]
+        if isinstance(how, str):
+            codes.append(TensorCode(name, shape, dtype, how))
+            raw += _to_bytes(tensor.half() if how == "f16" else tensor)
+            continue
+        multiples = (tensor.double() / step_size(how)).round().long().flatten().numpy()
+        low, high = (int(multiples.min()), int(multiples.max())) if len(multiples) else (0, 0)
+        if max(high - low + 1, abs(low)) > MOST_SYMBOLS:
+            raise NernError(f"{name} reaches from {low:,} to {high:,} steps of {step_size(how):g}; take a larger step")
+        codes.append(TensorCode(name, shape, dtype, "grid", how, low, high - low + 1))
+        encoder.adaptive(multiples - low, high - low + 1)
+    return codes, encoder.finish(), bytes(raw)
+
+
+def _held_whole(tensor: Tensor) -> int | str:
+    """Whole numbers are multiples of 1, if these are few enough."""
+    largest = int(tensor.long().abs().max()) if tensor.numel() else 0
+    return 0 if largest < MOST_SYMBOLS // 2 else "as"
+
+
+def decode_tensors(codes: Sequence[TensorCode], code: bytes, raw: bytes) -> dict[str, Tensor]:
+    """What `encode_tensors` coded.
+
+    Raises:
+        NernError: the bytes are not as many as the descriptions say.
+    """
+    expected = sum(c.raw_bytes for c in codes)
+    if len(raw) != expected:
+        raise NernError(f"{len(raw):,} bytes of tensors are there, {expected:,} are described")
+    decoder, tensors, start = Decoder(code), {}, 0
+    for c in codes:
+        dtype = DTYPES[c.dtype]
+        if c.held == "grid":
+            multiples = torch.from_numpy(decoder.adaptive(c.count, c.symbols) + c.low)
+            values = multiples.double() * step_size(c.step)  # exact: a step has 24 bits, a multiple as many
+        else:
+            held = torch.float16 if c.held == "f16" else dtype
+            values = _from_bytes(raw[start : start + c.raw_bytes], held)
+            start += c.raw_bytes
+        tensors[c.name] = values.to(dtype).reshape(c.shape)
+    decoder.finish()
+    return tensors
+
+
+def _to_bytes(tensor: Tensor) -> bytes:
+    flat = tensor.contiguous().reshape(-1)
+    if tensor.dtype == torch.bfloat16:
+        flat = flat.view(torch.int16)
+    array = flat.numpy()
+    return array.astype(array.dtype.newbyteorder("<")).tobytes()
+
+
+def _from_bytes(data: bytes, dtype: torch.dtype) -> Tensor:
+    plain = torch.int16 if dtype == torch.bfloat16 else dtype
+    kind = torch.empty(0, dtype=plain).numpy().dtype
+    array = np.frombuffer(data, kind.newbyteorder("<")).astype(kind)
+    if kind == np.bool_:
+        array = np.frombuffer(data, np.uint8) != 0
+    tensor = torch.from_numpy(array.copy())
+    return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor
