@@ -1,0 +1,206 @@
+"""A report as one HTML page that needs nothing else, and its figures as PNG files beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nern.analysis.canvas import NARROW, WIDE
+from nern.analysis.importance import measurements
+from nern.analysis.report_sections import (
+    Section,
+    class_section,
+    error_section,
+    gallery_section,
+    importance_section,
+    order_section,
+    signed,
+    training_section,
+    words,
+)
+from nern.analysis.report_template import TEMPLATE
+from nern.analysis.subject import Reconstructed, Subject
+from nern.files import atomic_path, write_text
+from nern.terminal import bytes_text
+
+NBSP = "\N{NO-BREAK SPACE}"
+BREAK = 720  # CSS pixels of the window below which the figures for phones are shown
+PARTS = (
+    ("represented weights, by the predictor", "represented_bytes", "predictor_bytes"),
+    ("order of the kernels", None, "ordering_bytes"),
+    ("weights kept apart (outliers)", None, "outlier_bytes"),
+    ("all the rest, kept as it is", "original_kept_bytes", "kept_bytes"),
+)
+
+
+def figures_folder(page: str | Path) -> Path:
+    """Where the PNG files of a page lie."""
+    page = Path(page)
+    return page.with_name(f"{page.stem}_figures")
+
+
+def write_report(page: str | Path, subject: Subject, on_step: Callable[[], None] | None = None) -> None:
+    """Write the page and its figures: NAME.png as on a screen, NAME-narrow.png as on a phone.
+
+    Args:
+        page: the HTML file.
+        subject: what to tell.
+        on_step: called after each of `steps(subject)` steps.
+    """
+    folder, parts = figures_folder(page), []
+    done = on_step or (lambda: None)
+
+    def add(section: Section) -> None:
+        for picture in section.pictures:
+            for name, data in ((picture.slug, picture.wide), (f"{picture.slug}-narrow", picture.narrow)):
+                with atomic_path(folder / f"{name}.png") as temporary:
+                    temporary.write_bytes(data)
+        parts.append(_section_html(section, several))
+        done()
+
+    several = len(subject.networks) > 1
+    parts.append(_result_html(subject))
+    add(training_section(subject))
+    for number, network in enumerate(subject.networks):
+        prefix = f"{number + 1}-" if several else ""
+        if several:
+            parts.append(f'<h2 class="network">{html.escape(network.name)}</h2>')
+        add(error_section(network, prefix))
+        add(order_section(network, subject.ordering, prefix))
+        add(importance_section(network, subject.seed, prefix, done))
+        add(gallery_section(network, prefix))
+        add(class_section(network, prefix))
+    write_text(page, TEMPLATE.substitute(title=html.escape(subject.title), body="\n".join(parts)))
+
+
+def steps(subject: Subject) -> int:
+    """How often `write_report` calls `on_step`."""
+    measured = sum(network.trial is not None and network.original is not None for network in subject.networks)
+    return 1 + 5 * len(subject.networks) + measured * measurements()
+
+
+def _section_html(section: Section, several: bool) -> str:
+    level = "h3" if several and section.slug != "training" else "h2"
+    parts = [f"<{level}>{html.escape(section.heading)}</{level}>"]
+    if section.missing:
+        parts.append(f'<p class="missing">Left out: {_text(section.missing)}.</p>')
+    if section.lead:
+        parts.append(f'<p class="lead">{_text(section.lead)}</p>')
+    for picture in section.pictures:
+        wide, narrow = (base64.b64encode(data).decode("ascii") for data in (picture.wide, picture.narrow))
+        parts.append(
+            f'<figure id="{picture.slug}"><picture>'
+            f'<source media="(max-width: {BREAK}px)" srcset="data:image/png;base64,{narrow}" width="{NARROW}">'
+            f'<img src="data:image/png;base64,{wide}" width="{WIDE}" alt="{html.escape(picture.alt)}"></picture>'
+            f"<figcaption>{_text(picture.caption)}</figcaption></figure>"
+        )
+    return f'<section id="section-{section.slug}">\n' + "\n".join(parts) + "\n</section>"
+
+
+def _text(plain: str) -> str:
+    """A plain text for the page; a number stays beside its per cent."""
+    return html.escape(plain).replace(" %", f"{NBSP}%")
+
+
+def _result_html(subject: Subject) -> str:
+    several = len(subject.networks) > 1
+    names = [html.escape(network.name) for network in subject.networks]
+    whose = names[0] if not several else f"{len(names)} networks"
+    share = _percent(100 * subject.predictor / subject.represented, 1)
+    notes = "".join(f'<p class="missing">{html.escape(note)}</p>' for note in subject.notes)
+    head = (
+        f'<header><p class="kicker">Neural representation of neural networks · run {html.escape(subject.title)}</p>'
+        f"<h1>{whose[:1].upper()}{whose[1:]}{' in one NeRN' if several else ', as a NeRN'}</h1>"
+        f'<p class="lead">A predictor of {subject.predictor:,} parameters stands in for {subject.represented:,} weights of '
+        f"{words(names)}: {share} of their number.</p>{notes}</header>"
+    )
+    parts = []
+    for network, name in zip(subject.networks, names, strict=True):
+        tiles = _accuracy_tiles(network)
+        if several:
+            parts.append(f"<h3>{name}</h3>")
+        if not tiles:
+            parts.append(f'<p class="missing">Left out: accuracies, because {html.escape(network.without_images)}.</p>')
+        if not several and subject.sizes is not None:
+            tiles.append(_size_tile(subject.sizes))
+        parts.append(f'<div class="tiles">{"".join(tiles)}</div>' if tiles else "")
+    result = "\n".join([*parts, _bytes_html(subject)])
+    return f'{head}\n<section id="section-result">\n<h2>Result</h2>\n{result}\n</section>'
+
+
+def _percent(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}{NBSP}%"
+
+
+def _accuracy_tiles(network: Reconstructed) -> list[str]:
+    tiles = []
+    for name, text in (("test", "test images"), ("held_out", "held-out training images")):
+        of_set = network.figures.get(name, {})
+        before, after = of_set.get("original", {}), of_set.get("reconstructed", {})
+        images = f"{int((after or before).get('images', 0)):,} {text}"
+        if "top1" in after and "top1" in before:
+            change = signed(after["top1"] - before["top1"], 2)
+            figure = f'<span class="was">{_percent(before["top1"], 2)} →</span> {_percent(after["top1"], 2)}'
+            tiles.append(_tile("Accuracy", figure, f"{change} points, {images}"))
+        elif "top1" in after:
+            tiles.append(_tile("Accuracy", _percent(after["top1"], 2), f"reconstructed, {images}"))
+        if "agreement" in after and (name == "test" or "top1" not in after):
+            tiles.append(_tile("Agreement", _percent(after["agreement"], 2), f"same prediction, {images}"))
+    return tiles
+
+
+def _tile(name: str, figure: str, about: str) -> str:
+    return (
+        f'<div class="tile"><p class="name">{name}</p><p class="figure">{figure}</p><p class="about">{about}</p></div>'
+    )
+
+
+def _parts(sizes: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
+    """Of what has a size: its name, bytes of the original's tensors (None: it has no such part), and bytes of the run."""
+    return [
+        (name, None if before is None else sizes.get(before), sizes.get(after, 0))
+        for name, before, after in PARTS
+        if sizes.get(after) or (before is not None and sizes.get(before))
+    ]
+
+
+def _size_tile(sizes: Mapping[str, Any]) -> str:
+    before, after = sizes["original_bytes"], sum(after for _, _, after in _parts(sizes))
+    figure = f'<span class="was">{bytes_text(before)} →</span> {bytes_text(after)}'
+    return _tile("Size", figure, f"{_percent(100 * after / before, 1)} of the bytes, order and all")
+
+
+def _bytes_html(subject: Subject) -> str:
+    heading, sizes = "<h3>Where the bytes are</h3>", subject.sizes
+    if sizes is None:
+        return f'{heading}<p class="missing">Left out: sizes are known when the run is finished.</p>'
+    found = _parts(sizes)
+    total = (sizes["original_bytes"], sum(after for _, _, after in found))
+    largest = max([*total, 1])
+    lines = [_bytes_line(name, before, after, largest) for name, before, after in found]
+    lines.append(_bytes_line("all", *total, largest, "total"))
+    least = sizes.get("ordering_bytes_at_least", 0)
+    more = f" No code writes any such order in less than {bytes_text(least)}." if least else ""
+    keys = "".join(
+        f'<span class="key {of}"></span> {text} ' for of, text in (("before", "original"), ("after", "this run"))
+    )
+    head = f'<th>part</th><th class="number">original</th><th class="number">this run</th><th class="bars">{keys}</th>'
+    what = f"Bytes of the original's tensors, and of the files in the run folder that take their place.{more}"
+    return (
+        f"{heading}<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        f'<p class="caption">{what}</p>'
+    )
+
+
+def _bytes_line(name: str, before: float | None, after: float, largest: float, kind: str = "") -> str:
+    bars = "".join(
+        f'<div class="bar {of}" style="width: {max(100 * value / largest, 0.4):.1f}%"></div>'
+        for of, value in (("before", before), ("after", after))
+        if value
+    )
+    texts: Sequence[str] = ["–" if not value else bytes_text(value) for value in (before, after)]  # noqa: RUF001
+    cells = "".join(f'<td class="number">{text}</td>' for text in texts)
+    return f'<tr class="{kind}"><td>{html.escape(name)}</td>{cells}<td class="bars">{bars}</td></tr>'

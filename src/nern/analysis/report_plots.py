@@ -1,0 +1,291 @@
+"""Figures of a report: training, errors of layers, smoothness, dropped kernels, classes. Each is drawn for one width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from nern.analysis.canvas import (
+    AFTER,
+    BEFORE,
+    BLUE,
+    GREEN,
+    NARROW,
+    ORANGE,
+    YELLOW,
+    canvas,
+    heading,
+    label,
+    legend,
+    plain_names,
+    rows_of,
+    say,
+    tidy,
+)
+from nern.analysis.class_changes import ClassChange
+from nern.analysis.importance import RANDOM, SMALLEST, WORST, DropCurve
+from nern.analysis.plots import COLOURS, INK, MUTED
+from nern.analysis.smoothness import UNRELATED
+from nern.training.loop import History
+
+ROW = 21  # CSS pixels of a bar and what is between
+MOST_ROWS = 40  # layers with a row each; more get a column each, without names
+MOST_CLASSES = 24
+MINUS = "\N{MINUS SIGN}"
+LOST, GAINED = "right before, wrong now", "wrong before, right now"
+SERIES = (BLUE, YELLOW, GREEN, ORANGE, "#cc79a7", "#56b4e9", "#7f3c8d")
+SETS = {"test": "test images", "held_out": "held-out training images"}
+RANKINGS = {
+    WORST: ("worst reconstructed first", BLUE, "o"),
+    SMALLEST: ("smallest first", ORANGE, "s"),
+    RANDOM: ("at random", MUTED, "D"),
+}
+
+
+def draw_training(
+    width: int,
+    history: History,
+    originals: Mapping[str, float],
+    phases: Sequence[tuple[str, int]] = (),
+    best_step: int | None = None,
+) -> Figure:
+    """Accuracy and losses over the steps.
+
+    Args:
+        width: of the figure, in CSS pixels.
+        history: of the run.
+        originals: test accuracy (percent) of the original networks, by name.
+        phases: name and last step of each.
+        best_step: to be marked.
+    """
+    there = {"share": has_shares(history), "loss": bool(history.losses)}
+    parts = [part for part, is_there in there.items() if is_there]
+    narrow = width == NARROW
+    figure = canvas(width, 310 * len(parts) if narrow else 360)
+    grid = figure.subplots(len(parts), 1, squeeze=False) if narrow else figure.subplots(1, len(parts), squeeze=False)
+    last = max([r["step"] for r in [*history.losses, *history.evaluations]] + [1])
+    for axes, part in zip(grid.ravel(), parts, strict=True):
+        if part == "share":
+            what = _shares(axes, history.evaluations, originals)
+            heading(axes, f"{what} of the reconstructed network", pad=24)
+            label(axes, "training step", f"{what.lower()} (%)")
+        else:
+            _losses(axes, history.losses)
+            heading(axes, "Losses", pad=24)
+            label(axes, "training step", "loss, unweighted (log scale)")
+        tidy(axes)
+        axes.set_xlim(0, last * 1.01)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.locator_params(axis="x", nbins=5)
+        _phases(axes, phases, last)
+        if best_step is not None and part == "share":
+            axes.axvline(best_step, color=INK, lw=0.9, ls=(0, (1, 2)), label="checkpoint shown here")
+        legend(axes, 1 if narrow else 2, below=0.2)
+    return figure
+
+
+def has_shares(history: History) -> bool:
+    """Whether any evaluation was on images."""
+    return any(name in record for record in history.evaluations for name in SETS)
+
+
+def _shares(axes: Any, records: Sequence[Mapping[str, Any]], originals: Mapping[str, float]) -> str:
+    """Lines of accuracies, or of agreements where no image has a label; which of the two."""
+    several = next((list(r["networks"]) for r in records if "networks" in r), [])
+    lines: list[tuple[str, str, list[Any]]] = []
+    for set_name, text in SETS.items():
+        for name in several if set_name == "test" else []:
+            lines.append((f"{name}, test", set_name, [(r["step"], r["networks"][name]) for r in records]))
+        if not (several and set_name == "test"):
+            lines.append((text + (", mean" if several else ""), set_name, [(r["step"], r) for r in records]))
+    figures = [(of[s], s) for _, s, points in lines for _, of in points if s in of]
+    key = "top1" if any("top1" in of for of, _ in figures) else "agreement"
+    for colour, (text, set_name, points) in zip(SERIES * 9, lines, strict=False):
+        found = [(step, of[set_name][key]) for step, of in points if key in of.get(set_name, {})]
+        if found:
+            axes.plot(*zip(*found, strict=True), color=colour, lw=1.6, marker="o", ms=3.5, label=text)
+    if key == "top1":
+        for number, (name, accuracy) in enumerate(originals.items()):
+            of = f"{name}, original" if len(originals) > 1 else "original network, test images"
+            colour = SERIES[number % len(SERIES)] if len(originals) > 1 else INK
+            axes.axhline(accuracy, color=colour, lw=1, ls=(0, (5, 3)), label=of)
+    return "Accuracy" if key == "top1" else "Agreement"
+
+
+def _losses(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
+    for name, colour in COLOURS.items():
+        points = [(r["step"], r[name]) for r in records if name != "total" and r.get(name, 0) > 0]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, lw=1.3, label=name.replace("_", " "))
+    if axes.lines:
+        axes.set_yscale("log")
+
+
+def _phases(axes: Any, phases: Sequence[tuple[str, int]], last: int) -> None:
+    """Names of the phases above the axes, a line between."""
+    starts = [0, *(end for _, end in phases)]
+    for (name, end), start in zip(phases, starts, strict=False):
+        if len(phases) < 2 or start >= last:
+            continue
+        if start:
+            axes.axvline(start, color="#b8bec5", lw=0.9)
+        if (min(end, last) - start) / last > 0.12:
+            say(
+                axes,
+                start,
+                1.02,
+                f"↦ {name}" if start else name,
+                MUTED,
+                transform=axes.get_xaxis_transform(),
+                va="bottom",
+            )
+
+
+def draw_layers(width: int, names: Sequence[str], errors: Sequence[float | None]) -> Figure:
+    """Relative error of each layer, bars."""
+    names, values, narrow = plain_names(names), [error or 0.0 for error in errors], width == NARROW
+    axis = (
+        "relative error of the layer"
+        if narrow
+        else "relative error of the layer (norm of the error / norm of the weights)"
+    )
+    if len(names) > MOST_ROWS:
+        figure = canvas(width, 300)
+        axes = figure.subplots()
+        axes.bar(range(1, len(values) + 1), values, color=AFTER, width=0.8)
+        tidy(axes)
+        label(axes, "layer, counted from the input", "relative error")
+        axes.set_xlim(0, len(values) + 1)
+        return figure
+    figure = canvas(width, ROW * len(names) + 78)
+    axes = figure.subplots()
+    axes.barh(range(len(names)), values, color=AFTER, height=0.66)
+    tidy(axes, "x")
+    rows_of(axes, names, narrow)
+    top = max(values, default=0.0) or 1.0
+    axes.set_xlim(0, top * (1.16 if narrow else 1.06))
+    for row, value in enumerate(values):
+        say(axes, value + 0.008 * top, row, f"{value:.3f}" if value < 9.9995 else f"{value:.3g}")
+    label(axes, axis)
+    return figure
+
+
+def draw_steps(
+    width: int, names: Sequence[str], natural: Sequence[float | None], ordered: Sequence[float | None] | None
+) -> Figure:
+    """Mean step from kernel to kernel in each layer: as they lay, and in the run's order (None: it has none)."""
+    names, narrow = plain_names(names), width == NARROW
+    rows, there = range(len(names)), [index for index, step in enumerate(natural) if step is not None]
+    axis = "mean step from kernel to kernel" + (
+        "" if narrow else " (in units of the layer's root-mean-square kernel norm)"
+    )
+    flat = len(names) > MOST_ROWS
+    figure = canvas(width, 330 if flat else ROW * len(names) + (135 if narrow else 105))
+    axes = figure.subplots()
+    pairs = {"natural order": (natural, BEFORE)}
+    if ordered is not None:
+        pairs["the run's order"] = (ordered, AFTER)
+        for index in there:
+            ends, place = [natural[index], ordered[index]], [index, index]
+            axes.plot(
+                *((place, ends) if flat else (ends, place)), color="#cfd8e0", lw=2.4, zorder=1, solid_capstyle="round"
+            )
+    for text, (steps, colour) in pairs.items():
+        points = [steps[index] for index in there]
+        at = (there, points) if flat else (points, there)
+        dots: dict[str, Any] = {"s": 16 if flat else 34, "color": colour, "lw": 0, "zorder": 3}
+        axes.scatter(*at, **dots, label=text)
+    line: dict[str, Any] = {
+        "color": INK,
+        "lw": 1,
+        "ls": (0, (5, 3)),
+        "label": "kernels without any likeness",
+        "zorder": 0,
+    }
+    shown = [step for steps, _ in pairs.values() for step in steps if step is not None]
+    top = max([*shown, UNRELATED]) * 1.05
+    if flat:
+        axes.axhline(UNRELATED, **line)
+        tidy(axes)
+        label(axes, "layer, counted from the input", "mean step")
+        axes.set_ylim(0, top)
+        axes.set_xlim(-1, len(rows))
+    else:
+        axes.axvline(UNRELATED, **line)
+        tidy(axes, "x")
+        rows_of(axes, names, narrow)
+        label(axes, axis)
+        axes.set_xlim(0, top)
+    legend(axes, 1 if narrow else 3)
+    return figure
+
+
+def draw_drops(
+    width: int, curves: Sequence[DropCurve], images: int, original: float, chance: float | None = None
+) -> Figure:
+    """Accuracy over the share of kernels dropped.
+
+    Args:
+        curves: one of each ranking.
+        images: number of images.
+        original: accuracy of the original on them (percent).
+        chance: accuracy of guessing (percent); None: not drawn.
+    """
+    narrow = width == NARROW
+    figure = canvas(width, 400 if narrow else 420)
+    axes = figure.subplots()
+    for curve in curves:
+        text, colour, marker = RANKINGS[curve.ranking]
+        shares, means = [100 * share for share in curve.shares], curve.means()
+        draws = len(curve.accuracies)
+        text += f" (mean and range of {draws})" if draws > 1 else ""
+        if draws > 1:
+            columns = list(zip(*curve.accuracies, strict=True))
+            axes.fill_between(
+                shares, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.18, lw=0
+            )
+        axes.plot(shares, means, color=colour, marker=marker, ms=5, lw=1.8, label=text)
+    axes.axhline(original, color=INK, lw=1, ls=(0, (5, 3)), label="original network, nothing dropped")
+    if chance is not None:
+        axes.axhline(chance, color=MUTED, lw=1, ls=(0, (1, 2)), label="guessing")
+    tidy(axes)
+    label(axes, "kernels dropped (% of all)", f"accuracy, {images:,} test images (%)")
+    axes.set_xticks([100 * share for share in curves[0].shares if share not in (0.02,)])
+    axes.set_xlim(-0.8, 100 * max(curves[0].shares) + 1)
+    axes.set_ylim(bottom=0)
+    legend(axes, 1 if narrow else 3, below=0.15)
+    return figure
+
+
+def classes_shown(changes: Sequence[ClassChange]) -> list[ClassChange]:
+    """All of a few classes; of many, those that change most: losses first, gains last."""
+    if len(changes) <= MOST_CLASSES:
+        return list(changes)
+    ranked = sorted(changes, key=lambda c: c.change)
+    return ranked[: MOST_CLASSES // 2] + ranked[-(MOST_CLASSES // 2) :]
+
+
+def draw_classes(width: int, changes: Sequence[ClassChange], names: Sequence[str] | None) -> Figure:
+    """Of each class, the shares of images that became right and wrong, and the difference."""
+    shown, narrow = classes_shown(changes), width == NARROW
+    rows = range(len(shown))
+    figure = canvas(width, ROW * len(shown) + (150 if narrow else 110))
+    axes = figure.subplots()
+    gained = [100 * c.gained / c.images for c in shown]
+    lost = [100 * c.lost / c.images for c in shown]
+    axes.barh(rows, [-value for value in lost], color=ORANGE, height=0.62, label=LOST)
+    axes.barh(rows, gained, color=BLUE, height=0.62, label=GAINED)
+    dots: dict[str, Any] = {"s": 26, "color": INK, "zorder": 4, "lw": 0.8, "ec": "white"}
+    axes.scatter([c.change for c in shown], rows, **dots, label="change of the accuracy")
+    axes.axvline(0, color=INK, lw=0.9)
+    tidy(axes, "x")
+    rows_of(axes, [str(c.label) if names is None else names[c.label] for c in shown], narrow)
+    most = max([*gained, *lost, 0.5]) * 1.12
+    axes.set_xlim(-most, most)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+.3g}".replace("-", MINUS) if abs(value) > 1e-9 else "0")
+    long = "share of the class's images (%), and change of its accuracy (points)"
+    label(axes, "images of the class (%), change (points)" if narrow else long, "class")
+    legend(axes, 1 if narrow else 3, first=[LOST, GAINED])
+    return figure

@@ -1,0 +1,78 @@
+"""What a report is about, whatever it was read from: networks, and what stands in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nern.analysis.trial import Trial
+from nern.training.loop import History
+
+Kernels = Float[Tensor, "filters channels height width"]
+Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Reconstructed:
+    """One network and its reconstruction. All tensors are on the CPU.
+
+    Attributes:
+        name: of the network.
+        layers: names of the represented weights.
+        weights: the reconstructed ones, each as (filters, channels, height, width).
+        original: the original's; None: they are not at hand, and whatever compares with them is left out.
+        natural: of each layer, the numbers (filter * channels + channel) of the kernels in the order in which they lay in
+            the network as it came; None: as they lie.
+        ordered: of each layer, these numbers in the order in which the coordinates walk through the kernels; None: the
+            run has no ordering.
+        figures: by set ('test', 'held_out') and network ('original', 'reconstructed'), what `Metrics.to_dict` gives.
+        trial: the network on test images; None: see `without_images`.
+        without_images: why there is no trial: the end of a sentence.
+        class_names: of the classes; None: they have numbers only.
+    """
+
+    name: str
+    layers: Sequence[str]
+    weights: Sequence[Kernels]
+    original: Sequence[Kernels] | None = None
+    natural: Sequence[Int[Tensor, " kernels"]] | None = None
+    ordered: Sequence[Int[Tensor, " kernels"]] | None = None
+    figures: Figures = field(default_factory=dict)
+    trial: Trial | None = None
+    without_images: str = "there are none"
+    class_names: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Subject:
+    """What a report is about.
+
+    Attributes:
+        title: of the page.
+        networks: that one NeRN represents.
+        represented: number of the weights that it represents.
+        predictor: number of the predictor's parameters.
+        sizes: as metrics.json has them; None: unknown.
+        ordering: in a few words; empty: there is none.
+        history: losses and evaluations over the steps; None: unknown.
+        phases: name and last step of each phase.
+        best_step: whose weights are shown; None: unknown.
+        notes: sentences to begin with.
+        seed: of what is drawn.
+    """
+
+    title: str
+    networks: Sequence[Reconstructed]
+    represented: int
+    predictor: int
+    sizes: Mapping[str, Any] | None = None
+    ordering: str = ""
+    history: History | None = None
+    phases: Sequence[tuple[str, int]] = ()
+    best_step: int | None = None
+    notes: Sequence[str] = ()
+    seed: int = 0
