@@ -50,6 +50,11 @@ class NetworkDescription:
     aliases: dict[str, str] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def weights(self) -> int:
+        """Predicted weights."""
+        return sum(math.prod(shape) for _, shape, _ in self.represented)
+
 
 @dataclass(frozen=True)
 class Description:
@@ -93,8 +98,7 @@ class Description:
     @property
     def values(self) -> int:
         """Numbers that reading it makes: predicted weights, and all that is stored."""
-        predicted = sum(math.prod(shape) for network in self.networks for _, shape, _ in network.represented)
-        return predicted + sum(c.count for c in (*self.predictor, *self.kept))
+        return sum(n.weights for n in self.networks) + sum(c.count for c in (*self.predictor, *self.kept))
 
     def to_bytes(self) -> bytes:
         """As JSON, compressed by zlib."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +65,39 @@ class Artifact:
         self.nern.keep_outliers(decode_outliers(self.description.outliers, parts["OUTL"], parts["ORAW"], table))
         self.nern.eval().requires_grad_(False)
         self._probes = parts["PROB"]
+        if "PROB" in sections and len(self._probes) != 4 * PROBES:
+            raise NernError(f"its probes are {len(self._probes)} bytes")
+        self._weights: list[Tensor] | None = None
 
-    @cached_property
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return sum(self.sizes.values())
+
+    @property
     def weights(self) -> list[Tensor]:
-        """The predicted weights of all layers. Raises DamagedFileError where they are not what the writer predicted."""
-        weights = self.nern.reconstruct()
-        self.check(weights)
+        """The predicted weights of all layers, predicted when first asked for."""
+        return self.predict() if self._weights is None else self._weights
+
+    @torch.no_grad()
+    def predict(self, on_layer: Callable[[int], None] | None = None) -> list[Tensor]:
+        """The predicted weights of all layers.
+
+        Args:
+            on_layer: is told how many weights there are after each layer.
+
+        Raises:
+            DamagedFileError: they are not what the writer predicted.
+        """
+        table, heads, weights = self.nern.table, self.nern.heads, []
+        for index, head in enumerate(heads.of_layer):
+            rows = torch.arange(table.starts[index], table.starts[index + 1])
+            weights.append(self.nern.weight(self.nern(rows)[head], index))
+            if on_layer is not None:
+                on_layer(sum(w.numel() for w in weights))
+        if self._probes:
+            self.check(weights)
+        self._weights = weights
         return weights
 
     def probes(self, weights: list[Tensor]) -> Float[Tensor, " probes"]:
@@ -88,8 +114,6 @@ class Artifact:
         Raises:
             DamagedFileError: it is beyond what rounding in float32 explains.
         """
-        if len(self._probes) != 4 * PROBES:
-            raise DamagedFileError("the artifact has no probes of its predicted weights")
         expected = torch.frombuffer(bytearray(self._probes), dtype=torch.float32)
         scale = float(expected.square().mean().sqrt()) or 1.0
         difference = float((self.probes(weights) - expected).abs().max()) / scale

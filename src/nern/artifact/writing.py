@@ -109,8 +109,14 @@ def to_sections(
     ).to_bytes()
     sections = {name: data for name, data in parts.items() if data}
     read = Artifact(sections, limit=2**62)
-    sections["PROB"] = read.probes(read.nern.reconstruct()).numpy().astype("<f4").tobytes()
+    sections["PROB"] = read.probes(read.predict()).numpy().astype("<f4").tobytes()
     return sections, Artifact(sections, limit=2**62)
+
+
+def described_anew(sections: Mapping[str, bytes], description: Description) -> tuple[dict[str, bytes], Artifact]:
+    """The same artifact with another description."""
+    changed = dict(sections) | {"META": description.to_bytes()}
+    return changed, Artifact(changed, limit=2**62)
 
 
 def write_artifact(path: str | Path, sections: Mapping[str, bytes]) -> int:

@@ -1,0 +1,71 @@
+"""Where the bytes of an artifact are, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from nern.artifact.reading import Artifact
+from nern.artifact.tensors import TensorCode
+from nern.ordering.order import Ordering
+
+
+def artifact_table(artifact: Artifact) -> Table:
+    """A row for each part of the file; the total is the file's size on disk."""
+    description, total = artifact.description, artifact.size
+    table = Table(box=None, pad_edge=False)
+    for heading in ("where the bytes are", "numbers", "bits each", "bytes", "share"):
+        table.add_column(heading, justify="left" if heading == "where the bytes are" else "right")
+
+    def add(what: str, numbers: int | None, sections: Sequence[str], style: str | None = None) -> None:
+        size = sum(artifact.sizes.get(name, 0) for name in sections)
+        if size or numbers:
+            bits = f"{8 * size / numbers:.2f}" if numbers else ""
+            shown = "" if numbers is None else f"{numbers:,}"
+            table.add_row(what, shown, bits, f"{size:,}", f"{size / total:.1%}", style=style)
+
+    predictor, kept = _count(description.predictor), _count(description.kept)
+    add(f"predictor ({_held(description.predictor)})", predictor, ("PRED", "PRAW"))
+    kernels = _kernels(artifact.ordering)
+    add(f"ordering of kernels ({description.ordering})", kernels or None, ("ORDR",))
+    add(f"other parameters and buffers ({_held(description.kept)})", kept, ("KEPT", "KRAW"))
+    add("outliers", description.outliers[0] or None, ("OUTL", "ORAW"))
+    add("description", None, ("META",))
+    add("header, checksums, probes", None, ("header", "PROB"))
+    weights = sum(network.weights for network in description.networks)
+    table.add_row(
+        "file", f"{weights + kept:,} restored", f"{8 * total / (weights + kept):.2f}", f"{total:,}", "", style="bold"
+    )
+    return table
+
+
+def about(artifact: Artifact) -> list[str]:
+    """What else the file says, a line each."""
+    description, lines = artifact.description, []
+    for network in description.networks:
+        how = f"built as {network.architecture}" if network.architecture else "state dict only"
+        lines.append(
+            f"{network.name}: {network.weights:,} weights predicted, in {len(network.represented)} layers; {how}"
+        )
+    nern = description.nern
+    lines.append(
+        f"predictor: {nern['method']}, {nern['num_blocks']} layers of width {nern['hidden_layer_size']}, "
+        f"{nern['act_layer']}; encoding {nern['embeddings']['type']}; written by {description.writer}"
+    )
+    return lines + [f"{key}: {value}" for key, value in description.metadata.items()]
+
+
+def _count(codes: Sequence[TensorCode]) -> int:
+    return sum(code.count for code in codes)
+
+
+def _held(codes: Sequence[TensorCode]) -> str:
+    """How most numbers are held."""
+    counts = {how: _count([c for c in codes if c.held == how]) for how in ("grid", "f16", "as")}
+    names = {"grid": "quantised, entropy-coded", "f16": "16 bits", "as": "as they are"}
+    return names[max(counts, key=lambda how: counts[how])]
+
+
+def _kernels(ordering: Ordering) -> int:
+    return sum(tensor.numel() for tensor in ordering.tensors().values())

@@ -1,0 +1,140 @@
+"""Commands about artifacts: pack, unpack, info, verify."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
+from rich.console import Console
+
+from nern.artifact import LIMIT
+from nern.command_line import command_parser, json_option, option_names
+from nern.config import TaskConfig
+from nern.errors import NernError
+from nern.files import check_writable, write_json
+from nern.jobs.artifacts import info, unpack, verify
+from nern.jobs.packing import PackOptions, pack
+
+PACK_HELP = """Write the NeRN of a run into one small file (.nern) that rebuilds the network anywhere.
+
+  nern pack outputs/my-run -o net.nern                  8 bits for each number of the predictor
+  nern pack outputs/my-run -o net.nern --bits 6
+  nern pack outputs/my-run -o net.nern --bytes 100000   the best file of at most so many bytes
+  nern pack outputs/my-run -o net.nern --lossless true  every number as it is"""
+
+UNPACK_HELP = """Write the weights of the network in an artifact as safetensors.
+
+  nern unpack net.nern -o weights.safetensors"""
+
+INFO_HELP = """Show what is in an artifact, and where its bytes are.
+
+  nern info net.nern"""
+
+VERIFY_HELP = """Check an artifact: every checksum, that this machine predicts the weights that the writer did, and
+with a task the accuracy.
+
+  nern verify net.nern
+  nern verify net.nern --task.task_name cifar10 --task.data_dir data"""
+
+
+def _file_parser(text: str, usage: str) -> ArgumentParser:
+    parser = command_parser(text, usage)
+    parser.add_argument("file", type=str, help="the artifact")
+    parser.add_argument(
+        "--limit", type=int, default=LIMIT, metavar="N", help="most numbers (weights, parameters) that are read"
+    )
+    return parser
+
+
+def pack_parser() -> ArgumentParser:
+    """Of `nern pack`."""
+    usage = (
+        "nern pack RUN_FOLDER [-o FILE] [--bits N | --bytes N | --lossless true] [--checkpoint NAME] [--evaluate true]"
+    )
+    parser = command_parser(PACK_HELP, usage)
+    parser.add_argument("run", type=str, help="the run folder")
+    parser.add_argument("-o", "--out", type=str | None, default=None, metavar="FILE", help="null: RUN_FOLDER.nern")
+    parser.add_argument("--checkpoint", type=str | None, default=None, metavar="NAME", help="null: the run's best")
+    parser.add_argument(
+        "--bits", type=float | None, default=None, metavar="N", help="of a number of the predictor, on average; null: 8"
+    )
+    parser.add_argument("--bytes", type=int | None, default=None, metavar="N", help="most bytes of the file")
+    parser.add_argument("--lossless", type=bool, default=False, help="keep every number as it is")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=PackOptions().images,
+        metavar="N",
+        help="training images on which the effect of rounding is measured; 0: none are needed",
+    )
+    parser.add_argument(
+        "--evaluate", type=bool, default=False, help="evaluate what the file gives, and keep the accuracy in it"
+    )
+    parser.add_argument("--metadata", type=dict[str, str] | None, default=None, help="text to keep, yours")
+    json_option(parser)
+    return parser
+
+
+def run_pack(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    """`nern pack`."""
+    check_writable(given["json"], "--json")
+    options = PackOptions(
+        given["checkpoint"],
+        given["bits"],
+        given["bytes"],
+        given["lossless"],
+        given["images"],
+        given["evaluate"],
+        given["metadata"],
+    )
+    artifact = pack(given["run"], given["out"], options, console)
+    if given["json"] is not None:
+        networks = [dataclasses.asdict(network) for network in artifact.description.networks]
+        write_json(given["json"], {"bytes": artifact.size, "sections": artifact.sizes, "networks": networks})
+
+
+def unpack_parser() -> ArgumentParser:
+    """Of `nern unpack`."""
+    parser = _file_parser(UNPACK_HELP, "nern unpack FILE -o WEIGHTS.safetensors [--network N]")
+    parser.add_argument("-o", "--out", type=str | None, default=None, metavar="FILE", help="null: FILE.safetensors")
+    parser.add_argument("--network", type=int, default=0, metavar="N", help="which of several, counted from 0")
+    return parser
+
+
+def run_unpack(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    """`nern unpack`."""
+    out = given["out"] or f"{given['file'].removesuffix('.nern')}.safetensors"
+    unpack(given["file"], out, given["network"], given["limit"], console)
+
+
+def info_parser() -> ArgumentParser:
+    """Of `nern info`."""
+    return _file_parser(INFO_HELP, "nern info FILE")
+
+
+def run_info(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    """`nern info`."""
+    info(given["file"], given["limit"], console)
+
+
+def verify_parser() -> ArgumentParser:
+    """Of `nern verify`."""
+    parser = _file_parser(VERIFY_HELP, "nern verify FILE [--task.task_name NAME] [--task.data_dir DIR] [--json FILE]")
+    parser.add_argument("--network", type=int, default=0, metavar="N", help="which of several, counted from 0")
+    json_option(parser)
+    parser.add_class_arguments(TaskConfig, "task")
+    return parser
+
+
+def run_verify(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    """`nern verify`."""
+    check_writable(given["json"], "--json")
+    names = [name.removeprefix("task.") for name in option_names(argv) if name.startswith("task.")]
+    task = TaskConfig(**dict(given["task"])) if names else None
+    if task is not None and "task_name" not in names:
+        raise NernError("--task.task_name says whose test images to take, such as cifar10 or digits")
+    found = verify(given["file"], task, given["network"], given["limit"], console)
+    if given["json"] is not None:
+        write_json(given["json"], found)

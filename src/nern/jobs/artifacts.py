@@ -1,0 +1,136 @@
+"""What is done with an artifact: unpack it, tell what is in it, verify it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from nern.artifact import LIMIT, Artifact, load
+from nern.artifact.reading import TOLERANCE
+from nern.artifact.table import about, artifact_table
+from nern.config import TaskConfig
+from nern.errors import NernError
+from nern.evaluation import Evaluator
+from nern.files import check_writable, save_safetensors
+from nern.originals.base import Original
+from nern.tasks.base import DataSettings, build_task
+from nern.tasks.streams import EvalSet
+
+_LARGE = 5_000_000  # weights from which on a bar is shown
+_BATCH = 500  # images in one evaluation batch
+_POINTS = 0.2  # by which rounding may change an accuracy
+
+
+def info(file: str | Path, limit: int = LIMIT, console: Console | None = None) -> Artifact:
+    """Show what is in an artifact, and where its bytes are.
+
+    Raises:
+        NernError: no artifact, or a damaged one.
+    """
+    console, artifact = console or Console(), load(file, limit)
+    for line in about(artifact):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(artifact_table(artifact))
+    return artifact
+
+
+def unpack(
+    file: str | Path, out: str | Path, network: int = 0, limit: int = LIMIT, console: Console | None = None
+) -> Artifact:
+    """Write the weights of the reconstructed network as safetensors: all its parameters and buffers, by name.
+
+    Args:
+        file: the artifact.
+        out: the file to write.
+        network: which, of several.
+        limit: most numbers to read (see `nern.load`).
+
+    Raises:
+        NernError: no artifact, or a damaged one; no such network; the file cannot be written.
+    """
+    console = console or Console()
+    check_writable(out, "unpack")
+    artifact = load(file, limit)
+    state = predicted(artifact, console).state_dict(network)
+    name = artifact.description.networks[network].name
+    save_safetensors(out, state, {"network": name, "from": Path(file).name})
+    numbers = sum(tensor.numel() for tensor in state.values())
+    console.print(f"{name}: {len(state)} tensors, {numbers:,} numbers, in {out}", highlight=False, soft_wrap=True)
+    return artifact
+
+
+def predicted(artifact: Artifact, console: Console) -> Artifact:
+    """The artifact with its weights predicted; of a large network a bar is shown meanwhile."""
+    total = artifact.nern.table.num_weights
+    with Progress(console=console, disable=total < _LARGE or not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("predicting weights", total=total)
+        artifact.predict(lambda done: bar.update(task, completed=done))
+    return artifact
+
+
+def tested(original: Original, data: EvalSet) -> dict[str, Any]:
+    """Figures of a network on labelled images."""
+    metrics = Evaluator(original, _BATCH)(data).to_dict()
+    return {name: metrics[name] for name in ("images", "top1", "top5", "loss")}
+
+
+def verify(
+    file: str | Path,
+    task: TaskConfig | None = None,
+    network: int | torch.nn.Module = 0,
+    limit: int = LIMIT,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Check all that an artifact promises: every section's checksum, that the weights predicted here are those that the
+    writer predicted, and with `task` the accuracy.
+
+    Args:
+        file: the artifact.
+        task: with whose test images to evaluate; its network is the file's.
+        network: which of several; or a network of yours to put the weights in.
+        limit: most numbers to read.
+
+    Returns:
+        {'bytes', 'sections', 'difference' (of predicted weights, in root mean squares), 'test' (with `task`)}.
+
+    Raises:
+        NernError: anything that is not as it should be.
+    """
+    console, artifact = console or Console(), load(file, limit)
+    difference = artifact.check(predicted(artifact, console).weights)
+    found: dict[str, Any] = {"bytes": artifact.size, "sections": len(artifact.sizes) - 1, "difference": difference}
+    console.print(
+        f"{file}: {artifact.size:,} bytes, {found['sections']} sections, every checksum holds\n"
+        f"predicted weights: within {difference:.1e} of the writer's (root mean squares; allowed: {TOLERANCE:g})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if task is None:
+        return found
+    number = 0 if isinstance(network, torch.nn.Module) else network
+    described = artifact.description.networks[number]
+    original = Original(artifact.network(network), include=[name for name, _, _ in described.represented])
+    task = replace(task, original_model_name=described.architecture or described.name)
+    data = build_task(
+        task,
+        DataSettings(batch_size=1, eval_batch_size=_BATCH, num_workers=0, seed=0),
+        torch.device("cpu"),
+        train=False,
+        original=original,
+    ).test
+    assert data is not None
+    found["test"] = tested(original, data)
+    said = described.about.get("test", {})
+    told = f"; the file says {said['top1']:.2f} %" if isinstance(said.get("top1"), float) else ""
+    console.print(f"{described.name}: {found['test']['top1']:.2f} % of {found['test']['images']:,} test images{told}")
+    same = said.get("images") == found["test"]["images"]
+    if told and same and abs(said["top1"] - found["test"]["top1"]) > _POINTS:
+        raise NernError(
+            f"{file} says {said['top1']:.2f} % of as many images: are these of {described.about.get('task')}?"
+        )
+    return found
