@@ -11,6 +11,7 @@ from nern.api import Fitted, fit, fit_config
 from nern.config import Config, OriginalConfig
 from nern.errors import NernError, NonFiniteLossError
 from nern.jobs import evaluate, load_run, resume, resume_original, train, train_original
+from nern.jobs.reporting import report
 from nern.originals.base import OriginalNetwork, register_original
 from nern.originals.input_format import InputFormat
 from nern.tasks.base import register_task
@@ -31,6 +32,7 @@ __all__ = [
     "load_run",
     "register_original",
     "register_task",
+    "report",
     "resume",
     "resume_original",
     "train",

@@ -35,6 +35,7 @@ from nern.files import check_writable, write_json
 from nern.jobs import config_of_run, evaluate, resume, resume_original, train, train_original
 from nern.originals import build_original
 from nern.processes import check_alone, launched, process_number, restart
+from nern.report_command import report_parser, run_report
 from nern.sweep import SweepFolder, make_page, sweep
 from nern.training.interrupt import Interrupted
 from nern.training.run_folder import RunFolder
@@ -397,6 +398,7 @@ COMMANDS: dict[str, Command] = {
     "train": (_train_parser, _run_train, "train a NeRN"),
     "train-original": (_original_parser, _run_original, "train a network to be represented"),
     "evaluate": (_evaluate_parser, _run_evaluate, "evaluate a NeRN, or the original network"),
+    "report": (report_parser, run_report, "write a page with figures about a run"),
     "inspect": (_inspect_parser, _run_inspect, "show what of a network is represented"),
     "list": (_list_parser, _run_list, "list networks, tasks and other choices"),
     "sweep": (_sweep_parser, _run_sweep, "train many NeRNs side by side, and compare them"),

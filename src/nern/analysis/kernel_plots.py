@@ -29,7 +29,7 @@ from nern.analysis.gallery import GAP, PLACES, UNIT, Shelf, corners, shelf_pictu
 from nern.analysis.plots import INK
 
 MOST_MAPS = 20
-TOP_SHARE = 0.98  # of the kernels lie within the colour scale
+TOP_SHARE = 0.98  # of the kernels that lie within the colour scale, unless it ends at 1
 HEAD, TITLE, TALLEST, FOOT = 32, 26, 170, 66  # CSS pixels: of a layer's name, of a title, of two tiles, of the scale
 
 
@@ -39,10 +39,10 @@ def maps_shown(errors: Sequence[Tensor]) -> list[int]:
 
 
 def scale_top(errors: Sequence[Tensor]) -> float:
-    """Upper end of the colour scale."""
+    """Upper end of the colour scale: no more than 1, where zeros would do as well."""
     values = torch.cat([e.flatten() for e in errors])
     values = values[torch.isfinite(values)]
-    return float(np.quantile(values.numpy(), TOP_SHARE)) or 1.0 if len(values) else 1.0
+    return min(float(np.quantile(values.numpy(), TOP_SHARE)) if len(values) else 1.0, 1.0) or 1.0
 
 
 def draw_maps(width: int, names: Sequence[str], errors: Sequence[Tensor]) -> Figure:

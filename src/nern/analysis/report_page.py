@@ -140,15 +140,16 @@ def _accuracy_tiles(network: Reconstructed) -> list[str]:
     for name, text in (("test", "test images"), ("held_out", "held-out training images")):
         of_set = network.figures.get(name, {})
         before, after = of_set.get("original", {}), of_set.get("reconstructed", {})
-        images = f"{int((after or before).get('images', 0)):,} {text}"
-        if "top1" in after and "top1" in before:
-            change = signed(after["top1"] - before["top1"], 2)
-            figure = f'<span class="was">{_percent(before["top1"], 2)} →</span> {_percent(after["top1"], 2)}'
-            tiles.append(_tile("Accuracy", figure, f"{change} points, {images}"))
-        elif "top1" in after:
-            tiles.append(_tile("Accuracy", _percent(after["top1"], 2), f"reconstructed, {images}"))
+        images = f"{int(after.get('images', 0)):,} {text}"
+        if "top1" in after:
+            was = ""
+            if "top1" in before:
+                was = f"original {_percent(before['top1'], 2)}, {signed(after['top1'] - before['top1'], 2)} points<br>"
+            tiles.append(_tile("Accuracy", _percent(after["top1"], 2), f"{was}{images}"))
         if "agreement" in after and (name == "test" or "top1" not in after):
-            tiles.append(_tile("Agreement", _percent(after["agreement"], 2), f"same prediction, {images}"))
+            tiles.append(
+                _tile("Agreement", _percent(after["agreement"], 2), f"same prediction as the original<br>{images}")
+            )
     return tiles
 
 
@@ -169,8 +170,8 @@ def _parts(sizes: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
 
 def _size_tile(sizes: Mapping[str, Any]) -> str:
     before, after = sizes["original_bytes"], sum(after for _, _, after in _parts(sizes))
-    figure = f'<span class="was">{bytes_text(before)} →</span> {bytes_text(after)}'
-    return _tile("Size", figure, f"{_percent(100 * after / before, 1)} of the bytes, order and all")
+    about = f"original {bytes_text(before)}<br>{_percent(100 * after / before, 1)} of the bytes, order and all"
+    return _tile("Size", bytes_text(after), about)
 
 
 def _bytes_html(subject: Subject) -> str:

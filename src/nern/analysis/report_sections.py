@@ -134,8 +134,9 @@ def error_section(network: Reconstructed, prefix: str = "") -> Section:
     maps = picture(
         f"{prefix}kernels",
         "relative error of each kernel, as maps of filters and channels",
-        f"{which} map has a row for every filter and a column for every input channel, so that one point is one kernel; "
-        "the darker, the worse it is reconstructed, and dark rows or columns are whole filters or channels.",
+        f"{which} map has a row for every filter and a column for every input channel, so that one point is one kernel, "
+        "dark where it is reconstructed badly; lines that are dark throughout are mostly filters or channels of weights "
+        "near zero, beside which any error is large.",
         partial(draw_maps, names=[network.layers[i] for i in shown], errors=[errors[i] for i in shown]),
     )
     return Section(slug, heading, lead, [layers, maps])
@@ -157,13 +158,12 @@ def order_section(network: Reconstructed, ordering: str, prefix: str = "") -> Se
         change = 100 * (sum(ratios) / len(ratios) - 1) if ratios else 0.0
         how = f"{abs(change):.0f} % {'shorter' if change < 0 else 'longer'}"
         lead = (
-            f"Along the run's order a step from kernel to kernel is {how} than in the natural order, in the mean over "
+            f"Along the run's order a step from kernel to kernel is {how} than in the natural order (mean over layers)."
         )
-        lead += f"layers (order: {ordering})."
     caption = (
         "How far it is from one kernel to the next: the shorter the steps, the smoother the signal that the predictor has "
         "to learn; the dashed line is where kernels that have nothing in common would be."
-    )
+    ) + (f" The run's order: {ordering}." if ordering else "")
     draw = partial(draw_steps, names=network.layers, natural=natural, ordered=ordered)
     return Section(
         slug, heading, lead, [picture(slug, "mean distance of consecutive kernels in each layer", caption, draw)]
@@ -226,7 +226,7 @@ def gallery_section(network: Reconstructed, prefix: str = "") -> Section:
     lead = f"The kernels of {layers} that came out best, in the middle, and worst."
     caption = (
         "Each tile is a kernel, the original above and what the NeRN makes of it below, with a colour scale of its own for "
-        "each pair: look for the same pattern in both."
+        "each pair (deepest where a reconstruction is larger still): look for the same pattern in both."
     )
     return Section(slug, heading, lead, [picture(slug, "kernels and their reconstructions as tiles", caption, draw)])
 

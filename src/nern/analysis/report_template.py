@@ -32,11 +32,10 @@ section { margin-top: 48px; padding-top: 24px; border-top: 1px solid var(--rule)
 .caption, figcaption { color: var(--soft); font-size: 14px; max-width: 58em; margin-top: 10px; }
 figure { margin-top: 24px; }
 figure img { display: block; max-width: 100%; height: auto; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); gap: 16px; margin-top: 18px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(225px, 1fr)); gap: 16px; margin-top: 18px; }
 .tile { border: 1px solid var(--rule); border-radius: 6px; padding: 16px 18px; }
 .tile .name { color: var(--soft); font-size: 14px; }
 .tile .figure { font-size: 25px; line-height: 1.35; font-weight: 600; white-space: nowrap; }
-.tile .was { color: var(--soft); font-weight: 400; }
 .tile .about { color: var(--soft); font-size: 14px; }
 table { width: 100%; border-collapse: collapse; margin-top: 12px; font-variant-numeric: tabular-nums; }
 th { color: var(--soft); font-size: 14px; font-weight: 400; text-align: left; white-space: nowrap; }

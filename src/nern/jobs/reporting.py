@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,6 +249,3 @@ def drawn(images: EvalSet, count: int, seed: int) -> EvalSet:
     if isinstance(images, ImageTensors):
         return images.subset(chosen)
     return LoaderSet(images.loader, Subset(images.items.dataset, chosen.tolist()), images.device, images.skipped)
-
-
-__all__: Sequence[str] = ["report", "subject_of_run"]
