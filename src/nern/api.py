@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from nern.config import Config, DistillationConfig, NernConfig, by_phases
+from nern.config import Config, DistillationConfig, NernConfig, QuantisationConfig, by_phases
 from nern.errors import NernError
 from nern.evaluation import LayerError, layer_errors
 from nern.experiment import ordered_networks
@@ -106,7 +106,7 @@ def fit(
         if given:
             raise NernError(f"fit has no images: {key} of its config has no part; leave it out, or use `nern train`")
     if by_phases(config):
-        config.distillation = DistillationConfig()  # there are no images
+        config.distillation, config.quantisation = DistillationConfig(), QuantisationConfig()  # there are no images
         if iterations is not None:
             config.reconstruction.iterations = iterations
         if config.reconstruction.iterations is None:

@@ -18,6 +18,7 @@ from rich.console import Console
 import nern
 from nern.benchmarks import KINDS, OPTIONS, OWN_OPTIONS, BenchSettings, bench, check_kind
 from nern.catalog import SECTIONS, SOURCES, names_of, networks_and_tasks, parameter_table, totals
+from nern.command_line import PLAIN, command_parser, json_option, option_names
 from nern.config import (
     Config,
     OriginalConfig,
@@ -31,6 +32,16 @@ from nern.config import (
 )
 from nern.devices import processes_to_start
 from nern.errors import NernError, NernWarning, unknown_name
+from nern.file_commands import (
+    info_parser,
+    pack_parser,
+    run_info,
+    run_pack,
+    run_unpack,
+    run_verify,
+    unpack_parser,
+    verify_parser,
+)
 from nern.files import check_writable, write_json
 from nern.jobs import config_of_run, evaluate, resume, resume_original, train, train_original
 from nern.originals import build_original
@@ -109,21 +120,17 @@ def _config_options(parser: ArgumentParser, cls: type[Settings] = Config) -> Non
     parser.settings_class = cls  # type: ignore[attr-defined]
 
 
-def _json_option(parser: ArgumentParser) -> None:
-    parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the metrics here, as JSON")
-
-
 def _job_parser(command: str, text: str, cls: type[Settings]) -> ArgumentParser:
     """Of a command that trains what a config of `cls` describes, or goes on with it."""
     usage = (
         f"nern {command} --config_path FILE [--dotted.key VALUE ...] [--json FILE]\n"
         f"       nern {command} --resume RUN_FOLDER"
     )
-    parser = ArgumentParser(description=text, usage=usage, formatter_class=_formatter())
+    parser = command_parser(text, usage)
     parser.add_argument(
         "--resume", type=str, default=None, metavar="RUN_FOLDER", help="continue a stopped run; takes no other settings"
     )
-    _json_option(parser)
+    json_option(parser)
     _config_options(parser, cls)
     return parser
 
@@ -141,7 +148,7 @@ def _evaluate_parser() -> ArgumentParser:
         "nern evaluate --run RUN_FOLDER [--checkpoint NAME] [--json FILE]\n"
         "       nern evaluate --config_path FILE [--dotted.key VALUE ...] [--original true] [--json FILE]"
     )
-    parser = ArgumentParser(description=EVALUATE_HELP, usage=usage, formatter_class=_formatter())
+    parser = command_parser(EVALUATE_HELP, usage)
     parser.add_argument("--run", type=str, default=None, metavar="RUN_FOLDER", help="evaluate a checkpoint of this run")
     parser.add_argument(
         "--checkpoint",
@@ -151,14 +158,14 @@ def _evaluate_parser() -> ArgumentParser:
         help="with --run: 'best' (unless set), 'last', 'step_N', or of a run by phases 'reconstruction', 'distillation'",
     )
     parser.add_argument("--original", type=bool, default=False, help="evaluate the original network itself")
-    _json_option(parser)
+    json_option(parser)
     _config_options(parser)
     return parser
 
 
 def _inspect_parser() -> ArgumentParser:
     usage = "nern inspect NETWORK [--include GLOB ...] [--exclude GLOB ...] [--weights FILE] [--vectors true]"
-    parser = ArgumentParser(description=INSPECT_HELP, usage=usage, formatter_class=_formatter())
+    parser = command_parser(INSPECT_HELP, usage)
     parser.add_argument("network", type=str, help="as task.original_model_name")
     parser.add_argument("--include", type=str, nargs="+", default=None, metavar="GLOB", help="as nern.include")
     parser.add_argument("--exclude", type=str, nargs="+", default=[], metavar="GLOB", help="as nern.exclude")
@@ -171,17 +178,17 @@ def _inspect_parser() -> ArgumentParser:
 
 def _list_parser() -> ArgumentParser:
     usage = f"nern list [{' | '.join([*SECTIONS, *SOURCES, 'pretrained'])}]"
-    parser = ArgumentParser(description=LIST_HELP, usage=usage, formatter_class=_formatter())
+    parser = command_parser(LIST_HELP, usage)
     parser.add_argument("what", type=str, nargs="?", default=None, help="names of one kind only, one a line")
     parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours to import first")
     return parser
 
 
 def _quickstart_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=QUICKSTART_HELP, formatter_class=_formatter())
+    parser = command_parser(QUICKSTART_HELP)
     parser.add_argument("--log_dir", type=str, default="outputs", help="folder in which the run folder is made")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run")
-    _json_option(parser)
+    json_option(parser)
     return parser
 
 
@@ -191,13 +198,13 @@ def _bench_parser() -> ArgumentParser:
         "       [options of its own] [--config_path FILE] [--dotted.key VALUE ...]"
     )
     text = BENCH_HELP.format(kinds="\n".join(f"  {name:<12} {about}" for name, about in KINDS.items()))
-    parser = ArgumentParser(description=text, usage=usage, formatter_class=_formatter())
+    parser = command_parser(text, usage)
     parser.add_argument("what", type=str, nargs="?", default=None, help="the benchmark")
     for name, (kind, metavar, about) in OPTIONS.items():
         own = f"{OWN_OPTIONS[name]}: " if name in OWN_OPTIONS else ""
         more: dict[str, Any] = {"nargs": "+"} if name == "precisions" else {}
         parser.add_argument(f"--{name}", type=kind, default=None, metavar=metavar, help=own + about, **more)
-    _json_option(parser)
+    json_option(parser)
     parser.add_argument("--markdown", type=str, default=None, metavar="FILE", help="also write the tables here")
     _config_options(parser)
     parser.default_file = _bench_file  # type: ignore[attr-defined]
@@ -209,7 +216,7 @@ def _sweep_parser() -> ArgumentParser:
         "nern sweep FILE [--out FOLDER] [--jobs N] [--report PAGE] [--json FILE] [--dotted.key VALUE ...]\n"
         "       nern sweep TABLE ... --report PAGE"
     )
-    parser = ArgumentParser(description=SWEEP_HELP, usage=usage, formatter_class=_formatter())
+    parser = command_parser(SWEEP_HELP, usage)
     parser.add_argument("files", type=str, nargs="+", metavar="FILE", help="a sweep file; or tables (.csv) of sweeps")
     parser.add_argument(
         "--out",
@@ -228,7 +235,7 @@ def _sweep_parser() -> ArgumentParser:
         metavar="PAGE",
         help="write a page of the results (Markdown) here, and the picture of the same name beside it",
     )
-    _json_option(parser)
+    json_option(parser)
     parser.add_class_arguments(Config)
     parser.settings_class = Config  # type: ignore[attr-defined]
     return parser
@@ -243,18 +250,6 @@ def _own_config(name: str) -> str:
     return str(resources.files("nern") / "configs" / f"{name}.yaml")
 
 
-def _formatter() -> Any:
-    from jsonargparse import DefaultHelpFormatter
-
-    class Formatter(DefaultHelpFormatter):  # type: ignore[misc, valid-type]
-        """Keeps the line breaks of the description."""
-
-        def _fill_text(self, text: str, width: int, indent: str) -> str:
-            return "\n".join(indent + line for line in text.splitlines())
-
-    return Formatter
-
-
 S = TypeVar("S", bound=Settings)
 
 
@@ -264,7 +259,7 @@ def _config(given: dict[str, Any], cls: type[S]) -> S:
 
 
 def _resumes(given: dict[str, Any], argv: Sequence[str]) -> bool:
-    rest = [a for a in _option_names(argv) if a not in ("resume", "json")]
+    rest = [a for a in option_names(argv) if a not in ("resume", "json")]
     if given["resume"] is not None and rest:
         raise NernError(f"--resume continues a run with its own settings; drop --{', --'.join(rest)}")
     return given["resume"] is not None
@@ -275,7 +270,7 @@ def _run_original(given: dict[str, Any], argv: Sequence[str], console: Console) 
         resume_original(given["resume"], console, given["json"])
         return
     config = _config(given, OriginalConfig)
-    console.print(config.to_yaml(), style="dim", **_PLAIN)
+    console.print(config.to_yaml(), style="dim", **PLAIN)
     train_original(config, console, given["json"])
 
 
@@ -290,7 +285,7 @@ def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
         resume(given["resume"], console, given["json"])
         return
     if process_number() == 0:
-        console.print(config.to_yaml(), style="dim", **_PLAIN)
+        console.print(config.to_yaml(), style="dim", **PLAIN)
     train(config, console, given["json"])
 
 
@@ -301,7 +296,7 @@ def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) 
             raise NernError("--checkpoint names a checkpoint of --run; without a run, set nern.checkpoint_path")
         evaluate(_config(given, Config), given["original"], given["json"], console)
         return
-    rest = [a for a in _option_names(argv) if a not in ("run", "checkpoint", "original", "json")]
+    rest = [a for a in option_names(argv) if a not in ("run", "checkpoint", "original", "json")]
     if rest:
         raise NernError(f"--run takes its settings from the run folder; drop --{', --'.join(rest)}")
     config = config_of_run(given["run"], given["checkpoint"] or "best")
@@ -326,7 +321,7 @@ def _run_inspect(given: dict[str, Any], argv: Sequence[str], console: Console) -
 def _run_list(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     import_modules(given["imports"])
     text = networks_and_tasks() if given["what"] is None else "\n".join(names_of(given["what"]))
-    console.print(text, **_PLAIN)
+    console.print(text, **PLAIN)
 
 
 def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
@@ -343,7 +338,7 @@ def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console
 
 
 def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    what = check_kind(given["what"], [name for name in _option_names(argv) if name in OPTIONS])
+    what = check_kind(given["what"], [name for name in option_names(argv) if name in OPTIONS])
     chosen = {name: given[name] for name in OPTIONS if given[name] is not None}
     command = shlex.join(["nern", "bench", *given["typed"]])
     bench(
@@ -360,13 +355,13 @@ def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
 def _run_sweep(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     check_alone("nern sweep")
     files, tables = given["files"], [file for file in given["files"] if file.endswith(".csv")]
-    options = {name: _given(given, name) for name in _option_names(argv) if name not in _SWEEP_OPTIONS}
+    options = {name: _given(given, name) for name in option_names(argv) if name not in _SWEEP_OPTIONS}
     if tables:
-        extra = [name for name in _option_names(argv) if name != "report"]
+        extra = [name for name in option_names(argv) if name != "report"]
         if len(tables) < len(files) or extra or given["report"] is None:
             raise NernError("tables (.csv) are made into a page, and nothing else: nern sweep TABLE ... --report PAGE")
         make_page(tables, given["report"])
-        console.print(f"page: {given['report']}", **_PLAIN)
+        console.print(f"page: {given['report']}", **PLAIN)
         return
     if len(files) > 1:
         raise NernError(f"one sweep at a time, not {len(files)}: {', '.join(files)}")
@@ -377,7 +372,7 @@ def _run_sweep(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
         write_json(given["json"], rows)
     if given["report"] is not None:
         make_page([SweepFolder.of(files[0], given["out"]).table], given["report"])
-        console.print(f"page: {given['report']}", **_PLAIN)
+        console.print(f"page: {given['report']}", **PLAIN)
 
 
 _SWEEP_OPTIONS = ("out", "jobs", "report", "json")
@@ -398,6 +393,10 @@ COMMANDS: dict[str, Command] = {
     "train": (_train_parser, _run_train, "train a NeRN"),
     "train-original": (_original_parser, _run_original, "train a network to be represented"),
     "evaluate": (_evaluate_parser, _run_evaluate, "evaluate a NeRN, or the original network"),
+    "pack": (pack_parser, run_pack, "write a NeRN into one small file"),
+    "unpack": (unpack_parser, run_unpack, "write the weights that such a file gives"),
+    "info": (info_parser, run_info, "show what is in such a file"),
+    "verify": (verify_parser, run_verify, "check such a file"),
     "report": (report_parser, run_report, "write a page with figures about a run"),
     "inspect": (_inspect_parser, _run_inspect, "show what of a network is represented"),
     "list": (_list_parser, _run_list, "list networks, tasks and other choices"),
@@ -405,13 +404,6 @@ COMMANDS: dict[str, Command] = {
     "bench": (_bench_parser, _run_bench, "measure speed and memory on this machine"),
     "quickstart": (_quickstart_parser, _run_quickstart, "the whole job on a small network, nothing to download"),
 }
-
-
-_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-
-
-def _option_names(argv: Sequence[str]) -> list[str]:
-    return [a[2:].partition("=")[0] for a in argv if a.startswith("--")]
 
 
 def _config_first(argv: Sequence[str], cls: type[Settings]) -> list[str]:
@@ -451,7 +443,7 @@ def _check_options(parser: ArgumentParser, argv: Sequence[str]) -> None:
     own, cls = known_options(parser), getattr(parser, "settings_class", None)
     if cls is None:
         return
-    for name in _option_names(argv):
+    for name in option_names(argv):
         if name not in own and "." not in name and name not in known_keys(cls):
             choices = {option for option in own if "." not in option and not option.endswith("+") and len(option) > 1}
             raise unknown_name("option", name, choices)
@@ -492,19 +484,19 @@ def main(argv: Sequence[str] | None = None, may_restart: bool = False) -> int:
         warnings.simplefilter("always", NernWarning)
         number = process_number()  # of several, the first one talks; others only of what is their own
         warnings.showwarning = lambda message, *_, **__: (
-            errors.print(f"warning: {message}", style="yellow", **_PLAIN) if number == 0 else None
+            errors.print(f"warning: {message}", style="yellow", **PLAIN) if number == 0 else None
         )
         try:
             _dispatch(arguments[0], arguments[1:], may_restart or argv is None)
         except Interrupted as error:
             if number == 0:
-                errors.print(str(error), style="yellow", **_PLAIN)
+                errors.print(str(error), style="yellow", **PLAIN)
             return 128 + error.signal_number
         except NernError as error:
-            errors.print(f"{f'process {number}: ' * (number > 0)}error: {error}", style="red", **_PLAIN)
+            errors.print(f"{f'process {number}: ' * (number > 0)}error: {error}", style="red", **PLAIN)
             return 2
         except KeyboardInterrupt:
-            errors.print("stopped; nothing since the last save was kept", style="yellow", **_PLAIN)
+            errors.print("stopped; nothing since the last save was kept", style="yellow", **PLAIN)
             return 128 + signal.SIGINT
     return 0
 
@@ -519,7 +511,7 @@ def _dispatch(name: str, rest: Sequence[str], may_restart: bool) -> None:
     parser.exit_on_error = False
     _check_options(parser, rest)
     cls = getattr(parser, "settings_class", None)
-    if hasattr(parser, "default_file") and "config_path" not in _option_names(rest):
+    if hasattr(parser, "default_file") and "config_path" not in option_names(rest):
         rest = [*rest, "--config_path", parser.default_file(rest)]
     rest = _config_first(rest, cls) if cls is not None and "config_path" in known_options(parser) else list(rest)
     try:

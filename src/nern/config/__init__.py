@@ -5,6 +5,7 @@ from nern.config.original import OriginalConfig, SmoothnessConfig
 from nern.config.phases import (
     DistillationConfig,
     PhaseOptimConfig,
+    QuantisationConfig,
     ReconstructionConfig,
     TeacherConfig,
     by_phases,
@@ -46,6 +47,7 @@ __all__ = [
     "OriginalConfig",
     "PermutationsConfig",
     "PhaseOptimConfig",
+    "QuantisationConfig",
     "ReconstructionConfig",
     "Settings",
     "SmoothnessConfig",

@@ -9,7 +9,7 @@ from typing import Any
 
 from nern import registry
 from nern.config.imports import import_modules
-from nern.config.phases import TeacherConfig, by_phases, phase_optim
+from nern.config.phases import QuantisationConfig, TeacherConfig, by_phases, lengths, phase_optim, phase_sections
 from nern.config.recipes import recipe_values
 from nern.config.schema import Config, LoggingConfig, OptimConfig, TaskConfig
 from nern.config.settings import check_above_zero, check_at_least, choose
@@ -134,18 +134,22 @@ _AT_LEAST = COMMON_AT_LEAST | {
     "reconstruction.rounds": 1,
     "distillation.iterations": 0,
     "distillation.epochs": 0,
+    "quantisation.iterations": 0,
+    "quantisation.epochs": 0,
+    "quantisation.bits": 1,
+    "quantisation.images": 0,
     **{
         f"{phase}.{key}": least
-        for phase in ("reconstruction", "distillation")
+        for phase in ("reconstruction", "distillation", "quantisation")
         for key, least in {"weights_batch_size": 1, **_OPTIM_AT_LEAST}.items()
     },
 }
 
 
 def _check_phases(config: Config) -> None:
-    """Names and numbers of `reconstruction`, `distillation` and `teacher`."""
-    first, second, teacher = config.reconstruction, config.distillation, config.teacher
-    for name, phase in (("reconstruction", first), ("distillation", second)):
+    """Names and numbers of the phases and of `teacher`."""
+    first, teacher, sections = config.reconstruction, config.teacher, phase_sections(config)
+    for name, phase in sections.items():
         check_optim(phase_optim(config.optim, phase.optim), f"{name}.optim")
         if not by_phases(config):
             continue
@@ -155,18 +159,20 @@ def _check_phases(config: Config) -> None:
             raise NernError(
                 f"the weight batch method {method!r} of {name} needs {name}.weights_batch_size (or nern.weights_batch_size)"
             )
-    if second.iterations is not None and second.epochs is not None:
-        raise NernError(
-            f"set one of distillation.iterations (={second.iterations}) and distillation.epochs (={second.epochs}), the "
-            f"other to null{_by_recipe(config)}"
-        )
+        if None not in lengths(phase) and name != "reconstruction":
+            raise NernError(
+                f"set one of {name}.iterations (={phase.iterations}) and {name}.epochs (={phase.epochs}), the other to "
+                f"null{_by_recipe(config)}"
+            )
+    if not config.quantisation.bits <= 24:
+        raise NernError(f"quantisation.bits (={config.quantisation.bits}) must be at most 24")
     if not 0 < first.round_share <= 1:
         raise NernError(f"reconstruction.round_share (={first.round_share}) must be above 0 and at most 1")
     if not by_phases(config):
-        for name, phase, fresh in (("reconstruction", first, type(first)()), ("distillation", second, type(second)())):
-            if phase != fresh:
+        for name, phase in sections.items():
+            if phase != type(phase)():
                 raise NernError(
-                    f"{name} sets more than its length, but neither phase has one; set reconstruction.iterations, or "
+                    f"{name} sets more than its length, but no phase has one; set reconstruction.iterations, or "
                     "distillation.iterations or .epochs"
                 )
     else:
@@ -189,8 +195,8 @@ def _check_phases(config: Config) -> None:
 
 def _check_parts_of_phases(config: Config) -> None:
     """Raise NernError for what is set and has no part in training by phases."""
-    first, second, n = config.reconstruction, config.distillation, config.nern
-    distils = bool(second.iterations or second.epochs)
+    first, n, sections = config.reconstruction, config.nern, phase_sections(config)
+    trained = [name for name, phase in sections.items() if any(lengths(phase))]
     if config.loss_warmup_iterations != Config().loss_warmup_iterations:
         raise NernError(
             f"loss_warmup_iterations (={config.loss_warmup_iterations}) has no part in training by phases; set "
@@ -200,10 +206,13 @@ def _check_parts_of_phases(config: Config) -> None:
         raise NernError(f"reconstruction.round_share (={first.round_share}) needs reconstruction.rounds above 1")
     if first.iterations and n.reconstruction_loss_weight == 0:
         raise NernError("nern.reconstruction_loss_weight is 0, but reconstruction.iterations is not")
-    if config.teacher.original_model_name is not None and not distils:
+    if config.teacher.original_model_name is not None and trained in ([], ["reconstruction"]):
         raise NernError("teacher has no part without a phase of distillation; set distillation.iterations")
-    lengths = {"reconstruction": first.iterations, "distillation": distils}
-    _check_optim_over_recipe(config, [phase for phase, steps in lengths.items() if steps])
+    if "quantisation" not in trained and config.quantisation != QuantisationConfig(
+        iterations=config.quantisation.iterations, epochs=config.quantisation.epochs
+    ):
+        raise NernError("quantisation sets more than its length, which is 0; set quantisation.iterations")
+    _check_optim_over_recipe(config, trained)
 
 
 def _check_optim_over_recipe(config: Config, phases: Sequence[str]) -> None:
@@ -270,8 +279,8 @@ def _check_combinations(config: Config) -> None:
     if by_phases(config):
         if config.epochs is not None or config.num_iterations is not None:
             raise NernError(
-                f"reconstruction and distillation set the lengths of phases{_by_recipe(config)}; set epochs and "
-                f"num_iterations to null (epochs is {config.epochs}, num_iterations {config.num_iterations}), and "
+                f"reconstruction, distillation and quantisation set the lengths of phases{_by_recipe(config)}; set epochs "
+                f"and num_iterations to null (epochs is {config.epochs}, num_iterations {config.num_iterations}), and "
                 "distillation.epochs or .iterations to what is wanted"
             )
     elif (config.epochs is None) == (config.num_iterations is None):
@@ -321,12 +330,8 @@ def _check_combinations(config: Config) -> None:
     needs_size = registry.WEIGHT_BATCHES.info(n.weights_batch_method)["needs_size"] and not by_phases(config)
     if needs_size and n.weights_batch_size is None:
         raise NernError(f"nern.weights_batch_method {n.weights_batch_method!r} needs nern.weights_batch_size")
-    sizes = {
-        "nern": n.weights_batch_size,
-        "reconstruction": config.reconstruction.weights_batch_size,
-        "distillation": config.distillation.weights_batch_size,
-    }
-    for section, size in sizes.items():
+    phases = {name: phase.weights_batch_size for name, phase in phase_sections(config).items()}
+    for section, size in {"nern": n.weights_batch_size, **phases}.items():
         if n.norm_layer == "bn" and size == 1:
             raise NernError(f"nern.norm_layer 'bn' needs statistics of several rows; {section}.weights_batch_size is 1")
     if n.task_loss_weight > 0 and any(member.task.use_random_data for member in config.members()):
@@ -344,15 +349,15 @@ def _check_combinations(config: Config) -> None:
 
 def _check_errors(config: Config) -> None:
     """Weighting, outliers and frequencies of reconstruction errors."""
-    n, first, second = config.nern, config.reconstruction, config.distillation
+    n = config.nern
     if not math.isfinite(n.weighting_power):
         raise NernError(f"nern.weighting_power (={n.weighting_power}) must be finite")
     if not n.outliers < 1:
         raise NernError(f"nern.outliers (={n.outliers}) is a share of the weights, from 0 to below 1")
     if n.frequency_loss_weight <= 0 or n.reconstruction_rows == "all":
         return
-    phases = (("reconstruction", first), ("distillation", second))
-    drawn = [(f"{name}.weights_batch_method", phase.weights_batch_method) for name, phase in phases]
+    phases = phase_sections(config)
+    drawn = [(f"{name}.weights_batch_method", phase.weights_batch_method) for name, phase in phases.items()]
     for key, method in (("nern.weights_batch_method", n.weights_batch_method), *drawn):
         if method not in (None, "all"):
             raise NernError(

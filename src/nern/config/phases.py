@@ -1,4 +1,4 @@
-"""The keys of training by phases: reconstruction, then distillation; and of the teacher."""
+"""The keys of training by phases: reconstruction, distillation, quantisation; and of the teacher."""
 
 from __future__ import annotations
 
@@ -75,6 +75,26 @@ class DistillationConfig:
 
 
 @dataclass(kw_only=True)
+class QuantisationConfig:
+    """After these: all losses, on images, with the predictor's numbers rounded in every step as in a packed file."""
+
+    iterations: int | None = None
+    """Steps of this phase; this or `epochs`. `nern pack` keeps the steps of rounding that it was trained with."""
+    epochs: int | None = None
+    """Epochs of this phase; this or `iterations`."""
+    bits: float = 6.0
+    """Bits of a number of the predictor, on average, entropy-coded. Each tensor has a step of its own, such that no bit is
+    better spent on another, by what rounding does to the outputs."""
+    images: int = 128
+    """Training images on which that is measured; where there are none, on the weights."""
+    weights_batch_method: str | None = None
+    """As nern.weights_batch_method, for this phase; null: as there."""
+    weights_batch_size: int | None = None
+    """As nern.weights_batch_size, for this phase; null: as there."""
+    optim: PhaseOptimConfig = field(default_factory=PhaseOptimConfig)
+
+
+@dataclass(kw_only=True)
 class TeacherConfig:
     """The network whose outputs are distilled, if not the original itself."""
 
@@ -88,8 +108,17 @@ class TeacherConfig:
 
 def by_phases(config: Any) -> bool:
     """Whether a config trains by phases: one of them has a length."""
-    first, second = config.reconstruction, config.distillation
-    return any(length is not None for length in (first.iterations, second.iterations, second.epochs))
+    return any(length is not None for phase in phase_sections(config).values() for length in lengths(phase))
+
+
+def phase_sections(config: Any) -> dict[str, Any]:
+    """The sections of phases, by name, in the order of training."""
+    return {name: getattr(config, name) for name in ("reconstruction", "distillation", "quantisation")}
+
+
+def lengths(phase: Any) -> list[int | None]:
+    """What sets the length of a phase: its iterations, and its epochs if it may have some."""
+    return [phase.iterations, *([phase.epochs] if hasattr(phase, "epochs") else [])]
 
 
 def phase_optim(optim: Optim, own: PhaseOptimConfig) -> Optim:

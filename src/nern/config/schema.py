@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nern.config.phases import DistillationConfig, ReconstructionConfig, TeacherConfig
+from nern.config.phases import DistillationConfig, QuantisationConfig, ReconstructionConfig, TeacherConfig
 from nern.config.recipes import recipe_values
 from nern.config.settings import Settings
 
@@ -324,12 +324,13 @@ class Config(Settings):
     batch_size: int = 256
     """Images in one training step."""
     epochs: int | None = 250
-    """Training epochs; exactly one of epochs and num_iterations is set (null unsets one), or neither where `reconstruction`
-    and `distillation` set the lengths of phases."""
+    """Training epochs; exactly one of epochs and num_iterations is set (null unsets one), or neither where
+    `reconstruction`, `distillation` and `quantisation` set the lengths of phases."""
     num_iterations: int | None = None
     """Training steps; see epochs."""
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    quantisation: QuantisationConfig = field(default_factory=QuantisationConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     eval_epochs_interval: int | None = 1
     """Evaluate every so many epochs; null: not by epochs. The end of a run is always evaluated."""

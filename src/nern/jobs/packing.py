@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
-from torch import Tensor
 
 from nern.artifact import SUFFIX, Artifact, Holding, NetworkParts, described_anew, to_sections, write_artifact
 from nern.artifact.table import artifact_table
@@ -25,10 +23,11 @@ from nern.naming import joint_name
 from nern.originals.base import Original
 from nern.registry import ORIGINALS
 from nern.representation.grid import StepChooser, quantised_names
-from nern.training.members import Member, split_by_network
-from nern.training.run_folder import RunFolder
+from nern.representation.predictor import SCALES
+from nern.training.effects import KEPT, PREDICTOR, Effects, under
+from nern.training.members import Member
+from nern.training.run_folder import RunFolder, load_steps
 
-PREDICTOR, KEPT = "predictor/", "kept/"
 DEFAULT_BITS = 8.0
 
 
@@ -38,7 +37,8 @@ class PackOptions:
 
     Attributes:
         checkpoint: of the run: 'best', 'last', ...; None: 'best'.
-        bits: of a number of the predictor, on average; None: 8, or what `size` leaves.
+        bits: of a number of the predictor, on average; None: what it was trained to be rounded to, else 8, or what `size`
+            leaves.
         size: most bytes of the file; None: what comes of `bits`.
         lossless: everything as it is, in 32 bits.
         images: training images on which it is measured what rounding does; 0: it is measured on the weights.
@@ -129,15 +129,19 @@ def sections_of(experiment: Experiment, options: PackOptions) -> tuple[dict[str,
 
     if options.lossless:
         return write(Holding(), Holding())
-    predictor = {n: t for n, t in nern.predictor.state_dict().items() if n != "output_scales"}
+    predictor = {n: t for n, t in nern.predictor.state_dict().items() if n != SCALES}
     kept = {joint_name(name, i, count): t for i, part in enumerate(parts) for name, t in part.kept.items()}
-    tensors = {PREDICTOR + n: t for n, t in predictor.items()} | {KEPT + n: t for n, t in kept.items()}
-    chooser = StepChooser(tensors, Effects(experiment, options.images))
+    effects, of_kept = Effects(nern, experiment.members, options.images), {KEPT + n: t for n, t in kept.items()}
+    trained = load_steps(experiment.config.nern.checkpoint_path or "")
+    if trained is not None and options.bits is None and options.size is None:
+        steps = StepChooser(of_kept, effects).steps(trained.level)
+        return write(Holding(trained.steps, "f16"), Holding(under(steps, KEPT), "f16"))
+    chooser = StepChooser({PREDICTOR + n: t for n, t in predictor.items()} | of_kept, effects)
     counted = [PREDICTOR + name for name in quantised_names(predictor)]
 
     def at(bits: float) -> tuple[dict[str, bytes], Artifact]:
         steps = chooser.steps(chooser.level_of_bits(bits, counted))
-        return write(*(Holding(_under(steps, start), "f16") for start in (PREDICTOR, KEPT)))
+        return write(*(Holding(under(steps, start), "f16") for start in (PREDICTOR, KEPT)))
 
     return at(options.bits or DEFAULT_BITS) if options.size is None else _within(at, options.size)
 
@@ -158,90 +162,6 @@ def network_parts(member: Member, experiment: Experiment, number: int) -> Networ
     arguments = dict(getattr(original.network, "built_with", {})) if known else {}
     about: dict[str, Any] = {"task": task.task_name} | ({} if known else {"built_by": Path(name).name})
     return NetworkParts(Path(name).name, name if known else None, arguments, represented, kept, aliases, about)
-
-
-class Effects:
-    """How much changing some tensors changes the reconstructed networks.
-
-    Args:
-        experiment: with the tensors in their places.
-        images: of the training stream: the effect is the mean divergence of the outputs on them; 0, or where there are no
-            images: the squared relative error of weights, a mean over layers.
-    """
-
-    def __init__(self, experiment: Experiment, images: int) -> None:
-        self.experiment, self.count = experiment, len(experiment.members)
-        self._state = {name: t.clone() for name, t in experiment.nern.predictor.state_dict().items()}
-        self._weights = experiment.nern.reconstruct()
-        streams = [None if member.task is None else member.task.train for member in experiment.members]
-        self._images = [None if stream is None or not images else _images(stream.batch, images) for stream in streams]
-        self._outputs = [
-            None if batch is None else self._run(number, self._weights, {}) for number, batch in enumerate(self._images)
-        ]
-
-    @torch.no_grad()
-    def __call__(self, changed: Mapping[str, Tensor]) -> float:
-        """The mean over networks; names begin with PREDICTOR or KEPT."""
-        predictor, kept = _under(changed, PREDICTOR), _under(changed, KEPT)
-        weights = self._predicted(predictor) if predictor else self._weights
-        found = [self._of_network(number, weights, kept) for number in range(self.count)]
-        return sum(found) / self.count
-
-    def _predicted(self, changed: Mapping[str, Tensor]) -> list[Tensor]:
-        predictor = self.experiment.nern.predictor
-        predictor.load_state_dict(self._state | dict(changed))
-        try:
-            return self.experiment.nern.reconstruct()
-        finally:
-            predictor.load_state_dict(self._state)
-
-    def _of_network(self, number: int, weights: list[Tensor], kept: Mapping[str, Tensor]) -> float:
-        own = {k: v for k, v in kept.items() if self._is_of(k, number)}
-        if self._images[number] is not None:
-            log_p, log_q = self._outputs[number], self._run(number, weights, own)
-            assert log_p is not None
-            return float(F.kl_div(log_q, log_p, reduction="batchmean", log_target=True))
-        before, after = (split_by_network(self.experiment.members, w)[number] for w in (self._weights, weights))
-        pairs = [*zip(before, after, strict=True), *((self._kept(number)[k], v) for k, v in own.items())]
-        ratios = [float((b - a).square().sum() / b.square().sum().clamp_min(1e-30)) for b, a in pairs]
-        return sum(ratios) / len(before)
-
-    def _is_of(self, name: str, number: int) -> bool:
-        return self.count == 1 or name.startswith(f"{number}.")
-
-    def _kept(self, number: int) -> dict[str, Tensor]:
-        original = self.experiment.members[number].original
-        return {joint_name(name, number, self.count): value for name, value in original.kept().items()}
-
-    def _run(self, number: int, weights: list[Tensor], kept: Mapping[str, Tensor]) -> Tensor:
-        """Log-probabilities of a network with these weights and kept tensors."""
-        original: Original = self.experiment.members[number].original
-        images, start = self._images[number], joint_name("", number, self.count)
-        assert images is not None
-        own = split_by_network(self.experiment.members, weights)[number]
-        buffers = {name for name, _ in original.network.named_buffers()}
-        extra = {name.removeprefix(start): value for name, value in kept.items()}
-        if any(
-            name in buffers for name in extra
-        ):  # statistics of a norm without weights: no way but the network itself
-            outputs = torch.func.functional_call(
-                original.network, dict(zip(original.weight_names, own, strict=True)) | extra, (images,)
-            )
-        else:
-            outputs, _ = original.run(own, images, extra)
-        return outputs.double().log_softmax(1)
-
-
-def _images(batch: Callable[[int], Any], count: int) -> Tensor:
-    """So many images, from the first batches of a stream."""
-    parts: list[Tensor] = []
-    while sum(map(len, parts)) < count:
-        parts.append(batch(len(parts))[0])
-    return torch.cat(parts)[:count]
-
-
-def _under(values: Mapping[str, Any], start: str) -> dict[str, Any]:
-    return {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -45,6 +47,35 @@ def entropy_bits(tensor: Tensor, number: int) -> float:
     """Bits of a tensor's multiples of a step, by how often each occurs."""
     counts = (tensor.detach().double() / step_size(number)).round().unique(return_counts=True)[1].double()
     return float((counts * (counts.sum() / counts).log2()).sum())
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A predictor that was trained to be rounded.
+
+    Args:
+        steps: the number of each tensor's step, by name.
+        level: at which these were chosen (see `StepChooser`).
+    """
+
+    steps: dict[str, int]
+    level: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"level": self.level, "steps": self.steps}
+
+    @staticmethod
+    def from_json(value: Any) -> Quantised:
+        """What `to_json` gave. Raises NernError for anything else."""
+        steps, level = (value.get("steps"), value.get("level")) if isinstance(value, dict) else (None, None)
+        if not isinstance(steps, dict) or not isinstance(level, float) or not 0 < level < math.inf:
+            raise NernError("the steps of a quantised predictor are names with numbers, and their level is above 0")
+        for name, step in steps.items():
+            if type(step) is not int:
+                raise NernError(f"the step of {name} is {step!r}, not a whole number")
+            step_size(step)
+        return Quantised(steps, level)
 
 
 def quantised_names(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -47,6 +47,7 @@ for _name, _norm in {"none": None, "bn": nn.BatchNorm1d, "ln": nn.LayerNorm}.ite
 
 
 Input = Float[Tensor, "n e"] | Encodings
+SCALES = "output_scales"  # the parameter that holds them
 
 
 @PREDICTORS.register("kxk", num_idxs=3)
@@ -103,7 +104,7 @@ class KxKPredictor(nn.Module):
         norm: Any = NORM_LAYERS[norm_layer]
         self.norms = nn.ModuleList(norm(hidden_layer_size) for _ in sizes) if norm else None
         scales = nn.Parameter(torch.ones(output_scales), requires_grad=False) if output_scales else None
-        self.register_parameter("output_scales", scales)
+        self.register_parameter(SCALES, scales)
 
     def layer_input_size(self, index: int, input_size: int, hidden_layer_size: int) -> int:
         """Input size of hidden layer `index`."""

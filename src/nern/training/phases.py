@@ -1,6 +1,7 @@
 """The phases of a run: consecutive steps with an optimizer, a schedule and weight batches of their own.
 
-A run is one phase (whose first steps may go without images, as published), or reconstruction followed by distillation.
+A run is one phase (whose first steps may go without images, as published), or reconstruction followed by distillation and
+quantisation.
 """
 
 from __future__ import annotations
@@ -8,7 +9,15 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-from nern.config import Config, DistillationConfig, OptimConfig, ReconstructionConfig, by_phases, phase_optim
+from nern.config import (
+    Config,
+    DistillationConfig,
+    OptimConfig,
+    QuantisationConfig,
+    ReconstructionConfig,
+    by_phases,
+    phase_optim,
+)
 
 
 @dataclass(frozen=True)
@@ -17,12 +26,13 @@ class Phase:
 
     Attributes:
         name: 'training' where it is the only one, 'reconstruction' (with its number from the second round on),
-            'distillation'.
+            'distillation', 'quantisation'.
         begins, steps: its first step in the run, and how many there are.
         optim: of its optimizer and schedule.
         images_from: first step of the run that uses images; `ends` or above: none does.
         weights_batch_method, weights_batch_size: its weight batches.
         round: of reconstruction, counted from 1; 0 in other phases.
+        quantises: the predictor's numbers are rounded in every step.
     """
 
     name: str
@@ -33,6 +43,7 @@ class Phase:
     weights_batch_method: str
     weights_batch_size: int | None
     round: int = 0
+    quantises: bool = False
 
     @property
     def ends(self) -> int:
@@ -57,20 +68,22 @@ def phases_of(config: Config, steps_per_epoch: int) -> list[Phase]:
                 n.weights_batch_size,
             )
         ]
-    first, second = config.reconstruction, config.distillation
+    first = config.reconstruction
     phases: list[Phase] = []
     for number in range(1, first.rounds + 1 if first.iterations else 1):
         name = "reconstruction" if number == 1 else f"reconstruction {number}"
         phases.append(_phase(config, first, name, phases, first.iterations or 0, False, number))
-    steps = (second.epochs or 0) * steps_per_epoch if second.iterations is None else second.iterations
-    if steps or not phases:
-        phases.append(_phase(config, second, "distillation", phases, steps, True))
-    return phases
+    for name in ("distillation", "quantisation"):
+        keys = getattr(config, name)
+        steps = (keys.epochs or 0) * steps_per_epoch if keys.iterations is None else keys.iterations
+        if steps:
+            phases.append(_phase(config, keys, name, phases, steps, True))
+    return phases or [_phase(config, config.distillation, "distillation", phases, 0, True)]
 
 
 def _phase(
     config: Config,
-    keys: ReconstructionConfig | DistillationConfig,
+    keys: ReconstructionConfig | DistillationConfig | QuantisationConfig,
     name: str,
     before: list[Phase],
     steps: int,
@@ -87,6 +100,7 @@ def _phase(
         keys.weights_batch_method or config.nern.weights_batch_method,
         keys.weights_batch_size or config.nern.weights_batch_size,
         number,
+        name == "quantisation",
     )
 
 
@@ -100,6 +114,7 @@ def one_phase(config: Config, steps: int, images: bool) -> Config:
         config.nern.weights_batch_method = keys.weights_batch_method or config.nern.weights_batch_method
         config.nern.weights_batch_size = keys.weights_batch_size or config.nern.weights_batch_size
     config.reconstruction, config.distillation = ReconstructionConfig(), DistillationConfig()
+    config.quantisation = QuantisationConfig()
     config.epochs, config.num_iterations = None, steps
     config.loss_warmup_iterations = 0 if images else steps
     return config

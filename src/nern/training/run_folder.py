@@ -5,6 +5,7 @@ ordering.safetensors    the ordering (absent with 'none')
 outliers.safetensors    weights kept apart, with their positions (absent where there are none)
 kept.safetensors        parameters and buffers of the original that the NeRN does not represent
 checkpoints/*.pt        predictor state dicts: best, last, step_N
+checkpoints/*.steps.json  what the predictor's numbers were rounded to, where it was trained for that
 checkpoints/*.kept.safetensors   parameters trained beside the predictor: fully connected layer, norms
 state.pt                everything --resume needs
 metrics.json            results
@@ -15,6 +16,7 @@ events.out.tfevents.*   TensorBoard
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +27,9 @@ from torch import Tensor
 
 from nern.config import LoggingConfig
 from nern.errors import NernError
-from nern.files import load_safetensors, load_torch, save_safetensors, save_torch
+from nern.files import load_safetensors, load_torch, save_safetensors, save_torch, write_json
 from nern.ordering.store import FILE_NAME as ORDERING_FILE
+from nern.representation.grid import Quantised
 
 fcntl: ModuleType | None
 try:
@@ -123,8 +126,16 @@ class RunFolder:
         """A predictor's state dict."""
         return self.root / "checkpoints" / f"{name}.pt"
 
-    def save_checkpoint(self, name: str, predictor: Mapping[str, Tensor], extra: Mapping[str, Tensor]) -> None:
-        """Write a predictor (and trained parameters besides it)."""
+    def save_checkpoint(
+        self,
+        name: str,
+        predictor: Mapping[str, Tensor],
+        extra: Mapping[str, Tensor],
+        quantised: Quantised | None = None,
+    ) -> None:
+        """Write a predictor (and trained parameters besides it, and the steps that it is rounded to)."""
+        if quantised is not None:
+            write_json(steps_path(self.checkpoint(name)), quantised.to_json())
         if extra:
             save_safetensors(extra_path(self.checkpoint(name)), extra)
         save_torch(self.checkpoint(name), {k: v.detach().cpu().clone() for k, v in predictor.items()})
@@ -146,6 +157,22 @@ class RunFolder:
 def extra_path(checkpoint: str | Path) -> Path:
     """Where parameters trained beside the predictor lie."""
     return Path(checkpoint).with_suffix(".kept.safetensors")
+
+
+def steps_path(checkpoint: str | Path) -> Path:
+    """Where the steps lie that the predictor's numbers were rounded to in training."""
+    return Path(checkpoint).with_suffix(".steps.json")
+
+
+def load_steps(checkpoint: str | Path) -> Quantised | None:
+    """The steps of a checkpoint; None: it was not trained to be rounded. Raises NernError if the file is damaged."""
+    path = steps_path(checkpoint)
+    if not path.is_file():
+        return None
+    try:
+        return Quantised.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise NernError(f"{path} is damaged: {error}") from error
 
 
 def load_extra(checkpoint: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

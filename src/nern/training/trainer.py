@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,8 +20,11 @@ from nern.naming import of_number
 from nern.objectives.objective import Losses
 from nern.objectives.weighting import error_roots
 from nern.processes import ALONE, Processes
+from nern.representation.grid import Quantised, StepChooser, on_grid
 from nern.representation.nern import NeRN, initial_predictor
+from nern.representation.predictor import SCALES
 from nern.tasks.images import Batch
+from nern.training.effects import PREDICTOR, Effects, under
 from nern.training.graph import CudaRecorder, GraphedStep, Inputs, Recorder
 from nern.training.loop import Loop
 from nern.training.members import Member, split_by_network, trained_beside
@@ -70,6 +74,7 @@ class Trainer(Loop):
         self.precision = processes.from_main(lambda: precision_of(config.precision, self.device))
         roots = processes.from_main(self._roots) if config.nern.weighting != "none" else None
         self.differentiate = Step(config.nern, nern, members, self.extra, self.precision, processes, roots)
+        self.quantised: Quantised | None = None  # not in that phase
         self.targets: list[Tensor] | None = None  # of reconstruction, where these are not the original's weights
         self.parameters = [*nern.predictor.parameters(), *self.extra.values()]
         self.graph: GraphedStep | None = None
@@ -150,8 +155,8 @@ class Trainer(Loop):
         self.targets = [share * p + (1 - share) * w for p, w in zip(predicted, weights, strict=True)]
         self.differentiate.retarget(self.targets)
         fresh = initial_predictor(self.config.nern, self.nern.heads, self.config.seed, number).state_dict()
-        if "output_scales" in fresh:
-            fresh["output_scales"] = self.nern.predictor.state_dict()["output_scales"]
+        if SCALES in fresh:
+            fresh[SCALES] = self.nern.predictor.state_dict()[SCALES]
         self.nern.predictor.load_state_dict(fresh)
 
     @property
@@ -179,11 +184,48 @@ class Trainer(Loop):
         """The learning rate of the last step."""
         return self.optimizer.lr
 
+    # --- quantisation -------------------------------------------------------------------------------------------
+
+    def _choose_steps(self) -> None:
+        """Choose the steps of rounding, from the predictor and what was trained beside it as they are now."""
+
+        def choose() -> Quantised:
+            state = self.nern.predictor.state_dict()
+            effects = Effects(self.nern, self.members, keys.images, self.extra)
+            chooser = StepChooser({PREDICTOR + n: t for n, t in state.items() if n != SCALES}, effects)
+            level = chooser.level_of_bits(keys.bits, chooser.tensors)
+            return Quantised(under(chooser.steps(level), PREDICTOR), level)
+
+        keys = self.config.quantisation
+        self.quantised = self.processes.from_main(choose)
+        self.best = None  # what was not rounded is not compared with what is
+
+    @contextmanager
+    def rounded(self) -> Iterator[None]:
+        """Within, the predictor's numbers are rounded, if it is trained for that."""
+        if self.quantised is None:
+            yield
+            return
+        named = dict(self.nern.predictor.named_parameters())
+        rounded = [(named[name], step) for name, step in self.quantised.steps.items() if name in named]
+        with torch.no_grad():
+            exact = [parameter.clone() for parameter, _ in rounded]
+            for parameter, step in rounded:
+                parameter.copy_(on_grid(parameter, step))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for (parameter, _), value in zip(rounded, exact, strict=True):
+                    parameter.copy_(value)
+
     # --- one step -----------------------------------------------------------------------------------------------
 
     def do_step(self) -> Losses:
         """The next step, with its images and rows."""
         self._next_phase()
+        if self.phase.quantises and self.quantised is None:
+            self._choose_steps()
         batches, fractions = self._images(self.step)
         return self.train_step(batches, self.batches.rows(self.step - self.phase.begins), fractions)
 
@@ -226,7 +268,8 @@ class Trainer(Loop):
         self, batches: Sequence[Batch] | None, rows: Tensor | None, fractions: Sequence[float] | None = None
     ) -> Losses:
         self.optimizer.zero_grad(set_to_none=True)
-        return self.differentiate(batches, rows, fractions)
+        with self.rounded():  # the gradient there moves what is not rounded (Bengio et al. 2013: straight through)
+            return self.differentiate(batches, rows, fractions)
 
     def _update(self) -> None:
         clip_gradients(self.parameters, self.phase.optim)
@@ -330,7 +373,8 @@ class Trainer(Loop):
     def metrics(self) -> dict[str, Any]:
         """Metrics of the current predictor on the held-out and test sets; keeps it as 'best' if it is."""
         self.settle()
-        weights = split_by_network(self.members, self.nern.reconstruct())
+        with self.rounded():
+            weights = split_by_network(self.members, self.nern.reconstruct())
         extra = {name: p.detach() for name, p in self.extra.items()}
         extras = [of_number(extra, number, len(self.members)) for number in range(len(self.members))]
         found: dict[str, dict[str, Any]] = {"held_out": {}, "test": {}}
@@ -367,7 +411,8 @@ class Trainer(Loop):
         """Write the current predictor as checkpoint `name`."""
         self.settle()
         if self.folder is not None:
-            self.folder.save_checkpoint(name, self.nern.predictor.state_dict(), self.extra)
+            with self.rounded():
+                self.folder.save_checkpoint(name, self.nern.predictor.state_dict(), self.extra, self.quantised)
 
     def own_state(self) -> dict[str, Any]:
         """Predictor, optimizer, schedule, window, best."""
@@ -380,6 +425,7 @@ class Trainer(Loop):
             "window": list(self._window),
             "best": self.best,
             "targets": self.targets,
+            "quantised": None if self.quantised is None else self.quantised.to_json(),
             "precision": self.precision,
         }
 
@@ -401,4 +447,6 @@ class Trainer(Loop):
         self._unchecked = []
         self.schedule.advances = state["schedule_advances"]
         self.best = state["best"]
+        quantised = state.get("quantised")  # a run from before there was this phase has none
+        self.quantised = None if quantised is None else Quantised.from_json(quantised)
         self._window.extend(state["window"])
