@@ -8,9 +8,11 @@ __version__ = "0.1.0"
 
 from nern import objectives, ordering, originals, representation, tasks, training  # noqa: F401  (fills the registries)
 from nern.api import Fitted, fit, fit_config
+from nern.artifact import Artifact, DamagedFileError, load
 from nern.config import Config, OriginalConfig
 from nern.errors import NernError, NonFiniteLossError
 from nern.jobs import evaluate, load_run, resume, resume_original, train, train_original
+from nern.jobs.packing import PackOptions, pack, save
 from nern.jobs.reporting import report
 from nern.originals.base import OriginalNetwork, register_original
 from nern.originals.input_format import InputFormat
@@ -18,7 +20,9 @@ from nern.tasks.base import register_task
 from nern.tasks.images import ImageTensors
 
 __all__ = [
+    "Artifact",
     "Config",
+    "DamagedFileError",
     "Fitted",
     "ImageTensors",
     "InputFormat",
@@ -26,15 +30,19 @@ __all__ = [
     "NonFiniteLossError",
     "OriginalConfig",
     "OriginalNetwork",
+    "PackOptions",
     "evaluate",
     "fit",
     "fit_config",
+    "load",
     "load_run",
+    "pack",
     "register_original",
     "register_task",
     "report",
     "resume",
     "resume_original",
+    "save",
     "train",
     "train_original",
 ]

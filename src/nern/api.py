@@ -36,11 +36,13 @@ class Fitted:
         original: the frozen copy of the network; with permute_mode 'channels' one of permuted channels.
         nern: its representation.
         ordering: of its kernels.
+        config: that the NeRN was built by.
     """
 
     original: Original
     nern: NeRN
     ordering: Ordering
+    config: NernConfig
 
     def network(self) -> nn.Module:
         """The reconstructed network: a copy of the module with predicted weights, in eval mode. With permute_mode
@@ -132,7 +134,7 @@ def fit(
             trainer.fit()
     except Interrupted as error:
         raise KeyboardInterrupt from error
-    return Fitted(original, nern, ordering)
+    return Fitted(original, nern, ordering, config.nern)
 
 
 def _width(config: NernConfig, table: KernelTable, ratio: float) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,22 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from nern.api import Fitted
 from nern.artifact import SUFFIX, Artifact, Holding, NetworkParts, described_anew, to_sections, write_artifact
 from nern.artifact.table import artifact_table
+from nern.config import NernConfig, TaskConfig
 from nern.errors import NernError
-from nern.experiment import Experiment, build_experiment
+from nern.experiment import build_experiment
 from nern.files import check_writable
 from nern.jobs.artifacts import tested
 from nern.jobs.evaluating import config_of_run
 from nern.jobs.report import check_original, restore_outliers
 from nern.naming import joint_name
+from nern.ordering.order import Ordering
 from nern.originals.base import Original
 from nern.registry import ORIGINALS
-from nern.representation.grid import StepChooser, quantised_names
+from nern.representation.grid import Quantised, StepChooser, quantised_names
+from nern.representation.nern import NeRN
 from nern.representation.predictor import SCALES
 from nern.training.effects import KEPT, PREDICTOR, Effects, under
 from nern.training.members import Member
@@ -68,6 +72,27 @@ class PackOptions:
             raise NernError(f"images (={self.images}) must be 0 or more")
 
 
+@dataclass(frozen=True)
+class Packable:
+    """What is packed.
+
+    Attributes:
+        nern: the representation.
+        config: that it was built by.
+        ordering: of its kernels.
+        members: the networks, which packing changes.
+        tasks: of each network, where its architecture is named; None: it is not.
+        trained: what the predictor was trained to be rounded to.
+    """
+
+    nern: NeRN
+    config: NernConfig
+    ordering: Ordering
+    members: list[Member]
+    tasks: list[TaskConfig | None]
+    trained: Quantised | None = None
+
+
 def pack(
     run: str | Path,
     out: str | Path | None = None,
@@ -93,18 +118,45 @@ def pack(
     run = Path(run)
     out = Path(out) if out is not None else run.with_name(run.resolve().name + SUFFIX)
     check_writable(out, "pack")
-    experiment = open_experiment(run, options)
-    sections, artifact = sections_of(experiment, options)
+    packable = _of_run(run, options)
+    sections, artifact = sections_of(packable, options)
     if options.evaluate:
-        sections, artifact = _with_figures(experiment, artifact, sections)
+        sections, artifact = _with_figures(packable.members, artifact, sections)
     write_artifact(out, sections)
     console.print(artifact_table(artifact))
     console.print(f"file: {out}", highlight=False, soft_wrap=True)
     return artifact
 
 
-def open_experiment(run: str | Path, options: PackOptions) -> Experiment:
-    """The run's experiment, with its predictor and what was trained beside it."""
+def save(fitted: Fitted, path: str | Path, options: PackOptions | None = None) -> Artifact:
+    """Write what `nern.fit` gave, with all that the network has besides, into one file: `nern.load(path).network(MODULE)`
+    puts the weights into a copy of a module of the same architecture.
+
+    Args:
+        fitted: the NeRN of a network.
+        path: the file.
+        options: how; there are no images: `images` and `evaluate` have no part.
+
+    Returns:
+        What a reader of the file gets.
+
+    Raises:
+        NernError: options that cannot be met; the file cannot be written.
+    """
+    options = replace(options or PackOptions(), images=0)
+    options.check()
+    if options.evaluate:
+        raise NernError("evaluate needs test images, and what nern.fit gave has none")
+    check_writable(path, "save")
+    original = Original(copy.deepcopy(fitted.original.network), include=fitted.original.weight_names)
+    packable = Packable(fitted.nern, fitted.config, fitted.ordering, [Member(original)], [None])
+    sections, artifact = sections_of(packable, options)
+    write_artifact(path, sections)
+    return artifact
+
+
+def _of_run(run: str | Path, options: PackOptions) -> Packable:
+    """A run with its predictor, and with what was trained beside it in its place."""
     folder = RunFolder.open(run)
     config = config_of_run(run, options.checkpoint or "best")
     config.no_cuda = True
@@ -115,27 +167,34 @@ def open_experiment(run: str | Path, options: PackOptions) -> Experiment:
     experiment = build_experiment(config, train=images)
     check_original(experiment, folder)
     restore_outliers(experiment, folder)
-    return experiment
+    with torch.no_grad():
+        for number, member in enumerate(experiment.members):
+            for name, value in experiment.beside(number).items():
+                member.original.network.get_parameter(name).copy_(value)
+    tasks: list[TaskConfig | None] = [network.task for network in config.members()]
+    trained = load_steps(config.nern.checkpoint_path or "")
+    return Packable(experiment.nern, config.nern, experiment.ordering, experiment.members, tasks, trained)
 
 
-def sections_of(experiment: Experiment, options: PackOptions) -> tuple[dict[str, bytes], Artifact]:
-    """The sections of the file, and what a reader makes of them; the experiment's networks are changed for it."""
-    _put_in_place(experiment, fold=not options.lossless)
-    nern, config, count = experiment.nern, experiment.config.nern, len(experiment.members)
-    parts = [network_parts(member, experiment, number) for number, member in enumerate(experiment.members)]
+def sections_of(packable: Packable, options: PackOptions) -> tuple[dict[str, bytes], Artifact]:
+    """The sections of the file, and what a reader makes of them."""
+    nern, members, count = packable.nern, packable.members, len(packable.members)
+    if not options.lossless:
+        for member in members:
+            member.original.absorb_statistics()
+    parts = [network_parts(member.original, task) for member, task in zip(members, packable.tasks, strict=True)]
 
     def write(predictor: Holding, kept: Holding) -> tuple[dict[str, bytes], Artifact]:
-        return to_sections(nern, config, experiment.ordering, parts, predictor, kept, options.metadata)
+        return to_sections(nern, packable.config, packable.ordering, parts, predictor, kept, options.metadata)
 
     if options.lossless:
         return write(Holding(), Holding())
     predictor = {n: t for n, t in nern.predictor.state_dict().items() if n != SCALES}
     kept = {joint_name(name, i, count): t for i, part in enumerate(parts) for name, t in part.kept.items()}
-    effects, of_kept = Effects(nern, experiment.members, options.images), {KEPT + n: t for n, t in kept.items()}
-    trained = load_steps(experiment.config.nern.checkpoint_path or "")
-    if trained is not None and options.bits is None and options.size is None:
-        steps = StepChooser(of_kept, effects).steps(trained.level)
-        return write(Holding(trained.steps, "f16"), Holding(under(steps, KEPT), "f16"))
+    effects, of_kept = Effects(nern, members, options.images), {KEPT + n: t for n, t in kept.items()}
+    if packable.trained is not None and options.bits is None and options.size is None:
+        steps = StepChooser(of_kept, effects).steps(packable.trained.level)
+        return write(Holding(packable.trained.steps, "f16"), Holding(under(steps, KEPT), "f16"))
     chooser = StepChooser({PREDICTOR + n: t for n, t in predictor.items()} | of_kept, effects)
     counted = [PREDICTOR + name for name in quantised_names(predictor)]
 
@@ -146,10 +205,9 @@ def sections_of(experiment: Experiment, options: PackOptions) -> tuple[dict[str,
     return at(options.bits or DEFAULT_BITS) if options.size is None else _within(at, options.size)
 
 
-def network_parts(member: Member, experiment: Experiment, number: int) -> NetworkParts:
-    """What an artifact holds of one network."""
-    task = experiment.config.members()[number].task
-    name, original = task.original_model_name, member.original
+def network_parts(original: Original, task: TaskConfig | None) -> NetworkParts:
+    """What an artifact holds of one network; `task` names its architecture, if that is known."""
+    name = original.name if task is None else task.original_model_name
     state = original.network.state_dict(keep_vars=True)
     first: dict[int, str] = {}
     for key, value in state.items():
@@ -158,28 +216,18 @@ def network_parts(member: Member, experiment: Experiment, number: int) -> Networ
     represented = {first[id(weight)]: weight for weight in original.weights}
     kept = {key: value for key, value in original.kept().items() if key not in aliases}
     source = name.rpartition(":")[0]
-    known = source in ("torchvision", "timm") or (not source and name in ORIGINALS)
+    known = task is not None and (source in ("torchvision", "timm") or (not source and name in ORIGINALS))
     arguments = dict(getattr(original.network, "built_with", {})) if known else {}
-    about: dict[str, Any] = {"task": task.task_name} | ({} if known else {"built_by": Path(name).name})
+    about: dict[str, Any] = {} if task is None else {"task": task.task_name}
     return NetworkParts(Path(name).name, name if known else None, arguments, represented, kept, aliases, about)
 
 
-@torch.no_grad()
-def _put_in_place(experiment: Experiment, fold: bool) -> None:
-    """Give the originals what was trained beside the predictor; `fold`: and norms without statistics."""
-    for number, member in enumerate(experiment.members):
-        for name, value in experiment.beside(number).items():
-            member.original.network.get_parameter(name).copy_(value)
-        if fold:
-            member.original.absorb_statistics()
-
-
 def _with_figures(
-    experiment: Experiment, artifact: Artifact, sections: Mapping[str, bytes]
+    members: Sequence[Member], artifact: Artifact, sections: Mapping[str, bytes]
 ) -> tuple[dict[str, bytes], Artifact]:
     """The same file, with the accuracy of each network that it gives."""
     networks = []
-    for number, (member, described) in enumerate(zip(experiment.members, artifact.description.networks, strict=True)):
+    for number, (member, described) in enumerate(zip(members, artifact.description.networks, strict=True)):
         assert member.task is not None
         assert member.task.test is not None
         state = artifact.state_dict(number)

@@ -19,6 +19,8 @@ STEPS_AN_OCTAVE = 8
 # 2**(n / 8) for n from 0 to 7, rounded to float32 once, here.
 _STEPS = (1.0, 1.0905077, 1.1892071, 1.2968396, 1.4142135, 1.5422108, 1.6817929, 1.8340081)
 LEAST_STEP, MOST_STEP = -100 * STEPS_AN_OCTAVE, 100 * STEPS_AN_OCTAVE
+ENOUGH = 8  # values for each that occurs: then their frequencies are known well enough
+FINEST = 2.0**-20  # of a tensor's standard deviation: a smaller step has no use in float32
 TRIAL_SHARE = 1 / 16  # of a tensor's standard deviation: the step by which its sensitivity is measured
 
 Effect = Callable[[Mapping[str, Tensor]], float]
@@ -44,9 +46,15 @@ def on_grid(tensor: Tensor, number: int) -> Tensor:
 
 
 def entropy_bits(tensor: Tensor, number: int) -> float:
-    """Bits of a tensor's multiples of a step, by how often each occurs."""
-    counts = (tensor.detach().double() / step_size(number)).round().unique(return_counts=True)[1].double()
-    return float((counts * (counts.sum() / counts).log2()).sum())
+    """Bits of a tensor's multiples of a step: by how often each occurs, or where too few occur to tell, as of a normal
+    distribution."""
+    multiples = (tensor.detach().double() / step_size(number)).round()
+    counts = multiples.unique(return_counts=True)[1].double()
+    found = float((counts * (counts.sum() / counts).log2()).sum())
+    if len(counts) * ENOUGH <= multiples.numel():
+        return found
+    normal = 0.5 * math.log2(2 * math.pi * math.e * max(float(multiples.var()), 1 / 12))
+    return max(found, normal * multiples.numel())
 
 
 @dataclass(frozen=True)
@@ -106,9 +114,10 @@ class StepChooser:
         self._ratios = {name: min(ratio, largest) for name, ratio in self._ratios.items()}
 
     def steps(self, level: float) -> dict[str, int]:
-        """The step of each tensor, at this level; none is above the tensor's standard deviation."""
+        """The step of each tensor, at this level; none is above the tensor's standard deviation, or uselessly fine."""
         most = {name: float(tensor.std()) for name, tensor in self.tensors.items()}
-        return {n: step_number(min(math.sqrt(level * ratio), most[n])) for n, ratio in self._ratios.items()}
+        wanted = {name: math.sqrt(level * ratio) for name, ratio in self._ratios.items()}
+        return {name: step_number(max(min(step, most[name]), FINEST * most[name])) for name, step in wanted.items()}
 
     def level_of_bits(self, bits: float, names: Iterable[str]) -> float:
         """The level at which the values of these tensors need so many bits each, on average."""
