@@ -12,7 +12,8 @@ from torch import Tensor
 from nern.analysis.kernel_errors import kernel_errors
 
 PLACES = ("best", "median", "worst")
-UNIT, GAP = 8, 7  # pixels: of an entry of a kernel; between tiles
+UNIT, GAP = 8, 7  # pixels: of the width of an entry of a kernel; between tiles
+LEAST_HEIGHT = 0.4  # of a tile, in widths of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +82,26 @@ def tile_pair(original: Tensor, weights: Tensor, number: int) -> tuple[Tensor, T
     return before / scale, after / scale
 
 
+def entry_height(height: int, width: int) -> int:
+    """Pixels that an entry of a kernel is high: as many as it is wide, or more in kernels so flat that nothing would be seen
+    of them."""
+    return max(UNIT, round(LEAST_HEIGHT * (width * UNIT + GAP) / height))
+
+
 def corners(height: int, width: int, count: int) -> list[list[tuple[int, int]]]:
     """Of the upper and the lower row of `shelf_picture`, the top left pixel (row, column) of each tile."""
-    return [[(row * (height * UNIT + GAP), place * (width * UNIT + GAP)) for place in range(count)] for row in range(2)]
+    down, across = height * entry_height(height, width) + GAP, width * UNIT + GAP
+    return [[(row * down, place * across) for place in range(count)] for row in range(2)]
 
 
 def shelf_picture(original: Tensor, weights: Tensor, numbers: Int[Tensor, " n"]) -> Float[Tensor, "rows columns"]:
-    """Tiles of kernels side by side, `UNIT` pixels an entry: originals above, reconstructions below, nan between."""
+    """Tiles of kernels side by side, originals above, reconstructions below, nan between."""
     height, width = original.shape[2:]
-    (*_, (top, left)) = corners(height, width, len(numbers))[1]
-    picture = torch.full((top + height * UNIT, left + width * UNIT), torch.nan, dtype=torch.float64)
-    places = zip(*corners(height, width, len(numbers)), strict=True)
-    for number, of_kernel in zip(numbers.tolist(), places, strict=True):
+    tall, at = entry_height(height, width), corners(height, width, len(numbers))
+    top, left = at[1][-1]
+    picture = torch.full((top + height * tall, left + width * UNIT), torch.nan, dtype=torch.float64)
+    for number, of_kernel in zip(numbers.tolist(), zip(*at, strict=True), strict=True):
         for (row, column), tile in zip(of_kernel, tile_pair(original, weights, number), strict=True):
-            large = tile.repeat_interleave(UNIT, 0).repeat_interleave(UNIT, 1)
+            large = tile.repeat_interleave(tall, 0).repeat_interleave(UNIT, 1)
             picture[row : row + len(large), column : column + large.shape[1]] = large
     return picture

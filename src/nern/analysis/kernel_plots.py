@@ -25,7 +25,7 @@ from nern.analysis.canvas import (
     plain_names,
     shortened,
 )
-from nern.analysis.gallery import GAP, PLACES, UNIT, Shelf, corners, shelf_picture, spread_over
+from nern.analysis.gallery import PLACES, UNIT, Shelf, corners, entry_height, shelf_picture, spread_over
 from nern.analysis.plots import INK
 
 MOST_MAPS = 20
@@ -39,10 +39,13 @@ def maps_shown(errors: Sequence[Tensor]) -> list[int]:
 
 
 def scale_top(errors: Sequence[Tensor]) -> float:
-    """Upper end of the colour scale: no more than 1, where zeros would do as well."""
+    """Upper end of the colour scale: no more than 1, where zeros would do as well, unless most kernels are worse."""
     values = torch.cat([e.flatten() for e in errors])
-    values = values[torch.isfinite(values)]
-    return min(float(np.quantile(values.numpy(), TOP_SHARE)) if len(values) else 1.0, 1.0) or 1.0
+    values = values[torch.isfinite(values)].double()
+    if not len(values):
+        return 1.0
+    middle, high = (float(np.quantile(values.numpy(), share)) for share in (0.5, TOP_SHARE))
+    return min(high, max(1.0, 2 * middle)) or 1.0
 
 
 def draw_maps(width: int, names: Sequence[str], errors: Sequence[Tensor]) -> Figure:
@@ -56,9 +59,10 @@ def draw_maps(width: int, names: Sequence[str], errors: Sequence[Tensor]) -> Fig
     narrow, names = width == NARROW, plain_names(names)
     columns = _columns(len(names), 2 if narrow else 5)
     lines = -(-len(names) // columns)
-    figure = canvas(width, lines * (190 if narrow or columns > 3 else 260) + 75)
-    grid = figure.subplots(lines, columns, squeeze=False)
-    top = scale_top(errors)
+    height = lines * (190 if narrow or columns > 3 else 260)
+    figure = canvas(width, height + FOOT)
+    maps, foot = figure.subfigures(2, 1, height_ratios=[height, FOOT], squeeze=False).ravel()
+    grid, top = maps.subplots(lines, columns, squeeze=False), scale_top(errors)
     for axes in grid.ravel()[len(names) :]:
         axes.set_axis_off()
     for number, (axes, name, of_layer) in enumerate(zip(grid.ravel(), names, errors, strict=False)):
@@ -66,11 +70,7 @@ def draw_maps(width: int, names: Sequence[str], errors: Sequence[Tensor]) -> Fig
         axes.imshow(shown, cmap=SEQUENTIAL, vmin=0, vmax=top, aspect="auto")
         heading(axes, shortened(name, 22), small=True)
         _map_axes(axes, of_layer.shape, first=number % columns == 0, bottom=number + columns >= len(names))
-    scale, share = ScalarMappable(Normalize(0, top), SEQUENTIAL), 1.0 if narrow else 0.4
-    bar = figure.colorbar(
-        scale, ax=grid, orientation="horizontal", extend="max", fraction=0.04, pad=0.03, aspect=40 * share, shrink=share
-    )
-    _bar(bar, "relative error of a kernel")
+    _scale(foot, narrow, ScalarMappable(Normalize(0, top), SEQUENTIAL), "relative error of a kernel", extend="max")
     return figure
 
 
@@ -89,7 +89,9 @@ def _map_axes(axes: Any, shape: Sequence[int], first: bool, bottom: bool) -> Non
     axes.tick_params(length=0, pad=3, colors="#4a5057")
     axes.spines[:].set_color("#b8bec5")
     label(axes, "channel" if bottom else "", "filter" if first else "")
-    axes.xaxis.labelpad = axes.yaxis.labelpad = -6
+    axes.xaxis.labelpad, axes.yaxis.labelpad = (
+        -6 if size > 1 else 1 for size in (channels, filters)
+    )  # beside the ticks
 
 
 def draw_gallery(
@@ -115,8 +117,8 @@ def draw_gallery(
     sizes = [tuple(original[shelf.layer].shape[2:]) for shelf in shelves]
     full = [corners(high, wide, of_each + 1)[0][-1][1] for high, wide in sizes]  # pixels of a whole row
     room, heights = (width - 80) / columns, []
-    for (high, _), across in zip(sizes, full, strict=True):
-        down = 2 * (high * UNIT + GAP)
+    for (high, wide), across in zip(sizes, full, strict=True):
+        down = 2 * corners(high, wide, 1)[1][0][0]
         heights.append(HEAD + lines * (TITLE + min(down * room / across, TALLEST)))
     figure = canvas(width, sum(heights) + FOOT)
     parts = figure.subfigures(len(shelves) + 1, 1, height_ratios=[*heights, FOOT], squeeze=False).ravel()
@@ -131,16 +133,17 @@ def draw_gallery(
             _shelf(axes, own, made, shelf.numbers[place], across, labelled=narrow or number == 0)
             first, last = (f"{float(shelf.errors[place][end]):.2f}" for end in (0, -1))
             heading(axes, f"{place}: relative error {first if first == last else f'{first} to {last}'}", small=True)
-    _scale(parts[-1], narrow)
+    signed = ScalarMappable(Normalize(-1, 1), DIVERGING)
+    _scale(parts[-1], narrow, signed, "weight / largest magnitude in the original kernel")
     return figure
 
 
 def _shelf(axes: Any, original: Tensor, weights: Tensor, numbers: Tensor, across: int, labelled: bool) -> None:
     height, width = original.shape[2:]
-    picture = shelf_picture(original, weights, numbers).numpy()
+    picture, tall = shelf_picture(original, weights, numbers).numpy(), height * entry_height(height, width)
     axes.imshow(picture, cmap=DIVERGING, vmin=-1, vmax=1, interpolation="nearest")
     for row, column in (corner for of_row in corners(height, width, len(numbers)) for corner in of_row):
-        frame = Rectangle((column - 0.5, row - 0.5), width * UNIT, height * UNIT, fill=False, ec="#aab2ba", lw=0.5)
+        frame = Rectangle((column - 0.5, row - 0.5), width * UNIT, tall, fill=False, ec="#aab2ba", lw=0.5)
         axes.add_patch(frame)
     axes.set_xlim(-1.5, across)
     axes.set_ylim(len(picture) + 0.5, -1.5)
@@ -152,13 +155,10 @@ def _shelf(axes: Any, original: Tensor, weights: Tensor, numbers: Tensor, across
     axes.spines[:].set_visible(False)
 
 
-def _scale(part: Any, narrow: bool) -> None:
+def _scale(part: Any, narrow: bool, colours: ScalarMappable, text: str, extend: str = "neither") -> None:
+    """A colour scale, at the same place of the foot of every figure."""
     axes = part.add_axes((0.14 if narrow else 0.3, 0.66, 0.72 if narrow else 0.4, 0.16))
-    bar = part.colorbar(ScalarMappable(Normalize(-1, 1), DIVERGING), cax=axes, orientation="horizontal")
-    _bar(bar, "weight / largest magnitude in the original kernel")
-
-
-def _bar(bar: Any, text: str) -> None:
+    bar = part.colorbar(colours, cax=axes, orientation="horizontal", extend=extend)
     bar.set_label(text, fontsize=TEXT, color=INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=SMALL, length=0, colors="#4a5057")

@@ -109,13 +109,13 @@ def _result_html(subject: Subject) -> str:
     several = len(subject.networks) > 1
     names = [html.escape(network.name) for network in subject.networks]
     whose = names[0] if not several else f"{len(names)} networks"
-    share = _percent(100 * subject.predictor / subject.represented, 1)
+    share = 100 * subject.predictor / subject.represented
     notes = "".join(f'<p class="missing">{html.escape(note)}</p>' for note in subject.notes)
     head = (
         f'<header><p class="kicker">Neural representation of neural networks · run {html.escape(subject.title)}</p>'
-        f"<h1>{whose[:1].upper()}{whose[1:]}{' in one NeRN' if several else ', as a NeRN'}</h1>"
+        f"<h1>{whose}{' in one NeRN' if several else ', as a NeRN'}</h1>"
         f'<p class="lead">A predictor of {subject.predictor:,} parameters stands in for {subject.represented:,} weights of '
-        f"{words(names)}: {share} of their number.</p>{notes}</header>"
+        f"{words(names)}: {_percent(share, 1 if share >= 1 else 2)} of their number.</p>{notes}</header>"
     )
     parts = []
     for network, name in zip(subject.networks, names, strict=True):

@@ -65,15 +65,16 @@ def draw_training(
     narrow = width == NARROW
     figure = canvas(width, 310 * len(parts) if narrow else 360)
     grid = figure.subplots(len(parts), 1, squeeze=False) if narrow else figure.subplots(1, len(parts), squeeze=False)
+    pad = 24 if len(phases) > 1 else 9  # room for the names of the phases
     last = max([r["step"] for r in [*history.losses, *history.evaluations]] + [1])
     for axes, part in zip(grid.ravel(), parts, strict=True):
         if part == "share":
             what = _shares(axes, history.evaluations, originals)
-            heading(axes, f"{what} of the reconstructed network", pad=24)
+            heading(axes, f"{what} of the reconstructed network", pad=pad)
             label(axes, "training step", f"{what.lower()} (%)")
         else:
             _losses(axes, history.losses)
-            heading(axes, "Losses", pad=24)
+            heading(axes, "Losses", pad=pad)
             label(axes, "training step", "loss, unweighted (log scale)")
         tidy(axes)
         axes.set_xlim(0, last * 1.01)

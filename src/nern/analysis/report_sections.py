@@ -91,12 +91,13 @@ def training_section(subject: Subject) -> Section:
         lead += " in " + words([f"a phase of {name}" for name, _ in subject.phases])
     if subject.best_step is not None:
         lead += f"; everything below is about the checkpoint of step {subject.best_step:,}"
-    left = "Left (above on a phone): share of images that the reconstructed network gets right, dashed the original."
+    left = "Left (above on a phone): share of images that the reconstructed network gets right."
     right = "Right (below): each term of the loss before it is weighted, on a logarithmic scale."
     caption = "Each term of the loss before it is weighted, on a logarithmic scale; the run looked at no images."
     if has_shares(history):
         labelled = any("top1" in record.get(name, {}) for record in history.evaluations for name in SETS)
-        caption = f"{left if labelled else left.replace('gets right', 'classifies as the original does')} {right}"
+        left = left if labelled else left.replace("gets right", "classifies as the original does")
+        caption = f"{left}{' Dashed: the original.' * bool(originals)} {right}"
     return Section(
         slug, heading, lead + ".", [picture(slug, "accuracy and losses over the training steps", caption, draw)]
     )
@@ -112,8 +113,8 @@ def error_section(network: Reconstructed, prefix: str = "") -> Section:
     order = sorted(found, key=lambda e: e.relative or 0.0)
     best, worst = order[0], order[-1]
     name = {error.name: plain for error, plain in zip(found, plain_names(network.layers), strict=True)}
-    lead = f"The weights of {name[worst.name]} are reconstructed least exactly, to {worst.relative or 0.0:.3f} of their norm"
-    lead += f"; those of {name[best.name]} most exactly, to {best.relative or 0.0:.3f}." if len(found) > 1 else "."
+    lead = f"Least exactly reconstructed: {name[worst.name]}, relative error {worst.relative or 0.0:.3f}."
+    lead += f" Most exactly: {name[best.name]}, {best.relative or 0.0:.3f}." if len(found) > 1 else ""
     layers = picture(
         f"{prefix}layers",
         f"relative error of each of the {len(found)} layers",

@@ -23,6 +23,7 @@ h2 { font-size: 25px; line-height: 1.25; overflow-wrap: anywhere; }
 h3 { font-size: 18px; line-height: 1.3; margin-top: 28px; overflow-wrap: anywhere; }
 section > h3:first-child { margin-top: 0; }
 h2.network { margin-top: 64px; padding-top: 24px; border-top: 2px solid var(--ink); }
+h2.network + section { margin-top: 0; border-top: 0; }
 header { padding-bottom: 8px; }
 section { margin-top: 48px; padding-top: 24px; border-top: 1px solid var(--rule); }
 .kicker { color: var(--soft); font-size: 14px; margin-bottom: 4px; }
