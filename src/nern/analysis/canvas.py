@@ -21,7 +21,6 @@ BLUE, ORANGE, GREEN, YELLOW = "#0072b2", "#d55e00", "#009e73", "#e69f00"  # Okab
 
 SEQUENTIAL = LinearSegmentedColormap.from_list("report", ["#f4f8fb", "#a9cfe6", "#3d8fc0", "#0b5a8f", "#06263f"])
 DIVERGING = LinearSegmentedColormap.from_list("report_signed", ["#0b4f82", "#6fb0d8", "#ffffff", "#f0a875", "#b04a00"])
-SEQUENTIAL.set_over("#06263f")
 
 
 def canvas(width: int, height: float) -> Figure:

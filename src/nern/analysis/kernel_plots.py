@@ -57,9 +57,9 @@ def draw_maps(width: int, names: Sequence[str], errors: Sequence[Tensor]) -> Fig
         errors: of each, (filters, channels).
     """
     narrow, names = width == NARROW, plain_names(names)
-    columns = _columns(len(names), 2 if narrow else 5)
+    columns = _columns(len(names), (2 if len(names) < 9 else 3) if narrow else 5)
     lines = -(-len(names) // columns)
-    height = lines * (190 if narrow or columns > 3 else 260)
+    height = lines * (150 if narrow and columns > 2 else 190 if narrow or columns > 3 else 260)
     figure = canvas(width, height + FOOT)
     maps, foot = figure.subfigures(2, 1, height_ratios=[height, FOOT], squeeze=False).ravel()
     grid, top = maps.subplots(lines, columns, squeeze=False), scale_top(errors)
@@ -68,7 +68,7 @@ def draw_maps(width: int, names: Sequence[str], errors: Sequence[Tensor]) -> Fig
     for number, (axes, name, of_layer) in enumerate(zip(grid.ravel(), names, errors, strict=False)):
         shown = np.minimum(of_layer.numpy(), 1.001 * top)  # what is beyond the scale must not blur into its neighbours
         axes.imshow(shown, cmap=SEQUENTIAL, vmin=0, vmax=top, aspect="auto")
-        heading(axes, shortened(name, 22), small=True)
+        heading(axes, shortened(name, 18 if narrow and columns > 2 else 22), small=True)
         _map_axes(axes, of_layer.shape, first=number % columns == 0, bottom=number + columns >= len(names))
     _scale(foot, narrow, ScalarMappable(Normalize(0, top), SEQUENTIAL), "relative error of a kernel", extend="max")
     return figure

@@ -183,21 +183,22 @@ def draw_steps(
         "" if narrow else " (in units of the layer's root-mean-square kernel norm)"
     )
     flat = len(names) > MOST_ROWS
+    at = [index + 1 for index in there] if flat else there
     figure = canvas(width, 330 if flat else ROW * len(names) + (135 if narrow else 105))
     axes = figure.subplots()
     pairs = {"natural order": (natural, BEFORE)}
     if ordered is not None:
         pairs["the run's order"] = (ordered, AFTER)
         for index in there:
-            ends, place = [natural[index], ordered[index]], [index, index]
+            ends, place = [natural[index], ordered[index]], [index + flat, index + flat]
             axes.plot(
                 *((place, ends) if flat else (ends, place)), color="#cfd8e0", lw=2.4, zorder=1, solid_capstyle="round"
             )
     for text, (steps, colour) in pairs.items():
         points = [steps[index] for index in there]
-        at = (there, points) if flat else (points, there)
+        pair = (at, points) if flat else (points, at)
         dots: dict[str, Any] = {"s": 16 if flat else 34, "color": colour, "lw": 0, "zorder": 3}
-        axes.scatter(*at, **dots, label=text)
+        axes.scatter(*pair, **dots, label=text)
     line: dict[str, Any] = {
         "color": INK,
         "lw": 1,
@@ -212,7 +213,7 @@ def draw_steps(
         tidy(axes)
         label(axes, "layer, counted from the input", "mean step")
         axes.set_ylim(0, top)
-        axes.set_xlim(-1, len(rows))
+        axes.set_xlim(0, len(rows) + 1)
     else:
         axes.axvline(UNRELATED, **line)
         tidy(axes, "x")

@@ -1,0 +1,600 @@
+"""`nern report`: what it computes, and the page that it writes."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import nern
+from nern import Config, NernError
+from nern.analysis.class_changes import ClassChange, class_changes
+from nern.analysis.gallery import layers_to_show, shelf_picture, shelves, tile_pair
+from nern.analysis.importance import RANDOM, SHARES, SMALLEST, WORST, drop_curves, measurements, rankings, without
+from nern.analysis.kernel_errors import kernel_errors
+from nern.analysis.kernel_plots import scale_top
+from nern.analysis.report_page import figures_folder, steps, write_report
+from nern.analysis.report_plots import MOST_CLASSES, classes_shown
+from nern.analysis.report_sections import Picture
+from nern.analysis.smoothness import mean_step, walk_of
+from nern.analysis.subject import Reconstructed, Subject
+from nern.cli import main
+from nern.jobs.reporting import drawn, subject_of_run
+from nern.originals import CifarResNet
+from nern.tasks.images import ImageTensors
+from nern.training import RunFolder
+from nern.training.loop import History
+from runs import quiet
+
+BASE: dict[str, Any] = {
+    "nern.hidden_layer_size": 8,
+    "nern.embeddings.enc_levels": 4,
+    "nern.embeddings.permutations.permute_mode": "crossfilter",
+    "nern.weights_batch_size": 64,
+    "nern.weights_batch_method": "random_weighted_batch",
+    "optim.lr": 0.02,
+    "logging.tracker": "none",
+    "logging.log_interval": 1,
+    "task.task_name": "digits",
+    "original_model_path": "pretrained:digits-resnet8",
+    "evaluation.held_out_images": 20,
+    "evaluation.test_images": 60,
+    "epochs": None,
+    "num_iterations": 8,
+    "batch_size": 8,
+    "eval_epochs_interval": None,
+    "eval_iterations_interval": 3,
+    "loss_warmup_iterations": 2,
+}
+SECTIONS = ("errors", "smoothness", "importance", "gallery", "classes")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+def train(folder: Path, name: str = "run", **given: Any) -> Path:
+    config = Config.from_dict(BASE | {"logging.log_dir": str(folder), "logging.exp_name": name} | given)
+    return Path(nern.train(config, quiet())["run_folder"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_curves() -> Iterator[None]:
+    """The runs' own picture is left out: its time is that of another test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
+        yield
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One small picture stands in for all figures."""
+    monkeypatch.setattr(
+        "nern.analysis.report_sections.picture", lambda s, alt, caption, _: Picture(s, alt, caption, PNG, PNG)
+    )
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn, but not made into files."""
+    monkeypatch.setattr("nern.analysis.report_sections.png", lambda figure: PNG)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on digits."""
+    return train(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Path:
+    """Its page, in its place, measured on 40 of its 60 images."""
+    return nern.report(run, images=40, console=quiet())
+
+
+class Page(HTMLParser):
+    """A page taken apart. Fails where an element is closed that is not the open one."""
+
+    VOID = ("meta", "img", "source", "br")
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.of_sections: dict[str, str] = {}
+        self.section = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "section":
+            self.section = dict(attrs)["id"] or ""
+            self.of_sections[self.section] = ""
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+            if "section" in self.open:
+                self.of_sections[self.section] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts).replace("\N{NO-BREAK SPACE}", " ")
+
+    def figures(self) -> list[str]:
+        return [str(figure["id"]) for figure in self.all("figure")]
+
+
+# What is computed
+
+
+def two_layers() -> tuple[list[Tensor], list[Tensor]]:
+    """Layers of 2 x 1 kernels of one entry and 1 x 2 kernels of four; relative errors 0.1, 0.5, 2, 0.2 of kernels 0 to 3."""
+    original = [
+        torch.tensor([1.0, -10.0]).view(2, 1, 1, 1),
+        torch.tensor([0.1, 3.0]).repeat_interleave(4).view(1, 2, 2, 2),
+    ]
+    factors = [torch.tensor([0.9, 1.5]).view(2, 1, 1, 1), torch.tensor([-1.0, 1.2]).view(1, 2, 1, 1)]
+    return original, [o * f for o, f in zip(original, factors, strict=True)]
+
+
+def test_relative_error_of_each_kernel() -> None:
+    errors = kernel_errors(*two_layers())
+    assert [e.shape for e in errors] == [(2, 1), (1, 2)]
+    assert torch.cat([e.flatten() for e in errors]).tolist() == pytest.approx([0.1, 0.5, 2.0, 0.2], rel=1e-6)
+
+
+def test_kernels_of_zeros_have_no_finite_error_unless_exact() -> None:
+    zeros = torch.zeros(1, 2, 1, 1)
+    assert kernel_errors([zeros], [torch.tensor([0.0, 0.5]).view(1, 2, 1, 1)])[0].tolist() == [[0.0, torch.inf]]
+
+
+def test_ranking_by_error_and_by_size() -> None:
+    original, weights = two_layers()
+    found = rankings(original, weights, seed=0, draws=2)
+    assert found[WORST][0].tolist() == [2, 1, 3, 0]
+    # Sizes of the reconstructed kernels, for each entry: 0.9, 15, 0.1, 3.6.
+    assert found[SMALLEST][0].tolist() == [2, 0, 3, 1]
+    weights[1][0, 1] = 0.8  # norm 1.6, more than that of kernel 0; each entry less
+    assert rankings(original, weights, seed=0)[SMALLEST][0].tolist() == [2, 3, 0, 1]
+
+
+def test_random_rankings_differ_by_draw_and_seed_alone(rng_untouched: None) -> None:
+    weights = [torch.ones(8, 8, 1, 1)]
+    first, again, other = (rankings(weights, weights, seed)[RANDOM] for seed in (0, 0, 1))
+    assert all(sorted(order.tolist()) == list(range(64)) for order in first)
+    assert [order.tolist() for order in first] == [order.tolist() for order in again]
+    different = {tuple(order.tolist()) for order in [*first, *other]}
+    assert len(different) == len(first) + len(other)
+
+
+def test_dropping_sets_these_kernels_to_zero_and_no_others() -> None:
+    weights = [torch.arange(1.0, 13).view(3, 2, 1, 2), torch.arange(1.0, 9).view(2, 1, 2, 2)]
+    before = [w.clone() for w in weights]
+    found = without(weights, torch.tensor([1, 5, 7]))
+    assert all(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
+    expected = [w.clone() for w in weights]
+    expected[0][0, 1] = expected[0][2, 1] = expected[1][1, 0] = 0
+    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
+def test_curves_drop_the_shares_they_say() -> None:
+    weights, calls = [torch.ones(10, 10, 3, 3)], []
+
+    def accuracy(given: Any) -> float:
+        calls.append(1)
+        return float(100 * given[0].flatten(2).any(2).double().mean())
+
+    curves = drop_curves(accuracy, weights, weights, seed=0)
+    assert [curve.ranking for curve in curves] == [WORST, SMALLEST, RANDOM]
+    for curve in curves:
+        assert all(list(found) == pytest.approx([100 - 100 * s for s in SHARES]) for found in curve.accuracies)
+        assert curve.means() == pytest.approx([100, 98, 95, 90, 80, 70, 50])
+    assert len(calls) == measurements()
+
+
+def test_steps_equal_an_independent_computation(rng: torch.Generator) -> None:
+    weight = torch.randn(4, 3, 2, 2, generator=rng)
+    walk = torch.randperm(12, generator=rng)
+    kernels = weight.numpy().astype(np.float64).reshape(12, 4)
+    scale = np.sqrt((kernels**2).sum(1).mean())
+    for order, found in ((np.arange(12), mean_step(weight)), (walk.numpy(), mean_step(weight, walk))):
+        distances = [np.sqrt(((kernels[a] - kernels[b]) ** 2).sum()) for a, b in itertools.pairwise(order)]
+        assert found == pytest.approx(np.mean(distances) / scale, rel=1e-9)
+    assert mean_step(weight[:1, :1]) is None
+    assert mean_step(torch.zeros(2, 2, 3, 3)) is None
+
+
+def test_the_walk_visits_kernels_in_the_order_of_their_coordinates() -> None:
+    order = torch.tensor([2, 0, 3, 1])
+    positions = nern.ordering.CrossFilterOrdering([order]).positions([(2, 2, 3, 3)])[0]
+    assert walk_of(positions).tolist() == order.tolist()
+
+
+def test_class_changes() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 2, 2])
+    before = torch.tensor([0, 0, 1, 1, 2, 0])
+    after = torch.tensor([1, 0, 0, 0, 0, 1])
+    changes = class_changes(labels, before, after, classes=4)
+    assert changes == [ClassChange(0, 4, 2, 1), ClassChange(2, 2, 0, 1)]
+    assert [c.change for c in changes] == [25.0, -50.0]
+
+
+def test_of_many_classes_those_that_change_most_are_shown() -> None:
+    changes = [ClassChange(label, 100, label, 50) for label in range(100)]
+    half = MOST_CLASSES // 2
+    assert [c.label for c in classes_shown(changes)] == [*range(half), *range(100 - half, 100)]
+    assert classes_shown(changes[:5]) == changes[:5]
+
+
+def test_gallery_shows_best_median_and_worst() -> None:
+    original = [torch.ones(10, 3, 3, 3)]
+    factors = torch.linspace(1.0, 2.0, 30)[torch.randperm(30, generator=torch.Generator().manual_seed(0))]
+    shelf = shelves(original, [original[0] * factors.view(10, 3, 1, 1)], of_each=4)[0]
+    rank = factors.argsort().argsort()
+    assert [rank[shelf.numbers[place]].tolist() for place in ("best", "median", "worst")] == [
+        [0, 1, 2, 3],
+        [13, 14, 15, 16],
+        [26, 27, 28, 29],
+    ]
+    assert shelf.errors["worst"].tolist() == pytest.approx((factors.sort().values[-4:] - 1).tolist(), abs=1e-6)
+    few = shelves([original[0][:2]], [original[0][:2]], of_each=4)[0]
+    assert len(set(torch.cat(list(few.numbers.values())).tolist())) == 6  # no kernel twice
+
+
+def test_gallery_has_a_layer_of_each_kernel_size() -> None:
+    sizes = [7, 1, 3, 1, 3, 1, 3, 5, 3, 1]
+    shown = layers_to_show([torch.ones(2, 2, k, k) for k in sizes], 4)
+    assert {sizes[layer] for layer in shown} == {3, 5, 7}
+    assert len(shown) == 4
+    assert layers_to_show([torch.ones(2, 2, 1, 1)], 4) == []
+
+
+def test_tiles_are_the_kernels() -> None:
+    original, weights = (torch.randn(2, 2, 2, 3, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    before, after = tile_pair(original, weights, 3)
+    scale = original[1, 1].abs().max()
+    assert torch.allclose(before.float(), original[1, 1] / scale)
+    assert torch.allclose(after.float(), weights[1, 1] / scale)
+    values = set(shelf_picture(original, weights, torch.tensor([3, 0])).nan_to_num(9.0).flatten().tolist())
+    tiles = [tile for number in (3, 0) for tile in tile_pair(original, weights, number)]
+    assert values == {9.0, *torch.stack(tiles).flatten().tolist()}
+
+
+def test_colours_end_where_zeros_would_do_as_well() -> None:
+    good = torch.linspace(0.1, 0.3, 100)
+    assert scale_top([torch.cat([good, torch.full((10,), 20.0)])]) == 1.0
+    assert scale_top([good]) == pytest.approx(0.3, abs=0.01)
+    assert scale_top([good + 3]) == pytest.approx(3.3, abs=0.01)
+    assert scale_top([torch.full((2,), torch.inf)]) == 1.0
+
+
+def test_images_are_drawn_by_the_seed() -> None:
+    images = ImageTensors(torch.arange(200, dtype=torch.uint8).view(200, 1, 1, 1), torch.arange(200), [0.0], [1.0])
+    first, again, other = (drawn(images, 50, seed).labels.tolist() for seed in (0, 0, 1))  # type: ignore[attr-defined]
+    assert first == again != other
+    assert first == sorted(set(first))
+    assert max(first) > 100  # not the first ones: a test set may be sorted by class
+    assert drawn(images, 200, 0) is images
+
+
+# The page
+
+
+def test_page_needs_nothing_else(page: Path) -> None:
+    found = Page(page)
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"https?://|url\(|@import|<link|<script|<iframe", text)
+    sources = [str(i["src"]) for i in found.all("img")] + [str(s["srcset"]) for s in found.all("source")]
+    assert len(sources) == 2 * len(found.all("figure")) > 0
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert {name for _, attributes in found.tags for name in attributes} <= {
+        "lang", "charset", "name", "content", "class", "id", "style", "src", "srcset", "media", "width", "alt"
+    }  # fmt: skip
+
+
+def test_every_section_is_there(page: Path) -> None:
+    found = Page(page)
+    assert list(found.of_sections) == [f"section-{name}" for name in ("result", "training", *SECTIONS)]
+    assert found.figures() == ["training", "layers", "kernels", "smoothness", "importance", "gallery", "classes"]
+    assert "Left out" not in found.text
+    captions = re.findall(r"<figcaption>(.+?)</figcaption>", page.read_text(encoding="utf-8"))
+    assert len(captions) == 7
+    assert min(map(len, captions)) > 50
+    assert all(len(str(image["alt"])) > 10 for image in found.all("img"))
+
+
+def test_figures_lie_beside_the_page_for_screens_and_phones(page: Path) -> None:
+    found, folder = Page(page), figures_folder(page)
+    names = found.figures()
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        [f"{name}.png" for name in names] + [f"{name}-narrow.png" for name in names]
+    )
+    for name, image, source in zip(names, found.all("img"), found.all("source"), strict=True):
+        for file, data, width in ((name, image["src"], 2160), (f"{name}-narrow", source["srcset"], 744)):
+            inlined = base64.b64decode(str(data).partition(",")[2])
+            assert inlined == (folder / f"{file}.png").read_bytes()
+            with Image.open(io.BytesIO(inlined)) as picture:
+                assert picture.width == width
+                grey = np.asarray(picture.convert("L"))
+            assert grey.std() > 5  # something is drawn
+
+
+def test_figures_of_the_run_are_told(run: Path, page: Path) -> None:
+    text, metrics = Page(page).text, json.loads((run / "metrics.json").read_text())
+    for name, sets in (("original", metrics["original"]), ("best", metrics["best"])):
+        assert f"{sets['test']['top1']:.2f} %" in text, name
+    assert f"{metrics['best']['test']['agreement']:.2f} %" in text
+    assert f"{metrics['best']['held_out']['top1']:.2f} %" in text
+    sizes = metrics["sizes"]
+    assert f"{sizes['predictor_parameters']:,} parameters" in text
+    assert f"{sizes['ordering_bytes'] / 1e3:.1f} kB" in text
+    worst = max(metrics["layers"], key=lambda layer: layer["relative"])
+    assert (
+        f"Least exactly reconstructed: {worst['name'].removesuffix('.weight')}, relative error {worst['relative']:.3f}"
+        in text
+    )
+    assert "Of 40 test images" in text
+
+
+def test_the_same_run_gives_the_same_page(run: Path, tmp_path: Path, quickly: None, rng_untouched: None) -> None:
+    pages = [nern.report(run, tmp_path / f"{n}.html", 40, quiet()).read_text() for n in ("a", "b")]
+    assert pages[0] == pages[1]
+
+
+def test_without_images_what_needs_them_is_left_out(run: Path, tmp_path: Path, quickly: None) -> None:
+    found = Page(nern.report(run, tmp_path / "page.html", images=0, console=quiet()))
+    assert found.figures() == ["training", "layers", "kernels", "smoothness", "gallery"]
+    for name in ("importance", "classes"):
+        assert "Left out: no test images were asked for (--images 0)." in found.of_sections[f"section-{name}"]
+
+
+def test_run_without_test_images_or_ordering_of_single_weights(tmp_path: Path, unrendered: None) -> None:
+    given = {
+        "evaluation.test_images": 0,
+        "nern.distillation_loss_weight": 0,
+        "nern.attention_loss_weight": 0,
+        "nern.embeddings.permutations.permute_mode": "none",
+        "nern.method": "basic",
+        "nern.embeddings.num_idxs": 5,
+        "num_iterations": 2,
+    }
+    found = Page(nern.report(train(tmp_path, **given), console=quiet()))
+    assert found.figures() == ["training", "layers", "kernels", "smoothness", "gallery"]
+    result = found.of_sections["section-result"]
+    assert "20 held-out training images" in result
+    assert "test images" not in result
+    reason = "Left out: the run was made without test images (evaluation.test_images is 0)."
+    assert all(reason in found.of_sections[f"section-{name}"] for name in ("importance", "classes"))
+    assert "The run has no ordering" in found.of_sections["section-smoothness"]
+
+
+def test_test_images_that_cannot_be_had(
+    run: Path, tmp_path: Path, quickly: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: Any, **kwargs: Any) -> None:
+        raise NernError("digits are sold out")
+
+    monkeypatch.setattr("nern.jobs.reporting.build_task", gone)
+    found = Page(nern.report(run, tmp_path / "page.html", console=quiet()))
+    assert "the test images cannot be had (digits are sold out)" in found.of_sections["section-importance"]
+    assert "importance" not in found.figures()
+
+
+def test_names_are_escaped(tmp_path: Path, unrendered: None) -> None:
+    bad = "<script>alert('&')</script> $x_$"
+    weights = [torch.ones(2, 2, 3, 3), torch.ones(2, 2, 1, 1)]
+    network = Reconstructed(name=bad, layers=[bad, "b"], weights=weights, original=weights, without_images=bad)
+    subject = Subject(title=bad, networks=[network], represented=40, predictor=10, notes=[bad], ordering=bad)
+    write_report(tmp_path / "page.html", subject)
+    found = Page(tmp_path / "page.html")
+    assert "script" not in {tag for tag, _ in found.tags}
+    assert found.text.count(bad) >= 5
+    subject = replace(subject, networks=[replace(network, name=f"{bad}{n}") for n in range(2)])
+    write_report(tmp_path / "page.html", subject)
+    assert "script" not in {tag for tag, _ in Page(tmp_path / "page.html").tags}
+
+
+def test_what_a_filler_does_not_know_is_left_out(tmp_path: Path, quickly: None) -> None:
+    network = Reconstructed(
+        name="net", layers=["a"], weights=[torch.ones(2, 2, 3, 3)], without_images="nobody took any"
+    )
+    subject = Subject(title="t", networks=[network], represented=36, predictor=10)
+    calls: list[int] = []
+    write_report(tmp_path / "page.html", subject, lambda: calls.append(1))
+    assert len(calls) == steps(subject)
+    found = Page(tmp_path / "page.html")
+    assert found.figures() == []
+    assert found.text.count("Left out") == 8  # accuracies, sizes, and the six sections below
+    history = History([{"step": 0, "reconstruction": 1.0}], [{"step": 1}])
+    write_report(tmp_path / "page.html", replace(subject, history=history))
+    assert Page(tmp_path / "page.html").figures() == ["training"]
+
+
+def test_several_networks_have_sections_each(tmp_path: Path, unrendered: None) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        small = CifarResNet(8, in_channels=1, widths=[4, 6, 8], option="B")
+    torch.save(small.state_dict(), tmp_path / "small.pt")
+    globs = ["*conv?.weight", "*shortcut*", "linear.weight"]
+    networks = [
+        {"original_model_path": "pretrained:digits-resnet8"},
+        {"original_model_path": str(tmp_path / "small.pt"), "include": globs},
+    ]
+    # Without the keys of a single network, which `networks` stands in for.
+    folder = train(tmp_path, networks=networks, original_model_path=None, num_iterations=3)
+    found, metrics = (
+        Page(nern.report(folder, images=10, console=quiet())),
+        json.loads((folder / "metrics.json").read_text()),
+    )
+    expected = [f"section-{number}-{name}" for number in (1, 2) for name in SECTIONS]
+    assert list(found.of_sections) == ["section-result", "section-training", *expected]
+    for name, of_network in metrics["best"]["networks"].items():
+        assert f"{name} " in found.text
+        assert f"{of_network['test']['agreement']:.2f} %" in found.text.replace("\N{NO-BREAK SPACE}", " ")
+    second = subject_of_run(RunFolder(folder), 0).networks[1]
+    assert second.layers[-1] == "linear.weight"
+    assert second.weights[-1].shape == (10, 8, 1, 1)
+    assert torch.equal(second.original[0], small.state_dict()[second.layers[0]])  # type: ignore[index]
+
+
+def test_natural_order_of_permuted_channels_is_that_of_the_original(tmp_path: Path) -> None:
+    given = {"nern.embeddings.permutations.permute_mode": "channels", "num_iterations": 2, "evaluation.test_images": 0}
+    network = subject_of_run(RunFolder(train(tmp_path, **given)), 0).networks[0]
+    state = nern.originals.build_original(
+        "ResNet8", "pretrained:digits-resnet8", {}, {"in_channels": 1, "num_classes": 10}
+    )
+    moved = 0
+    for name, permuted, natural in zip(network.layers, network.original or [], network.natural or [], strict=True):
+        own = state.network.get_parameter(name)
+        assert torch.equal(permuted.reshape(-1, 3, 3)[natural], own.reshape(-1, 3, 3))
+        moved += int(not torch.equal(permuted, own))
+    assert moved > 3
+
+
+def test_the_ordered_walk_is_that_of_the_ordering(run: Path) -> None:
+    subject = subject_of_run(RunFolder(run), 0)
+    network = subject.networks[0]
+    assert network.natural is None
+    stored = nern.ordering.load_ordering(
+        run / "ordering.safetensors", "crossfilter", [tuple(w.shape) for w in network.weights]
+    )
+    assert [w.tolist() for w in network.ordered or []] == [o.tolist() for o in stored.tensors().values()]
+    assert subject.ordering.startswith("crossfilter")
+
+
+# Runs that have not come to their end, and mistakes
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be damaged."""
+    return Path(shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("report*")))
+
+
+def test_unfinished_run_is_shown_as_far_as_it_went(copy: Path, quickly: None) -> None:
+    (copy / "metrics.json").unlink()
+    found = Page(nern.report(copy, images=20, console=quiet()))
+    assert "This run is not finished: it has come to step 8. Continue with: nern train --resume" in found.text
+    assert "sizes are known when the run is finished" in found.text
+    assert "20 test images" in found.of_sections["section-result"]  # measured now, original and reconstructed
+    assert "original" in found.of_sections["section-result"]
+    (copy / "checkpoints" / "best.pt").unlink()
+    (copy / "state.pt").unlink()
+    found = Page(nern.report(copy, images=0, console=quiet()))
+    assert "nothing is known of how the weights were trained" in found.of_sections["section-training"]
+    assert "kernels" in found.figures()
+
+
+def remove_checkpoints(folder: Path) -> None:
+    shutil.rmtree(folder / "checkpoints")
+
+
+def remove_all(folder: Path) -> None:
+    remove_checkpoints(folder)
+    (folder / "state.pt").unlink()
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no checkpoint": (remove_checkpoints, "stopped before its first checkpoint.*nern train --resume"),
+    "nothing saved": (remove_all, "nothing was saved; train it again: nern train --config_path"),
+    "no config": (lambda f: (f / "config.yaml").unlink(), "is not a run folder: it has no config.yaml"),
+    "bad metrics": (lambda f: (f / "metrics.json").write_text("{"), "metrics.json is damaged.*--resume"),
+    "other metrics": (lambda f: (f / "metrics.json").write_text("[]"), "metrics.json is damaged.*--resume"),
+    "no ordering": (lambda f: (f / "ordering.safetensors").write_text(""), "ordering"),
+    "bad checkpoint": (lambda f: (f / "checkpoints" / "best.pt").write_text("x"), "best.pt"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_damaged_runs(copy: Path, mistake: str) -> None:
+    damage, message = MISTAKES[mistake]
+    damage(copy)
+    with pytest.raises(NernError, match=message):
+        nern.report(copy, console=quiet())
+    assert not (copy / "report.html").exists()
+
+
+def test_places_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "page_figures").write_text("")
+    for place in (tmp_path, tmp_path / "file" / "page.html", tmp_path / "page.html"):
+        with pytest.raises(NernError, match=r"--out: .* cannot be written"):
+            nern.report(run, place, console=quiet())
+    with pytest.raises(NernError, match=r"--images \(=-1\) must be 0"):
+        nern.report(run, images=-1, console=quiet())
+
+
+def test_command(run: Path, tmp_path: Path, quickly: None, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run), "-o", str(tmp_path / "page.html"), "--images", "10"]) == 0
+    assert "Of 10 test images" in Page(tmp_path / "page.html").text
+    assert f"page: {tmp_path / 'page.html'}" in capfd.readouterr().out
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is not a run folder" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here to open the page in; it is parsed strictly all the same")
+def test_a_browser_shows_it_all(page: Path, tmp_path: Path) -> None:
+    """On a screen and on a phone every figure is shown, the one for this width, and nothing is wider than the window."""
+    text = html.escape(page.read_text(encoding="utf-8"))
+    frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{text}"></iframe>' for width in (1200, 400))
+    script = """window.onload = () => {
+      const found = [...document.querySelectorAll('iframe')].map(({contentDocument, contentWindow}) => ({
+        width: contentWindow.innerWidth,
+        wide: contentDocument.documentElement.scrollWidth,
+        images: [...contentDocument.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().right]),
+      }));
+      document.getElementById('found').textContent = JSON.stringify(found);
+    }"""
+    both = tmp_path / "both.html"
+    both.write_text(
+        f'<!DOCTYPE html><style>iframe {{ border: 0 }}</style>{frames}<pre id="found"></pre><script>{script}</script>',
+        encoding="utf-8",
+    )
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}",
+        "--window-size=1300,2000",
+    ]
+    command = [str(BROWSER), *options, "--dump-dom", both.as_uri()]
+    environment = os.environ | {"HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
+    found = json.loads(re.findall(r'<pre id="found">(.*?)</pre>', done.stdout)[0])
+    assert [of["width"] for of in found] == [1200, 400]
+    for of, natural in zip(found, (2160, 744), strict=True):
+        assert of["wide"] <= of["width"]
+        assert len(of["images"]) == 7
+        for complete, width, right in of["images"]:
+            assert complete
+            assert width == natural
+            assert right <= of["width"]
