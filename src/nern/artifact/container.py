@@ -6,9 +6,11 @@ Nothing is trusted before it is checked: the header's own digest, then sizes aga
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from nern.errors import NernError
 from nern.files import atomic_path, existing_file
@@ -46,33 +48,46 @@ def to_bytes(sections: Mapping[str, bytes]) -> bytes:
     return _fixed(len(sections), total, table) + table + b"".join(sections.values())
 
 
-def read_container(path: str | Path) -> dict[str, bytes]:
+def read_container(path: str | Path, most: int = 2**62) -> dict[str, bytes]:
     """The sections of a file, all digests checked.
 
+    Args:
+        path: of the file.
+        most: bytes of a file that is read.
+
     Raises:
-        NernError: no such file.
-        DamagedFileError: it is no artifact, of another version, truncated, or damaged anywhere.
+        NernError: no such file, or it cannot be opened.
+        DamagedFileError: it is no artifact, of another version, truncated, damaged anywhere, or larger than `most`.
     """
     path = existing_file(path, "artifact")
-    with path.open("rb") as file:
-        size = path.stat().st_size
-        count = _check_fixed(file.read(_FIXED.size), size, path)
-        table = file.read(count * _ENTRY.size)
-        file.seek(0)
-        if file.read(_FIXED.size) != _fixed(count, size, table):
-            raise DamagedFileError(f"artifact {path} is damaged: its header does not match its checksum")
-        entries = [_ENTRY.unpack_from(table, index * _ENTRY.size) for index in range(count)]
-        if header_size(count) + sum(length for _, length, _ in entries) != size:
-            raise DamagedFileError(f"artifact {path} is damaged: its sections do not add up to its {size:,} bytes")
-        file.seek(header_size(count))
-        sections: dict[str, bytes] = {}
-        for name, length, digest in entries:
-            label, data = name.decode("ascii", "replace"), file.read(length)
-            if label in sections:
-                raise DamagedFileError(f"artifact {path} is damaged: it has two sections {label!r}")
-            if _digest(data) != digest:
-                raise DamagedFileError(f"artifact {path} is damaged: section {label!r} does not match its checksum")
-            sections[label] = data
+    try:
+        with path.open("rb") as file:
+            return _read(file, path, most)
+    except OSError as error:
+        raise NernError(f"artifact {path} cannot be read: {error.strerror}") from error
+
+
+def _read(file: BinaryIO, path: Path, most: int) -> dict[str, bytes]:
+    size = os.fstat(file.fileno()).st_size
+    count = _check_fixed(file.read(_FIXED.size), size, path)
+    if size > most:
+        raise DamagedFileError(f"artifact {path} has {size:,} bytes; at most {most:,} are read: see `limit`")
+    table = file.read(count * _ENTRY.size)
+    file.seek(0)
+    if file.read(_FIXED.size) != _fixed(count, size, table):
+        raise DamagedFileError(f"artifact {path} is damaged: its header does not match its checksum")
+    entries = [_ENTRY.unpack_from(table, index * _ENTRY.size) for index in range(count)]
+    if header_size(count) + sum(length for _, length, _ in entries) != size:
+        raise DamagedFileError(f"artifact {path} is damaged: its sections do not add up to its {size:,} bytes")
+    file.seek(header_size(count))
+    sections: dict[str, bytes] = {}
+    for name, length, digest in entries:
+        label, data = name.decode("ascii", "replace"), file.read(length)
+        if label in sections:
+            raise DamagedFileError(f"artifact {path} is damaged: it has two sections {label!r}")
+        if _digest(data) != digest:
+            raise DamagedFileError(f"artifact {path} is damaged: section {label!r} does not match its checksum")
+        sections[label] = data
     return sections
 
 

@@ -9,16 +9,21 @@ import dataclasses
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
-from nern.artifact.tensors import TensorCode
+from nern.artifact.tensors import DTYPES, TensorCode, check_name, is_int
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.errors import NernError
-from nern.representation.kernels import KernelTable, kernel_shape
+from nern.naming import joint_name
+from nern.registry import ACTIVATIONS, ENCODINGS, NORM_LAYERS, PREDICTORS, SAMPLING_MODES
+from nern.representation.kernels import WEIGHT_IDXS, KernelTable, kernel_shape
 
-MOST_BYTES = 2**24  # of the description, unpacked
+MOST_BYTES = 2**23  # of the description, unpacked
+MOST_LAYERS, MOST_TENSORS = 2**14, 2**16  # of predicted weights; of the predictor, and of those that are kept
+MOST_WIDTH = 2**14  # of hidden layers, and of the encoding of one index
 # What the NeRN of an artifact is built from: keys of `nern`, and of `nern.embeddings`.
 NERN_KEYS = (
     "method", "hidden_layer_size", "num_blocks", "act_layer", "norm_layer", "heads", "output_size", "sampling_mode",
@@ -66,7 +71,7 @@ class Description:
         nern: how the NeRN is built: `NERN_KEYS` and, as 'embeddings', `EMBEDDING_KEYS`.
         ordering: mode of the ordering.
         predictor: how the predictor's tensors are held.
-        kept: how all tensors are held that are not predicted; of several networks named '0:NAME', '1:NAME', ...
+        kept: how all tensors are held that are not predicted; of several networks named '0.NAME', '1.NAME', ...
         outliers: how many weights are kept apart, and the largest step from the place of one to that of the next.
         metadata: the user's, text by name.
     """
@@ -86,7 +91,7 @@ class Description:
         shapes = tuple(shape for network in self.networks for _, shape, _ in network.represented)
         numbers = tuple(number for number, network in enumerate(self.networks) for _ in network.represented)
         several = numbers if len(self.networks) > 1 else ()
-        num_idxs = 5 if self.nern["method"] == "basic" else 3
+        num_idxs = PREDICTORS.info(self.nern["method"])["num_idxs"]
         return KernelTable(tuple(kernel_shape(shape) for shape in shapes), num_idxs, shapes, several)
 
     @property
@@ -101,14 +106,16 @@ class Description:
         return sum(n.weights for n in self.networks) + sum(c.count for c in (*self.predictor, *self.kept))
 
     def to_bytes(self) -> bytes:
-        """As JSON, compressed by zlib."""
+        """As JSON, compressed by zlib. Raises NernError for what JSON cannot tell."""
         own: dict[str, Any] = {name: [c.to_json() for c in getattr(self, name)] for name in ("predictor", "kept")}
         own["outliers"] = list(self.outliers) if self.outliers[0] else []
         networks = [_without_empty(dataclasses.asdict(network)) for network in self.networks]
         whole = {"writer": self.writer, "networks": networks, "nern": self.nern, "ordering": self.ordering}
-        text = json.dumps(
-            _without_empty(whole | own | {"metadata": self.metadata}), separators=(",", ":"), allow_nan=False
-        )
+        values = _without_empty(whole | own | {"metadata": self.metadata})
+        try:
+            text = json.dumps(values, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise NernError(f"an artifact tells of its networks in JSON, which cannot hold this: {error}") from error
         return zlib.compress(text.encode(), 9)
 
     @staticmethod
@@ -120,8 +127,9 @@ class Description:
 def nern_description(config: NernConfig) -> dict[str, Any]:
     """What a NeRN is built from."""
     embeddings = {key: getattr(config.embeddings, key) for key in EMBEDDING_KEYS}
+    embeddings["normalization_mode"] = embeddings["normalization_mode"] or "none"
     own = {key: getattr(config, key) for key in NERN_KEYS}
-    return own | {"heads": config.kind_of_heads, "embeddings": embeddings}
+    return own | {"norm_layer": config.norm_layer or "none", "heads": config.kind_of_heads, "embeddings": embeddings}
 
 
 def _without_empty(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,12 +141,31 @@ def _json(data: bytes) -> dict[str, Any]:
     try:
         text = unpacker.decompress(data, MOST_BYTES)
         whole = unpacker.eof and not unpacker.unused_data
-        value = json.loads(text.decode()) if whole else None
+        hooks: dict[str, Any] = {"object_pairs_hook": _object, "parse_constant": _no_number, "parse_float": _finite}
+        value = json.loads(text.decode(), **hooks) if whole else None
+    except NernError:
+        raise
     except (zlib.error, ValueError, RecursionError) as error:
-        raise NernError(f"its description cannot be read ({error})") from error
+        raise NernError(f"its description cannot be read ({repr(str(error))[1:121]})") from error
     if not isinstance(value, dict):
         raise NernError(f"its description is no JSON object of at most {MOST_BYTES:,} bytes")
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise NernError("its description has a key twice")
+    return value
+
+
+def _no_number(text: str) -> NoReturn:
+    raise NernError(f"its description holds {text}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text[:40])
 
 
 def _description(value: dict[str, Any]) -> Description:
@@ -148,18 +175,22 @@ def _description(value: dict[str, Any]) -> Description:
     nern, codes = _take(value, "nern", dict), {}
     for name in ("predictor", "kept"):
         codes[name] = [TensorCode.from_json(item) for item in _take(value, name, list, [])]
-        names = [c.name for c in codes[name]]
-        if len(set(names)) < len(names):
-            raise NernError(f"its description names a tensor twice among {name}")
+        if len(codes[name]) > MOST_TENSORS:
+            raise NernError(f"its description has {len(codes[name]):,} tensors of {name}; at most {MOST_TENSORS:,}")
+        _check_unique([c.name for c in codes[name]])
+    if sum(len(network.represented) for network in networks) > MOST_LAYERS:
+        raise NernError(f"its description has more than {MOST_LAYERS:,} predicted weights")
+    _check_names(networks, [c.name for c in codes["kept"]])
     outliers = _take(value, "outliers", list, []) or [0, 0]
-    if len(outliers) != 2 or not all(type(number) is int and 0 <= number < 2**40 for number in outliers):
+    if len(outliers) != 2 or not all(is_int(number) and 0 <= number < 2**40 for number in outliers):
         raise NernError("its description has outliers that are no two numbers")
     metadata = _take(value, "metadata", dict, {})
-    if not all(isinstance(item, str) for item in metadata.values()):
+    if not all(isinstance(item, str) and _is_text(key + item) for key, item in metadata.items()):
         raise NernError("metadata of its description is not all text")
     nern = {key: nern.get(key) for key in NERN_KEYS} | {"embeddings": _embeddings(_take(nern, "embeddings", dict))}
     _check_nern(nern)
     writer, ordering = _take(value, "writer", str), _take(value, "ordering", str)
+    check_name(writer, "what wrote the file")
     return Description(writer, networks, nern, ordering, **codes, outliers=tuple(outliers), metadata=metadata)
 
 
@@ -170,14 +201,48 @@ def _network(value: Any) -> NetworkDescription:
     for item in _take(value, "represented", list):
         code = TensorCode.from_json([*item, "as"] if isinstance(item, list) else item)
         kernel_shape(code.shape)
+        if not DTYPES[code.dtype].is_floating_point:
+            raise NernError(f"predicted weight {code.name!r} is of whole numbers ({code.dtype})")
         represented.append((code.name, code.shape, code.dtype))
     aliases, architecture = _take(value, "aliases", dict, {}), value.get("architecture")
     if not represented or not all(isinstance(name, str) for name in aliases.values()):
         raise NernError("its description of a network names no predicted weights, or tensors by no names")
-    if architecture is not None and not isinstance(architecture, str):
-        raise NernError("its description of a network has an architecture that is no name")
+    if architecture is not None:
+        check_name(_take(value, "architecture", str), "an architecture")
     arguments, about = _take(value, "arguments", dict, {}), _take(value, "about", dict, {})
-    return NetworkDescription(_take(value, "name", str), architecture, arguments, represented, aliases, about)
+    _take(about, "task", str, "")
+    if not all(isinstance(figure, int | float) for figure in _take(about, "test", dict, {}).values()):
+        raise NernError("its description tells of a test by what is no number")
+    check_name(_take(value, "name", str), "a network")
+    return NetworkDescription(value["name"], architecture, arguments, represented, aliases, about)
+
+
+def _check_unique(names: Sequence[str]) -> None:
+    (name, times), *_ = Counter(names).most_common(1) or [("", 1)]
+    if times > 1:
+        raise NernError(f"its description names tensor {name!r} twice")
+
+
+def _check_names(networks: Sequence[NetworkDescription], kept: Sequence[str]) -> None:
+    """Raise NernError for a tensor that is named twice, of no network, or an alias of none."""
+    own: set[str] = set()
+    for number, network in enumerate(networks):
+        of_network = [joint_name(name, number, len(networks)) for name, _, _ in network.represented]
+        aliases = [joint_name(name, number, len(networks)) for name in network.aliases]
+        for name in network.aliases:
+            check_name(name, "a tensor")
+        _check_unique([*of_network, *aliases])
+        own.update(of_network, aliases)
+    numbers = set(map(str, range(len(networks))))
+    for name in kept:
+        if name in own or (len(networks) > 1 and name.partition(".")[0] not in numbers):
+            raise NernError(f"its description names tensor {name!r} twice, or of no network")
+    held = own | set(kept)
+    for number, network in enumerate(networks):
+        for target in network.aliases.values():
+            joint = joint_name(target, number, len(networks))
+            if joint not in held or target in network.aliases:
+                raise NernError(f"its description has another name of {target[:80]!r}, which it does not hold")
 
 
 def _embeddings(value: dict[str, Any]) -> dict[str, Any]:
@@ -185,23 +250,43 @@ def _embeddings(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_nern(nern: dict[str, Any]) -> None:
-    """Raise NernError for what is of another kind than the config's, or absurdly large."""
-    kinds: dict[str, Any] = {
-        "method": str, "hidden_layer_size": int, "num_blocks": int, "act_layer": str, "heads": str, "output_size": int,
-        "sampling_mode": str, "output_scales": str,
+    """Raise NernError for what is of another kind than the config's, unknown, or absurdly large."""
+    embeddings = nern["embeddings"]
+    wanted: dict[str, Any] = {  # a registry, a choice of names, or limits
+        "method": PREDICTORS, "hidden_layer_size": (1, MOST_WIDTH), "num_blocks": (2, MOST_TENSORS),
+        "act_layer": ACTIVATIONS, "norm_layer": NORM_LAYERS, "heads": ("per_size", "per_layer", "shared"),
+        "output_size": (1, MOST_WIDTH), "sampling_mode": SAMPLING_MODES,
+        "output_scales": ("none", "per_layer", "per_size"), "type": ENCODINGS, "num_idxs": (1, WEIGHT_IDXS),
+        "enc_levels": (1, MOST_WIDTH // 2), "base": (0.0, 2.0**20), "fusion_mode": ("concat", "sum"),
+        "bandwidth": (0.0, 2.0**20), "normalization_mode": ("none", "local", "global"),
     }  # fmt: skip
-    inner: dict[str, Any] = {
-        "type": str, "num_idxs": int, "enc_levels": int, "base": float, "fusion_mode": str, "gauss_scale": list,
-        "bandwidth": float,
-    }  # fmt: skip
-    for section, expected in ((nern, kinds), (nern["embeddings"], inner)):
-        for key, kind in expected.items():
-            found = section[key]
-            fits = isinstance(found, (int, float) if kind is float else kind) and not isinstance(found, bool)
-            if not fits or (isinstance(found, int | float) and not 0 <= found < 2**20):
-                raise NernError(f"its description has {key} = {str(found)[:40]}")
-    if not all(isinstance(scale, int | float) for scale in nern["embeddings"]["gauss_scale"]):
-        raise NernError("its description has a gauss_scale that is not all numbers")
+    for section in (nern, embeddings):
+        for key, found in section.items():
+            if key in wanted and not _allowed(found, wanted[key]):
+                raise NernError(f"its description has {key} = {repr(found)[:40]}")
+    scales, num_idxs = embeddings["gauss_scale"], embeddings["num_idxs"]
+    if not isinstance(scales, list) or not all(_allowed(scale, (0.0, 2.0**20)) for scale in scales):
+        raise NernError("its description has a gauss_scale that is not all numbers from 0 on")
+    by_order = ENCODINGS.info(embeddings["type"]).get("by_order")
+    rows_of_weights = num_idxs == WEIGHT_IDXS and by_order
+    if num_idxs != PREDICTORS.info(nern["method"])["num_idxs"] or rows_of_weights:
+        raise NernError(f"its description has num_idxs = {num_idxs}, which its predictor or its encoding does not take")
+    if embeddings["type"] == "ffn" and len(scales) != num_idxs:
+        raise NernError(f"its description has {len(scales)} numbers in gauss_scale, and num_idxs = {num_idxs}")
+
+
+def _allowed(found: Any, wanted: Any) -> bool:
+    """Whether a value is one of the names that are wanted, or within limits and of their kind."""
+    if isinstance(wanted, tuple) and not isinstance(wanted[0], str):
+        whole = isinstance(wanted[0], int)
+        fits = is_int(found) or (isinstance(found, float) and not whole)
+        return fits and wanted[0] <= found <= wanted[1]
+    return isinstance(found, str) and found in wanted
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written (a half of a surrogate pair cannot)."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _take(value: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:

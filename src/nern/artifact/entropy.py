@@ -19,6 +19,8 @@ Categorical, Uniform = stream.model.Categorical, stream.model.Uniform
 FIRST_BLOCK, LAST_BLOCK = 32, 4096  # symbols coded by one state of the model: it learns after each block
 MOST_SYMBOLS = 1024  # of a model; what larger alphabets have beyond is in lower bits, coded as they are
 MOST_UNIFORM = 2**23
+MOST_ADAPTIVE = MOST_SYMBOLS * MOST_UNIFORM  # symbols of an alphabet: the lower bits are uniform
+AT_ONCE = 2**20  # numbers decoded by one call: what lies between call and result stays small
 
 Integers = Int[np.ndarray, " n"]
 
@@ -35,7 +37,7 @@ class Encoder:
         self._coder.encode(values[chosen].astype(np.int32), Uniform(), sizes[chosen].astype(np.int32))
 
     def adaptive(self, values: Integers, symbols: int) -> None:
-        """Code values from 0 to `symbols` - 1, by how often each has occurred so far."""
+        """Code values from 0 to `symbols` - 1, by how often each has occurred so far. At most 2**33 symbols."""
         shift = _low_bits(symbols)
         high, low = values >> shift, values & ((1 << shift) - 1)
         if _alphabet(symbols, shift) > 1:
@@ -57,40 +59,58 @@ class Encoder:
 class Decoder:
     """Gives back what an `Encoder` coded, asked in the same order with the same arguments.
 
+    Whatever the bytes are, values are below their sizes, or it is an error; after the end of the bytes zeros are read.
+
     Raises:
-        NernError: the code is no whole number of words.
+        NernError: the code is no whole number of words, or none that an encoder writes.
     """
 
     def __init__(self, data: bytes) -> None:
         if len(data) % 4:
             raise NernError(f"a code of {len(data)} bytes is not a whole number of 32-bit words")
         self._coder = stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+        self._untouched = bool(data)
+        self.bits = 8 * len(data)
 
     def uniform(self, sizes: Integers) -> Integers:
         """See `Encoder.uniform`."""
         chosen = sizes > 1
         values = np.zeros(len(sizes), np.int64)
-        values[chosen] = self._coder.decode(Uniform(), sizes[chosen].astype(np.int32))
+        values[chosen] = self._decode(Uniform(), sizes[chosen].astype(np.int32))
         return values
 
     def adaptive(self, count: int, symbols: int) -> Integers:
         """See `Encoder.adaptive`."""
-        shift, values = _low_bits(symbols), np.zeros(count, np.int64)
+        if symbols > MOST_ADAPTIVE:
+            raise NernError(f"an alphabet of {symbols:,} symbols is too large; at most {MOST_ADAPTIVE:,}")
+        shift = _low_bits(symbols)
+        values: np.ndarray[Any, np.dtype[np.integer]] = np.zeros(count, np.int32 if symbols <= 2**31 else np.int64)
         if _alphabet(symbols, shift) > 1:
 
             def decode(model: Any, start: int, end: int) -> np.ndarray:
-                values[start:end] = self._coder.decode(model, end - start)
+                values[start:end] = self._decode(model, end - start)
                 return values[start:end]
 
             _in_blocks(count, _alphabet(symbols, shift), decode)
         if shift:
-            values = (values << shift) | self.uniform(np.full(count, 1 << shift))
+            for start in range(0, count, AT_ONCE):
+                high = values[start : start + AT_ONCE]
+                values[start : start + AT_ONCE] = (high << shift) | self.uniform(np.full(len(high), 1 << shift))
+            if count and int(values.max()) >= symbols:
+                raise NernError(f"a code holds {int(values.max()):,}, beyond its {symbols:,} symbols")
         return values
 
     def finish(self) -> None:
         """Raises NernError if something is left of the code."""
-        if not self._coder.maybe_exhausted():
+        if self._untouched or not self._coder.maybe_exhausted():
             raise NernError("a code is longer than what it should hold")
+
+    def _decode(self, model: Any, argument: Any) -> np.ndarray:
+        self._untouched = False
+        try:
+            return self._coder.decode(model, argument)
+        except (AssertionError, ValueError) as error:
+            raise NernError("a code is none that an encoder writes") from error
 
 
 def _low_bits(symbols: int) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from nern.artifact.entropy import Decoder, Encoder
+from nern.errors import NernError
 from nern.representation.kernels import KernelTable
 from nern.representation.outliers import Outliers
 
@@ -22,11 +23,15 @@ def encode_outliers(outliers: Outliers | None) -> tuple[tuple[int, int], bytes, 
 def decode_outliers(described: tuple[int, int], code: bytes, raw: bytes, table: KernelTable) -> Outliers | None:
     """What `encode_outliers` coded. Raises NernError where it does not fit the weights of `table`."""
     count, largest = described
+    if max(count, largest) > table.num_weights or (count == 0) != (largest == 0):
+        raise NernError(f"it has {count:,} outliers, {largest:,} apart, of {table.num_weights:,} weights")
+    if len(raw) != 4 * count:
+        raise NernError(f"{count:,} outliers need {4 * count:,} bytes, {len(raw):,} are there")
+    decoder = Decoder(code)
+    positions = decoder.adaptive(count, largest + 1).astype(np.int64).cumsum() - 1
+    decoder.finish()
     if not count:
         return None
-    decoder = Decoder(code)
-    positions = decoder.adaptive(min(count, table.num_weights + 1), min(largest, table.num_weights) + 1).cumsum() - 1
-    decoder.finish()
-    values = np.frombuffer(raw[: len(raw) // 4 * 4], "<f4").astype(np.float32)
+    values = np.frombuffer(raw, "<f4").astype(np.float32)
     found = {"positions": torch.from_numpy(positions), "values": torch.from_numpy(values)}
     return Outliers.from_tensors(found, table, "of the artifact", count)

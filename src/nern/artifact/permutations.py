@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numba
 import numpy as np
 from jaxtyping import Int
 
-from nern.artifact.entropy import MOST_UNIFORM, Decoder, Encoder
+from nern.artifact.entropy import AT_ONCE, MOST_UNIFORM, Decoder, Encoder
 from nern.errors import NernError
 
 
 def encode_permutations(encoder: Encoder, orders: Int[np.ndarray, "count n"]) -> None:
     """Code permutations of 0..n-1, one a row."""
     rows, n = orders.shape
-    ranks = np.empty((rows, n), np.int64)
-    for index, order in enumerate(orders):
-        ranks[index] = _ranks(order.astype(np.int64))
-    encoder.uniform(ranks.ravel(), _sizes(rows, n))
+    sizes = _sizes(rows, n)
+    encoder.uniform(_ranks(orders.astype(np.int64)).ravel(), sizes)
 
 
 def decode_permutations(decoder: Decoder, count: int, n: int) -> Int[np.ndarray, "count n"]:
     """What `encode_permutations` coded. Whatever the bytes are, each row is a permutation."""
-    ranks = decoder.uniform(_sizes(count, n)).reshape(count, n)
-    return np.stack([_order(row) for row in ranks]) if count else ranks
+    orders, rows = np.empty((count, n), np.int64), max(1, AT_ONCE // max(n, 1))
+    for start in range(0, count, rows):
+        part = orders[start : start + rows]
+        part[:] = _orders(decoder.uniform(_sizes(len(part), n)).reshape(part.shape))
+    return orders
+
+
+@lru_cache(maxsize=1024)
+def least_bits(n: int) -> float:
+    """Bits that every permutation of 0..n-1 takes at least. Raises NernError for one that is too long to be coded."""
+    sizes = _sizes(1, n)
+    last = 1 - (sizes - 1) * (2**24 // np.maximum(sizes, 1)) / 2**24  # the likeliest rank takes what rounding leaves
+    return float(-np.log2(last).sum())
 
 
 def _sizes(rows: int, n: int) -> np.ndarray:
@@ -43,41 +54,45 @@ def _full_tree(n: int) -> np.ndarray:
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _ranks(order: np.ndarray) -> np.ndarray:
+def _ranks(orders: np.ndarray) -> np.ndarray:
     """Of each number, how many smaller ones are left when its turn comes."""
-    n = len(order)
-    tree, ranks = _full_tree(n), np.empty(n, np.int64)
-    for place in range(n):
-        i, below = order[place], 0
-        while i > 0:
-            below += tree[i]
-            i -= i & -i
-        ranks[place] = below
-        i = order[place] + 1
-        while i <= n:
-            tree[i] -= 1
-            i += i & -i
+    rows, n = orders.shape
+    ranks = np.empty((rows, n), np.int64)
+    for row in range(rows):
+        tree = _full_tree(n)
+        for place in range(n):
+            i, below = orders[row, place], 0
+            while i > 0:
+                below += tree[i]
+                i -= i & -i
+            ranks[row, place] = below
+            i = orders[row, place] + 1
+            while i <= n:
+                tree[i] -= 1
+                i += i & -i
     return ranks
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
-def _order(ranks: np.ndarray) -> np.ndarray:
-    """The permutation of these ranks."""
-    n = len(ranks)
-    tree, order = _full_tree(n), np.empty(n, np.int64)
+def _orders(ranks: np.ndarray) -> np.ndarray:
+    """The permutations of these ranks."""
+    rows, n = ranks.shape
+    orders = np.empty((rows, n), np.int64)
     top = 1
     while 2 * top <= n:
         top *= 2
-    for place in range(n):
-        left, at, step = ranks[place], 0, top
-        while step > 0:
-            if at + step <= n and tree[at + step] <= left:
-                at += step
-                left -= tree[at]
-            step //= 2
-        order[place] = at
-        i = at + 1
-        while i <= n:
-            tree[i] -= 1
-            i += i & -i
-    return order
+    for row in range(rows):
+        tree = _full_tree(n)
+        for place in range(n):
+            left, at, step = ranks[row, place], 0, top
+            while step > 0:
+                if at + step <= n and tree[at + step] <= left:
+                    at += step
+                    left -= tree[at]
+                step //= 2
+            orders[row, place] = at
+            i = at + 1
+            while i <= n:
+                tree[i] -= 1
+                i += i & -i
+    return orders

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nern.artifact.container import DamagedFileError, header_size, read_container
 from nern.artifact.description import Description
-from nern.artifact.orderings import decode_ordering
+from nern.artifact.orderings import check_ordering, decode_ordering
 from nern.artifact.outliers import decode_outliers
 from nern.artifact.tensors import DTYPES, decode_tensors
 from nern.errors import NernError
@@ -21,13 +24,22 @@ from nern.files import load_into
 from nern.naming import of_number
 from nern.ordering.order import Ordering
 from nern.originals.build import build_network
-from nern.registry import ORDERINGS
-from nern.representation.nern import NeRN, build_nern
+from nern.registry import PREDICTORS
+from nern.representation.kernels import WEIGHT_IDXS, kernel_shape
+from nern.representation.nern import NeRN, build_heads, build_nern, predictor_arguments
 
+_MAKES = (
+    torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.randperm, torch.eye,
+    torch.arange, torch.linspace, torch.logspace, torch.empty_strided, torch.tril_indices, torch.triu_indices,
+)  # fmt: skip
+_RANGES = (torch.arange, torch.linspace, torch.logspace, torch.randperm)
+_ROOM, _ROOM_FACTOR = 2**24, 8  # numbers that building a network may make, and for each of its own
 _LOADING = ("checkpoint_path", "cache_dir", "scriptable", "exportable", "file", "path", "url")
 SECTIONS = ("META", "PRED", "PRAW", "ORDR", "KEPT", "KRAW", "OUTL", "ORAW", "PROB")
 LIMIT = 2**28  # numbers that reading makes, unless the caller allows more
 PROBES = 16
+_LEAST_BYTES, _MOST_BYTES = 2**26, 16  # of a file that is read, and for each number of `limit`
+_MOST_PRODUCTS = 2**18  # multiplications for each number of `limit`
 TOLERANCE = 1e-4  # of a predicted weight, in root mean squares of the probes; between machines, in float32
 
 
@@ -42,7 +54,7 @@ class Artifact:
         description: what the file says of itself.
         nern: the representation, on the CPU.
         ordering: of the kernels.
-        kept: all tensors that are not predicted, by name (of several networks '0:NAME', ...).
+        kept: all tensors that are not predicted, by name (of several networks '0.NAME', ...).
         sizes: bytes of each section, and of the header; they add up to the file.
 
     Raises:
@@ -55,10 +67,13 @@ class Artifact:
         parts = {name: sections.get(name, b"") for name in SECTIONS}
         self.sizes = {"header": header_size(len(sections))} | {name: len(data) for name, data in sections.items()}
         self.description = Description.from_bytes(parts["META"])
-        _check_size(self.description, limit)
+        check_size(self.description, limit)
         table, config = self.description.table, self.description.config
         self.ordering: Ordering = decode_ordering(self.description.ordering, parts["ORDR"], table.shapes)
         predictor = decode_tensors(self.description.predictor, parts["PRED"], parts["PRAW"])
+        for name, tensor in predictor.items():
+            if not tensor.isfinite().all():
+                raise NernError(f"the predictor's {name} holds values that are not finite")
         self.kept = decode_tensors(self.description.kept, parts["KEPT"], parts["KRAW"])
         self.nern: NeRN = build_nern(config, table, self.ordering, seed=0)
         load_into(self.nern.predictor, predictor, "the predictor")
@@ -114,9 +129,11 @@ class Artifact:
         Raises:
             DamagedFileError: it is beyond what rounding in float32 explains.
         """
-        expected = torch.frombuffer(bytearray(self._probes), dtype=torch.float32)
-        scale = float(expected.square().mean().sqrt()) or 1.0
-        difference = float((self.probes(weights) - expected).abs().max()) / scale
+        if not self._probes:
+            raise DamagedFileError("it does not tell what its writer predicted")
+        expected = torch.from_numpy(np.frombuffer(self._probes, "<f4").astype(np.float64))
+        scale, largest = float(expected.square().mean().sqrt()), float((self.probes(weights) - expected).abs().max())
+        difference = largest / scale if scale else 0.0 if largest == 0 else math.inf
         if not difference <= TOLERANCE:
             raise DamagedFileError(
                 f"the weights predicted here differ from the writer's by {difference:.2g} of their root mean square; "
@@ -150,7 +167,8 @@ class Artifact:
         elif own.architecture is None:
             raise NernError(f"{own.name} is held as a state dict only; build the network, and give it: network(MODULE)")
         else:
-            built = build_network(*buildable(own.architecture, own.arguments))
+            with Allowance(_ROOM + _ROOM_FACTOR * sum(tensor.numel() for tensor in state.values()), own.name):
+                built = _built(*buildable(own.architecture, own.arguments))
         load_into(built, state, f"the reconstructed {own.name}")
         return built.eval()
 
@@ -171,14 +189,16 @@ def load(path: str | Path, limit: int = LIMIT) -> Artifact:
     Raises:
         NernError: no such file, no artifact, of another version, damaged, larger than `limit`.
     """
-    sections = read_container(path)
+    sections = read_container(path, _LEAST_BYTES + _MOST_BYTES * limit)
     try:
+        if "PROB" not in sections:
+            raise NernError("it does not tell what its writer predicted")
         return Artifact(sections, limit)
     except DamagedFileError:
         raise
     except NernError as error:
         raise DamagedFileError(f"artifact {path} cannot be read: {error}") from error
-    except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, MemoryError) as error:
+    except Exception as error:  # whatever comes of bytes that no writer wrote
         detail = " ".join(str(error).split())[:200]
         raise DamagedFileError(f"artifact {path} is damaged ({type(error).__name__}: {detail})") from error
 
@@ -194,20 +214,83 @@ def buildable(architecture: str, arguments: Mapping[str, Any]) -> tuple[str, dic
     if source not in ("", "torchvision", "timm"):
         raise NernError(f"a file does not get {architecture!r} called; build the network, and give it: network(MODULE)")
     for key, value in arguments.items():
-        if source and (key.startswith(("pretrained", "weights")) or key in _LOADING or isinstance(value, dict)):
+        if key.startswith(("pretrained", "weights")) or key in _LOADING or (source and isinstance(value, dict)):
             raise NernError(f"the file's argument {key!r} of {architecture} is refused: it could load other files")
         if not isinstance(value, int | float | str | list | bool | None | dict):
             raise NernError(f"the file's argument {key!r} of {architecture} is {type(value).__name__}")
     return architecture, dict(arguments)
 
 
-def _check_size(description: Description, limit: int) -> None:
-    """Raise NernError before anything large is made."""
-    if description.values > limit:
-        raise NernError(f"it holds {description.values:,} numbers; more than {limit:,} are read only if `limit` allows")
-    if description.ordering not in ORDERINGS:
-        raise NernError(f"its ordering {description.ordering!r} is unknown")
-    nern, largest = description.nern, max((max(c.shape, default=1) for c in description.predictor), default=1)
-    wide = nern["hidden_layer_size"] > largest or nern["num_blocks"] > max(len(description.predictor), 1)
-    if wide or nern["embeddings"]["enc_levels"] > largest:
+class Allowance(TorchFunctionMode):
+    """Within it, tensors of at most so many numbers are made, all together: a file's arguments of an architecture may ask
+    for a network of any size.
+
+    Raises:
+        NernError: (within) more are asked for.
+    """
+
+    def __init__(self, numbers: int, name: str) -> None:
+        super().__init__()
+        self.left, self.name = numbers, name
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Counts before anything is made."""
+        kwargs = kwargs or {}
+        if func in _MAKES:
+            given = [*args, *kwargs.values()]
+            sizes = next((list(value) for value in given if isinstance(value, tuple | list)), given)
+            asked = [abs(n) for n in sizes if isinstance(n, int | float) and not isinstance(n, bool)]
+            self.left -= int(sum(asked) if func in _RANGES else math.prod(asked))
+            if self.left < 0:
+                raise NernError(f"the file's arguments of {self.name} ask for a far larger network than it holds")
+        return func(*args, **kwargs)
+
+
+def _built(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """The network of this architecture. Raises NernError where its arguments do not fit."""
+    try:
+        return build_network(name, arguments)
+    except NernError:
+        raise
+    except Exception as error:  # whatever an architecture makes of arguments that are none of its own
+        raise NernError(f"{name} cannot be built with {repr(arguments)[:200]}: {error}") from error
+
+
+def check_size(description: Description, limit: int) -> None:
+    """Raise NernError for what is too large, or does not fit together, before anything large is made.
+
+    Args:
+        description: of the file.
+        limit: most numbers; what lies between the file and the weights is bounded by multiples of it.
+    """
+    check_ordering(description.ordering, [kernel_shape(s) for n in description.networks for _, s, _ in n.represented])
+    _check_within(description.values, limit, "numbers")
+    table, nern = description.table, description.config
+    rows, e = table.rows, nern.embeddings
+    _check_within(len(table.shapes) * e.enc_levels, limit, "frequencies")
+    of_kernels = table.num_idxs != WEIGHT_IDXS
+    several = {"per_size": len({shape[2:] for shape in table.shapes}), "per_layer": len(table.shapes)}
+    heads = several.get(nern.kind_of_heads, 1) if of_kernels else 1
+    if max(heads, nern.num_blocks) > len(description.predictor):
         raise NernError("its predictor is smaller than its description")
+    if nern.kind_of_heads == "shared" and of_kernels:
+        _check_within(rows * nern.output_size**2, 16 * limit, "predictions")
+    axes = zip(*table.shapes, strict=True)
+    own = e.normalization_mode == "local"
+    values = len(table.shapes) + sum(sum(axis) if own else max(axis) for axis in axes)
+    _check_within(values * max(2 * e.enc_levels * (e.num_idxs + 1), nern.hidden_layer_size), limit, "coordinates")
+    numbers = sum(c.count for c in description.predictor)
+    _check_within(rows * (numbers + heads), _MOST_PRODUCTS * limit, "products")
+    arguments = predictor_arguments(nern, build_heads(nern, table))
+    with torch.device("meta"):  # shapes only
+        expected = PREDICTORS[nern.method](**arguments).state_dict()
+    held = {c.name: c.shape for c in description.predictor}
+    for name in [*expected, *held]:
+        wanted = tuple(expected[name].shape) if name in expected else None
+        if held.get(name) != wanted:
+            raise NernError(f"its predictor does not fit its description: {name} is {held.get(name)}, not {wanted}")
+
+
+def _check_within(asked: int, limit: int, what: str) -> None:
+    if asked > limit:
+        raise NernError(f"it asks for {asked:,} {what}; more than {limit:,} are made only if `limit` allows")

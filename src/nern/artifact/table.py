@@ -53,7 +53,12 @@ def about(artifact: Artifact) -> list[str]:
         f"predictor: {nern['method']}, {nern['num_blocks']} layers of width {nern['hidden_layer_size']}, "
         f"{nern['act_layer']}; encoding {nern['embeddings']['type']}; written by {description.writer}"
     )
-    return lines + [f"{key}: {value}" for key, value in description.metadata.items()]
+    return lines + [f"{_plain(key)}: {_plain(value)}" for key, value in description.metadata.items()]
+
+
+def _plain(text: str) -> str:
+    """Text of a file as one line that no terminal takes for commands."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _count(codes: Sequence[TensorCode]) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nern.artifact.entropy import Decoder, Encoder
+from nern.artifact.entropy import AT_ONCE, Decoder, Encoder
 from nern.errors import NernError
 from nern.representation.grid import step_size
 
@@ -25,6 +25,8 @@ DTYPES = {
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MOST_SYMBOLS = 2**24  # of a tensor of multiples
+MOST_NAME, MOST_AXES, MOST_AXIS = 512, 16, 2**31
+HALF_ERROR = 2**-10  # relative, by which a value may change where 16 bits are asked for
 
 
 @dataclass(frozen=True)
@@ -68,26 +70,44 @@ class TensorCode:
         """What `to_json` gave. Raises NernError for anything else."""
         head, tail = (list(value[:4]), list(value[4:])) if isinstance(value, list) else ([], [])
         if len(head) != 4 or not all(isinstance(item, str) for item in (head[0], head[2], head[3])):
-            raise NernError(f"{str(value)[:80]} does not describe a tensor")
+            raise NernError(f"{repr(value)[:80]} does not describe a tensor")
         name, shape, dtype, held = head
-        if not isinstance(shape, list) or not all(_is_int(n) and 0 <= n < 2**40 for n in shape) or len(shape) > 16:
-            raise NernError(f"tensor {name!r} has the shape {str(shape)[:80]}")
+        check_name(name, "a tensor")
+        if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(is_int(n) for n in shape):
+            raise NernError(f"tensor {name!r} has the shape {repr(shape)[:80]}")
+        if not all(0 <= n < MOST_AXIS for n in shape) or math.prod(max(n, 1) for n in shape) >= 2**62:
+            raise NernError(f"tensor {name!r} has the shape {repr(shape)[:80]}")
         if dtype not in DTYPES or held not in ("as", "f16", "grid"):
-            raise NernError(f"tensor {name!r} is held as {dtype!r}, {held!r}; neither is known")
-        if len(tail) != (3 if held == "grid" else 0) or not all(_is_int(n) for n in tail):
+            raise NernError(f"tensor {name!r} is held as {dtype[:16]!r}, {held[:16]!r}; neither is known")
+        if len(tail) != (3 if held == "grid" else 0) or not all(is_int(n) for n in tail):
             raise NernError(f"tensor {name!r} is not described in full")
         code = TensorCode(name, tuple(shape), dtype, held, *tail)
         if held == "grid" and not (1 <= code.symbols <= MOST_SYMBOLS and abs(code.low) <= MOST_SYMBOLS):
             raise NernError(f"tensor {name!r} has {code.symbols} multiples from {code.low} on")
-        whole = not DTYPES[dtype].is_floating_point
-        if whole and (held == "f16" or code.step != 0):
-            raise NernError(f"tensor {name!r} of whole numbers ({dtype}) is held as {held!r} with step {code.step}")
+        if not DTYPES[dtype].is_floating_point:
+            if held == "f16" or code.step != 0:
+                raise NernError(f"tensor {name!r} of whole numbers ({dtype}) is held as {held!r} with step {code.step}")
+            least, most = _range(DTYPES[dtype])
+            if held == "grid" and not least <= code.low <= code.low + code.symbols - 1 <= most:
+                raise NernError(f"tensor {name!r} has {code.symbols} multiples from {code.low} on, beyond {dtype}")
         step_size(code.step)
         return code
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> bool:
+    """Whether a value of JSON is a whole number (true and false are none)."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_name(name: str, what: str) -> None:
+    """Raise NernError for a name that is too long, or could not be shown as it is."""
+    if not name.isprintable() or len(name) > MOST_NAME:
+        raise NernError(f"{name[:80]!r} is no name of {what}: at most {MOST_NAME} printable characters")
+
+
+def _range(dtype: torch.dtype) -> tuple[int, int]:
+    """Least and largest value of a kind of whole numbers."""
+    return (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
 
 
 def encode_tensors(
@@ -98,7 +118,7 @@ def encode_tensors(
     Args:
         tensors: by name.
         held: of each name, the number of a step, 'f16' or 'as'; a name that is missing: 'as'. Whole numbers are held exactly
-            at any rate.
+            at any rate, and in more than 16 bits is held what would not be itself in these, to about three digits.
 
     Raises:
         NernError: a step so small that a tensor has more multiples than can be coded; a kind of number that cannot be held.
@@ -114,6 +134,7 @@ def encode_tensors(
         how = _held_whole(tensor) if whole else held.get(name, "as")
         shape, dtype = tuple(tensor.shape), NAMES[tensor.dtype]
         if isinstance(how, str):
+            how = "as" if how == "f16" and not _fits_half(tensor) else how
             codes.append(TensorCode(name, shape, dtype, how))
             raw += _to_bytes(tensor.half() if how == "f16" else tensor)
             continue
@@ -128,8 +149,15 @@ def encode_tensors(
 
 def _held_whole(tensor: Tensor) -> int | str:
     """Whole numbers are multiples of 1, if these are few enough."""
-    largest = int(tensor.long().abs().max()) if tensor.numel() else 0
-    return 0 if largest < MOST_SYMBOLS // 2 else "as"
+    low, high = (int(tensor.min()), int(tensor.max())) if tensor.numel() else (0, 0)
+    return 0 if -MOST_SYMBOLS // 2 < low <= high < MOST_SYMBOLS // 2 else "as"
+
+
+def _fits_half(tensor: Tensor) -> bool:
+    """Whether 16 bits hold these values: none becomes infinite, nor zero."""
+    exact, half = tensor.double(), tensor.half().double()
+    near = (half - exact).abs() <= HALF_ERROR * exact.abs()
+    return bool((near | (half == exact) | exact.isnan()).all())
 
 
 def decode_tensors(codes: Sequence[TensorCode], code: bytes, raw: bytes) -> dict[str, Tensor]:
@@ -145,15 +173,26 @@ def decode_tensors(codes: Sequence[TensorCode], code: bytes, raw: bytes) -> dict
     for c in codes:
         dtype = DTYPES[c.dtype]
         if c.held == "grid":
-            multiples = torch.from_numpy(decoder.adaptive(c.count, c.symbols) + c.low)
-            values = multiples.double() * step_size(c.step)  # exact: a step has 24 bits, a multiple as many
+            values = _multiples(decoder, c)
         else:
             held = torch.float16 if c.held == "f16" else dtype
-            values = _from_bytes(raw[start : start + c.raw_bytes], held)
+            values = _from_bytes(raw[start : start + c.raw_bytes], held).to(dtype)
             start += c.raw_bytes
-        tensors[c.name] = values.to(dtype).reshape(c.shape)
+        tensors[c.name] = values.reshape(c.shape)
     decoder.finish()
     return tensors
+
+
+def _multiples(decoder: Decoder, c: TensorCode) -> Tensor:
+    """The values of a tensor of multiples, flat."""
+    size, dtype = step_size(c.step), DTYPES[c.dtype]
+    if c.symbols == 1:
+        return torch.tensor(c.low * size, dtype=torch.float64).to(dtype).repeat(c.count)
+    multiples, values = decoder.adaptive(c.count, c.symbols), torch.empty(c.count, dtype=dtype)
+    for start in range(0, c.count, AT_ONCE):
+        part = torch.from_numpy(multiples[start : start + AT_ONCE]).double() + c.low
+        values[start : start + AT_ONCE] = part * size  # exact in 64 bits: a step has 24 bits, a multiple 25
+    return values
 
 
 def _to_bytes(tensor: Tensor) -> bytes:

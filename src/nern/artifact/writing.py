@@ -12,14 +12,13 @@ from torch import Tensor
 import nern as package
 from nern.artifact.container import write_container
 from nern.artifact.description import Description, NetworkDescription, nern_description
-from nern.artifact.orderings import encode_ordering
+from nern.artifact.orderings import encode_ordering, paths
 from nern.artifact.outliers import encode_outliers
 from nern.artifact.reading import Artifact
 from nern.artifact.tensors import NAMES, encode_tensors
 from nern.config import NernConfig
 from nern.naming import joint_name
 from nern.ordering.order import Ordering
-from nern.registry import ORDERINGS
 from nern.representation.nern import NeRN
 
 Held = Mapping[str, int | str]
@@ -82,14 +81,14 @@ def to_sections(
         ordering: of the kernels.
         networks: in the order of the NeRN's kernel table.
         predictor: how the predictor's tensors are held.
-        kept: how the tensors are held that are not predicted; of several networks they are named '0:NAME', '1:NAME', ...
+        kept: how the tensors are held that are not predicted; of several networks they are named '0.NAME', '1.NAME', ...
         metadata: text by name, yours.
 
     Raises:
         NernError: a tensor that cannot be held as asked for.
     """
     shapes, count = nern.table.shapes, len(networks)
-    mode = ordering.mode if any(ORDERINGS[ordering.mode].permutations(shape) for shape in shapes) else "none"
+    mode = ordering.mode if any(paths(ordering.mode, shape) for shape in shapes) else "none"
     all_kept = {joint_name(name, i, count): t for i, network in enumerate(networks) for name, t in network.kept.items()}
     state = nern.predictor.state_dict()
     parts: dict[str, bytes] = {"META": b""}
