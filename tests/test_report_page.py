@@ -554,7 +554,12 @@ def test_places_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
 
 
 def test_command(run: Path, tmp_path: Path, quickly: None, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(run), "-o", str(tmp_path / "page.html"), "--images", "10"]) == 0
+    numbers = tmp_path / "numbers.json"
+    assert main(["report", str(run), "-o", str(tmp_path / "page.html"), "--images", "10", "--json", str(numbers)]) == 0
+    found = json.loads(numbers.read_text())
+    assert list(found) == ["errors", "smoothness", "importance", "classes"]
+    assert [curve["ranking"] for curve in found["importance"]["curves"]] == [WORST, SMALLEST, RANDOM]
+    assert sum(of["images"] for of in found["classes"]["classes"]) == 10
     assert "Of 10 test images" in Page(tmp_path / "page.html").text
     assert f"page: {tmp_path / 'page.html'}" in capfd.readouterr().out
     assert main(["report", str(tmp_path)]) == 2

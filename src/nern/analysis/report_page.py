@@ -42,15 +42,19 @@ def figures_folder(page: str | Path) -> Path:
     return page.with_name(f"{page.stem}_figures")
 
 
-def write_report(page: str | Path, subject: Subject, on_step: Callable[[], None] | None = None) -> None:
+def write_report(page: str | Path, subject: Subject, on_step: Callable[[], None] | None = None) -> dict[str, Any]:
     """Write the page and its figures: NAME.png as on a screen, NAME-narrow.png as on a phone.
 
     Args:
         page: the HTML file.
         subject: what to tell.
         on_step: called after each of `steps(subject)` steps.
+
+    Returns:
+        The numbers behind the figures, by section.
     """
     folder, parts = figures_folder(page), []
+    numbers: dict[str, Any] = {}
     done = on_step or (lambda: None)
 
     def add(section: Section) -> None:
@@ -59,6 +63,8 @@ def write_report(page: str | Path, subject: Subject, on_step: Callable[[], None]
                 with atomic_path(folder / f"{name}.png") as temporary:
                     temporary.write_bytes(data)
         parts.append(_section_html(section, several))
+        if section.numbers:
+            numbers[section.slug] = dict(section.numbers)
         done()
 
     several = len(subject.networks) > 1
@@ -74,6 +80,7 @@ def write_report(page: str | Path, subject: Subject, on_step: Callable[[], None]
         add(gallery_section(network, prefix))
         add(class_section(network, prefix))
     write_text(page, TEMPLATE.substitute(title=html.escape(subject.title), body="\n".join(parts)))
+    return numbers
 
 
 def steps(subject: Subject) -> int:

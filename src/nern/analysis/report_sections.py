@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -54,6 +55,7 @@ class Section:
         heading, lead: what it is about, and what came out.
         pictures: in their order.
         missing: why there are none; empty: nothing is missing.
+        numbers: behind the figures, for JSON.
     """
 
     slug: str
@@ -61,6 +63,7 @@ class Section:
     lead: str = ""
     pictures: Sequence[Picture] = ()
     missing: str = ""
+    numbers: Mapping[str, Any] = field(default_factory=dict)
 
 
 def picture(slug: str, alt: str, caption: str, draw: Callable[[int], Figure]) -> Picture:
@@ -140,7 +143,7 @@ def error_section(network: Reconstructed, prefix: str = "") -> Section:
         "near zero, beside which any error is large.",
         partial(draw_maps, names=[network.layers[i] for i in shown], errors=[errors[i] for i in shown]),
     )
-    return Section(slug, heading, lead, [layers, maps])
+    return Section(slug, heading, lead, [layers, maps], numbers={"layers": [vars(error) for error in found]})
 
 
 def order_section(network: Reconstructed, ordering: str, prefix: str = "") -> Section:
@@ -166,9 +169,9 @@ def order_section(network: Reconstructed, ordering: str, prefix: str = "") -> Se
         "to learn; the dashed line is where kernels that have nothing in common would be."
     ) + (f" The run's order: {ordering}." if ordering else "")
     draw = partial(draw_steps, names=network.layers, natural=natural, ordered=ordered)
-    return Section(
-        slug, heading, lead, [picture(slug, "mean distance of consecutive kernels in each layer", caption, draw)]
-    )
+    shown = picture(slug, "mean distance of consecutive kernels in each layer", caption, draw)
+    numbers = {"layers": list(network.layers), "natural": natural, "ordered": ordered}
+    return Section(slug, heading, lead, [shown], numbers=numbers)
 
 
 def importance_section(
@@ -195,9 +198,9 @@ def importance_section(
         "Kernels of the reconstructed network are set to zero, more and more of them, and nothing is trained again: the "
         "longer a curve stays up, the less the kernels that it drops first are needed."
     )
-    return Section(
-        slug, heading, _told(curves), [picture(slug, "accuracy over the share of kernels dropped", caption, draw)]
-    )
+    shown = picture(slug, "accuracy over the share of kernels dropped", caption, draw)
+    numbers = {"images": len(trial.labels), "original": original, "curves": [vars(curve) for curve in curves]}
+    return Section(slug, heading, _told(curves), [shown], numbers=numbers)
 
 
 def _told(curves: Sequence[DropCurve]) -> str:
@@ -250,7 +253,8 @@ def class_section(network: Reconstructed, prefix: str = "") -> Section:
         "the class's accuracy; where both bars are alike, images change sides and the class as a whole does not suffer."
     )
     draw = partial(draw_classes, changes=changes, names=network.class_names)
-    return Section(slug, heading, lead, [picture(slug, "images gained and lost in each class", caption, draw)])
+    shown = picture(slug, "images gained and lost in each class", caption, draw)
+    return Section(slug, heading, lead, [shown], numbers={"classes": [vars(change) for change in changes]})
 
 
 def signed(value: float, digits: int) -> str:

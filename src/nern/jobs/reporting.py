@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 from nern.config import Config, NetworkConfig
 from nern.errors import NernError
 from nern.experiment import Experiment, build_experiment, data_settings
-from nern.files import check_writable
+from nern.files import check_writable, write_json
 from nern.jobs.evaluating import config_of_run
 from nern.jobs.report import check_original, restore_outliers
 from nern.jobs.session import check_kind
@@ -43,7 +43,11 @@ CLASS_NAMES = {
 
 
 def report(
-    run: str | Path, out: str | Path | None = None, images: int | None = IMAGES, console: Console | None = None
+    run: str | Path,
+    out: str | Path | None = None,
+    images: int | None = IMAGES,
+    console: Console | None = None,
+    json_path: str | Path | None = None,
 ) -> Path:
     """Write a page about a run: accuracies, sizes, errors of layers and kernels, smoothness of the order, which kernels
     matter, what changes for each class. It needs no other file; its figures lie beside it, too, in NAME_figures.
@@ -54,6 +58,7 @@ def report(
         images: test images on which kernels are dropped and classes compared, drawn by the run's seed; None: all that the
             run uses; 0: none, these parts are left out.
         console: for progress; None: standard output.
+        json_path: also write the numbers behind the figures here.
 
     Returns:
         The page.
@@ -68,6 +73,7 @@ def report(
     check_kind(folder, Config)
     page = folder.root / PAGE if out is None else Path(out).expanduser()
     check_writable(page, "--out")
+    check_writable(json_path, "--json")
     from nern.analysis.report_page import figures_folder, steps, write_report
 
     check_writable(figures_folder(page) / "figure.png", "--out")
@@ -76,7 +82,9 @@ def report(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("measuring and drawing", total=steps(subject))
-        write_report(page, subject, lambda: bar.advance(task))
+        numbers = write_report(page, subject, lambda: bar.advance(task))
+    if json_path is not None:
+        write_json(json_path, numbers)
     console.print(f"page: {page}\nfigures: {figures_folder(page)}", markup=False, highlight=False, soft_wrap=True)
     return page
 
