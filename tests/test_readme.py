@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from nern.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FILES = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
 EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 FEW = ["--batch_size", "8", "--evaluation.test_images", "64"]
 SHORT = ["--epochs", "null", "--num_iterations", "2", *FEW]
@@ -29,8 +31,8 @@ def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("nern ")]
+def commands(text: str = README) -> list[list[str]]:
+    lines = [line for block in blocks("sh", text) for line in block.splitlines() if line.startswith("nern ")]
     return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
@@ -83,14 +85,33 @@ def test_documented_commands_run(cifar_folder: Path) -> None:
             by_phases = "config.yaml" in command
             short = (SHORT_PHASES if by_phases else SHORT) if command[0] == "train" else FEW[2:]
             short = [] if command[0] == "sweep" else short
-            assert main([*command, *(short if "--config_path" in command else [])]) == 0, command
+            short = ["--images", "2"] if command[0] == "pack" else short if "--config_path" in command else []
+            assert main([*command, *short]) == 0, command
         if command[0] == "train" and "--config_path" in command:
             shutil.copy("outputs/resnet20/checkpoints/best.pt", "predictor.pt")
         ran.append(command[0])
     assert ran.count("train") == 4
     assert ran.count("evaluate") == 3
-    network = nern.load_run("outputs/resnet20")
-    assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    for network in (nern.load_run("outputs/resnet20"), nern.load("resnet20.nern").network()):
+        assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_documented_files_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = ["--reconstruction.iterations", "3", "--distillation.iterations", "1", "--logging.tracker", "none"]
+    quickstart = str(resources.files("nern") / "configs" / "quickstart.yaml")
+    (quantised,) = blocks("yaml", FILES)
+    Path("config.yaml").write_text(f"base: {quickstart}\n{quantised}".replace("1000", "2"))
+    assert main(["train", "--config_path", "config.yaml", *short]) == 0
+    assert Path("outputs/quickstart/checkpoints/best.steps.json").is_file()
+    ran = commands(FILES)
+    for command in ran:
+        assert main(command) == 0, command
+    assert [command[0] for command in ran] == ["pack", "info", "verify", "unpack"]
+    (code,) = blocks("python", FILES)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert isinstance(names["network"], torch.nn.Module)
 
 
 @pytest.mark.parametrize(
