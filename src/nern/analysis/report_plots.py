@@ -179,12 +179,11 @@ def draw_steps(
     """Mean step from kernel to kernel in each layer: as they lay, and in the run's order (None: it has none)."""
     names, narrow = plain_names(names), width == NARROW
     rows, there = range(len(names)), [index for index, step in enumerate(natural) if step is not None]
-    axis = "mean step from kernel to kernel" + (
-        "" if narrow else " (in units of the layer's root-mean-square kernel norm)"
-    )
+    unit = "unit: the layer's root-mean-square kernel norm"
+    axis = ("\n" if narrow else " ").join(["mean step from kernel to kernel", f"({unit})"])
     flat = len(names) > MOST_ROWS
     at = [index + 1 for index in there] if flat else there
-    figure = canvas(width, 330 if flat else ROW * len(names) + (135 if narrow else 105))
+    figure = canvas(width, 330 if flat else ROW * len(names) + (155 if narrow else 105))
     axes = figure.subplots()
     pairs = {"natural order": (natural, BEFORE)}
     if ordered is not None:
@@ -211,7 +210,7 @@ def draw_steps(
     if flat:
         axes.axhline(UNRELATED, **line)
         tidy(axes)
-        label(axes, "layer, counted from the input", "mean step")
+        label(axes, "layer, counted from the input", "mean step\n(root-mean-square kernel norms)")
         axes.set_ylim(0, top)
         axes.set_xlim(0, len(rows) + 1)
     else:
