@@ -156,7 +156,7 @@ def test_what_the_page_says_of_constants() -> None:
 
 def test_every_key_is_on_the_page(tmp_path: Path) -> None:
     text = FORMAT.read_text(encoding="utf-8")
-    about = {"task": "digits", "built_by": "x.py", "test": {"images": 1, "top1": 50.0, "top5": 90.0, "loss": 1.0}}
+    about = {"task": "digits", "test": {"images": 1, "top1": 50.0, "top5": 90.0, "loss": 1.0}}
     settings = {"architecture": "ResNet8", "arguments": {"depth": 8}, "aliases": {"tied": "w0"}, "about": about}
     path = save(tmp_path / "net.nern", make(SHAPES, **settings)[0])
     description = another_reader.read(path).description

@@ -26,7 +26,7 @@ from nern.ordering.order import Ordering
 from nern.originals.build import build_network
 from nern.registry import PREDICTORS
 from nern.representation.kernels import WEIGHT_IDXS, kernel_shape
-from nern.representation.nern import NeRN, build_heads, build_nern, predictor_arguments
+from nern.representation.nern import CACHED_ROWS, NeRN, build_heads, build_nern, predictor_arguments
 
 _MAKES = (
     torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.randperm, torch.eye,
@@ -40,6 +40,7 @@ LIMIT = 2**28  # numbers that reading makes, unless the caller allows more
 PROBES = 16
 _LEAST_BYTES, _MOST_BYTES = 2**26, 16  # of a file that is read, and for each number of `limit`
 _MOST_PRODUCTS = 2**18  # multiplications for each number of `limit`
+_ROWS = 16 * CACHED_ROWS  # predicted between two reports of progress
 TOLERANCE = 1e-4  # of a predicted weight, in root mean squares of the probes; between machines, in float32
 
 
@@ -99,17 +100,21 @@ class Artifact:
         """The predicted weights of all layers.
 
         Args:
-            on_layer: is told how many weights there are after each layer.
+            on_layer: is told, now and then, how many weights there are.
 
         Raises:
             DamagedFileError: they are not what the writer predicted.
         """
-        table, heads, weights = self.nern.table, self.nern.heads, []
-        for index, head in enumerate(heads.of_layer):
-            rows = torch.arange(table.starts[index], table.starts[index + 1])
-            weights.append(self.nern.weight(self.nern(rows)[head], index))
-            if on_layer is not None:
-                on_layer(sum(w.numel() for w in weights))
+        heads, predictions, done = self.nern.heads, [], 0
+        for head, size in enumerate(heads.sizes):
+            pieces = []
+            for rows in heads.rows(head).split(_ROWS):  # pieces begin where a run's do, and so are rounded alike
+                pieces.append(self.nern(rows)[head])
+                done += len(rows) * math.prod(size)
+                if on_layer is not None:
+                    on_layer(min(done, self.nern.table.num_weights))
+            predictions.append(torch.cat(pieces) if len(pieces) > 1 else pieces[0])
+        weights = self.nern.weights(predictions)
         if self._probes:
             self.check(weights)
         self._weights = weights

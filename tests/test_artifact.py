@@ -1,0 +1,786 @@
+"""Artifacts: each part of the coding gives back what went in, and a file gives back the network."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import json
+import math
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from torch import Tensor, nn
+
+import nern
+from artifact_parts import (
+    SHAPES,
+    make,
+    nern_config,
+    random_ordering,
+    raw_container,
+    same_tensor,
+    save,
+    with_description,
+)
+from nern import DamagedFileError, NernError
+from nern.artifact import Artifact, Holding, NetworkParts, container, load, to_sections, write_artifact
+from nern.artifact.description import Description
+from nern.artifact.entropy import AT_ONCE, MOST_ADAPTIVE, MOST_UNIFORM, Decoder, Encoder
+from nern.artifact.orderings import decode_ordering, encode_ordering
+from nern.artifact.outliers import decode_outliers, encode_outliers
+from nern.artifact.permutations import decode_permutations, encode_permutations, least_bits
+from nern.artifact.reading import TOLERANCE, Allowance, buildable
+from nern.artifact.table import about, artifact_table
+from nern.artifact.tensors import DTYPES, MOST_SYMBOLS, TensorCode, decode_tensors, encode_tensors
+from nern.jobs.packing import PackOptions
+from nern.originals import CifarResNet, build_network
+from nern.registry import ORDERINGS
+from nern.representation.grid import step_size
+from nern.representation.kernels import KernelTable
+from nern.representation.nern import build_nern
+from nern.representation.outliers import Outliers
+
+MODES = [mode for mode in ORDERINGS if not ORDERINGS.info(mode).get("whole_network")]
+MANY = settings(max_examples=100)
+
+
+# --- entropy coder --------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> tuple[int, np.ndarray]:
+    """An alphabet, and numbers of it: spread or concentrated, its ends among them."""
+    symbols = draw(
+        st.one_of(st.integers(1, 40), st.sampled_from([1023, 1024, 1025, 2048, 65_536]), st.integers(1, 70_000))
+    )
+    count, seed, spread = draw(st.integers(0, 400)), draw(st.integers(0, 99)), draw(st.sampled_from([0.0, 0.01, 1.0]))
+    rng = np.random.default_rng(seed)
+    values = np.minimum((rng.random(count) * symbols * spread).astype(np.int64), symbols - 1)
+    values[: min(count, 2)] = [0, symbols - 1][: min(count, 2)]
+    return symbols, values
+
+
+@MANY
+@given(st.lists(sequences(), max_size=4))
+def test_adaptive_sequences_come_back(parts: list[tuple[int, np.ndarray]]) -> None:
+    encoder = Encoder()
+    for symbols, values in parts:
+        encoder.adaptive(values, symbols)
+    code = encoder.finish()
+    decoder = Decoder(code)
+    for symbols, values in parts:
+        assert np.array_equal(decoder.adaptive(len(values), symbols), values)
+    decoder.finish()
+    says = any(symbols > 1 and len(values) for symbols, values in parts)
+    assert (len(code) > 0) == says
+    assert len(code) % 4 == 0
+
+
+@MANY
+@given(st.lists(st.one_of(st.integers(1, 5), st.integers(1, MOST_UNIFORM)), max_size=60), st.integers(0, 99))
+def test_uniform_numbers_come_back(sizes: list[int], seed: int) -> None:
+    of = np.array(sizes, np.int64)
+    values = np.random.default_rng(seed).integers(0, of) if len(of) else of
+    encoder = Encoder()
+    encoder.uniform(values, of)
+    decoder = Decoder(encoder.finish())
+    assert np.array_equal(decoder.uniform(of), values)
+    decoder.finish()
+
+
+def test_very_large_alphabets_come_back() -> None:
+    values = np.array([0, 1, 2**31, 2**32 - 7, 2**32 - 1], np.int64)
+    for symbols in (2**32, MOST_ADAPTIVE):
+        encoder = Encoder()
+        encoder.adaptive(values, symbols)
+        assert np.array_equal(Decoder(encoder.finish()).adaptive(5, symbols), values)
+    with pytest.raises(NernError, match="too large"):
+        Decoder(b"").adaptive(5, MOST_ADAPTIVE + 1)
+
+
+def test_a_long_sequence_in_several_parts_comes_back() -> None:
+    symbols, count = 5000, AT_ONCE + 4097
+    values = np.random.default_rng(0).integers(0, symbols, count)
+    encoder = Encoder()
+    encoder.adaptive(values, symbols)
+    code = encoder.finish()
+    assert np.array_equal(Decoder(code).adaptive(count, symbols), values)
+    assert 8 * len(code) / count < math.log2(symbols) + 0.02
+
+
+def test_codes_are_near_the_entropy() -> None:
+    values = np.random.default_rng(0).binomial(30, 0.3, 50_000)
+    shares = np.bincount(values) / len(values)
+    entropy = -(shares[shares > 0] * np.log2(shares[shares > 0])).sum()
+    encoder = Encoder()
+    encoder.adaptive(values, 31)
+    assert 8 * len(encoder.finish()) / len(values) < 1.005 * entropy
+
+
+def test_a_code_that_is_longer_than_its_numbers_is_an_error() -> None:
+    encoder = Encoder()
+    encoder.adaptive(np.arange(100), 100)
+    code = encoder.finish()
+    longer = Decoder(code + bytes(8))
+    longer.adaptive(100, 100)
+    with pytest.raises(NernError, match="longer"):
+        longer.finish()
+    with pytest.raises(NernError, match="longer"):
+        Decoder(b"\1\0\0\0").finish()
+    with pytest.raises(NernError, match="whole number of 32-bit words"):
+        Decoder(code[:-1])
+    with pytest.raises(NernError, match="none that an encoder writes"):
+        Decoder(b"\xff" * 16).adaptive(3, 7)
+
+
+def test_low_bits_beyond_the_alphabet_are_an_error() -> None:
+    encoder = Encoder()
+    encoder.adaptive(np.full(50, 1025), 1026)  # 1025 = 512 * 2 + 1: of 1025 symbols the lowest bit would not occur
+    with pytest.raises(NernError, match="beyond its 1,025 symbols"):
+        Decoder(encoder.finish()).adaptive(50, 1025)
+
+
+# --- permutations ---------------------------------------------------------------------------------------------------
+
+
+@MANY
+@given(n=st.integers(0, 300), rows=st.integers(0, 4), seed=st.integers(0, 999))
+def test_permutations_come_back(n: int, rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    orders = np.stack([rng.permutation(n) for _ in range(rows)]) if rows else np.empty((0, n), np.int64)
+    encoder = Encoder()
+    encode_permutations(encoder, orders)
+    code = encoder.finish()
+    decoder = Decoder(code)
+    assert np.array_equal(decode_permutations(decoder, rows, n), orders)
+    decoder.finish()
+    assert 8 * len(code) <= rows * math.lgamma(n + 1) / math.log(2) + 0.001 * rows * n + 64
+    assert rows * least_bits(n) <= 8 * len(code) + 1e-6
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 17, 1000, 65_537])
+def test_no_permutation_needs_less_than_the_least_bits(n: int) -> None:
+    encoder = Encoder()
+    encode_permutations(encoder, np.arange(n)[::-1][None])  # the last of those left, which is likeliest
+    assert least_bits(n) <= 8 * len(encoder.finish()) <= least_bits(n) + 64 + n * 1e-3
+
+
+@given(st.binary(max_size=400).map(lambda data: data[: len(data) // 4 * 4]), st.integers(0, 40), st.integers(0, 3))
+def test_any_bytes_are_permutations_or_an_error(data: bytes, n: int, rows: int) -> None:
+    try:
+        orders = decode_permutations(Decoder(data), rows, n)
+    except NernError:
+        assert len(data) > 4  # what begins with less than all ones can be decoded
+        return
+    assert orders.shape == (rows, n)
+    assert all(sorted(order) == list(range(n)) for order in orders.tolist())
+
+
+def test_too_long_an_ordering_is_an_error() -> None:
+    with pytest.raises(NernError, match="too long for an artifact"):
+        decode_permutations(Decoder(b""), 1, MOST_UNIFORM + 1)
+
+
+# --- tensors --------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> Tensor:
+    """Any kind, shape and size of numbers."""
+    dtype = draw(st.sampled_from(list(DTYPES.values())))
+    shape = draw(st.lists(st.integers(0, 5), max_size=4))
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    if dtype.is_floating_point:
+        return (torch.randn(shape, generator=rng, dtype=torch.float64) * draw(st.sampled_from([1e-3, 1.0, 50.0]))).to(
+            dtype
+        )
+    if dtype == torch.bool:
+        return torch.rand(shape, generator=rng) > 0.5
+    most = torch.iinfo(dtype).max
+    low = max(torch.iinfo(dtype).min, -draw(st.sampled_from([3, 300, 2**31, 2**62])))
+    return torch.randint(low, min(most, -low if low else 255), shape, generator=rng, dtype=torch.int64).to(dtype)
+
+
+@MANY
+@given(
+    group=st.lists(tensors(), max_size=5),
+    hows=st.lists(st.one_of(st.integers(-80, 24), st.sampled_from(["as", "f16"])), min_size=5, max_size=5),
+)
+def test_tensors_come_back(group: list[Tensor], hows: list[int | str]) -> None:
+    named = {str(number): tensor for number, tensor in enumerate(group)}
+    held = dict(zip(named, hows, strict=False))
+    codes, code, raw = encode_tensors(named, held)
+    described = [TensorCode.from_json(json.loads(json.dumps(c.to_json()))) for c in codes]
+    assert described == codes
+    found = decode_tensors(described, code, raw)
+    assert list(found) == list(named)
+    for (name, tensor), c in zip(named.items(), codes, strict=True):
+        own = found[name]
+        if not tensor.is_floating_point() or c.held == "as":
+            assert same_tensor(own, tensor), c
+        elif c.held == "f16":
+            assert same_tensor(own, tensor.half().to(tensor.dtype)), c
+        else:
+            size = step_size(c.step)
+            assert same_tensor(own, ((tensor.double() / size).round() * size).to(tensor.dtype) + 0), c
+            assert own.dtype == tensor.dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,), (2, 3)])
+def test_every_kind_and_shape_as_it_is(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    tensor = torch.arange(math.prod(shape)).reshape(shape).to(dtype)
+    codes, code, raw = encode_tensors({"t": tensor}, {})
+    assert same_tensor(decode_tensors(codes, code, raw)["t"], tensor)
+
+
+def test_numbers_that_are_not_finite_come_back() -> None:
+    tensor = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 1e-42, 3e38])
+    for how in ("as", "f16"):  # the last one needs 32 bits, and so they get them
+        codes, code, raw = encode_tensors({"t": tensor}, {"t": how})
+        assert codes[0].held == "as"
+        assert same_tensor(decode_tensors(codes, code, raw)["t"], tensor)
+
+
+@pytest.mark.parametrize(
+    ("value", "held"), [(0.5, "f16"), (65504.0, "f16"), (70000.0, "as"), (1e-9, "as"), (0.0, "f16")]
+)
+def test_sixteen_bits_hold_only_what_fits_them(value: float, held: str) -> None:
+    codes, code, raw = encode_tensors({"t": torch.tensor([value, 1.0])}, {"t": "f16"})
+    assert codes[0].held == held
+    assert decode_tensors(codes, code, raw)["t"][0] == pytest.approx(value, rel=2**-10)
+
+
+def test_large_whole_numbers_are_held_as_they_are() -> None:
+    extremes = torch.tensor([torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max, 0])
+    codes, code, raw = encode_tensors({"t": extremes}, {"t": -8})
+    assert codes[0].held == "as"
+    assert same_tensor(decode_tensors(codes, code, raw)["t"], extremes)
+
+
+def test_tensors_that_cannot_be_held() -> None:
+    with pytest.raises(NernError, match="take a larger step"):
+        encode_tensors({"t": torch.tensor([0.0, 1.0])}, {"t": -240})
+    with pytest.raises(NernError, match="complex64, which an artifact cannot"):
+        encode_tensors({"t": torch.zeros(2, dtype=torch.complex64)}, {})
+    with pytest.raises(NernError, match="is not from -800 to 800"):
+        encode_tensors({"t": torch.zeros(2)}, {"t": 801})
+
+
+GRID = ["t", [2], "f32", "grid", 0, 0, 4]
+BAD_TENSORS: list[Any] = [
+    None, 3, "text", [], ["t", [2]], [1, [2], "f32", "as"], ["t", 2, "f32", "as"], ["t", [-1], "f32", "as"],
+    ["t", [2.0], "f32", "as"], ["t", [True], "f32", "as"], ["t", [2**31], "f32", "as"], ["t", [1] * 17, "f32", "as"],
+    ["t", [0, 2**30, 2**30, 2**30], "f32", "as"], ["t", [2], "f8", "as"], ["t", [2], "f32", "zip"],
+    ["t", [2], "f32", "as", 1], [*GRID[:6]], [*GRID, 1], [*GRID[:4], 801, 0, 1], [*GRID[:4], 10**400, 0, 1],
+    [*GRID[:4], 0, 0, 0], [*GRID[:4], 0, 0, MOST_SYMBOLS + 1], [*GRID[:4], 0, MOST_SYMBOLS + 1, 1],
+    [*GRID[:4], 0, 0, 2.0], ["t", [2], "i8", "f16"], ["t", [2], "i8", "grid", 8, 0, 1], ["t", [2], "i8", "grid", 0, 100, 60],
+    ["t", [2], "u8", "grid", 0, -1, 2], ["t", [2], "b", "grid", 0, 0, 3], ["\x1b[2J", [2], "f32", "as"],
+    ["t" * 513, [2], "f32", "as"], ["\ud800", [2], "f32", "as"], ["t", [2], ["f32"], "as"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", BAD_TENSORS, ids=lambda value: repr(value)[:40])
+def test_what_describes_no_tensor(value: Any) -> None:
+    with pytest.raises(NernError) as caught:
+        TensorCode.from_json(value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_bytes_that_are_not_as_many_as_described() -> None:
+    codes, code, raw = encode_tensors({"t": torch.zeros(3), "n": torch.arange(50)}, {})
+    for changed in (raw + b"\0", raw[:-1], b""):
+        with pytest.raises(NernError, match="bytes of tensors are there"):
+            decode_tensors(codes, code, changed)
+    with pytest.raises(NernError, match="longer"):
+        decode_tensors(codes, code + bytes(8), raw)
+
+
+# --- orderings and outliers -----------------------------------------------------------------------------------------
+
+LAYERS = st.lists(st.tuples(*[st.integers(1, 7)] * 2, st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(shapes=LAYERS, seed=st.integers(0, 99))
+def test_orderings_come_back(mode: str, shapes: list[tuple[int, int, int, int]], seed: int) -> None:
+    ordering = random_ordering(mode, shapes, torch.Generator().manual_seed(seed))
+    code = encode_ordering(ordering, shapes)
+    found = decode_ordering(mode, code, shapes)
+    assert found.mode == mode
+    expected, own = ordering.tensors(), found.tensors()
+    assert own.keys() == expected.keys()
+    assert all(torch.equal(own[name], tensor.long()) for name, tensor in expected.items())
+    assert 8 * len(code) <= ordering.bits() + 65 + 0.01 * sum(co * ci for co, ci, _, _ in shapes)
+
+
+def test_orderings_a_file_does_not_hold() -> None:
+    shapes = [(2, 3, 1, 1)]
+    for mode in ("channels", "best", "\x1b[2J" * 100):
+        with pytest.raises(NernError, match="is unknown") as caught:
+            decode_ordering(mode, b"", shapes)
+        assert str(caught.value).isprintable()
+    with pytest.raises(NernError, match="longer"):
+        decode_ordering("none", bytes(4), shapes)
+    with pytest.raises(NernError, match=r"needs .* bytes at least, 4 are there"):
+        decode_ordering("crossfilter", bytes(4), [(2**11, 2**11, 1, 1)])
+    with pytest.raises(NernError, match="permutations; at most"):
+        decode_ordering("infilter", bytes(4), [(2**21, 1, 1, 1)])
+
+
+@MANY
+@given(shapes=LAYERS, share=st.sampled_from([0.0, 0.01, 0.3, 1.0]), seed=st.integers(0, 99))
+def test_outliers_come_back(shapes: list[tuple[int, int, int, int]], share: float, seed: int) -> None:
+    table = KernelTable(tuple(shapes))
+    rng = torch.Generator().manual_seed(seed)
+    positions = (torch.rand(table.num_weights, generator=rng) < share).nonzero()[:, 0]
+    outliers = Outliers(positions, torch.randn(len(positions), generator=rng))
+    described, code, raw = encode_outliers(outliers)
+    found = decode_outliers(described, code, raw, table)
+    if not len(positions):
+        assert (found, described, code, raw) == (None, (0, 0), b"", b"")
+        return
+    assert found is not None
+    assert torch.equal(found.positions, positions)
+    assert same_tensor(found.values, outliers.values)
+
+
+def test_outliers_that_do_not_fit() -> None:
+    table = KernelTable(((2, 3, 1, 1),))
+    described, code, raw = encode_outliers(Outliers(torch.tensor([1, 5]), torch.tensor([0.5, 2.0])))
+    assert decode_outliers(described, code, raw, table) is not None
+    for wrong in ((3, 4), (0, 4), (2, 0), (2, 7), (7, 4), (2**40, 2**40)):
+        with pytest.raises(NernError):
+            decode_outliers(wrong, code, raw, table)
+    for data in (raw + b"\0", raw[:-1], b"", raw + raw):
+        with pytest.raises(NernError, match="outliers need"):
+            decode_outliers(described, code, data, table)
+    with pytest.raises(NernError, match="not all finite"):
+        decode_outliers(described, code, np.array([math.nan, 1], "<f4").tobytes(), table)
+    with pytest.raises(NernError, match="must rise"):
+        decode_outliers(described, code, raw, KernelTable(((5, 1, 1, 1),)))
+    with pytest.raises(NernError):
+        decode_outliers((0, 0), code, raw, table)
+
+
+# --- container and description --------------------------------------------------------------------------------------
+
+
+@given(st.dictionaries(st.text("ABCDEFGHIJ", min_size=4, max_size=4), st.binary(max_size=50), min_size=1, max_size=10))
+def test_containers_come_back(sections: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = save(tmp_path_factory.getbasetemp() / "sections.nern", sections)
+    assert container.read_container(path) == sections
+    assert path.stat().st_size == container.header_size(len(sections)) + sum(map(len, sections.values()))
+
+
+def test_bytes_of_a_container_are_pinned() -> None:
+    data = container.to_bytes({"META": b"abc", "PROB": b""})
+    assert data[:24].hex() == "894e45524e0d0a1a" + "0100" + "0200" + "00000000" + "6300000000000000"
+    assert data[40:52].hex() == "4d455441" + "0300000000000000"
+    assert data[24:40].hex() == "1d6b9be8730edb0da4d9a7228958ac2f"
+    assert data[-3:] == b"abc"
+    assert data == raw_container([(b"META", b"abc"), (b"PROB", b"")])
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(NernError, match="no such file"):
+        load(tmp_path / "missing.nern")
+    with pytest.raises(NernError, match="is a folder"):
+        load(tmp_path)
+    for data in (b"", b"\x89NERN", b"PK\3\4" + bytes(99)):
+        (tmp_path / "x.nern").write_bytes(data)
+        with pytest.raises(DamagedFileError, match=r"not a nern artifact|truncated"):
+            load(tmp_path / "x.nern")
+    (tmp_path / "x.nern").write_bytes(container.to_bytes({"META": bytes(100)}))
+    with pytest.raises(DamagedFileError, match="at most 10 are read"):
+        container.read_container(tmp_path / "x.nern", 10)
+
+
+def test_descriptions_come_back() -> None:
+    for options in ({}, {"networks": 3}, {"step": None, "about": {"task": "digits"}, "aliases": {"t": "w1"}}):
+        sections, artifact, _ = make(**options)
+        description = artifact.description
+        assert Description.from_bytes(description.to_bytes()) == description
+        assert description.to_bytes() == sections["META"]
+        assert description.metadata == {"who": "tests"}
+        assert description.values >= description.table.num_weights
+
+
+def test_descriptions_that_json_cannot_hold() -> None:
+    for arguments in ({"dtype": torch.float32}, {"x": math.nan}):
+        with pytest.raises(NernError, match="JSON, which cannot hold"):
+            make(architecture="ResNet8", arguments=arguments)
+
+
+# --- whole files ----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20)
+@given(
+    shapes=st.lists(
+        st.sampled_from(
+            [(6, 5, 3, 3), (7, 3, 1, 1), (4, 2, 5, 5), (5, 9), (3, 4, 7), (8, 1, 3, 3), (2, 3, 1, 2, 3), (1, 1)]
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    mode=st.sampled_from(MODES),
+    step=st.one_of(st.none(), st.integers(-60, -8)),
+    networks=st.integers(1, 2),
+    outliers=st.sampled_from([0.0, 0.1]),
+    scales=st.sampled_from(["none", "per_layer", "per_size"]),
+    seed=st.integers(0, 99),
+)
+def test_files_come_back(
+    shapes: list[tuple[int, ...]],
+    mode: str,
+    step: int | None,
+    networks: int,
+    outliers: float,
+    scales: str,
+    seed: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    config = nern_config(outliers=outliers, output_scales=scales)
+    sections, made, original = make(shapes, mode, step, config=config, networks=networks, seed=seed)
+    path = tmp_path_factory.mktemp("files") / "net.nern"
+    assert write_artifact(path, sections) == path.stat().st_size == made.size
+    found = load(path)
+    assert found.sizes == made.sizes
+    assert all(same_tensor(a, b) for a, b in zip(found.weights, made.weights, strict=True))
+    for number in range(networks):
+        state = found.state_dict(number)
+        assert [tuple(state[f"w{i}"].shape) for i in range(len(shapes))] == shapes
+        assert same_tensor(state["steps"], torch.tensor(41))
+    if step is None:
+        assert all(same_tensor(a, b) for a, b in zip(found.weights, original.reconstruct(), strict=True))
+    else:
+        named = found.nern.predictor.state_dict()
+        for name, tensor in original.predictor.state_dict().items():
+            assert (named[name] - tensor).abs().max() <= max(
+                step_size(step) / 2, 2**-10 * float(tensor.abs().max())
+            ) * 1.01
+
+
+ENCODINGS: dict[str, dict[str, Any]] = {
+    "basic": {"embeddings": {"type": "basic", "enc_levels": 4, "normalization_mode": "local"}},
+    "basic, 5": {"method": "basic", "embeddings": {"type": "basic", "enc_levels": 4, "num_idxs": 5}},
+    "ffn": {"embeddings": {"type": "ffn", "enc_levels": 4}},
+    "order_random": {"embeddings": {"type": "order_random"}},
+    "nerf": {"method": "kxk_nerf", "num_blocks": 5},
+    "residual": {"method": "kxk_residual", "num_blocks": 5, "norm_layer": "ln"},
+    "bn": {"norm_layer": "bn", "act_layer": "hardswish"},
+    "shared": {"heads": "shared", "output_size": 5, "sampling_mode": "average"},
+    "per_layer": {"heads": "per_layer", "act_layer": "gelu"},
+}
+
+
+@pytest.mark.parametrize("given_", ENCODINGS.values(), ids=ENCODINGS)
+def test_every_kind_of_predictor_comes_back(given_: dict[str, Any], tmp_path: Path) -> None:
+    settings_ = {key: value for key, value in given_.items() if key != "embeddings"}
+    sections, _, original = make(step=None, config=nern_config(given_.get("embeddings"), **settings_), networks=2)
+    found = load(save(tmp_path / "net.nern", sections))
+    assert all(same_tensor(a, b) for a, b in zip(found.weights, original.reconstruct(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_kinds_of_numbers_are_kept(dtype: torch.dtype, tmp_path: Path) -> None:
+    sections, _, _ = make(dtype=dtype, step=None)
+    state = load(save(tmp_path / "net.nern", sections)).state_dict()
+    for name in ("w0", "w3", "norm.weight", "scalar"):
+        assert state[name].dtype == dtype
+    assert state["mask"].dtype == torch.bool
+    assert state["empty"].shape == (0, 3)
+
+
+def test_channels_in_order_need_no_ordering() -> None:
+    class Channels:
+        mode = "channels"
+
+        def tensors(self) -> dict[str, Tensor]:
+            return {}
+
+    _, made, nern_ = make(mode="none", config=nern_config())
+    parts = NetworkParts("x", None, {}, {f"w{i}": w for i, w in enumerate(nern_.reconstruct())}, {})
+    sections, artifact = to_sections(nern_, nern_config(), Channels(), [parts])  # type: ignore[arg-type]
+    assert artifact.description.ordering == "none"
+    assert "ORDR" not in sections
+    assert made.description.ordering == "none"
+
+
+def test_an_ordering_without_choice_is_none() -> None:
+    sections, artifact, _ = make([(1, 1, 3, 3), (1, 1, 1, 1)], "crossfilter")
+    assert "ORDR" not in sections
+    assert len(artifact.ordering.positions(artifact.nern.table.shapes)) == 2
+
+
+def test_several_networks_are_told_apart(tmp_path: Path) -> None:
+    artifact = load(save(tmp_path / "net.nern", make(networks=3)[0]))
+    states = [artifact.state_dict(number) for number in range(3)]
+    assert all(state.keys() == states[0].keys() for state in states)
+    for a, b in itertools.combinations(states, 2):
+        assert not torch.equal(a["w0"], b["w0"])
+    assert not any(key[0].isdigit() for key in states[0])
+    for number in (-1, 3):
+        with pytest.raises(NernError, match="must be below 3"):
+            artifact.state_dict(number)
+
+
+def test_probes_notice_other_weights(tmp_path: Path) -> None:
+    sections, artifact, _ = make()
+    assert artifact.check(artifact.weights) == 0
+    shifted = [w + 2 * TOLERANCE * 10 for w in artifact.weights]
+    with pytest.raises(DamagedFileError, match="differ from the writer's"):
+        artifact.check(shifted)
+    with pytest.raises(DamagedFileError, match="differ from the writer's by nan"):
+        artifact.check([w * math.nan for w in artifact.weights])
+    probes = np.frombuffer(sections["PROB"], "<f4").copy()
+    for place, value in itertools.product(range(16), (3e38, -1.0, math.nan, math.inf)):
+        changed = probes.copy()
+        changed[place] = value
+        with pytest.raises(DamagedFileError, match="differ from the writer's"):
+            load(save(tmp_path / "x.nern", sections | {"PROB": changed.tobytes()})).predict()
+    small = np.frombuffer(sections["PROB"], "<f4") * 0
+    with pytest.raises(DamagedFileError, match="differ from the writer's by inf"):
+        load(save(tmp_path / "x.nern", sections | {"PROB": small.tobytes()})).predict()
+    with pytest.raises(DamagedFileError, match="what its writer predicted"):
+        load(save(tmp_path / "x.nern", {name: data for name, data in sections.items() if name != "PROB"}))
+
+
+def test_a_predictor_of_zeros_predicts_zeros(tmp_path: Path) -> None:
+    config = nern_config(act_layer="relu")
+    weights = [torch.zeros(3, 2, 3, 3)]
+    nern_ = build_nern(config, KernelTable.of(weights), None, 0)
+    with torch.no_grad():
+        for parameter in nern_.predictor.parameters():
+            parameter.zero_()
+    parts = NetworkParts("zeros", None, {}, {"w": weights[0]}, {})
+    sections, _ = to_sections(nern_, config, random_ordering("none", [(3, 2, 3, 3)], torch.Generator()), [parts])
+    assert not load(save(tmp_path / "net.nern", sections)).weights[0].any()
+
+
+def test_probes_are_those_of_the_page() -> None:
+    sections, artifact, _ = make()
+    flat = torch.cat([w.flatten() for w in artifact.weights])
+    expected = flat[torch.arange(16) * len(flat) // 16]
+    assert sections["PROB"] == expected.numpy().astype("<f4").tobytes()
+
+
+def test_the_limit_is_kept(tmp_path: Path) -> None:
+    sections, artifact, _ = make()
+    path, needed = save(tmp_path / "net.nern", sections), artifact.description.values
+    assert load(path, needed).size == artifact.size
+    with pytest.raises(DamagedFileError, match=f"{needed:,} numbers; more than {needed - 1:,}"):
+        load(path, needed - 1)
+
+
+def test_the_table_adds_up(tmp_path: Path) -> None:
+    for number, options in enumerate(({}, {"step": None, "mode": "none"}, {"networks": 2, "kept": Holding({}, "f16")})):
+        path = save(tmp_path / f"{number}.nern", make(**options)[0])
+        artifact = load(path)
+        table = artifact_table(artifact)
+        numbers = [int(str(cell).replace(",", "")) for cell in table.columns[3].cells]
+        assert sum(numbers[:-1]) == numbers[-1] == path.stat().st_size == artifact.size
+        shares = [float(str(cell).rstrip("%")) for cell in table.columns[4].cells if str(cell)]
+        assert abs(sum(shares) - 100) < 0.5
+
+
+def test_what_a_file_says_cannot_command_a_terminal(tmp_path: Path) -> None:
+    sections = with_description(make()[0], lambda d: d.update(metadata={"note\x07": "one\n\x1b[2Jtwo\u202e"}))
+    lines = about(load(save(tmp_path / "net.nern", sections)))
+    assert all(line.isprintable() for line in lines)
+    assert lines[-1] == r"note\x07: one\n\x1b[2Jtwo\u202e"
+
+
+# --- networks -------------------------------------------------------------------------------------------------------
+
+
+def pack_network(
+    network: nn.Module, path: Path, include: list[str] | None = None, architecture: str | None = None, **arguments: Any
+) -> Artifact:
+    """A file of a network with a predictor that was not trained, everything as it is."""
+    original = nern.originals.as_original(network, None, include, [])
+    config = nern_config()
+    table = KernelTable.of(original.weights)
+    ordering = random_ordering("infilter_path", table.shapes, torch.Generator().manual_seed(0))
+    nern_ = build_nern(config, table, ordering, 0)
+    represented = dict(zip(original.weight_names, original.weights, strict=True))
+    parts = NetworkParts("net", architecture, arguments, represented, original.kept())
+    sections, _ = to_sections(nern_, config, ordering, [parts], Holding(), Holding())
+    write_artifact(path, sections)
+    return load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("ResNet8", {"num_classes": 7, "in_channels": 2}),
+        ("torchvision:shufflenet_v2_x0_5", {"num_classes": 5}),
+        ("timm:test_convnext", {"num_classes": 3}),
+    ],
+)
+def test_networks_are_built_from_the_file_alone(name: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+    network = build_network(name, arguments).eval()
+    artifact = pack_network(network, tmp_path / "net.nern", architecture=name, **arguments)
+    built, state = artifact.network(), artifact.state_dict()
+    assert type(built) is type(network)
+    assert not built.training
+    own = built.state_dict()
+    assert own.keys() == network.state_dict().keys() == state.keys()
+    assert all(same_tensor(own[key], value) for key, value in state.items())
+    kept = {key: value for key, value in network.state_dict().items() if key in artifact.kept}
+    assert all(same_tensor(own[key], value) for key, value in kept.items())
+
+
+def test_a_state_dict_goes_into_a_module_of_yours(small_cnn: Callable[..., nn.Module], tmp_path: Path) -> None:
+    artifact = pack_network(small_cnn(), tmp_path / "net.nern")
+    mine = small_cnn(5)
+    before = copy.deepcopy(mine.state_dict())
+    built = artifact.network(mine)
+    assert built is not mine
+    assert all(same_tensor(built.state_dict()[key], value) for key, value in artifact.state_dict().items())
+    assert all(same_tensor(mine.state_dict()[key], value) for key, value in before.items())
+    with pytest.raises(NernError, match=r"network\(MODULE\)"):
+        artifact.network()
+    with pytest.raises(NernError, match="does not fit"):
+        artifact.network(nn.Linear(2, 2))
+
+
+def test_linear_and_grouped_layers(tmp_path: Path) -> None:
+    network = nn.Sequential(
+        nn.Conv1d(4, 6, 3), nn.Conv2d(6, 6, 3, groups=3), nn.Conv3d(2, 3, (1, 2, 3)), nn.Linear(5, 4)
+    )
+    artifact = pack_network(network, tmp_path / "net.nern", ["*.weight"])
+    assert [tuple(w.shape) for w in artifact.weights] == [tuple(m.weight.shape) for m in network]
+    assert set(artifact.kept) == {f"{i}.bias" for i in range(4)}
+
+
+class Tied(nn.Module):
+    """Two names for one convolution, and for one kept tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 3, 3)
+        self.norm = nn.BatchNorm2d(3)
+        self.also, self.same = self.first, self.norm
+
+
+def test_tied_weights_are_held_once(tmp_path: Path) -> None:
+    network, config = Tied(), nern_config()
+    weight = network.first.weight
+    nern_ = build_nern(config, KernelTable.of([weight]), None, 0)
+    aliases = {"also.weight": "first.weight", "also.bias": "first.bias"}
+    aliases |= {f"same.{name}": f"norm.{name}" for name in network.norm.state_dict()}
+    held = {k: v for k, v in network.state_dict().items() if k not in aliases and k != "first.weight"}
+    parts = NetworkParts("tied", None, {}, {"first.weight": weight}, held, aliases)
+    sections, _ = to_sections(nern_, config, random_ordering("none", [(3, 2, 3, 3)], torch.Generator()), [parts])
+    artifact = load(save(tmp_path / "net.nern", sections))
+    state = artifact.state_dict()
+    assert state.keys() == network.state_dict().keys()
+    assert state["also.weight"] is state["first.weight"]
+    built = artifact.network(network)
+    assert built.also.weight is built.first.weight
+    assert same_tensor(built.also.weight, artifact.weights[0])
+
+
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("os:system", {}), ("package.module:function", {}), ("network.py:build", {}), ("/tmp/network.py:build", {}),
+    ("timm:hf_hub:user/model", {}), ("timm:local-dir:/etc", {}), ("torch.hub:load", {}),
+    ("timm:resnet18", {"pretrained": True}), ("timm:resnet18", {"pretrained_cfg": {"file": "x"}}),
+    ("timm:resnet18", {"checkpoint_path": "/etc/passwd"}), ("timm:resnet18", {"cache_dir": "x"}),
+    ("timm:resnet18", {"scriptable": True}), ("torchvision:resnet18", {"weights": "DEFAULT"}),
+    ("torchvision:fcn_resnet50", {"weights_backbone": "DEFAULT"}), ("torchvision:resnet18", {"block": {"a": 1}}),
+    ("ResNet8", {"path": "/etc/passwd"}), ("ResNet8", {"weights": "x"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("architecture", "arguments"), REFUSED)
+def test_what_a_file_does_not_get_called(architecture: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(NernError, match=r"does not get|is refused"):
+        buildable(architecture, arguments)
+    sections = make(architecture=architecture, arguments=arguments)[0]
+    artifact = load(save(tmp_path / "net.nern", sections))
+    with pytest.raises(NernError, match=r"does not get|is refused"):
+        artifact.network()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_classes": 10**9}, {"num_classes": 10**400}, {"widths": [10**5] * 3}, {"num_classes": -1}, {"option": "C"},
+        {"depth": 10**6 + 2}, {"num_classes": "x"}, {"nonsense": 1}, {"num_classes": 1e300}, {"widths": []}, {},
+        {"widths": {"a": [1]}},
+    ],
+    ids=lambda arguments: repr(arguments)[:30],
+)  # fmt: skip
+def test_arguments_that_are_none_of_the_network(arguments: dict[str, Any], tmp_path: Path) -> None:
+    artifact = load(save(tmp_path / "net.nern", make(architecture="ResNet8", arguments=arguments)[0]))
+    with pytest.raises(NernError):
+        artifact.network()
+
+
+def test_the_room_for_building_is_bounded() -> None:
+    for ask in (
+        lambda: torch.empty(10**4, 10**4), lambda: torch.zeros((10**4, 10**4)), lambda: torch.full((10**9,), 0.5),
+        lambda: torch.arange(10**9), lambda: torch.randn(size=(10**9,)), lambda: nn.Linear(10**5, 10**5),
+        lambda: [torch.empty(1000) for _ in range(1000)],
+    ):  # fmt: skip
+        with pytest.raises(NernError, match="far larger network"), Allowance(10**5, "net"):
+            ask()
+    with Allowance(10**5, "net"):
+        assert torch.full((10,), -65504.0).shape == (10,)
+        assert nn.Conv2d(3, 4, 3).weight.shape == (4, 3, 3, 3)
+        assert CifarResNet(8, widths=[2, 2, 2]) is not None
+    assert torch.empty(10**6).numel() == 10**6
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_reading_and_building_draw_nothing_of_yours(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "net.nern", make([(4, 3, 3, 3)], config=nern_config({"type": "ffn"}), architecture="ResNet8")[0]
+    )
+    artifact = load(path)
+    assert artifact.weights[0].shape == (4, 3, 3, 3)
+    with pytest.raises(NernError, match="does not fit"):
+        artifact.network()
+
+
+def test_unknown_networks(tmp_path: Path) -> None:
+    for architecture in ("ResNet9", "timm:no_such_network", "torchvision:resnet17"):
+        artifact = load(save(tmp_path / "net.nern", make(architecture=architecture)[0]))
+        with pytest.raises(NernError):
+            artifact.network()
+
+
+def test_what_fit_gave_is_saved(small_cnn: Callable[..., nn.Module], tmp_path: Path) -> None:
+    network = small_cnn()
+    fitted = nern.fit(network, ratio=0.9, iterations=2, progress=False, console=Console(file=io.StringIO()))
+    nern.save(fitted, tmp_path / "net.nern", PackOptions(lossless=True))
+    found, expected = load(tmp_path / "net.nern").network(network).state_dict(), fitted.network().state_dict()
+    assert all(same_tensor(found[key], value) for key, value in expected.items())
+    nern.save(fitted, tmp_path / "small.nern", PackOptions(bits=6))
+    assert (tmp_path / "small.nern").stat().st_size < (tmp_path / "net.nern").stat().st_size
+    state = load(tmp_path / "small.nern").network(network).state_dict()
+    assert all(
+        float((state[k] - v).norm()) <= 0.5 * float(v.norm()) + 1e-6
+        for k, v in expected.items()
+        if v.is_floating_point()
+    )
+    images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert load(tmp_path / "small.nern").network(network)(images).isfinite().all()
+
+
+def test_the_shapes_of_the_tests_are_of_all_kinds() -> None:
+    assert {len(shape) for shape in SHAPES} == {2, 3, 4}
+    assert zlib.decompress(make()[0]["META"]).startswith(b"{")
