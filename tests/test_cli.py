@@ -112,7 +112,7 @@ def test_every_command_has_a_help_page(run: Run, name: str) -> None:
     ended = run(name, "--help")
     assert ended.code == 0
     assert ended.out.startswith(f"usage: nern {name}")
-    assert ("--json FILE" in ended.out) == (name not in ("list", "inspect"))  # which measure nothing
+    assert ("--json FILE" in ended.out) == (name not in ("list", "inspect", "unpack"))  # which measure nothing
 
 
 KEYS = [key for key, kind in known_keys(Config).items() if not dataclasses.is_dataclass(kind)]
@@ -389,6 +389,7 @@ def test_quickstart_runs_what_the_package_holds(run: Run, tmp_path: Path, monkey
     def short(path: str | Path) -> Config:
         config = load(path)
         config.reconstruction.iterations = config.distillation.iterations = config.eval_iterations_interval = 2
+        config.quantisation.iterations = 2
         config.evaluation.test_images = 100
         return config
 
@@ -401,6 +402,10 @@ def test_quickstart_runs_what_the_package_holds(run: Run, tmp_path: Path, monkey
     assert (tmp_path / "here" / "quickstart" / "curves.png").is_file()
     assert "picture: here/quickstart/curves.png" in ended.out
     assert "nern evaluate --run here/quickstart" in ended.out
+    size = (tmp_path / "here" / "quickstart.nern").stat().st_size
+    assert f"one file: here/quickstart.nern ({size / 1e3:,.1f} kB in place of 302.0 kB" in ended.out
+    assert "page: here/quickstart/report.html" in ended.out
+    assert (tmp_path / "here" / "quickstart" / "report.html").is_file()
 
 
 @pytest.mark.slow

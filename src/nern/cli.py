@@ -44,10 +44,13 @@ from nern.file_commands import (
 )
 from nern.files import check_writable, write_json
 from nern.jobs import config_of_run, evaluate, resume, resume_original, train, train_original
+from nern.jobs.packing import PackOptions, pack
+from nern.jobs.reporting import report
 from nern.originals import build_original
 from nern.processes import check_alone, launched, process_number, restart
 from nern.report_command import report_parser, run_report
 from nern.sweep import SweepFolder, make_page, sweep
+from nern.terminal import bytes_text
 from nern.training.interrupt import Interrupted
 from nern.training.run_folder import RunFolder
 
@@ -328,9 +331,15 @@ def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console
     config = Config.load(_own_config("quickstart"))
     config.logging.log_dir, config.seed = given["log_dir"], given["seed"]
     metrics = train(config, console, given["json"])
+    run = metrics["run_folder"]
+    artifact = pack(run, options=PackOptions(evaluate=True), console=Console(quiet=True))
+    page = report(run, console=Console(quiet=True))
+    top1, whole = artifact.description.networks[0].about["test"]["top1"], metrics["sizes"]["original_bytes"]
     console.print(
-        f"picture: {metrics['run_folder']}/curves.png\n"
-        f"again, from the files: nern evaluate --run {metrics['run_folder']}\n"
+        f"one file: {run}.nern ({bytes_text(artifact.size)} in place of {bytes_text(whole)}, {top1:.2f} %; see nern info)\n"
+        f"page: {page}\n"
+        f"picture: {run}/curves.png\n"
+        f"again, from the files: nern evaluate --run {run}\n"
         f"over time: tensorboard --logdir {config.logging.log_dir}",
         highlight=False,
         soft_wrap=True,

@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
-from nern.artifact import LIMIT
+from nern.artifact import LIMIT, Artifact
 from nern.command_line import command_parser, json_option, option_names
 from nern.config import TaskConfig
 from nern.errors import NernError
@@ -89,10 +89,14 @@ def run_pack(given: dict[str, Any], argv: Sequence[str], console: Console) -> No
         given["evaluate"],
         given["metadata"],
     )
-    artifact = pack(given["run"], given["out"], options, console)
-    if given["json"] is not None:
+    _write(given["json"], pack(given["run"], given["out"], options, console))
+
+
+def _write(path: str | None, artifact: Artifact) -> None:
+    """What a file is made of, as JSON."""
+    if path is not None:
         networks = [dataclasses.asdict(network) for network in artifact.description.networks]
-        write_json(given["json"], {"bytes": artifact.size, "sections": artifact.sizes, "networks": networks})
+        write_json(path, {"bytes": artifact.size, "sections": artifact.sizes, "networks": networks})
 
 
 def unpack_parser() -> ArgumentParser:
@@ -111,12 +115,15 @@ def run_unpack(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
 
 def info_parser() -> ArgumentParser:
     """Of `nern info`."""
-    return _file_parser(INFO_HELP, "nern info FILE")
+    parser = _file_parser(INFO_HELP, "nern info FILE [--json FILE]")
+    json_option(parser)
+    return parser
 
 
 def run_info(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     """`nern info`."""
-    info(given["file"], given["limit"], console)
+    check_writable(given["json"], "--json")
+    _write(given["json"], info(given["file"], given["limit"], console))
 
 
 def verify_parser() -> ArgumentParser:

@@ -208,10 +208,13 @@ def _check_parts_of_phases(config: Config) -> None:
         raise NernError("nern.reconstruction_loss_weight is 0, but reconstruction.iterations is not")
     if config.teacher.original_model_name is not None and trained in ([], ["reconstruction"]):
         raise NernError("teacher has no part without a phase of distillation; set distillation.iterations")
-    if "quantisation" not in trained and config.quantisation != QuantisationConfig(
-        iterations=config.quantisation.iterations, epochs=config.quantisation.epochs
-    ):
-        raise NernError("quantisation sets more than its length, which is 0; set quantisation.iterations")
+    for key in ("bits", "images"):
+        given = getattr(config.quantisation, key)
+        usual = nested_value(recipe_values(config.recipe), f"quantisation.{key}", getattr(QuantisationConfig(), key))
+        if "quantisation" not in trained and given != usual:
+            raise NernError(
+                f"quantisation.{key} (={given}) has no part without that phase; set quantisation.iterations"
+            )
     _check_optim_over_recipe(config, trained)
 
 

@@ -33,6 +33,7 @@ from nern.training.members import Member
 from nern.training.run_folder import RunFolder, load_steps
 
 DEFAULT_BITS = 8.0
+KEPT_SHARE = 1 / 16  # of the level of a predictor that was trained to be rounded: the other tensors were not
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def sections_of(packable: Packable, options: PackOptions) -> tuple[dict[str, byt
     kept = {joint_name(name, i, count): t for i, part in enumerate(parts) for name, t in part.kept.items()}
     effects, of_kept = Effects(nern, members, options.images), {KEPT + n: t for n, t in kept.items()}
     if packable.trained is not None and options.bits is None and options.size is None:
-        steps = StepChooser(of_kept, effects).steps(packable.trained.level)
+        steps = StepChooser(of_kept, effects).steps(packable.trained.level * KEPT_SHARE)
         return write(Holding(packable.trained.steps, "f16"), Holding(under(steps, KEPT), "f16"))
     chooser = StepChooser({PREDICTOR + n: t for n, t in predictor.items()} | of_kept, effects)
     counted = [PREDICTOR + name for name in quantised_names(predictor)]
