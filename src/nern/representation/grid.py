@@ -20,7 +20,7 @@ STEPS_AN_OCTAVE = 8
 _STEPS = (1.0, 1.0905077, 1.1892071, 1.2968396, 1.4142135, 1.5422108, 1.6817929, 1.8340081)
 LEAST_STEP, MOST_STEP = -100 * STEPS_AN_OCTAVE, 100 * STEPS_AN_OCTAVE
 ENOUGH = 8  # values for each that occurs: then their frequencies are known well enough
-FINEST = 2.0**-20  # of a tensor's standard deviation: a smaller step has no use in float32
+COARSEST, FINEST = 4.0, 2.0**-20  # of a tensor's standard deviation: beyond, all is zero; below, float32 is as coarse
 TRIAL_SHARE = 1 / 16  # of a tensor's standard deviation: the step by which its sensitivity is measured
 
 Effect = Callable[[Mapping[str, Tensor]], float]
@@ -114,10 +114,10 @@ class StepChooser:
         self._ratios = {name: min(ratio, largest) for name, ratio in self._ratios.items()}
 
     def steps(self, level: float) -> dict[str, int]:
-        """The step of each tensor, at this level; none is above the tensor's standard deviation, or uselessly fine."""
-        most = {name: float(tensor.std()) for name, tensor in self.tensors.items()}
-        wanted = {name: math.sqrt(level * ratio) for name, ratio in self._ratios.items()}
-        return {name: step_number(max(min(step, most[name]), FINEST * most[name])) for name, step in wanted.items()}
+        """The step of each tensor, at this level; none is so coarse that all is rounded to zero, or uselessly fine."""
+        deviations = {name: float(tensor.std()) for name, tensor in self.tensors.items()}
+        wanted = {name: math.sqrt(level * ratio) / deviations[name] for name, ratio in self._ratios.items()}
+        return {n: step_number(deviations[n] * max(min(step, COARSEST), FINEST)) for n, step in wanted.items()}
 
     def level_of_bits(self, bits: float, names: Iterable[str]) -> float:
         """The level at which the values of these tensors need so many bits each, on average."""

@@ -1,0 +1,176 @@
+"""Steps of rounding: their sizes, what rounding costs, and how steps are shared out among tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nern import NernError
+from nern.representation.grid import (
+    LEAST_STEP,
+    MOST_STEP,
+    Quantised,
+    StepChooser,
+    entropy_bits,
+    on_grid,
+    quantised_names,
+    step_number,
+    step_size,
+)
+
+
+def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> Tensor:
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def linear_effect(tensors: Mapping[str, Tensor], weights: Mapping[str, float]) -> Any:
+    """Squared differences, so many times each."""
+
+    def effect(changed: Mapping[str, Tensor]) -> float:
+        return sum(weights[name] * float((changed[name] - tensors[name]).square().sum()) for name in changed)
+
+    return effect
+
+
+# --- steps ------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(LEAST_STEP, MOST_STEP))
+def test_steps_are_powers_of_two_by_eighths(number: int) -> None:
+    size = step_size(number)
+    assert size == pytest.approx(2.0 ** (number / 8), rel=1e-6)
+    assert step_number(size) == number
+    assert float(torch.tensor(size, dtype=torch.float32)) == size  # a float32, the same everywhere
+
+
+@pytest.mark.parametrize("number", [LEAST_STEP - 1, MOST_STEP + 1])
+def test_steps_have_limits(number: int) -> None:
+    with pytest.raises(NernError, match=f"step {number} is not from"):
+        step_size(number)
+
+
+def test_the_nearest_step_is_found_and_kept_within_limits() -> None:
+    assert step_number(1.0) == 0
+    assert step_number(1.04) == 0
+    assert step_number(1.05) == 1
+    assert (step_number(1e-40), step_number(1e38)) == (LEAST_STEP, MOST_STEP)
+
+
+@given(st.integers(-160, 40), st.integers(0, 2**31))
+def test_rounding_is_to_the_nearest_multiple_and_changes_nothing_twice(number: int, seed: int) -> None:
+    tensor = normal(50, seed=seed)
+    rounded = on_grid(tensor, number)
+    assert rounded.dtype == tensor.dtype
+    assert (rounded - tensor).abs().max() <= step_size(number) * 0.5 + 1e-6 * tensor.abs().max()
+    assert torch.equal(on_grid(rounded, number), rounded)
+    multiples = rounded.double() / step_size(number)
+    torch.testing.assert_close(multiples, multiples.round(), rtol=1e-6, atol=1e-6)
+
+
+# --- bits -------------------------------------------------------------------------------------------------------
+
+
+def test_bits_are_those_of_the_frequencies() -> None:
+    tensor = torch.tensor([0.0] * 32 + [1.0] * 16 + [2.0] * 16)
+    assert entropy_bits(tensor, 0) == pytest.approx(32 * 1 + 32 * 2)
+    assert entropy_bits(torch.zeros(100), 0) == pytest.approx(0, abs=1e-9)
+
+
+def test_many_normal_numbers_need_the_bits_that_theory_says() -> None:
+    tensor = normal(100_000)
+    expected = math.log2(math.sqrt(2 * math.pi * math.e) / step_size(-32))
+    assert entropy_bits(tensor, -32) / tensor.numel() == pytest.approx(expected, abs=0.01)
+
+
+def test_few_numbers_do_not_seem_cheap_because_none_occurs_twice() -> None:
+    tensor = normal(20)
+    assert entropy_bits(tensor, -160) > 20 * 18  # 2**-20 of their deviation: log2(20) bits each would be far too few
+
+
+# --- choosing ---------------------------------------------------------------------------------------------------
+
+
+def test_only_what_varies_gets_a_step() -> None:
+    tensors = {"a": normal(4), "same": torch.ones(4), "one": torch.ones(1), "count": torch.arange(4)}
+    assert quantised_names(tensors) == ["a"]
+
+
+def test_steps_follow_sensitivity_and_size() -> None:
+    tensors = {"a": normal(4000), "b": normal(4000, seed=1), "many": normal(64_000, seed=2)}
+    chooser = StepChooser(tensors, linear_effect(tensors, {"a": 1.0, "b": 16.0, "many": 1.0}))
+    steps = chooser.steps(1e-4)
+    # n values rounded to d cost w n d**2 / 12: the best d does not depend on n, and falls with the root of w
+    assert steps["a"] - steps["b"] == pytest.approx(16, abs=1)  # a quarter: two octaves of eight steps
+    assert steps["a"] == pytest.approx(steps["many"], abs=1)
+
+
+def test_no_other_steps_of_as_many_bits_do_better() -> None:
+    tensors = {"a": normal(3000), "b": normal(3000, scale=0.1, seed=1), "c": normal(500, scale=3, seed=2)}
+    effect = linear_effect(tensors, {"a": 1.0, "b": 300.0, "c": 0.05})
+    chooser = StepChooser(tensors, effect)
+
+    def result(steps: Mapping[str, int]) -> tuple[float, float]:
+        rounded = {name: on_grid(tensor, steps[name]) for name, tensor in tensors.items()}
+        return sum(entropy_bits(tensor, steps[name]) for name, tensor in tensors.items()), effect(rounded)
+
+    best = chooser.steps(chooser.level_of_bits(5, tensors))
+    bits, worse = result(best)
+    assert bits / 6500 == pytest.approx(5, abs=0.1)
+    same = {name: step_number(float(tensor.std()) * 2 ** (2.05 - 5)) for name, tensor in tensors.items()}
+    assert abs(result(same)[0] - bits) < 0.02 * bits
+    assert (
+        worse < 0.87 * result(same)[1]
+    )  # geometric over arithmetic mean of 1, 3 and 0.45, each as often as it has numbers
+    for up, down in (("a", "b"), ("b", "c"), ("c", "a")):
+        ratio = tensors[up].numel() / tensors[down].numel()
+        moved = best | {up: best[up] + 4, down: best[down] - round(4 * ratio)}
+        assert result(moved)[1] > worse
+
+
+@given(st.floats(1.5, 14))
+def test_the_bits_asked_for_are_what_comes(bits: float) -> None:
+    tensors = {"a": normal(2000), "b": normal(300, scale=5, seed=1)}
+    chooser = StepChooser(tensors, linear_effect(tensors, {"a": 1.0, "b": 1.0}))
+    steps = chooser.steps(chooser.level_of_bits(bits, tensors))
+    found = sum(entropy_bits(tensor, steps[name]) for name, tensor in tensors.items()) / 2300
+    assert found == pytest.approx(bits, abs=0.15)
+
+
+def test_what_does_not_matter_is_still_held() -> None:
+    tensors = {"a": normal(1000), "idle": normal(1000, scale=1e-3, seed=1)}
+    chooser = StepChooser(tensors, linear_effect(tensors, {"a": 1.0, "idle": 0.0}))
+    assert step_size(chooser.steps(1e6)["idle"]) <= 4.2 * float(tensors["idle"].std())
+    assert step_size(chooser.steps(1e-30)["a"]) >= float(tensors["a"].std()) * 2**-20.1
+
+
+# --- what a run keeps -------------------------------------------------------------------------------------------
+
+
+def test_steps_are_kept_as_plain_values() -> None:
+    quantised = Quantised({"a": -12, "b": 3}, 0.25)
+    assert Quantised.from_json(quantised.to_json()) == quantised
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        {"steps": {"a": 1}},
+        {"level": 1.0},
+        {"level": 0.0, "steps": {}},
+        {"level": float("nan"), "steps": {}},
+        {"level": 1.0, "steps": {"a": 1.5}},
+        {"level": 1.0, "steps": {"a": True}},
+        {"level": 1.0, "steps": {"a": 10_000}},
+    ],
+)
+def test_damaged_steps_are_an_error(value: Any) -> None:
+    with pytest.raises(NernError, match="step"):
+        Quantised.from_json(value)
