@@ -376,7 +376,11 @@ def test_outliers_that_do_not_fit() -> None:
 # --- container and description --------------------------------------------------------------------------------------
 
 
-@given(st.dictionaries(st.text("ABCDEFGHIJ", min_size=4, max_size=4), st.binary(max_size=50), min_size=1, max_size=10))
+@given(
+    sections=st.dictionaries(
+        st.text("ABCDEFGHIJ", min_size=4, max_size=4), st.binary(max_size=50), min_size=1, max_size=10
+    )
+)
 def test_containers_come_back(sections: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = save(tmp_path_factory.getbasetemp() / "sections.nern", sections)
     assert container.read_container(path) == sections

@@ -23,6 +23,7 @@ from nern.representation.kernels import WEIGHT_IDXS, KernelTable, kernel_shape
 
 MOST_BYTES = 2**23  # of the description, unpacked
 MOST_LAYERS, MOST_TENSORS = 2**14, 2**16  # of predicted weights; of the predictor, and of those that are kept
+MOST_DIGITS = 20  # of a whole number: 64 bits and a sign
 MOST_WIDTH = 2**14  # of hidden layers, and of the encoding of one index
 # What the NeRN of an artifact is built from: keys of `nern`, and of `nern.embeddings`.
 NERN_KEYS = (
@@ -141,8 +142,7 @@ def _json(data: bytes) -> dict[str, Any]:
     try:
         text = unpacker.decompress(data, MOST_BYTES)
         whole = unpacker.eof and not unpacker.unused_data
-        hooks: dict[str, Any] = {"object_pairs_hook": _object, "parse_constant": _no_number, "parse_float": _finite}
-        value = json.loads(text.decode(), **hooks) if whole else None
+        value = _DECODER.decode(text.decode()) if whole else None
     except NernError:
         raise
     except (zlib.error, ValueError, RecursionError) as error:
@@ -168,18 +168,27 @@ def _finite(text: str) -> float:
     return value if math.isfinite(value) else _no_number(text[:40])
 
 
+def _whole(text: str) -> int:
+    return int(text) if len(text) <= MOST_DIGITS else _no_number(f"a number of {len(text):,} digits")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
+
+
 def _description(value: dict[str, Any]) -> Description:
-    networks = [_network(item) for item in _take(value, "networks", list)]
-    if not networks:
+    of_networks = _take(value, "networks", list)
+    if not of_networks or not all(isinstance(item, dict) for item in of_networks):
         raise NernError("its description names no network")
+    if sum(len(_take(item, "represented", list)) for item in of_networks) > MOST_LAYERS:
+        raise NernError(f"its description has more than {MOST_LAYERS:,} predicted weights")
+    networks = [_network(item) for item in of_networks]
     nern, codes = _take(value, "nern", dict), {}
     for name in ("predictor", "kept"):
-        codes[name] = [TensorCode.from_json(item) for item in _take(value, name, list, [])]
-        if len(codes[name]) > MOST_TENSORS:
-            raise NernError(f"its description has {len(codes[name]):,} tensors of {name}; at most {MOST_TENSORS:,}")
+        items = _take(value, name, list, [])
+        if len(items) > MOST_TENSORS:
+            raise NernError(f"its description has {len(items):,} tensors of {name}; at most {MOST_TENSORS:,}")
+        codes[name] = [TensorCode.from_json(item) for item in items]
         _check_unique([c.name for c in codes[name]])
-    if sum(len(network.represented) for network in networks) > MOST_LAYERS:
-        raise NernError(f"its description has more than {MOST_LAYERS:,} predicted weights")
     _check_names(networks, [c.name for c in codes["kept"]])
     outliers = _take(value, "outliers", list, []) or [0, 0]
     if len(outliers) != 2 or not all(is_int(number) and 0 <= number < 2**40 for number in outliers):
@@ -194,9 +203,7 @@ def _description(value: dict[str, Any]) -> Description:
     return Description(writer, networks, nern, ordering, **codes, outliers=tuple(outliers), metadata=metadata)
 
 
-def _network(value: Any) -> NetworkDescription:
-    if not isinstance(value, dict):
-        raise NernError("its description of a network is no object")
+def _network(value: dict[str, Any]) -> NetworkDescription:
     represented = []
     for item in _take(value, "represented", list):
         code = TensorCode.from_json([*item, "as"] if isinstance(item, list) else item)

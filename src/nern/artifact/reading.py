@@ -64,7 +64,7 @@ class Artifact:
 
     def __init__(self, sections: Mapping[str, bytes], limit: int = LIMIT) -> None:
         if unknown := [name for name in sections if name not in SECTIONS]:
-            raise NernError(f"it has sections of unknown kind: {', '.join(unknown[:4])}")
+            raise NernError(f"it has sections of unknown kind: {', '.join(map(repr, unknown[:4]))}")
         parts = {name: sections.get(name, b"") for name in SECTIONS}
         self.sizes = {"header": header_size(len(sections))} | {name: len(data) for name, data in sections.items()}
         self.description = Description.from_bytes(parts["META"])

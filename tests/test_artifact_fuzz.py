@@ -1,0 +1,524 @@
+"""Damaged and hostile artifacts: one error that says so, in bounded time and memory, or what the file says."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+import struct
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from artifact_parts import Sections, blake, make, nern_config, raw_container, save, with_description
+from nern import DamagedFileError, NernError
+from nern.artifact import Artifact, Holding, load
+from nern.artifact.container import to_bytes
+from nern.artifact.entropy import Encoder
+from nern.artifact.reading import SECTIONS
+from nern.artifact.table import about, artifact_table
+from nern.artifact.tensors import DTYPES
+
+LIMIT = 2**18  # of the files that are read here
+SECONDS, BYTES = 5.0, 400_000_000  # of reading one of them, at most
+
+
+@pytest.fixture(scope="module")
+def files() -> list[Sections]:
+    """Files that have all sections, with one network and with two, quantised and not."""
+    tensors = Holding({"norm.weight": -30}, "as")
+    shapes = ((5, 4, 3, 3), (4, 6, 1, 1), (3, 4))
+    return [
+        make(shapes, kept=tensors)[0],
+        make(shapes, "crossfilter", None, tensors, networks=2, aliases={"tied": "w1"}, about={"test": {"top1": 1.0}})[
+            0
+        ],
+        make(shapes, "infilter", -40, tensors, nern_config({"type": "ffn"}, outliers=0.1), architecture="ResNet8")[0],
+        make(shapes, "none", -9, tensors, nern_config({"type": "basic"}, heads="shared", output_scales="per_size"))[0],
+    ]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    """Of a file to write, in memory where there is such a folder: it is written thousands of times."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
+        yield Path(folder) / "x.nern"
+
+
+@contextmanager
+def bounded(seconds: float = SECONDS, most: int = BYTES) -> Iterator[None]:
+    """Asserts that what is within takes no longer, and no more memory."""
+    before, start = _memory("VmRSS"), time.monotonic()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    yield
+    assert time.monotonic() - start < seconds
+    assert _memory("VmHWM") - before < most
+
+
+def _memory(what: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
+
+
+def consistent(artifact: Artifact, limit: int) -> None:
+    """Asserts that an artifact is what it says; its weights are predicted, or are none."""
+    description = artifact.description
+    assert description.values <= limit
+    for line in about(artifact):
+        assert line.isprintable()
+    assert int(str(list(artifact_table(artifact).columns[3].cells)[-1]).replace(",", "")) == artifact.size
+    for code in description.kept:
+        tensor = artifact.kept[code.name]
+        assert tuple(tensor.shape) == code.shape
+        assert tensor.dtype == DTYPES[code.dtype]
+    for place in artifact.ordering.positions(artifact.nern.table.shapes):
+        assert sorted(place.tolist()) == list(range(len(place)))
+    problem: Exception | None = None
+    try:
+        weights = artifact.predict()
+    except DamagedFileError as error:
+        problem = error
+    if problem is not None:
+        assert "differ from the writer's" in str(problem)
+        return
+    assert all(torch.isfinite(w).all() for w in weights)
+    for number, network in enumerate(description.networks):
+        state = artifact.state_dict(number)
+        for name, shape, dtype in network.represented:
+            assert tuple(state[name].shape) == shape
+            assert state[name].dtype == DTYPES[dtype]
+        assert set(network.aliases) <= set(state)
+        with pytest.raises(NernError):
+            artifact.network(number)
+
+
+def tried(path: Path, limit: int = LIMIT) -> bool:
+    """Whether a file is read; what is read is consistent, and what is not gives one line."""
+    problem: Exception | None = None
+    try:
+        artifact = load(path, limit)
+    except NernError as error:
+        problem = error
+    if problem is None:
+        consistent(artifact, limit)
+        return True
+    assert isinstance(problem, DamagedFileError)
+    assert str(problem).isprintable()
+    assert len(str(problem)) < 1500
+    return False
+
+
+# --- damage: checksums find all of it -------------------------------------------------------------------------------
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """The same bytes with some damage."""
+    at, end = rng.randrange(len(data)), rng.randrange(len(data) + 1)
+    some = rng.randbytes(rng.choice([1, 1, 2, 4, 28, 100]))
+    return rng.choice([
+        lambda: data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :],
+        lambda: data[:at] + some + data[at + len(some) :],
+        lambda: data[:at] + some + data[at:],
+        lambda: data[:end],
+        lambda: data[:at] + data[at + len(some) :],
+        lambda: data + some,
+        lambda: data[at:] + data[:at],
+        lambda: data[:at] + data[min(at, end) : max(at, end)] + data[at:],
+        lambda: data[:at] + bytes(len(some)) + data[at + len(some) :],
+    ])()  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damage_is_found(files: list[Sections], seed: int, path: Path) -> None:
+    data, rng, changed = to_bytes(files[seed]), random.Random(seed), 0
+    with bounded(60):
+        while changed < 500:
+            other = damaged(data, rng)
+            if other == data:
+                continue
+            path.write_bytes(other)
+            with pytest.raises(DamagedFileError) as caught:
+                load(path)
+            assert str(caught.value).isprintable()
+            changed += 1
+
+
+def test_every_byte_of_the_header_is_looked_at(files: list[Sections], path: Path) -> None:
+    data = to_bytes(files[0])
+    for byte in range(40 + 28 * len(files[0])):
+        changed = bytearray(data)
+        changed[byte] ^= 1 << byte % 7
+        path.write_bytes(changed)
+        with pytest.raises(DamagedFileError):
+            load(path)
+
+
+def test_every_length_that_is_cut(files: list[Sections], path: Path) -> None:
+    data = to_bytes(files[1])
+    for length in range(0, len(data), 7):
+        path.write_bytes(data[:length])
+        with pytest.raises(DamagedFileError, match=r"truncated|not a nern artifact"):
+            load(path)
+
+
+# --- hostile containers: the checksums are right --------------------------------------------------------------------
+
+
+def test_headers_that_lie(files: list[Sections], path: Path) -> None:
+    entries = [(name.encode(), data) for name, data in files[0].items()]
+    whole = raw_container(entries)
+    path.write_bytes(whole)
+    assert tried(path)
+    huge = struct.pack("<4sQ16s", b"META", 2**64 - 1, bytes(16))
+    lies = [raw_container(entries, version=v) for v in (0, 2, 2**16 - 1)]
+    lies += [raw_container(entries, count=c) for c in (0, 1, len(entries) + 1, 65, 2**16 - 1)]
+    lies += [raw_container(entries, zero=1), raw_container(entries, total=2**64 - 1), raw_container(entries, total=0)]
+    lies += [
+        raw_container([*entries, entries[0]]),
+        raw_container([]),
+        raw_container([(b"\xff\x00\x1b[", b"x"), *entries]),
+    ]
+    lies += [raw_container([*entries, (b"MORE", b"x")]), raw_container([(b"PRED", b"")] * 65)]
+    lies += [raw_container(entries[1:]), raw_container([entry for entry in entries if entry[0] != b"PROB"])]
+    for count in (1, 2):  # sections that are larger than any file
+        fields = (b"\x89NERN\r\n\x1a", 1, count, 0, 40 + 28 * count)
+        table = huge + huge.replace(b"META", b"PRED")
+        digest = blake(struct.pack("<8sHHIQ16s", *fields, bytes(16)) + table[: 28 * count])
+        lies.append(struct.pack("<8sHHIQ16s", *fields, digest) + table[: 28 * count])
+    with bounded():
+        for data in lies:
+            path.write_bytes(data)
+            assert not tried(path)
+    path.write_bytes(raw_container(entries[::-1]))  # the order of sections is free
+    assert tried(path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sections_of_other_bytes(files: list[Sections], seed: int, path: Path) -> None:
+    sections, rng, kept = files[seed], random.Random(100 + seed), 0
+    with bounded(60):
+        for _ in range(100):
+            name = rng.choice([name for name in SECTIONS if name != "META"])
+            data = damaged(sections[name], rng) if sections.get(name) else rng.randbytes(rng.choice([1, 4, 8, 12, 64]))
+            kept += tried(save(path, sections | {name: data}))
+        names = [name for name in sections if name != "META"]
+        for one, other in zip(names, names[1:] + names[:1], strict=True):  # each in the place of another one
+            tried(save(path, sections | {one: sections[other], other: sections[one]}))
+    assert kept < 100  # some are read: a code is what it is
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_descriptions_of_other_bytes(files: list[Sections], seed: int, path: Path) -> None:
+    sections, rng = files[seed], random.Random(200 + seed)
+    text = zlib.decompress(sections["META"])
+    with bounded(60):
+        for number in range(120):
+            packed = damaged(sections["META"], rng) if number % 2 else zlib.compress(damaged(text, rng))
+            tried(save(path, sections | {"META": packed}))
+
+
+HOSTILE: list[Any] = [
+    None, True, False, 0, 1, -1, 2, 3, 5, 7, 63, 64, 255, 1000, 2**14, 2**16, 2**20, 2**24, 2**24 + 1, 2**31 - 1, 2**31,
+    2**40, 2**63, 2**64, -(2**63), 10**300, 10**4000, 0.5, -0.5, 1e300, 5e-324, 3.0, "", "x", "none", "per_layer",
+    "shared", "basic", "order", "ffn", "kxk_nerf", "bn", "crossfilter", "infilter", "channels", "f64", "i8", "b", "grid",
+    "as", "f16", "os:system", "timm:resnet18", "../../etc/passwd", "\x00", "\x1b[2J", "\ud800", "\u202e", "é" * 300,
+    "x" * 100_000, [], {}, [[]], [None], [[], []], [1, 2, 3], [-1, 2], [2**30, 2**30], [0, 2**30], {"a": 1}, {"": {}},
+    [1] * 1000, ["w0", [1, 1], "f32"], ["x", [3], "f32", "as"], ["x", [2**20], "f32", "grid", 0, 0, 1],
+    ["x", [3], "i8", "grid", 0, 0, 2**24], ["x", [3], "f32", "grid", 800, -(2**24), 2**24],
+]  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where values are, in JSON."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+def changed_value(value: Any, rng: random.Random) -> None:
+    """Change a random place of JSON."""
+    *path, last = rng.choice(list(places(value)))
+    inside = value
+    for key in path:
+        inside = inside[key]
+    found = inside[last]
+    number = isinstance(found, int | float) and not isinstance(found, bool)
+    how = rng.randrange(8)
+    if how == 0:
+        del inside[last]
+    elif how == 1 and isinstance(inside, list):
+        inside.insert(last, copy.deepcopy(found))
+    elif how == 2 and isinstance(inside, list):
+        inside[last], inside[0] = inside[0], found
+    elif how <= 4 and number:
+        inside[last] = rng.choice([found + 1, found - 1, -found, found * 2, found * 1000, found + 2**10])
+    else:
+        inside[last] = copy.deepcopy(rng.choice(HOSTILE))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_descriptions_of_other_values(files: list[Sections], seed: int, path: Path) -> None:
+    sections, rng, kept = files[seed % 4], random.Random(300 + seed), 0
+    with bounded(60):
+        for _ in range(150):
+            times = rng.choice([1, 1, 1, 2, 5])
+            kept += tried(
+                save(path, with_description(sections, lambda d, n=times: [changed_value(d, rng) for _ in range(n)]))
+            )
+    assert 0 < kept < 100  # what means nothing, such as the writer's name, may be anything
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: repr(value)[:24])
+def test_every_key_of_any_value(files: list[Sections], value: Any, path: Path) -> None:
+    sections = files[0]
+    whole = json.loads(zlib.decompress(sections["META"]))
+    keys = [
+        place for place in places(whole) if place[0] in ("nern", "ordering", "writer", "outliers") or len(place) == 1
+    ]
+    keys += [place for place in places(whole) if place[0] == "networks" and len(place) < 5]
+    with bounded(30):
+        for *inside, last in keys:
+            changed = copy.deepcopy(whole)
+            at = changed
+            for key in inside:
+                at = at[key]
+            at[last] = value
+            tried(save(path, sections | {"META": zlib.compress(json.dumps(changed).encode())}))
+    assert len(keys) > 20
+
+
+# --- hostile descriptions, one by one -------------------------------------------------------------------------------
+
+
+def nern_of(**values: Any) -> Callable[[dict[str, Any]], object]:
+    """Sets keys of the section `nern`; of its embeddings too."""
+
+    def change(description: dict[str, Any]) -> None:
+        for key, value in values.items():
+            section = description["nern"]
+            (section if key in section else section["embeddings"])[key] = value
+
+    return change
+
+
+def layers_of(*shapes: list[int], **values: Any) -> Callable[[dict[str, Any]], object]:
+    """Other predicted weights."""
+
+    def change(description: dict[str, Any]) -> None:
+        description["networks"][0]["represented"] = [[f"w{i}", shape, "f32"] for i, shape in enumerate(shapes)]
+        description.pop("outliers", None)
+        nern_of(**values)(description)
+
+    return change
+
+
+def tensor_of(group: str, *tensor: Any) -> Callable[[dict[str, Any]], object]:
+    """One more tensor."""
+    return lambda description: description[group].append(list(tensor))
+
+
+BOMBS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "weights": layers_of([2**30, 2**30]),
+    "weights within the limit": layers_of([2**27, 1], ordering="none"),
+    "many layers": layers_of(*[[1, 1]] * 100_000),
+    "many sizes of kernels": layers_of(*[[1, 1, i + 1, 1] for i in range(10_000)]),
+    "a head for each layer": layers_of(*[[1, 1, i + 1, 1] for i in range(10_000)], heads="per_layer"),
+    "large kernels": layers_of([1, 1, 2**13, 2**13]),
+    "shared heads": layers_of([2**10, 2**10], heads="shared", output_size=2**14),
+    "many axes": layers_of([1] * 17),
+    "wide": nern_of(hidden_layer_size=2**14),
+    "wider": nern_of(hidden_layer_size=2**40),
+    "deep": nern_of(num_blocks=2**30),
+    "frequencies": nern_of(enc_levels=2**13),
+    "frequencies of random features": nern_of(type="ffn", enc_levels=2**13),
+    "coordinates": layers_of([2**26, 1], type="basic", enc_levels=2**13),
+    "local coordinates": layers_of(*[[2**14, 1]] * 1000, type="basic", normalization_mode="local"),
+    "a tensor of one value": tensor_of("kept", "x", [2**30], "f32", "grid", 0, 0, 1),
+    "a tensor of many axes": tensor_of("kept", "x", [2**30] * 16, "f32", "grid", 0, 0, 1),
+    "an empty tensor of huge axes": tensor_of("kept", "x", [0, *[2**30] * 4], "f32", "as"),
+    "a predictor that is empty and wide": tensor_of("predictor", "x", [0, 2**14], "f32", "as"),
+    "a predictor with more": tensor_of("predictor", "x", [2**20], "f32", "grid", 0, 0, 1),
+    "many tensors": lambda d: d["kept"].extend([f"t{i}", [1], "f32", "grid", 0, 0, 1] for i in range(2**16)),
+    "symbols": tensor_of("kept", "x", [2**16], "f32", "grid", 0, 0, 2**40),
+    "outliers": lambda d: d.update(outliers=[2**39, 2**39]),
+    "metadata": lambda d: d.update(metadata={str(i): "x" * 100 for i in range(100_000)}),
+}
+
+
+@pytest.mark.parametrize("change", BOMBS.values(), ids=BOMBS)
+def test_bombs_are_refused(change: Callable[[dict[str, Any]], object], files: list[Sections], path: Path) -> None:
+    save(path, with_description(files[0], change))
+    with bounded(), pytest.raises(DamagedFileError):
+        load(path)
+
+
+def test_bombs_of_zlib_and_json(files: list[Sections], path: Path) -> None:
+    whole = zlib.decompress(files[0]["META"])
+    texts = [
+        b"{}", b"", b"[]", b"null", b"1" * 5000, b"[" * 10**6, b'{"a":' * 10**6, b'{"writer":"x","writer":"y"}',
+        b"\xef\xbb\xbf" + whole, whole + b" x", whole.decode().encode("utf-16"), b"\xff" + whole, b" " * 10**8,
+        b"[" + b"[]," * 10**6 + b"1]", b'{"writer":' + b"9" * 5000 + b"}", b'{"writer": 1e999}', b'{"writer": NaN}',
+        b'{"writer": -Infinity}', whole[:-1] + b',"metadata":{"a":"b"}}', whole[:-1] + b',"about":[1e400]}',
+    ]  # fmt: skip
+    with bounded(20):
+        for text in texts:
+            assert not tried(save(path, files[0] | {"META": zlib.compress(text, 1)}))
+    packed = files[0]["META"]
+    raw = zlib.compressobj(wbits=-15)
+    for data in (b"", packed[:-1], packed + b"x", packed + packed, packed[2:], raw.compress(whole) + raw.flush()):
+        assert not tried(save(path, files[0] | {"META": data}))
+
+
+def test_orderings_that_are_not_there_take_no_room(path: Path) -> None:
+    for mode, shape in (
+        ("crossfilter", [2**11, 2**11]),
+        ("infilter", [2**16, 2**8]),
+        ("infilter_path", [2**12, 2**12]),
+    ):
+        sections = make([(6, 5)], mode, config=nern_config())[0]
+        save(path, with_description(sections, layers_of(shape)))
+        with bounded(), pytest.raises(DamagedFileError, match="ordering needs"):
+            load(path)
+
+
+@pytest.mark.parametrize(("symbols", "low"), [(1, 7), (2, -5), (1000, 0), (70_000, -3), (2**24, -(2**23))])
+def test_numbers_within_the_limit_take_bounded_room(symbols: int, low: int, path: Path) -> None:
+    count = 2**22
+    sections = make([(6, 5)], "none", config=nern_config())[0]
+    encoder = Encoder()  # of a few numbers; what is beyond the end reads as zeros
+    encoder.adaptive(np.zeros(40, np.int64), symbols)
+    sections |= {"KEPT": encoder.finish()}
+
+    def change(description: dict[str, Any]) -> None:
+        description["kept"] = [["x", [count], "f32", "grid", 0, low, symbols]]
+
+    changed = with_description(sections, change)
+    save(path, {name: data for name, data in changed.items() if name != "KRAW"})
+    with bounded(10, 40 * count + 50_000_000):
+        try:
+            kept = load(path, 2**23).kept["x"]
+        except DamagedFileError:
+            return
+    assert kept.shape == (count,)
+    assert low <= float(kept.min()) <= float(kept.max()) < low + symbols
+
+
+def test_what_would_be_predicted_for_years_is_refused(path: Path) -> None:
+    width = 2**12
+    predictor = [
+        ["layers.0.weight", [width, 7], "f32", "grid", 0, 0, 1], ["layers.0.bias", [width], "f32", "grid", 0, 0, 1],
+        ["layers.1.weight", [width, width], "f32", "grid", 0, 0, 1], ["layers.1.bias", [width], "f32", "grid", 0, 0, 1],
+        ["final_linear_layer.weight", [1, width], "f32", "grid", 0, 0, 1],
+        ["final_linear_layer.bias", [1], "f32", "grid", 0, 0, 1],
+    ]  # fmt: skip
+    sections = make([(6, 5)], "none", config=nern_config())[0]
+
+    def change(description: dict[str, Any]) -> None:
+        layers_of([2**13, 2**14], hidden_layer_size=width)(description)
+        description["predictor"] = predictor
+
+    changed = with_description(sections, change)
+    path = save(path, {name: changed[name] for name in ("META", "PROB", "KRAW", "KEPT") if name in changed})
+    with bounded(), pytest.raises(DamagedFileError, match="products; more than"):
+        load(path)
+
+
+REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "infinite base": (nern_of(base=math.inf), "holds Infinity"),
+    "base that is no number": (nern_of(base=math.nan), "holds NaN"),
+    "large base": (nern_of(base=2.0**21), "has base"),
+    "negative base": (nern_of(base=-1.0), "has base"),
+    "negative bandwidth": (nern_of(bandwidth=-0.1), "has bandwidth"),
+    "bandwidth of another kind": (nern_of(bandwidth="1"), "has bandwidth"),
+    "no width": (nern_of(hidden_layer_size=0), "has hidden_layer_size"),
+    "true width": (nern_of(hidden_layer_size=True), "has hidden_layer_size"),
+    "fractional width": (nern_of(hidden_layer_size=9.0), "has hidden_layer_size"),
+    "another width": (nern_of(hidden_layer_size=8), "does not fit its description"),
+    "other frequencies": (nern_of(enc_levels=4), "does not fit its description"),
+    "no frequencies": (nern_of(enc_levels=0), "has enc_levels"),
+    "one block": (nern_of(num_blocks=1), "has num_blocks"),
+    "another method": (nern_of(method="kxk_nerf", num_blocks=3), "does not fit its description"),
+    "method of weights": (nern_of(method="basic"), "num_idxs = 3"),
+    "method of weights by order": (nern_of(method="basic", num_idxs=5), "num_idxs = 5"),
+    "unknown method": (nern_of(method="kxl"), "has method = 'kxl'"),
+    "unknown encoding": (nern_of(type="x" * 10**6), "has type"),
+    "unknown fusion": (nern_of(fusion_mode="product"), "has fusion_mode"),
+    "unknown normalisation": (nern_of(normalization_mode=["none"]), "has normalization_mode"),
+    "unknown scales": (nern_of(output_scales="all"), "has output_scales"),
+    "unknown heads": (nern_of(heads="two"), "has heads"),
+    "other heads": (nern_of(heads="per_layer"), "does not fit its description"),
+    "random features of two indices": (nern_of(type="ffn", gauss_scale=[1.0, 0.1]), "2 numbers in gauss_scale"),
+    "random features of text": (nern_of(type="ffn", gauss_scale=["1", 1, 1]), "gauss_scale that is not all numbers"),
+    "unknown ordering": (lambda d: d.update(ordering="best"), "ordering 'best' is unknown"),
+    "ordering of networks": (lambda d: d.update(ordering="channels"), "ordering 'channels' is unknown"),
+    "no network": (lambda d: d.update(networks=[]), "names no network"),
+    "no weights": (lambda d: d["networks"][0].update(represented=[]), "names no predicted weights"),
+    "a weight twice": (lambda d: d["networks"][0]["represented"].append(d["networks"][0]["represented"][0]), "twice"),
+    "a tensor twice": (lambda d: d["kept"].append(d["kept"][0]), "twice"),
+    "a weight that is kept": (tensor_of("kept", "w0", [], "f32", "grid", 0, 0, 1), "twice"),
+    "another name of nothing": (lambda d: d["networks"][0].update(aliases={"a": "nothing"}), "does not hold"),
+    "another name of itself": (lambda d: d["networks"][0].update(aliases={"a": "a"}), "does not hold"),
+    "another name that is taken": (lambda d: d["networks"][0].update(aliases={"w1": "w0"}), "twice"),
+    "another name that is kept": (lambda d: d["networks"][0].update(aliases={"steps": "w0"}), "twice"),
+    "a weight of whole numbers": (lambda d: d["networks"][0]["represented"][0].__setitem__(2, "i64"), "whole numbers"),
+    "an empty weight": (lambda d: d["networks"][0]["represented"][0][1].__setitem__(0, 0), "has no kernels"),
+    "a vector": (lambda d: d["networks"][0]["represented"][0].__setitem__(1, [3]), "has no kernels"),
+    "a name that commands": (lambda d: d["networks"][0].update(name="\x1b[2J"), "no name of a network"),
+    "a name as long as a book": (lambda d: d["networks"][0].update(name="x" * 1000), "no name of a network"),
+    "an architecture that commands": (lambda d: d["networks"][0].update(architecture="\x07"), "no name of an arch"),
+    "an architecture that is a number": (lambda d: d["networks"][0].update(architecture=3), "architecture"),
+    "half a character": (lambda d: d.update(metadata={"a": "\ud800"}), "not all text"),
+    "metadata of numbers": (lambda d: d.update(metadata={"a": 1}), "not all text"),
+    "figures that are none": (lambda d: d["networks"][0].update(about={"test": {"top1": "99"}}), "is no number"),
+    "figures of another kind": (lambda d: d["networks"][0].update(about={"test": [1]}), "lacks 'test'"),
+    "a negative number of outliers": (lambda d: d.update(outliers=[-1, 3]), "no two numbers"),
+    "three numbers of outliers": (lambda d: d.update(outliers=[1, 3, 5]), "no two numbers"),
+    "a predictor that is not finite": (lambda d: _infinite(d["predictor"]), "not finite"),
+}
+
+
+def _infinite(codes: list[list[Any]]) -> None:
+    """The first tensor on a grid as 16-bit numbers, of which the largest multiples are infinite."""
+    code = next(code for code in codes if code[3] == "grid")
+    code[2], code[4] = "f16", 200
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_a_description_must_not_say(
+    change: Callable[[dict[str, Any]], object], message: str, files: list[Sections], path: Path
+) -> None:
+    save(path, with_description(files[0], change))
+    with bounded(), pytest.raises(DamagedFileError) as caught:
+        load(path, LIMIT)
+    assert message in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_tensors_of_several_networks_are_of_one_of_them(files: list[Sections], path: Path) -> None:
+    for name in ("x", "2.x", "-1.x", "00.x", ".x", "1.w0"):
+        change = tensor_of("kept", name, [], "f32", "grid", 0, 0, 1)
+        save(path, with_description(files[1], change))
+        with pytest.raises(DamagedFileError, match=r"twice, or of no network"):
+            load(path)
+
+
+def test_unknown_keys_are_passed_over(files: list[Sections], path: Path) -> None:
+    def change(description: dict[str, Any]) -> None:
+        description["later"] = {"a": [1]}
+        description["networks"][0]["later"] = 3
+        description["nern"]["later"] = None
+
+    found = load(save(path, with_description(files[0], change)))
+    expected = load(save(path, files[0]))
+    assert all(torch.equal(a, b) for a, b in zip(found.weights, expected.weights, strict=True))
