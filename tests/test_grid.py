@@ -128,10 +128,8 @@ def test_no_other_steps_of_as_many_bits_do_better() -> None:
     assert (
         worse < 0.87 * result(same)[1]
     )  # geometric over arithmetic mean of 1, 3 and 0.45, each as often as it has numbers
-    for up, down in (("a", "b"), ("b", "c"), ("c", "a")):
-        ratio = tensors[up].numel() / tensors[down].numel()
-        moved = best | {up: best[up] + 4, down: best[down] - round(4 * ratio)}
-        assert result(moved)[1] > worse
+    for up, by, down, back in (("a", 4, "b", 4), ("b", 4, "a", 4), ("c", 12, "a", 2), ("a", 2, "c", 12)):
+        assert result(best | {up: best[up] + by, down: best[down] - back})[1] > worse
 
 
 @given(st.floats(1.5, 14))
