@@ -97,6 +97,21 @@ def test_uniform_numbers_come_back(sizes: list[int], seed: int) -> None:
     decoder.finish()
 
 
+def test_codes_are_pinned() -> None:
+    encoder = Encoder()
+    encoder.adaptive(np.arange(100) ** 2 % 17, 17)
+    encoder.adaptive(np.arange(60) * 37 % 3001, 3001)
+    encoder.uniform(np.array([0, 4, 99]), np.array([1, 5, 100]))
+    assert encoder.finish().hex() == (
+        "b1f21f016536b9ba96d0c25cee4a1e9d7ad79ac2ad3df6ffef645d09a2f33ef6a447d3d79e757ba20c57597df7a73da4edfce8f2a1d952e0"
+        "6f60e99f90b040177adbeacbbdf9f27e241db051dcc598ca1e702f8f75192b25594c5b9745b222cf4d045fe59d6110522bf01bfce609ccf4"
+        "ade7256dd21f4ab9f9f9b90df9f9f9f907faf9f9f8ecdb77"
+    )
+    encoder = Encoder()
+    encode_permutations(encoder, np.array([[3, 0, 2, 1, 4], [4, 3, 2, 1, 0]]))
+    assert encoder.finish().hex() == "4472fb9f"
+
+
 def test_very_large_alphabets_come_back() -> None:
     values = np.array([0, 1, 2**31, 2**32 - 7, 2**32 - 1], np.int64)
     for symbols in (2**32, MOST_ADAPTIVE):
@@ -721,7 +736,7 @@ def test_what_a_file_does_not_get_called(architecture: str, arguments: dict[str,
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"num_classes": 10**9}, {"num_classes": 10**400}, {"widths": [10**5] * 3}, {"num_classes": -1}, {"option": "C"},
+        {"num_classes": 10**9}, {"num_classes": 10**18}, {"widths": [10**5] * 3}, {"num_classes": -1}, {"option": "C"},
         {"depth": 10**6 + 2}, {"num_classes": "x"}, {"nonsense": 1}, {"num_classes": 1e300}, {"widths": []}, {},
         {"widths": {"a": [1]}},
     ],
@@ -783,6 +798,40 @@ def test_what_fit_gave_is_saved(small_cnn: Callable[..., nn.Module], tmp_path: P
     images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert load(tmp_path / "small.nern").network(network)(images).isfinite().all()
+
+
+class Shared(nn.Module):
+    """A convolution under two names, and two layers that share a weight but not their biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 2, 3)
+        self.again, self.one, self.two = self.b, nn.Linear(4, 4), nn.Linear(4, 4)
+        self.two.weight = self.one.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_networks_with_ties_and_of_other_numbers_are_saved(dtype: torch.dtype, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Shared().to(dtype).eval()
+    fitted = nern.fit(network, ratio=3.0, iterations=1, progress=False, console=Console(file=io.StringIO()))
+    expected = fitted.network().state_dict()
+    for options in (PackOptions(lossless=True), PackOptions(bits=12.0)):
+        nern.save(fitted, tmp_path / "net.nern", options)
+        artifact = load(tmp_path / "net.nern")
+        assert artifact.description.networks[0].aliases == {
+            "again.weight": "b.weight",
+            "again.bias": "b.bias",
+            "two.weight": "one.weight",
+        }
+        found = artifact.network(network)
+        assert found.two.weight is found.one.weight
+        for name, tensor in found.state_dict().items():
+            assert tensor.dtype == expected[name].dtype == dtype
+            if options.lossless:
+                assert same_tensor(tensor, expected[name])
+            assert torch.allclose(tensor.double(), expected[name].double(), rtol=0.05, atol=0.02)
 
 
 def test_the_shapes_of_the_tests_are_of_all_kinds() -> None:

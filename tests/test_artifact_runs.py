@@ -1,0 +1,385 @@
+"""Runs that are packed, the phase in which a predictor is rounded as in its file, and the commands about files."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
+
+import nern
+from artifact_parts import same_tensor
+from nern import Config, NernError, PackOptions
+from nern.cli import main
+from nern.jobs.artifacts import verify
+from nern.originals import CifarResNet
+from nern.representation.grid import on_grid
+from nern.training import Interrupted, RunFolder, Trainer
+from nern.training.run_folder import load_steps, steps_path
+from runs import quiet, same
+
+SETTINGS: dict[str, Any] = {
+    "nern.hidden_layer_size": 24,
+    "nern.act_layer": "sine",
+    "nern.init": "siren",
+    "nern.output_scales": "per_layer",
+    "nern.outliers": 0.01,
+    "nern.embeddings.type": "order",
+    "nern.embeddings.enc_levels": 4,
+    "nern.embeddings.permutations.permute_mode": "infilter_path",
+    "nern.weights_batch_size": 64,
+    "nern.weights_batch_method": "random_batch",
+    "task.original_model_name": "ResNet8",
+    "task.task_name": "digits",
+    "optim.lr": 5e-3,
+    "logging.tracker": "none",
+    "logging.exp_name": "run",
+    "evaluation.held_out_images": 40,
+    "evaluation.test_images": 100,
+    "batch_size": 8,
+    "eval_epochs_interval": None,
+    "eval_iterations_interval": 2,
+    "save_epochs_interval": None,
+    "epochs": None,
+    "reconstruction.iterations": 3,
+    "distillation.iterations": 2,
+    "quantisation.iterations": 4,
+    "quantisation.bits": 5.0,
+    "quantisation.images": 8,
+}
+FEW = PackOptions(images=8)  # images to measure on
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a very small ResNet for digits."""
+    path = tmp_path_factory.mktemp("original") / "network.pt"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        torch.save(CifarResNet(8, in_channels=1, widths=[4, 6, 8], option="B").state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def configure(original: Path) -> Callable[..., Config]:
+    """Makes the config of a run in a folder; dotted keys win over its own."""
+
+    def make(folder: Path, given: Mapping[str, Any] | None = None) -> Config:
+        own = {"original_model_path": str(original), "logging.log_dir": str(folder)}
+        return Config.from_dict(own | SETTINGS | dict(given or {}))
+
+    return make
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_picture() -> Any:
+    """Leaves the picture out, the slowest part of a short run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(configure: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of all three phases."""
+    return RunFolder(nern.train(configure(tmp_path_factory.mktemp("runs")), quiet())["run_folder"])
+
+
+@pytest.fixture(scope="module")
+def plain(configure: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run without quantisation."""
+    given = {"quantisation.iterations": None, "quantisation.bits": 6.0, "quantisation.images": 128}
+    folder = tmp_path_factory.mktemp("plain")
+    return RunFolder(nern.train(configure(folder, given), quiet())["run_folder"])
+
+
+def state_of(folder: RunFolder, checkpoint: str = "best") -> dict[str, Tensor]:
+    found: dict[str, Tensor] = torch.load(folder.checkpoint(checkpoint), weights_only=True)
+    return found
+
+
+def packed(folder: RunFolder, out: Path, options: PackOptions = FEW) -> nern.Artifact:
+    """A packed run, read back from its file."""
+    made = nern.pack(folder.root, out, options, quiet())
+    assert out.stat().st_size == made.size
+    return nern.load(out)
+
+
+# --- pack -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "last", "reconstruction"])
+def test_lossless_weights_are_those_of_the_run(plain: RunFolder, checkpoint: str, tmp_path: Path) -> None:
+    artifact = packed(plain, tmp_path / "net.nern", PackOptions(checkpoint=checkpoint, lossless=True))
+    expected = nern.load_run(plain.root, checkpoint).state_dict()
+    state = artifact.state_dict()
+    assert state.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert same_tensor(state[name], tensor), name
+    nern.jobs.artifacts.unpack(tmp_path / "net.nern", tmp_path / "net.safetensors", console=quiet())
+    unpacked = load_file(tmp_path / "net.safetensors")
+    assert all(same_tensor(unpacked[name], tensor) for name, tensor in expected.items())
+    built = artifact.network()
+    assert isinstance(built, CifarResNet)
+    assert all(same_tensor(built.state_dict()[name], tensor) for name, tensor in expected.items())
+
+
+def test_more_bits_give_larger_files_nearer_to_the_run(plain: RunFolder, tmp_path: Path) -> None:
+    expected = nern.load_run(plain.root)
+    sizes, errors = [], []
+    for bits in (3.0, 6.0, 12.0):
+        artifact = packed(plain, tmp_path / "net.nern", PackOptions(bits=bits, images=8))
+        sizes.append(artifact.size)
+        state = artifact.state_dict()
+        names = [name for name, _, _ in artifact.description.networks[0].represented]
+        errors.append(sum(float((state[name] - expected.state_dict()[name]).norm()) for name in names))
+        grid = [code for code in artifact.description.predictor if code.held == "grid"]
+        numbers = sum(code.count for code in grid)
+        held = 8 * artifact.sizes["PRED"] / numbers
+        assert bits - 0.5 < held < bits + 1.5  # models learn their counts from few numbers
+    assert sizes == sorted(sizes)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.02 * errors[0]
+
+
+FIGURES = pytest.param(True, marks=pytest.mark.xfail(reason="figures are put in when the size is chosen already"))
+
+
+@pytest.mark.parametrize("evaluate", [False, FIGURES])
+def test_bytes_are_kept_and_nearly_reached(plain: RunFolder, evaluate: bool, tmp_path: Path) -> None:
+    least = packed(plain, tmp_path / "least.nern", PackOptions(bits=1.0, images=0)).size
+    for size in (least + 900, least + 1800):
+        options = PackOptions(size=size, images=0, evaluate=evaluate)
+        found = packed(plain, tmp_path / "net.nern", options).size
+        assert size - 150 <= found <= size
+    with pytest.raises(NernError, match="even at one bit for each number"):
+        packed(plain, tmp_path / "small.nern", PackOptions(size=least - 100, images=0))
+    assert not (tmp_path / "small.nern").exists()
+
+
+BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"bits": 0.5}, "bits (=0.5) must be from 1 to 24"),
+    ({"bits": 25.0}, "bits (=25.0) must be from 1 to 24"),
+    ({"bits": float("nan")}, "must be from 1 to 24"),
+    ({"bits": 8.0, "size": 1000}, "give one of them"),
+    ({"lossless": True, "bits": 8.0}, "drop one of them"),
+    ({"lossless": True, "size": 1000}, "drop one of them"),
+    ({"size": 0}, "bytes (=0) must be at least 1"),
+    ({"images": -1}, "images (=-1) must be 0 or more"),
+    ({"checkpoint": "worst"}, "has no checkpoint 'worst'; it has: best"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=lambda value: repr(value)[:30])
+def test_options_that_cannot_be(plain: RunFolder, options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(NernError) as caught:
+        nern.pack(plain.root, tmp_path / "net.nern", PackOptions(**options), quiet())
+    assert message in str(caught.value)
+    assert not (tmp_path / "net.nern").exists()
+
+
+def test_places_that_cannot_be_written(plain: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(NernError, match="it is a folder"):
+        nern.pack(plain.root, tmp_path, FEW, quiet())
+    with pytest.raises(NernError):
+        nern.pack(tmp_path / "nothing", tmp_path / "net.nern", FEW, quiet())
+    folder = plain.root.parent
+    before = set(folder.iterdir())
+    nern.pack(plain.root, None, PackOptions(lossless=True), quiet())  # beside the run
+    assert set(folder.iterdir()) - before == {folder / "run.nern"}
+
+
+def test_figures_and_metadata_are_in_the_file(plain: RunFolder, tmp_path: Path) -> None:
+    options = PackOptions(lossless=True, evaluate=True, checkpoint="last", metadata={"licence": "MIT", "empty": ""})
+    artifact = packed(plain, tmp_path / "net.nern", options)
+    network = artifact.description.networks[0]
+    assert (network.name, network.architecture, network.about["task"]) == ("ResNet8", "ResNet8", "digits")
+    assert artifact.description.metadata == options.metadata
+    expected = json.loads(plain.metrics.read_text())["last"]["test"]
+    assert network.about["test"] == {name: expected[name] for name in ("images", "top1", "top5", "loss")}
+    task = nern.config.TaskConfig(task_name="digits")
+    found = verify(tmp_path / "net.nern", task, console=quiet())
+    assert found["difference"] == 0
+    assert found["test"]["images"] == 597
+
+
+# --- the phase of quantisation --------------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_on_the_grid_that_they_keep(run: RunFolder) -> None:
+    for name in ("best", "last", "quantisation"):
+        quantised, state = load_steps(run.checkpoint(name)), state_of(run, name)
+        assert quantised is not None
+        assert quantised.level > 0
+        assert {"layers.0.weight", "final_linear_layer.weight"} <= set(quantised.steps) <= set(state)
+        for key, step in quantised.steps.items():
+            assert torch.equal(on_grid(state[key], step), state[key]), key
+    for name in ("reconstruction", "distillation"):
+        assert load_steps(run.checkpoint(name)) is None
+
+
+def test_pack_keeps_the_steps_of_training(run: RunFolder, tmp_path: Path) -> None:
+    artifact = packed(run, tmp_path / "net.nern")
+    quantised, state = load_steps(run.checkpoint("best")), state_of(run)
+    assert quantised is not None
+    codes = {code.name: code for code in artifact.description.predictor}
+    assert {name: codes[name].step for name in quantised.steps} == quantised.steps
+    assert all(codes[name].held == "grid" for name in quantised.steps)
+    for name in quantised.steps:
+        assert torch.equal(artifact.nern.predictor.state_dict()[name], state[name]), name
+    other = packed(run, tmp_path / "other.nern", PackOptions(bits=9.0, images=8))
+    assert other.sizes["PRED"] > 1.3 * artifact.sizes["PRED"]
+
+
+def test_the_packed_network_is_as_good_as_the_run_says(run: RunFolder, tmp_path: Path) -> None:
+    metrics = json.loads(run.metrics.read_text())
+    for checkpoint in ("best", "last"):
+        options = PackOptions(images=8, evaluate=True, checkpoint=checkpoint)
+        figures = packed(run, tmp_path / "net.nern", options).description.networks[0].about["test"]
+        said = metrics[checkpoint]["test"]
+        assert figures["images"] == said["images"] == 100
+        assert abs(figures["top1"] - said["top1"]) <= 1.0  # the rest of the network is rounded, too
+        assert figures["loss"] == pytest.approx(said["loss"], rel=0.02)
+
+
+def test_the_best_is_chosen_among_what_is_rounded(run: RunFolder) -> None:
+    state = run.load_state()
+    assert state["best"]["step"] > 5  # reconstruction: 3, distillation: 2
+    rounded = [record for record in state["evaluations"] if record["step"] > 5]
+    assert [record["step"] for record in rounded] == [6, 8, 9]
+    assert state["best"]["held_out"]["top1"] == max(record["held_out"]["top1"] for record in rounded)
+    best = next(record for record in rounded if record["step"] == state["best"]["step"])
+    assert state["best"]["test"] == best["test"]
+
+
+@pytest.mark.parametrize("step", [5, 6, 8])
+def test_a_resumed_run_equals_the_uninterrupted_one(
+    run: RunFolder, configure: Callable[..., Config], step: int, tmp_path: Path
+) -> None:
+    train_step = Trainer.train_step
+
+    def stopping(self: Trainer, *args: Any) -> Any:
+        losses = train_step(self, *args)
+        if self.step == step:
+            signal.raise_signal(signal.SIGINT)
+        return losses
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stopping)
+        with pytest.raises(Interrupted, match=f"stopped at step {step} of 9"):
+            nern.train(configure(tmp_path), quiet())
+    resumed = RunFolder(nern.resume(tmp_path / "run", quiet())["run_folder"])
+    one, other = run.load_state(), resumed.load_state()
+    assert one.keys() == other.keys()
+    for key in one.keys() - {"config", "seconds", "step_seconds"}:
+        assert same(one[key], other[key]), key
+    for name in ("best", "last", "quantisation"):
+        assert same(state_of(run, name), state_of(resumed, name)), name
+        assert steps_path(run.checkpoint(name)).read_text() == steps_path(resumed.checkpoint(name)).read_text()
+
+
+BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
+    ({"quantisation.bits": 0.5}, "quantisation.bits"),
+    ({"quantisation.bits": 25.0}, "quantisation.bits (=25.0) must be at most 24"),
+    ({"quantisation.iterations": -1}, "quantisation.iterations"),
+    ({"quantisation.images": -1}, "quantisation.images"),
+    ({"quantisation.iterations": 3, "quantisation.epochs": 1}, "epochs"),
+    ({"quantisation.iterations": None}, "quantisation"),
+    ({"quantisation.iterations": None, "quantisation.bits": 6.0, "quantisation.images": 9}, "quantisation"),
+    ({"quantisation.weights_batch_method": "none"}, "weights_batch_method"),
+    ({"quantisation.optim.lr": -1.0}, "quantisation.optim.lr"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), BAD_CONFIGS, ids=lambda value: repr(value)[:50])
+def test_configs_that_cannot_be(
+    configure: Callable[..., Config], given: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(NernError) as caught:
+        configure(tmp_path, given).check()
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"level": 1.0}', '{"level": 0.0, "steps": {}}', '{"level": NaN, "steps": {}}',
+             '{"level": 1.0, "steps": {"a": 1.5}}', '{"level": 1.0, "steps": {"a": 801}}'],
+)  # fmt: skip
+def test_steps_that_are_damaged(text: str, tmp_path: Path) -> None:
+    steps_path(tmp_path / "last.pt").write_text(text)
+    with pytest.raises(NernError):
+        load_steps(tmp_path / "last.pt")
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def test_the_commands(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, weights, told = str(tmp_path / "net.nern"), str(tmp_path / "w.safetensors"), str(tmp_path / "told.json")
+    options = ["--images", "8", "--evaluate", "true", "--json", told, "--metadata", '{"by": "me"}']
+    assert main(["pack", str(run.root), "-o", file, *options]) == 0
+    said = json.loads(Path(told).read_text())
+    size = Path(file).stat().st_size
+    assert said["bytes"] == sum(said["sections"].values()) == size
+    out = capsys.readouterr().out
+    assert f"{size:,}" in out
+    assert "predictor (quantised, entropy-coded)" in out
+
+    assert main(["info", file]) == 0
+    out = capsys.readouterr().out
+    assert f"{size:,}" in out
+    assert "built as ResNet8" in out
+    assert "by: me" in out
+
+    assert main(["unpack", file, "-o", weights]) == 0
+    assert "tensors" in capsys.readouterr().out
+    state, artifact = load_file(weights), nern.load(file)
+    assert all(same_tensor(state[name], tensor) for name, tensor in artifact.state_dict().items())
+
+    task = ["--task.task_name", "digits"]
+    assert main(["verify", file, *task, "--json", told]) == 0
+    out = capsys.readouterr().out
+    assert "every checksum holds" in out
+    assert "% of 597 test images" in out
+    assert json.loads(Path(told).read_text())["bytes"] == size
+
+
+def test_commands_that_fail(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "net.nern"
+    nern.pack(run.root, file, PackOptions(lossless=True), quiet())
+    damaged = tmp_path / "damaged.nern"
+    damaged.write_bytes(file.read_bytes()[:-1])
+    for arguments, message in (
+        (["info", str(tmp_path / "missing.nern")], "no such file"),
+        (["info", str(damaged)], "is truncated"),
+        (["verify", str(damaged)], "is truncated"),
+        (["unpack", str(damaged), "-o", str(tmp_path / "w.safetensors")], "is truncated"),
+        (["unpack", str(file), "--network", "1", "-o", str(tmp_path / "w.safetensors")], "must be below 1"),
+        (["info", str(file), "--limit", "10"], "more than 10"),
+        (["verify", str(file), "--task.data_dir", "x"], "--task.task_name says"),
+        (["pack", str(run.root), "-o", str(tmp_path / "x.nern"), "--bits", "99"], "from 1 to 24"),
+        (["pack", str(run.root), "-o", str(tmp_path / "x.nern"), "--bits", "8", "--bytes", "9"], "give one of them"),
+    ):
+        assert main(arguments) != 0
+        captured = capsys.readouterr()
+        assert message in " ".join((captured.out + captured.err).split())
+        assert "Traceback" not in captured.err
+    assert not (tmp_path / "x.nern").exists()
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_info_is_what_python_gets(run: RunFolder, tmp_path: Path) -> None:
+    artifact = packed(run, tmp_path / "net.nern")
+    console = Console(file=io.StringIO(), width=160)
+    told = nern.jobs.artifacts.info(tmp_path / "net.nern", console=console)
+    assert told.sizes == artifact.sizes
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for size in (artifact.size, artifact.sizes["ORDR"], artifact.sizes["META"]):
+        assert f"{size:,}" in text
