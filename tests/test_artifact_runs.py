@@ -150,10 +150,7 @@ def test_more_bits_give_larger_files_nearer_to_the_run(plain: RunFolder, tmp_pat
     assert errors[-1] < 0.02 * errors[0]
 
 
-FIGURES = pytest.param(True, marks=pytest.mark.xfail(reason="figures are put in when the size is chosen already"))
-
-
-@pytest.mark.parametrize("evaluate", [False, FIGURES])
+@pytest.mark.parametrize("evaluate", [False, True])
 def test_bytes_are_kept_and_nearly_reached(plain: RunFolder, evaluate: bool, tmp_path: Path) -> None:
     least = packed(plain, tmp_path / "least.nern", PackOptions(bits=1.0, images=0)).size
     for size in (least + 900, least + 1800):

@@ -32,7 +32,7 @@ from nern.training.effects import KEPT, PREDICTOR, Effects, under
 from nern.training.members import Member
 from nern.training.run_folder import RunFolder, load_steps
 
-DEFAULT_BITS = 8.0
+DEFAULT_BITS, MOST_BITS = 8.0, 24.0
 KEPT_SHARE = 1 / 16  # of the level of a predictor that was trained to be rounded: the other tensors were not
 
 
@@ -61,8 +61,8 @@ class PackOptions:
 
     def check(self) -> None:
         """Raise NernError for what cannot be asked for."""
-        if self.bits is not None and not 1 <= self.bits <= 24:
-            raise NernError(f"bits (={self.bits}) must be from 1 to 24, for each number of the predictor")
+        if self.bits is not None and not 1 <= self.bits <= MOST_BITS:
+            raise NernError(f"bits (={self.bits}) must be from 1 to {MOST_BITS:g}, for each number of the predictor")
         if self.lossless and (self.bits is not None or self.size is not None):
             raise NernError("lossless keeps every number as it is; bits and bytes have no part in it, drop one of them")
         if self.bits is not None and self.size is not None:
@@ -123,6 +123,11 @@ def pack(
     sections, artifact = sections_of(packable, options)
     if options.evaluate:
         sections, artifact = _with_figures(packable.members, artifact, sections)
+        room = options.size
+        while options.size is not None and room is not None and artifact.size > options.size:  # figures need bytes, too
+            room -= artifact.size - options.size
+            sections, artifact = sections_of(packable, replace(options, size=room))
+            sections, artifact = _with_figures(packable.members, artifact, sections)
     write_artifact(out, sections)
     console.print(artifact_table(artifact))
     console.print(f"file: {out}", highlight=False, soft_wrap=True)
@@ -241,7 +246,7 @@ def _with_figures(
 
 def _within(at: Callable[[float], tuple[dict[str, bytes], Artifact]], size: int) -> tuple[dict[str, bytes], Artifact]:
     """The most bits with which the file has at most `size` bytes, up to a hundredth of a bit."""
-    low, high = 1.0, 16.0
+    low, high = 1.0, MOST_BITS
     found = at(low)
     if found[1].size > size:
         raise NernError(
