@@ -52,6 +52,7 @@ class Artifact:
         limit: most numbers that reading may make: weights, parameters, everything.
 
     Attributes:
+        sections: as they are in the file.
         description: what the file says of itself.
         nern: the representation, on the CPU.
         ordering: of the kernels.
@@ -66,6 +67,7 @@ class Artifact:
         if unknown := [name for name in sections if name not in SECTIONS]:
             raise NernError(f"it has sections of unknown kind: {', '.join(map(repr, unknown[:4]))}")
         parts = {name: sections.get(name, b"") for name in SECTIONS}
+        self.sections = dict(sections)
         self.sizes = {"header": header_size(len(sections))} | {name: len(data) for name, data in sections.items()}
         self.description = Description.from_bytes(parts["META"])
         check_size(self.description, limit)
@@ -84,6 +86,7 @@ class Artifact:
         if "PROB" in sections and len(self._probes) != 4 * PROBES:
             raise NernError(f"its probes are {len(self._probes)} bytes")
         self._weights: list[Tensor] | None = None
+        self.limit = limit
 
     @property
     def size(self) -> int:
@@ -176,6 +179,30 @@ class Artifact:
                 built = _built(*buildable(own.architecture, own.arguments))
         load_into(built, state, f"the reconstructed {own.name}")
         return built.eval()
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> Any:
+        """Write the file, and a card, into a folder as on the Hugging Face Hub (see huggingface_hub's ModelHubMixin)."""
+        return self._for_hub().save_pretrained(folder, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Upload the file, and a card, to the Hugging Face Hub (see huggingface_hub's ModelHubMixin)."""
+        return self._for_hub().push_to_hub(repo_id, **options)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Artifact:
+        """Read an artifact from the Hugging Face Hub ('USER/NAME'), or from a folder that `save_pretrained` wrote.
+
+        Raises:
+            NernError: neither is there; or see `load`.
+        """
+        from nern.artifact.hub import HubArtifact  # the hub's library takes its time to import
+
+        return HubArtifact._from_pretrained(model_id=name, **options)
+
+    def _for_hub(self) -> Any:
+        from nern.artifact.hub import HubArtifact
+
+        return HubArtifact(self.sections, self.limit)
 
     def _network(self, number: int) -> Any:
         networks = self.description.networks
