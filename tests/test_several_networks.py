@@ -20,6 +20,7 @@ from nern.evaluation import Evaluator, accuracy, mean_metrics
 from nern.experiment import build_experiment
 from nern.jobs import config_of_run
 from nern.originals import CifarResNet
+from nern.originals.base import Original
 from nern.training import Interrupted, RunFolder, Trainer
 from nern.training.members import split_by_network
 from runs import quiet

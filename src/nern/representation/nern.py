@@ -64,7 +64,7 @@ class NeRN(nn.Module):
         self.encoded = encoded
         self.chunk = chunk or self.table.rows
         several = len(heads.sizes) > 1
-        device = next(predictor.parameters()).device
+        device = next((p.device for p in predictor.parameters()), torch.device("cpu"))  # one of the user's may have none
         self.register_buffer("_ends", torch.tensor(self.table.starts[1:], device=device), persistent=False)
         groups = torch.tensor(scale_groups(self.table, scales), device=device)
         self.register_buffer("_scale_of", groups, persistent=False)
