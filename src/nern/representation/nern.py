@@ -64,7 +64,8 @@ class NeRN(nn.Module):
         self.encoded = encoded
         self.chunk = chunk or self.table.rows
         several = len(heads.sizes) > 1
-        device = next((p.device for p in predictor.parameters()), torch.device("cpu"))  # one of the user's may have none
+        devices = [p.device for p in predictor.parameters()]  # one of the user's may have no parameters
+        device = devices[0] if devices else torch.device("cpu")
         self.register_buffer("_ends", torch.tensor(self.table.starts[1:], device=device), persistent=False)
         groups = torch.tensor(scale_groups(self.table, scales), device=device)
         self.register_buffer("_scale_of", groups, persistent=False)
