@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import signal
 from typing import Any
 
+import pytest
 import torch
 from rich.console import Console
+
+from nern.training import Trainer
 
 
 def quiet() -> Console:
@@ -23,3 +27,16 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)
+
+
+def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Presses Ctrl-C when `step` steps of training are done."""
+    train_step = Trainer.train_step
+
+    def stopping(self: Trainer, *args: Any) -> Any:
+        losses = train_step(self, *args)
+        if self.step == step:
+            signal.raise_signal(signal.SIGINT)
+        return losses
+
+    patch.setattr(Trainer, "train_step", stopping)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from nern.cli import main
 from nern.jobs.artifacts import verify
 from nern.originals import CifarResNet
 from nern.representation.grid import on_grid
-from nern.training import Interrupted, RunFolder, Trainer
+from nern.training import Interrupted, RunFolder
 from nern.training.run_folder import load_steps, steps_path
-from runs import quiet, same
+from runs import quiet, same, stop_after
 
 SETTINGS: dict[str, Any] = {
     "nern.hidden_layer_size": 24,
@@ -261,16 +260,8 @@ def test_the_best_is_chosen_among_what_is_rounded(run: RunFolder) -> None:
 def test_a_resumed_run_equals_the_uninterrupted_one(
     run: RunFolder, configure: Callable[..., Config], step: int, tmp_path: Path
 ) -> None:
-    train_step = Trainer.train_step
-
-    def stopping(self: Trainer, *args: Any) -> Any:
-        losses = train_step(self, *args)
-        if self.step == step:
-            signal.raise_signal(signal.SIGINT)
-        return losses
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stopping)
+        stop_after(patch, step)
         with pytest.raises(Interrupted, match=f"stopped at step {step} of 9"):
             nern.train(configure(tmp_path), quiet())
     resumed = RunFolder(nern.resume(tmp_path / "run", quiet())["run_folder"])

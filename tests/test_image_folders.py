@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import signal
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,8 +31,8 @@ from nern.tasks.base import DataSettings, classes_of, default_of
 from nern.tasks.image_folder import evaluation_transform, not_too_long, read_image, training_transform
 from nern.tasks.mixing import MixedStream
 from nern.tasks.streams import LoaderSet, LoaderStream
-from nern.training import Interrupted, RunFolder, Trainer
-from runs import quiet
+from nern.training import Interrupted, RunFolder
+from runs import quiet, stop_after
 
 CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cat")
@@ -660,19 +659,6 @@ def test_skipped_images_are_reported(configure: Callable[..., Config], folder: P
         evaluated = nern.evaluate(nern.jobs.config_of_run(metrics["run_folder"]), console=quiet())
     assert evaluated["reconstructed"] == metrics["best"]["test"]
     assert len(evaluated["skipped_images"]) == 2
-
-
-def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Presses Ctrl-C when `step` steps are done."""
-    train_step = Trainer.train_step
-
-    def stopping(self: Trainer, *args: Any) -> Any:
-        losses = train_step(self, *args)
-        if self.step == step:
-            signal.raise_signal(signal.SIGINT)
-        return losses
-
-    patch.setattr(Trainer, "train_step", stopping)
 
 
 @pytest.mark.filterwarnings("ignore::nern.errors.NernWarning")

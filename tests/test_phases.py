@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import math
-import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from nern.representation.nern import initial_predictor
 from nern.terminal import ProgressDisplay
 from nern.training import Interrupted, RunFolder, Trainer
 from nern.training.phases import one_phase, phases_of
-from runs import quiet, same
+from runs import quiet, same, stop_after
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -577,16 +576,8 @@ def test_the_metrics_of_a_run_without_phases_hold_one(configure: Configure) -> N
 
 def stopped(config: Config, step: int, resumed: RunFolder | None = None) -> RunFolder:
     """The folder of a run (a new one, or one that is continued) that Ctrl-C ends when `step` steps are done."""
-    train_step = Trainer.train_step
-
-    def stopping(self: Trainer, *args: Any) -> Any:
-        losses = train_step(self, *args)
-        if self.step == step:
-            signal.raise_signal(signal.SIGINT)
-        return losses
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stopping)
+        stop_after(patch, step)
         message = f"stopped at step {step} of 7; saved"
         if resumed is None:
             with pytest.raises(Interrupted, match=message):

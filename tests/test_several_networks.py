@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from nern.originals import CifarResNet
 from nern.originals.base import Original
 from nern.training import Interrupted, RunFolder, Trainer
 from nern.training.members import split_by_network
-from runs import quiet
+from runs import quiet, stop_after
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -83,16 +82,8 @@ def train(config: Config) -> RunFolder:
 
 def interrupted(config: Config, step: int) -> RunFolder:
     """The folder of a run that was stopped after `step` steps."""
-    train_step = Trainer.train_step
-
-    def stopping(self: Trainer, *args: Any) -> Any:
-        losses = train_step(self, *args)
-        if self.step == step:
-            signal.raise_signal(signal.SIGINT)
-        return losses
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stopping)
+        stop_after(patch, step)
         with pytest.raises(Interrupted):
             nern.train(config, quiet())
     return RunFolder(max(Path(config.logging.log_dir).iterdir(), key=lambda p: p.stat().st_mtime_ns))

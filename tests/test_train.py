@@ -24,7 +24,7 @@ from nern.errors import NernWarning
 from nern.experiment import build_experiment
 from nern.originals import CifarResNet
 from nern.training import Interrupted, Member, RunFolder, Trainer
-from runs import quiet, same
+from runs import quiet, same, stop_after
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -99,19 +99,6 @@ def steps(folder: RunFolder, what: str = "evaluations") -> list[int]:
 def checkpoint(folder: RunFolder, name: str = "last") -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = torch.load(folder.checkpoint(name), weights_only=True)
     return state
-
-
-def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Presses Ctrl-C when `step` steps are done."""
-    train_step = Trainer.train_step
-
-    def stopping(self: Trainer, *args: Any) -> Any:
-        losses = train_step(self, *args)
-        if self.step == step:
-            signal.raise_signal(signal.SIGINT)
-        return losses
-
-    patch.setattr(Trainer, "train_step", stopping)
 
 
 def interrupted(config: Config, step: int) -> RunFolder:

@@ -8,10 +8,9 @@ from typing import Any
 
 from huggingface_hub import ModelHubMixin, hf_hub_download
 
-from nern.artifact.container import to_bytes
-from nern.artifact.reading import LIMIT, Artifact, load
+from nern.artifact.container import write_container
+from nern.artifact.reading import LIMIT, Artifact, load_as
 from nern.errors import NernError
-from nern.files import atomic_path
 
 FILE = "network.nern"
 CARD = """---
@@ -36,8 +35,7 @@ class HubArtifact(ModelHubMixin, Artifact, library_name="nern", model_card_templ
         self._hub_mixin_config = None  # the file says everything
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        with atomic_path(save_directory / FILE) as temporary:
-            temporary.write_bytes(to_bytes(self.sections))
+        write_container(save_directory / FILE, self.sections)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
         """The card, which tells what the file is."""
@@ -78,4 +76,4 @@ class HubArtifact(ModelHubMixin, Artifact, library_name="nern", model_card_templ
                 raise NernError(
                     f"{model_id} is no folder, and {FILE} could not be had from the hub: {detail}"
                 ) from error
-        return cls(load(file, limit).sections, limit)
+        return load_as(cls, file, limit)

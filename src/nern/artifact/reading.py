@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -211,6 +211,9 @@ class Artifact:
         return networks[number]
 
 
+A = TypeVar("A", bound=Artifact)
+
+
 def load(path: str | Path, limit: int = LIMIT) -> Artifact:
     """Read an artifact (`.nern`). Nothing in it is executed.
 
@@ -221,11 +224,16 @@ def load(path: str | Path, limit: int = LIMIT) -> Artifact:
     Raises:
         NernError: no such file, no artifact, of another version, damaged, larger than `limit`.
     """
+    return load_as(Artifact, path, limit)
+
+
+def load_as(kind: type[A], path: str | Path, limit: int) -> A:
+    """As `load`, of a kind of artifact."""
     sections = read_container(path, _LEAST_BYTES + _MOST_BYTES * limit)
     try:
         if "PROB" not in sections:
             raise NernError("it does not tell what its writer predicted")
-        return Artifact(sections, limit)
+        return kind(sections, limit)
     except DamagedFileError:
         raise
     except NernError as error:

@@ -14,7 +14,7 @@ from nern.errors import NernError
 from nern.evaluation import Evaluator
 from nern.experiment import build_checked_original, build_experiment, data_settings, member_names
 from nern.files import check_writable, write_json
-from nern.jobs.report import all_layer_errors, check_original, restore_outliers, take_ordering
+from nern.jobs.report import all_layer_errors, experiment_of_run, take_ordering
 from nern.jobs.session import check_kind
 from nern.tasks.base import build_task
 from nern.terminal import metrics_table
@@ -79,10 +79,9 @@ def _evaluate_nern(config: Config, run: str | Path | None) -> dict[str, Any]:
             "evaluating a NeRN needs its weights: set nern.init to 'checkpoint' and nern.checkpoint_path, or name a run "
             "folder with --run; --original true evaluates the original network"
         )
-    experiment = build_experiment(config, train=False)
-    if run is not None:
-        check_original(experiment, RunFolder.open(run))
-        restore_outliers(experiment, RunFolder.open(run))
+    experiment = (
+        build_experiment(config, train=False) if run is None else experiment_of_run(config, RunFolder.open(run))
+    )
     parts, found = split_by_network(experiment.members, experiment.nern.reconstruct()), {}
     for number, (member, weights) in enumerate(zip(experiment.members, parts, strict=True)):
         assert member.task is not None
@@ -135,9 +134,7 @@ def load_run(path: str | Path, checkpoint: str = "best", network: int = 0) -> to
     """
     config = config_of_run(path, checkpoint)
     config.no_cuda, config.evaluation.test_images = True, 0
-    experiment = build_experiment(config, train=False)
-    check_original(experiment, RunFolder.open(path))
-    restore_outliers(experiment, RunFolder.open(path))
+    experiment = experiment_of_run(config, RunFolder.open(path))
     if not 0 <= network < len(experiment.members):
         raise NernError(
             f"network (={network}) must be below {len(experiment.members)}, the number of networks in {path}"

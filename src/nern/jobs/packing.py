@@ -16,11 +16,10 @@ from nern.artifact import SUFFIX, Artifact, Holding, NetworkParts, described_ane
 from nern.artifact.table import artifact_table
 from nern.config import NernConfig, TaskConfig
 from nern.errors import NernError
-from nern.experiment import build_experiment
 from nern.files import check_writable
 from nern.jobs.artifacts import tested
 from nern.jobs.evaluating import config_of_run
-from nern.jobs.report import check_original, restore_outliers
+from nern.jobs.report import experiment_of_run
 from nern.naming import joint_name
 from nern.ordering.order import Ordering
 from nern.originals.base import Original
@@ -170,9 +169,7 @@ def _of_run(run: str | Path, options: PackOptions) -> Packable:
     if options.evaluate and config.evaluation.test_images == 0:
         raise NernError(f"there are no test images to evaluate on: evaluation.test_images of {folder.root} is 0")
     images = options.images > 0 and not options.lossless
-    experiment = build_experiment(config, train=images)
-    check_original(experiment, folder)
-    restore_outliers(experiment, folder)
+    experiment = experiment_of_run(config, folder, train=images)
     with torch.no_grad():
         for number, member in enumerate(experiment.members):
             for name, value in experiment.beside(number).items():

@@ -10,7 +10,7 @@ import torch
 from nern.config import Config
 from nern.errors import NernError
 from nern.evaluation import LayerError, layer_errors
-from nern.experiment import Experiment, solved_by_the_clock
+from nern.experiment import Experiment, build_experiment, solved_by_the_clock
 from nern.files import load_safetensors, load_state_dict, save_safetensors, write_json
 from nern.jobs.session import common_metrics
 from nern.naming import joint_name
@@ -84,6 +84,15 @@ def check_original(experiment: Experiment, folder: RunFolder) -> None:
     if stored.get("original") != now["original"]:
         paths = [str(network.original_model_path) for network in experiment.config.members()]
         raise NernError(f"the original network of run {folder.root} had other weights than {', '.join(paths)} now")
+
+
+def experiment_of_run(config: Config, folder: RunFolder, train: bool = False) -> Experiment:
+    """What a run's config describes, its original checked and its outliers in place; `train`: with the training sets.
+    Errors: see `build_experiment`, `check_original`, `restore_outliers`."""
+    experiment = build_experiment(config, train=train)
+    check_original(experiment, folder)
+    restore_outliers(experiment, folder)
+    return experiment
 
 
 def all_layer_errors(members: Sequence[Member], weights: Sequence[Sequence[torch.Tensor]]) -> list[LayerError]:

@@ -15,10 +15,10 @@ from torch.utils.data import Subset
 
 from nern.config import Config, NetworkConfig
 from nern.errors import NernError
-from nern.experiment import Experiment, build_experiment, data_settings
+from nern.experiment import Experiment, data_settings
 from nern.files import check_writable, write_json
 from nern.jobs.evaluating import config_of_run
-from nern.jobs.report import check_original, restore_outliers
+from nern.jobs.report import experiment_of_run
 from nern.jobs.session import check_kind
 from nern.ordering import ChannelOrdering
 from nern.processes import check_alone
@@ -97,10 +97,8 @@ def subject_of_run(folder: RunFolder, images: int | None) -> Subject:
     checkpoint = _checkpoint(folder)
     config = config_of_run(folder.root, checkpoint)
     wanted, config.evaluation.test_images = config.evaluation.test_images, 0
-    experiment = build_experiment(config, train=False)
+    experiment = experiment_of_run(config, folder)
     config.evaluation.test_images = wanted
-    check_original(experiment, folder)
-    restore_outliers(experiment, folder)
     best = (metrics or state).get("best") or {}
     history = History(state["losses"], state["evaluations"]) if "losses" in state else None
     cost = experiment.ordering.cost
