@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import nern
 from nern import NernError, registry
 from nern.catalog import SECTIONS, SOURCES, names_of, networks_and_tasks, parameter_table, totals
 from nern.cli import main
-from nern.originals import CifarResNet, as_original, build_network, pretrained_names
+from nern.originals import CifarResNet, as_original, build_network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +70,11 @@ def test_networks_of_a_library_are_listed_as_a_config_names_them(run: Run, sourc
 
 
 def test_networks_that_ship_are_listed(run: Run) -> None:
-    assert run("list", "pretrained").lines == [f"pretrained:{name}" for name in pretrained_names()]
-    assert "pretrained:digits-resnet8" in names_of("pretrained")
+    found = run("list", "pretrained").lines
+    assert found == names_of("pretrained")
+    assert {"pretrained:digits-resnet8", "pretrained:digits-resnet8.nern"} <= set(found)
+    folder = Path(nern.__file__).parent / "pretrained"
+    assert len(found) == len([*folder.glob("*.safetensors"), *folder.glob("*.nern")])
 
 
 def test_what_is_listed_can_be_used() -> None:

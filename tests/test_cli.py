@@ -406,6 +406,8 @@ def test_quickstart_runs_what_the_package_holds(run: Run, tmp_path: Path, monkey
     assert f"one file: here/quickstart.nern ({size / 1e3:,.1f} kB in place of 302.0 kB" in ended.out
     assert "page: here/quickstart/report.html" in ended.out
     assert (tmp_path / "here" / "quickstart" / "report.html").is_file()
+    for name in nern.shipped.shipped_nerns():
+        assert f'ships with nern: nern.load("{name}").network() (' in ended.out
 
 
 @pytest.mark.slow

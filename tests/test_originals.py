@@ -27,10 +27,10 @@ from nern.originals import (
     OriginalNetwork,
     as_original,
     build_original_network,
-    pretrained_names,
     register_original,
 )
 from nern.registry import ORIGINALS
+from nern.shipped import NETWORK, shipped_names
 from nern.tasks import build_task
 
 DEPTHS = (8, 20, 32, 44, 56, 110)
@@ -321,7 +321,7 @@ def test_unknown_names_list_the_choices() -> None:
         build_original_network("ResNet8", "pretrained:nothing")
 
 
-@pytest.mark.parametrize("name", pretrained_names())
+@pytest.mark.parametrize("name", shipped_names(NETWORK))
 def test_networks_that_ship_are_loaded(name: str, rng: torch.Generator) -> None:
     architecture, shape = ("ResNet8", (1, 8, 8)) if "digits" in name else ("ResNet20", (3, 32, 32))
     network = build_original_network(architecture, f"pretrained:{name}")

@@ -8,9 +8,10 @@ from rich.table import Table
 
 from nern import registry
 from nern.errors import unknown_name
-from nern.originals import pretrained_names, source_names
+from nern.originals import source_names
 from nern.originals.base import Original
 from nern.registry import Registry
+from nern.shipped import shipped_nerns, shipped_networks
 
 SECTIONS: dict[str, Registry] = {
     "networks": registry.ORIGINALS,
@@ -32,7 +33,7 @@ def names_of(what: str) -> list[str]:
     if what in SOURCES:
         return [f"{what}:{name}" for name in source_names(what)]
     if what == "pretrained":
-        return [f"pretrained:{name}" for name in pretrained_names()]
+        return [*shipped_networks(), *shipped_nerns()]
     if what not in SECTIONS:
         raise unknown_name("list", what, [*SECTIONS, *SOURCES, "pretrained"])
     return list(SECTIONS[what])

@@ -7,6 +7,7 @@ import json
 import shlex
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -16,6 +17,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-d
 from rich.console import Console
 
 import nern
+from nern.artifact import load
 from nern.benchmarks import KINDS, OPTIONS, OWN_OPTIONS, BenchSettings, bench, check_kind
 from nern.catalog import SECTIONS, SOURCES, names_of, networks_and_tasks, parameter_table, totals
 from nern.command_line import PLAIN, command_parser, json_option, option_names
@@ -49,6 +51,7 @@ from nern.jobs.reporting import report
 from nern.originals import build_original
 from nern.processes import check_alone, launched, process_number, restart
 from nern.report_command import report_parser, run_report
+from nern.shipped import shipped_nerns
 from nern.sweep import SweepFolder, make_page, sweep
 from nern.terminal import bytes_text
 from nern.training.interrupt import Interrupted
@@ -344,6 +347,21 @@ def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console
         highlight=False,
         soft_wrap=True,
     )
+    for name in shipped_nerns():
+        console.print(_shipped(name), **PLAIN)
+
+
+def _shipped(name: str) -> str:
+    """A NeRN that ships with nern, loaded and built into its network, in a line."""
+    start = time.perf_counter()
+    artifact = load(name)
+    network = artifact.network()
+    seconds, about = time.perf_counter() - start, artifact.description.networks[0].about
+    whole = sum(tensor.nbytes for tensor in network.state_dict().values())
+    return (
+        f'ships with nern: nern.load("{name}").network() ({bytes_text(artifact.size)} in place of {bytes_text(whole)}, '
+        f"{about['test']['top1']:.2f} % of {about['test']['images']:,} images of {about['task']}; took {seconds:.1f} s)"
+    )
 
 
 def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
@@ -406,7 +424,7 @@ COMMANDS: dict[str, Command] = {
     "unpack": (unpack_parser, run_unpack, "write the weights that such a file gives"),
     "info": (info_parser, run_info, "show what is in such a file"),
     "verify": (verify_parser, run_verify, "check such a file"),
-    "report": (report_parser, run_report, "write a page with figures about a run"),
+    "report": (report_parser, run_report, "write a page with figures about a run or a file"),
     "inspect": (_inspect_parser, _run_inspect, "show what of a network is represented"),
     "list": (_list_parser, _run_list, "list networks, tasks and other choices"),
     "sweep": (_sweep_parser, _run_sweep, "train many NeRNs side by side, and compare them"),

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from nern.errors import NernError
 from nern.files import atomic_path, existing_file
+from nern.shipped import NERN, shipped_file
 
 MAGIC = b"\x89NERN\r\n\x1a"  # not text, and broken by whatever converts ends of lines
 VERSION = 1
@@ -52,14 +53,14 @@ def read_container(path: str | Path, most: int = 2**62) -> dict[str, bytes]:
     """The sections of a file, all digests checked.
 
     Args:
-        path: of the file.
+        path: of the file, or 'pretrained:NAME.nern'.
         most: bytes of a file that is read.
 
     Raises:
         NernError: no such file, or it cannot be opened.
         DamagedFileError: it is no artifact, of another version, truncated, damaged anywhere, or larger than `most`.
     """
-    path = existing_file(path, "artifact")
+    path = shipped_file(str(path), NERN, "pretrained NeRN") or existing_file(path, "artifact")
     try:
         with path.open("rb") as file:
             return _read(file, path, most)

@@ -218,7 +218,7 @@ def load(path: str | Path, limit: int = LIMIT) -> Artifact:
     """Read an artifact (`.nern`). Nothing in it is executed.
 
     Args:
-        path: of the file.
+        path: of the file; or 'pretrained:NAME.nern', one that ships with nern (`nern list pretrained`).
         limit: most numbers (weights, parameters, kernels) that it may hold; what asks for more is refused.
 
     Raises:

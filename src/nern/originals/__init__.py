@@ -2,7 +2,7 @@
 
 from nern.originals import torchvision_networks
 from nern.originals.base import Original, OriginalNetwork, as_original, register_original
-from nern.originals.build import build_network, build_original, build_original_network, pretrained_names
+from nern.originals.build import build_network, build_original, build_original_network
 from nern.originals.cifar_resnet import CifarResNet
 from nern.originals.input_format import InputFormat
 from nern.originals.sources import source_names
@@ -16,7 +16,6 @@ __all__ = [
     "build_network",
     "build_original",
     "build_original_network",
-    "pretrained_names",
     "register_original",
     "source_names",
     "torchvision_networks",

@@ -6,7 +6,6 @@ import inspect
 import json
 import warnings
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,13 @@ from nern.originals.base import Original, OriginalNetwork, kwargs_file, load_wei
 from nern.originals.sources import find_builder, load_timm, load_torchvision
 from nern.randomness import forked_rng
 from nern.registry import ORIGINALS
-
-PRETRAINED = "pretrained:"
-
-
-def pretrained_names() -> list[str]:
-    """Names of the networks that ship with nern."""
-    folder = resources.files("nern") / "pretrained"
-    return sorted(f.name.removesuffix(".safetensors") for f in folder.iterdir() if f.name.endswith(".safetensors"))
+from nern.shipped import NETWORK, shipped_file
 
 
 def resolve_weights(path: str) -> Path:
     """The file that `original_model_path` means. Raises NernError where there is none."""
-    if path.startswith(PRETRAINED):
-        name = path.removeprefix(PRETRAINED)
-        if name not in pretrained_names():
-            raise unknown_name("pretrained network (original_model_path)", name, pretrained_names())
-        return Path(str(resources.files("nern") / "pretrained" / f"{name}.safetensors"))
-    return existing_file(path, "original network's weights (original_model_path)")
+    shipped = shipped_file(path, NETWORK, "pretrained network (original_model_path)")
+    return shipped or existing_file(path, "original network's weights (original_model_path)")
 
 
 def builder_of(name: str) -> Any:

@@ -1,0 +1,191 @@
+"""NeRN files beside a codec: bytes on disk and accuracy of NNCodec (ISO/IEC 15938-17) and of .nern files, in one table.
+
+    pip install nncodec==2.1.3
+    python benchmarks/codec.py --original_model_name ResNet20 --original_model_path resnet20.th --data_dir DIR \
+        --files small.nern medium.nern
+
+Prints a Markdown table. The codec gets all parameters and buffers of the network as float32 (but counters of batches) and
+codes them without data, at its defaults (trellis-coded quantisation, DeepCABAC) but for the quantisation parameter: those
+in --qp, and for each file the finest one whose bitstream is no larger than the file, so that no file is compared with a
+codec of fewer bytes than could be had. Every bitstream is decoded again and its network evaluated on the test images, as
+every .nern is by `nern verify`. The test images choose nothing: they only report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from nern.benchmarks.machine import machine, machine_text, versions
+from nern.config import TaskConfig
+from nern.jobs.artifacts import tested, verify
+from nern.originals import build_original_network
+from nern.originals.base import Original
+from nern.tasks.base import DataSettings, build_task
+from nern.tasks.streams import EvalSet
+
+FINEST, COARSEST = -40, -8  # quantisation parameters searched
+SHOWN = list(range(-32, -13, 2))
+
+
+class Codec:
+    """NNCodec on one network; bitstreams are made once for each quantisation parameter.
+
+    Args:
+        network: whose parameters and buffers are coded.
+        options: of the codec, in place of its defaults.
+    """
+
+    def __init__(self, network: nn.Module, options: dict[str, Any]) -> None:
+        from nern.compat import import_torchvision
+
+        import_torchvision()  # which the codec imports
+        import nncodec.nn
+
+        self._codec = nncodec.nn
+        state = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+        self._state = {
+            name: tensor.detach().clone().float() for name, tensor in state.items()
+        }  # the network will change
+        self._options = options
+        self._streams: dict[int, tuple[bytearray, float]] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Of what is coded, before."""
+        return sum(tensor.nbytes for tensor in self._state.values())
+
+    def encoded(self, qp: int) -> tuple[bytearray, float]:
+        """The bitstream, and seconds to make it."""
+        if qp not in self._streams:
+            arrays = {name: tensor.numpy() for name, tensor in self._state.items()}
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.perf_counter()
+                options = {**self._options, "qp": qp, "verbose": False, "results": folder}
+                stream = bytearray(self._codec.encode(arrays, options))  # the one type that it decodes
+                self._streams[qp] = stream, time.perf_counter() - start
+        return self._streams[qp]
+
+    def decoded(self, qp: int) -> dict[str, torch.Tensor]:
+        """The state that the bitstream gives."""
+        arrays = self._codec.decode(self.encoded(qp)[0])
+        return {name: torch.from_numpy(arrays[name]).reshape(own.shape) for name, own in self._state.items()}
+
+    def within(self, size: int) -> int | None:
+        """The finest quantisation parameter whose bitstream has at most `size` bytes; sizes fall as it grows."""
+        fine, coarse = FINEST, COARSEST
+        if len(self.encoded(coarse)[0]) > size:
+            return None
+        while fine < coarse:
+            middle = (fine + coarse) // 2
+            if len(self.encoded(middle)[0]) <= size:
+                coarse = middle
+            else:
+                fine = middle + 1
+        return fine
+
+
+def codec_rows(
+    codec: Codec, network: nn.Module, data: EvalSet, qps: list[int], console: Console
+) -> list[dict[str, Any]]:
+    """Figures of the codec at each quantisation parameter."""
+    rows = []
+    for qp in qps:
+        stream, seconds = codec.encoded(qp)
+        network.load_state_dict(codec.decoded(qp), strict=False)
+        test = tested(Original(network), data)
+        rows.append(
+            {"what": "NNCodec", "detail": f"QP {qp}", "qp": qp, "bytes": len(stream), "seconds": seconds} | test
+        )
+        console.print(f"NNCodec, QP {qp}: {len(stream):,} bytes, {test['top1']:.2f} %")
+    return rows
+
+
+def file_row(path: Path, task: TaskConfig, console: Console) -> dict[str, Any]:
+    """Figures of one .nern file."""
+    from nern.artifact import load
+
+    start = time.perf_counter()
+    load(path).network()
+    seconds = time.perf_counter() - start
+    found = verify(path, task, console=console)
+    return {"what": "nern", "detail": path.name, "bytes": path.stat().st_size, "unpacked_in": seconds} | found["test"]
+
+
+def markdown(rows: list[dict[str, Any]], original: dict[str, Any], size: int) -> str:
+    """The table; behind each file the codec that fits its bytes, and the least that the codec needs for its accuracy."""
+    lines = [
+        "| what | bytes | of float32 | accuracy, % | gap, points | the codec in as many bytes, % "
+        "| bytes the codec needs for this accuracy |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| original, float32 | {size:,} | | {original['top1']:.2f} | | | |",
+    ]
+    codecs = [row for row in rows if row["what"] == "NNCodec"]
+    for row in sorted(rows, key=lambda row: -row["bytes"]):
+        beside = needed = ""
+        name = f"NNCodec, {row['detail']}"
+        if row["what"] == "nern":
+            name = f"**{row['detail']}**"
+            fitting = [c for c in codecs if c["bytes"] <= row["bytes"]]
+            enough = [c for c in codecs if c["top1"] >= row["top1"]]
+            best = max(fitting, key=lambda c: c["top1"], default=None)
+            least = min(enough, key=lambda c: c["bytes"], default=None)
+            beside = "none fits" if best is None else f"{best['top1']:.2f} ({best['bytes']:,} bytes)"
+            needed = "more than were tried" if least is None else f"{least['bytes']:,}"
+        lines.append(
+            f"| {name} | {row['bytes']:,} | {100 * row['bytes'] / size:.1f} % | {row['top1']:.2f} "
+            f"| {row['top1'] - original['top1']:+.2f} | {beside} | {needed} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--original_model_name", required=True)
+    parser.add_argument("--original_model_path", required=True)
+    parser.add_argument("--task_name", default="cifar10")
+    parser.add_argument("--data_dir", default=None)
+    parser.add_argument("--files", nargs="*", type=Path, default=[], help="of this network")
+    parser.add_argument("--qp", nargs="*", type=int, default=SHOWN, help="to be shown besides")
+    parser.add_argument("--codec", nargs="*", default=[], metavar="OPTION=VALUE", help="of the codec, values in JSON")
+    parser.add_argument("--json", type=Path, default=None, help="write every figure")
+    given = parser.parse_args()
+    console = Console(stderr=True, highlight=False)
+    options = {name: json.loads(value) for name, _, value in (text.partition("=") for text in given.codec)}
+
+    network = build_original_network(given.original_model_name, given.original_model_path).eval()
+    kwargs = {"data_dir": given.data_dir} if given.data_dir else {}
+    task = TaskConfig(task_name=given.task_name, original_model_name=given.original_model_name, **kwargs)
+    settings = DataSettings(batch_size=1, eval_batch_size=500, num_workers=0, seed=0)
+    data = build_task(task, settings, torch.device("cpu"), train=False, original=Original(network)).test
+    assert data is not None
+    original = tested(Original(network), data)
+    codec = Codec(network, options)
+    rows = [file_row(path, task, console) for path in given.files]
+    fitting = {codec.within(row["bytes"]) for row in rows} - {None}
+    rows += codec_rows(codec, network, data, sorted({*given.qp, *fitting}), console)
+
+    print(markdown(rows, original, codec.bytes))
+    about = {"nncodec": version("nncodec"), "options": options, **versions(), **machine()}
+    text = machine_text(machine(), versions(), torch.get_num_threads())
+    print(
+        f"\n{original['images']:,} test images; NNCodec {about['nncodec']} at its defaults but QP{' and ' * bool(options)}"
+        f"{', '.join(given.codec)}; {text}"
+    )
+    if given.json:
+        found = {"original": original | {"bytes": codec.bytes}, "rows": rows, "about": about}
+        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
