@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import itertools
 import json
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +32,13 @@ from nern.analysis.report_sections import Picture
 from nern.analysis.smoothness import mean_step, walk_of
 from nern.analysis.subject import Reconstructed, Subject
 from nern.cli import main
-from nern.jobs.reporting import drawn, subject_of_run
+from nern.jobs.report_images import drawn
+from nern.jobs.run_subject import subject_of_run
 from nern.originals import CifarResNet
 from nern.tasks.images import ImageTensors
 from nern.training import RunFolder
 from nern.training.loop import History
+from report_parts import PNG, SECTIONS, Page, check_in_browser, without_browser
 from runs import quiet
 
 BASE: dict[str, Any] = {
@@ -63,11 +61,6 @@ BASE: dict[str, Any] = {
     "eval_iterations_interval": 3,
     "loss_warmup_iterations": 2,
 }
-SECTIONS = ("errors", "smoothness", "importance", "gallery", "classes")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PNG = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-)
 
 
 def train(folder: Path, name: str = "run", **given: Any) -> Path:
@@ -107,50 +100,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(run: Path) -> Path:
     """Its page, in its place, measured on 40 of its 60 images."""
     return nern.report(run, images=40, console=quiet())
-
-
-class Page(HTMLParser):
-    """A page taken apart. Fails where an element is closed that is not the open one."""
-
-    VOID = ("meta", "img", "source", "br")
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.of_sections: dict[str, str] = {}
-        self.section = ""
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "section":
-            self.section = dict(attrs)["id"] or ""
-            self.of_sections[self.section] = ""
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.texts.append(data)
-            if "section" in self.open:
-                self.of_sections[self.section] += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.texts).replace("\N{NO-BREAK SPACE}", " ")
-
-    def figures(self) -> list[str]:
-        return [str(figure["id"]) for figure in self.all("figure")]
 
 
 # What is computed
@@ -403,7 +352,7 @@ def test_test_images_that_cannot_be_had(
     def gone(*args: Any, **kwargs: Any) -> None:
         raise NernError("digits are sold out")
 
-    monkeypatch.setattr("nern.jobs.reporting.build_task", gone)
+    monkeypatch.setattr("nern.jobs.run_subject.build_task", gone)
     found = Page(nern.report(run, tmp_path / "page.html", console=quiet()))
     assert "the test images cannot be had (digits are sold out)" in found.of_sections["section-importance"]
     assert "importance" not in found.figures()
@@ -566,40 +515,6 @@ def test_command(run: Path, tmp_path: Path, quickly: None, capfd: pytest.Capture
     assert "is not a run folder" in capfd.readouterr().err
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here to open the page in; it is parsed strictly all the same")
+@without_browser
 def test_a_browser_shows_it_all(page: Path, tmp_path: Path) -> None:
-    """On a screen and on a phone every figure is shown, the one for this width, and nothing is wider than the window."""
-    text = html.escape(page.read_text(encoding="utf-8"))
-    frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{text}"></iframe>' for width in (1200, 400))
-    script = """window.onload = () => {
-      const found = [...document.querySelectorAll('iframe')].map(({contentDocument, contentWindow}) => ({
-        width: contentWindow.innerWidth,
-        wide: contentDocument.documentElement.scrollWidth,
-        images: [...contentDocument.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().right]),
-      }));
-      document.getElementById('found').textContent = JSON.stringify(found);
-    }"""
-    both = tmp_path / "both.html"
-    both.write_text(
-        f'<!DOCTYPE html><style>iframe {{ border: 0 }}</style>{frames}<pre id="found"></pre><script>{script}</script>',
-        encoding="utf-8",
-    )
-    options = [
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path}",
-        "--window-size=1300,2000",
-    ]
-    command = [str(BROWSER), *options, "--dump-dom", both.as_uri()]
-    environment = os.environ | {"HOME": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
-    found = json.loads(re.findall(r'<pre id="found">(.*?)</pre>', done.stdout)[0])
-    assert [of["width"] for of in found] == [1200, 400]
-    for of, natural in zip(found, (2160, 744), strict=True):
-        assert of["wide"] <= of["width"]
-        assert len(of["images"]) == 7
-        for complete, width, right in of["images"]:
-            assert complete
-            assert width == natural
-            assert right <= of["width"]
+    check_in_browser(page, tmp_path, 7)

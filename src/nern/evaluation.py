@@ -68,10 +68,18 @@ class Evaluator:
         original: the original network.
         batch_size: images in one forward pass.
         processes: each evaluates a share of the batches; all call at the same time, and get the figures of all images.
+        reconstructed: the network in which other weights are run; None: the original.
     """
 
-    def __init__(self, original: Original, batch_size: int, processes: Processes = ALONE) -> None:
+    def __init__(
+        self,
+        original: Original,
+        batch_size: int,
+        processes: Processes = ALONE,
+        reconstructed: Original | None = None,
+    ) -> None:
         self.original, self.batch_size, self.processes = original, batch_size, processes
+        self._reconstructed = reconstructed or original
         self._reference: weakref.WeakKeyDictionary[EvalSet, list[Tensor]] = weakref.WeakKeyDictionary()
 
     @torch.no_grad()
@@ -86,7 +94,7 @@ class Evaluator:
         for number, (images, labels) in enumerate(data.batches(self.batch_size, share)):
             with computing_in("float32", images.device):
                 target = self.original(images) if known is None else known[number]
-                result = target if weights is None else self.original.run(weights, images, extra)[0]
+                result = target if weights is None else self._reconstructed.run(weights, images, extra)[0]
             outputs.append(target)
             sums[5] += len(images)
             predicted = result.argmax(1)

@@ -16,6 +16,7 @@ from nern.errors import NernError
 from nern.files import check_writable, write_json
 from nern.jobs.artifacts import info, unpack, verify
 from nern.jobs.packing import PackOptions, pack
+from nern.shipped import NERN, SHIPPED
 
 PACK_HELP = """Write the NeRN of a run into one small file (.nern) that rebuilds the network anywhere.
 
@@ -41,7 +42,7 @@ with a task the accuracy.
 
 def _file_parser(text: str, usage: str) -> ArgumentParser:
     parser = command_parser(text, usage)
-    parser.add_argument("file", type=str, help="the artifact")
+    parser.add_argument("file", type=str, help="the artifact, or pretrained:NAME.nern")
     parser.add_argument(
         "--limit", type=int, default=LIMIT, metavar="N", help="most numbers (weights, parameters) that are read"
     )
@@ -109,7 +110,7 @@ def unpack_parser() -> ArgumentParser:
 
 def run_unpack(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     """`nern unpack`."""
-    out = given["out"] or f"{given['file'].removesuffix('.nern')}.safetensors"
+    out = given["out"] or f"{given['file'].removeprefix(SHIPPED).removesuffix(NERN)}.safetensors"
     unpack(given["file"], out, given["network"], given["limit"], console)
 
 
@@ -135,13 +136,17 @@ def verify_parser() -> ArgumentParser:
     return parser
 
 
+def task_of(given: dict[str, Any], argv: Sequence[str]) -> TaskConfig | None:
+    """The task that was typed; None: none was. Raises NernError where its name was not."""
+    names = [name for name in option_names(argv) if name.startswith("task.")]
+    if names and "task.task_name" not in names:
+        raise NernError("--task.task_name says whose test images to take, such as cifar10 or digits")
+    return TaskConfig(**dict(given["task"])) if names else None
+
+
 def run_verify(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     """`nern verify`."""
     check_writable(given["json"], "--json")
-    names = [name.removeprefix("task.") for name in option_names(argv) if name.startswith("task.")]
-    task = TaskConfig(**dict(given["task"])) if names else None
-    if task is not None and "task_name" not in names:
-        raise NernError("--task.task_name says whose test images to take, such as cifar10 or digits")
-    found = verify(given["file"], task, given["network"], given["limit"], console)
+    found = verify(given["file"], task_of(given, argv), given["network"], given["limit"], console)
     if given["json"] is not None:
         write_json(given["json"], found)

@@ -8,31 +8,61 @@ from typing import Any
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
+from nern.artifact import LIMIT
 from nern.command_line import command_parser, json_option
-from nern.jobs.reporting import IMAGES, report
+from nern.config import TaskConfig
+from nern.file_commands import task_of
+from nern.jobs.report_images import IMAGES
+from nern.jobs.reporting import report
 
-REPORT_HELP = """Write one page about a run, with figures: accuracies and sizes, where the reconstruction errs, how smooth
-the order is, which kernels matter, what changes for each class. The page needs no other file; its figures lie beside it,
-too, as PNG.
+REPORT_HELP = """Write one page about a run, or about a file of `nern pack`, with figures: accuracies and sizes, where the
+reconstruction errs, how smooth the order is, which kernels matter, what changes for each class. The page needs no other
+file; its figures lie beside it, too, as PNG.
 
   nern report outputs/quickstart                     writes outputs/quickstart/report.html
   nern report RUN_FOLDER -o PAGE.html --images null  measured on all test images
+  nern report net.nern                               writes net_report.html: what the file alone tells
+  nern report net.nern --original_model_path net.pt --task.task_name cifar10 --task.data_dir data
 
 docs/report.md tells how to read it."""
 
 
 def report_parser() -> ArgumentParser:
     """Of `nern report`."""
-    parser = command_parser(REPORT_HELP, "nern report RUN_FOLDER [-o PAGE.html] [--images N] [--json FILE]")
-    parser.add_argument("run", type=str, metavar="RUN_FOLDER", help="folder of a run, finished or not")
-    about = "the page; null: report.html in the run folder"
+    usage = (
+        "nern report RUN_FOLDER [-o PAGE.html] [--images N] [--json FILE]\n"
+        "       nern report FILE.nern [-o PAGE.html] [--original_model_path WEIGHTS] [--task.task_name NAME "
+        "[--task.data_dir DIR]]\n"
+        "                   [--network N] [--images N] [--json FILE]"
+    )
+    parser = command_parser(REPORT_HELP, usage)
+    about = "folder of a run, finished or not; or a .nern file"
+    parser.add_argument("source", type=str, metavar="RUN_OR_FILE", help=about)
+    about = "the page; null: report.html in the run folder, NAME_report.html beside a file NAME.nern"
     parser.add_argument("-o", "--out", type=str | None, default=None, metavar="PAGE", help=about)
     about = "test images to measure on, drawn by the run's seed; null: all; 0: none, what needs them is left out"
     parser.add_argument("--images", type=int | None, default=IMAGES, metavar="N", help=about)
+    about = "of a file: weights of the original to compare with: a file, pretrained:NAME, torchvision, timm"
+    parser.add_argument("--original_model_path", type=str | None, default=None, metavar="WEIGHTS", help=about)
+    about = "of a file of several networks: which one, counted from 0, original and task are of"
+    parser.add_argument("--network", type=int | None, default=None, metavar="N", help=about)
+    about = "of a file: most numbers (weights, parameters) that are read"
+    parser.add_argument("--limit", type=int, default=LIMIT, metavar="N", help=about)
     json_option(parser)
+    parser.add_class_arguments(TaskConfig, "task")
     return parser
 
 
 def run_report(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     """`nern report`."""
-    report(given["run"], given["out"], given["images"], console, given["json"])
+    report(
+        given["source"],
+        given["out"],
+        given["images"],
+        console,
+        given["json"],
+        given["original_model_path"],
+        task_of(given, argv),
+        given["network"],
+        given["limit"],
+    )

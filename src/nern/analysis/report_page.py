@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,18 @@ from nern.analysis.report_sections import (
     gallery_section,
     importance_section,
     order_section,
+    predictor_section,
     signed,
     training_section,
     words,
 )
 from nern.analysis.report_template import TEMPLATE
-from nern.analysis.subject import Reconstructed, Subject
+from nern.analysis.subject import Part, Reconstructed, Subject
 from nern.files import atomic_path, write_text
 from nern.terminal import bytes_text
 
-NBSP = "\N{NO-BREAK SPACE}"
+NBSP, NONE = "\N{NO-BREAK SPACE}", "\N{EN DASH}"
 BREAK = 720  # CSS pixels of the window below which the figures for phones are shown
-PARTS = (
-    ("represented weights, by the predictor", "represented_bytes", "predictor_bytes"),
-    ("order of the kernels", None, "ordering_bytes"),
-    ("weights kept apart (outliers)", None, "outlier_bytes"),
-    ("all the rest, kept as it is", "original_kept_bytes", "kept_bytes"),
-)
 
 
 def figures_folder(page: str | Path) -> Path:
@@ -69,13 +64,15 @@ def write_report(page: str | Path, subject: Subject, on_step: Callable[[], None]
 
     several = len(subject.networks) > 1
     parts.append(_result_html(subject))
+    if subject.bits:
+        add(predictor_section(subject))
     add(training_section(subject))
     for number, network in enumerate(subject.networks):
         prefix = f"{number + 1}-" if several else ""
         if several:
             parts.append(f'<h2 class="network">{html.escape(network.name)}</h2>')
         add(error_section(network, prefix))
-        add(order_section(network, subject.ordering, prefix))
+        add(order_section(network, subject, prefix))
         add(importance_section(network, subject.seed, prefix, done))
         add(gallery_section(network, prefix))
         add(class_section(network, prefix))
@@ -86,11 +83,11 @@ def write_report(page: str | Path, subject: Subject, on_step: Callable[[], None]
 def steps(subject: Subject) -> int:
     """How often `write_report` calls `on_step`."""
     measured = sum(network.trial is not None and network.original is not None for network in subject.networks)
-    return 1 + 5 * len(subject.networks) + measured * measurements()
+    return 1 + bool(subject.bits) + 5 * len(subject.networks) + measured * measurements()
 
 
 def _section_html(section: Section, several: bool) -> str:
-    level = "h3" if several and section.slug != "training" else "h2"
+    level = "h3" if several and section.slug not in ("training", "predictor") else "h2"
     parts = [f"<{level}>{html.escape(section.heading)}</{level}>"]
     if section.missing:
         parts.append(f'<p class="missing">Left out: {_text(section.missing)}.</p>')
@@ -118,8 +115,9 @@ def _result_html(subject: Subject) -> str:
     whose = names[0] if not several else f"{len(names)} networks"
     share = 100 * subject.predictor / subject.represented
     notes = "".join(f'<p class="missing">{html.escape(note)}</p>' for note in subject.notes)
+    source = html.escape(f"{subject.source} {subject.title}")
     head = (
-        f'<header><p class="kicker">Neural representation of neural networks · run {html.escape(subject.title)}</p>'
+        f'<header><p class="kicker">Neural representation of neural networks · {source}</p>'
         f"<h1>{whose}{' in one NeRN' if several else ', as a NeRN'}</h1>"
         f'<p class="lead">A predictor of {subject.predictor:,} parameters stands in for {subject.represented:,} weights of '
         f"{words(names)}: {_percent(share, 1 if share >= 1 else 2)} of their number.</p>{notes}</header>"
@@ -147,7 +145,9 @@ def _accuracy_tiles(network: Reconstructed) -> list[str]:
     for name, text in (("test", "test images"), ("held_out", "held-out training images")):
         of_set = network.figures.get(name, {})
         before, after = of_set.get("original", {}), of_set.get("reconstructed", {})
-        images = f"{int(after.get('images', 0)):,} {text}"
+        images = (
+            f"{int(after.get('images', 0)):,} {text}{f', {html.escape(network.measured)}' if network.measured else ''}"
+        )
         if "top1" in after:
             was = ""
             if "top1" in before:
@@ -166,49 +166,45 @@ def _tile(name: str, figure: str, about: str) -> str:
     )
 
 
-def _parts(sizes: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
-    """Of what has a size: its name, bytes of the original's tensors (None: it has no such part), and bytes of the run."""
-    return [
-        (name, None if before is None else sizes.get(before), sizes.get(after, 0))
-        for name, before, after in PARTS
-        if sizes.get(after) or (before is not None and sizes.get(before))
-    ]
-
-
-def _size_tile(sizes: Mapping[str, Any]) -> str:
-    before, after = sizes["original_bytes"], sum(after for _, _, after in _parts(sizes))
+def _size_tile(sizes: Sequence[Part]) -> str:
+    before, after = _totals(sizes)
     about = f"original {bytes_text(before)}<br>{_percent(100 * after / before, 1)} of the bytes, order and all"
     return _tile("Size", bytes_text(after), about)
+
+
+def _totals(sizes: Sequence[Part]) -> tuple[float, float]:
+    return sum(part.before or 0 for part in sizes), sum(part.after for part in sizes)
 
 
 def _bytes_html(subject: Subject) -> str:
     heading, sizes = "<h3>Where the bytes are</h3>", subject.sizes
     if sizes is None:
         return f'{heading}<p class="missing">Left out: sizes are known when the run is finished.</p>'
-    found = _parts(sizes)
-    total = (sizes["original_bytes"], sum(after for _, _, after in found))
-    largest = max([*total, 1])
-    lines = [_bytes_line(name, before, after, largest) for name, before, after in found]
-    lines.append(_bytes_line("all", *total, largest, "total"))
-    least = sizes.get("ordering_bytes_at_least", 0)
-    more = f" No code writes any such order in less than {bytes_text(least)}." if least else ""
-    keys = "".join(
-        f'<span class="key {of}"></span> {text} ' for of, text in (("before", "original"), ("after", "this run"))
-    )
-    head = f'<th>part</th><th class="number">original</th><th class="number">this run</th><th class="bars">{keys}</th>'
-    what = f"Bytes of the original's tensors, and of the files in the run folder that take their place.{more}"
+    total = Part("all", *_totals(sizes))
+    largest, bits = max(total.before or 0, total.after, 1), any(part.numbers for part in sizes)
+    shown = [part for part in sizes if part.after or part.before]
+    lines = [_bytes_line(part, largest, bits) for part in shown] + [_bytes_line(total, largest, bits, "total")]
+    this = f"this {subject.source}"
+    keys = "".join(f'<span class="key {of}"></span> {text} ' for of, text in (("before", "original"), ("after", this)))
+    columns = ["original", this, *(["bits a number"] if bits else [])]
+    head = f'<th>part</th>{"".join(_cell(text, "th") for text in columns)}<th class="bars">{keys}</th>'
     return (
         f"{heading}<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-        f'<p class="caption">{what}</p>'
+        f'<p class="caption">{html.escape(subject.sizes_about)}</p>'
     )
 
 
-def _bytes_line(name: str, before: float | None, after: float, largest: float, kind: str = "") -> str:
+def _cell(text: str, tag: str = "td") -> str:
+    return f'<{tag} class="number">{text}</{tag}>'
+
+
+def _bytes_line(part: Part, largest: float, bits: bool, kind: str = "") -> str:
     bars = "".join(
         f'<div class="bar {of}" style="width: {max(100 * value / largest, 0.4):.1f}%"></div>'
-        for of, value in (("before", before), ("after", after))
+        for of, value in (("before", part.before), ("after", part.after))
         if value
     )
-    texts: Sequence[str] = ["–" if not value else bytes_text(value) for value in (before, after)]  # noqa: RUF001
-    cells = "".join(f'<td class="number">{text}</td>' for text in texts)
-    return f'<tr class="{kind}"><td>{html.escape(name)}</td>{cells}<td class="bars">{bars}</td></tr>'
+    texts = [bytes_text(value) if value else NONE for value in (part.before, part.after)]
+    texts += [f"{8 * part.after / part.numbers:.2f}" if part.numbers else NONE] if bits else []
+    cells = "".join(map(_cell, texts))
+    return f'<tr class="{kind}"><td>{html.escape(part.name)}</td>{cells}<td class="bars">{bars}</td></tr>'

@@ -146,18 +146,44 @@ def _phases(axes: Any, phases: Sequence[tuple[str, int]], last: int) -> None:
 
 def draw_layers(width: int, names: Sequence[str], errors: Sequence[float | None]) -> Figure:
     """Relative error of each layer, bars."""
-    names, values, narrow = plain_names(names), [error or 0.0 for error in errors], width == NARROW
-    axis = (
-        "relative error of the layer"
-        if narrow
-        else "relative error of the layer (norm of the error / norm of the weights)"
+    axis = "relative error of the layer"
+    if width != NARROW:
+        axis += " (norm of the error / norm of the weights)"
+    values = [error or 0.0 for error in errors]
+    texts = [f"{value:.3f}" if value < 9.9995 else f"{value:.3g}" for value in values]
+    return _bars(width, plain_names(names), values, texts, axis, "layer, counted from the input", "relative error")
+
+
+def draw_bits(width: int, names: Sequence[str], bits: Sequence[float]) -> Figure:
+    """Bits for each number of the predictor's tensors, bars."""
+    texts = [f"{value:.2f}" for value in bits]
+    return _bars(
+        width, names, bits, texts, "bits for each number of the tensor", "tensor, by number", "bits for each number"
     )
+
+
+def _bars(
+    width: int,
+    names: Sequence[str],
+    values: Sequence[float],
+    texts: Sequence[str],
+    axis: str,
+    column: str,
+    short: str,
+) -> Figure:
+    """A bar for each name, and its value as text.
+
+    Args:
+        axis: what the values are.
+        column, short: of many names, which get a column each: what a column is, and what the values are.
+    """
+    narrow = width == NARROW
     if len(names) > MOST_ROWS:
         figure = canvas(width, 300)
         axes = figure.subplots()
         axes.bar(range(1, len(values) + 1), values, color=AFTER, width=0.8)
         tidy(axes)
-        label(axes, "layer, counted from the input", "relative error")
+        label(axes, column, short)
         axes.set_xlim(0, len(values) + 1)
         return figure
     figure = canvas(width, ROW * len(names) + 78)
@@ -167,16 +193,20 @@ def draw_layers(width: int, names: Sequence[str], errors: Sequence[float | None]
     rows_of(axes, names, narrow)
     top = max(values, default=0.0) or 1.0
     axes.set_xlim(0, top * (1.16 if narrow else 1.06))
-    for row, value in enumerate(values):
-        say(axes, value + 0.008 * top, row, f"{value:.3f}" if value < 9.9995 else f"{value:.3g}")
+    for row, (value, text) in enumerate(zip(values, texts, strict=True)):
+        say(axes, value + 0.008 * top, row, text)
     label(axes, axis)
     return figure
 
 
 def draw_steps(
-    width: int, names: Sequence[str], natural: Sequence[float | None], ordered: Sequence[float | None] | None
+    width: int,
+    names: Sequence[str],
+    natural: Sequence[float | None],
+    ordered: Sequence[float | None] | None,
+    source: str = "run",
 ) -> Figure:
-    """Mean step from kernel to kernel in each layer: as they lay, and in the run's order (None: it has none)."""
+    """Mean step from kernel to kernel in each layer: as they lay, and in the order of the `source` (None: it has none)."""
     names, narrow = plain_names(names), width == NARROW
     rows, there = range(len(names)), [index for index, step in enumerate(natural) if step is not None]
     unit = "unit: the layer's root-mean-square kernel norm"
@@ -187,7 +217,7 @@ def draw_steps(
     axes = figure.subplots()
     pairs = {"natural order": (natural, BEFORE)}
     if ordered is not None:
-        pairs["the run's order"] = (ordered, AFTER)
+        pairs[f"the {source}'s order"] = (ordered, AFTER)
         for index in there:
             ends, place = [natural[index], ordered[index]], [index + flat, index + flat]
             axes.plot(

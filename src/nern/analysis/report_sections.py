@@ -20,6 +20,7 @@ from nern.analysis.report_plots import (
     MOST_CLASSES,
     MOST_ROWS,
     SETS,
+    draw_bits,
     draw_classes,
     draw_drops,
     draw_layers,
@@ -106,6 +107,22 @@ def training_section(subject: Subject) -> Section:
     )
 
 
+def predictor_section(subject: Subject) -> Section:
+    """Bits in which each of the predictor's tensors is held."""
+    slug, heading, bits = "predictor", "How the predictor is held", subject.bits
+    numbers, total = (sum(of) for of in zip(*bits.values(), strict=True))
+    each = {name: held / count if count else 0.0 for name, (count, held) in bits.items()}
+    lead = f"{numbers:,} numbers in {total / numbers if numbers else 0.0:.2f} bits each, on average."
+    caption = (
+        "Each bar is one of the predictor's tensors, and how many bits the file spends on each of its numbers: fewer where "
+        "rounding does little to the network's outputs. The code is counted in whole words of 32 bits."
+    )
+    draw = partial(draw_bits, names=list(each), bits=list(each.values()))
+    shown = picture(slug, f"bits for each number of the predictor's {len(bits)} tensors", caption, draw)
+    tensors = [{"name": name, "numbers": count, "bits": held} for name, (count, held) in bits.items()]
+    return Section(slug, heading, lead, [shown], numbers={"tensors": tensors})
+
+
 def error_section(network: Reconstructed, prefix: str = "") -> Section:
     """Errors of layers and of kernels."""
     slug, heading = f"{prefix}errors", "Where the reconstruction errs"
@@ -146,8 +163,8 @@ def error_section(network: Reconstructed, prefix: str = "") -> Section:
     return Section(slug, heading, lead, [layers, maps], numbers={"layers": [vars(error) for error in found]})
 
 
-def order_section(network: Reconstructed, ordering: str, prefix: str = "") -> Section:
-    """How alike consecutive kernels are."""
+def order_section(network: Reconstructed, subject: Subject, prefix: str = "") -> Section:
+    """How alike consecutive kernels of one of the subject's networks are."""
     slug, heading = f"{prefix}smoothness", "How smooth the order makes the kernels"
     if network.original is None:
         return Section(slug, heading, missing=NO_ORIGINAL)
@@ -156,19 +173,20 @@ def order_section(network: Reconstructed, ordering: str, prefix: str = "") -> Se
     if all(step is None for step in natural):
         return Section(slug, heading, missing="no layer has two kernels to compare")
     if ordered is None:
-        lead = "The run has no ordering: its kernels stand where they stand in the network."
+        lead = f"The {subject.source} has no ordering: its kernels stand where they stand in the network."
     else:
         ratios = [o / n for n, o in zip(natural, ordered, strict=True) if n and o is not None]
         change = 100 * (sum(ratios) / len(ratios) - 1) if ratios else 0.0
         how = f"{abs(change):.0f} % {'shorter' if change < 0 else 'longer'}"
         lead = (
-            f"Along the run's order a step from kernel to kernel is {how} than in the natural order (mean over layers)."
+            f"Along the {subject.source}'s order a step from kernel to kernel is {how} than in the natural order (mean over "
+            "layers)."
         )
     caption = (
         "How far it is from one kernel to the next: the shorter the steps, the smoother the signal that the predictor has "
         "to learn; the dashed line is where kernels that have nothing in common would be."
-    ) + (f" The run's order: {ordering}." if ordering else "")
-    draw = partial(draw_steps, names=network.layers, natural=natural, ordered=ordered)
+    ) + (f" The {subject.source}'s order: {subject.ordering}." if subject.ordering else "")
+    draw = partial(draw_steps, names=network.layers, natural=natural, ordered=ordered, source=subject.source)
     shown = picture(slug, "mean distance of consecutive kernels in each layer", caption, draw)
     numbers = {"layers": list(network.layers), "natural": natural, "ordered": ordered}
     return Section(slug, heading, lead, [shown], numbers=numbers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -31,6 +30,7 @@ class Reconstructed:
             run has no ordering.
         figures: by set ('test', 'held_out') and network ('original', 'reconstructed'), what `Metrics.to_dict` gives.
         trial: the network on test images; None: see `without_images`.
+        measured: by whom the figures were measured, where that is to be said; a few words.
         without_images: why there is no trial: the end of a sentence.
         class_names: of the classes; None: they have numbers only.
     """
@@ -42,9 +42,27 @@ class Reconstructed:
     natural: Sequence[Int[Tensor, " kernels"]] | None = None
     ordered: Sequence[Int[Tensor, " kernels"]] | None = None
     figures: Figures = field(default_factory=dict)
+    measured: str = ""
     trial: Trial | None = None
     without_images: str = "there are none"
     class_names: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of one part of what a report is about.
+
+    Attributes:
+        name: in words.
+        before: bytes of the original's tensors in whose place it is; None: the original has no such part.
+        after: its bytes.
+        numbers: how many numbers it holds; None: that is not told.
+    """
+
+    name: str
+    before: float | None
+    after: float
+    numbers: int | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,10 +71,14 @@ class Subject:
 
     Attributes:
         title: of the page.
+        source: what it was read from, 'run' or 'file', as the page's texts say it.
         networks: that one NeRN represents.
         represented: number of the weights that it represents.
         predictor: number of the predictor's parameters.
-        sizes: as metrics.json has them; None: unknown.
+        sizes: where the bytes are; they add up to all there are. None: unknown.
+        sizes_about: what these bytes are; a sentence or two.
+        bits: of each of the predictor's tensors, by name, how many numbers it has, and the bits that hold all of them;
+            empty: that is not told.
         ordering: in a few words; empty: there is none.
         history: losses and evaluations over the steps; None: unknown.
         phases: name and last step of each phase.
@@ -66,10 +88,13 @@ class Subject:
     """
 
     title: str
+    source: str = "run"
     networks: Sequence[Reconstructed]
     represented: int
     predictor: int
-    sizes: Mapping[str, Any] | None = None
+    sizes: Sequence[Part] | None = None
+    sizes_about: str = ""
+    bits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     ordering: str = ""
     history: History | None = None
     phases: Sequence[tuple[str, int]] = ()

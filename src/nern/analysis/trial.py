@@ -24,6 +24,8 @@ class Trial:
         batch_size: images in one forward pass.
         classes: number of classes.
         extra: parameters besides the represented weights that the reconstructed network has in place of the original's.
+        reconstructed: the network in which other weights are tried; None: the original, with `extra`. Buffers, too, are its
+            own.
     """
 
     def __init__(
@@ -33,10 +35,12 @@ class Trial:
         batch_size: int,
         classes: int,
         extra: dict[str, Tensor] | None = None,
+        reconstructed: Original | None = None,
     ) -> None:
         self.network, self.images, self.batch_size, self.classes = network, images, batch_size, classes
         self.extra = extra or {}
-        self._evaluator = Evaluator(network, batch_size)
+        self._reconstructed = reconstructed or network
+        self._evaluator = Evaluator(network, batch_size, reconstructed=reconstructed)
 
     def metrics(self, weights: Sequence[Tensor] | None = None) -> Metrics:
         """With these weights, of any shape with as many elements, on any device; None: of the original."""
@@ -50,7 +54,7 @@ class Trial:
         own, found = None if weights is None else self._fitted(weights), []
         for images, _ in self.images.batches(self.batch_size):
             with computing_in("float32", images.device):
-                scores = self.network(images) if own is None else self.network.run(own, images, self.extra)[0]
+                scores = self.network(images) if own is None else self._reconstructed.run(own, images, self.extra)[0]
             found.append(scores.argmax(1).cpu())
         return torch.cat(found)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from nern.artifact import LIMIT, Artifact, load
+from nern.artifact.description import NetworkDescription
 from nern.artifact.reading import TOLERANCE
 from nern.artifact.table import about, artifact_table
 from nern.config import TaskConfig
@@ -22,7 +23,7 @@ from nern.tasks.base import DataSettings, build_task
 from nern.tasks.streams import EvalSet
 
 _LARGE = 5_000_000  # weights from which on a bar is shown
-_BATCH = 500  # images in one evaluation batch
+BATCH = 500  # images in one evaluation batch
 _POINTS = 0.2  # by which rounding may change an accuracy
 
 
@@ -75,8 +76,17 @@ def predicted(artifact: Artifact, console: Console) -> Artifact:
 
 def tested(original: Original, data: EvalSet) -> dict[str, Any]:
     """Figures of a network on labelled images."""
-    metrics = Evaluator(original, _BATCH)(data).to_dict()
+    metrics = Evaluator(original, BATCH)(data).to_dict()
     return {name: metrics[name] for name in ("images", "top1", "top5", "loss")}
+
+
+def images_of(task: TaskConfig, described: NetworkDescription, original: Original) -> EvalSet:
+    """The test images of a task, as a network of an artifact takes them. Raises NernError where they cannot be had."""
+    task = replace(task, original_model_name=described.architecture or described.name)
+    settings = DataSettings(batch_size=1, eval_batch_size=BATCH, num_workers=0, seed=0)
+    data = build_task(task, settings, torch.device("cpu"), train=False, original=original).test
+    assert data is not None
+    return data
 
 
 def verify(
@@ -115,16 +125,7 @@ def verify(
     number = 0 if isinstance(network, torch.nn.Module) else network
     described = artifact.description.networks[number]
     original = Original(artifact.network(network), include=[name for name, _, _ in described.represented])
-    task = replace(task, original_model_name=described.architecture or described.name)
-    data = build_task(
-        task,
-        DataSettings(batch_size=1, eval_batch_size=_BATCH, num_workers=0, seed=0),
-        torch.device("cpu"),
-        train=False,
-        original=original,
-    ).test
-    assert data is not None
-    found["test"] = tested(original, data)
+    found["test"] = tested(original, images_of(task, described, original))
     said = described.about.get("test", {})
     told = f"; the file says {said['top1']:.2f} %" if isinstance(said.get("top1"), float) else ""
     console.print(f"{described.name}: {found['test']['top1']:.2f} % of {found['test']['images']:,} test images{told}")

@@ -1,0 +1,296 @@
+"""What a report tells of an artifact: the file alone, or beside the original's weights and a task's images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from nern.analysis.report_sections import NO_ORIGINAL
+from nern.analysis.smoothness import walk_of
+from nern.analysis.subject import Figures, Part, Reconstructed, Subject
+from nern.analysis.trial import Trial
+from nern.artifact import Artifact
+from nern.artifact.description import NetworkDescription
+from nern.artifact.entropy import Encoder
+from nern.artifact.reading import Allowance, buildable
+from nern.artifact.tensors import DTYPES, TensorCode
+from nern.config import TaskConfig
+from nern.errors import NernError
+from nern.experiment import check_outputs
+from nern.files import load_state_dict
+from nern.jobs.artifacts import BATCH, images_of, predicted, tested
+from nern.jobs.report_images import NO_IMAGES_ASKED_FOR, class_names, drawn
+from nern.originals.base import Original
+from nern.originals.build import build_original, resolve_weights
+from nern.representation.grid import step_size
+from nern.representation.kernels import kernel_shape
+from nern.tasks.base import classes_of
+from nern.tasks.streams import EvalSet
+
+SEED = 0  # of what is drawn
+NO_TASK = "no test images were asked for (--task.task_name says whose to take)"
+TOLD = ("images", "top1", "top5", "loss")  # figures that a file may hold
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What was given besides the file, for one of its networks.
+
+    Attributes:
+        weights: the original's represented weights; None: not given.
+        original: the network; None: not given, or known by its weights alone.
+        task: with images to be tested on; None: not given, or no images were asked for.
+        data: these images, where there is an original to say in which form.
+    """
+
+    weights: Sequence[Tensor] | None = None
+    original: Original | None = None
+    task: TaskConfig | None = None
+    data: EvalSet | None = None
+
+
+def subject_of_file(
+    artifact: Artifact,
+    title: str,
+    images: int | None,
+    original_model_path: str | Path | None,
+    task: TaskConfig | None,
+    network: int | None,
+    console: Console,
+) -> Subject:
+    """What a page tells of an artifact; weights are predicted after everything that was given has been checked.
+
+    Args:
+        artifact: that was read.
+        title: of the page.
+        images, original_model_path, task, network: see `nern.report`.
+        console: for progress.
+
+    Raises:
+        NernError: see `nern.report`.
+    """
+    description, table = artifact.description, artifact.nern.table
+    if task is not None:
+        classes_of(task)  # an unknown one is told of at once
+    number = _number(network, len(description.networks), original_model_path is not None or task is not None)
+    described = description.networks[number]
+    if task is not None and described.architecture is None:
+        raise NernError(
+            f"{described.name} is held as a state dict only: the file does not tell how to build it, so that it cannot be "
+            "tested on images; leave --task out"
+        )
+    given = _Given(task=task if images != 0 else None)
+    if original_model_path is not None:
+        weights, original = _original(artifact, number, original_model_path)
+        data = None if original is None or given.task is None else _images(given.task, described, original)
+        given = replace(given, weights=weights, original=original, data=data)
+    layers = iter(zip(table.views(predicted(artifact, console).weights), _ordered(artifact), strict=True))
+    networks = []
+    for index, (name, of_network) in enumerate(zip(_names(description.networks), description.networks, strict=True)):
+        own_layers = [next(layers) for _ in of_network.represented]
+        beside = given if index == number else _Given()
+        asked_for = NO_IMAGES_ASKED_FOR if images == 0 else NO_TASK
+        networks.append(_network(artifact, index, name, own_layers, beside, images, asked_for))
+    notes = [_more(described, given.weights is not None, task is not None), _far(networks[number])]
+    return Subject(
+        title=title,
+        source="file",
+        networks=networks,
+        represented=table.num_weights,
+        predictor=artifact.nern.num_parameters,
+        sizes=file_parts(artifact),
+        sizes_about=(
+            "Bytes of the original's tensors, and of the parts of the file that take their place; these add up to its "
+            f"{artifact.size:,} bytes."
+        ),
+        bits=tensor_bits(artifact),
+        ordering="" if artifact.ordering.mode == "none" else artifact.ordering.mode,
+        notes=[note for note in notes if note],
+        seed=SEED,
+    )
+
+
+def _number(network: int | None, count: int, needed: bool) -> int:
+    """Which network it is that something was given for."""
+    if network is not None and not 0 <= network < count:
+        raise NernError(f"--network (={network}) must be below {count}, the number of networks in the file")
+    if network is None and count > 1 and needed:
+        raise NernError(
+            f"the file holds {count} networks: --network N says which one, counted from 0, the original's weights and the "
+            "task are of"
+        )
+    return network or 0
+
+
+def _original(artifact: Artifact, number: int, path: str | Path) -> tuple[list[Tensor], Original | None]:
+    """The original's represented weights, and the network where the file tells how to build it."""
+    described = artifact.description.networks[number]
+    names = [name for name, _, _ in described.represented]
+    if described.architecture is None:
+        state = load_state_dict(resolve_weights(str(path)), "original network's weights")
+        for name, shape, _ in described.represented:
+            found = f"has the shape {tuple(state[name].shape)}" if name in state else "is not there"
+            if name not in state or tuple(state[name].shape) != shape:
+                raise NernError(f"original network's weights {path} do not fit {described.name}: {name} {found}")
+        return [state[name] for name in names], None
+    architecture, arguments = buildable(described.architecture, described.arguments)
+    with Allowance(artifact.limit, described.name):
+        original = build_original(architecture, str(path), arguments, include=names)
+    if original.weight_names != names:
+        raise NernError(f"{described.name} of the file and the network built of {path} name their weights differently")
+    return original.weights, original
+
+
+def _images(task: TaskConfig, described: NetworkDescription, network: Original) -> EvalSet:
+    """The task's test images. Raises NernError where they cannot be had, or the network has other classes."""
+    named = replace(task, original_model_name=described.architecture or described.name)
+    check_outputs(network, named, network.input_format, torch.device("cpu"))
+    return images_of(task, described, network)
+
+
+def _ordered(artifact: Artifact) -> list[Tensor | None]:
+    """Of each layer, its kernels in the order in which the coordinates walk through them; None: there is no ordering."""
+    shapes = artifact.nern.table.shapes
+    if artifact.ordering.mode == "none":
+        return [None] * len(shapes)
+    return [walk_of(positions) for positions in artifact.ordering.positions(shapes)]
+
+
+def _names(networks: Sequence[NetworkDescription]) -> list[str]:
+    """Of the networks, told apart."""
+    names = [f"{n.name} on {n.about['task']}" if "task" in n.about else n.name for n in networks]
+    return [f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name for i, name in enumerate(names)]
+
+
+def _network(
+    artifact: Artifact,
+    number: int,
+    name: str,
+    layers: Sequence[tuple[Tensor, Tensor | None]],
+    given: _Given,
+    images: int | None,
+    no_task: str,
+) -> Reconstructed:
+    """One network of the file. Layers are the predicted weights, and the order of their kernels."""
+    described = artifact.description.networks[number]
+    told = {key: value for key, value in described.about.get("test", {}).items() if key in TOLD}
+    figures: Figures = {"test": {"reconstructed": told}} if told else {}
+    weights, walks = [w for w, _ in layers], [walk for _, walk in layers if walk is not None]
+    found = Reconstructed(
+        name=name,
+        layers=[own for own, _, _ in described.represented],
+        weights=weights,
+        original=None if given.weights is None else [_kernels(w) for w in given.weights],
+        ordered=walks or None,
+        figures=figures,
+        measured="as the file says" if told else "",
+        without_images=no_task,
+    )
+    if given.task is None:
+        return found
+    reconstructed = Original(artifact.network(number), include=list(found.layers))
+    data = given.data or _images(given.task, described, reconstructed)
+    if given.original is None:
+        figures = {"test": {"reconstructed": tested(reconstructed, data)}}
+        return replace(found, figures=figures, measured="", without_images=NO_ORIGINAL)
+    trial_on = partial(
+        Trial, given.original, classes=classes_of(given.task), batch_size=BATCH, reconstructed=reconstructed
+    )
+    whole = trial_on(data)
+    pair = {"original": whole.metrics(), "reconstructed": whole.metrics(weights)}
+    some = data if images is None else drawn(data, images, SEED)
+    return replace(
+        found,
+        figures={"test": {of: metrics.to_dict() for of, metrics in pair.items()}},
+        measured="",
+        trial=whole if some is data else trial_on(some),
+        class_names=class_names(given.task.task_name),
+    )
+
+
+def _kernels(weight: Tensor) -> Tensor:
+    return weight.detach().cpu().float().reshape(kernel_shape(weight.shape))
+
+
+def _more(described: NetworkDescription, original: bool, task: bool) -> str:
+    """Which options tell more; empty: none does."""
+    compare = "--original_model_path WEIGHTS compares with the original's weights"
+    try_out = "--task.task_name NAME (and --task.data_dir DIR) tests on images"
+    options = [] if original else [compare]
+    if not task and described.architecture is not None:
+        options.append(try_out)
+    if not options:
+        return ""
+    known = ["the file", *["the original's weights"] * original, *["the images"] * task]
+    return f"This page is made of {' and '.join(known)} alone. There is more to see: {'; '.join(options)}."
+
+
+def _far(network: Reconstructed) -> str:
+    """A word where the original is hardly the one of the file."""
+    if network.original is None:
+        return ""
+    pairs = list(zip(network.weights, network.original, strict=True))
+    if sum(_squares(w - o) for w, o in pairs) < sum(_squares(o) for _, o in pairs):
+        return ""
+    return (
+        "The reconstructed weights are no nearer to the original's than zeros are. Are these the weights that the file was "
+        "made of? A run that orders whole channels (permute_mode channels) represents another order of the same network, "
+        "and only the run's own page compares the two."
+    )
+
+
+def _squares(weight: Tensor) -> float:
+    return float(weight.double().square().sum())
+
+
+def file_parts(artifact: Artifact) -> list[Part]:
+    """Where a file's bytes are: parts that add up to its size, beside the bytes of the original's tensors."""
+    description = artifact.description
+    represented = sum(
+        math.prod(shape) * _bytes(dtype) for n in description.networks for _, shape, dtype in n.represented
+    )
+    kept = sum(code.count * _bytes(code.dtype) for code in description.kept)
+    of_kept, of_predictor = (sum(code.count for code in codes) for codes in (description.kept, description.predictor))
+    kernels = sum(tensor.numel() for tensor in artifact.ordering.tensors().values())
+    rows: list[tuple[str, float | None, tuple[str, ...], int | None]] = [
+        ("represented weights, by the predictor", represented, ("PRED", "PRAW"), of_predictor),
+        ("order of the kernels", None, ("ORDR",), kernels),
+        ("weights kept apart (outliers)", None, ("OUTL", "ORAW"), description.outliers[0]),
+        ("all other parameters and buffers", kept, ("KEPT", "KRAW"), of_kept),
+        ("description of networks and tensors", None, ("META",), None),
+        ("header, checksums, probes", None, ("header", "PROB"), None),
+    ]
+    return [
+        Part(name, before, sum(artifact.sizes.get(section, 0) for section in sections), numbers or None)
+        for name, before, sections, numbers in rows
+    ]
+
+
+def _bytes(dtype: str) -> int:
+    return DTYPES[dtype].itemsize
+
+
+def tensor_bits(artifact: Artifact) -> dict[str, tuple[int, int]]:
+    """Of each of the predictor's tensors, how many numbers it has, and the bits they have in the file: coded again, to see
+    where in the code each one ends. They add up to the sections of the predictor."""
+    codes, state, encoder = artifact.description.predictor, artifact.nern.predictor.state_dict(), Encoder()
+
+    def end(code: TensorCode) -> int:
+        if code.held == "grid":
+            multiples = (state[code.name].double() / step_size(code.step)).round().long().flatten().numpy()
+            encoder.adaptive(multiples - code.low, code.symbols)
+        return len(encoder.finish())
+
+    ends = [0, *map(end, codes)]
+    return {
+        code.name: (code.count, 8 * (after - before + code.raw_bytes))
+        for code, (before, after) in zip(codes, pairwise(ends), strict=True)
+    }

@@ -1,0 +1,287 @@
+"""`nern report` of a file: what the file alone tells, and what more the original and a task do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nern
+from artifact_parts import SHAPES, make, save, with_description
+from nern import DamagedFileError, NernError
+from nern.analysis.report_sections import Picture
+from nern.analysis.subject import Subject
+from nern.cli import main
+from nern.config import TaskConfig
+from nern.evaluation import layer_errors
+from nern.jobs.artifacts import verify
+from nern.jobs.file_subject import file_parts, subject_of_file, tensor_bits
+from nern.originals import CifarResNet
+from nern.originals.build import build_original
+from nern.shipped import NERN, shipped_file
+from nern.tasks.base import DataSettings, build_task
+from report_parts import PNG, SECTIONS, Page, check_in_browser, without_browser
+from runs import quiet
+
+ORIGINAL = "pretrained:digits-resnet8"
+DIGITS = TaskConfig(task_name="digits")
+NOTHING_TO_COMPARE = "Left out: the original's weights are not at hand to compare with."
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One small picture stands in for all figures."""
+    monkeypatch.setattr(
+        "nern.analysis.report_sections.picture", lambda s, alt, caption, _: Picture(s, alt, caption, PNG, PNG)
+    )
+
+
+@pytest.fixture
+def few_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are dropped once."""
+    monkeypatch.setattr("nern.analysis.importance.drop_curves.__defaults__", ((0.0, 0.2), 1))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A NeRN of a network for digits."""
+    shipped = shipped_file("pretrained:digits-resnet8.nern", NERN, "NeRN")
+    return Path(shutil.copy(str(shipped), tmp_path / "net.nern"))
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """Two networks in a file, that tells not how they are built."""
+    return save(tmp_path / "two.nern", make(networks=2)[0])
+
+
+def weights_of(path: Path, **changed: Any) -> Path:
+    """What the weights in a file of `make` may be like, beside which it is shown."""
+    rng = torch.Generator().manual_seed(5)
+    state = {f"w{i}": torch.randn(shape, generator=rng) for i, shape in enumerate(SHAPES)}
+    torch.save(state | changed, path)
+    return path
+
+
+def subject(file: Path, images: int | None = 0, original: str | None = None, task: TaskConfig | None = None) -> Subject:
+    return subject_of_file(nern.load(file), file.name, images, original, task, None, quiet())
+
+
+def test_page_of_the_file_alone(file: Path, quickly: None) -> None:
+    page = nern.report(file, console=quiet())
+    assert page == file.with_name("net_report.html")
+    found = Page(page)
+    assert found.figures() == ["predictor"]
+    assert list(found.of_sections) == [f"section-{name}" for name in ("result", "predictor", "training", *SECTIONS)]
+    assert all(NOTHING_TO_COMPARE in found.of_sections[f"section-{name}"] for name in SECTIONS[:-1])
+    assert "--task.task_name says whose to take" in found.of_sections["section-classes"]
+    note = "This page is made of the file alone. There is more to see: --original_model_path WEIGHTS"
+    assert note in found.text
+    assert "--task.task_name NAME" in found.text
+    told = nern.load(file).description.networks[0].about["test"]
+    result = found.of_sections["section-result"].replace("\N{NO-BREAK SPACE}", " ")
+    assert f"{told['top1']:.2f} %" in result
+    assert f"{told['images']} test images, as the file says" in result
+    assert f"these add up to its {file.stat().st_size:,} bytes" in result
+    assert "file net.nern" in found.text
+    assert "this file" in found.text
+    assert "run" not in found.text.split()
+
+
+def test_bytes_and_bits_add_up_to_those_on_disk(file: Path, two: Path, tmp_path: Path) -> None:
+    lossless = save(tmp_path / "as.nern", make(step=None)[0])
+    for path in (file, two, lossless):
+        artifact = nern.load(path)
+        parts = file_parts(artifact)
+        assert sum(part.after for part in parts) == path.stat().st_size
+        bits, codes = tensor_bits(artifact), artifact.description.predictor
+        assert [(name, count) for name, (count, _) in bits.items()] == [(code.name, code.count) for code in codes]
+        assert sum(held for _, held in bits.values()) == 8 * parts[0].after
+        assert parts[0].numbers == artifact.nern.num_parameters
+    assert {held / count for count, held in tensor_bits(nern.load(lossless)).values()} == {32.0}
+    state = build_original("ResNet8", ORIGINAL, {"in_channels": 1}).network.state_dict()
+    parts = file_parts(nern.load(file))
+    assert sum(part.before or 0 for part in parts) == sum(t.nbytes for t in state.values())
+
+
+def test_with_the_original_what_compares_is_there(file: Path, quickly: None) -> None:
+    found = Page(nern.report(file, original_model_path=ORIGINAL, console=quiet()))
+    assert found.figures() == ["predictor", "layers", "kernels", "smoothness", "gallery"]
+    assert "Left out: no test images were asked for" in found.of_sections["section-importance"]
+    assert "made of the file and the original's weights alone" in found.text
+    assert "--original_model_path" not in found.text
+    assert "Along the file's order a step" in found.of_sections["section-smoothness"]
+    original, state = build_original("ResNet8", ORIGINAL, {"in_channels": 1}), nern.load(file).state_dict()
+    errors = layer_errors(original.weight_names, original.weights, [state[name] for name in original.weight_names])
+    worst = max(errors, key=lambda error: error.relative or 0.0)
+    assert f"{worst.name.removesuffix('.weight')}, relative error {worst.relative:.3f}" in found.text
+
+
+def test_accuracy_is_that_of_verify(file: Path) -> None:
+    expected = verify(file, DIGITS, console=quiet())["test"]
+    alone = subject(file, None, None, DIGITS).networks[0]
+    assert alone.figures == {"test": {"reconstructed": expected}}
+    assert alone.trial is None
+    beside = subject(file, 20, ORIGINAL, DIGITS).networks[0]
+    found = beside.figures["test"]["reconstructed"]
+    assert (found["images"], found["top1"], found["top5"]) == tuple(expected[k] for k in ("images", "top1", "top5"))
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    # The two networks, asked here for themselves.
+    original = build_original("ResNet8", ORIGINAL, {"in_channels": 1})
+    settings = DataSettings(batch_size=1, eval_batch_size=100, num_workers=0, seed=0)
+    data = build_task(DIGITS, settings, torch.device("cpu"), False, original).test
+    assert data is not None
+    assert beside.trial is not None
+    network, right, same, count = nern.load(file).network(), 0, 0, 0
+    with torch.no_grad():
+        for images, labels in data.batches(100):
+            assert labels is not None
+            before, after = original.network(images).argmax(1), network(images).argmax(1)
+            right, same, count = (
+                right + int((before == labels).sum()),
+                same + int((before == after).sum()),
+                count + len(labels),
+            )
+    assert beside.figures["test"]["original"]["top1"] == pytest.approx(100 * right / count)
+    assert found["agreement"] == pytest.approx(100 * same / count)
+    assert len(beside.trial.labels) == 20
+    # Its batch norms hold other statistics than the original's: both are its own.
+    images, _ = next(iter(beside.trial.images.batches(20)))
+    with torch.no_grad():
+        assert beside.trial.predicted(beside.weights).tolist() == network(images).argmax(1).tolist()
+
+
+def test_with_original_and_task_all_is_there(file: Path, tmp_path: Path, quickly: None, few_measurements: None) -> None:
+    numbers = tmp_path / "numbers.json"
+    options = [
+        "--original_model_path",
+        ORIGINAL,
+        "--task.task_name",
+        "digits",
+        "--images",
+        "50",
+        "--json",
+        str(numbers),
+    ]
+    assert main(["report", str(file), *options]) == 0
+    found = Page(file.with_name("net_report.html"))
+    figures = ["predictor", "layers", "kernels", "smoothness", "importance", "gallery", "classes"]
+    assert found.figures() == figures
+    assert found.text.count("Left out") == 1  # there was no training
+    assert "There is more to see" not in found.text
+    assert "as the file says" not in found.text
+    assert "same prediction as the original" in found.text
+    assert "Of 50 test images" in found.of_sections["section-classes"]
+    assert list(json.loads(numbers.read_text())) == ["predictor", "errors", "smoothness", "importance", "classes"]
+
+
+def test_with_the_task_alone_the_accuracy_is_measured(file: Path, quickly: None) -> None:
+    found = Page(nern.report(file, task=DIGITS, console=quiet()))
+    top1 = verify(file, DIGITS, console=quiet())["test"]["top1"]
+    assert f"{top1:.2f} %" in found.of_sections["section-result"].replace("\N{NO-BREAK SPACE}", " ")
+    assert "as the file says" not in found.text
+    assert found.text.count(NOTHING_TO_COMPARE) == 5
+    assert "made of the file and the images alone. There is more to see: --original_model_path" in found.text
+    none = Page(nern.report(file, task=DIGITS, images=0, console=quiet()))
+    assert "no test images were asked for (--images 0)" in none.of_sections["section-classes"]
+    assert "as the file says" in none.text
+
+
+def test_file_that_ships_with_nern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quickly: None) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = nern.report("pretrained:digits-resnet8.nern", console=quiet())
+    assert page == Path("digits-resnet8_report.html")
+    assert page.is_file()
+    with pytest.raises(NernError, match="pretrained:digits-resnet8"):
+        nern.report("pretrained:digits.nern", console=quiet())
+
+
+def test_several_networks_have_sections_each(two: Path, tmp_path: Path, quickly: None) -> None:
+    weights = weights_of(tmp_path / "own.pt")
+    page = nern.report(two, tmp_path / "page.html", original_model_path=weights, network=1, console=quiet())
+    found = Page(page)
+    expected = [f"section-{number}-{name}" for number in (1, 2) for name in SECTIONS]
+    assert list(found.of_sections) == ["section-result", "section-predictor", "section-training", *expected]
+    assert found.figures() == ["predictor", *(f"2-{name}" for name in ("layers", "kernels", "smoothness", "gallery"))]
+    assert "small (2)" in found.text
+    assert NOTHING_TO_COMPARE in found.of_sections["section-1-errors"]
+    told = subject_of_file(nern.load(two), "two", 0, weights, None, 1, quiet())
+    state, given = nern.load(two).state_dict(1), torch.load(weights, weights_only=True)
+    for name, own, original in zip(
+        told.networks[1].layers, told.networks[1].weights, told.networks[1].original or [], strict=True
+    ):
+        assert torch.equal(own.flatten(), state[name].flatten())
+        assert torch.equal(original.flatten(), given[name].flatten())
+    with pytest.raises(NernError, match="the file holds 2 networks: --network N"):
+        nern.report(two, original_model_path=weights, console=quiet())
+    with pytest.raises(NernError, match=r"--network \(=2\) must be below 2"):
+        nern.report(two, network=2, console=quiet())
+
+
+def test_weights_of_another_network_are_told_of(file: Path, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(CifarResNet(8, in_channels=1).state_dict(), tmp_path / "other.pt")
+    notes = subject(file, 0, str(tmp_path / "other.pt")).notes
+    assert any("no nearer to the original's than zeros are" in note for note in notes)
+    assert not any("zeros" in note for note in subject(file, 0, ORIGINAL).notes)
+
+
+def test_mistakes_are_told_before_weights_are_predicted(
+    file: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def predicted(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(nern.Artifact, "predict", predicted)
+    damaged, text, empty = tmp_path / "damaged.nern", tmp_path / "text.nern", tmp_path / "empty"
+    damaged.write_bytes(file.read_bytes()[:-1] + b"\0")
+    text.write_text("a text")
+    empty.mkdir()
+    with torch.random.fork_rng(devices=[]):
+        torch.save(CifarResNet(8, in_channels=1, widths=[4, 6, 8]).state_dict(), tmp_path / "small.pt")
+    calling = with_description(
+        nern.load(file).sections, lambda value: value["networks"][0].update(architecture="os:getcwd")
+    )
+    called = save(tmp_path / "called.nern", calling)
+    short = weights_of(tmp_path / "short.pt", w1=torch.zeros(2, 2))
+    cases: list[tuple[Path, dict[str, Any], str]] = [
+        (tmp_path / "gone", {}, "gone is neither a run folder nor a .nern file"),
+        (empty, {}, "is not a run folder: it has no config.yaml"),
+        (text, {}, "text.nern is not a nern artifact"),
+        (damaged, {}, "damaged.nern is damaged"),
+        (file, {"limit": 1000}, "limit"),
+        (file, {"original_model_path": "gone.pt"}, "no such file: gone.pt"),
+        (file, {"original_model_path": str(tmp_path / "small.pt")}, "small.pt does not fit .*another shape"),
+        (called, {"original_model_path": ORIGINAL}, "a file does not get 'os:getcwd' called"),
+        (file, {"task": TaskConfig(task_name="digit")}, "digits"),
+        (file, {"task": TaskConfig(task_name="cifar100"), "original_model_path": ORIGINAL}, "ResNet8.*cifar100"),
+        (two, {"task": DIGITS, "network": 0}, "held as a state dict only"),
+        (two, {"original_model_path": str(short), "network": 0}, r"w1 has the shape \(2, 2\)"),
+        (two, {"original_model_path": ORIGINAL, "network": 0}, "w0 is not there"),
+        (file, {"images": -1}, r"--images \(=-1\)"),
+    ]
+    for path, options, message in cases:
+        with pytest.raises(NernError, match=message) as error:
+            nern.report(path, tmp_path / "page.html", console=quiet(), **options)
+        assert isinstance(error.value, DamagedFileError) == (path in (text, damaged) or "limit" in options)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_run_knows_its_own_original_and_task(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    for option in (["--original_model_path", ORIGINAL], ["--task.task_name", "digits"], ["--network", "0"]):
+        assert main(["report", str(tmp_path), *option]) == 2
+        name = option[0].partition(".")[0]
+        assert f"{name}: for .nern files only; run {tmp_path} knows its" in capfd.readouterr().err
+    assert main(["report", str(tmp_path), "--task.data_dir", "data"]) == 2
+    assert "--task.task_name says whose test images to take" in capfd.readouterr().err
+
+
+@without_browser
+def test_a_browser_shows_it_all(file: Path, tmp_path: Path) -> None:
+    check_in_browser(nern.report(file, original_model_path=ORIGINAL, console=quiet()), tmp_path, 5)
