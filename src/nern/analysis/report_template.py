@@ -57,7 +57,7 @@ tr.total td { font-weight: 600; border-bottom: 0; }
   .lead { font-size: 16px; }
   .tiles { grid-template-columns: 1fr; gap: 10px; }
   .bars { display: none; }
-  th { white-space: normal; }
+  th.number { white-space: normal; }
   th, td { padding-right: 10px; }
   figure img { margin: 0 auto; }
 }
