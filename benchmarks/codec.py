@@ -148,6 +148,45 @@ def markdown(rows: list[dict[str, Any]], original: dict[str, Any], size: int) ->
     return "\n".join(lines)
 
 
+def draw(path: Path, name: str, rows: list[dict[str, Any]], original: float) -> None:
+    """Accuracy over bytes, of the codec and of the files."""
+    from nern.analysis.canvas import BEFORE, BLUE, ORANGE, canvas, label, png, say, tidy
+
+    figure = canvas(900, 440)
+    axes = figure.subplots()
+    tidy(axes, "both")
+    best = max([original, *(row["top1"] for row in rows)])
+    shown = [row for row in rows if row["top1"] > best - 5]
+    for what, colour, marker in (("NNCodec", ORANGE, "o"), ("nern", BLUE, "D")):
+        points = sorted((row["bytes"] / 1000, row["top1"]) for row in shown if row["what"] == what)
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=6, lw=1.6)
+        at = points[len(points) // 2] if what == "NNCodec" else points[0]
+        words = "NNCodec (ISO/IEC 15938-17)" if what == "NNCodec" else "nern, one file with everything"
+        aside = {"ha": "left", "va": "top"} if what == "NNCodec" else {"ha": "right", "va": "bottom"}
+        say(
+            axes,
+            at[0] * (1.02 if what == "NNCodec" else 0.985),
+            at[1] - 0.12 * (what == "NNCodec"),
+            words,
+            colour,
+            **aside,
+        )
+    axes.axhline(original, color=BEFORE, lw=1.2, ls=(0, (4, 3)))
+    sizes = [row["bytes"] / 1000 for row in shown]
+    axes.set_xscale("log")
+    axes.set_xlim(min(sizes) * 0.72, max(sizes) * 1.08)
+    ticks = [
+        t
+        for t in (20, 30, 40, 50, 60, 80, 100, 120, 150, 200, 250, 300, 400, 500, 700)
+        if min(sizes) * 0.72 < t < max(sizes) * 1.1
+    ]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    say(axes, min(sizes) * 0.73, original + 0.03, f"{name} in float32, {original:.2f} %", "#6b747d", va="bottom")
+    label(axes, "size of the file, kB", "accuracy on the test images, %")
+    path.write_bytes(png(figure))
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,6 +197,7 @@ def main() -> None:
     parser.add_argument("--files", nargs="*", type=Path, default=[], help="of this network")
     parser.add_argument("--qp", nargs="*", type=int, default=SHOWN, help="to be shown besides")
     parser.add_argument("--codec", nargs="*", default=[], metavar="OPTION=VALUE", help="of the codec, values in JSON")
+    parser.add_argument("--figure", type=Path, default=None, help="draw accuracy over bytes, PNG")
     parser.add_argument("--json", type=Path, default=None, help="write every figure")
     given = parser.parse_args()
     console = Console(stderr=True, highlight=False)
@@ -182,6 +222,8 @@ def main() -> None:
         f"\n{original['images']:,} test images; NNCodec {about['nncodec']} at its defaults but QP{' and ' * bool(options)}"
         f"{', '.join(given.codec)}; {text}"
     )
+    if given.figure:
+        draw(given.figure, given.original_model_name, rows, original["top1"])
     if given.json:
         found = {"original": original | {"bytes": codec.bytes}, "rows": rows, "about": about}
         given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from nern.config import Config, OriginalConfig, read_config_file
 from nern.experiment import Experiment, build_experiment
 from nern.files import save_safetensors
+from nern.jobs import train as train_run
+from nern.jobs.packing import PackOptions, pack
 from nern.objectives.objective import Losses
 from nern.ordering.order import CrossFilterOrdering, InFilterOrdering
 from nern.ordering.store import FILE_NAME, save_ordering
@@ -32,7 +35,7 @@ FILES = sorted(
     if path.name not in SHARED_PARTS and path.parent.name != "sweeps"  # tests/test_sweep.py loads those
 )
 ORIGINALS = [path for path in FILES if path.startswith("originals/")]
-OURS = [path for path in FILES if path.startswith(("without-data/", "several-networks/"))]
+OURS = [path for path in FILES if path.startswith(("without-data/", "several-networks/", "files/"))]
 PUBLISHED = [path for path in FILES if path not in ORIGINALS + OURS]
 SIZES = {
     "resnet18/imagenet": (1024, 1140, 1256, 1372),
@@ -42,6 +45,7 @@ SIZES = {
 }
 CLASSES = 1000
 IMAGES = 20
+QUIET = Console(quiet=True)
 
 
 # --- what the files say ------------------------------------------------------------------------------------------
@@ -56,7 +60,7 @@ def test_every_group_is_there_in_every_ordering_and_size() -> None:
                 expected |= {f"{folder}/{task}_{network}_smoothpes_{ordering}_{size}.yaml" for size in sizes}
     assert len(expected) == 41
     assert set(PUBLISHED) == expected
-    assert len(OURS) == 3
+    assert len(OURS) == 4
     assert ORIGINALS
 
 
@@ -291,6 +295,17 @@ def test_reconstruction_and_distillation_without_data_train(tmp_path: Path, tiny
     assert all(torch.equal(p, state[name]) for name, p in trainer.nern.predictor.state_dict().items())
     trainer.fit()
     assert {"reconstruction", "distillation"} <= set(trainer.history.losses[-1])
+
+
+def test_a_network_is_trained_for_its_file_and_packed(tmp_path: Path, tiny_cifar: Path) -> None:
+    config = short("files/resnet20.yaml", tmp_path, task__data_dir=str(tiny_cifar), batch_size=4)
+    config.quantisation.iterations, config.quantisation.images = 2, 8
+    config.evaluation.held_out_images = config.evaluation.test_images = 20
+    run = train_run(config, QUIET)["run_folder"]
+    artifact = pack(run, tmp_path / "network.nern", PackOptions(checkpoint="last"), QUIET)
+    predictor = sum(code.count for code in artifact.description.predictor)
+    assert 8 * artifact.sizes["PRED"] / predictor == pytest.approx(config.quantisation.bits, rel=0.05)
+    assert artifact.description.networks[0].architecture == "ResNet20"
 
 
 def _trainer(config: Config) -> Trainer:
