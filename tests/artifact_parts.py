@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nern.artifact import Artifact, Holding, NetworkParts, to_sections
+from nern.artifact import Artifact, Holding, NetworkParts, encoded, probed
 from nern.artifact.container import to_bytes
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.ordering.order import Ordering, Shapes
@@ -93,7 +93,7 @@ def make(
     described = [NetworkParts(represented={f"w{i}": w for i, w in enumerate(ws)}, **own) for ws in weights]
     steps = {} if step is None else dict.fromkeys(quantised_names(nern.predictor.state_dict()), step)
     holding = Holding(steps, "as" if step is None else "f16")
-    sections, artifact = to_sections(nern, config, ordering, described, holding, kept, {"who": "tests"})
+    sections, artifact = probed(encoded(nern, config, ordering, described, holding, kept, {"who": "tests"}))
     return sections, artifact, nern.eval()
 
 

@@ -32,7 +32,7 @@ from artifact_parts import (
     with_description,
 )
 from nern import DamagedFileError, NernError
-from nern.artifact import Artifact, Holding, NetworkParts, container, load, to_sections, write_artifact
+from nern.artifact import Artifact, Holding, NetworkParts, container, encoded, load, probed, write_artifact
 from nern.artifact.description import Description
 from nern.artifact.entropy import AT_ONCE, MOST_ADAPTIVE, MOST_UNIFORM, Decoder, Encoder
 from nern.artifact.orderings import decode_ordering, encode_ordering
@@ -531,7 +531,7 @@ def test_channels_in_order_need_no_ordering() -> None:
 
     _, made, nern_ = make(mode="none", config=nern_config())
     parts = NetworkParts("x", None, {}, {f"w{i}": w for i, w in enumerate(nern_.reconstruct())}, {})
-    sections, artifact = to_sections(nern_, nern_config(), Channels(), [parts])  # type: ignore[arg-type]
+    sections, artifact = probed(encoded(nern_, nern_config(), Channels(), [parts]))  # type: ignore[arg-type]
     assert artifact.description.ordering == "none"
     assert "ORDR" not in sections
     assert made.description.ordering == "none"
@@ -584,7 +584,7 @@ def test_a_predictor_of_zeros_predicts_zeros(tmp_path: Path) -> None:
         for parameter in nern_.predictor.parameters():
             parameter.zero_()
     parts = NetworkParts("zeros", None, {}, {"w": weights[0]}, {})
-    sections, _ = to_sections(nern_, config, random_ordering("none", [(3, 2, 3, 3)], torch.Generator()), [parts])
+    sections, _ = probed(encoded(nern_, config, random_ordering("none", [(3, 2, 3, 3)], torch.Generator()), [parts]))
     assert not load(save(tmp_path / "net.nern", sections)).weights[0].any()
 
 
@@ -635,7 +635,7 @@ def pack_network(
     nern_ = build_nern(config, table, ordering, 0)
     represented = dict(zip(original.weight_names, original.weights, strict=True))
     parts = NetworkParts("net", architecture, arguments, represented, original.kept())
-    sections, _ = to_sections(nern_, config, ordering, [parts], Holding(), Holding())
+    sections, _ = probed(encoded(nern_, config, ordering, [parts], Holding(), Holding()))
     write_artifact(path, sections)
     return load(path)
 
@@ -702,7 +702,7 @@ def test_tied_weights_are_held_once(tmp_path: Path) -> None:
     aliases |= {f"same.{name}": f"norm.{name}" for name in network.norm.state_dict()}
     held = {k: v for k, v in network.state_dict().items() if k not in aliases and k != "first.weight"}
     parts = NetworkParts("tied", None, {}, {"first.weight": weight}, held, aliases)
-    sections, _ = to_sections(nern_, config, random_ordering("none", [(3, 2, 3, 3)], torch.Generator()), [parts])
+    sections, _ = probed(encoded(nern_, config, random_ordering("none", [(3, 2, 3, 3)], torch.Generator()), [parts]))
     artifact = load(save(tmp_path / "net.nern", sections))
     state = artifact.state_dict()
     assert state.keys() == network.state_dict().keys()

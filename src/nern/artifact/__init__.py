@@ -2,7 +2,7 @@
 
 from nern.artifact.container import SUFFIX, DamagedFileError
 from nern.artifact.reading import LIMIT, Artifact, load
-from nern.artifact.writing import Holding, NetworkParts, described_anew, to_sections, write_artifact
+from nern.artifact.writing import Holding, NetworkParts, described_anew, encoded, probed, size_of, write_artifact
 
 __all__ = [
     "LIMIT",
@@ -12,7 +12,9 @@ __all__ = [
     "Holding",
     "NetworkParts",
     "described_anew",
+    "encoded",
     "load",
-    "to_sections",
+    "probed",
+    "size_of",
     "write_artifact",
 ]

@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 
 import nern as package
-from nern.artifact.container import write_container
+from nern.artifact.container import header_size, write_container
 from nern.artifact.description import Description, NetworkDescription, nern_description
 from nern.artifact.orderings import encode_ordering, paths
 from nern.artifact.outliers import encode_outliers
-from nern.artifact.reading import Artifact
+from nern.artifact.reading import PROBES, Artifact
 from nern.artifact.tensors import NAMES, encode_tensors
 from nern.config import NernConfig
 from nern.naming import joint_name
@@ -64,7 +64,7 @@ class Holding:
         return {name: self.tensors.get(name, self.otherwise) for name in names}
 
 
-def to_sections(
+def encoded(
     nern: NeRN,
     config: NernConfig,
     ordering: Ordering,
@@ -72,8 +72,9 @@ def to_sections(
     predictor: Holding = Holding(),
     kept: Holding = Holding(),
     metadata: Mapping[str, str] | None = None,
-) -> tuple[dict[str, bytes], Artifact]:
-    """A NeRN, and all that its networks have besides, as the sections of an artifact; and what a reader makes of these.
+) -> dict[str, bytes]:
+    """A NeRN, and all that its networks have besides, as the sections of an artifact; all but the probes, for which its
+    weights have to be predicted (`probed`).
 
     Args:
         nern: with its trained predictor.
@@ -106,10 +107,20 @@ def to_sections(
         outliers=outliers,
         metadata=dict(metadata or {}),
     ).to_bytes()
-    sections = {name: data for name, data in parts.items() if data}
+    return {name: data for name, data in parts.items() if data}
+
+
+def probed(sections: Mapping[str, bytes]) -> tuple[dict[str, bytes], Artifact]:
+    """The sections with their probes; and what a reader makes of these."""
     read = Artifact(sections, limit=2**62)
-    sections["PROB"] = read.probes(read.predict()).numpy().astype("<f4").tobytes()
-    return sections, Artifact(sections, limit=2**62)
+    whole = dict(sections) | {"PROB": read.probes(read.predict()).numpy().astype("<f4").tobytes()}
+    return whole, Artifact(whole, limit=2**62)
+
+
+def size_of(sections: Mapping[str, bytes]) -> int:
+    """Bytes of the file that holds these sections and their probes."""
+    parts = {"PROB": bytes(4 * PROBES), **sections}
+    return header_size(len(parts)) + sum(len(data) for data in parts.values())
 
 
 def described_anew(sections: Mapping[str, bytes], description: Description) -> tuple[dict[str, bytes], Artifact]:

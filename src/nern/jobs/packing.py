@@ -12,7 +12,17 @@ import torch
 from rich.console import Console
 
 from nern.api import Fitted
-from nern.artifact import SUFFIX, Artifact, Holding, NetworkParts, described_anew, to_sections, write_artifact
+from nern.artifact import (
+    SUFFIX,
+    Artifact,
+    Holding,
+    NetworkParts,
+    described_anew,
+    encoded,
+    probed,
+    size_of,
+    write_artifact,
+)
 from nern.artifact.table import artifact_table
 from nern.config import NernConfig, TaskConfig
 from nern.errors import NernError
@@ -187,25 +197,25 @@ def sections_of(packable: Packable, options: PackOptions) -> tuple[dict[str, byt
             member.original.absorb_statistics()
     parts = [network_parts(member.original, task) for member, task in zip(members, packable.tasks, strict=True)]
 
-    def write(predictor: Holding, kept: Holding) -> tuple[dict[str, bytes], Artifact]:
-        return to_sections(nern, packable.config, packable.ordering, parts, predictor, kept, options.metadata)
+    def write(predictor: Holding, kept: Holding) -> dict[str, bytes]:
+        return encoded(nern, packable.config, packable.ordering, parts, predictor, kept, options.metadata)
 
     if options.lossless:
-        return write(Holding(), Holding())
+        return probed(write(Holding(), Holding()))
     predictor = {n: t for n, t in nern.predictor.state_dict().items() if n != SCALES}
     kept = {joint_name(name, i, count): t for i, part in enumerate(parts) for name, t in part.kept.items()}
     effects, of_kept = Effects(nern, members, options.images), {KEPT + n: t for n, t in kept.items()}
     if packable.trained is not None and options.bits is None and options.size is None:
         steps = StepChooser(of_kept, effects).steps(packable.trained.level * KEPT_SHARE)
-        return write(Holding(packable.trained.steps, "f16"), Holding(under(steps, KEPT), "f16"))
+        return probed(write(Holding(packable.trained.steps, "f16"), Holding(under(steps, KEPT), "f16")))
     chooser = StepChooser({PREDICTOR + n: t for n, t in predictor.items()} | of_kept, effects)
     counted = [PREDICTOR + name for name in quantised_names(predictor)]
 
-    def at(bits: float) -> tuple[dict[str, bytes], Artifact]:
+    def at(bits: float) -> dict[str, bytes]:
         steps = chooser.steps(chooser.level_of_bits(bits, counted))
         return write(*(Holding(under(steps, start), "f16") for start in (PREDICTOR, KEPT)))
 
-    return at(options.bits or DEFAULT_BITS) if options.size is None else _within(at, options.size)
+    return probed(at(options.bits or DEFAULT_BITS) if options.size is None else _within(at, options.size))
 
 
 def network_parts(original: Original, task: TaskConfig | None) -> NetworkParts:
@@ -241,19 +251,19 @@ def _with_figures(
     return described_anew(sections, replace(artifact.description, networks=networks))
 
 
-def _within(at: Callable[[float], tuple[dict[str, bytes], Artifact]], size: int) -> tuple[dict[str, bytes], Artifact]:
+def _within(at: Callable[[float], dict[str, bytes]], size: int) -> dict[str, bytes]:
     """The most bits with which the file has at most `size` bytes, up to a hundredth of a bit."""
     low, high = 1.0, MOST_BITS
     found = at(low)
-    if found[1].size > size:
+    if size_of(found) > size:
         raise NernError(
-            f"even at one bit for each number of the predictor the file has {found[1].size:,} bytes, "
+            f"even at one bit for each number of the predictor the file has {size_of(found):,} bytes, "
             f"more than {size:,}: take a smaller predictor, or an ordering that needs less"
         )
     while high - low > 0.01:
         middle = (low + high) / 2
         tried = at(middle)
-        if tried[1].size <= size:
+        if size_of(tried) <= size:
             low, found = middle, tried
         else:
             high = middle
