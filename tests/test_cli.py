@@ -81,7 +81,7 @@ def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 def configs(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The configs that `nern train` would have trained."""
     seen: list[Config] = []
-    monkeypatch.setattr("nern.cli.train", lambda config, *args: seen.append(config))
+    monkeypatch.setattr("nern.commands.training.train", lambda config, *args: seen.append(config))
     return seen
 
 

@@ -33,7 +33,7 @@ def write(tmp_path: Path) -> Write:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The configs that `nern train` was asked to train; it trains none."""
     configs: list[Config] = []
-    monkeypatch.setattr("nern.cli.train", lambda config, *_: configs.append(config))
+    monkeypatch.setattr("nern.commands.training.train", lambda config, *_: configs.append(config))
     return configs
 
 

@@ -308,13 +308,13 @@ def test_a_mistake_is_found_before_any_process_is_started(
 def test_nothing_is_started_for_one_device(
     four_gpus: list[Any], monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("nern.cli.train", lambda *args: {})
+    monkeypatch.setattr("nern.commands.training.train", lambda *args: {})
     assert main(["train", *options(values)], may_restart=True) == 0
     assert four_gpus == []
 
 
 def test_one_of_several_processes_starts_no_others(four_gpus: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nern.cli.train", lambda *args: {})
+    monkeypatch.setattr("nern.commands.training.train", lambda *args: {})
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["train", "--num_gpus", "2"], may_restart=True) == 0

@@ -33,7 +33,7 @@ def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def typed(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What `nern train` makes of these arguments."""
     made: list[Config] = []
-    monkeypatch.setattr("nern.cli.train", lambda config, *args: made.append(config) or {})
+    monkeypatch.setattr("nern.commands.training.train", lambda config, *args: made.append(config) or {})
 
     def parse(*arguments: object) -> Config:
         assert main(["train", *map(str, arguments)]) == 0

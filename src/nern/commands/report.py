@@ -1,4 +1,4 @@
-"""The command about pages: report."""
+"""The command report."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
 from nern.artifact import LIMIT
-from nern.command_line import command_parser, json_option
-from nern.config import TaskConfig
-from nern.file_commands import task_of
+from nern.commands.line import Command, command_parser, json_option, task_of, task_option
 from nern.jobs.report_images import IMAGES
 from nern.jobs.reporting import report
 
@@ -27,8 +25,7 @@ file; its figures lie beside it, too, as PNG.
 docs/report.md tells how to read it."""
 
 
-def report_parser() -> ArgumentParser:
-    """Of `nern report`."""
+def _report_parser() -> ArgumentParser:
     usage = (
         "nern report RUN_FOLDER [-o PAGE.html] [--images N] [--json FILE]\n"
         "       nern report FILE.nern [-o PAGE.html] [--original_model_path WEIGHTS] [--task.task_name NAME "
@@ -49,12 +46,11 @@ def report_parser() -> ArgumentParser:
     about = "of a file: most numbers (weights, parameters) that are read"
     parser.add_argument("--limit", type=int, default=LIMIT, metavar="N", help=about)
     json_option(parser)
-    parser.add_class_arguments(TaskConfig, "task")
+    task_option(parser)
     return parser
 
 
-def run_report(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    """`nern report`."""
+def _run_report(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     report(
         given["source"],
         given["out"],
@@ -66,3 +62,6 @@ def run_report(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
         given["network"],
         given["limit"],
     )
+
+
+COMMANDS = {"report": Command(_report_parser, _run_report, "write a page with figures about a run or a file")}

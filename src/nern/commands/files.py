@@ -1,4 +1,4 @@
-"""Commands about artifacts: pack, unpack, info, verify."""
+"""The commands about artifacts: pack, unpack, info, verify."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
 from nern.artifact import LIMIT, Artifact
-from nern.command_line import command_parser, json_option, option_names
-from nern.config import TaskConfig
-from nern.errors import NernError
+from nern.commands.line import Command, command_parser, json_option, task_of, task_option
 from nern.files import check_writable, write_json
 from nern.jobs.artifacts import info, unpack, verify
 from nern.jobs.packing import PackOptions, pack
@@ -49,8 +47,7 @@ def _file_parser(text: str, usage: str) -> ArgumentParser:
     return parser
 
 
-def pack_parser() -> ArgumentParser:
-    """Of `nern pack`."""
+def _pack_parser() -> ArgumentParser:
     usage = (
         "nern pack RUN_FOLDER [-o FILE] [--bits N | --bytes N | --lossless true] [--checkpoint NAME] [--evaluate true]"
     )
@@ -78,8 +75,7 @@ def pack_parser() -> ArgumentParser:
     return parser
 
 
-def run_pack(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    """`nern pack`."""
+def _run_pack(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     check_writable(given["json"], "--json")
     options = PackOptions(
         given["checkpoint"],
@@ -100,53 +96,47 @@ def _write(path: str | None, artifact: Artifact) -> None:
         write_json(path, {"bytes": artifact.size, "sections": artifact.sizes, "networks": networks})
 
 
-def unpack_parser() -> ArgumentParser:
-    """Of `nern unpack`."""
+def _unpack_parser() -> ArgumentParser:
     parser = _file_parser(UNPACK_HELP, "nern unpack FILE -o WEIGHTS.safetensors [--network N]")
     parser.add_argument("-o", "--out", type=str | None, default=None, metavar="FILE", help="null: FILE.safetensors")
     parser.add_argument("--network", type=int, default=0, metavar="N", help="which of several, counted from 0")
     return parser
 
 
-def run_unpack(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    """`nern unpack`."""
+def _run_unpack(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     out = given["out"] or f"{given['file'].removeprefix(SHIPPED).removesuffix(NERN)}.safetensors"
     unpack(given["file"], out, given["network"], given["limit"], console)
 
 
-def info_parser() -> ArgumentParser:
-    """Of `nern info`."""
+def _info_parser() -> ArgumentParser:
     parser = _file_parser(INFO_HELP, "nern info FILE [--json FILE]")
     json_option(parser)
     return parser
 
 
-def run_info(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    """`nern info`."""
+def _run_info(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     check_writable(given["json"], "--json")
     _write(given["json"], info(given["file"], given["limit"], console))
 
 
-def verify_parser() -> ArgumentParser:
-    """Of `nern verify`."""
+def _verify_parser() -> ArgumentParser:
     parser = _file_parser(VERIFY_HELP, "nern verify FILE [--task.task_name NAME] [--task.data_dir DIR] [--json FILE]")
     parser.add_argument("--network", type=int, default=0, metavar="N", help="which of several, counted from 0")
     json_option(parser)
-    parser.add_class_arguments(TaskConfig, "task")
+    task_option(parser)
     return parser
 
 
-def task_of(given: dict[str, Any], argv: Sequence[str]) -> TaskConfig | None:
-    """The task that was typed; None: none was. Raises NernError where its name was not."""
-    names = [name for name in option_names(argv) if name.startswith("task.")]
-    if names and "task.task_name" not in names:
-        raise NernError("--task.task_name says whose test images to take, such as cifar10 or digits")
-    return TaskConfig(**dict(given["task"])) if names else None
-
-
-def run_verify(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    """`nern verify`."""
+def _run_verify(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     check_writable(given["json"], "--json")
     found = verify(given["file"], task_of(given, argv), given["network"], given["limit"], console)
     if given["json"] is not None:
         write_json(given["json"], found)
+
+
+COMMANDS = {
+    "pack": Command(_pack_parser, _run_pack, "write a NeRN into one small file"),
+    "unpack": Command(_unpack_parser, _run_unpack, "write the weights that such a file gives"),
+    "info": Command(_info_parser, _run_info, "show what is in such a file"),
+    "verify": Command(_verify_parser, _run_verify, "check such a file"),
+}

@@ -1,0 +1,1 @@
+"""What is behind `nern COMMAND`: of each command its options, its help, and what it calls."""

@@ -1,0 +1,92 @@
+"""What the commands of the command line share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any, NamedTuple, TypeVar
+
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
+from rich.console import Console
+
+from nern.config import Config, Settings, TaskConfig, from_namespace, known_keys
+from nern.errors import NernError
+
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+
+S = TypeVar("S", bound=Settings)
+
+
+class Command(NamedTuple):
+    """A command of the command line.
+
+    Attributes:
+        parser: makes the parser of its options.
+        run: does it; takes what was given, the arguments, and where to print.
+        about: a line of the front page.
+        settings: whose keys are among the options.
+        default_file: the config file to take for these arguments where none is given.
+    """
+
+    parser: Callable[[], ArgumentParser]
+    run: Callable[[dict[str, Any], Sequence[str], Console], None]
+    about: str
+    settings: type[Settings] | None = None
+    default_file: Callable[[Sequence[str]], str] | None = None
+
+
+class Formatter(DefaultHelpFormatter):  # type: ignore[misc, valid-type]
+    """Keeps the line breaks of the description."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in text.splitlines())
+
+
+def command_parser(text: str, usage: str | None = None) -> ArgumentParser:
+    """A parser whose help begins with `text`, line by line."""
+    return ArgumentParser(description=text, usage=usage, formatter_class=Formatter)
+
+
+def json_option(parser: ArgumentParser) -> None:
+    """Add --json."""
+    parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the metrics here, as JSON")
+
+
+def option_names(argv: Sequence[str]) -> list[str]:
+    """Names of the options typed, without dashes."""
+    return [a[2:].partition("=")[0] for a in argv if a.startswith("--")]
+
+
+def config_options(parser: ArgumentParser, cls: type[Settings] = Config) -> None:
+    """Add --config_path, and the keys of `cls`."""
+    parser.add_argument(
+        "--config_path",
+        action=ActionConfigFile,
+        metavar="FILE",
+        help="YAML file; may be given several times, later ones win",
+    )
+    parser.add_class_arguments(cls)
+
+
+def config_given(given: dict[str, Any], cls: type[S]) -> S:
+    """The config of class `cls` that was given, among other options."""
+    names = {name for name in known_keys(cls) if "." not in name}
+    return from_namespace({name: value for name, value in given.items() if name in names}, cls)
+
+
+def own_config(name: str) -> str:
+    """Path of a config that ships with the package."""
+    return str(resources.files("nern") / "configs" / f"{name}.yaml")
+
+
+def task_option(parser: ArgumentParser) -> None:
+    """Add --task.task_name and the other keys of a task."""
+    parser.add_class_arguments(TaskConfig, "task")
+
+
+def task_of(given: dict[str, Any], argv: Sequence[str]) -> TaskConfig | None:
+    """The task that was typed; None: none was. Raises NernError where its name was not."""
+    names = [name for name in option_names(argv) if name.startswith("task.")]
+    if names and "task.task_name" not in names:
+        raise NernError("--task.task_name says whose test images to take, such as cifar10 or digits")
+    return TaskConfig(**dict(given["task"])) if names else None

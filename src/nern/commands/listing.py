@@ -1,0 +1,74 @@
+"""The commands about what there is: inspect, list."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
+from rich.console import Console
+
+from nern.catalog import SECTIONS, SOURCES, names_of, networks_and_tasks, parameter_table, totals
+from nern.commands.line import PLAIN, Command, command_parser
+from nern.config import import_modules
+from nern.errors import NernWarning
+from nern.originals import build_original
+
+INSPECT_HELP = """Show what of a network a NeRN represents: each parameter, its kernels, taken or kept.
+
+  nern inspect ResNet20
+  nern inspect timm:vit_tiny_patch16_224 --include '*.weight' --exclude 'head.*'"""
+
+LIST_HELP = """List what there is: networks and tasks as a table, or the names of one kind.
+
+  nern list
+  nern list timm"""
+
+
+def _inspect_parser() -> ArgumentParser:
+    usage = "nern inspect NETWORK [--include GLOB ...] [--exclude GLOB ...] [--weights FILE] [--vectors true]"
+    parser = command_parser(INSPECT_HELP, usage)
+    parser.add_argument("network", type=str, help="as task.original_model_name")
+    parser.add_argument("--include", type=str, nargs="+", default=None, metavar="GLOB", help="as nern.include")
+    parser.add_argument("--exclude", type=str, nargs="+", default=[], metavar="GLOB", help="as nern.exclude")
+    parser.add_argument("--weights", type=str | None, default=None, help="as original_model_path; null: random ones")
+    parser.add_argument("--kwargs", type=dict[str, Any], default={}, help="as task.original_model_kwargs")
+    parser.add_argument("--vectors", type=bool, default=False, help="list biases and other vectors, too")
+    parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours to import first")
+    return parser
+
+
+def _run_inspect(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    import_modules(given["imports"])
+    with warnings.catch_warnings():
+        if given["weights"] is None:
+            warnings.filterwarnings("ignore", "original_model_path is not set", NernWarning)
+        original = build_original(
+            given["network"], given["weights"], given["kwargs"], include=given["include"], exclude=given["exclude"]
+        )
+    table = parameter_table(given["network"], original, given["vectors"])
+    widest = console.measure(table, options=console.options.update_width(10_000)).maximum
+    console.width = max(console.width, widest)  # names stay whole in a narrow terminal
+    console.print(table)
+    console.print(totals(original), highlight=False, soft_wrap=True)
+
+
+def _list_parser() -> ArgumentParser:
+    usage = f"nern list [{' | '.join([*SECTIONS, *SOURCES, 'pretrained'])}]"
+    parser = command_parser(LIST_HELP, usage)
+    parser.add_argument("what", type=str, nargs="?", default=None, help="names of one kind only, one a line")
+    parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours to import first")
+    return parser
+
+
+def _run_list(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    import_modules(given["imports"])
+    text = networks_and_tasks() if given["what"] is None else "\n".join(names_of(given["what"]))
+    console.print(text, **PLAIN)
+
+
+COMMANDS = {
+    "inspect": Command(_inspect_parser, _run_inspect, "show what of a network is represented"),
+    "list": Command(_list_parser, _run_list, "list networks, tasks and other choices"),
+}

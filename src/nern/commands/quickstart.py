@@ -1,0 +1,69 @@
+"""The command quickstart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
+from rich.console import Console
+
+from nern.artifact import load
+from nern.commands.line import PLAIN, Command, command_parser, json_option, own_config
+from nern.config import Config
+from nern.jobs import train
+from nern.jobs.packing import PackOptions, pack
+from nern.jobs.reporting import report
+from nern.shipped import shipped_nerns
+from nern.terminal import bytes_text
+
+QUICKSTART_HELP = """Turn a small pretrained network into a NeRN and back, with nothing to download: half a minute on two
+CPU cores. Trains on scikit-learn's digits and ends with a table of accuracies and sizes."""
+
+
+def _quickstart_parser() -> ArgumentParser:
+    parser = command_parser(QUICKSTART_HELP)
+    parser.add_argument("--log_dir", type=str, default="outputs", help="folder in which the run folder is made")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run")
+    json_option(parser)
+    return parser
+
+
+def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    config = Config.load(own_config("quickstart"))
+    config.logging.log_dir, config.seed = given["log_dir"], given["seed"]
+    metrics = train(config, console, given["json"])
+    run = metrics["run_folder"]
+    artifact = pack(run, options=PackOptions(evaluate=True), console=Console(quiet=True))
+    page = report(run, console=Console(quiet=True))
+    top1, whole = artifact.description.networks[0].about["test"]["top1"], metrics["sizes"]["original_bytes"]
+    console.print(
+        f"one file: {run}.nern ({bytes_text(artifact.size)} in place of {bytes_text(whole)}, {top1:.2f} %; see nern info)\n"
+        f"page: {page}\n"
+        f"picture: {run}/curves.png\n"
+        f"again, from the files: nern evaluate --run {run}\n"
+        f"over time: tensorboard --logdir {config.logging.log_dir}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for name in shipped_nerns():
+        console.print(_shipped(name), **PLAIN)
+
+
+def _shipped(name: str) -> str:
+    """A NeRN that ships with nern, loaded and built into its network, in a line."""
+    start = time.perf_counter()
+    artifact = load(name)
+    network = artifact.network()
+    seconds, about = time.perf_counter() - start, artifact.description.networks[0].about
+    whole = sum(tensor.nbytes for tensor in network.state_dict().values())
+    return (
+        f'ships with nern: nern.load("{name}").network() ({bytes_text(artifact.size)} in place of {bytes_text(whole)}, '
+        f"{about['test']['top1']:.2f} % of {about['test']['images']:,} images of {about['task']}; took {seconds:.1f} s)"
+    )
+
+
+COMMANDS = {
+    "quickstart": Command(_quickstart_parser, _run_quickstart, "the whole job on a small network, nothing to download"),
+}

@@ -1,0 +1,93 @@
+"""The command sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
+from rich.console import Console
+
+from nern.commands.line import PLAIN, Command, command_parser, json_option, option_names
+from nern.config import Config, item_class, known_keys
+from nern.errors import NernError
+from nern.files import check_writable, write_json
+from nern.processes import check_alone
+from nern.sweep import SweepFolder, make_page, sweep
+
+SWEEP_HELP = """Train the runs of a sweep file side by side, and compare them: one table (results.csv) and one picture
+(results.png) in the sweep's folder. Finished runs are not repeated; after Ctrl-C or a crash the same command goes on.
+
+  nern sweep experiments/sweeps/digits.yaml --jobs 2
+  nern sweep FILE --task.data_dir DIR                dotted options win over the file, in all runs
+  nern sweep docs/results.csv --report PAGE.md       a page and a picture of tables, nothing is trained
+
+docs/sweeps.md describes the file."""
+
+OWN_OPTIONS = ("out", "jobs", "report", "json")
+
+
+def _sweep_parser() -> ArgumentParser:
+    usage = (
+        "nern sweep FILE [--out FOLDER] [--jobs N] [--report PAGE] [--json FILE] [--dotted.key VALUE ...]\n"
+        "       nern sweep TABLE ... --report PAGE"
+    )
+    parser = command_parser(SWEEP_HELP, usage)
+    parser.add_argument("files", type=str, nargs="+", metavar="FILE", help="a sweep file; or tables (.csv) of sweeps")
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        metavar="FOLDER",
+        help="folder of the sweep; null: outputs/NAME of the file",
+    )
+    parser.add_argument(
+        "--jobs", type=int | None, default=None, metavar="N", help="runs at a time; null: one a GPU, or one on the CPU"
+    )
+    parser.add_argument(
+        "--report",
+        type=str | None,
+        default=None,
+        metavar="PAGE",
+        help="write a page of the results (Markdown) here, and the picture of the same name beside it",
+    )
+    json_option(parser)
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def _run_sweep(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    check_alone("nern sweep")
+    files, tables = given["files"], [file for file in given["files"] if file.endswith(".csv")]
+    options = {name: _given(given, name) for name in option_names(argv) if name not in OWN_OPTIONS}
+    if tables:
+        extra = [name for name in option_names(argv) if name != "report"]
+        if len(tables) < len(files) or extra or given["report"] is None:
+            raise NernError("tables (.csv) are made into a page, and nothing else: nern sweep TABLE ... --report PAGE")
+        make_page(tables, given["report"])
+        console.print(f"page: {given['report']}", **PLAIN)
+        return
+    if len(files) > 1:
+        raise NernError(f"one sweep at a time, not {len(files)}: {', '.join(files)}")
+    check_writable(given["report"], "--report")
+    check_writable(given["json"], "--json")
+    rows = sweep(files[0], given["out"], given["jobs"], options, console)
+    if given["json"] is not None:
+        write_json(given["json"], rows)
+    if given["report"] is not None:
+        make_page([SweepFolder.of(files[0], given["out"]).table], given["report"])
+        console.print(f"page: {given['report']}", **PLAIN)
+
+
+def _given(values: Any, key: str) -> Any:
+    """What was given for a dotted key."""
+    cls = known_keys(Config).get(key)
+    if key.endswith("+") or dataclasses.is_dataclass(cls) or item_class(cls):
+        raise NernError(f"--{key}: nern sweep takes single keys, whole; write this one into the file, under settings")
+    for part in key.split("."):
+        values = values[part]
+    return list(values) if isinstance(values, tuple) else values
+
+
+COMMANDS = {"sweep": Command(_sweep_parser, _run_sweep, "train many NeRNs side by side, and compare them", Config)}

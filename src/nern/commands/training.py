@@ -1,0 +1,137 @@
+"""The commands train, train-original, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
+from rich.console import Console
+
+from nern.commands.line import PLAIN, Command, command_parser, config_given, config_options, json_option, option_names
+from nern.config import Config, OriginalConfig, Settings
+from nern.devices import processes_to_start
+from nern.errors import NernError
+from nern.jobs import config_of_run, evaluate, resume, resume_original, train, train_original
+from nern.processes import check_alone, launched, process_number, restart
+from nern.training.run_folder import RunFolder
+
+TRAIN_HELP = """Train a NeRN: represent the convolution kernels of a pretrained network by a small predictor.
+
+Settings come from a YAML file (--config_path) and from dotted options, which win over the file wherever they stand:
+
+  nern train --config_path FILE --nern.hidden_layer_size 180 --epochs 400
+
+The run is written to logging.log_dir/logging.exp_name: resolved config, checkpoints, results, picture, TensorBoard
+events. A run that was stopped goes on with --resume.
+
+Several GPUs: num_gpus; or torchrun --nproc-per-node 2 -m nern train ..., or accelerate launch (docs/several-devices.md)."""
+
+ORIGINAL_HELP = """Train a network on a task from scratch, to be represented later; with a factor under `smoothness`
+neighbouring kernels are made alike.
+
+  nern train-original --config_path FILE --epochs 60
+
+The run folder ends up with network.safetensors, network.json (arguments) and network.md (card). A run that was stopped
+goes on with --resume."""
+
+EVALUATE_HELP = """Evaluate a NeRN on the test images, beside its original network.
+
+  nern evaluate --run RUN_FOLDER                     the best checkpoint of a run
+  nern evaluate --config_path FILE                   a config with nern.init: checkpoint and nern.checkpoint_path
+  nern evaluate --config_path FILE --original true   the original network alone"""
+
+
+def _job_parser(command: str, text: str, cls: type[Settings]) -> ArgumentParser:
+    """Of a command that trains what a config of `cls` describes, or goes on with it."""
+    usage = (
+        f"nern {command} --config_path FILE [--dotted.key VALUE ...] [--json FILE]\n"
+        f"       nern {command} --resume RUN_FOLDER"
+    )
+    parser = command_parser(text, usage)
+    parser.add_argument(
+        "--resume", type=str, default=None, metavar="RUN_FOLDER", help="continue a stopped run; takes no other settings"
+    )
+    json_option(parser)
+    config_options(parser, cls)
+    return parser
+
+
+def _train_parser() -> ArgumentParser:
+    return _job_parser("train", TRAIN_HELP, Config)
+
+
+def _original_parser() -> ArgumentParser:
+    return _job_parser("train-original", ORIGINAL_HELP, OriginalConfig)
+
+
+def _evaluate_parser() -> ArgumentParser:
+    usage = (
+        "nern evaluate --run RUN_FOLDER [--checkpoint NAME] [--json FILE]\n"
+        "       nern evaluate --config_path FILE [--dotted.key VALUE ...] [--original true] [--json FILE]"
+    )
+    parser = command_parser(EVALUATE_HELP, usage)
+    parser.add_argument("--run", type=str, default=None, metavar="RUN_FOLDER", help="evaluate a checkpoint of this run")
+    parser.add_argument(
+        "--checkpoint",
+        type=str | None,
+        default=None,
+        metavar="NAME",
+        help="with --run: 'best' (unless set), 'last', 'step_N', or of a run by phases 'reconstruction', 'distillation'",
+    )
+    parser.add_argument("--original", type=bool, default=False, help="evaluate the original network itself")
+    json_option(parser)
+    config_options(parser)
+    return parser
+
+
+def _resumes(given: dict[str, Any], argv: Sequence[str]) -> bool:
+    rest = [a for a in option_names(argv) if a not in ("resume", "json")]
+    if given["resume"] is not None and rest:
+        raise NernError(f"--resume continues a run with its own settings; drop --{', --'.join(rest)}")
+    return given["resume"] is not None
+
+
+def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    resumes = _resumes(given, argv)
+    config = Config.load(RunFolder.open(given["resume"]).config) if resumes else config_given(given, Config)
+    count = processes_to_start(config)
+    if count > 1 and given["may_restart"] and not launched():
+        config.check()
+        restart(count, ["train", *given["typed"]])
+    if resumes:
+        resume(given["resume"], console, given["json"])
+        return
+    if process_number() == 0:
+        console.print(config.to_yaml(), style="dim", **PLAIN)
+    train(config, console, given["json"])
+
+
+def _run_original(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    if _resumes(given, argv):
+        resume_original(given["resume"], console, given["json"])
+        return
+    config = config_given(given, OriginalConfig)
+    console.print(config.to_yaml(), style="dim", **PLAIN)
+    train_original(config, console, given["json"])
+
+
+def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    check_alone("nern evaluate")
+    if given["run"] is None:
+        if given["checkpoint"] is not None:
+            raise NernError("--checkpoint names a checkpoint of --run; without a run, set nern.checkpoint_path")
+        evaluate(config_given(given, Config), given["original"], given["json"], console)
+        return
+    rest = [a for a in option_names(argv) if a not in ("run", "checkpoint", "original", "json")]
+    if rest:
+        raise NernError(f"--run takes its settings from the run folder; drop --{', --'.join(rest)}")
+    config = config_of_run(given["run"], given["checkpoint"] or "best")
+    evaluate(config, given["original"], given["json"], console, given["run"])
+
+
+COMMANDS = {
+    "train": Command(_train_parser, _run_train, "train a NeRN", Config),
+    "train-original": Command(_original_parser, _run_original, "train a network to be represented", OriginalConfig),
+    "evaluate": Command(_evaluate_parser, _run_evaluate, "evaluate a NeRN, or the original network", Config),
+}
