@@ -161,6 +161,16 @@ def test_bytes_are_kept_and_nearly_reached(plain: RunFolder, evaluate: bool, tmp
     assert not (tmp_path / "small.nern").exists()
 
 
+def test_bytes_leave_a_predictor_that_was_trained_to_be_rounded_as_it_was(run: RunFolder, tmp_path: Path) -> None:
+    whole = packed(run, tmp_path / "whole.nern", PackOptions(images=0))
+    for less, kept in ((0, True), (20, True), (whole.sizes["KEPT"], False)):
+        size = whole.size - less
+        found = packed(run, tmp_path / "less.nern", PackOptions(size=size, images=0))
+        assert found.size <= size
+        assert (found.sections["PRED"] == whole.sections["PRED"]) is kept
+        assert (found.sections["KEPT"] == whole.sections["KEPT"]) is (less == 0)
+
+
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"bits": 0.5}, "bits (=0.5) must be from 1 to 24"),
     ({"bits": 25.0}, "bits (=25.0) must be from 1 to 24"),

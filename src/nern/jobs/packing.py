@@ -43,6 +43,7 @@ from nern.training.run_folder import RunFolder, load_steps
 
 DEFAULT_BITS, MOST_BITS = 8.0, 24.0
 KEPT_SHARE = 1 / 16  # of the level of a predictor that was trained to be rounded: the other tensors were not
+COARSER = 6  # times that the level of the other tensors is doubled, half a bit each, to fit them into so many bytes
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class PackOptions:
         checkpoint: of the run: 'best', 'last', ...; None: 'best'.
         bits: of a number of the predictor, on average; None: what it was trained to be rounded to, else 8, or what `size`
             leaves.
-        size: most bytes of the file; None: what comes of `bits`.
+        size: most bytes of the file; None: what comes of `bits`. A predictor that was trained to be rounded stays as it
+            was, as long as coarser steps of the other tensors are enough.
         lossless: everything as it is, in 32 bits.
         images: training images on which it is measured what rounding does; 0: it is measured on the weights.
         evaluate: also evaluate what the file gives on the test images, and keep the figures in the file.
@@ -205,9 +207,13 @@ def sections_of(packable: Packable, options: PackOptions) -> tuple[dict[str, byt
     predictor = {n: t for n, t in nern.predictor.state_dict().items() if n != SCALES}
     kept = {joint_name(name, i, count): t for i, part in enumerate(parts) for name, t in part.kept.items()}
     effects, of_kept = Effects(nern, members, options.images), {KEPT + n: t for n, t in kept.items()}
-    if packable.trained is not None and options.bits is None and options.size is None:
-        steps = StepChooser(of_kept, effects).steps(packable.trained.level * KEPT_SHARE)
-        return probed(write(Holding(packable.trained.steps, "f16"), Holding(under(steps, KEPT), "f16")))
+    if packable.trained is not None and options.bits is None:
+        trained, kept_chooser = packable.trained, StepChooser(of_kept, effects)
+        for halving in range(COARSER + 1 if options.size is not None else 1):
+            steps = kept_chooser.steps(trained.level * KEPT_SHARE * 2**halving)
+            sections = write(Holding(trained.steps, "f16"), Holding(under(steps, KEPT), "f16"))
+            if options.size is None or size_of(sections) <= options.size:
+                return probed(sections)
     chooser = StepChooser({PREDICTOR + n: t for n, t in predictor.items()} | of_kept, effects)
     counted = [PREDICTOR + name for name in quantised_names(predictor)]
 
