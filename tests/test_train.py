@@ -885,7 +885,7 @@ def unrepresentable() -> Iterator[None]:
     ("values", "message"),
     [
         ({"original_model_path": "absent.pt"}, "no such file: absent.pt"),
-        ({"original_model_path": "pretrained:nonesuch"}, "Choices: digits-resnet8"),
+        ({"original_model_path": "pretrained:nonesuch"}, "Choices: pretrained:digits-resnet8"),
         ({"task.original_model_name": "ResNet20"}, "does not fit CifarResNet: .* missing"),
         ({"task.original_model_name": "Unrepresentable", "original_model_path": None}, "has no convolutions"),
         ({"task.original_model_kwargs": {"depht": 3}}, "unknown argument of ResNet8 'depht'"),

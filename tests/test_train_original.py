@@ -553,7 +553,7 @@ def test_given_weights_are_found_from_another_working_directory(
     ("values", "message"),
     [
         ({"initial_weights": "absent.pt"}, "no such file: absent.pt"),
-        ({"initial_weights": "pretrained:digits-resnet9"}, "did you mean 'digits-resnet8'"),
+        ({"initial_weights": "pretrained:digits-resnet9"}, "did you mean 'pretrained:digits-resnet8'"),
         ({"initial_weights": "torchvision"}, "means pretrained weights of a torchvision network; 'ResNet8' is none"),
         ({"initial_weights": "pretrained:digits-resnet8"}, "does not fit CifarResNet: .* of another shape"),
         ({"task.original_model_kwargs": {"width": [4, 6, 8]}}, "unknown argument of ResNet8 'width'"),
