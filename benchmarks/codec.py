@@ -27,10 +27,9 @@ from torch import nn
 
 from nern.benchmarks.machine import machine, machine_text, versions
 from nern.config import TaskConfig
-from nern.jobs.artifacts import tested, verify
+from nern.jobs.artifacts import images_of, tested, verify
 from nern.originals import build_original_network
 from nern.originals.base import Original
-from nern.tasks.base import DataSettings, build_task
 from nern.tasks.streams import EvalSet
 
 FINEST, COARSEST = -40, -8  # quantisation parameters searched
@@ -157,20 +156,17 @@ def draw(path: Path, name: str, rows: list[dict[str, Any]], original: float) -> 
     tidy(axes, "both")
     best = max([original, *(row["top1"] for row in rows)])
     shown = [row for row in rows if row["top1"] > best - 5]
-    for what, colour, marker in (("NNCodec", ORANGE, "o"), ("nern", BLUE, "D")):
+
+    def plot(what: str, colour: str, marker: str) -> list[tuple[float, float]]:
         points = sorted((row["bytes"] / 1000, row["top1"]) for row in shown if row["what"] == what)
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=6, lw=1.6)
-        at = points[len(points) // 2] if what == "NNCodec" else points[0]
-        words = "NNCodec (ISO/IEC 15938-17)" if what == "NNCodec" else "nern, one file with everything"
-        aside = {"ha": "left", "va": "top"} if what == "NNCodec" else {"ha": "right", "va": "bottom"}
-        say(
-            axes,
-            at[0] * (1.02 if what == "NNCodec" else 0.985),
-            at[1] - 0.12 * (what == "NNCodec"),
-            words,
-            colour,
-            **aside,
-        )
+        return points
+
+    of_codec = plot("NNCodec", ORANGE, "o")
+    x, y = of_codec[len(of_codec) // 2]
+    say(axes, x * 1.02, y - 0.12, "NNCodec (ISO/IEC 15938-17)", ORANGE, ha="left", va="top")
+    x, y = plot("nern", BLUE, "D")[0]
+    say(axes, x * 0.985, y, "nern, one file with everything", BLUE, ha="right", va="bottom")
     axes.axhline(original, color=BEFORE, lw=1.2, ls=(0, (4, 3)))
     sizes = [row["bytes"] / 1000 for row in shown]
     axes.set_xscale("log")
@@ -211,9 +207,7 @@ def main() -> None:
     network = build_original_network(given.original_model_name, given.original_model_path).eval()
     kwargs = {"data_dir": given.data_dir} if given.data_dir else {}
     task = TaskConfig(task_name=given.task_name, original_model_name=given.original_model_name, **kwargs)
-    settings = DataSettings(batch_size=1, eval_batch_size=500, num_workers=0, seed=0)
-    data = build_task(task, settings, torch.device("cpu"), train=False, original=Original(network)).test
-    assert data is not None
+    data = images_of(task, Original(network))
     original = tested(Original(network), data)
     codec = Codec(network, options)
     rows = [file_row(path, task, console) for path in given.files]
@@ -226,8 +220,9 @@ def main() -> None:
     rows += measured + codec_rows(codec, network, data, left, console)
 
     print(markdown(rows, original, codec.bytes))
-    about = {"nncodec": version("nncodec"), "options": options, **versions(), **machine()}
-    text = machine_text(machine(), versions(), torch.get_num_threads())
+    hardware, software = machine(), versions()
+    about = {"nncodec": version("nncodec"), "options": options, **software, **hardware}
+    text = machine_text(hardware, software, torch.get_num_threads())
     print(
         f"\n{original['images']:,} test images; NNCodec {about['nncodec']} at its defaults but QP{' and ' * bool(options)}"
         f"{', '.join(given.codec)}; {text}"

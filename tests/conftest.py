@@ -52,6 +52,17 @@ def cifar10(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One small picture stands in for all figures of a report."""
+    from nern.analysis import report_sections
+    from report_parts import PNG
+
+    monkeypatch.setattr(
+        report_sections, "picture", lambda s, alt, caption, _: report_sections.Picture(s, alt, caption, PNG, PNG)
+    )
+
+
+@pytest.fixture
 def rng_untouched() -> Iterator[None]:
     """Asserts that the test leaves the global generators of torch, Python and NumPy as they were."""
     before = _global_states()

@@ -13,7 +13,6 @@ import torch
 import nern
 from artifact_parts import SHAPES, make, save, with_description
 from nern import DamagedFileError, NernError
-from nern.analysis.report_sections import Picture
 from nern.analysis.subject import Subject
 from nern.cli import main
 from nern.config import TaskConfig
@@ -24,20 +23,12 @@ from nern.originals import CifarResNet
 from nern.originals.build import build_original
 from nern.shipped import NERN, shipped_file
 from nern.tasks.base import DataSettings, build_task
-from report_parts import PNG, SECTIONS, Page, check_in_browser, without_browser
+from report_parts import SECTIONS, Page, check_in_browser, without_browser
 from runs import quiet
 
 ORIGINAL = "pretrained:digits-resnet8"
 DIGITS = TaskConfig(task_name="digits")
 NOTHING_TO_COMPARE = "Left out: the original's weights are not at hand to compare with."
-
-
-@pytest.fixture
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One small picture stands in for all figures."""
-    monkeypatch.setattr(
-        "nern.analysis.report_sections.picture", lambda s, alt, caption, _: Picture(s, alt, caption, PNG, PNG)
-    )
 
 
 @pytest.fixture

@@ -28,7 +28,6 @@ from nern.analysis.kernel_errors import kernel_errors
 from nern.analysis.kernel_plots import scale_top
 from nern.analysis.report_page import figures_folder, steps, write_report
 from nern.analysis.report_plots import MOST_CLASSES, classes_shown
-from nern.analysis.report_sections import Picture
 from nern.analysis.smoothness import mean_step, walk_of
 from nern.analysis.subject import Reconstructed, Subject
 from nern.cli import main
@@ -74,14 +73,6 @@ def no_curves() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
         yield
-
-
-@pytest.fixture
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One small picture stands in for all figures."""
-    monkeypatch.setattr(
-        "nern.analysis.report_sections.picture", lambda s, alt, caption, _: Picture(s, alt, caption, PNG, PNG)
-    )
 
 
 @pytest.fixture

@@ -80,9 +80,13 @@ def tested(original: Original, data: EvalSet) -> dict[str, Any]:
     return {name: metrics[name] for name in ("images", "top1", "top5", "loss")}
 
 
-def images_of(task: TaskConfig, described: NetworkDescription, original: Original) -> EvalSet:
-    """The test images of a task, as a network of an artifact takes them. Raises NernError where they cannot be had."""
-    task = replace(task, original_model_name=described.architecture or described.name)
+def named_for(task: TaskConfig, described: NetworkDescription) -> TaskConfig:
+    """The task with a network of an artifact."""
+    return replace(task, original_model_name=described.architecture or described.name)
+
+
+def images_of(task: TaskConfig, original: Original) -> EvalSet:
+    """The test images of a task, as its network takes them. Raises NernError where they cannot be had."""
     settings = DataSettings(batch_size=1, eval_batch_size=BATCH, num_workers=0, seed=0)
     data = build_task(task, settings, torch.device("cpu"), train=False, original=original).test
     assert data is not None
@@ -125,7 +129,7 @@ def verify(
     number = 0 if isinstance(network, torch.nn.Module) else network
     described = artifact.description.networks[number]
     original = Original(artifact.network(network), include=[name for name, _, _ in described.represented])
-    found["test"] = tested(original, images_of(task, described, original))
+    found["test"] = tested(original, images_of(named_for(task, described), original))
     said = described.about.get("test", {})
     told = f"; the file says {said['top1']:.2f} %" if isinstance(said.get("top1"), float) else ""
     console.print(f"{described.name}: {found['test']['top1']:.2f} % of {found['test']['images']:,} test images{told}")

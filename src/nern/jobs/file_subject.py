@@ -26,7 +26,7 @@ from nern.config import TaskConfig
 from nern.errors import NernError
 from nern.experiment import check_outputs
 from nern.files import load_state_dict
-from nern.jobs.artifacts import BATCH, images_of, predicted, tested
+from nern.jobs.artifacts import BATCH, images_of, named_for, predicted, tested
 from nern.jobs.report_images import NO_IMAGES_ASKED_FOR, class_names, drawn
 from nern.originals.base import Original
 from nern.originals.build import build_original, resolve_weights
@@ -151,9 +151,9 @@ def _original(artifact: Artifact, number: int, path: str | Path) -> tuple[list[T
 
 def _images(task: TaskConfig, described: NetworkDescription, network: Original) -> EvalSet:
     """The task's test images. Raises NernError where they cannot be had, or the network has other classes."""
-    named = replace(task, original_model_name=described.architecture or described.name)
+    named = named_for(task, described)
     check_outputs(network, named, network.input_format, torch.device("cpu"))
-    return images_of(task, described, network)
+    return images_of(named, network)
 
 
 def _ordered(artifact: Artifact) -> list[Tensor | None]:
