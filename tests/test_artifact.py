@@ -37,7 +37,7 @@ from nern.artifact.description import Description
 from nern.artifact.entropy import AT_ONCE, MOST_ADAPTIVE, MOST_UNIFORM, Decoder, Encoder
 from nern.artifact.orderings import decode_ordering, encode_ordering
 from nern.artifact.outliers import decode_outliers, encode_outliers
-from nern.artifact.permutations import decode_permutations, encode_permutations, least_bits
+from nern.artifact.permutations import SHORT, decode_permutations, encode_permutations, least_bits
 from nern.artifact.reading import TOLERANCE, Allowance, buildable
 from nern.artifact.table import about, artifact_table
 from nern.artifact.tensors import DTYPES, MOST_SYMBOLS, TensorCode, decode_tensors, encode_tensors
@@ -180,6 +180,17 @@ def test_permutations_come_back(n: int, rows: int, seed: int) -> None:
     decoder.finish()
     assert 8 * len(code) <= rows * math.lgamma(n + 1) / math.log(2) + 0.001 * rows * n + 64
     assert rows * least_bits(n) <= 8 * len(code) + 1e-6
+
+
+@pytest.mark.parametrize(("n", "rows"), [(0, 1), (1, 2), (5, 3), (1000, 2), (SHORT, 1), (SHORT + 1, 1)])
+def test_permutations_of_any_length_come_back_either_way(n: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = np.stack([np.random.default_rng(row).permutation(n) for row in range(rows)])
+    encoder = Encoder()
+    encode_permutations(encoder, orders)
+    code = encoder.finish()
+    assert np.array_equal(decode_permutations(Decoder(code), rows, n), orders)
+    monkeypatch.setattr("nern.artifact.permutations.SHORT", n if n > SHORT else -1)
+    assert np.array_equal(decode_permutations(Decoder(code), rows, n), orders)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 17, 1000, 65_537])

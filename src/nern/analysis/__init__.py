@@ -1,5 +1,2 @@
-"""Looking at runs."""
-
-from nern.analysis.plots import plot_run
-
-__all__ = ["plot_run"]
+"""Looking at runs. The modules that draw import matplotlib, which takes a third of a second: they are imported where a
+picture is asked for."""

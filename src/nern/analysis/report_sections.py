@@ -29,10 +29,9 @@ from nern.analysis.report_plots import (
     has_shares,
 )
 from nern.analysis.smoothness import mean_steps
-from nern.analysis.subject import Reconstructed, Subject
+from nern.analysis.subject import NO_ORIGINAL, Reconstructed, Subject
 from nern.evaluation import layer_errors
 
-NO_ORIGINAL = "the original's weights are not at hand to compare with"
 TELLING_DROP = 0.2  # share of the kernels that the words below the curves speak of
 
 

@@ -14,6 +14,8 @@ from nern.training.loop import History
 Kernels = Float[Tensor, "filters channels height width"]
 Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
 
+NO_ORIGINAL = "the original's weights are not at hand to compare with"  # why something is left out
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Reconstructed:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import numba
 import numpy as np
 from jaxtyping import Int
 
 from nern.artifact.entropy import AT_ONCE, MOST_UNIFORM, Decoder, Encoder
+from nern.compiled import compiled
 from nern.errors import NernError
+
+SHORT = 2**14  # a list of so many numbers gives one away in less time than a tree finds it without compiled code
+_compiled = compiled()
 
 
 def encode_permutations(encoder: Encoder, orders: Int[np.ndarray, "count n"]) -> None:
@@ -24,7 +27,8 @@ def decode_permutations(decoder: Decoder, count: int, n: int) -> Int[np.ndarray,
     orders, rows = np.empty((count, n), np.int64), max(1, AT_ONCE // max(n, 1))
     for start in range(0, count, rows):
         part = orders[start : start + rows]
-        part[:] = _orders(decoder.uniform(_sizes(len(part), n)).reshape(part.shape))
+        ranks = decoder.uniform(_sizes(len(part), n)).reshape(part.shape)
+        part[:] = _short_orders(ranks) if n <= SHORT else _orders(ranks)
     return orders
 
 
@@ -42,10 +46,19 @@ def _sizes(rows: int, n: int) -> np.ndarray:
     return np.tile(np.arange(n, 0, -1), rows)
 
 
+def _short_orders(ranks: np.ndarray) -> list[list[int]]:
+    """What `_orders` gives. Nothing is compiled for it, nor read from where compiled code is kept."""
+    orders = []
+    for row in ranks.tolist():
+        left = list(range(len(row)))
+        orders.append([left.pop(rank) for rank in row])
+    return orders
+
+
 # A Fenwick tree holds how many of the numbers are left; its root steps by powers of two.
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _full_tree(n: int) -> np.ndarray:
     tree = np.empty(n + 1, np.int64)
     for i in range(n + 1):
@@ -53,7 +66,7 @@ def _full_tree(n: int) -> np.ndarray:
     return tree
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _ranks(orders: np.ndarray) -> np.ndarray:
     """Of each number, how many smaller ones are left when its turn comes."""
     rows, n = orders.shape
@@ -73,7 +86,7 @@ def _ranks(orders: np.ndarray) -> np.ndarray:
     return ranks
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def _orders(ranks: np.ndarray) -> np.ndarray:
     """The permutations of these ranks."""
     rows, n = ranks.shape

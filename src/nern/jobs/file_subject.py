@@ -13,9 +13,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from nern.analysis.report_sections import NO_ORIGINAL
 from nern.analysis.smoothness import walk_of
-from nern.analysis.subject import Figures, Part, Reconstructed, Subject
+from nern.analysis.subject import NO_ORIGINAL, Figures, Part, Reconstructed, Subject
 from nern.analysis.trial import Trial
 from nern.artifact import Artifact
 from nern.artifact.description import NetworkDescription

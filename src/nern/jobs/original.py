@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from nern.analysis.plots import plot_original
 from nern.config import OriginalConfig
 from nern.devices import select_device
 from nern.experiment import check_outputs
@@ -121,6 +120,8 @@ def _run(
 
 def _finish(config: OriginalConfig, trainer: OriginalTrainer, folder: RunFolder) -> dict[str, Any]:
     """Network, arguments, card, metrics and picture of the finished run."""
+    from nern.analysis.plots import plot_original  # matplotlib takes a second to import
+
     file, network = folder.root / "network.safetensors", trainer.network
     save_safetensors(file, network.state_dict())
     kwargs: dict[str, Any] = network.built_with  # type: ignore[assignment]

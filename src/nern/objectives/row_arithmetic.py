@@ -1,7 +1,7 @@
 """Inner products and combinations of the rows of feature maps, computed in float32 whatever the maps are in.
 
-For 16-bit maps on a CPU these loops are compiled: PyTorch would write float32 copies of maps that are read once. Elsewhere
-they are PyTorch's operations.
+For 16-bit maps on a CPU these are compiled loops (`row_loops`): PyTorch would write float32 copies of maps that are read
+once. Elsewhere they are PyTorch's operations.
 """
 
 from __future__ import annotations
@@ -13,27 +13,22 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-import numba
-import numpy as np
 import torch
 from jaxtyping import Float
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from torch import Tensor
 
 Pairs = Sequence[tuple[Float[Tensor, "rows entries"], Float[Tensor, "rows entries"]]]
-_in_compiled_code: Any = intrinsic
-_compiled = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 
 
 def products(pairs: Pairs) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Of each pair of maps (x, y), row by row and in float32: |x|, |y|, x . y."""
     if not _compilable(pairs):
         return [_torch_products(x, y) for x, y in pairs]
+    from nern.objectives.row_loops import row_products  # numba takes a third of a second to import
+
     results = [torch.empty(len(x), 3) for x, _ in pairs]
     work = [(_bits(x), _bits(y), out.numpy()) for (x, y), out in zip(pairs, results, strict=True)]
-    _in_threads([(_products, arrays) for arrays in work])
+    _in_threads([(row_products, arrays) for arrays in work])
     return [tuple(out.unbind(1)) for out in results]  # type: ignore[misc]
 
 
@@ -44,10 +39,12 @@ def combinations(
     if not _compilable(pairs):
         scaled = zip(pairs, factors, strict=True)
         return [(x * a.unsqueeze(1)).addcmul_(y, b.unsqueeze(1)).to(x.dtype) for (x, y), (a, b) in scaled]
+    from nern.objectives.row_loops import row_combinations
+
     results = [torch.empty_like(x, memory_format=torch.contiguous_format) for x, _ in pairs]
     tasks = []
     for (x, y), (a, b), out in zip(pairs, factors, results, strict=True):
-        tasks.append((_combine, (_bits(x), _bits(y), a.numpy(), b.numpy(), _bits(out))))
+        tasks.append((row_combinations, (_bits(x), _bits(y), a.numpy(), b.numpy(), _bits(out))))
     _in_threads(tasks)
     return results
 
@@ -88,47 +85,3 @@ def _in_threads(tasks: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) ->
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Threads of this process (a forked one has none of its parent's)."""
     return ThreadPoolExecutor(threads, "row arithmetic")
-
-
-@_in_compiled_code  # type: ignore
-def _widen(context: Any, bits: Any) -> Any:
-    """The float32 that 16 bits of a bfloat16 stand for: its upper half."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        upper = builder.shl(builder.zext(arguments[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
-        return builder.bitcast(upper, ir.FloatType())
-
-    return types.float32(types.uint16), build
-
-
-@_in_compiled_code  # type: ignore
-def _narrow(context: Any, value: Any) -> Any:
-    """The bits of the bfloat16 nearest to a float32, ties to even. Not for NaN whose lower half alone is set."""
-
-    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits, half = builder.bitcast(arguments[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16)
-        odd = builder.and_(builder.lshr(bits, half), ir.Constant(ir.IntType(32), 1))
-        rounded = builder.add(bits, builder.add(odd, ir.Constant(ir.IntType(32), 0x7FFF)))
-        return builder.trunc(builder.lshr(rounded, half), ir.IntType(16))
-
-    return types.uint16(types.float32), build
-
-
-@_compiled
-def _products(x: Any, y: Any, out: Any) -> None:  # pragma: no cover (compiled)
-    for row in range(x.shape[0]):
-        xx, yy, xy = np.float32(0), np.float32(0), np.float32(0)
-        for entry in range(x.shape[1]):
-            a, b = _widen(x[row, entry]), _widen(y[row, entry])
-            xx += a * a
-            yy += b * b
-            xy += a * b
-        out[row, 0], out[row, 1], out[row, 2] = np.sqrt(xx), np.sqrt(yy), xy
-
-
-@_compiled
-def _combine(x: Any, y: Any, of_x: Any, of_y: Any, out: Any) -> None:  # pragma: no cover (compiled)
-    for row in range(x.shape[0]):
-        a, b = of_x[row], of_y[row]
-        for entry in range(x.shape[1]):
-            out[row, entry] = _narrow(a * _widen(x[row, entry]) + b * _widen(y[row, entry]))

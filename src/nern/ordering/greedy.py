@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from nern.compiled import compiled
 from nern.ordering.tree import has_tree, tree_path
 
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
+_compiled = compiled(error_model="numpy")
 
 
 @_compiled

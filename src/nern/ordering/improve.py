@@ -11,14 +11,14 @@ import math
 import time
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from nern.compiled import compiled
 from nern.ordering.tree import TREE_FROM, build_tree, has_tree, nearest
 
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
-_inlined = numba.njit(nogil=True, cache=True, error_model="numpy", forceinline=True)  # by LLVM
+_compiled = compiled(error_model="numpy")
+_inlined = compiled(error_model="numpy", forceinline=True)  # by LLVM
 
 NEIGHBOURS = 5
 LONGEST_SEGMENT = 3  # that Or-opt moves

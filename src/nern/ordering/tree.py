@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
-_inlined = numba.njit(nogil=True, cache=True, error_model="numpy", forceinline=True)  # by LLVM
+from nern.compiled import compiled
+
+_compiled = compiled(error_model="numpy")
+_inlined = compiled(error_model="numpy", forceinline=True)  # by LLVM
 
 WIDTH = 16  # rows of a leaf, children of a node
 SLACK = 2e-13  # rounding of 2 - 2 x . q and of |x - q|**2 for up to 25 entries, some times over

@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from nern.compiled import compiled
 from nern.ordering.greedy import comparable_rows, greedy_path
 from nern.ordering.improve import LEAST_GAIN, _cost
 
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
+_compiled = compiled(error_model="numpy")
 
 LONGEST_MOVED = 3  # filters that are moved together
 
