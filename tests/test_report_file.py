@@ -14,11 +14,13 @@ import nern
 from artifact_parts import SHAPES, make, save, with_description
 from nern import DamagedFileError, NernError
 from nern.analysis.subject import Subject
+from nern.artifact import Artifact
+from nern.artifact.tensors import tensor_bits
 from nern.cli import main
 from nern.config import TaskConfig
 from nern.evaluation import layer_errors
 from nern.jobs.artifacts import verify
-from nern.jobs.file_subject import file_parts, subject_of_file, tensor_bits
+from nern.jobs.file_subject import file_parts, subject_of_file
 from nern.originals import CifarResNet
 from nern.originals.build import build_original
 from nern.shipped import NERN, shipped_file
@@ -83,17 +85,21 @@ def test_page_of_the_file_alone(file: Path, quickly: None) -> None:
     assert "run" not in found.text.split()
 
 
+def predictor_bits(artifact: Artifact) -> dict[str, tuple[int, int]]:
+    return tensor_bits(artifact.description.predictor, artifact.nern.predictor.state_dict())
+
+
 def test_bytes_and_bits_add_up_to_those_on_disk(file: Path, two: Path, tmp_path: Path) -> None:
     lossless = save(tmp_path / "as.nern", make(step=None)[0])
     for path in (file, two, lossless):
         artifact = nern.load(path)
         parts = file_parts(artifact)
         assert sum(part.after for part in parts) == path.stat().st_size
-        bits, codes = tensor_bits(artifact), artifact.description.predictor
+        bits, codes = predictor_bits(artifact), artifact.description.predictor
         assert [(name, count) for name, (count, _) in bits.items()] == [(code.name, code.count) for code in codes]
         assert sum(held for _, held in bits.values()) == 8 * parts[0].after
         assert parts[0].numbers == artifact.nern.num_parameters
-    assert {held / count for count, held in tensor_bits(nern.load(lossless)).values()} == {32.0}
+    assert {held / count for count, held in predictor_bits(nern.load(lossless)).values()} == {32.0}
     state = build_original("ResNet8", ORIGINAL, {"in_channels": 1}).network.state_dict()
     parts = file_parts(nern.load(file))
     assert sum(part.before or 0 for part in parts) == sum(t.nbytes for t in state.values())

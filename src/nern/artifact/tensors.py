@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nern.artifact.entropy import AT_ONCE, Decoder, Encoder
+from nern.artifact.entropy import AT_ONCE, Decoder, Encoder, Integers
 from nern.errors import NernError
 from nern.representation.grid import step_size
 
@@ -138,13 +139,38 @@ def encode_tensors(
             codes.append(TensorCode(name, shape, dtype, how))
             raw += _to_bytes(tensor.half() if how == "f16" else tensor)
             continue
-        multiples = (tensor.double() / step_size(how)).round().long().flatten().numpy()
+        multiples = _multiples_of(tensor, how)
         low, high = (int(multiples.min()), int(multiples.max())) if len(multiples) else (0, 0)
         if max(high - low + 1, abs(low)) > MOST_SYMBOLS:
             raise NernError(f"{name} reaches from {low:,} to {high:,} steps of {step_size(how):g}; take a larger step")
         codes.append(TensorCode(name, shape, dtype, "grid", how, low, high - low + 1))
         encoder.adaptive(multiples - low, high - low + 1)
     return codes, encoder.finish(), bytes(raw)
+
+
+def tensor_bits(codes: Sequence[TensorCode], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """Of each of the tensors that were coded, how many values it has and the bits they took: coded again, to see where in
+    the code each one ends. They add up to both strings of bytes.
+
+    Args:
+        codes: what `encode_tensors` gave.
+        tensors: by name.
+    """
+    encoder, ends = Encoder(), [0]
+    for c in codes:
+        if c.held == "grid":
+            encoder.adaptive(_multiples_of(tensors[c.name], c.step) - c.low, c.symbols)
+        ends.append(len(encoder.finish()))
+    return {
+        c.name: (c.count, 8 * (after - before + c.raw_bytes))
+        for c, (before, after) in zip(codes, pairwise(ends), strict=True)
+    }
+
+
+def _multiples_of(tensor: Tensor, step: int) -> Integers:
+    """The values of a tensor as multiples of a step, flat."""
+    found: Integers = (tensor.double() / step_size(step)).round().long().flatten().numpy()
+    return found
 
 
 def _held_whole(tensor: Tensor) -> int | str:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -18,9 +17,8 @@ from nern.analysis.subject import NO_ORIGINAL, Figures, Part, Reconstructed, Sub
 from nern.analysis.trial import Trial
 from nern.artifact import Artifact
 from nern.artifact.description import NetworkDescription
-from nern.artifact.entropy import Encoder
 from nern.artifact.reading import Allowance, buildable
-from nern.artifact.tensors import DTYPES, TensorCode
+from nern.artifact.tensors import DTYPES, tensor_bits
 from nern.config import TaskConfig
 from nern.errors import NernError
 from nern.experiment import check_outputs
@@ -29,7 +27,6 @@ from nern.jobs.artifacts import BATCH, images_of, named_for, predicted, tested
 from nern.jobs.report_images import NO_IMAGES_ASKED_FOR, class_names, drawn
 from nern.originals.base import Original
 from nern.originals.build import build_original, resolve_weights
-from nern.representation.grid import step_size
 from nern.representation.kernels import kernel_shape
 from nern.tasks.base import classes_of
 from nern.tasks.streams import EvalSet
@@ -110,7 +107,7 @@ def subject_of_file(
             "Bytes of the original's tensors, and of the parts of the file that take their place; these add up to its "
             f"{artifact.size:,} bytes."
         ),
-        bits=tensor_bits(artifact),
+        bits=tensor_bits(artifact.description.predictor, artifact.nern.predictor.state_dict()),
         ordering="" if artifact.ordering.mode == "none" else artifact.ordering.mode,
         notes=[note for note in notes if note],
         seed=SEED,
@@ -275,21 +272,3 @@ def file_parts(artifact: Artifact) -> list[Part]:
 
 def _bytes(dtype: str) -> int:
     return DTYPES[dtype].itemsize
-
-
-def tensor_bits(artifact: Artifact) -> dict[str, tuple[int, int]]:
-    """Of each of the predictor's tensors, how many numbers it has, and the bits they have in the file: coded again, to see
-    where in the code each one ends. They add up to the sections of the predictor."""
-    codes, state, encoder = artifact.description.predictor, artifact.nern.predictor.state_dict(), Encoder()
-
-    def end(code: TensorCode) -> int:
-        if code.held == "grid":
-            multiples = (state[code.name].double() / step_size(code.step)).round().long().flatten().numpy()
-            encoder.adaptive(multiples - code.low, code.symbols)
-        return len(encoder.finish())
-
-    ends = [0, *map(end, codes)]
-    return {
-        code.name: (code.count, 8 * (after - before + code.raw_bytes))
-        for code, (before, after) in zip(codes, pairwise(ends), strict=True)
-    }
