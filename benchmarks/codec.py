@@ -215,9 +215,9 @@ def main() -> None:
     known = json.loads(given.json.read_text(encoding="utf-8")) if given.json and given.json.is_file() else {}
     same = known.get("original") == original | {"bytes": codec.bytes} and known["about"]["options"] == options
     wanted = sorted({*given.qp, *fitting})
-    measured = [row for row in known["rows"] if row.get("qp") in wanted] if same else []
-    left = [qp for qp in wanted if qp not in [row["qp"] for row in measured]]
-    rows += measured + codec_rows(codec, network, data, left, console)
+    measured = {row["qp"]: row for row in known["rows"] if "qp" in row} if same else {}
+    left = [qp for qp in wanted if qp not in measured]
+    rows += [measured[qp] for qp in wanted if qp in measured] + codec_rows(codec, network, data, left, console)
 
     print(markdown(rows, original, codec.bytes))
     hardware, software = machine(), versions()
@@ -230,7 +230,8 @@ def main() -> None:
     if given.figure:
         draw(given.figure, given.original_model_name, rows, original["top1"])
     if given.json:
-        found = {"original": original | {"bytes": codec.bytes}, "rows": rows, "about": about}
+        kept = [row for qp, row in measured.items() if qp not in wanted]
+        found = {"original": original | {"bytes": codec.bytes}, "rows": rows + kept, "about": about}
         given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

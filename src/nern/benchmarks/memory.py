@@ -36,22 +36,24 @@ class PeakMemory:
             _trim()
             with suppress(OSError):
                 _CLEAR.write_text("5")  # sets the peak back
-            self.held = self._peak()
+            self.held = peak_memory(self.device)
         return self
 
     def growth(self) -> int:
         """Bytes at the highest point since `start`, less those held then."""
-        return max(self._peak() - self.held, 0)
+        return max(peak_memory(self.device) - self.held, 0)
 
-    def _peak(self) -> int:
-        if self.device.type == "cuda":
-            return peak_memory_bytes(self.device)
-        try:
-            lines = _STATUS.read_text().splitlines()
-        except OSError:
-            lines = []
-        kib = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
-        return peak_memory_bytes(self.device) if kib is None else 1024 * kib
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes held at the highest point: of tensors on a GPU; else resident memory of the process."""
+    if device.type == "cuda":
+        return peak_memory_bytes(device)
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        lines = []
+    kib = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
+    return peak_memory_bytes(device) if kib is None else 1024 * kib
 
 
 def _trim() -> None:
