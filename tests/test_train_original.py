@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -65,8 +64,7 @@ def configure(tmp_path: Path) -> Configure:
 @pytest.fixture
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the picture out, the slowest part of a short run."""
-    job = sys.modules[nern.train_original.__module__]
-    monkeypatch.setattr(job, "plot_original", lambda *args: None)
+    monkeypatch.setattr("nern.analysis.plots.plot_original", lambda *args: None)
 
 
 def train(config: OriginalConfig) -> RunFolder:
