@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from nern.config import Config, DistillationConfig, NernConfig, QuantisationConfig, by_phases
+from nern.config import Config, DistillationConfig, NernConfig, QuantisationConfig, RefinementConfig, by_phases
 from nern.errors import NernError
 from nern.evaluation import LayerError, layer_errors
 from nern.experiment import ordered_networks
@@ -62,7 +62,12 @@ class Fitted:
 def fit_config(iterations: int = FIT_ITERATIONS) -> Config:
     """The settings `fit` uses unless told otherwise: reconstruction by recipe 'nern'."""
     return Config.of_recipe(
-        "nern", {"reconstruction": {"iterations": iterations}, "distillation": {"iterations": None, "epochs": None}}
+        "nern",
+        {
+            "reconstruction": {"iterations": iterations},
+            "refinement": {"iterations": None},
+            "distillation": {"iterations": None, "epochs": None},
+        },
     )
 
 
@@ -108,7 +113,8 @@ def fit(
         if given:
             raise NernError(f"fit has no images: {key} of its config has no part; leave it out, or use `nern train`")
     if by_phases(config):
-        config.distillation, config.quantisation = DistillationConfig(), QuantisationConfig()  # there are no images
+        config.refinement, config.distillation = RefinementConfig(), DistillationConfig()  # there are no images
+        config.quantisation = QuantisationConfig()
         if iterations is not None:
             config.reconstruction.iterations = iterations
         if config.reconstruction.iterations is None:

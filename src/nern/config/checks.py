@@ -9,7 +9,7 @@ from typing import Any
 
 from nern import registry
 from nern.config.imports import import_modules
-from nern.config.phases import QuantisationConfig, TeacherConfig, by_phases, lengths, phase_optim, phase_sections
+from nern.config.phases import PHASES, TeacherConfig, by_phases, lengths, phase_optim, phase_sections
 from nern.config.recipes import recipe_values
 from nern.config.schema import Config, LoggingConfig, OptimConfig, TaskConfig
 from nern.config.settings import check_above_zero, check_at_least, choose
@@ -132,6 +132,9 @@ _AT_LEAST = COMMON_AT_LEAST | {
     "loss_warmup_iterations": 0,
     "reconstruction.iterations": 0,
     "reconstruction.rounds": 1,
+    "refinement.iterations": 0,
+    "refinement.images": 1,
+    "norm_images": 0,
     "distillation.iterations": 0,
     "distillation.epochs": 0,
     "quantisation.iterations": 0,
@@ -140,7 +143,7 @@ _AT_LEAST = COMMON_AT_LEAST | {
     "quantisation.images": 0,
     **{
         f"{phase}.{key}": least
-        for phase in ("reconstruction", "distillation", "quantisation")
+        for phase in PHASES
         for key, least in {"weights_batch_size": 1, **_OPTIM_AT_LEAST}.items()
     },
 }
@@ -159,7 +162,7 @@ def _check_phases(config: Config) -> None:
             raise NernError(
                 f"the weight batch method {method!r} of {name} needs {name}.weights_batch_size (or nern.weights_batch_size)"
             )
-        if None not in lengths(phase) and name != "reconstruction":
+        if len(lengths(phase)) > 1 and None not in lengths(phase):
             raise NernError(
                 f"set one of {name}.iterations (={phase.iterations}) and {name}.epochs (={phase.epochs}), the other to "
                 f"null{_by_recipe(config)}"
@@ -204,18 +207,37 @@ def _check_parts_of_phases(config: Config) -> None:
         )
     if first.rounds == 1 and first.round_share != 1:
         raise NernError(f"reconstruction.round_share (={first.round_share}) needs reconstruction.rounds above 1")
-    if first.iterations and n.reconstruction_loss_weight == 0:
-        raise NernError("nern.reconstruction_loss_weight is 0, but reconstruction.iterations is not")
-    if config.teacher.original_model_name is not None and trained in ([], ["reconstruction"]):
+    for name in ("reconstruction", "refinement"):
+        if name in trained and n.reconstruction_loss_weight == 0:
+            raise NernError(f"nern.reconstruction_loss_weight is 0, but {name}.iterations is not")
+    if config.teacher.original_model_name is not None and not {"distillation", "quantisation"} & set(trained):
         raise NernError("teacher has no part without a phase of distillation; set distillation.iterations")
-    for key in ("bits", "images"):
-        given = getattr(config.quantisation, key)
-        usual = nested_value(recipe_values(config.recipe), f"quantisation.{key}", getattr(QuantisationConfig(), key))
-        if "quantisation" not in trained and given != usual:
-            raise NernError(
-                f"quantisation.{key} (={given}) has no part without that phase; set quantisation.iterations"
-            )
+    for name, key in (("refinement", "images"), ("quantisation", "bits"), ("quantisation", "images")):
+        given = getattr(sections[name], key)
+        usual = nested_value(recipe_values(config.recipe), f"{name}.{key}", getattr(type(sections[name])(), key))
+        if name not in trained and given != usual:
+            raise NernError(f"{name}.{key} (={given}) has no part without that phase; set {name}.iterations")
+    if "refinement" in trained:
+        _check_refinement(config)
     _check_optim_over_recipe(config, trained)
+
+
+def _check_refinement(config: Config) -> None:
+    """Raise NernError for losses and weight batches that do not go with errors of whole filters."""
+    n, keys = config.nern, config.refinement
+    method = keys.weights_batch_method or n.weights_batch_method
+    whole = registry.WEIGHT_BATCHES.info(method).get("whole_filters", False)
+    if n.reconstruction_rows == "drawn" and not whole:
+        choices = [m for m in registry.WEIGHT_BATCHES if registry.WEIGHT_BATCHES.info(m).get("whole_filters", False)]
+        raise NernError(
+            f"refinement compares whole filters, but nern.reconstruction_rows is 'drawn' and its weight batch method is "
+            f"{method!r}; set refinement.weights_batch_method to one of {', '.join(choices)}"
+        )
+    if n.frequency_loss_weight > 0:
+        raise NernError(
+            f"nern.frequency_loss_weight (={n.frequency_loss_weight}) compares weights as they are, refinement as they move "
+            "the outputs; set one of nern.frequency_loss_weight and refinement.iterations to 0"
+        )
 
 
 def _check_optim_over_recipe(config: Config, phases: Sequence[str]) -> None:
@@ -282,8 +304,8 @@ def _check_combinations(config: Config) -> None:
     if by_phases(config):
         if config.epochs is not None or config.num_iterations is not None:
             raise NernError(
-                f"reconstruction, distillation and quantisation set the lengths of phases{_by_recipe(config)}; set epochs "
-                f"and num_iterations to null (epochs is {config.epochs}, num_iterations {config.num_iterations}), and "
+                f"{', '.join(PHASES[:-1])} and {PHASES[-1]} set the lengths of phases{_by_recipe(config)}; set epochs and "
+                f"num_iterations to null (epochs is {config.epochs}, num_iterations {config.num_iterations}), and "
                 "distillation.epochs or .iterations to what is wanted"
             )
     elif (config.epochs is None) == (config.num_iterations is None):
@@ -344,6 +366,8 @@ def _check_combinations(config: Config) -> None:
     for key, default in (("output_size", 3), ("sampling_mode", "center")):
         if n.kind_of_heads != "shared" and getattr(n, key) != default:
             raise NernError(f"nern.{key} (={getattr(n, key)}) has a part only with nern.heads 'shared'; set that, too")
+    if not config.learn_norms and config.norm_images != nested_value(recipe_values(config.recipe), "norm_images", 0):
+        raise NernError(f"norm_images (={config.norm_images}) has no part without learn_norms; set that, too")
     if config.learn_fc_layer and config.networks:
         raise NernError("learn_fc_layer works with one original network; networks lists several")
     if config.networks and (config.original_model_path is not None or config.task != TaskConfig()):

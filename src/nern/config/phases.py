@@ -1,4 +1,4 @@
-"""The keys of training by phases: reconstruction, distillation, quantisation; and of the teacher."""
+"""The keys of training by phases: reconstruction, refinement, distillation, quantisation; and of the teacher."""
 
 from __future__ import annotations
 
@@ -60,6 +60,24 @@ class ReconstructionConfig:
 
 
 @dataclass(kw_only=True)
+class RefinementConfig:
+    """After reconstruction: its loss again, of errors as they move the outputs. Images are needed for measuring that, not in
+    the steps."""
+
+    iterations: int | None = None
+    """Steps of this phase. Errors of weights are weighted by the curvature of the outputs in them, Kronecker-factored
+    (K-FAC), here and in the phases after it."""
+    images: int = 1024
+    """Training images on which the curvature is measured, once; where there are none, normal noise."""
+    weights_batch_method: str | None = None
+    """As nern.weights_batch_method, for this phase; null: as there. With nern.reconstruction_rows 'drawn' one that draws
+    whole filters: 'all', 'random_filters', 'random_layer', 'sequential_layer'."""
+    weights_batch_size: int | None = None
+    """As nern.weights_batch_size, for this phase; null: as there."""
+    optim: PhaseOptimConfig = field(default_factory=PhaseOptimConfig)
+
+
+@dataclass(kw_only=True)
 class DistillationConfig:
     """Second of two phases: all losses, on images."""
 
@@ -106,6 +124,9 @@ class TeacherConfig:
     """Its arguments, as task.original_model_kwargs."""
 
 
+PHASES = ("reconstruction", "refinement", "distillation", "quantisation")
+
+
 def by_phases(config: Any) -> bool:
     """Whether a config trains by phases: one of them has a length."""
     return any(length is not None for phase in phase_sections(config).values() for length in lengths(phase))
@@ -113,7 +134,7 @@ def by_phases(config: Any) -> bool:
 
 def phase_sections(config: Any) -> dict[str, Any]:
     """The sections of phases, by name, in the order of training."""
-    return {name: getattr(config, name) for name in ("reconstruction", "distillation", "quantisation")}
+    return {name: getattr(config, name) for name in PHASES}
 
 
 def lengths(phase: Any) -> list[int | None]:

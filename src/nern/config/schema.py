@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nern.config.phases import DistillationConfig, QuantisationConfig, ReconstructionConfig, TeacherConfig
+from nern.config.phases import (
+    DistillationConfig,
+    QuantisationConfig,
+    ReconstructionConfig,
+    RefinementConfig,
+    TeacherConfig,
+)
 from nern.config.recipes import recipe_values
 from nern.config.settings import Settings
 
@@ -108,7 +114,7 @@ class NernConfig:
     weights_batch_method: str = "all"
     """Which rows carry gradient in a step: 'all', 'sequential_layer', 'random_layer', 'random_batch',
     'random_batch_without_replacement', 'random_weighted_batch' (80 % uniform, 20 % by kernel norm; all published
-    experiments)."""
+    experiments), 'random_filters' (all kernels of filters, of each layer the same share)."""
     embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
     reconstruction_loss_weight: float = 1.0
     """Weight of the reconstruction loss."""
@@ -325,10 +331,11 @@ class Config(Settings):
     """Images in one training step."""
     epochs: int | None = 250
     """Training epochs; exactly one of epochs and num_iterations is set (null unsets one), or neither where
-    `reconstruction`, `distillation` and `quantisation` set the lengths of phases."""
+    `reconstruction`, `refinement`, `distillation` and `quantisation` set the lengths of phases."""
     num_iterations: int | None = None
     """Training steps; see epochs."""
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    refinement: RefinementConfig = field(default_factory=RefinementConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     quantisation: QuantisationConfig = field(default_factory=QuantisationConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -363,6 +370,10 @@ class Config(Settings):
     learn_norms: bool = False
     """Also train weights and biases of the normalisation layers, in steps with images; they are saved beside the predictor.
     They are kept with every NeRN, so this costs no bytes."""
+    norm_images: int = 0
+    """Images on which batch norms are fitted to the reconstructed weights at the end of each phase without images: their
+    weights and biases become such that every channel has the mean and variance that it has in the original on them. 0: off.
+    Needs learn_norms, by which norms are saved beside the predictor."""
     seed: int = 0
     """Seed of everything random: same seed, same machine, same result. (An ordering that is improved for some seconds
     may come out otherwise when it is solved again; it is kept in the run folder and the cache.)"""

@@ -20,7 +20,7 @@ from nern.errors import NernError
 from nern.originals.base import Original
 from nern.randomness import generator
 from nern.registry import WEIGHTINGS
-from nern.tasks.streams import TrainStream
+from nern.tasks.streams import TrainStream, first_images
 
 Factors = list[Tensor]
 IMAGES_AT_ONCE = 64
@@ -46,7 +46,7 @@ def error_roots(config: NernConfig, original: Original, stream: TrainStream | No
     if config.weighting == "none" or config.weighting_power == 0:
         return None
     with computing_in("float32", original.weights[0].device), torch.inference_mode(False):
-        images = _images(original, stream, config.weighting_images, seed)
+        images = weighting_images(original, stream, config.weighting_images, seed)
         factors = WEIGHTINGS[config.weighting](original, images, generator(seed, "weighting"))
     whole = [f.detach().cpu().double().expand(w.shape) for f, w in zip(factors, original.weights, strict=True)]
     largest = max(float(f.max()) for f in whole)
@@ -60,16 +60,15 @@ def error_roots(config: NernConfig, original: Original, stream: TrainStream | No
     return [(f / mean).sqrt().float() for f in tempered]
 
 
-def _images(original: Original, stream: TrainStream | None, count: int, seed: int) -> Tensor:
-    """The first images of the stream, or noise."""
+def weighting_images(original: Original, stream: TrainStream | None, count: int, seed: int) -> Tensor:
+    """The first images of the stream; None: noise.
+
+    Raises:
+        NernError: the network takes no noise.
+    """
     if stream is None:
         return _noise(original, count, seed)
-    parts: list[Tensor] = []
-    for step in range(count):  # a batch has an image at least
-        parts.append(stream.batch(step)[0])
-        if sum(map(len, parts)) >= count:
-            break
-    return torch.cat(parts)[:count]
+    return first_images(stream, count)
 
 
 def _noise(original: Original, count: int, seed: int) -> Tensor:
@@ -85,8 +84,9 @@ def _noise(original: Original, count: int, seed: int) -> Tensor:
         rng = generator(seed, "weighting noise", shape)
         return torch.randn(count, *shape, generator=rng).to(device, dtype)
     raise NernError(
-        f"nern.weighting runs {original.name} on noise, but no shape of its inputs was found; give the network an "
-        "attribute input_format (a nern.originals.InputFormat), or set nern.weighting to 'none'"
+        f"nern.weighting and refinement run {original.name} on noise, but no shape of its inputs was found; give the "
+        "network an attribute input_format (a nern.originals.InputFormat), or set nern.weighting to 'none' and "
+        "refinement.iterations to 0"
     )
 
 
@@ -118,14 +118,13 @@ def activations(original: Original, images: Tensor, rng: torch.Generator) -> Fac
     transposed one for each channel; of a fully connected layer for each input. A weight whose module is not called, or is
     of another kind, gets the mean of all others.
     """
-    owners = {id(p): module for module in original.network.modules() for p in module.parameters(recurse=False)}
+    owners = owners_of(original)
     sums: dict[int, Tensor] = {}
     handles = []
     for weight in original.weights:
-        module, measure = owners[id(weight)], None
-        if module.get_parameter("weight") is weight if hasattr(module, "weight") else False:
-            measure = _measure_of(module)
-        if measure is not None:
+        module = owners.get(id(weight))
+        measure = None if module is None else _measure_of(module)
+        if module is not None and measure is not None:
             handles.append(module.register_forward_pre_hook(_adding(sums, id(weight), measure)))
     try:
         with torch.no_grad():
@@ -141,6 +140,12 @@ def activations(original: Original, images: Tensor, rng: torch.Generator) -> Fac
         )
     mean = torch.stack([total.mean() for total in sums.values()]).mean()
     return [sums.get(id(weight), mean) / len(images) for weight in original.weights]
+
+
+def owners_of(original: Original) -> dict[int, nn.Module]:
+    """Of each represented weight, by `id`, the module whose `weight` it is, where there is one."""
+    owners = {id(p): module for module in original.network.modules() for p in module.parameters(recurse=False)}
+    return {id(w): owners[id(w)] for w in original.weights if getattr(owners[id(w)], "weight", None) is w}
 
 
 def _adding(sums: dict[int, Tensor], key: int, measure: Callable[[Any, Tensor], Tensor]) -> Callable[..., None]:

@@ -46,6 +46,16 @@ class EvalSet(Protocol):
         ...
 
 
+def first_images(stream: TrainStream, count: int) -> Tensor:
+    """So many images from the first batches of a stream, in as many steps at the most."""
+    parts: list[Tensor] = []
+    for step in range(count):  # a batch has an image at least
+        parts.append(stream.batch(step)[0])
+        if sum(map(len, parts)) >= count:
+            break
+    return torch.cat(parts)[:count]
+
+
 def part_of(batch: Batch, processes: Processes) -> tuple[Batch, float]:
     """This process's share of a batch that it has whole, and which fraction that is."""
     images, labels = batch

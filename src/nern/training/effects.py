@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from nern.naming import of_number
 from nern.originals.base import Original
 from nern.representation.nern import NeRN
+from nern.tasks.streams import first_images
 from nern.training.members import Member, split_by_network
 
 PREDICTOR, KEPT = "predictor/", "kept/"
@@ -36,7 +37,7 @@ class Effects:
         self._state = {name: t.clone() for name, t in nern.predictor.state_dict().items()}
         self._weights = nern.reconstruct()
         streams = [None if member.task is None else member.task.train for member in members]
-        self._images = [None if stream is None or not images else _images(stream.batch, images) for stream in streams]
+        self._images = [None if stream is None or not images else first_images(stream, images) for stream in streams]
         self._outputs = [
             None if batch is None else self._run(number, self._weights, {}) for number, batch in enumerate(self._images)
         ]
@@ -86,14 +87,6 @@ class Effects:
         else:
             outputs, _ = original.run(own, images, extra)
         return outputs.double().log_softmax(1)
-
-
-def _images(batch: Callable[[int], Any], count: int) -> Tensor:
-    """So many images, from the first batches of a stream."""
-    parts: list[Tensor] = []
-    while sum(map(len, parts)) < count:
-        parts.append(batch(len(parts))[0])
-    return torch.cat(parts)[:count]
 
 
 def under(values: Mapping[str, Any], start: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The phases of a run: consecutive steps with an optimizer, a schedule and weight batches of their own.
 
-A run is one phase (whose first steps may go without images, as published), or reconstruction followed by distillation and
-quantisation.
+A run is one phase (whose first steps may go without images, as published), or reconstruction followed by refinement,
+distillation and quantisation.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from nern.config import (
     OptimConfig,
     QuantisationConfig,
     ReconstructionConfig,
+    RefinementConfig,
     by_phases,
     phase_optim,
 )
@@ -26,12 +27,13 @@ class Phase:
 
     Attributes:
         name: 'training' where it is the only one, 'reconstruction' (with its number from the second round on),
-            'distillation', 'quantisation'.
+            'refinement', 'distillation', 'quantisation'.
         begins, steps: its first step in the run, and how many there are.
         optim: of its optimizer and schedule.
         images_from: first step of the run that uses images; `ends` or above: none does.
         weights_batch_method, weights_batch_size: its weight batches.
         round: of reconstruction, counted from 1; 0 in other phases.
+        by_curvature: errors of weights count as they move the outputs: in refinement and after it.
         quantises: the predictor's numbers are rounded in every step.
     """
 
@@ -43,6 +45,7 @@ class Phase:
     weights_batch_method: str
     weights_batch_size: int | None
     round: int = 0
+    by_curvature: bool = False
     quantises: bool = False
 
     @property
@@ -73,6 +76,8 @@ def phases_of(config: Config, steps_per_epoch: int) -> list[Phase]:
     for number in range(1, first.rounds + 1 if first.iterations else 1):
         name = "reconstruction" if number == 1 else f"reconstruction {number}"
         phases.append(_phase(config, first, name, phases, first.iterations or 0, False, number))
+    if config.refinement.iterations:
+        phases.append(_phase(config, config.refinement, "refinement", phases, config.refinement.iterations, False))
     for name in ("distillation", "quantisation"):
         keys = getattr(config, name)
         steps = (keys.epochs or 0) * steps_per_epoch if keys.iterations is None else keys.iterations
@@ -83,7 +88,7 @@ def phases_of(config: Config, steps_per_epoch: int) -> list[Phase]:
 
 def _phase(
     config: Config,
-    keys: ReconstructionConfig | DistillationConfig | QuantisationConfig,
+    keys: ReconstructionConfig | RefinementConfig | DistillationConfig | QuantisationConfig,
     name: str,
     before: list[Phase],
     steps: int,
@@ -100,6 +105,7 @@ def _phase(
         keys.weights_batch_method or config.nern.weights_batch_method,
         keys.weights_batch_size or config.nern.weights_batch_size,
         number,
+        bool(config.refinement.iterations) and name in ("refinement", "distillation", "quantisation"),
         name == "quantisation",
     )
 
@@ -114,7 +120,7 @@ def one_phase(config: Config, steps: int, images: bool) -> Config:
         config.nern.weights_batch_method = keys.weights_batch_method or config.nern.weights_batch_method
         config.nern.weights_batch_size = keys.weights_batch_size or config.nern.weights_batch_size
     config.reconstruction, config.distillation = ReconstructionConfig(), DistillationConfig()
-    config.quantisation = QuantisationConfig()
+    config.refinement, config.quantisation = RefinementConfig(), QuantisationConfig()
     config.epochs, config.num_iterations = None, steps
     config.loss_warmup_iterations = 0 if images else steps
     return config

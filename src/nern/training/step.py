@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nern.config import NernConfig
 from nern.devices import computing_in, lower_precision
 from nern.naming import of_number
+from nern.objectives.curvature import Curvature
 from nern.objectives.objective import Losses, Objective
 from nern.processes import ALONE, Processes
 from nern.registry import RECONSTRUCTION_LOSSES
@@ -62,6 +63,7 @@ class Step:
         weights = [weight for member in members for weight in member.original.weights]
         self.device = weights[0].device
         self.roots = self._without_outliers(roots)
+        self.curvatures: list[Curvature] | None = None
         self.retarget(None)
         self._image_bytes: dict[Objective, int] = {}
         # batch norm predicts other values from the statistics of the drawn rows than from its averages
@@ -90,6 +92,17 @@ class Step:
         self.targets = self._scaled(list(targets or weights), range(len(weights)))
         self.__dict__.pop("_pooled", None)
 
+    def weigh(self, curvatures: Sequence[Curvature] | None) -> None:
+        """From now on errors of weights count as they move the outputs, by the curvatures of all layers, in place of the
+        roots; None: by the roots again. What is reconstructed is the originals' weights."""
+        table, outliers = self.nern.table, self.nern.outliers
+        placed = None if curvatures is None else [curvature.to(self.device) for curvature in curvatures]
+        if placed is not None and outliers is not None:
+            of_layers = zip(placed, outliers.of_layers(table), strict=True)
+            placed = [curvature.without(places.to(self.device)) for curvature, (places, _) in of_layers]
+        self.curvatures = placed
+        self.retarget(None)
+
     def _without_outliers(self, roots: Sequence[Tensor] | None) -> list[Tensor] | None:
         """`roots` on the device, with 0 where an outlier is: it is not predicted."""
         table, outliers = self.nern.table, self.nern.outliers
@@ -103,7 +116,9 @@ class Step:
         return [table.to_weight(root, index) for root, index in layers]
 
     def _scaled(self, weights: Sequence[Tensor], layers: Sequence[int]) -> list[Tensor]:
-        """Weights of these layers as the reconstruction losses see them: times the roots."""
+        """Weights of these layers as the reconstruction losses see them: by the curvatures, or times the roots."""
+        if self.curvatures is not None:
+            return [self.curvatures[index](weight) for weight, index in zip(weights, layers, strict=True)]
         if self.roots is None:
             return list(weights)
         return [weight * self.roots[index] for weight, index in zip(weights, layers, strict=True)]
@@ -253,7 +268,9 @@ class Step:
             originals = [room[local] for room, local in zip(targets, locals_, strict=True)]
             return self.objectives[0].reconstruction(originals, predictions)
         parts, targets = heads.by_layer(drawn, predictions), self.nern.table.to_rows(self.targets)
-        if self.roots is not None:
+        if self.curvatures is not None:
+            parts = [(index, local, self._of_filters(index, local, kernels)) for index, local, kernels in parts]
+        elif self.roots is not None:
             roots = self.nern.table.to_rows(self.roots)
             parts = [(index, local, kernels * roots[index][local]) for index, local, kernels in parts]
         losses, begins = [], 0
@@ -266,6 +283,14 @@ class Step:
             begins = ends
         return reduce(Losses.__add__, losses)  # a network without drawn rows adds nothing
 
+    def _of_filters(self, index: int, local: Rows, kernels: Tensor) -> Tensor:
+        """Predicted kernels of whole filters of a layer as the curvature sees them, in the same rows."""
+        assert self.curvatures is not None
+        table = self.nern.table
+        of_each = table.layer_rows[index] // table.shapes[index][0]
+        rows = kernels.view(len(kernels) // of_each, -1)
+        return self.curvatures[index](rows, local[::of_each] // of_each).view_as(kernels)
+
     @cached_property
     def _pooled(self) -> tuple[list[Tensor], list[Tensor] | None] | None:
         """The original kernels of each head in one tensor, where the loss of some rows does not ask for their layers; and
@@ -273,7 +298,7 @@ class Step:
         originals = self.nern.table.to_rows(self.targets)
         heads, size = self.nern.heads, sum(rows.numel() * rows.element_size() for rows in originals)
         pooled = RECONSTRUCTION_LOSSES.info(self.config.reconstruction_loss_type).get("pooled", False)
-        if not pooled or len(self.members) > 1 or heads.samples or size > POOLED_BYTES:
+        if not pooled or self.curvatures is not None or len(self.members) > 1 or heads.samples or size > POOLED_BYTES:
             return None
         roots = None if self.roots is None else self._of_each_head(self.nern.table.to_rows(self.roots))
         return self._of_each_head(originals), roots

@@ -16,14 +16,17 @@ from nern.config import Config
 from nern.devices import precision_of, send
 from nern.errors import NernError, NernWarning, NonFiniteLossError
 from nern.evaluation import Evaluator, mean_metrics
-from nern.naming import of_number
+from nern.naming import joint_name, of_number
+from nern.objectives.curvature import Curvature, curvatures
 from nern.objectives.objective import Losses
 from nern.objectives.weighting import error_roots
+from nern.originals.norm_fitting import fitted_norms
 from nern.processes import ALONE, Processes
 from nern.representation.grid import Quantised, StepChooser, on_grid
 from nern.representation.nern import NeRN, initial_predictor
 from nern.representation.predictor import SCALES
 from nern.tasks.images import Batch
+from nern.tasks.streams import first_images
 from nern.training.effects import PREDICTOR, Effects, under
 from nern.training.graph import CudaRecorder, GraphedStep, Inputs, Recorder
 from nern.training.loop import Loop
@@ -122,6 +125,8 @@ class Trainer(Loop):
     def _begin(self, phase: Phase) -> None:
         """Make what belongs to a phase: optimizer, schedule, weight batches."""
         self.phase = phase
+        if phase.by_curvature != (self.differentiate.curvatures is not None):
+            self.differentiate.weigh(self._curvatures() if phase.by_curvature else None)
         drawn = phase.weights_batch_method, self.nern.table, self._norms_of_rows, phase.weights_batch_size
         self.batches = WeightBatches(*drawn, self.config.seed)
         self.optimizer = build_optimizer(phase.optim, self.parameters)
@@ -146,6 +151,37 @@ class Trainer(Loop):
             self.targets = None
             self.differentiate.retarget(self.targets)
         self._begin(phase)
+
+    def _curvatures(self) -> list[Curvature]:
+        """Of all layers, how errors of their weights move the outputs."""
+        keys, fits = self.config.refinement, self.config.learn_norms and self.config.norm_images > 0
+
+        def measure() -> list[Curvature]:
+            found: list[Curvature] = []
+            for member in self.members:
+                stream = None if member.task is None else member.task.train
+                found += curvatures(member.original, stream, keys.images, self.config.seed, fits and stream is not None)
+            return found
+
+        return self.processes.from_main(measure)
+
+    def _fit_norms(self) -> None:
+        """Fit the batch norms of all networks that have images to the weights as they are now."""
+        weights = split_by_network(self.members, self.nern.reconstruct())
+
+        def fit() -> dict[str, Tensor]:
+            found: dict[str, Tensor] = {}
+            for number, (member, own) in enumerate(zip(self.members, weights, strict=True)):
+                if member.task is not None and member.task.train is not None:
+                    images = first_images(member.task.train, self.config.norm_images)
+                    extra = of_number({n: p.detach() for n, p in self.extra.items()}, number, len(self.members))
+                    fitted = fitted_norms(member.original, own, images, extra)
+                    found |= {joint_name(n, number, len(self.members)): value.cpu() for n, value in fitted.items()}
+            return found
+
+        with torch.no_grad():
+            for name, value in self.processes.from_main(fit).items():
+                self.extra[name].copy_(value)
 
     def _new_round(self, number: int) -> None:
         """A new predictor, for the weights that the last one has reconstructed (in part)."""
@@ -227,7 +263,15 @@ class Trainer(Loop):
         if self.phase.quantises and self.quantised is None:
             self._choose_steps()
         batches, fractions = self._images(self.step)
-        return self.train_step(batches, self.batches.rows(self.step - self.phase.begins), fractions)
+        losses = self.train_step(batches, self.batches.rows(self.step - self.phase.begins), fractions)
+        if (
+            self.step == self.phase.ends == self.phase.images_from
+            and self.config.norm_images
+            and self.config.learn_norms
+        ):
+            self.settle()
+            self._fit_norms()
+        return losses
 
     def train_step(
         self,

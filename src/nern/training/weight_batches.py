@@ -76,19 +76,19 @@ def different_rows(count: int, size: int, rng: torch.Generator) -> Rows:
     return drawn[:size]
 
 
-@WEIGHT_BATCHES.register("all", needs_size=False)
+@WEIGHT_BATCHES.register("all", needs_size=False, whole_filters=True)
 def all_rows(batches: WeightBatches, step: int) -> Rows | None:
     """Every row."""
     return None
 
 
-@WEIGHT_BATCHES.register("sequential_layer", needs_size=False)
+@WEIGHT_BATCHES.register("sequential_layer", needs_size=False, whole_filters=True)
 def sequential_layer(batches: WeightBatches, step: int) -> Rows | None:
     """The rows of one layer after the other; the first step takes layer 1, layer 0 ends the cycle (as published)."""
     return batches.layer_rows((step + 1) % len(batches.table.shapes))
 
 
-@WEIGHT_BATCHES.register("random_layer", needs_size=False)
+@WEIGHT_BATCHES.register("random_layer", needs_size=False, whole_filters=True)
 def random_layer(batches: WeightBatches, step: int) -> Rows | None:
     """The rows of a layer drawn uniformly, each step on its own."""
     return batches.layer_rows(int(torch.randint(len(batches.table.shapes), (), generator=batches.rng(step))))
@@ -119,3 +119,27 @@ def random_batch_without_replacement(batches: WeightBatches, step: int) -> Rows 
     cycle, index = divmod(step, slices)
     permutation = torch.randperm(batches.table.rows, generator=batches.rng(cycle))
     return permutation[index * batches.size : (index + 1) * batches.size]
+
+
+@WEIGHT_BATCHES.register("random_filters", needs_size=True, whole_filters=True)
+def random_filters(batches: WeightBatches, step: int) -> Rows | None:
+    """All rows of filters: of each layer's filters the share that makes up `size` rows on average, drawn without repeats,
+    each step on its own; at least one filter of all."""
+    rng, table = batches.rng(step), batches.table
+    share = batches.size / table.rows
+    drawn = []
+    for index, (filters, *_) in enumerate(table.shapes):
+        wanted = share * filters + float(torch.rand((), generator=rng, dtype=torch.float64))  # its fraction by chance
+        drawn.append(_rows_of(table, index, torch.randperm(filters, generator=rng)[: int(wanted)]))
+    rows = torch.cat(drawn)
+    if len(rows):
+        return rows
+    index = int(torch.randint(len(table.shapes), (), generator=rng))
+    return _rows_of(table, index, torch.randint(table.shapes[index][0], (1,), generator=rng))
+
+
+def _rows_of(table: KernelTable, layer: int, filters: Int[Tensor, " f"]) -> Rows:
+    """All rows of some filters of a layer."""
+    of_each = table.layer_rows[layer] // table.shapes[layer][0]
+    rows = table.starts[layer] + filters[:, None] * of_each + torch.arange(of_each)
+    return rows.flatten()
