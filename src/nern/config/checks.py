@@ -215,7 +215,8 @@ def _check_parts_of_phases(config: Config) -> None:
     for name, key in (("refinement", "images"), ("quantisation", "bits"), ("quantisation", "images")):
         given = getattr(sections[name], key)
         usual = nested_value(recipe_values(config.recipe), f"{name}.{key}", getattr(type(sections[name])(), key))
-        if name not in trained and given != usual:
+        weighs = name == "refinement" and config.refinement.iterations is not None  # if only in later phases
+        if name not in trained and not weighs and given != usual:
             raise NernError(f"{name}.{key} (={given}) has no part without that phase; set {name}.iterations")
     if "refinement" in trained:
         _check_refinement(config)

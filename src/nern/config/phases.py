@@ -66,7 +66,7 @@ class RefinementConfig:
 
     iterations: int | None = None
     """Steps of this phase. Errors of weights are weighted by the curvature of the outputs in them, Kronecker-factored
-    (K-FAC), here and in the phases after it."""
+    (K-FAC), here and in the phases after it; 0: in those alone. null: neither."""
     images: int = 1024
     """Training images on which the curvature is measured, once; where there are none, normal noise."""
     weights_batch_method: str | None = None

@@ -105,7 +105,7 @@ def _phase(
         keys.weights_batch_method or config.nern.weights_batch_method,
         keys.weights_batch_size or config.nern.weights_batch_size,
         number,
-        bool(config.refinement.iterations) and name in ("refinement", "distillation", "quantisation"),
+        config.refinement.iterations is not None and name in ("refinement", "distillation", "quantisation"),
         name == "quantisation",
     )
 

@@ -1,0 +1,266 @@
+"""Curvature of the outputs in the weights: what is measured, and what an error of weights counts by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nern import NernError
+from nern.objectives import curvature as module
+from nern.objectives.curvature import DAMPING, Curvature, curvatures
+from nern.originals import as_original
+from nern.randomness import generator
+from nern.tasks.images import Batch
+
+
+class Stream:
+    """The same images in every step."""
+
+    steps_per_epoch = 1
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def batch(self, step: int) -> Batch:
+        return self.images, None
+
+    def share(self, step: int, processes: object) -> tuple[Batch, float]:
+        return self.batch(step), 1.0
+
+
+def of(network: nn.Module, images: Tensor, norms_follow: bool = False, seed: int = 0) -> list[Curvature]:
+    original = as_original(network, include=["*.weight"])
+    return curvatures(original, Stream(images), len(images), seed, norms_follow)
+
+
+def seeded(*modules: nn.Module) -> nn.Module:
+    """These modules one after the other, with weights of their own."""
+    network = nn.Sequential(*modules)
+    rng = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.copy_(torch.randn(p.shape, generator=rng) / math.sqrt(max(p[0].numel(), 1)))
+    return network.eval()
+
+
+def proportional(a: Tensor, b: Tensor, rtol: float = 1e-4) -> None:
+    torch.testing.assert_close(a / a.abs().max(), b / b.abs().max(), rtol=rtol, atol=rtol)
+
+
+def second_moments(rows: Tensor) -> Tensor:
+    """A of rows of inputs, damped."""
+    a = rows.mT.double() @ rows.double() / len(rows)
+    return (a + DAMPING * a.diagonal().mean() * torch.eye(len(a))).float()
+
+
+# --- what is measured -----------------------------------------------------------------------------------------------
+
+
+def test_inputs_of_a_fully_connected_layer(rng: torch.Generator) -> None:
+    images = torch.randn(40, 5, generator=rng) + 0.5
+    (found,) = of(seeded(nn.Linear(5, 3)), images)
+    proportional(found.inputs[0] @ found.inputs[0].mT, second_moments(images))
+
+
+def test_the_mean_of_inputs_counts_less_where_norms_follow(rng: torch.Generator) -> None:
+    images = torch.randn(4000, 4, generator=rng) + 3
+    (found,) = of(seeded(nn.Linear(4, 2)), images, norms_follow=True)
+    a = found.inputs[0] @ found.inputs[0].mT
+    mean = images.mean(0)
+    proportional(a, second_moments(images - mean + math.sqrt(module.MEAN_SHARE) * mean), rtol=0.02)
+
+
+LAYERS = {
+    "plain": (nn.Conv2d(3, 4, 3), (3, 9, 8)),
+    "padded": (nn.Conv2d(3, 4, 3, padding=1), (3, 8, 8)),
+    "same, dilated": (nn.Conv2d(3, 4, (3, 2), padding="same", dilation=2), (3, 7, 8)),
+    "strided": (nn.Conv2d(4, 6, 3, stride=2, padding=1), (4, 9, 8)),
+    "reflected": (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (3, 8, 7)),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_inputs_of_a_convolution_are_its_patches(kind: str, rng: torch.Generator) -> None:
+    layer, shape = LAYERS[kind]
+    images = torch.randn(6, *shape, generator=rng)
+    (found,) = of(seeded(layer, nn.Flatten()), images)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = F.pad(images, layer._reversed_padding_repeated_twice, mode)
+    patches = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
+    rows = patches.transpose(1, 2).flatten(0, 1)
+    assert rows.shape[0] <= len(images) * module.PLACES
+    proportional(found.inputs[0] @ found.inputs[0].mT, second_moments(rows))
+
+
+def test_groups_have_inputs_of_their_own(rng: torch.Generator) -> None:
+    images = torch.randn(6, 4, 6, 6, generator=rng) * torch.tensor([1.0, 1.0, 3.0, 3.0])[:, None, None]
+    grouped = nn.Conv2d(4, 6, 3, groups=2)
+    (found,) = of(seeded(grouped, nn.Flatten()), images)
+    assert found.inputs.shape == (2, 18, 18)
+    for group in range(2):
+        rows = F.unfold(images[:, 2 * group : 2 * group + 2], 3).transpose(1, 2).flatten(0, 1)
+        proportional(found.inputs[group] @ found.inputs[group].mT, second_moments(rows))
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "size"),
+    [
+        ([nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(18, 4)], (2, 8), 6),
+        ([nn.Conv3d(1, 2, (1, 2, 3)), nn.Flatten(), nn.Linear(2 * 4 * 4 * 4, 4)], (1, 4, 5, 6), 6),
+        ([nn.Linear(5, 4), nn.Flatten(), nn.Linear(28, 3)], (7, 5), 5),
+    ],
+    ids=["one axis", "three axes", "sequences"],
+)
+def test_layers_of_other_dimensions(layers: list[nn.Module], shape: tuple[int, ...], size: int) -> None:
+    found = of(seeded(*layers), torch.randn(9, *shape, generator=generator(1)))
+    assert found[0].inputs.shape == (1, size, size)
+    assert all(torch.isfinite(c.inputs).all() and bool((c.filters > 0).all()) for c in found)
+
+
+def test_derivatives_of_a_layer_are_those_of_the_outputs(rng: torch.Generator) -> None:
+    """Of y = V W x the derivative at W x along r is V^T r; its mean square is that of V's columns, centred."""
+    first, second = nn.Linear(5, 6, bias=False), nn.Linear(6, 4, bias=False)
+    network = seeded(first, second)
+    images = torch.randn(30_000, 5, generator=rng)
+    found = of(network, images)
+    centred = second.weight - second.weight.mean(0, keepdim=True)  # a constant added to all scores changes nothing
+    g = centred.detach().square().sum(0)
+    proportional(found[0].filters.square(), g + DAMPING * g.mean(), rtol=0.05)
+
+
+def test_the_form_is_what_errors_do_to_the_outputs(rng: torch.Generator) -> None:
+    """For a linear network and errors of one filter it is exact: the mean square of the change of the outputs."""
+    first, second = nn.Conv2d(3, 4, 3, bias=False), nn.Linear(16, 5, bias=False)
+    network = seeded(first, nn.AdaptiveAvgPool2d(2), nn.Flatten(), second)
+    images = torch.randn(4000, 3, 4, 4, generator=rng)  # four places, each one input of the last layer
+    found = of(network, images)[0]
+    ratios = []
+    for number in range(4):
+        error = torch.zeros(4, 3, 3, 3)
+        error[number] = torch.randn(3, 3, 3, generator=rng)
+        with torch.no_grad():
+            moved = second(F.conv2d(images, error).flatten(1))
+        change = (moved - moved.mean(1, keepdim=True)).square().sum(1).mean()
+        ratios.append(float(found(error).square().sum() / change))
+    assert max(ratios) / min(ratios) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_the_mean_over_all_weights_is_one(small_cnn: Callable[..., nn.Module], images: Tensor) -> None:
+    network = small_cnn()
+    original = as_original(network)
+    found = curvatures(original, Stream(images), 8, 0, False)
+    diagonal = []
+    for curvature, weight in zip(found, original.weights, strict=True):
+        squares = (curvature.inputs[0] @ curvature.inputs[0].mT).diagonal()
+        diagonal.append((curvature.filters.square()[:, None] * squares).expand(len(weight), -1).flatten())
+    assert float(torch.cat(diagonal).mean()) == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_it_is_a_function_of_the_seed_and_leaves_the_network_alone(
+    small_cnn: Callable[..., nn.Module], images: Tensor
+) -> None:
+    network = small_cnn()
+    network[2] = nn.ReLU(inplace=True)
+    original = as_original(network)
+    before = {name: value.clone() for name, value in original.network.state_dict().items()}
+    first, again, other = (curvatures(original, Stream(images), 8, seed, False) for seed in (0, 0, 1))
+    assert all(
+        torch.equal(a.inputs, b.inputs) and torch.equal(a.filters, b.filters) for a, b in zip(first, again, strict=True)
+    )
+    assert not all(torch.equal(a.filters, b.filters) for a, b in zip(first, other, strict=True))
+    assert all(torch.equal(before[name], value) for name, value in original.network.state_dict().items())
+    assert not any(m._forward_hooks for m in original.network.modules())
+    assert all(p.grad is None for p in original.network.parameters())
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_without_images_noise_is_measured(small_cnn: Callable[..., nn.Module]) -> None:
+    found = curvatures(as_original(small_cnn()), None, 6, 0, False)
+    assert all(torch.isfinite(c.inputs).all() and bool((c.filters > 0).all()) for c in found)
+
+
+def test_layers_of_other_kinds_count_as_the_mean_of_all(rng: torch.Generator) -> None:
+    network = seeded(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 3), nn.Flatten())
+    found = of(network, torch.randn(5, 3, 6, 6, generator=rng))
+    weight = network[1].weight.detach()  # type: ignore[index]
+    assert torch.equal(found[1](weight), weight)
+
+
+def test_very_large_filters_have_a_diagonal(monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
+    images = torch.randn(30, 5, generator=rng) + 1
+    monkeypatch.setattr(module, "MOST_INPUTS", 4)
+    (found,) = of(seeded(nn.Linear(5, 3)), images)
+    assert found.inputs.shape == (1, 5)
+    squares = images.square().mean(0)
+    proportional(found.inputs[0].square(), squares + DAMPING * squares.mean())
+    weight = torch.randn(3, 5, generator=rng)
+    torch.testing.assert_close(found(weight), weight * found.inputs[0] * found.filters[:, None])
+
+
+class Two(nn.Module):
+    """Gives two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x), x
+
+
+def test_outputs_that_are_no_tensor_are_an_error(images: Tensor) -> None:
+    with pytest.raises(NernError, match=r"outputs that are one tensor of numbers; Two gives tuple"):
+        of(Two(), images)
+
+
+def test_a_network_whose_outputs_never_move_is_an_error(images: Tensor) -> None:
+    network = seeded(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))
+    with torch.no_grad():
+        network[2].weight.zero_()  # type: ignore[index, union-attr]
+    original = as_original(network, include=["0.weight"])
+    with pytest.raises(NernError, match=r"no weight of Sequential that moves its outputs .*refinement.iterations to 0"):
+        curvatures(original, Stream(images), 8, 0, False)
+
+
+# --- what errors count ----------------------------------------------------------------------------------------------
+
+
+def curvature_of(filters: int, groups: int, n: int, whole: bool = True) -> Curvature:
+    rng = torch.Generator().manual_seed(2)
+    inputs = torch.randn(groups, n, n, generator=rng) if whole else torch.rand(groups, n, generator=rng)
+    return Curvature(torch.rand(filters, generator=rng) + 0.1, inputs)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["matrices", "diagonals"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_some_filters_give_what_all_give_for_them(groups: int, whole: bool, rng: torch.Generator) -> None:
+    found = curvature_of(6, groups, 18, whole).without(torch.tensor([0, 40, 41]))
+    weight = torch.randn(6, 2, 3, 3, generator=rng)
+    filters = torch.tensor([4, 0, 2])
+    torch.testing.assert_close(found(weight[filters], filters), found(weight)[filters])
+    torch.testing.assert_close(found(weight[filters].flatten(1), filters), found(weight)[filters].flatten(1))
+
+
+def test_each_group_has_its_own_matrix(rng: torch.Generator) -> None:
+    found = curvature_of(4, 2, 9)
+    weight = torch.randn(4, 1, 3, 3, generator=rng)
+    rows = [weight[f].flatten() @ found.inputs[f // 2] * found.filters[f] for f in range(4)]
+    torch.testing.assert_close(found(weight).flatten(1), torch.stack(rows))
+
+
+def test_errors_at_outliers_do_not_count(rng: torch.Generator) -> None:
+    found = curvature_of(3, 1, 9).without(torch.tensor([4, 20]))
+    weight = torch.randn(3, 1, 3, 3, generator=rng)
+    other = weight.clone()
+    other.view(-1)[[4, 20]] += 7
+    assert torch.equal(found(weight), found(other))
+    other.view(-1)[5] += 7
+    assert not torch.allclose(found(weight)[0], found(other)[0])
+    assert torch.equal(found(weight)[1:], found(other)[1:])

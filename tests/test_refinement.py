@@ -1,0 +1,236 @@
+"""Refinement: a phase whose errors count as they move the outputs; norms fitted at the end of phases without images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nern
+from nern import Config, NernError
+from nern.experiment import build_experiment
+from nern.objectives.curvature import curvatures
+from nern.originals import CifarResNet
+from nern.originals.norm_fitting import fitted_norms
+from nern.tasks.streams import first_images
+from nern.training import Interrupted, RunFolder, Trainer
+from nern.training.phases import phases_of
+from runs import quiet, same, stop_after
+
+BASE: dict[str, Any] = {
+    "nern.hidden_layer_size": 8,
+    "nern.embeddings.enc_levels": 4,
+    "nern.attention_loss_weight": 0.0,
+    "task.original_model_name": "ResNet8",
+    "task.task_name": "digits",
+    "logging.tracker": "none",
+    "logging.log_interval": 1,
+    "evaluation.held_out_images": 20,
+    "evaluation.test_images": 40,
+    "batch_size": 8,
+    "eval_epochs_interval": None,
+    "save_epochs_interval": None,
+    "epochs": None,
+    "optim.lr": 1e-2,
+    "reconstruction.iterations": 2,
+    "refinement.iterations": 3,
+    "refinement.images": 24,
+    "refinement.optim.lr": 2e-3,
+    "distillation.iterations": 2,
+    "learn_norms": True,
+    "norm_images": 30,
+}
+Configure = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a very small ResNet for digits."""
+    path = tmp_path_factory.mktemp("original") / "network.pt"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        torch.save(CifarResNet(8, in_channels=1, widths=[4, 6, 8]).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def configure(original: Path, tmp_path: Path) -> Configure:
+    """Makes the config of a run of three phases; dotted keys win over its own."""
+
+    def make(given: Mapping[str, Any] | None = None) -> Config:
+        own = {"original_model_path": str(original), "logging.log_dir": str(tmp_path / "runs")}
+        return Config.from_dict(own | BASE | dict(given or {}))
+
+    return make
+
+
+def build(config: Config) -> Trainer:
+    experiment = build_experiment(config)
+    return Trainer(experiment.config, experiment.members, experiment.nern, experiment.extra)
+
+
+def test_phases_and_what_they_weigh_by(configure: Configure) -> None:
+    phases = phases_of(configure(), 10)
+    assert [(p.name, p.begins, p.steps, p.by_curvature) for p in phases] == [
+        ("reconstruction", 0, 2, False),
+        ("refinement", 2, 3, True),
+        ("distillation", 5, 2, True),
+    ]
+    assert phases[1].images_from == phases[1].ends
+    assert phases[1].optim.lr == 2e-3
+    without = phases_of(configure({"refinement.iterations": 0}), 10)
+    assert [(p.name, p.by_curvature) for p in without] == [("reconstruction", False), ("distillation", True)]
+    off = {"refinement.iterations": None, "refinement.images": 1024, "refinement.optim.lr": None}
+    assert not any(p.by_curvature for p in phases_of(configure(off), 10))
+
+
+@pytest.mark.parametrize("rows", ["all", "drawn"])
+def test_the_loss_is_the_root_of_the_form(configure: Configure, rows: str) -> None:
+    """By all rows at once, or by filters drawn."""
+    given = {"nern.reconstruction_rows": rows, "refinement.weights_batch_method": "random_filters"}
+    trainer = build(configure(given))
+    original = trainer.members[0].original
+    assert trainer.members[0].task is not None
+    found = curvatures(original, trainer.members[0].task.train, 24, 0, True)
+    for _ in range(2):
+        trainer.do_step()
+    for _ in range(5):
+        predicted = trainer.nern.reconstruct()
+        losses = trainer.do_step()
+        pairs = zip(found, predicted, original.weights, strict=True)
+        errors = torch.cat([c(p - w).flatten() for c, p, w in pairs])
+        assert float(losses.terms["reconstruction"].detach()) == pytest.approx(
+            float(errors.square().mean().sqrt()), rel=1e-4
+        )
+
+
+def test_drawn_filters_are_compared_alone(configure: Configure) -> None:
+    given = {
+        "nern.reconstruction_rows": "drawn",
+        "refinement.weights_batch_method": "random_filters",
+        "refinement.weights_batch_size": 60,
+    }
+    trainer = build(configure(given))
+    original = trainer.members[0].original
+    assert trainer.members[0].task is not None
+    found = curvatures(original, trainer.members[0].task.train, 24, 0, True)
+    for _ in range(2):
+        trainer.do_step()
+    for step in range(3):
+        if step == 0:
+            trainer._begin(trainer.phases[1])
+        rows = trainer.batches.rows(step)
+        assert rows is not None
+        assert len(rows) < trainer.nern.table.rows
+        predicted, errors = trainer.nern.reconstruct(), []
+        for index, (c, p, w) in enumerate(zip(found, predicted, original.weights, strict=True)):
+            layer = trainer.nern.table.layer(index)
+            local = rows[(rows >= layer.start) & (rows < layer.stop)] - layer.start
+            filters = (local // w.shape[1]).unique()
+            assert len(local) == len(filters) * w.shape[1]
+            errors.append(c(p - w)[filters].flatten())
+        wanted = torch.cat(errors).square().mean().sqrt()
+        losses = trainer.do_step()
+        assert float(losses.terms["reconstruction"].detach()) == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_filters_are_drawn_in_equal_shares(configure: Configure) -> None:
+    given = {"refinement.weights_batch_method": "random_filters", "refinement.weights_batch_size": 80}
+    trainer = build(configure(given))
+    trainer._begin(trainer.phases[1])
+    table, counts = trainer.nern.table, torch.zeros(trainer.nern.table.rows)
+    draws = 2000
+    for step in range(draws):
+        rows = trainer.batches.rows(step)
+        assert rows is not None
+        counts[rows] += 1
+    assert counts / draws == pytest.approx(80 / table.rows, abs=0.06)
+    assert float(counts.sum() / draws) == pytest.approx(80, rel=0.03)
+
+
+def test_refinement_lowers_the_form_where_plain_errors_do_not_matter(configure: Configure) -> None:
+    trainer = build(configure({"refinement.iterations": 60, "refinement.optim.lr": 5e-3}))
+    losses = [float(trainer.do_step().terms["reconstruction"].detach()) for _ in range(62)]
+    assert losses[-1] < 0.9 * losses[2]
+
+
+def test_outliers_are_no_errors(configure: Configure) -> None:
+    trainer = build(configure({"nern.outliers": 0.02}))
+    for _ in range(5):
+        losses = trainer.do_step()
+        assert torch.isfinite(losses.total)
+    masked = sum(int((~c.mask).sum()) for c in trainer.differentiate.curvatures or [] if c.mask is not None)
+    assert trainer.nern.outliers is not None
+    assert masked == len(trainer.nern.outliers.values) > 0
+
+
+def test_norms_are_fitted_at_the_end_of_each_phase_without_images(configure: Configure) -> None:
+    trainer = build(configure())
+    original = trainer.members[0].original
+    assert trainer.members[0].task is not None
+    assert trainer.members[0].task.train is not None
+    images = first_images(trainer.members[0].task.train, 30)
+    for step in range(1, 6):
+        before = {name: p.detach().clone() for name, p in trainer.extra.items()}
+        trainer.do_step()
+        if step in (2, 5):
+            wanted = fitted_norms(original, trainer.nern.reconstruct(), images)
+            assert wanted
+            assert all(torch.equal(trainer.extra[name], value) for name, value in wanted.items())
+        else:
+            assert same(before, {name: p.detach() for name, p in trainer.extra.items()})
+    before = {name: p.detach().clone() for name, p in trainer.extra.items()}
+    trainer.do_step()
+    assert not same(before, {name: p.detach() for name, p in trainer.extra.items()})  # distillation trains them
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 6])
+def test_a_run_stopped_anywhere_ends_as_an_uninterrupted_one(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
+    whole = RunFolder(Path(nern.train(configure({"logging.exp_name": "whole"}), quiet())["run_folder"]))
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Interrupted):
+            nern.train(configure({"logging.exp_name": "stopped"}), quiet())
+    stopped = whole.root.parent / "stopped"
+    nern.resume(stopped, quiet())
+    for name in ("last", "reconstruction", "refinement", "distillation"):
+        a, b = (torch.load(root / "checkpoints" / f"{name}.pt", weights_only=True) for root in (whole.root, stopped))
+        assert same(a, b)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"refinement.iterations": -1}, r"refinement\.iterations \(=-1\) must be at least 0"),
+        ({"refinement.images": 0}, r"refinement\.images \(=0\) must be at least 1"),
+        ({"norm_images": -1}, r"norm_images \(=-1\) must be at least 0"),
+        ({"learn_norms": False}, r"norm_images \(=30\) has no part without learn_norms"),
+        ({"refinement.iterations": None}, r"refinement\.images \(=24\) has no part without that phase"),
+        (
+            {"nern.reconstruction_rows": "drawn", "nern.weights_batch_method": "random_batch", "norm_images": 1},
+            r"whole filters.*'random_batch'; set refinement\.weights_batch_method to one of all, .*random_filters",
+        ),
+        ({"nern.frequency_loss_weight": 0.1}, r"frequency_loss_weight \(=0\.1\) compares weights as they are"),
+        ({"nern.reconstruction_loss_weight": 0.0}, r"reconstruction_loss_weight is 0, but reconstruction\.iterations"),
+        ({"refinement.weights_batch_method": "rows"}, r"unknown weight batch method.*random_filters"),
+        ({"refinement.optim.optimizer_type": "newton"}, r"unknown optimizer.*soap"),
+    ],
+)
+def test_what_does_not_go_together_is_said_before_any_work(
+    configure: Configure, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(NernError, match=message):
+        configure(given).check()
+
+
+def test_fitting_without_data_has_no_such_phase(small_cnn: Callable[..., torch.nn.Module]) -> None:
+    assert nern.fit_config(5).refinement.iterations is None
+    config = Config.of_recipe("nern", {"reconstruction.iterations": 3, "nern.hidden_layer_size": 6})
+    fitted = nern.fit(small_cnn(), config=config, progress=False)
+    assert all(torch.isfinite(w).all() for w in fitted.nern.reconstruct())
