@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from nern.config import OptimConfig
-from nern.errors import NernError
-from nern.registry import OPTIMIZERS
 from nern.training.muon import Muon, orthogonalised
 from nern.training.optimizers import LEAST_ROWS, build_optimizer, split_matrices
 
@@ -274,7 +271,6 @@ def test_there_may_be_no_matrices_or_nothing_else(shapes: list[tuple[int, ...]])
 
 
 def test_soap_lowers_a_loss() -> None:
-    pytest.importorskip("pytorch_optimizer")
     (p,) = made([(6, 5)])
     frozen = nn.Parameter(torch.zeros(2), requires_grad=False)
     config = OptimConfig(optimizer_type="soap", lr=0.05, betas=(0.8, 0.9), weight_decay=0.0)
@@ -290,12 +286,3 @@ def test_soap_lowers_a_loss() -> None:
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.2 * losses[0]
     assert not optimizer.capturable
-
-
-def test_soap_says_what_to_install_where_its_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *args: None if name == "pytorch_optimizer" else find(name, *args)
-    )
-    with pytest.raises(NernError, match=r"'soap' needs the optimizers extra: pip install 'nern\[optimizers\]'"):
-        OPTIMIZERS["soap"](made(MATRICES), OptimConfig(optimizer_type="soap"))

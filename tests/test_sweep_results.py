@@ -81,6 +81,14 @@ def test_reconstruction_phase_is_what_came_before_others() -> None:
     assert made(phases=[{"name": "reconstruction"}, second])["reconstruction_test"] is None
 
 
+def test_refinement_has_columns_of_its_own_where_a_phase_follows() -> None:
+    phases = [{"name": name, "test": {"top1": top1}} for name, top1 in (("reconstruction", 60.0), ("refinement", 65.0))]
+    found = made(phases=[*phases, {"name": "distillation"}])
+    assert (found["reconstruction_test"], found["refinement_test"], found["refinement_held_out"]) == (60.0, 65.0, None)
+    found = made(phases=phases)
+    assert (found["reconstruction_test"], found["refinement_test"]) == (60.0, None)
+
+
 def test_last_round_of_reconstruction_counts() -> None:
     rounds = [{"name": f"reconstruction{name}", "test": {"top1": top1}} for name, top1 in (("", 60.0), (" 2", 65.0))]
     assert made(phases=[*rounds, {"name": "distillation"}])["reconstruction_test"] == 65.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -30,6 +31,7 @@ class ProgressDisplay:
         self.live = live and console.is_terminal
         self.lines = live and not console.is_terminal
         self._accuracy = ""
+        self.phase_name: Callable[[], str] = str  # of the last step; empty where a run is not divided
         wide = console.width >= WIDE
         columns = [
             TextColumn("{task.description}"),
@@ -66,7 +68,7 @@ class ProgressDisplay:
             shown = {"losses": " ".join(parts)}
         with_images = not losses.terms.keys() <= {"reconstruction", "frequency"}
         phase = "distillation" if with_images else self._phase(step - 1)
-        phase = phase if "reconstruction" in losses.terms else "training"
+        phase = self.phase_name() or (phase if "reconstruction" in losses.terms else "training")
         self._bar.update(self._task, completed=step, description=phase, **shown)
 
     def on_evaluation(self, record: dict[str, Any]) -> None:
@@ -81,7 +83,8 @@ class ProgressDisplay:
         if self.live:
             self._bar.update(self._task, accuracy=text)
         elif self.lines and text:
-            self.console.print(f"step {record['step']}/{self.total}: {text}", highlight=False)
+            phase = f", {record['phase']}" if "phase" in record else ""
+            self.console.print(f"step {record['step']}/{self.total}{phase}: {text}", highlight=False)
 
 
 def metrics_table(title: str, rows: dict[str, dict[str, float]]) -> Table:

@@ -77,7 +77,7 @@ def _evaluate_parser() -> ArgumentParser:
         type=str | None,
         default=None,
         metavar="NAME",
-        help="with --run: 'best' (unless set), 'last', 'step_N', or of a run by phases 'reconstruction', 'distillation'",
+        help="with --run: 'best' (unless set), 'last', 'step_N', or of a run by phases the name of one",
     )
     parser.add_argument("--original", type=bool, default=False, help="evaluate the original network itself")
     json_option(parser)

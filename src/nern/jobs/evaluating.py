@@ -126,7 +126,7 @@ def load_run(path: str | Path, checkpoint: str = "best", network: int = 0) -> to
 
     Args:
         path: the run folder.
-        checkpoint: 'best', 'last', 'step_N', or of a run by phases 'reconstruction', 'distillation'.
+        checkpoint: 'best', 'last', 'step_N', or of a run by phases the name of one, such as 'refinement'.
         network: which of several, counted from 0.
 
     Raises:

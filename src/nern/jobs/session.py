@@ -89,6 +89,7 @@ def run_loop(loop: Loop, config: Run, folder: RunFolder | None, console: Console
     loop.folder = folder
     loop.tracker = build_tracker(config, folder.root, first_step=loop.step)
     display = ProgressDisplay(console, loop.total_steps, warmup, loop.step, config.logging.progress)
+    display.phase_name = lambda: loop.phase_name
     loop.on_step, loop.on_evaluation = display.on_step, display.on_evaluation
     try:
         with display:

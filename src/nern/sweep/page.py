@@ -14,7 +14,8 @@ from nern.sweep.table import Row, read_tables
 
 OWN_HEADINGS = (
     "series", "ordering", "hidden size", "parameters", "ordering, bytes", "outliers, bytes", "accuracy, %", "gap, points",
-    "n", "best published gap at this size", "reconstruction alone, %", "relative error", "minutes",
+    "n", "best published gap at this size", "reconstruction alone, %", "refined, %", "relative error",
+    "minutes",
 )  # fmt: skip
 THEIR_HEADINGS = (
     "method",
@@ -113,6 +114,7 @@ def _own_line(network: str, task: str, group: Group) -> list[str]:
         str(len(group.rows)),
         "-" if best is None else f"{best.gap:+.2f} ({best.method})",
         _spread(group, "reconstruction_test", 2),
+        _spread(group, "refinement_test", 2),
         "-" if error is None else f"{error.mean:.3f}",
         "-" if minutes is None else f"{minutes.mean:.1f}",
     ]

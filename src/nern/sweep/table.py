@@ -39,6 +39,8 @@ COLUMNS: dict[str, type] = {
     "gap": float,
     "reconstruction_held_out": float,
     "reconstruction_test": float,
+    "refinement_held_out": float,
+    "refinement_test": float,
     "relative_error": float,
     "steps": int,
     "seconds": float,
@@ -52,7 +54,12 @@ COLUMNS: dict[str, type] = {
     "command": str,
 }
 _NEEDED = ("name", "series", "seed", "network", "task", "order", "parameters")
-_LATER = ("outlier_bytes", "precision")  # tables of older versions have no such columns
+_LATER = (
+    "outlier_bytes",
+    "precision",
+    "refinement_held_out",
+    "refinement_test",
+)  # tables of older versions have no such columns
 _LARGEST = 10**15  # of any number but a seed
 
 
@@ -91,6 +98,7 @@ def _row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, 
     alone = [str(phase.get("name", "")).startswith("reconstruction") for phase in phases]
     before = [phase for phase, is_alone in zip(phases, alone, strict=True) if is_alone and not alone[-1]]
     reconstruction = before[-1] if before else {}  # the figures of a last phase are those of `last`
+    refinement = next((phase for phase in phases[:-1] if phase.get("name") == "refinement"), {})
     found: Row = {
         "name": run.name,
         "series": run.series,
@@ -113,6 +121,8 @@ def _row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, 
         "best_test": _top1(best, "test"),
         "reconstruction_held_out": _top1(reconstruction, "held_out"),
         "reconstruction_test": _top1(reconstruction, "test"),
+        "refinement_held_out": _top1(refinement, "held_out"),
+        "refinement_test": _top1(refinement, "test"),
         "relative_error": relative_error(metrics.get("layers") or []),
         "steps": metrics["steps"],
         "seconds": metrics["seconds"],

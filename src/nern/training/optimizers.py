@@ -7,7 +7,6 @@ changes from step to step, so that it can be captured in a CUDA graph.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nern.config import OptimConfig
-from nern.errors import NernError, NonFiniteLossError
+from nern.errors import NonFiniteLossError
 from nern.registry import OPTIMIZERS
 from nern.training.muon import Muon
 from nern.training.ranger import Ranger
@@ -188,9 +187,7 @@ def muon(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
 def soap(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
     """SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al. 2024, arXiv 2409.11321), of the package
     pytorch-optimizer."""
-    if importlib.util.find_spec("pytorch_optimizer") is None:
-        raise NernError("optim.optimizer_type 'soap' needs the optimizers extra: pip install 'nern[optimizers]'")
-    from pytorch_optimizer import SOAP  # type: ignore[attr-defined]
+    from pytorch_optimizer import SOAP  # type: ignore[attr-defined]  # a second to import
 
     trained = [p for p in parameters if p.requires_grad]
     optimizer: torch.optim.Optimizer = SOAP(
