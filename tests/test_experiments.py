@@ -182,6 +182,8 @@ def short(path: str, tmp_path: Path, **changes: Any) -> Config:
     }
     if path in OURS:  # by phases; the first may take its rest
         values |= {"reconstruction.iterations": 2, "distillation.iterations": 3}
+        if Config.load(EXPERIMENTS / path).refinement.iterations is not None:
+            values |= {"refinement.iterations": 1, "refinement.images": 8, "norm_images": 8}
         values |= {"nern.embeddings.permutations.improve_seconds": 0}
     else:
         values |= {"loss_warmup_iterations": 0, "epochs": None, "num_iterations": 3}

@@ -163,6 +163,7 @@ def assert_same_training(a: RunFolder, b: RunFolder, rounding: float = 1e-4) -> 
     first, second = a.load_state(), b.load_state()
     assert [entry.keys() for entry in first["losses"]] == [entry.keys() for entry in second["losses"]]
     for one, two in zip(first["losses"], second["losses"], strict=True):
+        assert one.pop("phase", None) == two.pop("phase", None)
         assert one == pytest.approx(two, rel=rounding), one["step"]
     assert len(first["evaluations"]) == len(second["evaluations"])
     for one, two in zip(first["evaluations"], second["evaluations"], strict=True):
@@ -395,6 +396,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "mixed images": {"task.mixup": 0.8, "task.cutmix": 1.0, "nern.task_loss_weight": 1e-3},
     "made-up images": {"task.use_random_data": True, "task.random_data": "spectrum"},
     "several networks": {"networks": [NETWORK, NETWORK], "original_model_path": None},
+    "refinement by drawn filters": {"nern.reconstruction_rows": "drawn", "learn_norms": True, "norm_images": 16}
+    | {"num_iterations": None, "loss_warmup_iterations": 10000, "reconstruction.iterations": 1}
+    | {"refinement.iterations": 2, "refinement.images": 16, "refinement.weights_batch_method": "random_filters"}
+    | {"distillation.iterations": 1},
     "16 bits": {"precision": "bf16"},
 }
 OTHERS: dict[str, dict[str, Any]] = {

@@ -24,6 +24,7 @@ EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 FEW = ["--batch_size", "8", "--evaluation.test_images", "64"]
 SHORT = ["--epochs", "null", "--num_iterations", "2", *FEW]
 SHORT_PHASES = ["--reconstruction.iterations", "2", "--distillation.iterations", "2", *FEW]
+SHORT_PHASES += ["--refinement.iterations", "2", "--refinement.images", "8", "--norm_images", "8"]
 SHORT_PHASES += ["--nern.embeddings.permutations.improve_seconds", "0"]
 
 
@@ -96,7 +97,7 @@ def test_documented_commands_run(cifar_folder: Path) -> None:
 
 def test_documented_files_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    short = ["--reconstruction.iterations", "3", "--distillation.iterations", "1", "--logging.tracker", "none"]
+    short = [*SHORT_PHASES, "--logging.tracker", "none"]
     quickstart = str(resources.files("nern") / "configs" / "quickstart.yaml")
     (quantised,) = blocks("yaml", FILES)
     Path("config.yaml").write_text(f"base: {quickstart}\n{quantised}".replace("1000", "2"))

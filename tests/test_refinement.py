@@ -39,6 +39,7 @@ BASE: dict[str, Any] = {
     "refinement.iterations": 3,
     "refinement.images": 24,
     "refinement.optim.lr": 2e-3,
+    "refinement.optim.optimizer_type": "soap",
     "distillation.iterations": 2,
     "learn_norms": True,
     "norm_images": 30,
@@ -84,6 +85,7 @@ def test_phases_and_what_they_weigh_by(configure: Configure) -> None:
     without = phases_of(configure({"refinement.iterations": 0}), 10)
     assert [(p.name, p.by_curvature) for p in without] == [("reconstruction", False), ("distillation", True)]
     off = {"refinement.iterations": None, "refinement.images": 1024, "refinement.optim.lr": None}
+    off["refinement.optim.optimizer_type"] = None
     assert not any(p.by_curvature for p in phases_of(configure(off), 10))
 
 
