@@ -39,7 +39,7 @@ def plot_run(
         history: of the trainer.
         errors: of each layer, of the final predictor.
         original_top1: accuracy of the original, drawn as a line.
-        warmup: steps of reconstruction only, shaded.
+        warmup: steps without images, shaded.
     """
     figure = Figure(figsize=(13, 4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -53,7 +53,7 @@ def plot_run(
         axes.set_xlim(0, last)
         axes.set_xlabel("training step")
         if 0 < warmup < last:
-            axes.axvspan(0, warmup, color=MUTED, alpha=0.12, lw=0, label="reconstruction only")
+            axes.axvspan(0, warmup, color=MUTED, alpha=0.12, lw=0, label="without images")
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(True, alpha=0.25)
