@@ -12,15 +12,17 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import nern
 from artifact_parts import same_tensor
 from nern import Config, NernError, PackOptions
 from nern.cli import main
+from nern.experiment import build_experiment
 from nern.jobs.artifacts import verify
 from nern.originals import CifarResNet
 from nern.representation.grid import on_grid
+from nern.tasks.streams import first_images
 from nern.training import Interrupted, RunFolder
 from nern.training.run_folder import load_steps, steps_path
 from runs import quiet, same, stop_after
@@ -147,6 +149,39 @@ def test_more_bits_give_larger_files_nearer_to_the_run(plain: RunFolder, tmp_pat
     assert sizes == sorted(sizes)
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.02 * errors[0]
+
+
+def channel_means(network: nn.Module, images: Tensor) -> Tensor:
+    """Of the outputs of all batch norms, one after the other."""
+    found: list[Tensor] = []
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    handles = [m.register_forward_hook(lambda m, inputs, out: found.append(out.mean((0, 2, 3)))) for m in norms]
+    with torch.no_grad():
+        network(images)
+    for handle in handles:
+        handle.remove()
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("size", [None, 2600], ids=["bits", "bytes"])
+def test_norms_follow_what_rounding_does_where_there_are_images(
+    plain: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None
+) -> None:
+    stream = build_experiment(Config.load(plain.config)).members[0].task
+    assert stream is not None
+    assert stream.train is not None
+    images = first_images(stream.train, 40)
+    wanted = channel_means(nern.load_run(plain.root), images)
+    options, errors = PackOptions(bits=3.0 if size is None else None, size=size, images=40), []
+    for fitted in (True, False):
+        if not fitted:
+            monkeypatch.setattr("nern.jobs.packing.fitted_norms", lambda *args, **more: {})
+        found = packed(plain, tmp_path / "net.nern", options)
+        assert size is None or found.size <= size
+        network = found.network()
+        assert isinstance(network, nn.Module)
+        errors.append(float((channel_means(network, images) - wanted).norm()))
+    assert errors[0] < 0.3 * errors[1]
 
 
 @pytest.mark.parametrize("evaluate", [False, True])

@@ -33,12 +33,14 @@ from nern.jobs.report import experiment_of_run
 from nern.naming import joint_name
 from nern.ordering.order import Ordering
 from nern.originals.base import Original
+from nern.originals.norm_fitting import fitted_norms
 from nern.registry import ORIGINALS
-from nern.representation.grid import Quantised, StepChooser, quantised_names
+from nern.representation.grid import Quantised, StepChooser, on_grid, quantised_names
 from nern.representation.nern import NeRN
 from nern.representation.predictor import SCALES
+from nern.tasks.streams import first_images
 from nern.training.effects import KEPT, PREDICTOR, Effects, under
-from nern.training.members import Member
+from nern.training.members import Member, split_by_network
 from nern.training.run_folder import RunFolder, load_steps
 
 DEFAULT_BITS, MOST_BITS = 8.0, 24.0
@@ -57,7 +59,8 @@ class PackOptions:
         size: most bytes of the file; None: what comes of `bits`. A predictor that was trained to be rounded stays as it
             was, as long as coarser steps of the other tensors are enough.
         lossless: everything as it is, in 32 bits.
-        images: training images on which it is measured what rounding does; 0: it is measured on the weights.
+        images: training images on which it is measured what rounding does; 0: it is measured on the weights. Where the
+            predictor was not trained to be rounded, batch norms are fitted on them to what rounding makes of the weights.
         evaluate: also evaluate what the file gives on the test images, and keep the figures in the file.
         metadata: text by name, kept in the file.
     """
@@ -199,8 +202,8 @@ def sections_of(packable: Packable, options: PackOptions) -> tuple[dict[str, byt
             member.original.absorb_statistics()
     parts = [network_parts(member.original, task) for member, task in zip(members, packable.tasks, strict=True)]
 
-    def write(predictor: Holding, kept: Holding) -> dict[str, bytes]:
-        return encoded(nern, packable.config, packable.ordering, parts, predictor, kept, options.metadata)
+    def write(predictor: Holding, kept: Holding, of: Sequence[NetworkParts] = parts) -> dict[str, bytes]:
+        return encoded(nern, packable.config, packable.ordering, of, predictor, kept, options.metadata)
 
     if options.lossless:
         return probed(write(Holding(), Holding()))
@@ -217,11 +220,29 @@ def sections_of(packable: Packable, options: PackOptions) -> tuple[dict[str, byt
     chooser = StepChooser({PREDICTOR + n: t for n, t in predictor.items()} | of_kept, effects)
     counted = [PREDICTOR + name for name in quantised_names(predictor)]
 
-    def at(bits: float) -> dict[str, bytes]:
+    def at(bits: float, fit: bool = True) -> dict[str, bytes]:
         steps = chooser.steps(chooser.level_of_bits(bits, counted))
-        return write(*(Holding(under(steps, start), "f16") for start in (PREDICTOR, KEPT)))
+        of = _with_norms_fitted(packable, effects, under(steps, PREDICTOR), parts, options.images) if fit else parts
+        return write(Holding(under(steps, PREDICTOR), "f16"), Holding(under(steps, KEPT), "f16"), of)
 
     return probed(at(options.bits or DEFAULT_BITS) if options.size is None else _within(at, options.size))
+
+
+def _with_norms_fitted(
+    packable: Packable, effects: Effects, steps: Mapping[str, int], parts: Sequence[NetworkParts], images: int
+) -> list[NetworkParts]:
+    """The parts with the batch norms that go with the predictor rounded to these steps, where there are images."""
+    state = packable.nern.predictor.state_dict()
+    rounded = effects.predicted({name: on_grid(state[name], step) for name, step in steps.items()})
+    before = split_by_network(packable.members, packable.nern.reconstruct())
+    found = []
+    for number, (member, part) in enumerate(zip(packable.members, parts, strict=True)):
+        if images and member.task is not None and member.task.train is not None:
+            on, now = first_images(member.task.train, images), split_by_network(packable.members, rounded)[number]
+            norms = fitted_norms(member.original, now, on, like=before[number])
+            part = replace(part, kept={**part.kept, **norms})
+        found.append(part)
+    return found
 
 
 def network_parts(original: Original, task: TaskConfig | None) -> NetworkParts:
@@ -257,20 +278,21 @@ def _with_figures(
     return described_anew(sections, replace(artifact.description, networks=networks))
 
 
-def _within(at: Callable[[float], dict[str, bytes]], size: int) -> dict[str, bytes]:
-    """The most bits with which the file has at most `size` bytes, up to a hundredth of a bit."""
+def _within(at: Callable[[float, bool], dict[str, bytes]], size: int) -> dict[str, bytes]:
+    """The most bits with which the file has at most `size` bytes, to a hundredth of a bit. Norms are fitted at the end."""
     low, high = 1.0, MOST_BITS
-    found = at(low)
-    if size_of(found) > size:
+    least = size_of(at(low, False))
+    if least > size:
         raise NernError(
-            f"even at one bit for each number of the predictor the file has {size_of(found):,} bytes, "
+            f"even at one bit for each number of the predictor the file has {least:,} bytes, "
             f"more than {size:,}: take a smaller predictor, or an ordering that needs less"
         )
     while high - low > 0.01:
         middle = (low + high) / 2
-        tried = at(middle)
-        if size_of(tried) <= size:
-            low, found = middle, tried
+        if size_of(at(middle, False)) <= size:
+            low = middle
         else:
             high = middle
-    return found
+    while size_of(found := at(low, True)) > size and low > 1:  # fitted norms may take some bytes more
+        low = max(low - 0.01, 1.0)
+    return found if size_of(found) <= size else at(low, False)

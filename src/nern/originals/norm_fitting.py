@@ -26,7 +26,11 @@ Moments = tuple[Tensor, Tensor]  # mean and variance of each channel
 
 @torch.no_grad()
 def fitted_norms(
-    original: Original, weights: Sequence[Tensor], images: Tensor, extra: dict[str, Tensor] | None = None
+    original: Original,
+    weights: Sequence[Tensor],
+    images: Tensor,
+    extra: dict[str, Tensor] | None = None,
+    like: Sequence[Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Weights and biases of the original's batch norms, for the network with these learnable weights; by name.
 
@@ -37,7 +41,9 @@ def fitted_norms(
         original: the network.
         weights: of all represented layers.
         images: on which channels are measured, 256 at a time.
-        extra: further parameters of the reconstructed network, but for those of norms, which begin as the original's.
+        extra: further parameters of the reconstructed network.
+        like: weights of all represented layers with which, and with `extra`, channels have the moments that are wanted;
+            norms begin as in `extra`, too. None: the original's own weights and norms.
     """
     network, trained = original.network, original.norms()
     norms = {
@@ -50,8 +56,9 @@ def fitted_norms(
     }
     if not norms or not len(images):
         return {}
-    beside = {name: value for name, value in (extra or {}).items() if name not in trained}
+    beside = {name: value for name, value in (extra or {}).items() if like is not None or name not in trained}
     replaced = dict(zip(original.weight_names, weights, strict=True)) | beside
+    reference = {} if like is None else dict(zip(original.weight_names, like, strict=True)) | beside
     sums: dict[str, list[_Moments]] = {name: [_Moments(), _Moments()] for name in norms}
     with computing_in("float32", images.device):
         for part in images.split(IMAGES_AT_ONCE):
@@ -67,7 +74,7 @@ def fitted_norms(
                 return _by_channel(x, scale, wanted_mean - mean * scale)
 
             with _before(norms, note):
-                network(part)
+                functional_call(network, reference, (part,))
             with _before(norms, correct):
                 functional_call(network, replaced, (part,))
     found = {}
@@ -77,8 +84,9 @@ def fitted_norms(
         scale = ((wanted + module.eps) / (variance + module.eps)).sqrt()
         center = module.running_mean.double()  # type: ignore[operator, union-attr]
         shift = (scale * (center - mean) + wanted_mean - center) / root
-        found[f"{name}.weight"] = (module.weight.double() * scale).to(module.weight.dtype)
-        found[f"{name}.bias"] = (module.bias.double() + module.weight.double() * shift).to(module.bias.dtype)
+        weight, bias = (beside.get(f"{name}.{part}", getattr(module, part)) for part in ("weight", "bias"))
+        found[f"{name}.weight"] = (weight.double() * scale).to(weight.dtype)
+        found[f"{name}.bias"] = (bias.double() + weight.double() * shift).to(bias.dtype)
     return found
 
 

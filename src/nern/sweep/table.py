@@ -98,7 +98,7 @@ def _row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, 
     alone = [str(phase.get("name", "")).startswith("reconstruction") for phase in phases]
     before = [phase for phase, is_alone in zip(phases, alone, strict=True) if is_alone and not alone[-1]]
     reconstruction = before[-1] if before else {}  # the figures of a last phase are those of `last`
-    refinement = next((phase for phase in phases[:-1] if phase.get("name") == "refinement"), {})
+    refinement: Mapping[str, Any] = next((phase for phase in phases[:-1] if phase.get("name") == "refinement"), {})
     found: Row = {
         "name": run.name,
         "series": run.series,

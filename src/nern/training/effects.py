@@ -46,11 +46,12 @@ class Effects:
     def __call__(self, changed: Mapping[str, Tensor]) -> float:
         """The mean over networks; names begin with PREDICTOR or KEPT."""
         predictor, kept = under(changed, PREDICTOR), under(changed, KEPT)
-        weights = self._predicted(predictor) if predictor else self._weights
+        weights = self.predicted(predictor) if predictor else self._weights
         found = [self._of_network(number, weights, kept) for number in range(self.count)]
         return sum(found) / self.count
 
-    def _predicted(self, changed: Mapping[str, Tensor]) -> list[Tensor]:
+    def predicted(self, changed: Mapping[str, Tensor]) -> list[Tensor]:
+        """Weights of all layers with some of the predictor's tensors changed."""
         predictor = self.nern.predictor
         predictor.load_state_dict(self._state | dict(changed))
         try:
