@@ -189,24 +189,6 @@ def test_norms_are_fitted_at_the_end_of_each_phase_without_images(configure: Con
     assert not same(before, {name: p.detach() for name, p in trainer.extra.items()})  # distillation trains them
 
 
-def test_norms_follow_the_rounding_when_it_begins(configure: Configure) -> None:
-    given = {"quantisation.iterations": 2, "quantisation.bits": 3.0, "quantisation.images": 8}
-    trainer = build(configure(given | {"quantisation.optim.lr": 1e-12, "quantisation.optim.min_lr": 0.0}))
-    original = trainer.members[0].original
-    assert trainer.members[0].task is not None
-    assert trainer.members[0].task.train is not None
-    images = first_images(trainer.members[0].task.train, 30)
-    for _ in range(7):
-        trainer.do_step()
-    before, exact = {n: p.detach().clone() for n, p in trainer.extra.items()}, trainer.nern.reconstruct()
-    trainer.do_step()
-    with trainer.rounded():
-        wanted = fitted_norms(original, trainer.nern.reconstruct(), images, before, exact)
-    for name, value in wanted.items():
-        torch.testing.assert_close(trainer.extra[name].detach(), value, rtol=1e-4, atol=1e-4)
-    assert not all(torch.allclose(before[name], value, rtol=1e-3) for name, value in wanted.items())
-
-
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 6])
 def test_a_run_stopped_anywhere_ends_as_an_uninterrupted_one(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, step: int

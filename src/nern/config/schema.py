@@ -372,8 +372,7 @@ class Config(Settings):
     They are kept with every NeRN, so this costs no bytes."""
     norm_images: int = 0
     """Images on which batch norms are fitted to the reconstructed weights at the end of each phase without images: their
-    weights and biases become such that every channel has the mean and variance that it has in the original on them; and
-    likewise, to what they were, when quantisation begins to round. 0: off.
+    weights and biases become such that every channel has the mean and variance that it has in the original on them. 0: off.
     Needs learn_norms, by which norms are saved beside the predictor."""
     seed: int = 0
     """Seed of everything random: same seed, same machine, same result. (An ordering that is improved for some seconds

@@ -41,9 +41,8 @@ def fitted_norms(
         original: the network.
         weights: of all represented layers.
         images: on which channels are measured, 256 at a time.
-        extra: further parameters of the reconstructed network.
-        like: weights of all represented layers with which, and with `extra`, channels have the moments that are wanted;
-            norms begin as in `extra`, too. None: the original's own weights and norms.
+        extra: further parameters of the reconstructed network, but for those of norms, which begin as the original's.
+        like: weights of all represented layers with which channels have the moments that are wanted; None: its own.
     """
     network, trained = original.network, original.norms()
     norms = {
@@ -56,7 +55,7 @@ def fitted_norms(
     }
     if not norms or not len(images):
         return {}
-    beside = {name: value for name, value in (extra or {}).items() if like is not None or name not in trained}
+    beside = {name: value for name, value in (extra or {}).items() if name not in trained}
     replaced = dict(zip(original.weight_names, weights, strict=True)) | beside
     reference = {} if like is None else dict(zip(original.weight_names, like, strict=True)) | beside
     sums: dict[str, list[_Moments]] = {name: [_Moments(), _Moments()] for name in norms}
@@ -84,9 +83,8 @@ def fitted_norms(
         scale = ((wanted + module.eps) / (variance + module.eps)).sqrt()
         center = module.running_mean.double()  # type: ignore[operator, union-attr]
         shift = (scale * (center - mean) + wanted_mean - center) / root
-        weight, bias = (beside.get(f"{name}.{part}", getattr(module, part)) for part in ("weight", "bias"))
-        found[f"{name}.weight"] = (weight.double() * scale).to(weight.dtype)
-        found[f"{name}.bias"] = (bias.double() + weight.double() * shift).to(bias.dtype)
+        found[f"{name}.weight"] = (module.weight.double() * scale).to(module.weight.dtype)
+        found[f"{name}.bias"] = (module.bias.double() + module.weight.double() * shift).to(module.bias.dtype)
     return found
 
 

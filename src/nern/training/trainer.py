@@ -165,25 +165,20 @@ class Trainer(Loop):
 
         return self.processes.from_main(measure)
 
-    def _fit_norms(self, like: Sequence[Tensor] | None = None) -> None:
-        """Fit the batch norms of all networks that have images to the weights as they are now.
-
-        Args:
-            like: weights of all layers whose channels they imitate, with what is trained beside; None: the originals'.
-        """
+    def _fit_norms(self) -> None:
+        """Fit the batch norms of all networks that have images to the weights as they are now, if that is asked for."""
         if not self.config.norm_images or not self.config.learn_norms:
             return
         weights = split_by_network(self.members, self.nern.reconstruct())
-        models = [None] * len(self.members) if like is None else split_by_network(self.members, like)
         beside = {name: p.detach() for name, p in self.extra.items()}
 
         def fit() -> dict[str, Tensor]:
             found: dict[str, Tensor] = {}
-            for number, (member, own, model) in enumerate(zip(self.members, weights, models, strict=True)):
+            for number, (member, own) in enumerate(zip(self.members, weights, strict=True)):
                 if member.task is not None and member.task.train is not None:
                     images = first_images(member.task.train, self.config.norm_images)
                     extra = of_number(beside, number, len(self.members))
-                    fitted = fitted_norms(member.original, own, images, extra, model)
+                    fitted = fitted_norms(member.original, own, images, extra)
                     found |= {joint_name(n, number, len(self.members)): value.cpu() for n, value in fitted.items()}
             return found
 
@@ -240,10 +235,8 @@ class Trainer(Loop):
             level = chooser.level_of_bits(keys.bits, chooser.tensors)
             return Quantised(under(chooser.steps(level), PREDICTOR), level)
 
-        keys, exact = self.config.quantisation, self.nern.reconstruct()
+        keys = self.config.quantisation
         self.quantised = self.processes.from_main(choose)
-        with self.rounded():
-            self._fit_norms(exact)
         self.best = None  # what was not rounded is not compared with what is
 
     @contextmanager
