@@ -15,7 +15,7 @@ from nern.sweep.table import Row, read_tables
 OWN_HEADINGS = (
     "series", "ordering", "hidden size", "parameters", "ordering, bytes", "outliers, bytes", "accuracy, %", "gap, points",
     "n", "best published gap at this size", "reconstruction alone, %", "refined, %", "relative error",
-    "minutes",
+    "steps", "minutes",
 )  # fmt: skip
 THEIR_HEADINGS = (
     "method",
@@ -116,6 +116,7 @@ def _own_line(network: str, task: str, group: Group) -> list[str]:
         _spread(group, "reconstruction_test", 2),
         _spread(group, "refinement_test", 2),
         "-" if error is None else f"{error.mean:.3f}",
+        _count(row["steps"]),
         "-" if minutes is None else f"{minutes.mean:.1f}",
     ]
 
