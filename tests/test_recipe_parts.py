@@ -49,7 +49,8 @@ def test_what_has_no_part_in_phases_is_refused(values: dict[str, Any], message: 
 
 def test_a_rate_for_both_phases_over_a_recipe_is_refused_naming_the_keys() -> None:
     with pytest.raises(
-        NernError, match=r"optim\.lr .*reconstruction\.optim\.lr and distillation\.optim\.lr are set by recipe 'nern'"
+        NernError,
+        match=r"optim\.lr .*reconstruction\.optim\.lr, refinement\.optim\.lr, distillation\.optim\.lr are set by recipe",
     ):
         Config.of_recipe("nern", {"optim": {"lr": 1.0}})
     config = Config.of_recipe("nern", {"optim": {"weight_decay": 0.1}})

@@ -156,7 +156,7 @@ def test_random_batch_without_a_size_takes_all_rows() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_that_need_a_size_say_so(method: str) -> None:
     config = Config(nern=replace(NernConfig(), weights_batch_method=method, weights_batch_size=None))
-    if method in ("random_weighted_batch", "random_batch_without_replacement"):
+    if method in ("random_weighted_batch", "random_batch_without_replacement", "random_filters"):
         with pytest.raises(NernError, match=rf"weights_batch_method '{method}' needs nern.weights_batch_size"):
             config.check()
     else:

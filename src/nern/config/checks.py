@@ -251,7 +251,7 @@ def _check_optim_over_recipe(config: Config, phases: Sequence[str]) -> None:
         now = [getattr(getattr(config, phase).optim, field.name) for phase in phases]
         if phases and None not in by_recipe and now == by_recipe and _plain(given) != _plain(usual):
             raise NernError(
-                f"optim.{field.name} (={given}) has no part: {' and '.join(of_phases)} are set by recipe "
+                f"optim.{field.name} (={given}) has no part: {', '.join(of_phases)} are set by recipe "
                 f"{config.recipe!r}; set those"
             )
 
@@ -367,7 +367,8 @@ def _check_combinations(config: Config) -> None:
     for key, default in (("output_size", 3), ("sampling_mode", "center")):
         if n.kind_of_heads != "shared" and getattr(n, key) != default:
             raise NernError(f"nern.{key} (={getattr(n, key)}) has a part only with nern.heads 'shared'; set that, too")
-    if not config.learn_norms and config.norm_images != nested_value(recipe_values(config.recipe), "norm_images", 0):
+    usual = nested_value(recipe_values(config.recipe), "norm_images", 0)
+    if not config.learn_norms and config.norm_images not in (0, usual):
         raise NernError(f"norm_images (={config.norm_images}) has no part without learn_norms; set that, too")
     if config.learn_fc_layer and config.networks:
         raise NernError("learn_fc_layer works with one original network; networks lists several")
