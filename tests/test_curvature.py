@@ -225,7 +225,9 @@ def test_a_network_whose_outputs_never_move_is_an_error(images: Tensor) -> None:
     with torch.no_grad():
         network[2].weight.zero_()  # type: ignore[index, union-attr]
     original = as_original(network, include=["0.weight"])
-    with pytest.raises(NernError, match=r"no weight of Sequential that moves its outputs .*refinement.iterations to 0"):
+    with pytest.raises(
+        NernError, match=r"no weight of Sequential that moves its outputs .*refinement.iterations to null"
+    ):
         curvatures(original, Stream(images), 8, 0, False)
 
 

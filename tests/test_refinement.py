@@ -219,6 +219,10 @@ def test_a_run_stopped_anywhere_ends_as_an_uninterrupted_one(
             r"whole filters.*'random_batch'; set refinement\.weights_batch_method to one of all, .*random_filters",
         ),
         ({"nern.frequency_loss_weight": 0.1}, r"frequency_loss_weight \(=0\.1\) compares weights as they are"),
+        (
+            {"nern.frequency_loss_weight": 0.1, "refinement.iterations": 0},
+            r"frequency_loss_weight \(=0\.1\) .* or refinement\.iterations to null",
+        ),
         ({"nern.reconstruction_loss_weight": 0.0}, r"reconstruction_loss_weight is 0, but reconstruction\.iterations"),
         ({"refinement.weights_batch_method": "rows"}, r"unknown weight batch method.*random_filters"),
         ({"refinement.optim.optimizer_type": "newton"}, r"unknown optimizer.*soap"),

@@ -78,7 +78,7 @@ class OurSteps(Steps):
 
     def time_images(self, count: int) -> float:
         """Seconds of making the images of a step alone."""
-        streams = [m.task.train for m in self.trainer.members if m.task is not None and m.task.train is not None]
+        streams = [m.stream for m in self.trainer.members if m.stream is not None]
         synchronize(self.device)
         began = time.perf_counter()
         for number in range(count):
@@ -105,7 +105,7 @@ class PlainSteps(Steps):
         members = build_experiment(config).members
         self.originals = [m.original.network for m in members]
         self.students = [copy.deepcopy(network).requires_grad_(True) for network in self.originals]
-        streams = [m.task.train for m in members if m.task is not None and m.task.train is not None]
+        streams = [m.stream for m in members if m.stream is not None]
         self.images = [[stream.batch(number)[0] for stream in streams] for number in range(IMAGE_BATCHES)]
         self.taken = 0
         self.facts = {"images": [len(batch) for batch in self.images[0]]}

@@ -218,13 +218,18 @@ def _check_parts_of_phases(config: Config) -> None:
         weighs = name == "refinement" and config.refinement.iterations is not None  # if only in later phases
         if name not in trained and not weighs and given != usual:
             raise NernError(f"{name}.{key} (={given}) has no part without that phase; set {name}.iterations")
+    if config.refinement.iterations is not None and n.frequency_loss_weight > 0:
+        raise NernError(
+            f"nern.frequency_loss_weight (={n.frequency_loss_weight}) compares weights as they are, refinement and the "
+            "phases after it as they move the outputs; set nern.frequency_loss_weight to 0 or refinement.iterations to null"
+        )
     if "refinement" in trained:
-        _check_refinement(config)
+        _check_filters(config)
     _check_optim_over_recipe(config, trained)
 
 
-def _check_refinement(config: Config) -> None:
-    """Raise NernError for losses and weight batches that do not go with errors of whole filters."""
+def _check_filters(config: Config) -> None:
+    """Raise NernError for weight batches of refinement that do not draw whole filters where they have to."""
     n, keys = config.nern, config.refinement
     method = keys.weights_batch_method or n.weights_batch_method
     whole = registry.WEIGHT_BATCHES.info(method).get("whole_filters", False)
@@ -233,11 +238,6 @@ def _check_refinement(config: Config) -> None:
         raise NernError(
             f"refinement compares whole filters, but nern.reconstruction_rows is 'drawn' and its weight batch method is "
             f"{method!r}; set refinement.weights_batch_method to one of {', '.join(choices)}"
-        )
-    if n.frequency_loss_weight > 0:
-        raise NernError(
-            f"nern.frequency_loss_weight (={n.frequency_loss_weight}) compares weights as they are, refinement as they move "
-            "the outputs; set one of nern.frequency_loss_weight and refinement.iterations to 0"
         )
 
 

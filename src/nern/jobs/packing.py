@@ -38,7 +38,6 @@ from nern.registry import ORIGINALS
 from nern.representation.grid import Quantised, StepChooser, on_grid, quantised_names
 from nern.representation.nern import NeRN
 from nern.representation.predictor import SCALES
-from nern.tasks.streams import first_images
 from nern.training.effects import KEPT, PREDICTOR, Effects, under
 from nern.training.members import Member, split_by_network
 from nern.training.run_folder import RunFolder, load_steps
@@ -222,26 +221,23 @@ def sections_of(packable: Packable, options: PackOptions) -> tuple[dict[str, byt
 
     def at(bits: float, fit: bool = True) -> dict[str, bytes]:
         steps = chooser.steps(chooser.level_of_bits(bits, counted))
-        of = _with_norms_fitted(packable, effects, under(steps, PREDICTOR), parts, options.images) if fit else parts
+        of = _with_norms_fitted(packable, effects, under(steps, PREDICTOR), parts) if fit else parts
         return write(Holding(under(steps, PREDICTOR), "f16"), Holding(under(steps, KEPT), "f16"), of)
 
     return probed(at(options.bits or DEFAULT_BITS) if options.size is None else _within(at, options.size))
 
 
 def _with_norms_fitted(
-    packable: Packable, effects: Effects, steps: Mapping[str, int], parts: Sequence[NetworkParts], images: int
+    packable: Packable, effects: Effects, steps: Mapping[str, int], parts: Sequence[NetworkParts]
 ) -> list[NetworkParts]:
     """The parts with the batch norms that go with the predictor rounded to these steps, where there are images."""
-    state = packable.nern.predictor.state_dict()
+    state, members = packable.nern.predictor.state_dict(), packable.members
     rounded = effects.predicted({name: on_grid(state[name], step) for name, step in steps.items()})
-    before = split_by_network(packable.members, packable.nern.reconstruct())
+    before, after = (split_by_network(members, weights) for weights in (effects.weights, rounded))
     found = []
-    for number, (member, part) in enumerate(zip(packable.members, parts, strict=True)):
-        if images and member.task is not None and member.task.train is not None:
-            on, now = first_images(member.task.train, images), split_by_network(packable.members, rounded)[number]
-            norms = fitted_norms(member.original, now, on, like=before[number])
-            part = replace(part, kept={**part.kept, **norms})
-        found.append(part)
+    for number, (member, part, images) in enumerate(zip(members, parts, effects.images, strict=True)):
+        norms = {} if images is None else fitted_norms(member.original, after[number], images, like=before[number])
+        found.append(replace(part, kept={**part.kept, **norms}))
     return found
 
 

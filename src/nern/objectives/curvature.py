@@ -18,13 +18,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from nern.devices import computing_in
 from nern.errors import NernError
-from nern.objectives.weighting import CONVOLUTIONS, IMAGES_AT_ONCE, owners_of, weighting_images
+from nern.objectives.weighting import CONVOLUTIONS, IMAGES_AT_ONCE, owners_of, weighting_images, windows
 from nern.originals.base import Original
 from nern.randomness import generator
 from nern.tasks.streams import TrainStream
@@ -117,7 +116,7 @@ def curvatures(
     if not 0 < mean < float("inf"):
         raise NernError(
             f"refinement finds no weight of {original.name} that moves its outputs (mean curvature {mean}); set "
-            "refinement.iterations to 0"
+            "refinement.iterations to null"
         )
     result = []
     for weight, factors in zip(original.weights, found, strict=True):
@@ -202,7 +201,7 @@ def _measure(original: Original, images: Tensor, rng: torch.Generator) -> list[_
                 if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
                     raise NernError(
                         f"refinement needs outputs that are one tensor of numbers; {original.name} gives "
-                        f"{type(outputs).__name__}. Set refinement.iterations to 0"
+                        f"{type(outputs).__name__}. Set refinement.iterations to null"
                     )
                 directions = torch.randn(outputs.shape, generator=rng).to(outputs.device, outputs.dtype)
                 if outputs.dim() == 2:
@@ -229,14 +228,11 @@ def _patches(module: Any, inputs: Tensor, rng: torch.Generator) -> Float[Tensor,
     if isinstance(module, nn.Linear):
         rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])
         return rows[:, _drawn(rows.shape[1], rng).to(rows.device)].flatten(0, 1).unsqueeze(0)
-    mode, dims = module.padding_mode, len(module.kernel_size)
-    padded = F.pad(inputs, module._reversed_padding_repeated_twice, "constant" if mode == "zeros" else mode)
-    for axis, (size, stride, step) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
-        padded = padded.unfold(2 + axis, step * (size - 1) + 1, stride)[..., ::step]
-    shape = padded.shape[2 : 2 + dims]  # of the output
-    drawn = _drawn(math.prod(shape), rng).to(padded.device)
+    met = windows(module, inputs)
+    shape = met.shape[2 : 2 + len(module.kernel_size)]  # of the output
+    drawn = _drawn(math.prod(shape), rng).to(met.device)
     places: Any = torch.unravel_index(drawn, shape)
-    patches = padded[(slice(None), slice(None), *places)]  # (images, channels, places, *kernel)
+    patches = met[(slice(None), slice(None), *places)]  # (images, channels, places, *kernel)
     grouped = patches.unflatten(1, (module.groups, -1)).movedim(3, 2).flatten(3)  # (images, groups, places, n)
     return grouped.transpose(0, 1).flatten(1, 2)
 

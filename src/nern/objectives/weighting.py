@@ -86,7 +86,7 @@ def _noise(original: Original, count: int, seed: int) -> Tensor:
     raise NernError(
         f"nern.weighting and refinement run {original.name} on noise, but no shape of its inputs was found; give the "
         "network an attribute input_format (a nern.originals.InputFormat), or set nern.weighting to 'none' and "
-        "refinement.iterations to 0"
+        "refinement.iterations to null"
     )
 
 
@@ -167,13 +167,18 @@ def _measure_of(module: nn.Module) -> Callable[[Any, Tensor], Tensor] | None:
     return _of_linear if isinstance(module, nn.Linear) else None
 
 
-def _of_convolution(module: Any, inputs: Tensor) -> Float[Tensor, "filters channels ..."]:
-    squares, mode = inputs.float().square(), module.padding_mode
-    squares = F.pad(squares, module._reversed_padding_repeated_twice, "constant" if mode == "zeros" else mode).sum(0)
-    dims = len(module.kernel_size)
+def windows(module: Any, inputs: Tensor) -> Float[Tensor, "images channels *places_and_kernel"]:
+    """The inputs that a convolution's kernels meet at each place of its output: the places' axes, then the kernel's."""
+    mode = module.padding_mode
+    found = F.pad(inputs, module._reversed_padding_repeated_twice, "constant" if mode == "zeros" else mode)
     for axis, (size, stride, step) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
-        squares = squares.unfold(1 + axis, step * (size - 1) + 1, stride)[..., ::step]
-    means = squares.mean(tuple(range(1, 1 + dims)))  # (channels, *kernel)
+        found = found.unfold(2 + axis, step * (size - 1) + 1, stride)[..., ::step]
+    return found
+
+
+def _of_convolution(module: Any, inputs: Tensor) -> Float[Tensor, "filters channels ..."]:
+    squares = windows(module, inputs.float().square().sum(0, keepdim=True))[0]
+    means = squares.mean(tuple(range(1, 1 + len(module.kernel_size))))  # (channels, *kernel)
     groups = module.groups
     of_groups = means.unflatten(0, (groups, -1))
     return of_groups.repeat_interleave(module.out_channels // groups, 0)

@@ -54,12 +54,8 @@ COLUMNS: dict[str, type] = {
     "command": str,
 }
 _NEEDED = ("name", "series", "seed", "network", "task", "order", "parameters")
-_LATER = (
-    "outlier_bytes",
-    "precision",
-    "refinement_held_out",
-    "refinement_test",
-)  # tables of older versions have no such columns
+# tables of older versions have no such columns
+_LATER = ("outlier_bytes", "precision", "refinement_held_out", "refinement_test")
 _LARGEST = 10**15  # of any number but a seed
 
 

@@ -27,6 +27,10 @@ class Effects:
         extra: what was trained beside the predictor (`joint_name`), where that is not in its place.
         images: of the training stream: the effect is the mean divergence of the outputs on them; 0, or where there are no
             images: the squared relative error of weights, a mean over layers.
+
+    Attributes:
+        weights: of all layers, nothing changed.
+        images: of each network; None: it has none.
     """
 
     def __init__(
@@ -35,18 +39,18 @@ class Effects:
         self.nern, self.members, self.count = nern, list(members), len(members)
         self._extra = {name: value.detach() for name, value in (extra or {}).items()}
         self._state = {name: t.clone() for name, t in nern.predictor.state_dict().items()}
-        self._weights = nern.reconstruct()
-        streams = [None if member.task is None else member.task.train for member in members]
-        self._images = [None if stream is None or not images else first_images(stream, images) for stream in streams]
+        self.weights = nern.reconstruct()
+        streams = [member.stream for member in members]
+        self.images = [None if stream is None or not images else first_images(stream, images) for stream in streams]
         self._outputs = [
-            None if batch is None else self._run(number, self._weights, {}) for number, batch in enumerate(self._images)
+            None if batch is None else self._run(number, self.weights, {}) for number, batch in enumerate(self.images)
         ]
 
     @torch.no_grad()
     def __call__(self, changed: Mapping[str, Tensor]) -> float:
         """The mean over networks; names begin with PREDICTOR or KEPT."""
         predictor, kept = under(changed, PREDICTOR), under(changed, KEPT)
-        weights = self.predicted(predictor) if predictor else self._weights
+        weights = self.predicted(predictor) if predictor else self.weights
         found = [self._of_network(number, weights, kept) for number in range(self.count)]
         return sum(found) / self.count
 
@@ -61,11 +65,11 @@ class Effects:
 
     def _of_network(self, number: int, weights: list[Tensor], kept: Mapping[str, Tensor]) -> float:
         own = of_number(kept, number, self.count)
-        if self._images[number] is not None:
+        if self.images[number] is not None:
             log_p, log_q = self._outputs[number], self._run(number, weights, own)
             assert log_p is not None
             return float(F.kl_div(log_q, log_p, reduction="batchmean", log_target=True))
-        before, after = (split_by_network(self.members, w)[number] for w in (self._weights, weights))
+        before, after = (split_by_network(self.members, w)[number] for w in (self.weights, weights))
         state = self.members[number].original.kept()
         pairs = [*zip(before, after, strict=True), *((state[name], value) for name, value in own.items())]
         ratios = [float((b - a).square().sum() / b.square().sum().clamp_min(1e-30)) for b, a in pairs]
@@ -74,7 +78,7 @@ class Effects:
     def _run(self, number: int, weights: list[Tensor], kept: Mapping[str, Tensor]) -> Tensor:
         """Log-probabilities of a network with these weights and kept tensors."""
         original: Original = self.members[number].original
-        images = self._images[number]
+        images = self.images[number]
         assert images is not None
         own = split_by_network(self.members, weights)[number]
         buffers = {name for name, _ in original.network.named_buffers()}

@@ -12,7 +12,7 @@ from nern.errors import NernError
 from nern.naming import joint_name
 from nern.originals.base import Original
 from nern.tasks.base import Task
-from nern.tasks.streams import EvalSet
+from nern.tasks.streams import EvalSet, TrainStream
 
 T = TypeVar("T")
 
@@ -26,6 +26,11 @@ class Member:
     task: Task | None = None
     name: str = ""
     teacher: Original | None = None
+
+    @property
+    def stream(self) -> TrainStream | None:
+        """The images to train on; None: there are none."""
+        return None if self.task is None else self.task.train
 
     @property
     def sets(self) -> dict[str, EvalSet]:

@@ -62,7 +62,7 @@ class Trainer(Loop):
         extra: dict[str, Tensor] | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        streams = [m.task.train for m in members if m.task is not None and m.task.train is not None]
+        streams = [m.stream for m in members if m.stream is not None]
         self.steps_per_epoch = max((stream.steps_per_epoch for stream in streams), default=1)
         self.phases = phases_of(config, self.steps_per_epoch)
         super().__init__(config.logging, config.save_minutes, self.phases[-1].ends, processes)
@@ -91,10 +91,9 @@ class Trainer(Loop):
 
     def _roots(self) -> list[Tensor] | None:
         """Of all layers, what the weighting multiplies the errors of their weights by."""
-        streams = [None if member.task is None else member.task.train for member in self.members]
         found: list[Tensor] = []
-        for member, stream in zip(self.members, streams, strict=True):
-            roots = error_roots(self.config.nern, member.original, stream, self.config.seed)
+        for member in self.members:
+            roots = error_roots(self.config.nern, member.original, member.stream, self.config.seed)
             if roots is None:
                 return None
             found += roots
@@ -159,8 +158,8 @@ class Trainer(Loop):
         def measure() -> list[Curvature]:
             found: list[Curvature] = []
             for member in self.members:
-                stream = None if member.task is None else member.task.train
-                found += curvatures(member.original, stream, keys.images, self.config.seed, fits and stream is not None)
+                follow = fits and member.stream is not None
+                found += curvatures(member.original, member.stream, keys.images, self.config.seed, follow)
             return found
 
         return self.processes.from_main(measure)
@@ -169,14 +168,14 @@ class Trainer(Loop):
         """Fit the batch norms of all networks that have images to the weights as they are now, if that is asked for."""
         if not self.config.norm_images or not self.config.learn_norms:
             return
-        weights = split_by_network(self.members, self.nern.reconstruct())
         beside = {name: p.detach() for name, p in self.extra.items()}
 
         def fit() -> dict[str, Tensor]:
+            weights = split_by_network(self.members, self.nern.reconstruct())
             found: dict[str, Tensor] = {}
             for number, (member, own) in enumerate(zip(self.members, weights, strict=True)):
-                if member.task is not None and member.task.train is not None:
-                    images = first_images(member.task.train, self.config.norm_images)
+                if member.stream is not None:
+                    images = first_images(member.stream, self.config.norm_images)
                     extra = of_number(beside, number, len(self.members))
                     fitted = fitted_norms(member.original, own, images, extra)
                     found |= {joint_name(n, number, len(self.members)): value.cpu() for n, value in fitted.items()}
@@ -357,7 +356,7 @@ class Trainer(Loop):
     def _images(self, step: int) -> tuple[list[Batch], list[float]] | tuple[None, None]:
         """This process's batch for each network, and which fraction of all processes' it is; None in steps of
         reconstruction only."""
-        streams = [m.task.train for m in self.members if m.task is not None and m.task.train is not None]
+        streams = [m.stream for m in self.members if m.stream is not None]
         phase = next((p for p in self.phases if step < p.ends), self.phases[-1])
         if step < phase.images_from or not self.needs_images or len(streams) < len(self.members):
             return None, None
