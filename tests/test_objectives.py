@@ -102,6 +102,7 @@ def test_divergences_are_not_negative(seed: int, count: int, classes: int, scale
         "MultiStableKLDivLoss": 0.0,
         "StableKLDivLoss": -stable,
         "TempStableKLDivLoss": -4 * stable,
+        "LogitsL2Loss": 0.0,
     }
     assert set(bounds) == set(DISTILLATION_LOSSES)
     for name, bound in bounds.items():
@@ -135,6 +136,18 @@ def test_the_divergence_is_the_sum_over_classes() -> None:
         for a, b in zip(row, other, strict=True)
     )
     assert float(DISTILLATION_LOSSES["KLDivLoss"](p, q)) == pytest.approx(expected / 3, rel=1e-5)
+
+
+def test_squared_errors_of_logits_are_the_divergence_at_high_temperature() -> None:
+    p, q = (5 * t.double() for t in randoms([(3, 5), (3, 5)]))
+    temperature = 1e4
+    limit = temperature**2 * DISTILLATION_LOSSES["KLDivLoss"](p / temperature, q / temperature)
+    assert float(DISTILLATION_LOSSES["LogitsL2Loss"](p, q)) == pytest.approx(float(limit), rel=1e-2)
+
+
+def test_a_constant_added_to_all_logits_of_an_image_is_no_error() -> None:
+    p, shifts = randoms([(3, 5), (3, 1)])
+    assert float(DISTILLATION_LOSSES["LogitsL2Loss"](p, p + shifts)) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(TASK_LOSSES))

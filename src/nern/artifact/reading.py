@@ -40,7 +40,7 @@ LIMIT = 2**28  # numbers that reading makes, unless the caller allows more
 PROBES = 16
 _LEAST_BYTES, _MOST_BYTES = 2**26, 16  # of a file that is read, and for each number of `limit`
 _MOST_PRODUCTS = 2**18  # multiplications for each number of `limit`
-_ROWS = 16 * CACHED_ROWS  # predicted between two reports of progress
+_ROWS = 32 * CACHED_ROWS  # predicted between two reports of progress
 TOLERANCE = 1e-4  # of a predicted weight, in root mean squares of the probes; between machines, in float32
 
 

@@ -146,7 +146,8 @@ class NernConfig:
     attention_loss_type: str = "L2BatchedAttentionLoss"
     """Feature-map loss: 'L2BatchedAttentionLoss', 'L2AttentionLoss', 'SPAttentionLoss'."""
     distillation_loss_type: str = "KLDivLoss"
-    """Distillation loss: 'KLDivLoss', 'StableKLDivLoss', 'MultiStableKLDivLoss', 'TempStableKLDivLoss'."""
+    """Distillation loss: 'KLDivLoss', 'StableKLDivLoss', 'MultiStableKLDivLoss', 'TempStableKLDivLoss' (divergences of the
+    softmaxed outputs), 'LogitsL2Loss' (squared errors of the logits)."""
     sampling_mode: str = "center"
     """How a predicted kernel is reduced to a smaller one (heads 'shared'): 'center', 'average', 'max'."""
     reconstruction_rows: str = "all"

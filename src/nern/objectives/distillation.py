@@ -1,4 +1,5 @@
-"""Output distillation losses: Kullback-Leibler divergence of the outputs, mean over the batch (NeRN, equation 4)."""
+"""Output distillation losses, means over the batch: Kullback-Leibler divergence of the outputs (NeRN, equation 4), or its
+limit at high temperature, squared errors of the logits (Ba & Caruana 2014, arXiv 1312.6184)."""
 
 from __future__ import annotations
 
@@ -39,3 +40,12 @@ def multi_stable_kl_div_loss(original: Tensor, reconstructed: Tensor) -> Tensor:
 def temp_stable_kl_div_loss(original: Tensor, reconstructed: Tensor) -> Tensor:
     """StableKLDivLoss at temperature 2: logits halved, the result multiplied by 4."""
     return stable_kl_div_loss(original / TEMPERATURE, reconstructed / TEMPERATURE) * TEMPERATURE**2
+
+
+@DISTILLATION_LOSSES.register("LogitsL2Loss", by_image=True)
+def logits_l2_loss(original: Tensor, reconstructed: Tensor) -> Tensor:
+    """Half the mean square of the differences of logits, each image's mean over classes taken away: what the divergence at
+    temperature T, times T^2, tends to (Hinton et al. 2015, section 2.1). Images of which the original is sure count as much
+    as others."""
+    errors = reconstructed - original
+    return (errors - errors.mean(1, keepdim=True)).square().mean() / 2

@@ -24,8 +24,8 @@ from nern.representation.kernels import KernelTable
 from nern.representation.outliers import Outliers, find_outliers
 from nern.representation.predictor import build_predictor, parameters_of
 
-# Rows in one forward call on a CPU without gradient: what lies between the layers stays in its cache.
-CACHED_ROWS = 4096
+# Rows in one forward call on a CPU, where there are more than FEW_ROWS: what lies between the layers stays in its cache.
+CACHED_ROWS, FEW_ROWS = 2048, 4096
 
 
 class NeRN(nn.Module):
@@ -70,7 +70,9 @@ class NeRN(nn.Module):
         groups = torch.tensor(scale_groups(self.table, scales), device=device)
         self.register_buffer("_scale_of", groups, persistent=False)
         on_cpu = all(p.device.type == "cpu" for p in predictor.parameters())
-        self._cached = CACHED_ROWS if on_cpu else self.chunk
+        self._cached = min(self.chunk, CACHED_ROWS) if on_cpu else self.chunk
+        # batch norm takes the statistics of a training step from all of its rows
+        self._by_batch = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in predictor.modules())
         self._rows = [heads.rows(head) for head in range(len(heads.sizes))] if several else None
 
     @property
@@ -90,7 +92,8 @@ class NeRN(nn.Module):
         count = self.table.rows if rows is None else len(rows)
         if count == 0:
             return next(self.predictor.parameters()).new_zeros(0, *self.heads.sizes[head])
-        size = self.chunk if torch.is_grad_enabled() else min(self.chunk, self._cached)
+        whole_batch = count <= FEW_ROWS or (self._by_batch and self.training)
+        size = self.chunk if whole_batch else self._cached
         starts = range(0, count, size)
         pieces = [slice(s, min(s + size, count)) if rows is None else rows[s : s + size] for s in starts]
         whole = not getattr(self.predictor, "takes_encodings", False)
