@@ -361,6 +361,25 @@ def test_predictions_do_not_depend_on_the_size_of_forward_calls(chunk: int, head
     torch.testing.assert_close(pieces(rows), expected)
 
 
+@pytest.mark.parametrize("norm_layer", ["none", "bn"])
+def test_many_rows_are_predicted_in_parts_with_the_same_values_and_gradients(
+    norm_layer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradients() -> tuple[list[Tensor], int]:
+        nern = build_nern(config(norm_layer=norm_layer), KernelTable(SHAPES), None, seed=0).train()
+        calls: list[int] = []
+        nern.predictor.register_forward_pre_hook(lambda *_: calls.append(1))
+        torch.cat([of_head.flatten() for of_head in nern()]).square().sum().backward()
+        return [p.grad for p in nern.predictor.parameters()], len(calls)
+
+    whole, once = gradients()
+    monkeypatch.setattr("nern.representation.nern.FEW_ROWS", 4)
+    monkeypatch.setattr("nern.representation.nern.CACHED_ROWS", 3)
+    parts, calls = gradients()
+    torch.testing.assert_close(parts, whole)
+    assert (calls > once) == (norm_layer == "none")  # statistics are those of all rows of a step
+
+
 @pytest.mark.parametrize("method", sorted(PREDICTORS))
 @pytest.mark.parametrize("sampling_mode", [None, *sorted(SAMPLING_MODES)])
 def test_a_nern_gives_weights_of_the_original_shapes(method: str, sampling_mode: str | None) -> None:
