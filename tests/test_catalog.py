@@ -154,6 +154,14 @@ def test_what_one_s_own_modules_register_is_listed(run: Run, own: Path) -> None:
     assert "1 of 2 parameter tensors taken" in run("inspect", "ListedNetwork", "--imports", "own.py").out
 
 
+def test_a_task_that_says_nothing_of_itself_is_listed(run: Run) -> None:
+    nern.register_task("silent", input_shape=(1, 5, 6), num_classes=4)(lambda **kwargs: None)
+    try:
+        assert rows(run("list").out)["silent"] == ["", "1x5x6", "4"]
+    finally:
+        registry.TASKS.unregister("silent")
+
+
 def test_a_module_that_is_not_there_is_one_clear_error(run: Run) -> None:
     for command in (["list"], ["inspect", "ResNet8"]):
         ended = run(*command, "--imports", "absent.py")

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from nern.cli import main
 from nern.devices import select_device
 from nern.errors import NernWarning
 from nern.processes import ALONE, Agreement, Processes, join
+from nern.registry import TASKS
 from nern.tasks.mixing import MixedStream
 from nern.tasks.streams import LoaderSet, LoaderStream, MadeUpStream, TensorStream, TrainStream
 from nern.tasks.unreadable import SkippedImages
@@ -421,6 +422,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     return folder, [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.fixture
+def unregistered() -> Iterator[None]:
+    """What a run of this process registers is forgotten after it."""
+    yield
+    if "patchy" in TASKS:
+        TASKS.unregister("patchy")
+
+
+@pytest.mark.usefixtures("unregistered")
 @pytest.mark.filterwarnings("ignore:image .* cannot be read:nern.errors.NernWarning")
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_do_what_one_does(

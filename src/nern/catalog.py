@@ -55,7 +55,7 @@ def networks_and_tasks() -> str:
         info = registry.TASKS.info(name)
         shape, classes = info["input_shape"], info["num_classes"]
         size = "x".join(str(n) for n in shape) if shape else "what the network expects"
-        about = (registry.TASKS[name].__doc__ or "").strip().splitlines()[0].rstrip(".")
+        about = (registry.TASKS[name].__doc__ or "").strip().partition("\n")[0].rstrip(".")
         lines.append(f"| `{name}` | {about} | {size} | {'counted' if callable(classes) else classes} |")
     return "\n".join(lines)
 
