@@ -42,6 +42,7 @@ class NeRN(nn.Module):
 
     Attributes:
         outliers: weights that are kept, not predicted; None: there are none.
+        by_batch: what is predicted while training depends on the rows beside it: the predictor has batch norms.
     """
 
     outliers: Outliers | None = None
@@ -71,8 +72,7 @@ class NeRN(nn.Module):
         self.register_buffer("_scale_of", groups, persistent=False)
         on_cpu = all(p.device.type == "cpu" for p in predictor.parameters())
         self._cached = min(self.chunk, CACHED_ROWS) if on_cpu else self.chunk
-        # batch norm takes the statistics of a training step from all of its rows
-        self._by_batch = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in predictor.modules())
+        self.by_batch = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in predictor.modules())
         self._rows = [heads.rows(head) for head in range(len(heads.sizes))] if several else None
 
     @property
@@ -92,7 +92,7 @@ class NeRN(nn.Module):
         count = self.table.rows if rows is None else len(rows)
         if count == 0:
             return next(self.predictor.parameters()).new_zeros(0, *self.heads.sizes[head])
-        whole_batch = count <= FEW_ROWS or (self._by_batch and self.training)
+        whole_batch = count <= FEW_ROWS or (self.by_batch and self.training)
         size = self.chunk if whole_batch else self._cached
         starts = range(0, count, size)
         pieces = [slice(s, min(s + size, count)) if rows is None else rows[s : s + size] for s in starts]

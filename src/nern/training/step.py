@@ -66,8 +66,6 @@ class Step:
         self.curvatures: list[Curvature] | None = None
         self.retarget(None)
         self._image_bytes: dict[Objective, int] = {}
-        # batch norm predicts other values from the statistics of the drawn rows than from its averages
-        self._apart = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in nern.predictor.modules())
 
     def __call__(
         self, batches: Sequence[Batch] | None, rows: Rows | None, fractions: Sequence[float] | None = None
@@ -195,7 +193,7 @@ class Step:
             live = self.nern(drawn[self.processes.share(len(drawn))])
             values = [p.detach() for p in live] if rows is None and not self.processes.several else self._predict_all()
         locals_ = [local for _, local in heads.split(drawn)]
-        if self._apart and rows is not None:
+        if self.nern.by_batch and rows is not None:  # not from its averages, as the rest is
             for value, local, of_rows in zip(values, locals_, live, strict=True):
                 value[local] = of_rows.detach()
         losses, gradients = self._gradients(values, batches, fractions)
