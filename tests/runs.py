@@ -10,12 +10,28 @@ import pytest
 import torch
 from rich.console import Console
 
+from nern import Config
+from nern.experiment import build_experiment
+from nern.originals import CifarResNet
 from nern.training import Trainer
 
 
 def quiet() -> Console:
     """A console that shows nothing."""
     return Console(file=io.StringIO())
+
+
+def small_resnet(seed: int = 3, **changes: Any) -> CifarResNet:
+    """A very small ResNet for digits with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CifarResNet(8, **{"in_channels": 1, "widths": [4, 6, 8]} | changes)
+
+
+def build(config: Config) -> Trainer:
+    """The trainer of a run of this config, which writes nothing."""
+    experiment = build_experiment(config)
+    return Trainer(experiment.config, experiment.members, experiment.nern, experiment.extra)
 
 
 def same(a: Any, b: Any) -> bool:

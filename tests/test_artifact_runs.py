@@ -25,7 +25,7 @@ from nern.representation.grid import on_grid
 from nern.tasks.streams import first_images
 from nern.training import Interrupted, RunFolder
 from nern.training.run_folder import load_steps, steps_path
-from runs import quiet, same, stop_after
+from runs import quiet, same, small_resnet, stop_after
 
 SETTINGS: dict[str, Any] = {
     "nern.hidden_layer_size": 24,
@@ -63,9 +63,7 @@ FEW = PackOptions(images=8)  # images to measure on
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a very small ResNet for digits."""
     path = tmp_path_factory.mktemp("original") / "network.pt"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        torch.save(CifarResNet(8, in_channels=1, widths=[4, 6, 8], option="B").state_dict(), path)
+    torch.save(small_resnet(option="B").state_dict(), path)
     return path
 
 

@@ -146,7 +146,7 @@ def test_off_there_is_no_such_term(make: Callable[..., Trainer]) -> None:
 def test_steps_without_images_do_not_enter_the_window_of_losses(make: Callable[..., Trainer]) -> None:
     trainer = make(eval_loss_window_interval=1)
     trainer.evaluation_due(0, trainer.do_step())
-    assert not trainer._window
+    assert not trainer.assessment.window
 
 
 @pytest.mark.parametrize(

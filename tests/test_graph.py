@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from nern.config import Config
 from nern.errors import NernWarning, NonFiniteLossError
-from nern.experiment import build_experiment
 from nern.training import Trainer
 from nern.training.graph import MOST, WARM_UP, CudaRecorder, GraphedStep
+from runs import build
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -64,8 +64,7 @@ class Rerun:
 
 def make(**settings: Any) -> Trainer:
     """A trainer on digits."""
-    experiment = build_experiment(Config.from_dict(SETTINGS | settings))
-    return Trainer(experiment.config, experiment.members, experiment.nern, experiment.extra)
+    return build(Config.from_dict(SETTINGS | settings))
 
 
 def run(trainer: Trainer, steps: int) -> None:

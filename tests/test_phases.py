@@ -28,13 +28,12 @@ from nern.config import (
     by_phases,
     phase_optim,
 )
-from nern.experiment import build_experiment
 from nern.originals import CifarResNet
 from nern.representation.nern import initial_predictor
 from nern.terminal import ProgressDisplay
 from nern.training import Interrupted, RunFolder, Trainer
 from nern.training.phases import one_phase, phases_of
-from runs import quiet, same, stop_after
+from runs import build, quiet, same, small_resnet, stop_after
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -77,9 +76,7 @@ State = dict[str, Tensor]
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a very small ResNet for digits."""
     path = tmp_path_factory.mktemp("original") / "network.pt"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        torch.save(CifarResNet(8, in_channels=1, widths=[4, 6, 8]).state_dict(), path)
+    torch.save(small_resnet().state_dict(), path)
     return path
 
 
@@ -98,11 +95,6 @@ def configure(original: Path, tmp_path: Path) -> Configure:
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the picture out, the slowest part of a short run."""
     monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
-
-
-def build(config: Config) -> Trainer:
-    experiment = build_experiment(config)
-    return Trainer(experiment.config, experiment.members, experiment.nern, experiment.extra)
 
 
 def predictor_of(trainer: Trainer) -> State:

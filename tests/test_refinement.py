@@ -11,14 +11,12 @@ import torch
 
 import nern
 from nern import Config, NernError
-from nern.experiment import build_experiment
 from nern.objectives.curvature import curvatures
-from nern.originals import CifarResNet
 from nern.originals.norm_fitting import fitted_norms
 from nern.tasks.streams import first_images
-from nern.training import Interrupted, RunFolder, Trainer
+from nern.training import Interrupted, RunFolder
 from nern.training.phases import phases_of
-from runs import quiet, same, stop_after
+from runs import build, quiet, same, small_resnet, stop_after
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -51,9 +49,7 @@ Configure = Callable[..., Config]
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a very small ResNet for digits."""
     path = tmp_path_factory.mktemp("original") / "network.pt"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        torch.save(CifarResNet(8, in_channels=1, widths=[4, 6, 8]).state_dict(), path)
+    torch.save(small_resnet().state_dict(), path)
     return path
 
 
@@ -66,11 +62,6 @@ def configure(original: Path, tmp_path: Path) -> Configure:
         return Config.from_dict(own | BASE | dict(given or {}))
 
     return make
-
-
-def build(config: Config) -> Trainer:
-    experiment = build_experiment(config)
-    return Trainer(experiment.config, experiment.members, experiment.nern, experiment.extra)
 
 
 def test_phases_and_what_they_weigh_by(configure: Configure) -> None:

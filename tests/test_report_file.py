@@ -26,7 +26,7 @@ from nern.originals.build import build_original
 from nern.shipped import NERN, shipped_file
 from nern.tasks.base import DataSettings, build_task
 from report_parts import SECTIONS, Page, check_in_browser, without_browser
-from runs import quiet
+from runs import quiet, small_resnet
 
 ORIGINAL = "pretrained:digits-resnet8"
 DIGITS = TaskConfig(task_name="digits")
@@ -239,8 +239,7 @@ def test_mistakes_are_told_before_weights_are_predicted(
     damaged.write_bytes(file.read_bytes()[:-1] + b"\0")
     text.write_text("a text")
     empty.mkdir()
-    with torch.random.fork_rng(devices=[]):
-        torch.save(CifarResNet(8, in_channels=1, widths=[4, 6, 8]).state_dict(), tmp_path / "small.pt")
+    torch.save(small_resnet().state_dict(), tmp_path / "small.pt")
     calling = with_description(
         nern.load(file).sections, lambda value: value["networks"][0].update(architecture="os:getcwd")
     )

@@ -33,12 +33,11 @@ from nern.analysis.subject import Reconstructed, Subject
 from nern.cli import main
 from nern.jobs.report_images import drawn
 from nern.jobs.run_subject import subject_of_run
-from nern.originals import CifarResNet
 from nern.tasks.images import ImageTensors
 from nern.training import RunFolder
 from nern.training.loop import History
 from report_parts import PNG, SECTIONS, Page, check_in_browser, without_browser
-from runs import quiet
+from runs import quiet, small_resnet
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -380,10 +379,7 @@ def test_what_a_filler_does_not_know_is_left_out(tmp_path: Path, quickly: None) 
 
 
 def test_several_networks_have_sections_each(tmp_path: Path, unrendered: None) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        small = CifarResNet(8, in_channels=1, widths=[4, 6, 8], option="B")
-    torch.save(small.state_dict(), tmp_path / "small.pt")
+    torch.save(small_resnet(option="B").state_dict(), tmp_path / "small.pt")
     globs = ["*conv?.weight", "*shortcut*", "linear.weight"]
     networks = [
         {"original_model_path": "pretrained:digits-resnet8"},

@@ -22,7 +22,7 @@ from nern.originals import CifarResNet
 from nern.originals.base import Original
 from nern.training import Interrupted, RunFolder, Trainer
 from nern.training.members import split_by_network
-from runs import quiet, stop_after
+from runs import quiet, small_resnet, stop_after
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -51,9 +51,7 @@ Configure = Callable[..., Config]
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a small ResNet with 1 x 1 shortcuts, which are represented, too."""
     path = tmp_path_factory.mktemp("original") / "small.pt"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        torch.save(CifarResNet(8, in_channels=1, widths=[4, 6, 8], option="B").state_dict(), path)
+    torch.save(small_resnet(option="B").state_dict(), path)
     return path
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import nern
 from nern import Config, NernError
@@ -19,11 +19,10 @@ from nern.cli import main
 from nern.errors import NernWarning
 from nern.experiment import build_experiment
 from nern.objectives.objective import Objective
-from nern.originals import CifarResNet
 from nern.originals.base import Original
 from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES
 from nern.training import Interrupted, RunFolder, Trainer
-from runs import quiet
+from runs import quiet, small_resnet
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -49,19 +48,13 @@ TEACHER = {"teacher.original_model_name": "ResNet8", "teacher.original_model_kwa
 Configure = Callable[..., Config]
 
 
-def network(seed: int, widths: list[int], classes: int = 10) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return CifarResNet(8, in_channels=1, widths=widths, num_classes=classes)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the weights of a very small ResNet for digits, of a wider one, and of one for other classes."""
     folder = tmp_path_factory.mktemp("networks")
-    torch.save(network(3, [4, 6, 8]).state_dict(), folder / "original.pt")
-    torch.save(network(4, [6, 8, 10]).state_dict(), folder / "teacher.pt")
-    torch.save(network(5, [6, 8, 10], classes=7).state_dict(), folder / "seven.pt")
+    torch.save(small_resnet().state_dict(), folder / "original.pt")
+    torch.save(small_resnet(4, widths=[6, 8, 10]).state_dict(), folder / "teacher.pt")
+    torch.save(small_resnet(5, widths=[6, 8, 10], num_classes=7).state_dict(), folder / "seven.pt")
     return folder
 
 
@@ -100,7 +93,7 @@ def moved(original: Original) -> list[Tensor]:
 
 @pytest.mark.parametrize("maps", [0.0, 0.5])
 def test_outputs_are_the_teachers_and_feature_maps_the_originals(images: Tensor, maps: float) -> None:
-    original, teacher = Original(network(3, [4, 6, 8])), Original(network(4, [6, 8, 10]))
+    original, teacher = Original(small_resnet()), Original(small_resnet(4, widths=[6, 8, 10]))
     config = Config.from_dict({"nern.attention_loss_weight": maps, "nern.distillation_loss_weight": 0.25}).nern
     weights = moved(original)
     with_teacher, without = Objective(config, original, teacher), Objective(config, original)
@@ -122,7 +115,7 @@ def test_outputs_are_the_teachers_and_feature_maps_the_originals(images: Tensor,
 
 
 def test_the_teacher_gets_no_gradient(images: Tensor) -> None:
-    original, teacher = Original(network(3, [4, 6, 8])), Original(network(4, [6, 8, 10]))
+    original, teacher = Original(small_resnet()), Original(small_resnet(4, widths=[6, 8, 10]))
     weights = [w.requires_grad_() for w in moved(original)]
     Objective(Config().nern, original, teacher)(weights, images).total.backward()
     assert all(w.grad is not None for w in weights)
@@ -131,9 +124,9 @@ def test_the_teacher_gets_no_gradient(images: Tensor) -> None:
 
 
 def test_a_teacher_that_is_the_original_changes_nothing(images: Tensor) -> None:
-    original = Original(network(3, [4, 6, 8]))
+    original = Original(small_resnet())
     config, weights = Config().nern, moved(original)
-    twin = Original(network(3, [4, 6, 8]))
+    twin = Original(small_resnet())
     found = [Objective(config, original, each)(weights, images).total for each in (None, original, twin)]
     assert torch.equal(found[0], found[1])
     torch.testing.assert_close(found[0], found[2])
@@ -147,7 +140,7 @@ def test_the_teacher_of_a_config_is_built_from_its_file(configure: Configure, im
     (member,) = experiment.members
     teacher = member.teacher
     assert teacher is not None
-    torch.testing.assert_close(teacher(images), network(4, [6, 8, 10]).eval()(images).detach())
+    torch.testing.assert_close(teacher(images), small_resnet(4, widths=[6, 8, 10]).eval()(images).detach())
     assert experiment.nern.table.num_weights == sum(w.numel() for w in member.original.weights)
     trainer = Trainer(experiment.config, experiment.members, experiment.nern, experiment.extra)
     assert trainer.differentiate.objectives[0].teacher is teacher
@@ -252,7 +245,7 @@ def test_a_run_follows_its_teacher_and_is_evaluated_against_the_original(
     assert losses(folder, "distillation")[0] != pytest.approx(losses(plain, "distillation")[0])
     metrics = json.loads(folder.metrics.read_text())
     assert metrics["original"] == json.loads(plain.metrics.read_text())["original"]
-    assert metrics["sizes"]["original_parameters"] == sum(p.numel() for p in network(3, [4, 6, 8]).parameters())
+    assert metrics["sizes"]["original_parameters"] == sum(p.numel() for p in small_resnet().parameters())
     file = folder.root / "figures.json"
     assert main(["evaluate", "--run", str(folder.root), "--json", str(file)]) == 0
     assert "Traceback" not in capsys.readouterr().err

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,24 +13,19 @@ from torch import Tensor, nn
 from nern.config import Config
 from nern.devices import precision_of, send
 from nern.errors import NernError, NernWarning, NonFiniteLossError
-from nern.evaluation import Evaluator, mean_metrics
-from nern.naming import joint_name, of_number
-from nern.objectives.curvature import Curvature, curvatures
 from nern.objectives.objective import Losses
-from nern.objectives.weighting import error_roots
-from nern.originals.norm_fitting import fitted_norms
 from nern.processes import ALONE, Processes
-from nern.representation.grid import Quantised, StepChooser, on_grid
 from nern.representation.nern import NeRN, initial_predictor
 from nern.representation.predictor import SCALES
 from nern.tasks.images import Batch
-from nern.tasks.streams import first_images
-from nern.training.effects import PREDICTOR, Effects, under
+from nern.training.assessment import Assessment
 from nern.training.graph import CudaRecorder, GraphedStep, Inputs, Recorder
 from nern.training.loop import Loop
+from nern.training.measures import all_curvatures, all_error_roots, all_fitted_norms
 from nern.training.members import Member, split_by_network, trained_beside
 from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients, gradients_finite
 from nern.training.phases import Phase, phases_of
+from nern.training.rounding import Rounding
 from nern.training.schedules import Schedule
 from nern.training.step import Step
 from nern.training.weight_batches import WeightBatches
@@ -67,7 +60,8 @@ class Trainer(Loop):
         self.phases = phases_of(config, self.steps_per_epoch)
         super().__init__(config.logging, config.save_minutes, self.phases[-1].ends, processes)
         self.config, self.members, self.nern = config, list(members), nern
-        self.evaluators = [Evaluator(member.original, config.evaluation.batch_size, processes) for member in members]
+        self.assessment = Assessment(config, members, processes)
+        self.rounding = Rounding(config.quantisation, nern, members)
         weights = [weight for member in members for weight in member.original.weights]
         self.device = weights[0].device
         self._norms_of_rows = processes.from_main(lambda: nern.table.norms(weights).cpu())  # the same to the last bit
@@ -75,29 +69,17 @@ class Trainer(Loop):
             extra = trained_beside([m.original for m in members], config.learn_fc_layer, config.learn_norms)
         self.extra = {name: nn.Parameter(p.detach().clone().to(self.device)) for name, p in extra.items()}
         self.precision = processes.from_main(lambda: precision_of(config.precision, self.device))
-        roots = processes.from_main(self._roots) if config.nern.weighting != "none" else None
+        weighted = config.nern.weighting != "none"
+        roots = processes.from_main(lambda: all_error_roots(config, members)) if weighted else None
         self.differentiate = Step(config.nern, nern, members, self.extra, self.precision, processes, roots)
-        self.quantised: Quantised | None = None  # not in that phase
         self.targets: list[Tensor] | None = None  # of reconstruction, where these are not the original's weights
         self.parameters = [*nern.predictor.parameters(), *self.extra.values()]
         self.graph: GraphedStep | None = None
         self._terms: dict[bool, list[str]] = {}  # with images or without
         self._unchecked: list[tuple[int, Losses, Tensor]] = []
         self._begin(self.phases[0])
-        self.best: dict[str, Any] | None = None
-        self._window: deque[float] = deque(maxlen=config.eval_loss_window_size)
         if processes.several:
             self._check_several()
-
-    def _roots(self) -> list[Tensor] | None:
-        """Of all layers, what the weighting multiplies the errors of their weights by."""
-        found: list[Tensor] = []
-        for member in self.members:
-            roots = error_roots(self.config.nern, member.original, member.stream, self.config.seed)
-            if roots is None:
-                return None
-            found += roots
-        return found
 
     def _check_several(self) -> None:
         """Raise NernError for what several processes cannot do, and warn of what they do otherwise than one."""
@@ -124,8 +106,11 @@ class Trainer(Loop):
     def _begin(self, phase: Phase) -> None:
         """Make what belongs to a phase: optimizer, schedule, weight batches."""
         self.phase = phase
-        if phase.by_curvature != (self.differentiate.curvatures is not None):
-            self.differentiate.weigh(self._curvatures() if phase.by_curvature else None)
+        weighed = self.differentiate.curvatures is not None
+        if weighed and not phase.by_curvature:
+            self.differentiate.weigh(None)
+        elif phase.by_curvature and not weighed:
+            self.differentiate.weigh(self.processes.from_main(lambda: all_curvatures(self.config, self.members)))
         drawn = phase.weights_batch_method, self.nern.table, self._norms_of_rows, phase.weights_batch_size
         self.batches = WeightBatches(*drawn, self.config.seed)
         self.optimizer = build_optimizer(phase.optim, self.parameters)
@@ -151,38 +136,14 @@ class Trainer(Loop):
             self.differentiate.retarget(self.targets)
         self._begin(phase)
 
-    def _curvatures(self) -> list[Curvature]:
-        """Of all layers, how errors of their weights move the outputs."""
-        keys, fits = self.config.refinement, self.config.learn_norms and self.config.norm_images > 0
-
-        def measure() -> list[Curvature]:
-            found: list[Curvature] = []
-            for member in self.members:
-                follow = fits and member.stream is not None
-                found += curvatures(member.original, member.stream, keys.images, self.config.seed, follow)
-            return found
-
-        return self.processes.from_main(measure)
-
     def _fit_norms(self) -> None:
-        """Fit the batch norms of all networks that have images to the weights as they are now, if that is asked for."""
-        if not self.config.norm_images or not self.config.learn_norms:
-            return
+        """Fit the batch norms of all networks that have images to the weights as they are now."""
         beside = {name: p.detach() for name, p in self.extra.items()}
-
-        def fit() -> dict[str, Tensor]:
-            weights = split_by_network(self.members, self.nern.reconstruct())
-            found: dict[str, Tensor] = {}
-            for number, (member, own) in enumerate(zip(self.members, weights, strict=True)):
-                if member.stream is not None:
-                    images = first_images(member.stream, self.config.norm_images)
-                    extra = of_number(beside, number, len(self.members))
-                    fitted = fitted_norms(member.original, own, images, extra)
-                    found |= {joint_name(n, number, len(self.members)): value.cpu() for n, value in fitted.items()}
-            return found
-
+        fitted = self.processes.from_main(
+            lambda: all_fitted_norms(self.config, self.members, self.nern.reconstruct(), beside)
+        )
         with torch.no_grad():
-            for name, value in self.processes.from_main(fit).items():
+            for name, value in fitted.items():
                 self.extra[name].copy_(value)
 
     def _new_round(self, number: int) -> None:
@@ -222,55 +183,18 @@ class Trainer(Loop):
         """The learning rate of the last step."""
         return self.optimizer.lr
 
-    # --- quantisation -------------------------------------------------------------------------------------------
-
-    def _choose_steps(self) -> None:
-        """Choose the steps of rounding, from the predictor and what was trained beside it as they are now."""
-
-        def choose() -> Quantised:
-            state = self.nern.predictor.state_dict()
-            effects = Effects(self.nern, self.members, keys.images, self.extra)
-            chooser = StepChooser({PREDICTOR + n: t for n, t in state.items() if n != SCALES}, effects)
-            level = chooser.level_of_bits(keys.bits, chooser.tensors)
-            return Quantised(under(chooser.steps(level), PREDICTOR), level)
-
-        keys = self.config.quantisation
-        self.quantised = self.processes.from_main(choose)
-        self.best = None  # what was not rounded is not compared with what is
-
-    @contextmanager
-    def rounded(self) -> Iterator[None]:
-        """Within, the predictor's numbers are rounded, if it is trained for that."""
-        if self.quantised is None:
-            yield
-            return
-        named = dict(self.nern.predictor.named_parameters())
-        rounded = [(named[name], step) for name, step in self.quantised.steps.items() if name in named]
-        with torch.no_grad():
-            exact = [parameter.clone() for parameter, _ in rounded]
-            for parameter, step in rounded:
-                parameter.copy_(on_grid(parameter, step))
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for (parameter, _), value in zip(rounded, exact, strict=True):
-                    parameter.copy_(value)
-
     # --- one step -----------------------------------------------------------------------------------------------
 
     def do_step(self) -> Losses:
         """The next step, with its images and rows."""
         self._next_phase()
-        if self.phase.quantises and self.quantised is None:
-            self._choose_steps()
+        if self.phase.quantises and self.rounding.quantised is None:
+            self.rounding.choose(self.extra, self.processes)
+            self.assessment.best = None  # what was not rounded is not compared with what is
         batches, fractions = self._images(self.step)
         losses = self.train_step(batches, self.batches.rows(self.step - self.phase.begins), fractions)
-        if (
-            self.step == self.phase.ends == self.phase.images_from
-            and self.config.norm_images
-            and self.config.learn_norms
-        ):
+        fits = self.config.norm_images and self.config.learn_norms
+        if fits and self.step == self.phase.ends == self.phase.images_from:
             self.settle()
             self._fit_norms()
         return losses
@@ -314,7 +238,9 @@ class Trainer(Loop):
         self, batches: Sequence[Batch] | None, rows: Tensor | None, fractions: Sequence[float] | None = None
     ) -> Losses:
         self.optimizer.zero_grad(set_to_none=True)
-        with self.rounded():  # the gradient there moves what is not rounded (Bengio et al. 2013: straight through)
+        with (
+            self.rounding.applied()
+        ):  # the gradient there moves what is not rounded (Bengio et al. 2013: straight through)
             return self.differentiate(batches, rows, fractions)
 
     def _update(self) -> None:
@@ -407,45 +333,26 @@ class Trainer(Loop):
         """Whether the step just done ends an interval of evaluation, or its loss is the least of a full window."""
         due = self._every(self.config.eval_iterations_interval, self.config.eval_epochs_interval)
         due = due or (len(self.phases) > 1 and self.step == self.phase.ends)
-        with_images = not losses.terms.keys() <= {"reconstruction", "frequency"}
-        if step % self.config.eval_loss_window_interval == 0 and with_images:
-            watched = [losses.terms[n] for n in ("feature_maps", "distillation") if n in losses.terms]
-            current = sum(float(term.detach()) for term in watched)
-            self._window.append(current)
-            full = len(self._window) == self._window.maxlen
-            due = due or bool(watched and full and current <= min(self._window))
-        return due
+        return self.assessment.least_loss(step, losses) or due
 
     def metrics(self) -> dict[str, Any]:
         """Metrics of the current predictor on the held-out and test sets; keeps it as 'best' if it is."""
         self.settle()
-        with self.rounded():
-            weights = split_by_network(self.members, self.nern.reconstruct())
-        extra = {name: p.detach() for name, p in self.extra.items()}
-        extras = [of_number(extra, number, len(self.members)) for number in range(len(self.members))]
-        found: dict[str, dict[str, Any]] = {"held_out": {}, "test": {}}
-        for member, evaluator, own, beside in zip(self.members, self.evaluators, weights, extras, strict=True):
-            for name, data in member.sets.items():
-                found[name][member.name] = evaluator(data, own, beside)
-        means = {name: mean_metrics(list(of_networks.values())) for name, of_networks in found.items() if of_networks}
-        record: dict[str, Any] = {name: m.to_dict() for name, m in means.items()}
-        if len(self.members) > 1:
-            record["networks"] = {
-                m.name: {name: found[name][m.name].to_dict() for name in m.sets} for m in self.members
-            }
-        chosen = means.get(self.config.evaluation.best_on)
-        score = 0.0 if chosen is None else chosen.score  # nothing to choose by: the latest is the best
-        if self.best is None or score >= self.best["score"] or chosen is None:
-            self.best = {"step": self.step} | record | {"score": score}
+        with self.rounding.applied():
+            weights = self.nern.reconstruct()
+        record, is_best = self.assessment(self.step, weights, {name: p.detach() for name, p in self.extra.items()})
+        if is_best:
             self.save_checkpoint("best")
         return record
 
     def original_metrics(self) -> list[dict[str, dict[str, float]]]:
         """Metrics of each original network on its held-out and test sets."""
-        return [
-            {name: evaluator(data).to_dict() for name, data in member.sets.items()}
-            for member, evaluator in zip(self.members, self.evaluators, strict=True)
-        ]
+        return self.assessment.of_originals()
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best evaluation so far, with its `step` and `score`."""
+        return self.assessment.best
 
     def skipped_images(self) -> dict[str, list[str]]:
         """Names of the images that could not be read, in any process, for each network that has some."""
@@ -457,8 +364,8 @@ class Trainer(Loop):
         """Write the current predictor as checkpoint `name`."""
         self.settle()
         if self.folder is not None:
-            with self.rounded():
-                self.folder.save_checkpoint(name, self.nern.predictor.state_dict(), self.extra, self.quantised)
+            with self.rounding.applied():
+                self.folder.save_checkpoint(name, self.nern.predictor.state_dict(), self.extra, self.rounding.quantised)
 
     def own_state(self) -> dict[str, Any]:
         """Predictor, optimizer, schedule, window, best."""
@@ -468,10 +375,10 @@ class Trainer(Loop):
             "extra": {name: p.detach() for name, p in self.extra.items()},
             "optimizer": self.optimizer.state_dict(),
             "schedule_advances": self.schedule.advances,
-            "window": list(self._window),
-            "best": self.best,
+            "window": list(self.assessment.window),
+            "best": self.assessment.best,
             "targets": self.targets,
-            "quantised": None if self.quantised is None else self.quantised.to_json(),
+            "quantised": self.rounding.state(),
             "precision": self.precision,
         }
 
@@ -492,7 +399,6 @@ class Trainer(Loop):
         self.optimizer.load_state_dict(state["optimizer"])
         self._unchecked = []
         self.schedule.advances = state["schedule_advances"]
-        self.best = state["best"]
-        quantised = state.get("quantised")  # a run from before there was this phase has none
-        self.quantised = None if quantised is None else Quantised.from_json(quantised)
-        self._window.extend(state["window"])
+        self.rounding.load_state(state.get("quantised"))  # a run from before there was this phase has none
+        self.assessment.best = state["best"]
+        self.assessment.window.extend(state["window"])
