@@ -379,7 +379,8 @@ def test_what_a_filler_does_not_know_is_left_out(tmp_path: Path, quickly: None) 
 
 
 def test_several_networks_have_sections_each(tmp_path: Path, unrendered: None) -> None:
-    torch.save(small_resnet(option="B").state_dict(), tmp_path / "small.pt")
+    small = small_resnet(option="B")
+    torch.save(small.state_dict(), tmp_path / "small.pt")
     globs = ["*conv?.weight", "*shortcut*", "linear.weight"]
     networks = [
         {"original_model_path": "pretrained:digits-resnet8"},
