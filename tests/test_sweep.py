@@ -564,6 +564,10 @@ def test_command_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     expected = "nern sweep a/b.yaml --task.data_dir DATA_DIR --epochs null --optim.lr 0.005 --nern.include '[\"a*\"]'"
     assert command_text(tmp_path / "a" / "b.yaml", options) == command_text("a/b.yaml", options) == expected
     assert command_text("/elsewhere/b.yaml", {}) == "nern sweep b.yaml"
+    two = {"original_model_path": "/a.pt", "teacher.original_model_path": "/b.pt"}
+    assert command_text("b.yaml", two).endswith(
+        "--original_model_path ORIGINAL_MODEL_PATH --teacher.original_model_path TEACHER_ORIGINAL_MODEL_PATH"
+    )
 
 
 # --- what ships --------------------------------------------------------------------------------------------------

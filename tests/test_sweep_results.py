@@ -63,6 +63,15 @@ def test_metrics_without_test_images() -> None:
     assert found["device"] == "cpu"
 
 
+def test_nearness_to_the_original_is_that_of_the_last_checkpoint_on_test_images() -> None:
+    last = {"test": {"top1": 80.0, "agreement": 97.5, "divergence": 0.0123456}, "held_out": {"agreement": 99.0}}
+    found = made(last=last, best={"test": {"agreement": 96.0, "divergence": 0.5}})
+    assert (found["agreement_test"], found["divergence_test"]) == (97.5, 0.0123456)
+    assert "97.5000,0.012346," in table_text([found])
+    found = made(last={"test": {"top1": 80.0}})
+    assert (found["agreement_test"], found["divergence_test"]) == (None, None)
+
+
 def test_outliers_and_precision() -> None:
     found = made()
     assert (found["outlier_bytes"], found["precision"]) == (0, None)
@@ -286,6 +295,14 @@ def test_outliers_are_shown_where_there_are_some(tmp_path: Path) -> None:
     assert "| ordering, bytes | outliers, bytes | accuracy, % |" in text
     assert "| ours | cross-filter | 140 | 94,229 (35.2%) | 48,000 | - | 91.00 |" in text
     assert "| b | cross-filter | 140 | 94,229 (35.2%) | 48,000 | 1,234 | 91.00 |" in text
+
+
+def test_agreement_is_shown_where_it_is_known(tmp_path: Path) -> None:
+    write_table(tmp_path / "results.csv", [row(agreement_test=97.25), row(name="b-s0", series="b")])
+    text = page_text([tmp_path / "results.csv"], tmp_path / "results.md")
+    assert "| n | agreement, % | best published gap at this size |" in text
+    assert "| 1 | 97.25 | -1.30 (NeRN) |" in text
+    assert "| 1 | - | -1.30 (NeRN) |" in text
 
 
 def test_page_does_not_depend_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

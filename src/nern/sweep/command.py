@@ -79,11 +79,11 @@ def command_text(path: str | Path, options: Mapping[str, Any]) -> str:
     path = Path(path)
     if path.is_absolute():
         path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(path.name)
-    words = ["nern", "sweep", path.as_posix()]
-    for key, value in options.items():
-        place = isinstance(value, str) and Path(value).expanduser().is_absolute()
-        value = key.rpartition(".")[2].upper() if place else value if isinstance(value, str) else json.dumps(value)
-        words += [f"--{key}", value]
+    words, names = ["nern", "sweep", path.as_posix()], [key.rpartition(".")[2] for key in options]
+    for (key, value), name in zip(options.items(), names, strict=True):
+        if isinstance(value, str) and Path(value).expanduser().is_absolute():
+            value = (name if names.count(name) == 1 else key.replace(".", "_")).upper()
+        words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
     return shlex.join(words)
 
 

@@ -14,7 +14,7 @@ from nern.sweep.table import Row, read_tables
 
 OWN_HEADINGS = (
     "series", "ordering", "hidden size", "parameters", "ordering, bytes", "outliers, bytes", "accuracy, %", "gap, points",
-    "n", "best published gap at this size", "reconstruction alone, %", "refined, %", "relative error",
+    "n", "agreement, %", "best published gap at this size", "reconstruction alone, %", "refined, %", "relative error",
     "steps", "minutes",
 )  # fmt: skip
 THEIR_HEADINGS = (
@@ -49,7 +49,8 @@ def page_text(tables: Sequence[str | Path], page: str | Path, figure: str | None
         f"Made from {links} by `{command}` in this folder; do not edit.",
         "Accuracy is top-1 on the test images, of the last checkpoint, and its gap to the original network's: mean ± sample "
         "standard deviation over n seeds. The test images chose nothing. The best published gap is the smallest one at this "
-        "number of parameters (within 5 %), to the original network of its source. The relative error is of all "
+        "number of parameters (within 5 %), to the original network of its source. Agreement is the "
+        "share of test images that both networks give the same class, last checkpoint. The relative error is of all "
         "weights, best checkpoint.",
     ]
     if figure is not None:
@@ -112,6 +113,7 @@ def _own_line(network: str, task: str, group: Group) -> list[str]:
         _spread(group, "last_test", 2),
         _spread(group, "gap", 2, sign=True),
         str(len(group.rows)),
+        _spread(group, "agreement_test", 2),
         "-" if best is None else f"{best.gap:+.2f} ({best.method})",
         _spread(group, "reconstruction_test", 2),
         _spread(group, "refinement_test", 2),

@@ -37,6 +37,8 @@ COLUMNS: dict[str, type] = {
     "last_test": float,
     "best_test": float,
     "gap": float,
+    "agreement_test": float,
+    "divergence_test": float,
     "reconstruction_held_out": float,
     "reconstruction_test": float,
     "refinement_held_out": float,
@@ -55,7 +57,7 @@ COLUMNS: dict[str, type] = {
 }
 _NEEDED = ("name", "series", "seed", "network", "task", "order", "parameters")
 # tables of older versions have no such columns
-_LATER = ("outlier_bytes", "precision", "refinement_held_out", "refinement_test")
+_LATER = ("outlier_bytes", "precision", "refinement_held_out", "refinement_test", "agreement_test", "divergence_test")
 _LARGEST = 10**15  # of any number but a seed
 
 
@@ -111,6 +113,8 @@ def _row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, 
         "outlier_bytes": sizes.get("outlier_bytes", 0),
         "original_test": _original(metrics, "test"),
         "original_held_out": _original(metrics, "held_out"),
+        "agreement_test": _figure(last, "test", "agreement"),
+        "divergence_test": _figure(last, "test", "divergence"),
         "last_held_out": _top1(last, "held_out"),
         "best_held_out": _top1(best, "held_out"),
         "last_test": _top1(last, "test"),
@@ -152,7 +156,11 @@ def _short(value: Any) -> str:
 
 
 def _top1(record: Mapping[str, Any], images: str) -> float | None:
-    return (record.get(images) or {}).get("top1")
+    return _figure(record, images, "top1")
+
+
+def _figure(record: Mapping[str, Any], images: str, name: str) -> float | None:
+    return (record.get(images) or {}).get(name)
 
 
 def _original(metrics: Mapping[str, Any], images: str) -> float | None:
@@ -193,7 +201,7 @@ def table_text(rows: Iterable[Row]) -> str:
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
-    digits = {"share": 6, "relative_error": 6, "seconds": 1}.get(name, 4)
+    digits = {"share": 6, "relative_error": 6, "divergence_test": 6, "seconds": 1}.get(name, 4)
     return f"{value:.{digits}f}" if COLUMNS[name] is float else str(value)
 
 
