@@ -138,9 +138,8 @@ class Trainer(Loop):
 
     def _fit_norms(self) -> None:
         """Fit the batch norms of all networks that have images to the weights as they are now."""
-        beside = {name: p.detach() for name, p in self.extra.items()}
         fitted = self.processes.from_main(
-            lambda: all_fitted_norms(self.config, self.members, self.nern.reconstruct(), beside)
+            lambda: all_fitted_norms(self.config, self.members, self.nern.reconstruct(), self._detached_extra())
         )
         with torch.no_grad():
             for name, value in fitted.items():
@@ -177,6 +176,10 @@ class Trainer(Loop):
     def named_parameters(self) -> dict[str, Tensor]:
         """The predictor's, and what is trained beside it."""
         return {**dict(self.nern.predictor.named_parameters()), **self.extra}
+
+    def _detached_extra(self) -> dict[str, Tensor]:
+        """What is trained beside the predictor, as it is now."""
+        return {name: p.detach() for name, p in self.extra.items()}
 
     @property
     def lr(self) -> float:
@@ -238,9 +241,8 @@ class Trainer(Loop):
         self, batches: Sequence[Batch] | None, rows: Tensor | None, fractions: Sequence[float] | None = None
     ) -> Losses:
         self.optimizer.zero_grad(set_to_none=True)
-        with (
-            self.rounding.applied()
-        ):  # the gradient there moves what is not rounded (Bengio et al. 2013: straight through)
+        # the gradient at what is rounded moves what is not (Bengio et al. 2013: straight through)
+        with self.rounding.applied():
             return self.differentiate(batches, rows, fractions)
 
     def _update(self) -> None:
@@ -340,7 +342,7 @@ class Trainer(Loop):
         self.settle()
         with self.rounding.applied():
             weights = self.nern.reconstruct()
-        record, is_best = self.assessment(self.step, weights, {name: p.detach() for name, p in self.extra.items()})
+        record, is_best = self.assessment(self.step, weights, self._detached_extra())
         if is_best:
             self.save_checkpoint("best")
         return record
@@ -372,7 +374,7 @@ class Trainer(Loop):
         self.settle()
         return {
             "predictor": self.nern.predictor.state_dict(),
-            "extra": {name: p.detach() for name, p in self.extra.items()},
+            "extra": self._detached_extra(),
             "optimizer": self.optimizer.state_dict(),
             "schedule_advances": self.schedule.advances,
             "window": list(self.assessment.window),
