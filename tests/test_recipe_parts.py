@@ -96,7 +96,10 @@ def test_precision_is_told_and_kept(configure: Configure) -> None:  # noqa: F811
     assert folder.load_state()["precision"] == told
 
 
-@pytest.mark.parametrize(("key", "value"), [("teacher.original_model_name", "ResNet8"), ("learn_fc_layer", True)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("teacher.original_model_name", "ResNet8"), ("teacher.mirrored", True), ("learn_fc_layer", True)],
+)
 def test_fit_refuses_what_needs_images(key: str, value: object, small: nn.Module) -> None:
     config = nern.fit_config(2)
     section, _, name = key.rpartition(".")

@@ -17,10 +17,12 @@ import nern
 from nern import Config, NernError
 from nern.cli import main
 from nern.errors import NernWarning
-from nern.experiment import build_experiment
+from nern.experiment import build_experiment, build_teachers
 from nern.objectives.objective import Objective
 from nern.originals.base import Original
-from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES
+from nern.originals.mirrored import Mirrored
+from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, TASKS
+from nern.tasks.base import register_task
 from nern.training import Interrupted, RunFolder, Trainer
 from runs import quiet, small_resnet
 
@@ -132,6 +134,29 @@ def test_a_teacher_that_is_the_original_changes_nothing(images: Tensor) -> None:
     torch.testing.assert_close(found[0], found[2])
 
 
+@pytest.mark.parametrize("maps", [0.0, 0.5])
+def test_mirrored_outputs_are_means_over_both_views_and_feature_maps_are_of_the_image(
+    images: Tensor, maps: float
+) -> None:
+    original, weights = Original(small_resnet()), moved(Original(small_resnet()))
+    config = Config.from_dict({"nern.attention_loss_weight": maps, "nern.distillation_loss_weight": 0.25}).nern
+    expected = (original(images) + original(torch.flip(images, dims=(3,)))) / 2
+    assert not torch.allclose(expected, original(images))
+    found = Objective(config, original, Mirrored(original))(weights, images)
+    outputs = original.run(weights, images)[0]
+    torch.testing.assert_close(
+        found.terms["distillation"], DISTILLATION_LOSSES[config.distillation_loss_type](expected, outputs)
+    )
+    plain = Objective(config, original)(weights, images)
+    assert found.terms.keys() == plain.terms.keys()
+    assert all(torch.equal(found.terms[name], plain.terms[name]) for name in found.terms if name != "distillation")
+
+
+def test_an_image_and_its_mirror_image_have_the_same_mirrored_outputs(images: Tensor) -> None:
+    mirrored = Mirrored(Original(small_resnet()))
+    torch.testing.assert_close(mirrored(images), mirrored(images.flip(-1)))
+
+
 # --- built from a config -------------------------------------------------------------------------------------------
 
 
@@ -161,6 +186,46 @@ def test_a_teacher_may_have_arguments_and_random_weights_with_a_warning(configur
     teacher = experiment.members[0].teacher
     assert teacher is not None
     assert [p.shape[0] for name, p in teacher.network.named_parameters() if name == "conv1.weight"] == [6]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_mirrored_teacher_is_the_named_network_or_the_original(
+    configure: Configure, images: Tensor, named: bool
+) -> None:
+    none = {"teacher.original_model_name": None, "teacher.original_model_path": None}
+    (member,) = build_experiment(configure({"teacher.mirrored": True} | ({} if named else none))).members
+    assert member.teacher is not None
+    (plain,) = build_experiment(configure({} if named else none)).members
+    single = plain.teacher or plain.original
+    torch.testing.assert_close(member.teacher(images), (single(images) + single(images.flip(-1))) / 2)
+    assert member.teacher.digest() == single.digest()
+
+
+def test_each_of_several_networks_is_mirrored_by_itself(files: Path, images: Tensor) -> None:
+    networks = [{"original_model_path": str(files / name)} for name in ("original.pt", "teacher.pt")]
+    members = build_experiment(Config.from_dict(BASE | {"networks": networks, "teacher.mirrored": True})).members
+    for member in members:
+        assert member.teacher is not None
+        outputs = (member.original(images) + member.original(images.flip(-1))) / 2
+        torch.testing.assert_close(member.teacher(images), outputs)
+
+
+def test_what_is_no_image_has_no_mirror_image(configure: Configure) -> None:
+    @register_task("series", input_shape=(1, 8), num_classes=10)
+    def series(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("not built")
+
+    original = Original(small_resnet())
+    config = configure({"teacher.original_model_name": None, "teacher.original_model_path": None})
+    config.teacher.mirrored = True
+    config.task.task_name = "series"
+    try:
+        with pytest.raises(
+            NernError, match=r"teacher\.mirrored needs images, but the inputs of series have shape \(1, 8\)"
+        ):
+            build_teachers(config, torch.device("cpu"), [original])
+    finally:
+        TASKS.unregister("series")
 
 
 def test_a_teacher_with_weights_gives_no_warning(configure: Configure) -> None:
@@ -193,6 +258,15 @@ def test_paths_of_the_teacher_are_named_from_the_root(tmp_path: Path, monkeypatc
             r"teacher\.original_model_name is null",
         ),
         ({"nern.distillation_loss_weight": 0.0}, r"set nern\.distillation_loss_weight above 0"),
+        (
+            {
+                "teacher.original_model_name": None,
+                "teacher.original_model_path": None,
+                "teacher.mirrored": True,
+                "nern.distillation_loss_weight": 0.0,
+            },
+            r"set nern\.distillation_loss_weight above 0",
+        ),
     ],
 )
 def test_mistakes_are_named_before_anything_is_built(
@@ -204,7 +278,9 @@ def test_mistakes_are_named_before_anything_is_built(
 
 def test_several_networks_have_no_teacher(files: Path) -> None:
     networks = [{"original_model_path": str(files / "original.pt")}] * 2
-    with pytest.raises(NernError, match="teacher works with one original network; networks lists several"):
+    with pytest.raises(
+        NernError, match=r"teacher\.original_model_name works with one original network; networks lists several"
+    ):
         Config.from_dict({"networks": networks, "teacher.original_model_name": "ResNet8"})
 
 

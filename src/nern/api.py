@@ -10,7 +10,15 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from nern.config import Config, DistillationConfig, NernConfig, QuantisationConfig, RefinementConfig, by_phases
+from nern.config import (
+    Config,
+    DistillationConfig,
+    NernConfig,
+    QuantisationConfig,
+    RefinementConfig,
+    TeacherConfig,
+    by_phases,
+)
 from nern.errors import NernError
 from nern.evaluation import LayerError, layer_errors
 from nern.experiment import ordered_networks
@@ -109,7 +117,7 @@ def fit(
         config.nern = replace(config.nern, include=None if include is None else list(include), exclude=list(exclude))
     original = as_original(network, None, config.nern.include, config.nern.exclude)
     config.seed = config.seed if seed is None else seed
-    for key, given in (("teacher", config.teacher.original_model_name), ("learn_fc_layer", config.learn_fc_layer)):
+    for key, given in (("teacher", config.teacher != TeacherConfig()), ("learn_fc_layer", config.learn_fc_layer)):
         if given:
             raise NernError(f"fit has no images: {key} of its config has no part; leave it out, or use `nern train`")
     if by_phases(config):

@@ -20,6 +20,7 @@ from nern.ordering.store import get_ordering, read_ordering
 from nern.originals.base import Original
 from nern.originals.build import build_original, build_original_network
 from nern.originals.input_format import InputFormat
+from nern.originals.mirrored import Mirrored
 from nern.processes import ALONE, Processes
 from nern.registry import ORDERINGS, PREDICTORS, TASKS
 from nern.representation.kernels import KernelTable
@@ -62,6 +63,26 @@ def build_checked_original(network: NetworkConfig, seed: int, device: torch.devi
     )
     check_outputs(original, task, original.input_format, device)
     return original
+
+
+def build_teachers(
+    config: Config, device: torch.device, originals: Sequence[Original]
+) -> list[Original | Mirrored | None]:
+    """Of each original, whose outputs are distilled; None: its own.
+
+    Raises:
+        NernError: `teacher.mirrored`, and an original's inputs are no images; or see `build_teacher`.
+    """
+    found = build_teacher(config, device, originals[0])
+    if not config.teacher.mirrored:
+        return [found] * len(originals)
+    for network, original in zip(config.members(), originals, strict=True):
+        shape = format_of(network.task, original.input_format).shape
+        if len(shape) != 3:
+            raise NernError(
+                f"teacher.mirrored needs images, but the inputs of {network.task.task_name} have shape {tuple(shape)}"
+            )
+    return [Mirrored(found or original) for original in originals]
 
 
 def build_teacher(config: Config, device: torch.device, original: Original) -> Original | None:
@@ -227,10 +248,12 @@ def build_experiment(config: Config, train: bool = True, processes: Processes = 
     if extra and checkpoint is not None and (not train or extra_path(checkpoint).is_file()):
         extra = {k: v.to(device) for k, v in load_extra(checkpoint, extra).items()}
     settings = data_settings(config)
-    teacher = build_teacher(config, device, originals[0]) if train else None
+    teachers = build_teachers(config, device, originals) if train else [None] * len(originals)
     with processes.first_here():
         members = [
             Member(original, build_task(network.task, settings, device, train, original), name, teacher)
-            for network, original, name in zip(networks, originals, member_names(networks), strict=True)
+            for network, original, name, teacher in zip(
+                networks, originals, member_names(networks), teachers, strict=True
+            )
         ]
     return Experiment(config, device, members, ordering, source, nern, extra)

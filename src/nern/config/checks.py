@@ -182,8 +182,10 @@ def _check_phases(config: Config) -> None:
         _check_parts_of_phases(config)
     if first.rounds > 1 and not first.iterations:
         raise NernError(f"reconstruction.rounds (={first.rounds}) needs reconstruction.iterations")
+    if teacher != TeacherConfig() and config.nern.distillation_loss_weight <= 0:
+        raise NernError("teacher is whose outputs are distilled; set nern.distillation_loss_weight above 0")
     if teacher.original_model_name is None:
-        if teacher != TeacherConfig():
+        if teacher != TeacherConfig(mirrored=teacher.mirrored):
             raise NernError(
                 "teacher.original_model_name is null, which makes the original network the teacher; set it, too"
             )
@@ -191,9 +193,7 @@ def _check_phases(config: Config) -> None:
     if ":" not in teacher.original_model_name:
         registry.ORIGINALS[teacher.original_model_name]
     if config.networks:
-        raise NernError("teacher works with one original network; networks lists several")
-    if config.nern.distillation_loss_weight <= 0:
-        raise NernError("teacher is the network whose outputs are distilled; set nern.distillation_loss_weight above 0")
+        raise NernError("teacher.original_model_name works with one original network; networks lists several")
 
 
 def _check_parts_of_phases(config: Config) -> None:
@@ -210,7 +210,7 @@ def _check_parts_of_phases(config: Config) -> None:
     for name in ("reconstruction", "refinement"):
         if name in trained and n.reconstruction_loss_weight == 0:
             raise NernError(f"nern.reconstruction_loss_weight is 0, but {name}.iterations is not")
-    if config.teacher.original_model_name is not None and not {"distillation", "quantisation"} & set(trained):
+    if config.teacher != TeacherConfig() and not {"distillation", "quantisation"} & set(trained):
         raise NernError("teacher has no part without a phase of distillation; set distillation.iterations")
     for name, key in (("refinement", "images"), ("quantisation", "bits"), ("quantisation", "images")):
         given = getattr(sections[name], key)

@@ -114,7 +114,7 @@ class QuantisationConfig:
 
 @dataclass(kw_only=True)
 class TeacherConfig:
-    """The network whose outputs are distilled, if not the original itself."""
+    """Whose outputs are distilled, if not the original's as they are."""
 
     original_model_name: str | None = None
     """Architecture, as task.original_model_name; null: the original network is the teacher."""
@@ -122,6 +122,9 @@ class TeacherConfig:
     """Its weights, as original_model_path."""
     original_model_kwargs: dict[str, Any] = field(default_factory=dict)
     """Its arguments, as task.original_model_kwargs."""
+    mirrored: bool = False
+    """The outputs, also the original's own, are means over each image and its mirror image: better ones, where images keep
+    their class when left and right change places."""
 
 
 PHASES = ("reconstruction", "refinement", "distillation", "quantisation")

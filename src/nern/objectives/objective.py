@@ -12,6 +12,7 @@ from nern.config import NernConfig
 from nern.errors import NernError, NonFiniteLossError
 from nern.objectives.frequency import focal_frequency_loss
 from nern.originals.base import Original
+from nern.originals.mirrored import Mirrored
 from nern.originals.taps import FeatureMaps
 from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, RECONSTRUCTION_LOSSES, TASK_LOSSES
 
@@ -68,7 +69,7 @@ class Objective:
         teacher: the network whose outputs are distilled; None: the original.
     """
 
-    def __init__(self, config: NernConfig, original: Original, teacher: Original | None = None) -> None:
+    def __init__(self, config: NernConfig, original: Original, teacher: Original | Mirrored | None = None) -> None:
         self.config, self.original, self.teacher = config, original, teacher or original
         self.weights = {
             "reconstruction": config.reconstruction_loss_weight,

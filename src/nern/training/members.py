@@ -11,6 +11,7 @@ from torch import Tensor
 from nern.errors import NernError
 from nern.naming import joint_name
 from nern.originals.base import Original
+from nern.originals.mirrored import Mirrored
 from nern.tasks.base import Task
 from nern.tasks.streams import EvalSet, TrainStream
 
@@ -25,7 +26,7 @@ class Member:
     original: Original
     task: Task | None = None
     name: str = ""
-    teacher: Original | None = None
+    teacher: Original | Mirrored | None = None
 
     @property
     def stream(self) -> TrainStream | None:
