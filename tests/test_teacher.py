@@ -210,6 +210,22 @@ def test_each_of_several_networks_is_mirrored_by_itself(files: Path, images: Ten
         torch.testing.assert_close(member.teacher(images), outputs)
 
 
+@pytest.mark.parametrize(
+    ("task", "mirrors"),
+    [("cifar10", True), ("cifar100", True), ("imagenet", True), ("imagefolder", True), ("digits", False)],
+)
+def test_tasks_say_whether_images_are_mirrored(configure: Configure, task: str, mirrors: bool) -> None:
+    config = configure({"teacher.original_model_name": None, "teacher.original_model_path": None})
+    config.task.task_name, config.teacher.mirrored = task, None
+    original = Original(small_resnet())
+    (found,) = build_teachers(config, torch.device("cpu"), [original])
+    assert isinstance(found, Mirrored) is mirrors
+    config.task.use_random_data = True  # made-up images have no class to keep
+    assert build_teachers(config, torch.device("cpu"), [original]) == [None]
+    config.teacher.mirrored = True
+    assert isinstance(build_teachers(config, torch.device("cpu"), [original])[0], Mirrored)
+
+
 def test_what_is_no_image_has_no_mirror_image(configure: Configure) -> None:
     @register_task("series", input_shape=(1, 8), num_classes=10)
     def series(*args: Any, **kwargs: Any) -> Any:

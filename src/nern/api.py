@@ -16,7 +16,6 @@ from nern.config import (
     NernConfig,
     QuantisationConfig,
     RefinementConfig,
-    TeacherConfig,
     by_phases,
 )
 from nern.errors import NernError
@@ -117,7 +116,7 @@ def fit(
         config.nern = replace(config.nern, include=None if include is None else list(include), exclude=list(exclude))
     original = as_original(network, None, config.nern.include, config.nern.exclude)
     config.seed = config.seed if seed is None else seed
-    for key, given in (("teacher", config.teacher != TeacherConfig()), ("learn_fc_layer", config.learn_fc_layer)):
+    for key, given in (("teacher", config.teacher.asked_for), ("learn_fc_layer", config.learn_fc_layer)):
         if given:
             raise NernError(f"fit has no images: {key} of its config has no part; leave it out, or use `nern train`")
     if by_phases(config):

@@ -73,16 +73,17 @@ def build_teachers(
     Raises:
         NernError: `teacher.mirrored`, and an original's inputs are no images; or see `build_teacher`.
     """
-    found = build_teacher(config, device, originals[0])
-    if not config.teacher.mirrored:
-        return [found] * len(originals)
+    teacher = build_teacher(config, device, originals[0])
+    found: list[Original | Mirrored | None] = []
     for network, original in zip(config.members(), originals, strict=True):
-        shape = format_of(network.task, original.input_format).shape
-        if len(shape) != 3:
-            raise NernError(
-                f"teacher.mirrored needs images, but the inputs of {network.task.task_name} have shape {tuple(shape)}"
-            )
-    return [Mirrored(found or original) for original in originals]
+        task, mirrored = network.task, config.teacher.mirrored
+        if mirrored is None:
+            mirrored = TASKS.info(task.task_name)["mirrors"] and not task.use_random_data
+        shape = tuple(format_of(task, original.input_format).shape)
+        if mirrored and len(shape) != 3:
+            raise NernError(f"teacher.mirrored needs images, but the inputs of {task.task_name} have shape {shape}")
+        found.append(Mirrored(teacher or original) if mirrored else teacher)
+    return found
 
 
 def build_teacher(config: Config, device: torch.device, original: Original) -> Original | None:

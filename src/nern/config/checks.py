@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from nern import registry
@@ -182,10 +182,10 @@ def _check_phases(config: Config) -> None:
         _check_parts_of_phases(config)
     if first.rounds > 1 and not first.iterations:
         raise NernError(f"reconstruction.rounds (={first.rounds}) needs reconstruction.iterations")
-    if teacher != TeacherConfig() and config.nern.distillation_loss_weight <= 0:
+    if teacher.asked_for and config.nern.distillation_loss_weight <= 0:
         raise NernError("teacher is whose outputs are distilled; set nern.distillation_loss_weight above 0")
     if teacher.original_model_name is None:
-        if teacher != TeacherConfig(mirrored=teacher.mirrored):
+        if replace(teacher, mirrored=False).asked_for:
             raise NernError(
                 "teacher.original_model_name is null, which makes the original network the teacher; set it, too"
             )
@@ -210,7 +210,7 @@ def _check_parts_of_phases(config: Config) -> None:
     for name in ("reconstruction", "refinement"):
         if name in trained and n.reconstruction_loss_weight == 0:
             raise NernError(f"nern.reconstruction_loss_weight is 0, but {name}.iterations is not")
-    if config.teacher != TeacherConfig() and not {"distillation", "quantisation"} & set(trained):
+    if config.teacher.asked_for and not {"distillation", "quantisation"} & set(trained):
         raise NernError("teacher has no part without a phase of distillation; set distillation.iterations")
     for name, key in (("refinement", "images"), ("quantisation", "bits"), ("quantisation", "images")):
         given = getattr(sections[name], key)

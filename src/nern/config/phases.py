@@ -122,9 +122,14 @@ class TeacherConfig:
     """Its weights, as original_model_path."""
     original_model_kwargs: dict[str, Any] = field(default_factory=dict)
     """Its arguments, as task.original_model_kwargs."""
-    mirrored: bool = False
+    mirrored: bool | None = False
     """The outputs, also the original's own, are means over each image and its mirror image: better ones, where images keep
-    their class when left and right change places."""
+    their class when left and right change places. null: where the task says that they do."""
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether outputs other than those that the task implies are to be distilled."""
+        return replace(self, mirrored=self.mirrored or False) != TeacherConfig()
 
 
 PHASES = ("reconstruction", "refinement", "distillation", "quantisation")

@@ -29,6 +29,7 @@ def register_task(
     input_shape: tuple[int, int, int] | None = None,
     num_classes: int | Callable[[TaskConfig], int],
     train_images: int = 50_000,
+    mirrors: bool = False,
     **defaults: Any,
 ) -> Callable[[Any], Any]:
     """Decorator for a function that returns the data of a task: `(train, test)`.
@@ -38,6 +39,7 @@ def register_task(
         input_shape: (channels, height, width) of an image; None: what the network expects, or `task.input_size`.
         num_classes: outputs that a network of this task has; a function of the `task` section counts them.
         train_images: images of an epoch when made-up ones stand in for the training set.
+        mirrors: an image and its mirror image are of one class: what `teacher.mirrored: null` asks for.
         defaults: what null means for `mixup`, `cutmix` and `auto_augment` of the `task` section; else none of them.
 
     The function is called as `f(train_kwargs, test_kwargs, use_workers=..., data_dir=..., imagenet_path=...,
@@ -51,9 +53,8 @@ def register_task(
     for key in defaults:
         if key not in DEFAULTS:
             raise unknown_name("default of a task", key, DEFAULTS)
-    return TASKS.register(
-        name, input_shape=input_shape, num_classes=num_classes, train_images=train_images, defaults=defaults
-    )
+    facts = {"input_shape": input_shape, "num_classes": num_classes, "train_images": train_images, "mirrors": mirrors}
+    return TASKS.register(name, **facts, defaults=defaults)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ _LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@register_task("cifar10", input_shape=(3, 32, 32), num_classes=10)
+@register_task("cifar10", input_shape=(3, 32, 32), num_classes=10, mirrors=True)
 def cifar10(
     train_kwargs: dict[str, Any], test_kwargs: dict[str, Any], use_workers: bool = True, **kwargs: Any
 ) -> tuple[ImageTensors | None, ImageTensors | None]:
@@ -47,7 +47,7 @@ def cifar10(
     return _load("cifar10", **kwargs)
 
 
-@register_task("cifar100", input_shape=(3, 32, 32), num_classes=100)
+@register_task("cifar100", input_shape=(3, 32, 32), num_classes=100, mirrors=True)
 def cifar100(
     train_kwargs: dict[str, Any], test_kwargs: dict[str, Any], use_workers: bool = True, **kwargs: Any
 ) -> tuple[ImageTensors | None, ImageTensors | None]:

@@ -361,7 +361,7 @@ def _count_classes(task: TaskConfig) -> int:
     return len(SplitFolders.at(task.data_dir, TESTS, KEY).classes())
 
 
-@register_task("imagefolder", num_classes=_count_classes)
+@register_task("imagefolder", num_classes=_count_classes, mirrors=True)
 def imagefolder(
     train_kwargs: dict[str, Any],
     test_kwargs: dict[str, Any],

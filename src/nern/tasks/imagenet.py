@@ -18,6 +18,7 @@ TESTS, KEY = ("val", "validation"), "task.imagenet_path"
     "imagenet",
     num_classes=CLASSES,
     train_images=1_281_167,
+    mirrors=True,
     mixup=0.8,
     cutmix=1.0,
     auto_augment="rand-m9-mstd0.5-inc1",
