@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nern.analysis.curve_plot import Curve, Panel, plot_curves
+from nern.analysis.curve_plot import Curve, Panel, look, plot_curves
 from nern.cli import main
 from nern.config import Config
 from nern.errors import NernError
@@ -235,6 +235,11 @@ def test_picture_of_so_many_networks(tmp_path: Path, count: int) -> None:
     panels = [Panel(f"network {i}", curves, [("published (source)", 120, -0.3)], 500) for i in range(count)]
     plot_curves(tmp_path / "results.png", panels)
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_of_a_picture_look_unlike() -> None:
+    looks = [look(number) for number in range(28)]
+    assert len({(colour, line) for colour, _, line in looks}) == len({(c, marker) for c, marker, _ in looks}) == 28
 
 
 def test_picture_of_a_network_without_figures(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from nern.files import atomic_path
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", ":", "-.")
 PUBLISHED_MARKERS = ("D", "^", "s", "*", "v", "p", "h", "8")
 LINEAR_DOWN_TO = -6.0  # points; a wider range is drawn linear near the original and logarithmic below
 COLUMNS = 3
@@ -86,6 +87,12 @@ def plot_curves(path: str | Path, panels: Sequence[Panel]) -> None:
         figure.savefig(temporary, format="png", dpi=130)
 
 
+def look(number: int) -> tuple[str, str, str]:
+    """Colour, marker and line of the curve of this number: another for each of 28."""
+    again, number = divmod(number, len(COLOURS))
+    return COLOURS[number], MARKERS[(number + again) % len(MARKERS)], LINES[again % len(LINES)]
+
+
 def _draw_panel(
     axes: Any, panel: Panel, labels: Sequence[str], published: Sequence[str], handles: dict[str, Any]
 ) -> None:
@@ -97,15 +104,14 @@ def _draw_panel(
         style = {"marker": marker, "s": 62, "facecolors": "none", "edgecolors": INK, "linewidths": 1.3, "zorder": 6}
         handles[label] = axes.scatter([parameters], [gap], **style)
     for curve in panel.curves:
-        number = labels.index(curve.label)
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        colour, marker, line = look(labels.index(curve.label))
         sizes = [size for size, _ in curve.points]
         means, spreads = curve.means(), curve.spreads()
         single = [(size, gap) for size, gaps in curve.points if len(gaps) > 1 for gap in gaps]
         if single:
             axes.scatter(*zip(*single, strict=True), s=9, color=colour, alpha=0.4, lw=0, zorder=3)
         handles[curve.label] = axes.errorbar(
-            sizes, means, yerr=spreads if any(spreads) else None, color=colour, marker=marker, ms=5.5, lw=1.6,
+            sizes, means, yerr=spreads if any(spreads) else None, color=colour, marker=marker, ls=line, ms=5.5, lw=1.6,
             capsize=3, elinewidth=1.2, zorder=4,
         )  # fmt: skip
     _scale(axes, panel)
