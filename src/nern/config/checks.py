@@ -9,7 +9,7 @@ from typing import Any
 
 from nern import registry
 from nern.config.imports import import_modules
-from nern.config.phases import PHASES, TeacherConfig, by_phases, lengths, phase_optim, phase_sections
+from nern.config.phases import PHASES, by_phases, lengths, phase_optim, phase_sections
 from nern.config.recipes import recipe_values
 from nern.config.schema import Config, LoggingConfig, OptimConfig, TaskConfig
 from nern.config.settings import check_above_zero, check_at_least, choose
