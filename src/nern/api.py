@@ -10,14 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from nern.config import (
-    Config,
-    DistillationConfig,
-    NernConfig,
-    QuantisationConfig,
-    RefinementConfig,
-    by_phases,
-)
+from nern.config import Config, DistillationConfig, NernConfig, QuantisationConfig, RefinementConfig, by_phases
 from nern.errors import NernError
 from nern.evaluation import LayerError, layer_errors
 from nern.experiment import ordered_networks

@@ -79,10 +79,13 @@ def build_teachers(
         task, mirrored = network.task, config.teacher.mirrored
         if mirrored is None:
             mirrored = TASKS.info(task.task_name)["mirrors"] and not task.use_random_data
+        if not mirrored:
+            found.append(teacher)
+            continue
         shape = tuple(format_of(task, original.input_format).shape)
-        if mirrored and len(shape) != 3:
+        if len(shape) != 3:
             raise NernError(f"teacher.mirrored needs images, but the inputs of {task.task_name} have shape {shape}")
-        found.append(Mirrored(teacher or original) if mirrored else teacher)
+        found.append(Mirrored(teacher or original))
     return found
 
 

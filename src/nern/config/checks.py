@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from nern import registry
@@ -185,7 +185,7 @@ def _check_phases(config: Config) -> None:
     if teacher.asked_for and config.nern.distillation_loss_weight <= 0:
         raise NernError("teacher is whose outputs are distilled; set nern.distillation_loss_weight above 0")
     if teacher.original_model_name is None:
-        if replace(teacher, mirrored=False).asked_for:
+        if teacher.original_model_path is not None or teacher.original_model_kwargs:
             raise NernError(
                 "teacher.original_model_name is null, which makes the original network the teacher; set it, too"
             )

@@ -129,7 +129,7 @@ class TeacherConfig:
     @property
     def asked_for(self) -> bool:
         """Whether outputs other than those that the task implies are to be distilled."""
-        return replace(self, mirrored=self.mirrored or False) != TeacherConfig()
+        return self.original_model_name is not None or bool(self.mirrored)
 
 
 PHASES = ("reconstruction", "refinement", "distillation", "quantisation")
