@@ -175,7 +175,7 @@ def test_run_adds_up_the_parts(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "needs the name of a benchmark: order, step, reconstruct, scaling, run"),
+        ([], "the name of a benchmark is required: order, step, reconstruct, scaling, run"),
         (["stp"], "unknown benchmark 'stp'; did you mean 'step'? Choices: order, reconstruct, run, scaling, step"),
         (["order", "--largest", "10"], "--largest belongs to nern bench scaling; order has --kernels"),
         (["reconstruct", "--kernels", "10"], "--kernels belongs to nern bench order; reconstruct has no options"),

@@ -107,6 +107,58 @@ def test_unknown_command_suggests_the_nearest(run: Run) -> None:
     assert all(name in ended.err for name in COMMANDS)
 
 
+@pytest.mark.parametrize("arguments", ["--version", "--help", ""])
+def test_front_page_needs_no_torch(arguments: str) -> None:
+    code = (
+        f"import sys; from nern.cli import main; code = main({arguments.split()!r}); "
+        "print([m for m in ('torch', 'numpy', 'jsonargparse', 'rich') if m in sys.modules], file=sys.stderr); sys.exit(code)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr == "[]\n"
+    assert nern.__version__ in ended.stdout
+
+
+def test_public_names_come_when_they_are_used() -> None:
+    code = (
+        "import sys, nern; assert 'torch' not in sys.modules; assert 'fit' in dir(nern); assert not hasattr(nern, 'fitt');"
+        "from nern import Config, registry; assert 'ResNet20' in registry.ORIGINALS; assert nern.config.Config is Config;"
+        "names = {}; exec('from nern import *', names); assert names['fit'] is nern.fit"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr == ""
+
+
+@pytest.mark.parametrize("module", ["config", "registry", "tasks.cifar", "artifact", "ordering.store"])
+def test_choices_are_there_whatever_is_imported_first(module: str) -> None:
+    code = f"import nern.{module}; from nern.registry import TASKS, ORDERINGS; print(*TASKS, 'none' in ORDERINGS)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "cifar10 cifar100 digits imagefolder imagenet True\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("train", "no settings were given"),
+        ("train-original", "no settings were given"),
+        ("evaluate", "no settings were given"),
+        ("train --json m.json", "no settings were given"),
+        ("bench", "the name of a benchmark is required: order, step, reconstruct, scaling, run"),
+        ("bench --repeats 3", "the name of a benchmark is required"),
+        ("pack --bits 4", "required: run"),
+        *((name, "required: file") for name in ("unpack", "info", "verify", "sweep")),
+        ("inspect", "required: network"),
+        ("report", "required: source"),
+    ],
+)
+def test_what_is_missing_is_said_below_the_usage(run: Run, tmp_path: Path, name: str, missing: str) -> None:
+    ended = run(*name.split())
+    *usage, error = ended.err.splitlines()
+    assert (ended.code, ended.out) == (2, "")
+    assert usage[0].startswith(f"usage: nern {name.split()[0]} ")
+    assert error.startswith("error: ")
+    assert missing in error
+    assert [path.name for path in tmp_path.iterdir()] == ["short.yaml"]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_a_help_page(run: Run, name: str) -> None:
     ended = run(name, "--help")
@@ -201,9 +253,38 @@ def test_numbers_in_files_are_numbers_on_both_ways_in(run: Run, configs: list[Co
     assert configs[0] == Config.load(tmp_path / "short.yaml")
 
 
-def test_resolved_config_is_printed_and_reads_back(run: Run, configs: list[Config]) -> None:
-    ended = run("train", "--config_path", "short.yaml", "--logging.exp_name", "a [bold] name")
-    assert Config.from_dict(yaml.safe_load(ended.out)) == configs[0]
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ((), ""),
+        (("--seed", "5", "--logging.exp_name", "a [bold] name"), '; set: logging.exp_name="a [bold] name", seed=5'),
+        (("--seed", "0", "--nern.act_layer", "relu"), ""),  # as they are anyway
+        (("--optim.betas", "[0.5, 0.9]", "--num_iterations", "3", "--epochs", "null"), None),
+        (("--task.original_model_kwargs", "{depth: 8}"), "; set: task.original_model_kwargs.depth=8"),
+        (("--recipe", "nern", "--nern.exclude", "['*.bias']"), 'nern; set: nern.exclude=["*.bias"]'),
+        (("--recipe", "nern", "--reconstruction.iterations", "null", "--distillation.iterations", "7"), None),
+    ],
+)
+def test_a_line_says_what_differs_from_the_recipe(
+    run: Run, configs: list[Config], typed: tuple[str, ...], said: str | None
+) -> None:
+    changes = {
+        "--optim.betas": "; set: optim.betas=[0.5, 0.9], epochs=null, num_iterations=3",
+        "--recipe": "nern; set: reconstruction.iterations=null, distillation.iterations=7",
+    }
+    (line,) = run("train", *(typed or ("--seed", "0"))).out.splitlines()
+    said = changes[typed[0]] if said is None else said
+    assert line == f"recipe {said if said.startswith('nern') else f'published{said}'}"
+    (config,) = configs
+    values = dict(part.split("=", 1) for part in re.split(r", (?=[a-z_.]+=)", line.partition("; set: ")[2]) if part)
+    again = {key: json.loads(value) for key, value in values.items()}
+    assert Config.of_recipe(config.recipe, again) == config
+
+
+def test_training_an_original_says_what_is_not_as_usual(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nern.commands.training.train_original", lambda *args: None)
+    ended = run("train-original", "--task.task_name", "cifar100", "--epochs", "3")
+    assert ended == Ended(0, 'defaults; set: task.task_name="cifar100", epochs=3\n', "")
 
 
 def test_print_config_shows_the_settings_and_stops(run: Run, configs: list[Config]) -> None:

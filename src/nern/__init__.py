@@ -4,45 +4,26 @@ A trained network's convolution kernels are a signal over coordinates (layer, fi
 network, the predictor, that maps an encoded coordinate to its kernel.
 """
 
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nern.public import *  # noqa: F403
+
 __version__ = "0.1.0"
 
-from nern import objectives, ordering, originals, representation, tasks, training  # noqa: F401  (fills the registries)
-from nern.api import Fitted, fit, fit_config
-from nern.artifact import Artifact, DamagedFileError, load
-from nern.config import Config, OriginalConfig
-from nern.errors import NernError, NonFiniteLossError
-from nern.jobs import evaluate, load_run, resume, resume_original, train, train_original
-from nern.jobs.packing import PackOptions, pack, save
-from nern.jobs.reporting import report
-from nern.originals.base import OriginalNetwork, register_original
-from nern.originals.input_format import InputFormat
-from nern.tasks.base import register_task
-from nern.tasks.images import ImageTensors
 
-__all__ = [
-    "Artifact",
-    "Config",
-    "DamagedFileError",
-    "Fitted",
-    "ImageTensors",
-    "InputFormat",
-    "NernError",
-    "NonFiniteLossError",
-    "OriginalConfig",
-    "OriginalNetwork",
-    "PackOptions",
-    "evaluate",
-    "fit",
-    "fit_config",
-    "load",
-    "load_run",
-    "pack",
-    "register_original",
-    "register_task",
-    "report",
-    "resume",
-    "resume_original",
-    "save",
-    "train",
-    "train_original",
-]
+def __getattr__(name: str) -> Any:
+    """A public name or a module, imported when it is first used: torch alone takes seconds."""
+    if name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module 'nern' has no attribute {name!r}")
+    if importlib.util.find_spec(f"nern.{name}") is not None:
+        return importlib.import_module(f"nern.{name}")
+    return getattr(importlib.import_module("nern.public"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *importlib.import_module("nern.public").__all__})

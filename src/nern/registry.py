@@ -11,12 +11,30 @@ for an unknown one lists the choices.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 from nern.errors import NernError, unknown_name
 
 T = TypeVar("T")
+
+PACKAGES = (
+    "objectives",
+    "ordering",
+    "originals",
+    "representation",
+    "tasks",
+    "training",
+)  # which register what they have
+
+
+@cache
+def _fill() -> None:
+    """Import what registers itself; before anything is looked up."""
+    for name in PACKAGES:
+        importlib.import_module(f"nern.{name}")
 
 
 class Registry(Generic[T]):
@@ -54,14 +72,17 @@ class Registry(Generic[T]):
         return self._info[name]
 
     def __getitem__(self, name: str) -> T:
+        _fill()
         if name not in self._entries:
             raise unknown_name(self.kind, name, self._entries)
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
+        _fill()
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
+        _fill()
         return iter(self._entries)
 
 

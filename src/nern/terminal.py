@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import importlib.util
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from nern.objectives.objective import Losses
 
-WIDE = 120  # columns from which on the losses are shown, too
+WIDE = 120  # columns from which on each loss is shown, and the time elapsed
+LINES, LINE_SECONDS = (
+    10,
+    5.0,
+)  # most lines between evaluations where there is no bar, and the seconds from one to the next
 UPDATE_EVERY = 10  # steps between updates of the losses shown: reading a loss waits for the device
 
 
@@ -23,27 +39,49 @@ def bytes_text(count: float) -> str:
     return f"{count / 1e3:,.1f} kB" if count < 1e6 else f"{count / 1e6:,.2f} MB"
 
 
+def shows_bars(console: Console) -> bool:
+    """Whether a bar that moves can be shown: in a terminal, and in a notebook that has ipywidgets."""
+    return console.is_terminal or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
+
+
+class _Speed(ProgressColumn):
+    """Steps a second, of the last ones."""
+
+    def render(self, task: Task) -> Text:
+        return Text(speed_text(task.finished_speed or task.speed))
+
+
+def speed_text(speed: float | None) -> str:
+    """Steps a second, or seconds a step; empty where it is not known yet."""
+    if not speed:
+        return ""
+    return f"{speed:,.{0 if speed >= 100 else 1}f} steps/s" if speed >= 1 else f"{1 / speed:,.1f} s/step"
+
+
 class ProgressDisplay:
-    """A progress bar with phase, losses and the latest accuracy; lines at evaluations where there is no terminal."""
+    """A progress bar with phase, speed, remaining time, losses and the latest accuracy. Where no bar can be shown, lines: at
+    evaluations, and at times between them."""
 
     def __init__(self, console: Console, total: int, warmup: int, done: int = 0, live: bool = True) -> None:
         self.console, self.total, self.warmup = console, total, warmup
-        self.live = live and console.is_terminal
-        self.lines = live and not console.is_terminal
-        self._accuracy = ""
+        self.live = live and shows_bars(console)
+        self.lines = live and not self.live
         self.phase_name: Callable[[], str] = str  # of the last step; empty where a run is not divided
-        wide = console.width >= WIDE
+        self._wide = console.width >= WIDE
         columns = [
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30 if wide else 12),
+            BarColumn(bar_width=24 if self._wide else 4),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            *([TimeElapsedColumn(), TextColumn("left")] if wide else []),
+            *([TimeElapsedColumn(), TextColumn("left")] if self._wide else []),
             TimeRemainingColumn(),
-            *([TextColumn("{task.fields[losses]}")] if wide else []),
+            _Speed(),
+            TextColumn("{task.fields[losses]}"),
             TextColumn("[bold]{task.fields[accuracy]}"),
         ]
         self._bar = Progress(*columns, console=console, disable=not self.live)
         self._task = self._bar.add_task(self._phase(done), total=total, completed=done, losses="", accuracy="")
+        self._first, self._began = done, time.monotonic()
+        self._line_at, self._line_time = done, self._began
 
     def _phase(self, step: int) -> str:
         return "reconstruction" if step < min(self.warmup, self.total) else "training"
@@ -55,27 +93,44 @@ class ProgressDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._bar.refresh()  # a notebook's is not by itself
         self._bar.stop()
 
     def on_step(self, step: int, losses: Losses) -> None:
         """Show the steps done."""
-        if not self.live:
-            return
-        shown: dict[str, Any] = {}
-        if step % UPDATE_EVERY == 0 or step == self.total:
-            short = {"reconstruction": "rec", "frequency": "freq", "feature_maps": "maps", "distillation": "dist"}
-            parts = [f"{short.get(name, name)} {float(value.detach()):.4g}" for name, value in losses.terms.items()]
-            shown = {"losses": " ".join(parts)}
+        if self.live:
+            look = step % UPDATE_EVERY == 0 or step == self.total
+            shown: dict[str, Any] = {"losses": self._losses(losses, self._wide)} if look else {}
+            self._bar.update(self._task, completed=step, description=self._phase_of(step, losses), **shown)
+        elif self.lines and step - self._line_at >= self.total / LINES and step < self.total:
+            now = time.monotonic()
+            if now - self._line_time >= LINE_SECONDS:
+                speed = (step - self._first) / (now - self._began)
+                left = timedelta(seconds=round((self.total - step) / speed))
+                self._line(
+                    step, self._phase_of(step, losses), f"{left} left, {speed_text(speed)}, {self._losses(losses)}"
+                )
+
+    def _phase_of(self, step: int, losses: Losses) -> str:
         with_images = not losses.terms.keys() <= {"reconstruction", "frequency"}
         phase = "distillation" if with_images else self._phase(step - 1)
-        phase = self.phase_name() or (phase if "reconstruction" in losses.terms else "training")
-        self._bar.update(self._task, completed=step, description=phase, **shown)
+        return self.phase_name() or (phase if "reconstruction" in losses.terms else "training")
+
+    def _losses(self, losses: Losses, each: bool = False) -> str:
+        if not each:
+            return f"loss {float(losses.total.detach()):.3g}"
+        short = {"reconstruction": "rec", "frequency": "freq", "feature_maps": "maps", "distillation": "dist"}
+        return " ".join(f"{short.get(name, name)} {float(value.detach()):.4g}" for name, value in losses.terms.items())
+
+    def _line(self, step: int, phase: str, text: str) -> None:
+        self._line_at, self._line_time = step, time.monotonic()
+        self.console.print(f"step {step}/{self.total}{phase and f', {phase}'}: {text}", highlight=False, soft_wrap=True)
 
     def on_evaluation(self, record: dict[str, Any]) -> None:
         """Show an evaluation."""
         parts: list[str] = []
         for name, label in (("test", "test"), ("held_out", "held out")):
-            if name in record and (not parts or not self.live or self.console.width >= WIDE):
+            if name in record and (not parts or not self.live or self._wide):
                 metrics = record[name]
                 key = "top1" if "top1" in metrics else "agreement"
                 parts.append(f"{label} {metrics[key]:.2f} %" + (" agreement" if key == "agreement" else ""))
@@ -83,8 +138,7 @@ class ProgressDisplay:
         if self.live:
             self._bar.update(self._task, accuracy=text)
         elif self.lines and text:
-            phase = f", {record['phase']}" if "phase" in record else ""
-            self.console.print(f"step {record['step']}/{self.total}{phase}: {text}", highlight=False)
+            self._line(record["step"], record.get("phase", ""), text)
 
 
 def metrics_table(title: str, rows: dict[str, dict[str, float]]) -> Table:

@@ -40,17 +40,15 @@ OWN_OPTIONS = {  # of one kind only
 }
 
 
-def check_kind(what: str | None, given: Sequence[str] = ()) -> str:
+def check_kind(what: str, given: Sequence[str] = ()) -> str:
     """The benchmark that `what` names.
 
     Args:
         given: names of options on the command line.
 
     Raises:
-        NernError: no name, an unknown one, or an option that belongs to another benchmark.
+        NernError: an unknown name, or an option that belongs to another benchmark.
     """
-    if what is None:
-        raise NernError(f"nern bench needs the name of a benchmark: {', '.join(KINDS)}")
     if what not in KINDS:
         raise unknown_name("benchmark", what, KINDS)
     for name in given:

@@ -12,6 +12,7 @@ from rich.console import Console
 from nern.benchmarks import KINDS, OPTIONS, OWN_OPTIONS, BenchSettings, bench, check_kind
 from nern.commands.line import (
     Command,
+    MissingError,
     command_parser,
     config_given,
     config_options,
@@ -55,6 +56,8 @@ def _bench_file(argv: Sequence[str]) -> str:
 
 
 def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    if given["what"] is None:
+        raise MissingError(f"the name of a benchmark is required: {', '.join(KINDS)}")
     what = check_kind(given["what"], [name for name in option_names(argv) if name in OPTIONS])
     chosen = {name: given[name] for name in OPTIONS if given[name] is not None}
     command = shlex.join(["nern", "bench", *given["typed"]])
@@ -70,5 +73,5 @@ def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
 
 
 COMMANDS = {
-    "bench": Command(_bench_parser, _run_bench, "measure speed and memory on this machine", Config, _bench_file),
+    "bench": Command(_bench_parser, _run_bench, Config, _bench_file),
 }

@@ -135,8 +135,8 @@ def _run_verify(given: dict[str, Any], argv: Sequence[str], console: Console) ->
 
 
 COMMANDS = {
-    "pack": Command(_pack_parser, _run_pack, "write a NeRN into one small file"),
-    "unpack": Command(_unpack_parser, _run_unpack, "write the weights that such a file gives"),
-    "info": Command(_info_parser, _run_info, "show what is in such a file"),
-    "verify": Command(_verify_parser, _run_verify, "check such a file"),
+    "pack": Command(_pack_parser, _run_pack),
+    "unpack": Command(_unpack_parser, _run_unpack),
+    "info": Command(_info_parser, _run_info),
+    "verify": Command(_verify_parser, _run_verify),
 }

@@ -17,20 +17,24 @@ PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 S = TypeVar("S", bound=Settings)
 
 
+class MissingError(NernError):
+    """Something that a command needs was not typed; `usage` says what it takes."""
+
+    usage = ""
+
+
 class Command(NamedTuple):
     """A command of the command line.
 
     Attributes:
         parser: makes the parser of its options.
         run: does it; takes what was given, the arguments, and where to print.
-        about: a line of the front page.
         settings: whose keys are among the options.
         default_file: the config file to take for these arguments where none is given.
     """
 
     parser: Callable[[], ArgumentParser]
     run: Callable[[dict[str, Any], Sequence[str], Console], None]
-    about: str
     settings: type[Settings] | None = None
     default_file: Callable[[Sequence[str]], str] | None = None
 

@@ -69,6 +69,6 @@ def _run_list(given: dict[str, Any], argv: Sequence[str], console: Console) -> N
 
 
 COMMANDS = {
-    "inspect": Command(_inspect_parser, _run_inspect, "show what of a network is represented"),
-    "list": Command(_list_parser, _run_list, "list networks, tasks and other choices"),
+    "inspect": Command(_inspect_parser, _run_inspect),
+    "list": Command(_list_parser, _run_list),
 }

@@ -65,5 +65,5 @@ def _shipped(name: str) -> str:
 
 
 COMMANDS = {
-    "quickstart": Command(_quickstart_parser, _run_quickstart, "the whole job on a small network, nothing to download"),
+    "quickstart": Command(_quickstart_parser, _run_quickstart),
 }

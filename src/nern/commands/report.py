@@ -64,4 +64,4 @@ def _run_report(given: dict[str, Any], argv: Sequence[str], console: Console) ->
     )
 
 
-COMMANDS = {"report": Command(_report_parser, _run_report, "write a page with figures about a run or a file")}
+COMMANDS = {"report": Command(_report_parser, _run_report)}

@@ -90,4 +90,4 @@ def _given(values: Any, key: str) -> Any:
     return list(values) if isinstance(values, tuple) else values
 
 
-COMMANDS = {"sweep": Command(_sweep_parser, _run_sweep, "train many NeRNs side by side, and compare them", Config)}
+COMMANDS = {"sweep": Command(_sweep_parser, _run_sweep, Config)}

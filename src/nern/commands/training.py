@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
-from nern.commands.line import PLAIN, Command, command_parser, config_given, config_options, json_option, option_names
+from nern.commands.line import (
+    PLAIN,
+    Command,
+    MissingError,
+    command_parser,
+    config_given,
+    config_options,
+    json_option,
+    option_names,
+)
 from nern.config import Config, OriginalConfig, Settings
 from nern.devices import processes_to_start
 from nern.errors import NernError
@@ -92,7 +102,20 @@ def _resumes(given: dict[str, Any], argv: Sequence[str]) -> bool:
     return given["resume"] is not None
 
 
+def _check_given(argv: Sequence[str]) -> None:
+    """Raise MissingError where no setting at all was typed."""
+    if set(option_names(argv)) <= {"json"}:
+        raise MissingError("no settings were given; --config_path FILE names a file of them")
+
+
+def _changes(config: Settings) -> str:
+    """What a config sets otherwise, in a line."""
+    parts = [f"{key}={json.dumps(value)}" for key, value in config.changes().items() if key != "recipe"]
+    return f"; set: {', '.join(parts)}" if parts else ""
+
+
 def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    _check_given(given["typed"])
     resumes = _resumes(given, argv)
     config = Config.load(RunFolder.open(given["resume"]).config) if resumes else config_given(given, Config)
     count = processes_to_start(config)
@@ -103,20 +126,22 @@ def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
         resume(given["resume"], console, given["json"])
         return
     if process_number() == 0:
-        console.print(config.to_yaml(), style="dim", **PLAIN)
+        console.print(f"recipe {config.recipe}{_changes(config)}", style="dim", **PLAIN)
     train(config, console, given["json"])
 
 
 def _run_original(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    _check_given(given["typed"])
     if _resumes(given, argv):
         resume_original(given["resume"], console, given["json"])
         return
     config = config_given(given, OriginalConfig)
-    console.print(config.to_yaml(), style="dim", **PLAIN)
+    console.print(f"defaults{_changes(config)}", style="dim", **PLAIN)
     train_original(config, console, given["json"])
 
 
 def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    _check_given(given["typed"])
     check_alone("nern evaluate")
     if given["run"] is None:
         if given["checkpoint"] is not None:
@@ -131,7 +156,7 @@ def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) 
 
 
 COMMANDS = {
-    "train": Command(_train_parser, _run_train, "train a NeRN", Config),
-    "train-original": Command(_original_parser, _run_original, "train a network to be represented", OriginalConfig),
-    "evaluate": Command(_evaluate_parser, _run_evaluate, "evaluate a NeRN, or the original network", Config),
+    "train": Command(_train_parser, _run_train, Config),
+    "train-original": Command(_original_parser, _run_original, OriginalConfig),
+    "evaluate": Command(_evaluate_parser, _run_evaluate, Config),
 }

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from nern.config.yaml_files import at, dump_yaml, nested, over, read_yaml
+from nern.config.yaml_files import at, dump_yaml, nested, nested_value, over, read_yaml
 from nern.errors import NernError, unknown_name
 from nern.files import write_text
 
@@ -37,6 +37,13 @@ class Settings:
     def to_yaml(self) -> str:
         """The configuration file that reproduces this one."""
         return dump_yaml(self.to_dict())
+
+    def changes(self) -> dict[str, Any]:
+        """Dotted keys whose values are other than those that lie beneath (see `beneath`), with their values; 'none' in place
+        of null is no other."""
+        own, plain = self.to_dict(), over(_build(type(self), {}).to_dict(), nested(self.beneath(self.to_dict())))
+        beneath = {key: nested_value(plain, key) for key, _ in _leaves(own)}
+        return {k: v for k, v in _leaves(own) if v != beneath[k] and (v, beneath[k]) != ("none", None)}
 
     def save(self, path: str | Path) -> None:
         """Write `to_yaml()` to `path`."""
@@ -184,6 +191,15 @@ def _build(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
             value = [v if isinstance(v, item) else _build(item, v, f"{prefix}{f.name}.") for v in value]
         built[f.name] = value
     return cls(**built)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested sections; what is empty, or a list, is a value."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _plain(value: Any) -> Any:

@@ -21,6 +21,7 @@ from nern.files import check_writable, save_safetensors
 from nern.originals.base import Original
 from nern.tasks.base import DataSettings, build_task
 from nern.tasks.streams import EvalSet
+from nern.terminal import shows_bars
 
 _LARGE = 5_000_000  # weights from which on a bar is shown
 BATCH = 500  # images in one evaluation batch
@@ -68,7 +69,7 @@ def unpack(
 def predicted(artifact: Artifact, console: Console) -> Artifact:
     """The artifact with its weights predicted; of a large network a bar is shown meanwhile."""
     total = artifact.nern.table.num_weights
-    with Progress(console=console, disable=total < _LARGE or not console.is_terminal, transient=True) as bar:
+    with Progress(console=console, disable=total < _LARGE or not shows_bars(console), transient=True) as bar:
         task = bar.add_task("predicting weights", total=total)
         artifact.predict(lambda done: bar.update(task, completed=done))
     return artifact

@@ -16,6 +16,7 @@ from nern.jobs.report_images import IMAGES
 from nern.jobs.session import check_kind
 from nern.processes import check_alone
 from nern.shipped import NERN, shipped_file
+from nern.terminal import shows_bars
 from nern.training.run_folder import RunFolder
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
@@ -96,7 +97,7 @@ def report(
     else:
         subject = subject_of_run(folder, images)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not shows_bars(console)) as bar:
         drawing = bar.add_task("measuring and drawing", total=steps(subject))
         numbers = write_report(page, subject, lambda: bar.advance(drawing))
     if json_path is not None:

@@ -1,0 +1,96 @@
+"""Running a command of the command line: what was typed, parsed and checked."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
+from rich.console import Console
+
+from nern.commands.line import Command, MissingError, option_names
+from nern.config import Settings, check_key, item_class, known_keys, read_config_file
+from nern.errors import NernError, unknown_name
+
+
+def run_command(module: str, name: str, typed: Sequence[str], may_restart: bool) -> None:
+    """Run the command `name` of a module of this package.
+
+    Raises:
+        MissingError: something that it needs was not typed.
+        NernError: a mistake in what was typed, or of the job.
+    """
+    command: Command = importlib.import_module(f"nern.commands.{module}").COMMANDS[name]
+    parser, cls, rest = command.parser(), command.settings, list(typed)
+    parser.prog = f"nern {name}"
+    parser.exit_on_error = False
+    try:
+        _check_options(parser, rest, cls)
+        if command.default_file is not None and "config_path" not in option_names(rest):
+            rest = [*rest, "--config_path", command.default_file(rest)]
+        if cls is not None and "config_path" in known_options(parser):
+            rest = _config_first(rest, cls)
+        command.run(_parsed(parser, name, rest) | {"typed": list(typed), "may_restart": may_restart}, rest, Console())
+    except MissingError as error:
+        error.usage = parser.format_usage().strip()
+        raise
+
+
+def _parsed(parser: ArgumentParser, name: str, argv: Sequence[str]) -> dict[str, Any]:
+    try:
+        return parser.parse_args(argv, env=False).as_dict()
+    except Exception as error:  # jsonargparse's ArgumentError: key, expected type, value
+        text = f"{' '.join(str(error).split())} (see nern {name} --help)"
+        raise (MissingError if "arguments are required" in text else NernError)(text) from error
+
+
+def _config_first(argv: Sequence[str], cls: type[Settings]) -> list[str]:
+    """Move --config_path to the front, so that dotted options win over the file wherever they stand. Files are read here,
+    with the reader of `Config.load`; jsonargparse gets their content. One without keys is left out."""
+    contents: list[dict[str, Any]] = []
+    rest, arguments = [], list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        name, equals, path = argument.partition("=")
+        if name != "--config_path" or not (equals or arguments):
+            rest.append(argument)
+            continue
+        path = path if equals else arguments.pop(0)
+        if values := read_config_file(path, cls):
+            contents.append(values)
+    given: dict[str, Any] = {name: value for values in contents for name, value in values.items()}
+    layers = [cls.beneath(given | _typed(rest, "recipe")), *contents]
+    return [argument for values in layers if values for argument in ("--config_path", json.dumps(values))] + rest
+
+
+def _typed(argv: Sequence[str], name: str) -> dict[str, str]:
+    """The value typed for option `name`, if it was."""
+    following = [*argv[1:], ""]
+    pairs = [(a.partition("="), b) for a, b in zip(argv, following[: len(argv)], strict=True)]
+    values = [value if equals else after for (option, equals, value), after in pairs if option == f"--{name}"]
+    return {name: values[-1]} if values else {}
+
+
+def known_options(parser: ArgumentParser) -> set[str]:
+    """Names of a parser's options, without dashes."""
+    return {option.lstrip("-") for action in parser._actions for option in action.option_strings}
+
+
+def _check_options(parser: ArgumentParser, argv: Sequence[str], cls: type[Settings] | None) -> None:
+    """Name unknown keys and their nearest before jsonargparse sees them."""
+    if cls is None:
+        return
+    own = known_options(parser)
+    for name in option_names(argv):
+        if name not in own and "." not in name and name not in known_keys(cls):
+            choices = {option for option in own if "." not in option and not option.endswith("+") and len(option) > 1}
+            raise unknown_name("option", name, choices)
+        section = name.partition(".")[0]
+        if section != name and section in known_keys(cls) and item_class(known_keys(cls)[section]):
+            raise NernError(
+                f"{section} is a list of sections, to be written in a file; --{name} does not say which is meant"
+            )
+        if name not in own:
+            check_key(name.rstrip("+"), cls)

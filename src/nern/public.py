@@ -1,0 +1,41 @@
+"""The public names of the package, each from its module; `nern.NAME` looks here when first used."""
+
+from nern.api import Fitted, fit, fit_config
+from nern.artifact import Artifact, DamagedFileError, load
+from nern.config import Config, OriginalConfig
+from nern.errors import NernError, NonFiniteLossError
+from nern.jobs import evaluate, load_run, resume, resume_original, train, train_original
+from nern.jobs.packing import PackOptions, pack, save
+from nern.jobs.reporting import report
+from nern.originals.base import OriginalNetwork, register_original
+from nern.originals.input_format import InputFormat
+from nern.tasks.base import register_task
+from nern.tasks.images import ImageTensors
+
+__all__ = [
+    "Artifact",
+    "Config",
+    "DamagedFileError",
+    "Fitted",
+    "ImageTensors",
+    "InputFormat",
+    "NernError",
+    "NonFiniteLossError",
+    "OriginalConfig",
+    "OriginalNetwork",
+    "PackOptions",
+    "evaluate",
+    "fit",
+    "fit_config",
+    "load",
+    "load_run",
+    "pack",
+    "register_original",
+    "register_task",
+    "report",
+    "resume",
+    "resume_original",
+    "save",
+    "train",
+    "train_original",
+]
