@@ -363,9 +363,9 @@ class Config(Settings):
     """Arithmetic of training: 'float32'; 'tf32' (on a GPU, products of float32 numbers rounded to 10 bits of mantissa);
     'bf16' (16 bits, on CPU and GPU; kernels, losses and parameters stay in float32); 'auto' (bf16 where the machine has
     instructions for it, else float32). Evaluations are in float32."""
-    cuda_graph: bool = True
-    """On one GPU, run training steps as a CUDA graph: the same arithmetic without the host between its kernels. A step that
-    cannot be captured runs without, and says so."""
+    cuda_graph: bool = False
+    """On one GPU, run training steps as a CUDA graph: the same arithmetic without the host between its kernels. It was never
+    measured on a GPU. A step that cannot be captured runs without a graph, with a warning."""
     learn_fc_layer: bool = False
     """Also train the final fully connected layer of the reconstructed network; it is saved beside the predictor."""
     learn_norms: bool = False

@@ -1,19 +1,17 @@
 """Muon: the momentum of a matrix, made orthogonal, is its step; everything else takes steps of AdamW.
 
 Muon: Jordan et al. 2024 (kellerjordan.github.io/posts/muon), with the scale of Liu et al. 2025, arXiv 2502.16982: a
-matrix's step has the root mean square of 0.2 that AdamW's steps have, so one learning rate serves both. As in `Ranger`, the
-device part of a step depends on no number of the host.
+matrix's step has the root mean square of 0.2 that AdamW's steps have, so one learning rate serves both. `torch.optim.Muon`
+is not used: it iterates in bfloat16 and takes matrices only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from nern.training.two_part import TwoPartOptimizer
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's: singular values end near 1, not at it, in few steps
 ITERATIONS = 5
@@ -21,8 +19,8 @@ STEP_RMS = 0.2
 EPS_NORM = 1e-7
 
 
-class Muon(TwoPartOptimizer):
-    """A step is `prepare()`, on the host, then `update()`, on the device; `capturable` as for `Ranger`.
+class Muon(torch.optim.Optimizer):
+    """Muon for matrices, AdamW for the rest. The rates may be tensors: a step reads no value of one on the host.
 
     Args:
         matrices: parameters of two axes.
@@ -32,7 +30,6 @@ class Muon(TwoPartOptimizer):
         betas: of AdamW.
         weight_decay: decoupled: times `lr`.
         eps: added to the root of AdamW's mean square.
-        capturable: None: where the parameters are not on the CPU.
     """
 
     def __init__(
@@ -45,46 +42,27 @@ class Muon(TwoPartOptimizer):
         weight_decay: float = 0.0,
         *,
         eps: float = 1e-8,
-        capturable: bool | None = None,
     ) -> None:
-        given = [*matrices, *others]
         settings = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "eps": eps}
-        settings["capturable"] = given[0].device.type != "cpu" if capturable is None else capturable
         groups = [{"params": list(matrices), "matrices": True}, {"params": list(others), "matrices": False}]
         super().__init__([group for group in groups if group["params"]], settings)
-        self._numbers: list[list[Any]] = []
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._numbers = []
-
-    def prepare(self) -> None:
-        """The host's part: send the numbers of the step to the device without waiting for it."""
-        found = []
-        for group in self.param_groups:
-            lr = float(group["lr"])
-            found.append([1 - lr * group["weight_decay"], -lr])
-        if not self.capturable:
-            self._numbers = found
-            return
-        if not self._numbers:
-            device = self.param_groups[0]["params"][0].device
-            self._numbers = [[torch.empty((), device=device) for _ in numbers] for numbers in found]
-        for tensors, numbers in zip(self._numbers, found, strict=True):
-            torch._foreach_zero_(tensors)
-            torch._foreach_add_(tensors, numbers)  # they travel as arguments of the kernel
 
     @torch.no_grad()
-    def update(self) -> None:
-        """The device's part, with the numbers of the last `prepare()`."""
-        for group, (decay, size) in zip(self.param_groups, self._numbers, strict=True):
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step with the gradients that parameters hold."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
             p = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not p:
                 continue
             steps = self._orthogonal(group, p) if group["matrices"] else self._adam(group, p)
             if group["weight_decay"]:
-                torch._foreach_mul_(p, decay)
-            torch._foreach_add_(p, torch._foreach_mul(steps, size))
+                torch._foreach_mul_(p, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(p, torch._foreach_mul(steps, -group["lr"]))
+        return loss
 
     def _orthogonal(self, group: dict[str, Any], p: list[Tensor]) -> list[Tensor]:
         moments = self._states(p, "momentum")
@@ -116,8 +94,7 @@ class Muon(TwoPartOptimizer):
             if name not in self.state[parameter]:
                 kind = torch.promote_types(parameter.dtype, torch.float32)  # counts beyond what 16 bits tell apart
                 count = torch.zeros((), dtype=kind, device=parameter.device)
-                like = count if name == "step" else torch.zeros_like(parameter)
-                self.state[parameter][name] = like
+                self.state[parameter][name] = count if name == "step" else torch.zeros_like(parameter)
         return [self.state[parameter][name] for parameter in p]
 
 

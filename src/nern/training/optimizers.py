@@ -1,9 +1,4 @@
-"""Optimizers by name, and the one way in which training loops use them: a step in two parts.
-
-`build_optimizer` gives a `SplitOptimizer`. The learning rate is set on it, `prepare()` is what the host does for a step,
-`update()` what the device does: without waiting for the device, and, where `capturable`, without any host number that
-changes from step to step, so that it can be captured in a CUDA graph.
-"""
+"""Optimizers by name, with a learning rate that is set before each step."""
 
 from __future__ import annotations
 
@@ -17,7 +12,6 @@ from nern.config import OptimConfig
 from nern.errors import NonFiniteLossError
 from nern.registry import OPTIMIZERS
 from nern.training.muon import Muon
-from nern.training.ranger import Ranger
 
 Parameters = Iterable[nn.Parameter]
 LEAST_ROWS = 16  # of a matrix that Muon makes orthogonal; kernels have fewer entries
@@ -25,57 +19,41 @@ SOAP_EVERY = 10  # steps between new eigenbases
 OF_THE_DEVICE = ("capturable", "fused", "foreach")  # settings that belong to a device, not to a saved state
 
 
-class SplitOptimizer:
-    """A torch optimizer whose step is `prepare()` and `update()`.
-
-    An optimizer with methods `prepare` and `update`, and with `capturable`, is used by them. Any other one does all in
-    `update()`; it counts as capturable if its learning rates are tensors on a GPU and it was told `capturable` (SGD, which
-    has no such setting: `fused`).
-
-    A graph is captured after at least one update that was not, which makes the optimizer's state, and anew after
-    `load_state_dict`. It is then replayed after each `prepare()`.
+class RatedOptimizer:
+    """A torch optimizer whose learning rate is set from outside.
 
     Args:
         optimizer: what an entry of OPTIMIZERS returned.
-        lr: its learning rate.
+        lr: its learning rate; set it before a step.
+        capturable: whether steps may be captured in a CUDA graph: a step reads no number of the host that changes. The
+            rates are tensors then. A graph is captured after at least one step that was not, which makes the optimizer's
+            state, and anew after `load_state_dict`.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
-        self.optimizer, self.lr = optimizer, lr
-        self._own: Any = optimizer if hasattr(optimizer, "prepare") and hasattr(optimizer, "update") else None
+    def __init__(self, optimizer: torch.optim.Optimizer, lr: float, capturable: bool = False) -> None:
+        self.optimizer, self.capturable = optimizer, capturable
+        if capturable:
+            for group in optimizer.param_groups:
+                group["lr"] = torch.full((), lr, device=group["params"][0].device)
+        self.lr = lr
 
     @property
-    def capturable(self) -> bool:
-        """Whether `update()` may be captured in a CUDA graph."""
-        if self._own is not None:
-            return bool(getattr(self._own, "capturable", False))
-        flag = "fused" if isinstance(self.optimizer, torch.optim.SGD) else "capturable"
-        return all(
-            group.get(flag, False) and isinstance(group["lr"], Tensor) and not group["lr"].is_cpu
-            for group in self.optimizer.param_groups
-        )
+    def lr(self) -> float:
+        """The rate of the next step."""
+        return self._lr
 
-    def prepare(self) -> None:
-        """The host's part of a step with the rate `lr`."""
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        self._lr = lr
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(self.lr)
+                group["lr"].fill_(lr)
             else:
-                group["lr"] = self.lr
-        if self._own is not None:
-            self._own.prepare()
-
-    def update(self) -> None:
-        """The device's part."""
-        if self._own is not None:
-            self._own.update()
-        else:
-            self.optimizer.step()
+                group["lr"] = lr
 
     def step(self) -> None:
-        """Both."""
-        self.prepare()
-        self.update()
+        """Update the parameters."""
+        self.optimizer.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, or set them to 0."""
@@ -90,14 +68,19 @@ class SplitOptimizer:
         """Take over `state_dict()`, but for settings that belong to the device."""
         groups, own = state["param_groups"], self.optimizer.param_groups
         kept = [{key: group[key] for key in ("lr", *OF_THE_DEVICE) if key in group} for group in own]
-        merged = [{**group, **kept[i]} if i < len(kept) else group for i, group in enumerate(groups)]
+        settings = [
+            {k: v for k, v in group.items() if k != "params"} for group in own
+        ]  # a state of before may lack some
+        merged = [{**settings[i], **group, **kept[i]} if i < len(kept) else group for i, group in enumerate(groups)]
         self.optimizer.load_state_dict({**state, "param_groups": merged})
         self.lr = float(groups[0]["lr"])
 
 
-def build_optimizer(config: OptimConfig, parameters: Parameters) -> SplitOptimizer:
+def build_optimizer(config: OptimConfig, parameters: Parameters) -> RatedOptimizer:
     """The optimizer that `config` names."""
-    return SplitOptimizer(OPTIMIZERS[config.optimizer_type](list(parameters), config), config.lr)
+    parameters = list(parameters)
+    capturable = OPTIMIZERS.info(config.optimizer_type).get("capturable", False) and all(p.is_cuda for p in parameters)
+    return RatedOptimizer(OPTIMIZERS[config.optimizer_type](parameters, config), config.lr, capturable)
 
 
 def for_graphs(parameters: list[nn.Parameter], *flags: str) -> dict[str, Any]:
@@ -105,16 +88,7 @@ def for_graphs(parameters: list[nn.Parameter], *flags: str) -> dict[str, Any]:
     return dict.fromkeys(flags, True) if all(p.is_cuda for p in parameters) else {}
 
 
-def with_lr_on_device(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The rates as tensors that a graph reads, where the parameters are on a GPU."""
-    for group in optimizer.param_groups:
-        device = group["params"][0].device
-        if device.type == "cuda":
-            group["lr"] = torch.full((), float(group["lr"]), dtype=torch.float32, device=device)
-    return optimizer
-
-
-@OPTIMIZERS.register("sgd")
+@OPTIMIZERS.register("sgd", capturable=True)
 def sgd(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum (plain without momentum)."""
     parameters = list(parameters)
@@ -129,43 +103,43 @@ def sgd(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
     if config.momentum and optimizer.param_groups[0].get("fused"):  # which wants all buffers or none
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return with_lr_on_device(optimizer)
+    return optimizer
 
 
-@OPTIMIZERS.register("adamw")
+@OPTIMIZERS.register("adamw", capturable=True)
 def adamw(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW."""
     parameters = list(parameters)
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=config.lr,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        **for_graphs(parameters, "capturable", "fused"),
-    )
-    return with_lr_on_device(optimizer)
+    flags = for_graphs(parameters, "capturable", "fused")
+    return torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay, **flags)
 
 
-@OPTIMIZERS.register("adadelta")
+@OPTIMIZERS.register("adadelta", capturable=True)
 def adadelta(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
     """Adadelta."""
     parameters = list(parameters)
-    optimizer = torch.optim.Adadelta(
-        parameters,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        **for_graphs(parameters, "capturable", "foreach"),
-    )
-    return with_lr_on_device(optimizer)
+    flags = for_graphs(parameters, "capturable", "foreach")
+    return torch.optim.Adadelta(parameters, config.lr, weight_decay=config.weight_decay, **flags)
 
 
 @OPTIMIZERS.register("ranger")
 def ranger(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
-    """Ranger: rectified Adam with look-ahead (every 6 steps, half-way) and gradient centralisation.
+    """Ranger (Wright 2019), of the package pytorch-optimizer: rectified Adam (arXiv 1908.03265) with look-ahead (every 6
+    steps, half-way; arXiv 1907.08610) and gradient centralisation (arXiv 2004.01461).
 
     While the rectification is undefined (the first steps) it takes plain momentum steps.
     """
-    return Ranger(parameters, config.lr, config.betas, config.weight_decay, use_gc=config.ranger_use_gc)
+    from pytorch_optimizer import Ranger  # type: ignore[attr-defined]  # a second to import
+
+    optimizer: torch.optim.Optimizer = Ranger(
+        list(parameters),
+        config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        use_gc=config.ranger_use_gc,
+        degenerated_to_sgd=True,
+    )
+    return optimizer
 
 
 def split_matrices(parameters: Parameters) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -177,7 +151,7 @@ def split_matrices(parameters: Parameters) -> tuple[list[nn.Parameter], list[nn.
     return matrices, [p for p in trained if id(p) not in chosen]
 
 
-@OPTIMIZERS.register("muon")
+@OPTIMIZERS.register("muon", capturable=True)
 def muon(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
     """Muon for hidden matrices, with `momentum`; AdamW for the rest, with `betas`. One `lr` serves both (see `Muon`)."""
     return Muon(*split_matrices(parameters), config.lr, config.momentum, config.betas, config.weight_decay)

@@ -221,7 +221,6 @@ class Trainer(Loop):
         """
         rows = None if rows is None else send(rows, self.device)
         self.optimizer.lr = self.schedule.lr
-        self.optimizer.prepare()
         if self.graph is None:
             losses = self._differentiate(batches, rows, fractions)
             losses.check_finite(self.step)
@@ -247,7 +246,7 @@ class Trainer(Loop):
 
     def _update(self) -> None:
         clip_gradients(self.parameters, self.phase.optim)
-        self.optimizer.update()
+        self.optimizer.step()
 
     def replay_steps(self, recorder: Recorder) -> None:
         """Capture steps by `recorder` from now on, and replay them."""
