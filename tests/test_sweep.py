@@ -23,8 +23,8 @@ from nern.cli import main
 from nern.config import Config
 from nern.errors import NernError
 from nern.sweep import COLUMNS, load_sweep, read_tables, sweep
-from nern.sweep.command import _places, command_text
 from nern.sweep.processes import Ended, Job, run_side_by_side
+from nern.sweep.run import _places, command_text
 from nern.training.interrupt import Interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -227,8 +227,7 @@ def test_files_that_are_no_sweep(tmp_path: Path, text: str, message: str) -> Non
         (["--nern", "{}"], "--nern: nern sweep takes single keys, whole"),
         (["--nern.exclude+", "x"], "--nern.exclude+: nern sweep takes single keys, whole"),
         (["--batch_size", "many"], "batch_size"),
-        (["other.yaml"], "one sweep at a time, not 2"),
-        (["results.csv"], "tables (.csv) are made into a page, and nothing else: nern sweep TABLE ... --report PAGE"),
+        (["other.yaml"], "other.yaml"),
         (["--config_path", "x.yaml"], "unknown option 'config_path'"),
     ],
 )  # fmt: skip
@@ -250,10 +249,10 @@ def test_folder_that_cannot_be_made(write: Write, tmp_path: Path) -> None:
 
 
 def test_real_runs_are_trained_once(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, page = tmp_path / "out", tmp_path / "results.md"
+    out = tmp_path / "out"
     path = write(grid=GRID, seeds=[0])
     command = ["sweep", str(path), "--out", str(out), "--jobs", "2", "--batch_size", "8"]
-    assert main([*command, "--report", str(page), "--json", str(tmp_path / "rows.json")]) == 0
+    assert main([*command, "--json", str(tmp_path / "rows.json")]) == 0
     said = capsys.readouterr().out
     assert said.startswith("2 runs: 0 finished, 0 to go on with, 2 to train; 2 at a time on the CPU; folder ")
     assert "12-s0: starts; log " in said
@@ -272,8 +271,7 @@ def test_real_runs_are_trained_once(write: Write, tmp_path: Path, capsys: pytest
         assert row["relative_error"] > 0.5
         assert row["command"] == "nern sweep tiny.yaml --batch_size 8"
     assert [row["name"] for row in json.loads((tmp_path / "rows.json").read_text())] == ["8-s0", "12-s0"]
-    assert page.read_text().startswith("# Results\n")
-    assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
     before = {file: file.stat().st_mtime_ns for file in (out / "runs").rglob("*")}
     table = (out / "results.csv").read_bytes()
     assert main(command) == 0
@@ -415,15 +413,10 @@ def test_damaged_metrics(write: Write, tmp_path: Path) -> None:
     ("file", "change", "message"),
     [
         ("metrics", lambda m: m.pop("sizes"), "KeyError: 'sizes'"),
-        ("metrics", lambda m: m.update(sizes=[]), "TypeError"),
         ("metrics", lambda m: m.update(last=3), "AttributeError"),
         ("metrics", lambda m: m["sizes"].update(predictor_parameters=0), "parameters .=0. must be at least 1"),
-        ("metrics", lambda m: m["sizes"].update(predictor_parameters=None), "parameters .=None. must be a whole number"),
-        ("metrics", lambda m: m["sizes"].update(predictor_parameters=10**400), "parameters .=about .* is too large"),
-        ("metrics", lambda m: m["last"]["test"].update(top1="x"), "TypeError"),
         ("metrics", lambda m: m["best"]["test"].update(top1="x"), "best_test .='x'. must be a number"),
-        ("machine", lambda m: m.update(gpu=3), "it names no hardware"),
-        ("machine", lambda m: m.pop("cores"), "it names no hardware"),
+        ("machine", lambda m: m.pop("cores"), "KeyError: 'cores'"),
         ("machine", None, "it holds list"),
     ],
 )  # fmt: skip
@@ -439,10 +432,11 @@ def test_damaged_files_of_a_run(
     else:
         change(values)
     path.write_text(json.dumps(values))
-    found = rf"{re.escape(str(path))} is damaged \(.*{message}.*\); delete its run folder to train it anew"
+    found = rf"is damaged \(.*{message}.*\); delete its run folder to train it anew"
     with pytest.raises(NernError, match=found):
         sweep(write(), tmp_path / "out")
     shutil.rmtree(runs / "tiny-s0")
+    (runs / "tiny-s0.json").unlink()
     assert len(sweep(write(), tmp_path / "out")) == 1
 
 
@@ -458,7 +452,7 @@ def test_damaged_metrics_do_not_hide_what_came_first(
         raise Interrupted(signal.SIGINT, "stopped by SIGINT")
 
     with monkeypatch.context() as patch:
-        patch.setattr("nern.sweep.command.run_side_by_side", stopped)
+        patch.setattr("nern.sweep.run.run_side_by_side", stopped)
         with pytest.raises(Interrupted, match="stopped by SIGINT; 1 of 2 runs are finished"):
             sweep(write(seeds=[0, 1]), out)
 
@@ -475,7 +469,7 @@ def test_settings_are_not_averaged_as_seeds(write: Write, tmp_path: Path) -> Non
     runs = [{"name": name, "settings": {"batch_size": size}} for name, size in (("a", 8), ("b", 16))]
     path = write(runs=[run | {"series": "ours"} for run in runs])
     with pytest.raises(
-        NernError, match=r"runs a-s0 and b-s0 are both of series 'ours', .* seed 0: they cannot be averaged"
+        NernError, match=r"runs a-s0 and b-s0 are both of series 'ours', .* seed 0: they differ in more than the seed"
     ):
         sweep(path, tmp_path / "out")
     before = (tmp_path / "out" / "runs" / "a-s0" / "metrics.json").stat().st_mtime_ns

@@ -9,32 +9,28 @@ from typing import Any
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
-from nern.commands.line import PLAIN, Command, command_parser, json_option, option_names
+from nern.commands.line import Command, command_parser, json_option, option_names
 from nern.config import Config, item_class, known_keys
 from nern.errors import NernError
 from nern.files import check_writable, write_json
 from nern.processes import check_alone
-from nern.sweep import SweepFolder, make_page, sweep
+from nern.sweep import sweep
 
 SWEEP_HELP = """Train the runs of a sweep file side by side, and compare them: one table (results.csv) and one picture
 (results.png) in the sweep's folder. Finished runs are not repeated; after Ctrl-C or a crash the same command goes on.
 
   nern sweep experiments/sweeps/digits.yaml --jobs 2
   nern sweep FILE --task.data_dir DIR                dotted options win over the file, in all runs
-  nern sweep docs/results.csv --report PAGE.md       a page and a picture of tables, nothing is trained
 
 docs/sweeps.md describes the file."""
 
-OWN_OPTIONS = ("out", "jobs", "report", "json")
+OWN_OPTIONS = ("out", "jobs", "json")
 
 
 def _sweep_parser() -> ArgumentParser:
-    usage = (
-        "nern sweep FILE [--out FOLDER] [--jobs N] [--report PAGE] [--json FILE] [--dotted.key VALUE ...]\n"
-        "       nern sweep TABLE ... --report PAGE"
-    )
+    usage = "nern sweep FILE [--out FOLDER] [--jobs N] [--json FILE] [--dotted.key VALUE ...]"
     parser = command_parser(SWEEP_HELP, usage)
-    parser.add_argument("files", type=str, nargs="+", metavar="FILE", help="a sweep file; or tables (.csv) of sweeps")
+    parser.add_argument("file", type=str, metavar="FILE", help="the sweep file")
     parser.add_argument(
         "--out",
         type=str | None,
@@ -45,13 +41,6 @@ def _sweep_parser() -> ArgumentParser:
     parser.add_argument(
         "--jobs", type=int | None, default=None, metavar="N", help="runs at a time; null: one a GPU, or one on the CPU"
     )
-    parser.add_argument(
-        "--report",
-        type=str | None,
-        default=None,
-        metavar="PAGE",
-        help="write a page of the results (Markdown) here, and the picture of the same name beside it",
-    )
     json_option(parser)
     parser.add_class_arguments(Config)
     return parser
@@ -59,25 +48,11 @@ def _sweep_parser() -> ArgumentParser:
 
 def _run_sweep(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     check_alone("nern sweep")
-    files, tables = given["files"], [file for file in given["files"] if file.endswith(".csv")]
-    options = {name: _given(given, name) for name in option_names(argv) if name not in OWN_OPTIONS}
-    if tables:
-        extra = [name for name in option_names(argv) if name != "report"]
-        if len(tables) < len(files) or extra or given["report"] is None:
-            raise NernError("tables (.csv) are made into a page, and nothing else: nern sweep TABLE ... --report PAGE")
-        make_page(tables, given["report"])
-        console.print(f"page: {given['report']}", **PLAIN)
-        return
-    if len(files) > 1:
-        raise NernError(f"one sweep at a time, not {len(files)}: {', '.join(files)}")
-    check_writable(given["report"], "--report")
     check_writable(given["json"], "--json")
-    rows = sweep(files[0], given["out"], given["jobs"], options, console)
+    options = {name: _given(given, name) for name in option_names(argv) if name not in OWN_OPTIONS}
+    rows = sweep(given["file"], given["out"], given["jobs"], options, console)
     if given["json"] is not None:
         write_json(given["json"], rows)
-    if given["report"] is not None:
-        make_page([SweepFolder.of(files[0], given["out"]).table], given["report"])
-        console.print(f"page: {given['report']}", **PLAIN)
 
 
 def _given(values: Any, key: str) -> Any:

@@ -1,12 +1,13 @@
-"""The table of a sweep, results.csv: a row for each finished run."""
+"""The table of a sweep, results.csv: a row for each finished run; rows brought together over seeds."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +18,29 @@ from nern.sweep.file import PlannedRun
 Row = dict[str, Any]  # a value for each of COLUMNS; None where there is none
 
 COLUMNS: dict[str, type] = {
-    "name": str,
-    "series": str,
+    **dict.fromkeys(("name", "series"), str),
     "seed": int,
-    "recipe": str,
-    "network": str,
-    "task": str,
-    "order": str,
-    "hidden": int,
-    "represented": int,
-    "parameters": int,
+    **dict.fromkeys(("recipe", "network", "task", "order"), str),
+    **dict.fromkeys(("hidden", "represented", "parameters"), int),
     "share": float,
     "ordering_bytes": int,
-    "outlier_bytes": int,
-    "original_test": float,
-    "original_held_out": float,
-    "last_held_out": float,
-    "best_held_out": float,
-    "last_test": float,
-    "best_test": float,
-    "gap": float,
-    "agreement_test": float,
-    "divergence_test": float,
-    "reconstruction_held_out": float,
-    "reconstruction_test": float,
-    "refinement_held_out": float,
-    "refinement_test": float,
-    "relative_error": float,
+    **dict.fromkeys(("original_test", "original_held_out", "last_held_out", "best_held_out", "last_test"), float),
+    **dict.fromkeys(("best_test", "gap", "agreement_test", "divergence_test"), float),
+    **dict.fromkeys(("reconstruction_held_out", "reconstruction_test"), float),
+    **dict.fromkeys(("refinement_held_out", "refinement_test", "relative_error"), float),
     "steps": int,
     "seconds": float,
     "device": str,
     "threads": int,
-    "precision": str,
-    "nern": str,
-    "torch": str,
-    "python": str,
-    "config": str,
-    "command": str,
+    **dict.fromkeys(("precision", "nern", "torch", "python", "config", "command"), str),
 }
-_NEEDED = ("name", "series", "seed", "network", "task", "order", "parameters")
-# tables of older versions have no such columns
-_LATER = ("outlier_bytes", "precision", "refinement_held_out", "refinement_test", "agreement_test", "divergence_test")
-_LARGEST = 10**15  # of any number but a seed
+NEEDED = ("name", "series", "seed", "network", "task", "order", "parameters")
+ORDERS = {"crossfilter": "cross-filter", "infilter": "in-filter", "none": "no ordering"}
+DIGITS = {"share": 6, "relative_error": 6, "divergence_test": 6, "seconds": 1}
 
 
 def row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, Any], config: str, command: str) -> Row:
-    """The row of a finished run.
+    """The row of a finished run. Accuracies are top-1 in percent. Of several networks: the means.
 
     Args:
         metrics: its metrics.json.
@@ -70,33 +48,22 @@ def row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
         config: where its config lies.
         command: of the sweep.
 
-    Accuracies are top-1 in percent. Of several networks: the means.
-
     Raises:
         NernError: the metrics lack what a finished run has, or hold something else in its place.
     """
     try:
-        found = _row_of(run, metrics, hardware, config, command)
+        found = _found(run, metrics, hardware) | {"config": config, "command": command}
+        return {name: _checked(name, found[name]) for name in COLUMNS}
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise NernError(f"{type(error).__name__}: {error}") from error
-    for name, value in found.items():
-        if value is None and name not in _NEEDED:
-            continue
-        expected = (int, float) if COLUMNS[name] is float else COLUMNS[name]
-        if not isinstance(value, expected) or isinstance(value, bool):
-            raise NernError(f"{name} (={_short(value)}) must be {_KINDS[COLUMNS[name]]}")
-        _check_number(name, value)
-    return found
 
 
-def _row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, Any], config: str, command: str) -> Row:
+def _found(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, Any]) -> Row:
     members, sizes, versions = run.config.members(), metrics["sizes"], metrics["versions"]
     last, best = metrics.get("last") or {}, metrics.get("best") or {}
-    phases = metrics.get("phases") or []
-    alone = [str(phase.get("name", "")).startswith("reconstruction") for phase in phases]
-    before = [phase for phase, is_alone in zip(phases, alone, strict=True) if is_alone and not alone[-1]]
-    reconstruction = before[-1] if before else {}  # the figures of a last phase are those of `last`
-    refinement: Mapping[str, Any] = next((phase for phase in phases[:-1] if phase.get("name") == "refinement"), {})
+    earlier = {
+        phase.get("name"): phase for phase in (metrics.get("phases") or [])[:-1]
+    }  # `last` is that of the last one
     found: Row = {
         "name": run.name,
         "series": run.series,
@@ -104,59 +71,46 @@ def _row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, 
         "recipe": run.config.recipe,
         "network": " + ".join(member.task.original_model_name for member in members),
         "task": " + ".join(dict.fromkeys(member.task.task_name for member in members)),
-        "order": run.config.nern.embeddings.permutations.permute_mode,
+        "order": run.config.nern.embeddings.permutations.permute_mode or "none",
         "hidden": run.config.nern.hidden_layer_size,
         "represented": sizes["represented_parameters"],
         "parameters": sizes["predictor_parameters"],
         "share": sizes["predictor_share"],
         "ordering_bytes": sizes["ordering_bytes"],
-        "outlier_bytes": sizes.get("outlier_bytes", 0),
         "original_test": _original(metrics, "test"),
         "original_held_out": _original(metrics, "held_out"),
         "agreement_test": _figure(last, "test", "agreement"),
         "divergence_test": _figure(last, "test", "divergence"),
-        "last_held_out": _top1(last, "held_out"),
-        "best_held_out": _top1(best, "held_out"),
-        "last_test": _top1(last, "test"),
-        "best_test": _top1(best, "test"),
-        "reconstruction_held_out": _top1(reconstruction, "held_out"),
-        "reconstruction_test": _top1(reconstruction, "test"),
-        "refinement_held_out": _top1(refinement, "held_out"),
-        "refinement_test": _top1(refinement, "test"),
         "relative_error": relative_error(metrics.get("layers") or []),
         "steps": metrics["steps"],
         "seconds": metrics["seconds"],
         "device": hardware_text(hardware, str(metrics["device"])),
-        "threads": metrics.get("threads"),
-        "precision": metrics.get("precision"),
+        **{name: metrics.get(name) for name in ("threads", "precision")},
         **{name: versions.get(name) for name in ("nern", "torch", "python")},
-        "config": config,
-        "command": command,
     }
+    records = {"last": last, "best": best} | {name: earlier.get(name, {}) for name in ("reconstruction", "refinement")}
+    for name, record in records.items():
+        found |= {f"{name}_{images}": _figure(record, images, "top1") for images in ("test", "held_out")}
     both = (found["last_test"], found["original_test"])
-    found["gap"] = None if None in both else both[0] - both[1]
-    return {name: found[name] for name in COLUMNS}
+    return found | {"gap": None if None in both else both[0] - both[1]}
 
 
-_KINDS = {int: "a whole number", float: "a number", str: "a text"}
-
-
-def _check_number(name: str, value: Any) -> None:
+def _checked(name: str, value: Any) -> Any:
+    """A value of a column. Raises ValueError for one of another kind."""
+    kind = COLUMNS[name]
+    if value is None and name not in NEEDED:
+        return None
+    kinds: tuple[type, ...] = (int, float) if kind is float else (kind,)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise ValueError(f"{name} (={value!r:.60}) must be {KINDS[kind]}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise NernError(f"{name} (={value}) must be finite")
-    if isinstance(value, int | float) and name != "seed" and abs(value) > _LARGEST:
-        raise NernError(f"{name} (={_short(value)}) is too large")
-    if name in ("parameters", "represented") and value < 1:
-        raise NernError(f"{name} (={value}) must be at least 1")
+        raise ValueError(f"{name} (={value}) must be finite")
+    if name == "parameters" and int(value) < 1:
+        raise ValueError(f"{name} (={value}) must be at least 1")
+    return value
 
 
-def _short(value: Any) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) <= 10**100 else f"about 2**{value.bit_length()}"
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def _top1(record: Mapping[str, Any], images: str) -> float | None:
-    return _figure(record, images, "top1")
+KINDS = {int: "a whole number", float: "a number", str: "a text"}
 
 
 def _figure(record: Mapping[str, Any], images: str, name: str) -> float | None:
@@ -165,7 +119,7 @@ def _figure(record: Mapping[str, Any], images: str, name: str) -> float | None:
 
 def _original(metrics: Mapping[str, Any], images: str) -> float | None:
     original = metrics.get("original") or {}
-    values = [_top1(one, images) for one in (original.get("networks") or {"": original}).values()]
+    values = [_figure(one, images, "top1") for one in (original.get("networks") or {"": original}).values()]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
@@ -173,12 +127,10 @@ def _original(metrics: Mapping[str, Any], images: str) -> float | None:
 def relative_error(layers: Sequence[Mapping[str, Any]]) -> float | None:
     """Norm of the error of all weights over their norm, from each layer's `weights`, `rmse` and `relative`; None where a
     layer's norm cannot be told."""
-    error = squares = 0.0
-    for layer in layers:
-        if not layer.get("relative") or layer.get("rmse") is None:
-            return None
-        error += layer["weights"] * layer["rmse"] ** 2
-        squares += layer["weights"] * (layer["rmse"] / layer["relative"]) ** 2
+    if any(not layer.get("relative") or layer.get("rmse") is None for layer in layers):
+        return None
+    error = sum(layer["weights"] * layer["rmse"] ** 2 for layer in layers)
+    squares = sum(layer["weights"] * (layer["rmse"] / layer["relative"]) ** 2 for layer in layers)
     return math.sqrt(error / squares) if squares else None
 
 
@@ -190,19 +142,16 @@ def hardware_text(hardware: Mapping[str, Any], device: str) -> str:
 
 
 def table_text(rows: Iterable[Row]) -> str:
-    """The CSV: a header of COLUMNS, a line a row, lines ending in a newline."""
+    """The CSV: a header of COLUMNS, a line a row."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([_cell(name, row[name]) for name in COLUMNS] for row in rows)
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(name, row[name]) for name in COLUMNS} for row in rows)
     return stream.getvalue()
 
 
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    digits = {"share": 6, "relative_error": 6, "divergence_test": 6, "seconds": 1}.get(name, 4)
-    return f"{value:.{digits}f}" if COLUMNS[name] is float else str(value)
+def _cell(name: str, value: Any) -> Any:
+    return f"{value:.{DIGITS.get(name, 4)}f}" if COLUMNS[name] is float and value is not None else value
 
 
 def write_table(path: Path, rows: Iterable[Row]) -> None:
@@ -211,53 +160,99 @@ def write_table(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_tables(paths: Iterable[str | Path]) -> list[Row]:
-    """The rows of CSV files, one file after the other. Raises NernError for one that is missing, no CSV in UTF-8, lacks a
-    column, holds what is no number where one is expected, or a run that another holds, too."""
+    """The rows of CSV files, one file after the other; unknown columns are left out, absent ones empty.
+
+    Raises:
+        NernError: a file is missing or no such table, or a value is not of its column's kind.
+    """
     rows: list[Row] = []
-    places: dict[str, str] = {}
     for path in paths:
-        for number, row in _read_table(path):
-            place = f"{path}, line {number}"
-            key = json.dumps([row[name] for name in COLUMNS if name not in ("config", "command")])
-            if key in places:
-                raise NernError(f"{place}: run {row['name']} is in {places[key]}, too; every run counts once")
-            places[key] = place
-            rows.append(row)
+        try:
+            text = existing_file(path, "table of a sweep").read_text(encoding="utf-8-sig")  # spreadsheets write a mark
+            for line in csv.DictReader(io.StringIO(text, newline=""), strict=True):
+                values = {name: COLUMNS[name](line[name]) if line.get(name) else None for name in COLUMNS}
+                rows.append({name: _checked(name, value) for name, value in values.items()})
+        except (csv.Error, ValueError, TypeError) as error:
+            if isinstance(error, NernError):
+                raise
+            raise NernError(f"{path} is not a table of `nern sweep`: row {len(rows) + 1}: {error}") from error
     return rows
 
 
-def _read_table(path: str | Path) -> Iterator[tuple[int, Row]]:
-    """The rows of a CSV file, each with the number of its last line."""
-    data = existing_file(path, "table of a sweep").read_bytes()
-    try:
-        text = data.decode("utf-8-sig")  # spreadsheets write a byte order mark
-    except UnicodeDecodeError as error:
-        raise NernError(f"{path} is not a table of `nern sweep`: it is not text in UTF-8 ({error})") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or []) and name not in _LATER]
-        if missing:
-            raise NernError(f"{path} is not a table of `nern sweep`: it has no column {', '.join(missing)}")
-        for line in reader:
-            if None in line:
-                raise NernError(f"{path}, line {reader.line_num}: more values than columns")
-            try:
-                row = {name: _value(name, line.get(name)) for name in COLUMNS}
-            except NernError as error:
-                raise NernError(f"{path}, line {reader.line_num}: {error}") from error
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise NernError(f"{path}, line {reader.reader.line_num}: not a line of a CSV file ({error})") from error
+# --- over seeds ----------------------------------------------------------------------------------------------------
 
 
-def _value(name: str, text: str | None) -> Any:
-    if not text:
-        if name in _NEEDED:
-            raise NernError(f"{name} is empty")
-        return None
-    try:
-        value = COLUMNS[name](text)
-    except ValueError as error:
-        raise NernError(f"{name} (={_short(text)}) must be {_KINDS[COLUMNS[name]]}") from error
-    _check_number(name, value)
-    return value
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (None: of a single value) of n values."""
+
+    mean: float
+    deviation: float | None
+    n: int
+
+    @staticmethod
+    def of(values: Iterable[float | None]) -> Spread | None:
+        """Of the values there are; None: there is none."""
+        known = [value for value in values if value is not None]
+        if not known:
+            return None
+        return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+
+    def text(self, digits: int, sign: bool = False) -> str:
+        """`91.29 ± 0.10`, or without ± of a single value."""
+        shown = f"{self.mean:{'+' if sign else ''}.{digits}f}"
+        return shown if self.deviation is None else f"{shown} ± {self.deviation:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one series, ordering and size, of one network and task, that differ in their seed."""
+
+    rows: Sequence[Row]
+
+    @property
+    def label(self) -> str:
+        """Series and ordering, in words."""
+        row = self.rows[0]
+        return f"{row['series']}, {ORDERS.get(row['order'], row['order'])}"
+
+    @property
+    def parameters(self) -> int:
+        """Of the predictor."""
+        return int(self.rows[0]["parameters"])
+
+    def spread(self, column: str) -> Spread | None:
+        """Of a column, over the seeds."""
+        return Spread.of(row[column] for row in self.rows)
+
+
+def groups_of(rows: Iterable[Row]) -> dict[tuple[str, str], list[Group]]:
+    """Groups of each network and task; both in the order of rows, groups of a series and ordering by parameters.
+
+    Raises:
+        NernError: a group holds a seed twice: its runs differ in more than the seed, a mean of them says nothing.
+    """
+    panels: dict[tuple[str, str], dict[tuple, list[Row]]] = {}
+    for row in rows:
+        key = (row["series"], row["order"], row["parameters"], row["hidden"], row["steps"])
+        panels.setdefault((row["network"], row["task"]), {}).setdefault(key, []).append(row)
+    found = {}
+    for panel, groups in panels.items():
+        lines = list(dict.fromkeys(key[:2] for key in groups))
+        for group in groups.values():
+            _check_seeds(group)
+        in_order = sorted(groups, key=lambda key: (lines.index(key[:2]), key[2]))
+        found[panel] = [Group(groups[key]) for key in in_order]
+    return found
+
+
+def _check_seeds(rows: Sequence[Row]) -> None:
+    by_seed: dict[int, str] = {}
+    for row in rows:
+        if row["seed"] in by_seed:
+            raise NernError(
+                f"runs {by_seed[row['seed']]} and {row['name']} are both of series {row['series']!r}, ordering "
+                f"{row['order']}, {row['parameters']:,} parameters and seed {row['seed']}: they differ in more than the "
+                "seed and cannot be averaged. Give them different series in the sweep file; nothing is trained again."
+            )
+        by_seed[row["seed"]] = row["name"]

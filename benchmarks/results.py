@@ -1,20 +1,28 @@
-"""A page of results (Markdown): a function of tables and nothing else."""
+"""A page of results (Markdown) and its picture, from tables of `nern sweep`, beside published results (published.csv).
+
+    cd docs && python ../benchmarks/results.py results-resnet20.csv results-resnet56.csv --page results.md
+
+The page depends on nothing but the tables.
+"""
 
 from __future__ import annotations
 
+import argparse
+import csv
 import os
 import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from nern.files import write_text
-from nern.sweep.groups import Group, Spread, groups_of
-from nern.sweep.published import ORDERS, best_published, published_of
-from nern.sweep.table import Row, read_tables
+from nern.files import check_writable, write_text
+from nern.sweep.picture import draw
+from nern.sweep.table import ORDERS, Group, Row, Spread, groups_of, read_tables
 
+ABOUT = 0.05  # predictors whose numbers of parameters differ by no more than this share are of one size
 OWN_HEADINGS = (
-    "series", "ordering", "hidden size", "parameters", "ordering, bytes", "outliers, bytes", "accuracy, %", "gap, points",
-    "n", "agreement, %", "best published gap at this size", "reconstruction alone, %", "refined, %", "relative error",
+    "series", "ordering", "hidden size", "parameters", "ordering, bytes", "accuracy, %", "gap, points", "n",
+    "agreement, %", "best published gap at this size", "reconstruction alone, %", "refined, %", "relative error",
     "steps", "minutes",
 )  # fmt: skip
 THEIR_HEADINGS = (
@@ -29,8 +37,58 @@ THEIR_HEADINGS = (
 )
 
 
+@dataclass(frozen=True)
+class Published:
+    """A published result: a row of published.csv. `order` and `hidden` are empty where the source does not tell them;
+    accuracies are top-1 in percent, reconstructed and original."""
+
+    source: str
+    method: str
+    network: str
+    task: str
+    order: str
+    hidden: int | None
+    parameters: int
+    accuracy: float
+    original: float
+    note: str
+
+    @property
+    def gap(self) -> float:
+        """Points from the original's accuracy."""
+        return self.accuracy - self.original
+
+    @property
+    def label(self) -> str:
+        """Method, ordering and source."""
+        return f"{self.method}{f', {ORDERS[self.order]}' if self.order else ''} ({self.source})"
+
+
+def published(network: str, task: str) -> list[Published]:
+    """Published results of one network on one task, by parameters."""
+    with Path(__file__).with_name("published.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["network"], row["task"]) == (network, task)]
+    found = [
+        Published(
+            **{name: row[name] for name in ("source", "method", "network", "task", "order", "note")},
+            hidden=int(row["hidden"]) if row["hidden"] else None,
+            parameters=int(row["parameters"]),
+            accuracy=float(row["accuracy"]),
+            original=float(row["original"]),
+        )
+        for row in rows
+    ]
+    return sorted(found, key=lambda point: point.parameters)
+
+
+def best_published(network: str, task: str, parameters: float) -> Published | None:
+    """The smallest gap among points of about so many parameters; None where nothing was published at this size."""
+    near = [p for p in published(network, task) if abs(p.parameters - parameters) <= ABOUT * parameters]
+    return max(near, key=lambda point: point.gap, default=None)
+
+
 def page_text(tables: Sequence[str | Path], page: str | Path, figure: str | None = None) -> str:
-    """The page of tables of `nern sweep`.
+    """The page.
 
     Args:
         tables: CSV files.
@@ -43,7 +101,7 @@ def page_text(tables: Sequence[str | Path], page: str | Path, figure: str | None
     rows = read_tables(tables)
     names = [Path(os.path.relpath(table, Path(page).parent)).as_posix() for table in tables]
     links = ", ".join(f"[{name}]({name})" for name in names)
-    command = shlex.join(["nern", "sweep", *names, "--report", Path(page).name])
+    command = shlex.join(["python", "../benchmarks/results.py", *names, "--page", Path(page).name])
     parts = [
         "# Results",
         f"Made from {links} by `{command}` in this folder; do not edit.",
@@ -61,11 +119,6 @@ def page_text(tables: Sequence[str | Path], page: str | Path, figure: str | None
     return "\n\n".join(parts) + "\n"
 
 
-def write_page(tables: Sequence[str | Path], page: str | Path, figure: str | None = None) -> None:
-    """Write the page, atomically."""
-    write_text(page, page_text(tables, page, figure))
-
-
 def _section(network: str, task: str, groups: Sequence[Group]) -> list[str]:
     original = Spread.of(row["original_test"] for group in groups for row in group.rows)
     represented = sorted(
@@ -78,7 +131,7 @@ def _section(network: str, task: str, groups: Sequence[Group]) -> list[str]:
     keep = [i for i in range(len(OWN_HEADINGS)) if any(line[i] != "-" for line in lines)]  # no empty columns
     parts = [f"## {network} on {task}", " ".join(about)] if about else [f"## {network} on {task}"]
     parts.append(_table([OWN_HEADINGS[i] for i in keep], [[line[i] for i in keep] for line in lines]))
-    if theirs := published_of(network, task):
+    if theirs := published(network, task):
         their_lines = [
             [
                 point.method,
@@ -100,8 +153,7 @@ def _own_line(network: str, task: str, group: Group) -> list[str]:
     row = group.rows[0]
     best = best_published(network, task, group.parameters)
     share = "" if row["share"] is None else f" ({row['share']:.1%})"
-    sizes, outliers = group.spread("ordering_bytes"), group.spread("outlier_bytes")
-    error = group.spread("relative_error")
+    sizes, error = group.spread("ordering_bytes"), group.spread("relative_error")
     minutes = Spread.of(row["seconds"] / 60 if row["seconds"] is not None else None for row in group.rows)
     return [
         row["series"],
@@ -109,7 +161,6 @@ def _own_line(network: str, task: str, group: Group) -> list[str]:
         _count(row["hidden"]),
         f"{group.parameters:,}{share}",
         "-" if sizes is None else f"{sizes.mean:,.0f}",
-        "-" if outliers is None or not outliers.mean else f"{outliers.mean:,.0f}",
         _spread(group, "last_test", 2),
         _spread(group, "gap", 2, sign=True),
         str(len(group.rows)),
@@ -166,3 +217,20 @@ def _link(source: str) -> str:
 
 def _distinct(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(texts))
+
+
+def main() -> None:
+    """Write the page, and the picture of the same name beside it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="+", metavar="TABLE", help="results.csv of a sweep")
+    parser.add_argument("--page", required=True, metavar="FILE", help="the page, such as results.md")
+    given = parser.parse_args()
+    check_writable(given.page, "--page")
+    rows, figure = read_tables(given.tables), Path(given.page).with_suffix(".png")
+    panels = {(row["network"], row["task"]) for row in rows}
+    draw(figure, rows, {panel: [(p.label, p.parameters, p.gap) for p in published(*panel)] for panel in panels})
+    write_text(given.page, page_text(given.tables, given.page, figure.name))
+
+
+if __name__ == "__main__":
+    main()
