@@ -97,15 +97,15 @@ def _found(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
 
 def _checked(name: str, value: Any) -> Any:
     """A value of a column. Raises ValueError for one of another kind."""
-    kind = COLUMNS[name]
+    kind: Any = COLUMNS[name]
     if value is None and name not in NEEDED:
         return None
-    kinds: tuple[type, ...] = (int, float) if kind is float else (kind,)
+    kinds: Any = (int, float) if kind is float else kind
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise ValueError(f"{name} (={value!r:.60}) must be {KINDS[kind]}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} (={value}) must be finite")
-    if name == "parameters" and int(value) < 1:
+    if name == "parameters" and not value > 0:
         raise ValueError(f"{name} (={value}) must be at least 1")
     return value
 
