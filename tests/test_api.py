@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,10 +119,14 @@ def test_predictor_is_the_largest_within_the_ratio(ratio: float) -> None:
     config = nern.fit_config(1)
     config.nern.embeddings.enc_levels = 5
     fitted = fit(mixed(), config=config, ratio=ratio)
-    assert fitted.share == fitted.nern.num_parameters / sum(w.numel() for w in fitted.original.weights)
-    assert fitted.share <= ratio
+    weights = sum(w.numel() for w in fitted.original.weights)
+    assert fitted.predictor_share == fitted.nern.num_parameters / weights
+    assert fitted.predictor_share <= ratio
+    kernels = [w.shape[0] * w.shape[1] for w in fitted.original.weights]
+    order = sum(math.log2(math.factorial(n)) for n in kernels)
+    assert fitted.share == pytest.approx((fitted.nern.num_parameters * 4 + order / 8) / (4 * weights), rel=1e-12)
     config.nern.hidden_layer_size = width(fitted) + 1
-    assert fit(mixed(), config=config, ratio=None).share > ratio
+    assert fit(mixed(), config=config, ratio=None).predictor_share > ratio
 
 
 def test_too_small_a_ratio_says_how_small_it_can_be() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,10 @@ import nern
 from nern import NernError, registry
 from nern.catalog import SECTIONS, SOURCES, names_of, networks_and_tasks, parameter_table, totals
 from nern.cli import main
+from nern.errors import NernWarning
+from nern.ordering import ordering_bits, solve_ordering
 from nern.originals import CifarResNet, as_original, build_network
+from nern.terminal import bytes_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +218,7 @@ def check_sums(ended: Ended) -> None:
     assert (tensors, all_tensors) == (len(taken), len(found))
     assert weights == sum(size(row.shape) for row in taken)
     assert parameters == sum(size(row.shape) for row in found)
-    assert f"({weights / parameters:.1%})" in text
+    assert f"({100 * weights / parameters:.1f} %)" in text
     for kernel in {row.kernel for row in taken}:
         of_size = [row for row in taken if row.kernel == kernel]
         assert f"{sum(row.kernels for row in of_size)} of {kernel} in {len(of_size)} tensors" in text
@@ -299,7 +304,6 @@ def test_a_choice_of_a_small_share_is(run: Run) -> None:
         (["timm:resnet10"], "timm has no network 'resnet10'; the nearest are: "),
         (["mine.py:make"], "no such file: "),
         (["ResNet8", "--includes", "*"], "--includes"),
-        ([], "network"),
     ],
 )
 def test_bad_commands_are_one_line_of_error(run: Run, options: list[str], message: str) -> None:
@@ -366,4 +370,84 @@ def test_the_table_and_its_sums_are_of_any_original() -> None:
     original = as_original(CifarResNet(8, widths=[4, 6, 8]))
     assert parameter_table("mine", original).row_count == len(original.choices)
     assert parameter_table("mine", original, every=False).row_count == 8
-    assert totals(original).startswith("7 of 23 parameter tensors taken: 1,944 of 2,114 parameters (92.0%)")
+    assert totals(original).startswith("7 of 23 parameter tensors taken: 1,944 of 2,114 parameters (92.0 %)")
+
+
+# --- what an ordering takes --------------------------------------------------------------------------------------
+
+
+def log2_factorials(*counts: int) -> float:
+    return sum(math.log2(k) for count in counts for k in range(2, count + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "filters"),
+    [
+        ("mine.py:Mixed1x1", [32 * 64, 64 * 32, 8], [(32, 64), (64, 32), (8, 1)]),
+        ("mine.py:Only3x3", [6, 12], [(3, 2), (4, 3)]),
+        ("mine.py:Linear", [700 * 40], [(700, 40)]),
+    ],
+)
+def test_inspect_says_what_orderings_take(
+    run: Run, tmp_path: Path, name: str, counts: list[int], filters: list[tuple[int, int]]
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch.nn import Conv2d, Linear as L, Sequential\n"
+        "def Mixed1x1(): return Sequential(Conv2d(64, 32, 1), Conv2d(32, 64, 1), Conv2d(1, 8, 3))\n"
+        "def Only3x3(): return Sequential(Conv2d(2, 3, 3), Conv2d(3, 4, 3))\n"
+        "def Linear(): return L(40, 700)\n"
+    )
+    ended = run("inspect", name, "--include", "*weight")
+    cross = log2_factorials(*counts)
+    within = sum(log2_factorials(co) + co * log2_factorials(ci) for co, ci in filters)
+    weights = int(re.findall(r"taken: ([\d,]+) of", ended.out)[0].replace(",", ""))
+    told = {
+        mode: f"{mode} {bytes_text(bits / 8)} ({100 * bits / 32 / weights:.1f} %)"
+        for mode, bits in (("crossfilter", cross), ("infilter", within), ("infilter_path", within))
+    }
+    of = f" of the weights' {bytes_text(4 * weights)} in float32"
+    assert f"an ordering of them takes at least: {', '.join(told.values())}{of}" in ended.lines
+    assert ended.err.startswith("warning: ordering crossfilter of") == (cross > 8 * weights)
+    assert (name == "mine.py:Only3x3") == (ended.err == "")
+
+
+def test_of_mobilenet_the_order_is_most(run: Run) -> None:
+    ended = run("inspect", "torchvision:mobilenet_v3_small")
+    assert ended.code == 0
+    assert "crossfilter 1.48 MB (40.7 %), infilter 666.3 kB (18.3 %)" in ended.out
+    assert "takes at least 1.48 MB, 40.7 % of the weights' 3.65 MB in float32" in ended.err
+
+
+def test_fit_says_it_before_the_work_and_counts_it(capsys: pytest.CaptureFixture[str]) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(40, 40, 1))
+    said = "ordering crossfilter of 1,600 kernels takes at least 1,841 B, 28.8 % of the weights' 6,400 B in float32"
+    with pytest.warns(NernWarning, match=said):
+        fitted = nern.fit(network, iterations=1, ratio=2.0)
+    assert capsys.readouterr().out.splitlines()[0] == said
+    assert fitted.share == pytest.approx(fitted.predictor_share + log2_factorials(1600) / 32 / 1600, rel=1e-12)
+    config = nern.fit_config(1)
+    config.nern.embeddings.permutations.permute_mode = "none"
+    without = nern.fit(network, config=config, ratio=2.0)
+    assert without.share == without.predictor_share
+    assert "takes at least" not in capsys.readouterr().out
+    nern.fit(torch.nn.Conv2d(2, 3, 3), iterations=1, ratio=9.0)  # no warning
+    assert "ordering crossfilter of 6 kernels takes at least 1 B" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["crossfilter", "infilter", "infilter_path", "none"])
+def test_cost_told_before_is_that_of_the_ordering(mode: str) -> None:
+    weights = [torch.randn(4, 3, 3, 3), torch.randn(5, 4, 1, 1)]
+    ordering = solve_ordering(weights, mode)
+    assert ordering_bits(mode, [tuple(w.shape) for w in weights]) == pytest.approx(ordering.bits(), rel=1e-12)
+
+
+def test_train_says_it_and_info_tells_the_share(run: Run, tmp_path: Path) -> None:
+    run("train", "--original_model_path", "pretrained:digits-resnet8", "--nern.hidden_layer_size", "8", "--epochs", "null",
+        "--num_iterations", "2", "--nern.embeddings.enc_levels", "4", "--logging.tracker", "none",
+        "--nern.embeddings.permutations.permute_mode", "crossfilter", "--logging.exp_name", "r",
+        "--json", "m.json")  # fmt: skip
+    sizes = json.loads((tmp_path / "m.json").read_text())["sizes"]
+    ended = run("pack", "outputs/r", "-o", "r.nern", "--images", "0")
+    shares = f"predictor {100 * sizes['predictor_share']:.1f} %, with the ordering {100 * sizes['share']:.1f} %"
+    assert f"share of the weights, all at 32 bits: {shares}" in run("info", "r.nern").lines
+    assert ended.code == 0

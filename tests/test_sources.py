@@ -611,7 +611,7 @@ def test_any_network_is_fitted_and_comes_back(name: str) -> None:
     count = sum(p.numel() for p in network.parameters())
     ratio = 1.0 if count < 10_000 else 0.02
     fitted = nern.fit(network, config=quick(), ratio=ratio, include=include, progress=False)
-    assert 0 < fitted.share <= ratio
+    assert 0 < fitted.predictor_share <= ratio
     back, before = fitted.network(), network.state_dict()
     assert type(back) is type(network)
     assert str(back) == str(network)

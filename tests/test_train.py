@@ -204,6 +204,8 @@ def test_sizes_add_up_and_are_those_on_disk(finished: tuple[RunFolder, dict[str,
     assert sizes["represented_parameters"] == sum(layer["weights"] for layer in metrics["layers"])
     assert sizes["predictor_parameters"] == sum(tensor.numel() for tensor in predictor.values())
     assert sizes["predictor_share"] == sizes["predictor_parameters"] / sizes["represented_parameters"]
+    whole = sizes["predictor_parameters"] + sizes["ordering_bytes_at_least"] / 4
+    assert sizes["share"] == pytest.approx(whole / sizes["represented_parameters"], rel=1e-12)
     unrepresented = sizes["original_parameters"] - sizes["represented_parameters"]
     assert sizes["reconstructed_parameters"] == unrepresented + sizes["predictor_parameters"]
     assert sizes["predictor_bytes"] == folder.checkpoint("best").stat().st_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -18,7 +19,7 @@ from nern.ordering.order import Ordering
 from nern.originals.base import Original, as_original
 from nern.registry import PREDICTORS
 from nern.representation.kernels import KernelTable
-from nern.representation.nern import NeRN, build_heads, build_nern, predictor_arguments
+from nern.representation.nern import NeRN, build_heads, build_nern, predictor_arguments, share_of
 from nern.representation.predictor import parameters_of
 from nern.terminal import ProgressDisplay
 from nern.training.interrupt import Interrupted
@@ -55,6 +56,12 @@ class Fitted:
 
     @property
     def share(self) -> float:
+        """Bytes of the predictor in float32 and of the ordering (log2 of the number of all such orderings), over those of
+        the represented weights in float32."""
+        return share_of(self.nern.num_parameters, self.ordering.bits(), self.nern.table.num_weights)
+
+    @property
+    def predictor_share(self) -> float:
         """Parameters of the predictor over represented weights."""
         return self.nern.num_parameters / self.nern.table.num_weights
 
@@ -87,14 +94,14 @@ def fit(
 
     Args:
         network: any module, or an `OriginalNetwork` that chooses its own weights.
-        ratio: size of the predictor as a share of the represented weights: the hidden width is the largest that keeps
-            within it. None: 0.5, or with `config` its own width.
+        ratio: size of the predictor, the ordering apart, as a share of the represented weights: the hidden width is the
+            largest that keeps within it. None: 0.5, or with `config` its own width.
         iterations: training steps. None: 2,000, or with `config` its own count.
         config: settings in place of `fit_config()`, copied.
         seed: of initialisation and weight batches. None: 0, or with `config` its own.
         include: weights to represent, globs on parameter names; None: all convolutions (or the network's own choice).
         exclude: weights to keep, globs over `include`. Given one of both, those of `config` have no part.
-        progress: show a progress bar.
+        progress: say what the ordering takes, and show a progress bar.
         console: where it is shown; None: standard output.
 
     Raises:
@@ -126,14 +133,16 @@ def fit(
     config.check()
     num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
     table = KernelTable.of(original.weights, num_idxs)
-    (original,), ordering, _ = ordered_networks([original], table, config)
+    console = console or Console()
+    tell = partial(console.print, highlight=False, soft_wrap=True) if progress else None
+    (original,), ordering, _ = ordered_networks([original], table, config, tell=tell)
     if ratio is not None:
         config.nern = replace(config.nern, hidden_layer_size=_width(config.nern, table, ratio))
     config.check()
     device = original.weights[0].device
     nern = build_nern(config.nern, table, ordering, config.seed, device, original.weights)
     trainer = Trainer(config, [Member(original)], nern)
-    display = ProgressDisplay(console or Console(), trainer.total_steps, trainer.total_steps, live=progress)
+    display = ProgressDisplay(console, trainer.total_steps, trainer.total_steps, live=progress)
     trainer.on_step = display.on_step
     try:
         with display:

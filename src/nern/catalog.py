@@ -8,10 +8,13 @@ from rich.table import Table
 
 from nern import registry
 from nern.errors import unknown_name
+from nern.ordering import ordering_bits
 from nern.originals import source_names
 from nern.originals.base import Original
 from nern.registry import Registry
+from nern.representation.kernels import kernel_shape
 from nern.shipped import shipped_nerns, shipped_networks
+from nern.terminal import bytes_text, share_text
 
 SECTIONS: dict[str, Registry] = {
     "networks": registry.ORIGINALS,
@@ -91,5 +94,18 @@ def totals(original: Original) -> str:
     parts: Sequence[str] = [f"{sum(n):,} of {size} in {len(n)} tensors" for size, n in sizes.items()]
     return (
         f"{len(taken)} of {len(original.choices)} parameter tensors taken: {weights:,} of {original.num_parameters:,} "
-        f"parameters ({weights / original.num_parameters:.1%})\nkernels: {'; '.join(parts)}"
+        f"parameters ({share_text(weights / original.num_parameters)})\nkernels: {'; '.join(parts)}\n"
+        f"an ordering of them takes at least: {_orderings(original)} of the weights' {bytes_text(4 * weights)} in float32"
     )
+
+
+def _orderings(original: Original) -> str:
+    """What each kind of ordering takes."""
+    shapes, weights = kernel_shapes(original), sum(w.numel() for w in original.weights)
+    bits = {mode: ordering_bits(mode, shapes) for mode in registry.ORDERINGS}
+    return ", ".join(f"{mode} {bytes_text(n / 8)} ({share_text(n / (32 * weights))})" for mode, n in bits.items() if n)
+
+
+def kernel_shapes(original: Original) -> list[tuple[int, int, int, int]]:
+    """Of each represented weight (filters, channels, height, width)."""
+    return [kernel_shape(weight.shape) for weight in original.weights]

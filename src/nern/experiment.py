@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from nern.config import Config, NetworkConfig, TaskConfig
 from nern.devices import select_device
-from nern.errors import NernError
+from nern.errors import NernError, NernWarning
 from nern.naming import of_number
 from nern.ordering.channels import channel_ordering
-from nern.ordering.order import Ordering
+from nern.ordering.order import Ordering, ordering_bits
 from nern.ordering.store import get_ordering, read_ordering
 from nern.originals.base import Original
 from nern.originals.build import build_original, build_original_network
@@ -26,6 +27,7 @@ from nern.registry import ORDERINGS, PREDICTORS, TASKS
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, build_nern
 from nern.tasks.base import DataSettings, build_task, classes_of, format_of, network_arguments
+from nern.terminal import ordering_text, ordering_warning
 from nern.training.members import Member, trained_beside
 from nern.training.run_folder import RunFolder, extra_path, load_extra
 
@@ -207,14 +209,17 @@ def ordered_networks(
     config: Config,
     processes: Processes = ALONE,
     shapes: Sequence[Sequence[int] | None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> tuple[list[Original], Ordering, str]:
     """The originals, the ordering of all their layers, and where it came from. An ordering of whole networks ('channels')
     puts functionally equal ones in their place.
 
     Args:
         shapes: of what each network takes, without the batch axis; None: unknown.
+        tell: is told what the ordering takes, before it is solved.
     """
     permutations = config.nern.embeddings.permutations
+    _say_cost(permutations.permute_mode or "none", table, tell, permutations.path is None and processes.main)
     if not _of_whole_networks(permutations.permute_mode or "none"):
         weights = [w for original in originals for w in original.weights]
         ordering, source = processes.from_main(lambda: joint_ordering(table, weights, config))
@@ -227,9 +232,20 @@ def ordered_networks(
     return channels.applied(originals), channels, source
 
 
-def build_experiment(config: Config, train: bool = True, processes: Processes = ALONE) -> Experiment:
+def _say_cost(mode: str, table: KernelTable, tell: Callable[[str], None] | None, warn: bool) -> None:
+    """Tell what an ordering takes; warn where that is much."""
+    if tell is not None and ordering_bits(mode, table.shapes):
+        tell(ordering_text(mode, table.shapes))
+    if warn and (text := ordering_warning(mode, table.shapes)):
+        warnings.warn(text, NernWarning, stacklevel=3)
+
+
+def build_experiment(
+    config: Config, train: bool = True, processes: Processes = ALONE, tell: Callable[[str], None] | None = None
+) -> Experiment:
     """Build what `config` describes; `train` False: without the training sets. Several processes do so together: each has
-    all of it, but the main one alone solves the ordering, and downloads are made once on each machine.
+    all of it, but the main one alone solves the ordering, and downloads are made once on each machine. `tell`: see
+    `ordered_networks`.
 
     Raises:
         NernError: anything in the config that cannot work, before any training starts.
@@ -244,7 +260,7 @@ def build_experiment(config: Config, train: bool = True, processes: Processes = 
     table = KernelTable.of_networks([original.weights for original in originals], num_idxs)
     build_heads(config.nern, table)  # fails before the ordering takes its time
     shapes = [format_of(n.task, o.input_format).shape for n, o in zip(networks, originals, strict=True)]
-    originals, ordering, source = ordered_networks(originals, table, config, processes, shapes)
+    originals, ordering, source = ordered_networks(originals, table, config, processes, shapes, tell)
     weights = [w for original in originals for w in original.weights]
     nern = build_nern(config.nern, table, ordering, config.seed, device, weights)
     extra = trained_beside(originals, config.learn_fc_layer, config.learn_norms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -23,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nern.objectives.objective import Losses
+from nern.ordering.order import Shapes, ordering_bits
 
 WIDE = 120  # columns from which on each loss is shown, and the time elapsed
 LINES, LINE_SECONDS = (
@@ -37,6 +39,31 @@ def bytes_text(count: float) -> str:
     if count < 10_000:
         return f"{count:,.0f} B"
     return f"{count / 1e3:,.1f} kB" if count < 1e6 else f"{count / 1e6:,.2f} MB"
+
+
+def share_text(share: float) -> str:
+    """A share as a percentage."""
+    return f"{100 * share:.1f} %"
+
+
+def ordering_text(mode: str, shapes: Shapes) -> str:
+    """What an ordering of this mode takes at least, of layers of these shapes."""
+    kernels, weights = sum(math.prod(s[:2]) for s in shapes), sum(math.prod(s) for s in shapes)
+    bits = ordering_bits(mode, shapes)
+    return (
+        f"ordering {mode} of {kernels:,} kernels takes at least {bytes_text(bits / 8)}, {share_text(bits / (32 * weights))} "
+        f"of the weights' {bytes_text(4 * weights)} in float32"
+    )
+
+
+def ordering_warning(mode: str, shapes: Shapes) -> str:
+    """A word of warning where an ordering takes more than half of the bytes of the weights in float16; else empty."""
+    if ordering_bits(mode, shapes) <= 8 * sum(math.prod(s) for s in shapes):
+        return ""
+    return (
+        f"{ordering_text(mode, shapes)}. An ordering of kernels of one weight takes nearly as much as the weights: leave "
+        "such layers out (nern.exclude; `nern inspect` lists them), or set permute_mode to 'none', which takes nothing"
+    )
 
 
 def shows_bars(console: Console) -> bool:
@@ -176,8 +203,11 @@ def result_table(metrics: dict[str, Any]) -> Table:
     table.add_row(
         "parameters: represented / predictor",
         f"{sizes['represented_parameters']:,}",
-        f"{sizes['predictor_parameters']:,} ({sizes['predictor_share']:.1%})",
+        f"{sizes['predictor_parameters']:,} ({share_text(sizes['predictor_share'])})",
     )
+    if sizes["ordering_bytes_at_least"]:
+        numbers = round(sizes["share"] * sizes["represented_parameters"])
+        table.add_row("with the order, at 32 bits each", "", f"{numbers:,} ({share_text(sizes['share'])})")
     table.add_row("parameters: all", f"{sizes['original_parameters']:,}", f"{sizes['reconstructed_parameters']:,}")
     parts = {"predictor": "represented_bytes", "ordering": None, "outlier": None, "kept": "original_kept_bytes"}
     labels = {

@@ -9,6 +9,7 @@ from rich.table import Table
 from nern.artifact.reading import Artifact
 from nern.artifact.tensors import TensorCode
 from nern.ordering.order import Ordering
+from nern.representation.nern import share_of
 
 
 def artifact_table(artifact: Artifact) -> Table:
@@ -52,6 +53,11 @@ def about(artifact: Artifact) -> list[str]:
     lines.append(
         f"predictor: {nern['method']}, {nern['num_blocks']} layers of width {nern['hidden_layer_size']}, "
         f"{nern['act_layer']}; encoding {nern['embeddings']['type']}; written by {description.writer}"
+    )
+    order, weights = artifact.ordering.bits(), sum(network.weights for network in description.networks)
+    own, whole = artifact.nern.num_parameters, share_of(artifact.nern.num_parameters, order, weights)
+    lines.append(
+        f"share of the weights, all at 32 bits: predictor {100 * own / weights:.1f} %, with the ordering {100 * whole:.1f} %"
     )
     return lines + [f"{_plain(key)}: {_plain(value)}" for key, value in description.metadata.items()]
 

@@ -9,11 +9,12 @@ from typing import Any
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
-from nern.catalog import SECTIONS, SOURCES, names_of, networks_and_tasks, parameter_table, totals
+from nern.catalog import SECTIONS, SOURCES, kernel_shapes, names_of, networks_and_tasks, parameter_table, totals
 from nern.commands.line import PLAIN, Command, command_parser
 from nern.config import import_modules
 from nern.errors import NernWarning
 from nern.originals import build_original
+from nern.terminal import ordering_warning
 
 INSPECT_HELP = """Show what of a network a NeRN represents: each parameter, its kernels, taken or kept.
 
@@ -52,6 +53,8 @@ def _run_inspect(given: dict[str, Any], argv: Sequence[str], console: Console) -
     console.width = max(console.width, widest)  # names stay whole in a narrow terminal
     console.print(table)
     console.print(totals(original), highlight=False, soft_wrap=True)
+    if text := ordering_warning("crossfilter", kernel_shapes(original)):  # that of recipe nern, and of nern.fit
+        warnings.warn(text, NernWarning, stacklevel=2)
 
 
 def _list_parser() -> ArgumentParser:

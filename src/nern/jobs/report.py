@@ -16,6 +16,7 @@ from nern.jobs.session import common_metrics
 from nern.naming import joint_name
 from nern.ordering.store import content_key, save_ordering
 from nern.processes import ALONE, Processes
+from nern.representation.nern import share_of
 from nern.representation.outliers import Outliers
 from nern.training.members import Member, split_by_network
 from nern.training.run_folder import RunFolder
@@ -165,6 +166,7 @@ def _sizes(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
         "outliers": outliers,
         "reconstructed_parameters": parameters - represented + nern_.num_parameters + outliers,
         "predictor_share": nern_.num_parameters / represented,
+        "share": share_of(nern_.num_parameters, experiment.ordering.bits(), represented),
         "original_bytes": sum(_bytes(o.network.state_dict().values()) for o in originals),
         "represented_bytes": sum(_bytes(o.weights) for o in originals),
         "original_kept_bytes": sum(_bytes(o.kept().values()) for o in originals),

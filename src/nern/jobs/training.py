@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from nern.jobs.report import (
 from nern.jobs.session import continue_from, new_folder, run_loop, saved_run
 from nern.processes import Processes, join
 from nern.representation.nern import NeRN
-from nern.terminal import result_table
+from nern.terminal import result_table, share_text
 from nern.training.run_folder import RunFolder
 from nern.training.tracking import check_tracker
 from nern.training.trainer import Trainer
@@ -49,7 +51,7 @@ def train(config: Config, console: Console | None = None, json_path: str | Path 
     console = _console(console, processes)
     processes.from_main(lambda: check_writable(json_path, "--json"))
     check_tracker(config.logging)
-    experiment = build_experiment(config, processes=processes)
+    experiment = build_experiment(config, processes=processes, tell=_tell(console))
     trainer = _trainer(experiment, processes)
     with new_folder(config) if processes.main else nullcontext() as folder:
         if folder is not None:
@@ -76,7 +78,7 @@ def resume(path: str | Path, console: Console | None = None, json_path: str | Pa
         take_ordering(config, folder)
     if config.nern.init == "checkpoint":  # the state holds the weights; the file may be gone
         config.nern.init, config.nern.checkpoint_path = "default", None
-    experiment = build_experiment(config, processes=processes)
+    experiment = build_experiment(config, processes=processes, tell=_tell(console))
     restore_outliers(experiment, folder, processes)
     if processes.main:
         check_original(experiment, folder)
@@ -94,6 +96,10 @@ def _saved(path: str | Path) -> tuple[RunFolder, Config, dict[str, Any]]:
 
 def _console(given: Console | None, processes: Processes) -> Console:
     return (given or Console()) if processes.main else Console(quiet=True)
+
+
+def _tell(console: Console) -> Callable[[str], None]:
+    return partial(console.print, highlight=False, soft_wrap=True)
 
 
 def _trainer(experiment: Experiment, processes: Processes) -> Trainer:
@@ -131,7 +137,7 @@ def _announce(console: Console, experiment: Experiment, trainer: Trainer, folder
     console.print(
         f"{', '.join(m.name for m in experiment.members)}: {nern_.table.num_weights:,} weights in "
         f"{len(nern_.table.shapes)} layers ({_sizes_text(nern_)}), represented by {nern_.num_parameters:,} parameters "
-        f"({nern_.num_parameters / nern_.table.num_weights:.1%}); {kept} tensors are kept as they are\n"
+        f"({share_text(nern_.num_parameters / nern_.table.num_weights)}); {kept} tensors are kept as they are\n"
         f"ordering: {ordering.mode}, {experiment.ordering_source}{'' if cost is None else f'; {cost}'}\n"
         f"{_steps_text(trainer)}{start} on {_devices_text(experiment, trainer)}; run folder {folder.root}",
         highlight=False,

@@ -9,6 +9,7 @@ from nern.ordering.order import (
     InFilterPathOrdering,
     NoOrdering,
     Ordering,
+    ordering_bits,
     path_cost,
     solve_ordering,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "greedy_filter_path",
     "greedy_path",
     "load_ordering",
+    "ordering_bits",
     "path_cost",
     "save_ordering",
     "solve_ordering",

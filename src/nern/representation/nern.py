@@ -28,6 +28,11 @@ from nern.representation.predictor import build_predictor, parameters_of
 CACHED_ROWS, FEW_ROWS = 2048, 4096
 
 
+def share_of(parameters: int, ordering_bits: float, weights: int) -> float:
+    """Bytes of a predictor in float32 and of an ordering, over those of the represented weights in float32."""
+    return (parameters + ordering_bits / 32) / weights
+
+
 class NeRN(nn.Module):
     """A predictor with the coordinates it is asked about.
 
