@@ -29,7 +29,7 @@ PUBLISHED = EXPERIMENTS / "resnet18" / "imagenet" / "imagenet_resnet18_smoothpes
 UNPACK = """
 import sys, torch
 from nern.cli import main
-from nern.benchmarks.memory import peak_memory
+from nern.benchmarks.measure import peak_memory
 status = main(sys.argv[1:])
 print(peak_memory(torch.device("cpu")))
 sys.exit(status)

@@ -30,7 +30,7 @@ if [ -n "$tiny" ]; then
   resnet20+=("${small[@]}" "${small_network[@]}")
   resnet56+=("${small[@]}" "${small_network[@]}")
   resnet18=("${resnet20[@]}")
-  steps=(--most_steps 1 --products true)
+  steps=(--most_steps 1)
 fi
 resnet20+=("${images[@]}")
 resnet56+=("${images[@]}")

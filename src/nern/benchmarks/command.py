@@ -9,13 +9,12 @@ import torch
 from rich.console import Console
 
 from nern.benchmarks.machine import machine, machine_text, versions
-from nern.benchmarks.options import check_kind, settings_dict
 from nern.benchmarks.order import bench_order
 from nern.benchmarks.reconstruct import bench_reconstruct
 from nern.benchmarks.report import Report
 from nern.benchmarks.run import bench_run
 from nern.benchmarks.scaling import bench_scaling
-from nern.benchmarks.settings import BenchSettings, Say
+from nern.benchmarks.settings import BenchSettings, Say, check_kind
 from nern.benchmarks.step import bench_step
 from nern.config import Config
 from nern.files import check_writable
@@ -58,19 +57,19 @@ def bench(
     console = console or Console()
     with console.status(f"nern bench {what}") as status:
         report = BENCHMARKS[what](config, settings, lambda text: status.update(f"nern bench {what}: {text}"))
-    hardware, software = machine(), versions()
     threads = settings.threads or torch.get_num_threads()
-    facts = {
+    facts: dict[str, Any] = {
         "benchmark": what,
         "command": command,
-        "settings": settings_dict(settings, what) | {"threads": threads},
+        "settings": settings.of(what) | {"threads": threads},
         "seed": config.seed,
         "n": settings.repeats,
-        "machine": hardware,
-        "versions": software,
+        "machine": machine(),
+        "versions": versions(),
         "config": config.to_dict(),
     }
-    about = f"n = {settings.repeats}, seed {config.seed}; {machine_text(hardware, software, threads)}"
+    machine_line = machine_text(facts["machine"], facts["versions"], threads)
+    about = f"n = {settings.repeats}, seed {config.seed}; {machine_line}"
     report.show(console, about)
     if json_path is not None:
         report.write_json(json_path, facts)

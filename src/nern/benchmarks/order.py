@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nern.benchmarks.memory import PeakMemory
+from nern.benchmarks.measure import PeakMemory, Spread, repeat, seconds_per_call, seconds_text
 from nern.benchmarks.parts import build_originals
-from nern.benchmarks.processes import in_process
 from nern.benchmarks.report import Report, Sheet
 from nern.benchmarks.settings import BenchSettings, Say
-from nern.benchmarks.timing import Spread, repeat, seconds_per_call, seconds_text
+from nern.benchmarks.worker import in_process
 from nern.config import Config
 from nern.ordering import path_cost, solve_ordering
 from nern.randomness import generator
@@ -94,7 +93,7 @@ def _measure(
     mode, _, _, improving, metric = solve
     few = [torch.randn(2, 300, *w.shape[2:]) for w in weights[:1]]
     solve_ordering(few, mode, improve_seconds=1e-3 if improving else 0.0, metric=metric)  # compiles
-    memory = PeakMemory(CPU).start()
+    memory = PeakMemory(CPU)
     first = seconds_per_call(lambda: solve_ordering(weights, *solve), CPU)
     peak = memory.growth()
     seconds = repeat(lambda: solve_ordering(weights, *solve), CPU, repeats, max(warmup - 1, 0))

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 
-from nern.benchmarks.memory import PeakMemory
+from nern.benchmarks.measure import PeakMemory, Spread, repeat, seconds_per_call, seconds_text
 from nern.benchmarks.parts import build_trainer, endless
-from nern.benchmarks.processes import in_process
 from nern.benchmarks.report import Report, Sheet
 from nern.benchmarks.settings import BenchSettings, Say
-from nern.benchmarks.timing import Spread, repeat, seconds_per_call, seconds_text
+from nern.benchmarks.worker import in_process
 from nern.config import Config
 from nern.ordering.order import CrossFilterOrdering
 from nern.randomness import generator
@@ -64,11 +63,11 @@ def _measure(config: Config, repeats: int, warmup: int) -> dict[str, Any]:
     def build() -> None:
         build_nern(config.nern, nern.table, ordering, config.seed, device)
 
-    memory = PeakMemory(device).start()
+    memory = PeakMemory(device)
     first_build = seconds_per_call(build, device)
     build_peak = memory.growth()
     building = [first_build, *repeat(build, device, max(repeats - 1, 1), 0)]
-    memory.start()
+    memory.restart()
     first = seconds_per_call(nern.reconstruct, device)
     peak = memory.growth()
     seconds = repeat(nern.reconstruct, device, repeats, max(warmup - 1, 0))

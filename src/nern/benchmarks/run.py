@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from nern.benchmarks.memory import PeakMemory
+from nern.benchmarks.measure import PeakMemory, Spread, seconds_per_call, seconds_text
 from nern.benchmarks.parts import build_trainer, endless, quieten
-from nern.benchmarks.processes import in_process
 from nern.benchmarks.report import Report, Sheet
 from nern.benchmarks.settings import BenchSettings, Say
-from nern.benchmarks.timing import Spread, seconds_per_call, seconds_text
+from nern.benchmarks.worker import in_process
 from nern.config import Config
 from nern.devices import keep_memory, select_device
 from nern.terminal import bytes_text
@@ -41,7 +40,7 @@ def bench_run(config: Config, settings: BenchSettings, say: Say) -> Report:
 def _measure(config: Config, steps: int | None, repeats: int, warmup: int) -> dict[str, Any]:
     keep_memory()  # as `nern train` does
     device = select_device(config)
-    memory = PeakMemory(device).start()
+    memory = PeakMemory(device)
     trainer = build_trainer(endless(config, True), True)
     quieten(trainer.nern)
     trainer.rehearse()

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from nern.benchmarks.memory import PeakMemory
+from nern.benchmarks.measure import PeakMemory, Spread, repeat, seconds_per_call, seconds_text
 from nern.benchmarks.parts import endless
-from nern.benchmarks.processes import in_process
 from nern.benchmarks.report import Report, Sheet
 from nern.benchmarks.settings import BenchSettings, Say
-from nern.benchmarks.timing import Spread, repeat, seconds_per_call, seconds_text
+from nern.benchmarks.worker import in_process
 from nern.config import Config
 from nern.ordering import solve_ordering
 from nern.originals.base import Original
@@ -101,13 +100,13 @@ def _job(config: Config, network: nn.Module, repeats: int, warmup: int) -> dict[
     def watched(part: str, call: Any) -> tuple[Any, float]:
         nonlocal whole
         made: list[Any] = []
-        memory = PeakMemory(CPU).start()
+        memory = PeakMemory(CPU)
         took = seconds_per_call(lambda: made.append(call()), CPU)
         peaks[part] = memory.growth()
         whole = max(whole, memory.held + peaks[part])
         return made[0], took
 
-    held = PeakMemory(CPU).start().held
+    held = PeakMemory(CPU).held
     ordering, took = watched("order", lambda: solve_ordering(table.views(weights), mode, workers))
     seconds["order"] = [took]
 

@@ -7,17 +7,16 @@ import math
 from contextlib import ExitStack
 from typing import Any
 
-from nern.benchmarks.processes import Worker
+from nern.benchmarks.measure import Spread, ratio_text, seconds_text
 from nern.benchmarks.report import Report, Sheet
 from nern.benchmarks.settings import BenchSettings, Say
-from nern.benchmarks.steppers import OurSteps, PlainMLPSteps, PlainSteps, ProductSteps
-from nern.benchmarks.timing import Spread, ratio_text, seconds_text
+from nern.benchmarks.steppers import OurSteps, PlainMLPSteps, PlainSteps
+from nern.benchmarks.worker import Worker
 from nern.config import Config
 from nern.devices import precision_of, select_device
 from nern.terminal import bytes_text
 
 ROUND = 0.5  # seconds that the steps of one round should take
-MOST_STEPS = 200  # in one round
 DRAWN = 4096  # rows drawn where the config draws none
 
 
@@ -29,14 +28,10 @@ def bench_step(config: Config, settings: BenchSettings, say: Say) -> Report:
         rooms = _Rooms(stack, settings, say)
         _add_full(rooms, config, precisions, on_gpu)
         _add_reconstruction(rooms, config, precisions)
-        if settings.products if settings.products is not None else on_gpu:
-            _add_products(rooms, config, precisions)
         rooms.measure()
         report = Report(figures=rooms.figures())
     of = report.figures["measured"]
     report.sheets = [_full_sheet(of, on_gpu), _reconstruction_sheet(of)]
-    if any(name.startswith("products") for name in of):
-        report.sheets.append(_products_sheet(of))
     return report
 
 
@@ -73,16 +68,6 @@ def _add_reconstruction(rooms: _Rooms, config: Config, precisions: list[str]) ->
             rooms.add(f"{rows} rows, {precision}", "plain MLP", OurSteps, drawn, False)
 
 
-def _add_products(rooms: _Rooms, config: Config, precisions: list[str]) -> None:
-    for precision in precisions:
-        ours = rooms.workers[f"ours, {precision}"].call("found")
-        rows = ours["rows"], ours["all_rows"] - ours["rows"]
-        rooms.add(f"products, {precision}", f"ours, {precision}", ProductSteps, config, precision, *rows)
-    name = f"drawn rows, {precisions[0]}"
-    rows = rooms.workers[name].call("found")["rows"], 0
-    rooms.add(f"products of {name}", name, ProductSteps, config, precisions[0], *rows)
-
-
 class _Rooms:
     """What is measured, each in a process of its own, and by turns: drift of the machine falls on all alike."""
 
@@ -109,7 +94,7 @@ class _Rooms:
         for name, worker in self.workers.items():
             self.say(f"warming up: {name}")
             seconds = worker.call("warm_up", max(self.settings.warmup, 1))
-            counts[name] = min(max(math.ceil(ROUND / max(seconds, 1e-9)), 1), self.settings.most_steps or MOST_STEPS)
+            counts[name] = min(max(math.ceil(ROUND / max(seconds, 1e-9)), 1), self.settings.most_steps)
         self.seconds = {name: [] for name in self.workers}
         for number in range(self.settings.repeats):
             for name, worker in self.workers.items():
@@ -125,9 +110,8 @@ class _Rooms:
         for name, worker in self.workers.items():
             found = {"seconds": Spread.of(self.seconds[name]).to_dict(), "steps_a_round": self.counts[name]}
             if other := self.over.get(name):
-                pair = (name, other) if not name.startswith("products") else (other, name)
-                ratio = Spread.ratio(self.seconds[pair[0]], self.seconds[pair[1]])
-                found |= {"ratio": ratio.to_dict(), "ratio_of": list(pair)}
+                ratio = Spread.ratio(self.seconds[name], self.seconds[other])
+                found |= {"ratio": ratio.to_dict(), "ratio_of": [name, other]}
             measured[name] = found | worker.call("found")
         return {"measured": measured, "images_seconds": Spread.of(self.images).to_dict()}
 
@@ -157,7 +141,7 @@ def _full_sheet(of: dict[str, Any], on_gpu: bool) -> Sheet:
 
 
 def _reconstruction_sheet(of: dict[str, Any]) -> Sheet:
-    names = [name for name in of if name == "plain MLP" or (" rows, " in name and not name.startswith("products"))]
+    names = [name for name in of if name == "plain MLP" or " rows, " in name]
     drawn = next(name for name in names if name.startswith("drawn"))
     rows = [[name, *_cells(of[name])] for name in names]
     note = (
@@ -165,21 +149,3 @@ def _reconstruction_sheet(of: dict[str, Any]) -> Sheet:
         f"{of['plain MLP']['rows']:,} encodings made beforehand, root mean squared error, backward, Adam, float32."
     )
     return Sheet("Step of reconstruction only", ("", *HEADINGS), rows, note)
-
-
-def _products_sheet(of: dict[str, Any]) -> Sheet:
-    rows = []
-    for name, found in of.items():
-        if name.startswith("products"):
-            seconds = found["seconds"]["median"]
-            rows.append(
-                [
-                    name,
-                    f"{found['rows']:,} + {found['forward_rows']:,}",
-                    seconds_text(seconds),
-                    f"{found['flop'] / seconds / 1e12:,.2f}",
-                    *Spread.of(found["ratio"]["values"]).cells(ratio_text),
-                ]
-            )
-    headings = ("", "rows with gradient + forward only", "median time", "TFLOP/s", "our step over them", "quartiles")
-    return Sheet("The predictor's matrix products alone", headings, rows)

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nern.benchmarks.memory import PeakMemory
+from nern.benchmarks.measure import PeakMemory, seconds_per_call, synchronize
 from nern.benchmarks.parts import build_nern_of, build_originals, build_trainer, endless, quieten, without_evaluation
-from nern.benchmarks.timing import seconds_per_call, synchronize
 from nern.config import Config
 from nern.devices import keep_memory, select_device
 from nern.experiment import build_experiment
@@ -32,7 +31,7 @@ class Steps:
 
     def __init__(self, config: Config) -> None:
         self.device = select_device(config)
-        self.memory = PeakMemory(self.device).start()
+        self.memory = PeakMemory(self.device)
         self.facts: dict[str, Any] = {}
 
     def step(self) -> None:
@@ -161,50 +160,3 @@ class PlainMLPSteps(Steps):
         loss: Tensor = F.mse_loss(self.network(self.inputs), self.targets).sqrt()
         loss.backward()
         self.optimizer.step()
-
-
-class ProductSteps(Steps):
-    """The matrix products of the predictor alone: of rows with gradient, forward and backward; of other rows, forward.
-
-    Args:
-        precision: 'float32', 'tf32' or 'bf16'.
-        live, others: numbers of such rows.
-    """
-
-    def __init__(self, config: Config, precision: str, live: int, others: int) -> None:
-        super().__init__(config)
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        config = endless(config, False)
-        config.nern.embeddings.permutations.permute_mode = "none"
-        originals, device = build_originals(config)
-        nern = build_nern_of(config, originals, device)
-        kind = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.live, self.chunk = live, config.nern.weights_batch_size or max(live, others)
-        self.others = [min(self.chunk, others - start) for start in range(0, others, self.chunk)]
-        linears = [m for m in nern.predictor.modules() if isinstance(m, nn.Linear)]
-        several = len(nern.heads.sizes)  # every row goes through one of the final layers
-        used = linears[: len(linears) - several + 1]
-        longest = max([live, *self.others])
-        self.layers = [
-            (m.weight.detach().to(kind), torch.randn(longest, m.in_features, device=device).to(kind),
-             torch.randn(longest, m.out_features, device=device).to(kind))
-            for m in used
-        ]  # fmt: skip
-        self.facts = {"rows": live, "forward_rows": others, "flop": self._flop()}
-
-    def _flop(self) -> int:
-        """Floating-point operations of a step: two a multiplication and addition."""
-        sizes = [weight.numel() for weight, _, _ in self.layers]
-        return 2 * (sum(sizes) * sum(self.others) + (3 * sum(sizes) - sizes[0]) * self.live)
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """All products, one after the other."""
-        for count in self.others:
-            for weight, inputs, _ in self.layers:
-                inputs[:count] @ weight.T
-        for index, (weight, inputs, gradients) in enumerate(self.layers):
-            inputs[: self.live] @ weight.T
-            gradients[: self.live].T @ inputs[: self.live]
-            if index:
-                gradients[: self.live] @ weight

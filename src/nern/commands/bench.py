@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
-from nern.benchmarks import KINDS, OPTIONS, OWN_OPTIONS, BenchSettings, bench, check_kind
+from nern.benchmarks import KINDS, OPTIONS, BenchSettings, bench, check_kind
 from nern.commands.line import (
     Command,
     MissingError,
@@ -41,10 +41,12 @@ def _bench_parser() -> ArgumentParser:
     text = BENCH_HELP.format(kinds="\n".join(f"  {name:<12} {about}" for name, about in KINDS.items()))
     parser = command_parser(text, usage)
     parser.add_argument("what", type=str, nargs="?", default=None, help="the benchmark")
-    for name, (kind, metavar, about) in OPTIONS.items():
-        own = f"{OWN_OPTIONS[name]}: " if name in OWN_OPTIONS else ""
-        more: dict[str, Any] = {"nargs": "+"} if name == "precisions" else {}
-        parser.add_argument(f"--{name}", type=kind, default=None, metavar=metavar, help=own + about, **more)
+    for name, hint in get_type_hints(BenchSettings).items():
+        option, default = OPTIONS[name], getattr(BenchSettings, name)
+        about = f"{option.of}: {option.about}" if option.of else option.about
+        several: dict[str, Any] = {"nargs": "+"} if name == "precisions" else {}
+        kind = str if several else hint
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=about, **several)
     json_option(parser)
     parser.add_argument("--markdown", type=str, default=None, metavar="FILE", help="also write the tables here")
     config_options(parser)
@@ -58,13 +60,13 @@ def _bench_file(argv: Sequence[str]) -> str:
 def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     if given["what"] is None:
         raise MissingError(f"the name of a benchmark is required: {', '.join(KINDS)}")
-    what = check_kind(given["what"], [name for name in option_names(argv) if name in OPTIONS])
-    chosen = {name: given[name] for name in OPTIONS if given[name] is not None}
+    what = check_kind(given["what"], option_names(argv))
+    settings = BenchSettings(**{name: given[name] for name in OPTIONS})
     command = shlex.join(["nern", "bench", *given["typed"]])
     bench(
         what,
         config_given(given, Config),
-        BenchSettings(**chosen),
+        settings,
         console,
         given["json"],
         given["markdown"],
