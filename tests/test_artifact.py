@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import itertools
 import json
 import math
+import threading
+import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +36,14 @@ from artifact_parts import (
     with_description,
 )
 from nern import DamagedFileError, NernError
-from nern.artifact import Artifact, Holding, NetworkParts, container, encoded, load, probed, write_artifact
+from nern.artifact import Artifact, Holding, NetworkParts, building, container, encoded, load, probed, write_artifact
+from nern.artifact.building import build_bounded, check_buildable
 from nern.artifact.description import Description
 from nern.artifact.entropy import AT_ONCE, MOST_ADAPTIVE, MOST_UNIFORM, Decoder, Encoder
 from nern.artifact.orderings import decode_ordering, encode_ordering
 from nern.artifact.outliers import decode_outliers, encode_outliers
 from nern.artifact.permutations import SHORT, decode_permutations, encode_permutations, least_bits
-from nern.artifact.reading import TOLERANCE, Allowance, buildable
+from nern.artifact.reading import TOLERANCE
 from nern.artifact.table import about, artifact_table
 from nern.artifact.tensors import DTYPES, MOST_SYMBOLS, TensorCode, decode_tensors, encode_tensors
 from nern.jobs.packing import PackOptions
@@ -730,14 +735,19 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("timm:resnet18", {"checkpoint_path": "/etc/passwd"}), ("timm:resnet18", {"cache_dir": "x"}),
     ("timm:resnet18", {"scriptable": True}), ("torchvision:resnet18", {"weights": "DEFAULT"}),
     ("torchvision:fcn_resnet50", {"weights_backbone": "DEFAULT"}), ("torchvision:resnet18", {"block": {"a": 1}}),
-    ("ResNet8", {"path": "/etc/passwd"}), ("ResNet8", {"weights": "x"}),
+    ("ResNet8", {"path": "/etc/passwd"}), ("ResNet8", {"weights": "x"}), ("timm:resnet18", {"act_layer": "a/b"}),
+    ("timm:resnet18", {"layers": [[{"a": 1}]]}), ("timm:resnet18", {"act_layer": "\x1b[2J"}),
+    ("timm:resnet18", {"act_layer": "C:x"}), ("timm:resnet18", {"act_layer": ["x" * 300]}),
+    ("torchvision:resnet18", {"num_classes": 10**6}), ("torchvision:resnet18", {"layers": [[[-(10**6)]]]}),
+    ("timm:resnet18", {"any": 1e9}), ("timm:resnet18", {"any": ["ir_r1000000_k3"]}), ("timm:resnet18", {"any": "1_000_000"}),
+    ("timm:resnet18", {"any": "1e9"}), ("timm:resnet18", {"any": "\u0661" * 9}), ("ResNet8", {"any": {"a": {"1000000": 1}}}),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("architecture", "arguments"), REFUSED)
 def test_what_a_file_does_not_get_called(architecture: str, arguments: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(NernError, match=r"does not get|is refused"):
-        buildable(architecture, arguments)
+        check_buildable(architecture, arguments, 3)
     sections = make(architecture=architecture, arguments=arguments)[0]
     artifact = load(save(tmp_path / "net.nern", sections))
     with pytest.raises(NernError, match=r"does not get|is refused"):
@@ -759,19 +769,58 @@ def test_arguments_that_are_none_of_the_network(arguments: dict[str, Any], tmp_p
         artifact.network()
 
 
-def test_the_room_for_building_is_bounded() -> None:
-    for ask in (
-        lambda: torch.empty(10**4, 10**4), lambda: torch.zeros((10**4, 10**4)), lambda: torch.full((10**9,), 0.5),
-        lambda: torch.arange(10**9), lambda: torch.randn(size=(10**9,)), lambda: nn.Linear(10**5, 10**5),
-        lambda: [torch.empty(1000) for _ in range(1000)],
-    ):  # fmt: skip
-        with pytest.raises(NernError, match="far larger network"), Allowance(10**5, "net"):
-            ask()
-    with Allowance(10**5, "net"):
-        assert torch.full((10,), -65504.0).shape == (10,)
-        assert nn.Conv2d(3, 4, 3).weight.shape == (4, 3, 3, 3)
-        assert CifarResNet(8, widths=[2, 2, 2]) is not None
-    assert torch.empty(10**6).numel() == 10**6
+def _stubborn() -> nn.Module:
+    while True:
+        with contextlib.suppress(Exception):
+            sum(range(1000))
+
+
+def _made(number: int) -> nn.Module:
+    return nn.Sequential(*[nn.Linear(1, 1) for _ in range(number)])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: torch.empty(10**4, 10**4), lambda: torch.zeros((10**4, 10**4)), lambda: torch.full((10**8,), 0.5),
+        lambda: torch.arange(10**8), lambda: torch.randn(size=(10**8,)), lambda: nn.Linear(10**4, 10**4),
+        lambda: [torch.empty(1000) for _ in range(10**4)], lambda: torch.arange(10**4)[:, None] - torch.arange(10**4),
+        lambda: torch.ones(10**4).repeat(10**4), lambda: torch.outer(torch.ones(10**4), torch.ones(10**4)),
+        lambda: nn.functional.pad(torch.ones(2), (0, 10**8)), lambda: torch.ones(1).expand(10**8).clone(),
+        lambda: _made(10**6), _stubborn, lambda: [nn.Identity() for _ in iter(int, 1)],
+    ],
+)  # fmt: skip
+def test_the_cost_of_building_is_bounded(build: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "_SECONDS", 0.5)
+    start, threads = time.process_time(), threading.active_count()
+    with pytest.raises(NernError, match=r"of ResNet8 ask for a far larger network than it holds"):
+        build_bounded("ResNet8", build, [(3, 3)])
+    assert time.process_time() - start < 2
+    assert threading.active_count() == threads
+
+
+def test_what_goes_with_the_file_is_built() -> None:
+    shapes = [(4, 3, 3, 3)]
+    assert build_bounded("ResNet8", lambda: CifarResNet(8, widths=[2, 2, 2]).linear.weight.shape, shapes) == (10, 2)
+    assert build_bounded("ResNet8", lambda: torch.full((10,), -65504.0).tolist(), shapes) == [-65504.0] * 10
+    assert build_bounded("ResNet8", lambda: torch.tensor([0, 3]).nonzero().tolist(), shapes) == [[1]]
+    large = [(10**4, 10**3)] * 2
+    assert build_bounded("ResNet8", lambda: torch.empty(2 * 10**7).numel(), large) == 2 * 10**7
+    with pytest.raises(NernError, match=r"cannot be built with the file's arguments: 'one\\n two'"):
+        build_bounded("ResNet8", lambda: {}["one\n two"], shapes)
+    check_buildable("timm:resnet18", {"num_classes": 10**6, "x": [1, [True, None, "gelu", 0.5, "ir_r1_k3"]]}, 10**6)
+
+
+def test_networks_are_built_in_threads(tmp_path: Path) -> None:
+    network = build_network("ResNet8", {"num_classes": 7}).eval()
+    artifact = pack_network(network, tmp_path / "net.nern", architecture="ResNet8", num_classes=7)
+    artifact.predict()
+    with ThreadPoolExecutor(3) as pool, torch.no_grad():
+        built = [*pool.map(lambda _: artifact.network(), range(3)), artifact.network()]
+    for one in built:
+        found = one.state_dict()
+        assert all(same_tensor(found[name], value) for name, value in artifact.state_dict().items())
+        assert all(parameter.requires_grad for parameter in one.parameters())
 
 
 @pytest.mark.usefixtures("rng_untouched")

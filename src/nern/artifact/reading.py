@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from nern.artifact.building import build_bounded, check_buildable
 from nern.artifact.container import DamagedFileError, header_size, read_container
 from nern.artifact.description import Description
 from nern.artifact.orderings import check_ordering, decode_ordering
@@ -28,13 +28,7 @@ from nern.registry import PREDICTORS
 from nern.representation.kernels import WEIGHT_IDXS, kernel_shape
 from nern.representation.nern import CACHED_ROWS, NeRN, build_heads, build_nern, predictor_arguments
 
-_MAKES = (
-    torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.randint, torch.randperm, torch.eye,
-    torch.arange, torch.linspace, torch.logspace, torch.empty_strided, torch.tril_indices, torch.triu_indices,
-)  # fmt: skip
-_RANGES = (torch.arange, torch.linspace, torch.logspace, torch.randperm)
-_ROOM, _ROOM_FACTOR = 2**24, 8  # numbers that building a network may make, and for each of its own
-_LOADING = ("checkpoint_path", "cache_dir", "scriptable", "exportable", "file", "path", "url")
+T = TypeVar("T")
 SECTIONS = ("META", "PRED", "PRAW", "ORDR", "KEPT", "KRAW", "OUTL", "ORAW", "PROB")
 LIMIT = 2**28  # numbers that reading makes, unless the caller allows more
 PROBES = 16
@@ -175,10 +169,22 @@ class Artifact:
         elif own.architecture is None:
             raise NernError(f"{own.name} is held as a state dict only; build the network, and give it: network(MODULE)")
         else:
-            with Allowance(_ROOM + _ROOM_FACTOR * sum(tensor.numel() for tensor in state.values()), own.name):
-                built = _built(*buildable(own.architecture, own.arguments))
+            built = self.build(number, build_network)
         load_into(built, state, f"the reconstructed {own.name}")
         return built.eval()
+
+    def build(self, network: int, build: Callable[[str, dict[str, Any]], T]) -> T:
+        """What `build` makes of the architecture and arguments of a network, which must be told.
+
+        Raises:
+            NernError: a file does not get that built, or it costs more than goes with the file's tensors; what `build`
+                raises.
+        """
+        own = self._network(network)
+        kept = of_number(self.kept, network, len(self.description.networks))
+        shapes = [shape for _, shape, _ in own.represented] + [tuple(tensor.shape) for tensor in kept.values()]
+        check_buildable(own.architecture, own.arguments, max(n for shape in shapes if 0 not in shape for n in shape))
+        return build_bounded(own.architecture, lambda: build(own.architecture, dict(own.arguments)), shapes)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Any:
         """Write the file, and a card, into a folder as on the Hugging Face Hub (see huggingface_hub's ModelHubMixin)."""
@@ -241,59 +247,6 @@ def load_as(kind: type[A], path: str | Path, limit: int) -> A:
     except Exception as error:  # whatever comes of bytes that no writer wrote
         detail = " ".join(str(error).split())[:200]
         raise DamagedFileError(f"artifact {path} is damaged ({type(error).__name__}: {detail})") from error
-
-
-def buildable(architecture: str, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """What a file may have built: networks that are registered here, and those of torchvision and timm, with plain
-    arguments. Never a function of a module that it names, and nothing that would load another file.
-
-    Raises:
-        NernError: anything else.
-    """
-    source = architecture.rpartition(":")[0]
-    if source not in ("", "torchvision", "timm"):
-        raise NernError(f"a file does not get {architecture!r} called; build the network, and give it: network(MODULE)")
-    for key, value in arguments.items():
-        if key.startswith(("pretrained", "weights")) or key in _LOADING or (source and isinstance(value, dict)):
-            raise NernError(f"the file's argument {key!r} of {architecture} is refused: it could load other files")
-        if not isinstance(value, int | float | str | list | bool | None | dict):
-            raise NernError(f"the file's argument {key!r} of {architecture} is {type(value).__name__}")
-    return architecture, dict(arguments)
-
-
-class Allowance(TorchFunctionMode):
-    """Within it, tensors of at most so many numbers are made, all together: a file's arguments of an architecture may ask
-    for a network of any size.
-
-    Raises:
-        NernError: (within) more are asked for.
-    """
-
-    def __init__(self, numbers: int, name: str) -> None:
-        super().__init__()
-        self.left, self.name = numbers, name
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Counts before anything is made."""
-        kwargs = kwargs or {}
-        if func in _MAKES:
-            given = [*args, *kwargs.values()]
-            sizes = next((list(value) for value in given if isinstance(value, tuple | list)), given)
-            asked = [abs(n) for n in sizes if isinstance(n, int | float) and not isinstance(n, bool)]
-            self.left -= int(sum(asked) if func in _RANGES else math.prod(asked))
-            if self.left < 0:
-                raise NernError(f"the file's arguments of {self.name} ask for a far larger network than it holds")
-        return func(*args, **kwargs)
-
-
-def _built(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """The network of this architecture. Raises NernError where its arguments do not fit."""
-    try:
-        return build_network(name, arguments)
-    except NernError:
-        raise
-    except Exception as error:  # whatever an architecture makes of arguments that are none of its own
-        raise NernError(f"{name} cannot be built with {repr(arguments)[:200]}: {error}") from error
 
 
 def check_size(description: Description, limit: int) -> None:

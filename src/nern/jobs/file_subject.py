@@ -17,7 +17,6 @@ from nern.analysis.subject import NO_ORIGINAL, Figures, Part, Reconstructed, Sub
 from nern.analysis.trial import Trial
 from nern.artifact import Artifact
 from nern.artifact.description import NetworkDescription
-from nern.artifact.reading import Allowance, buildable
 from nern.artifact.tensors import DTYPES, tensor_bits
 from nern.config import TaskConfig
 from nern.errors import NernError
@@ -137,9 +136,7 @@ def _original(artifact: Artifact, number: int, path: str | Path) -> tuple[list[T
             if name not in state or tuple(state[name].shape) != shape:
                 raise NernError(f"original network's weights {path} do not fit {described.name}: {name} {found}")
         return [state[name] for name in names], None
-    architecture, arguments = buildable(described.architecture, described.arguments)
-    with Allowance(artifact.limit, described.name):
-        original = build_original(architecture, str(path), arguments, include=names)
+    original = artifact.build(number, lambda name, arguments: build_original(name, str(path), arguments, include=names))
     if original.weight_names != names:
         raise NernError(f"{described.name} of the file and the network built of {path} name their weights differently")
     return original.weights, original

@@ -156,4 +156,5 @@ def _call(build: Any, name: str, kwargs: dict[str, Any]) -> Any:
     except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, NernError):
             raise
-        raise NernError(f"{name} cannot be built with {kwargs}: {error}") from error
+        detail = " ".join(str(error).split())[:400]
+        raise NernError(f"{name} cannot be built with {repr(kwargs)[:400]}: {detail}") from error
