@@ -790,6 +790,7 @@ def _made(number: int) -> nn.Module:
         lambda: _made(10**6), _stubborn, lambda: [nn.Identity() for _ in iter(int, 1)],
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where it was stopped within a callback
 def test_the_cost_of_building_is_bounded(build: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "_SECONDS", 0.5)
     start, threads = time.process_time(), threading.active_count()
