@@ -291,12 +291,6 @@ def test_a_missing_file_lists_what_is_there(tmp_path: Path) -> None:
         build_original_network("ResNet8", str(tmp_path))
 
 
-def test_other_suffixes_are_refused(tmp_path: Path) -> None:
-    torch.save(resnet8().state_dict(), tmp_path / "weights.bin")
-    with pytest.raises(NernError, match=r"'.bin' is not one of .pt, .pth, .th, .safetensors"):
-        build_original_network("ResNet8", str(tmp_path / "weights.bin"))
-
-
 @pytest.mark.parametrize("how", ["save_torch", "save_pickle"])
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".safetensors"])
 def test_weights_files_with_code_are_refused_and_not_executed(

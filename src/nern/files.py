@@ -7,6 +7,7 @@ import math
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,13 +125,15 @@ def load_torch(path: str | Path, what: str, allow: list[Any] | None = None) -> A
     """
     path = existing_file(path, what)
     try:
-        with torch.serialization.safe_globals(allow or []):
+        with torch.serialization.safe_globals(allow or []), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about how old files are made
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle, EOF and runtime errors, by defect
         detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if re.search(r"Unsupported (global|class)|GLOBAL", str(error)):
+            named = ", ".join(dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)|class ([\w.]+)", str(error))[0])).strip(", ")
             raise NernError(
-                f"{what} {path} holds Python objects besides tensors; they could run code and are refused. "
+                f"{what} {path} holds Python objects besides tensors ({named}); they could run code and are refused. "
                 "Save plain tensors instead (of a network: torch.save(model.state_dict(), path), or safetensors)."
             ) from error
         detail = "" if "weights_only" in detail else f" ({detail})"  # torch's advice to load it unsafely is not ours

@@ -312,8 +312,9 @@ class Config(Settings):
     """Modules (my_package.networks) or files (networks.py) of yours to import first: those that register the networks
     and tasks which the other keys name."""
     original_model_path: str | None = None
-    """Weights of the original network: a .pt, .pth, .th or .safetensors state dict (arguments of the network in a .json
-    file of the same name, if any); 'pretrained:NAME' for one that ships with nern; 'torchvision' or 'timm' for the default
+    """Weights of the original network: a state dict or a training checkpoint, a PyTorch or safetensors file or the
+    .index.json of one in parts ('FILE#KEY' names one of several state dicts in it; arguments of the network in a .json file
+    of the same name, if any); 'pretrained:NAME' for one that ships with nern; 'torchvision' or 'timm' for the default
     pretrained weights of such a network, 'torchvision:IMAGENET1K_V1' or 'timm:TAG' for others. null: random weights."""
     networks: list[NetworkConfig] = field(default_factory=list)
     """Several original networks in one NeRN, in place of original_model_path and task: a list of sections with those keys

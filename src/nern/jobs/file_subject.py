@@ -21,7 +21,6 @@ from nern.artifact.tensors import DTYPES, tensor_bits
 from nern.config import TaskConfig
 from nern.errors import NernError
 from nern.experiment import check_outputs
-from nern.files import load_state_dict
 from nern.jobs.artifacts import BATCH, images_of, named_for, predicted, tested
 from nern.jobs.report_images import NO_IMAGES_ASKED_FOR, class_names, drawn
 from nern.originals.base import Original
@@ -29,6 +28,7 @@ from nern.originals.build import build_original, resolve_weights
 from nern.representation.kernels import kernel_shape
 from nern.tasks.base import classes_of
 from nern.tasks.streams import EvalSet
+from nern.weights_file import plain_state_dicts
 
 SEED = 0  # of what is drawn
 NO_TASK = "no test images were asked for (--task.task_name says whose to take)"
@@ -130,7 +130,8 @@ def _original(artifact: Artifact, number: int, path: str | Path) -> tuple[list[T
     described = artifact.description.networks[number]
     names = [name for name, _, _ in described.represented]
     if described.architecture is None:
-        state = load_state_dict(resolve_weights(str(path)), "original network's weights")
+        states = plain_state_dicts(resolve_weights(str(path)), "original network's weights")
+        state = max(states, key=lambda found: sum(name in found for name in names))
         for name, shape, _ in described.represented:
             found = f"has the shape {tuple(state[name].shape)}" if name in state else "is not there"
             if name not in state or tuple(state[name].shape) != shape:

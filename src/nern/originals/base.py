@@ -15,13 +15,13 @@ from torch.func import functional_call
 
 from nern.devices import computing_in
 from nern.errors import NernError, NernWarning
-from nern.files import load_into, load_state_dict
 from nern.originals.folding import folded
 from nern.originals.input_format import InputFormat, input_format
 from nern.originals.selection import choose_parameters, convolution_weights, matching
 from nern.originals.taps import NORMS, FeatureMaps, Taps, default_taps, matching_taps
 from nern.randomness import generator
 from nern.registry import ORIGINALS
+from nern.weights_file import load_weights, split_key
 
 SMALL_SHARE = 0.1  # representing less of a network than this deserves a word
 
@@ -66,12 +66,6 @@ class OriginalNetwork(nn.Module):
     def infer_kwargs(cls, state: dict[str, Tensor]) -> dict[str, Any]:
         """Constructor arguments that the weights themselves tell (used where no JSON file does). Default: none."""
         return {}
-
-
-def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Copy a state-dict file into `network`; NernError if it does not fit."""
-    what = "original network's weights"
-    load_into(network, load_state_dict(path, what), f"{what} {path}")
 
 
 def own_weights(network: nn.Module, represents: Sequence[str] | None = None) -> list[Tensor]:
@@ -334,4 +328,4 @@ def as_original(
 
 def kwargs_file(path: str | Path) -> Path:
     """The JSON file with constructor arguments that may lie beside a weights file: same name, suffix `.json`."""
-    return Path(path).with_suffix(".json")
+    return Path(split_key(path)[0]).with_suffix(".json")

@@ -13,18 +13,23 @@ import torch
 from torch import nn
 
 from nern.errors import NernError, NernWarning, unknown_name
-from nern.files import existing_file, load_state_dict
-from nern.originals.base import Original, OriginalNetwork, kwargs_file, load_weights
+from nern.files import existing_file
+from nern.originals.base import Original, OriginalNetwork, kwargs_file
 from nern.originals.sources import find_builder, load_timm, load_torchvision
 from nern.randomness import forked_rng
 from nern.registry import ORIGINALS
 from nern.shipped import NETWORK, shipped_file
+from nern.weights_file import KEY, load_weights, plain_state_dicts, split_key
 
 
 def resolve_weights(path: str) -> Path:
-    """The file that `original_model_path` means. Raises NernError where there is none."""
-    shipped = shipped_file(path, NETWORK, "pretrained network (original_model_path)")
-    return shipped or existing_file(path, "original network's weights (original_model_path)")
+    """The file that `original_model_path` means, with the key of a state dict in it, if one is named. Raises NernError where
+    there is no such file."""
+    if shipped := shipped_file(path, NETWORK, "pretrained network (original_model_path)"):
+        return shipped
+    name, key = split_key(path)
+    file = existing_file(name, "original network's weights (original_model_path)")
+    return file if key is None else file.with_name(f"{file.name}{KEY}{key}")
 
 
 def builder_of(name: str) -> Any:
@@ -77,15 +82,25 @@ def build_original_network(
         _load_pretrained(network, name, source, entry)
         return network.to(device)
     file = None if path is None else resolve_weights(path)
-    build, arguments = builder_of(name), dict(task_kwargs or {})
+    build, arguments, beside = builder_of(name), dict(task_kwargs or {}), dict[str, Any]()
     if file is not None:
         if hasattr(build, "infer_kwargs") and getattr(build, "load", None) in (None, OriginalNetwork.load):
-            arguments |= build.infer_kwargs(load_state_dict(file, "original network's weights"))
+            told: list[dict[str, Any]] = [build.infer_kwargs(state) for state in plain_state_dicts(file, "original network's weights")]
+            arguments |= max(told, key=len)
         if kwargs_file(file).is_file():
-            arguments |= _read_kwargs(kwargs_file(file))
+            beside = _read_kwargs(kwargs_file(file))
+            arguments |= beside
     known = {k: v for k, v in arguments.items() if k not in (task_kwargs or {})}
     optional = {k: v for k, v in arguments.items() if k in (task_kwargs or {})}
-    network = build_network(name, known | (kwargs or {}), optional, seed)
+    try:
+        network = build_network(name, known | (kwargs or {}), optional, seed)
+    except NernError as error:
+        if not beside:
+            raise
+        raise NernError(
+            f"{error} ({', '.join(beside)} come from {kwargs_file(file or '')}, read as the arguments of the network; "
+            "rename that file if it is meant for something else)"
+        ) from error
     if file is None:
         warnings.warn(f"original_model_path is not set: {name} has random weights", NernWarning, stacklevel=2)
     elif isinstance(network, OriginalNetwork):

@@ -1,0 +1,405 @@
+"""Weights files of others: whatever a file is called and however its names are wrapped, what fits is taken, and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import json
+import pathlib
+import types
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file, save_model
+from torch import Tensor, nn
+
+from nern.errors import NernError, NernWarning
+from nern.originals import build_original_network
+from nern.weights_file import load_weights, state_dicts
+
+State = dict[str, Any]
+
+
+class Net(nn.Module):
+    """A convolution, a norm with its counter, and a layer whose weight is tied to another's."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(seed)
+        self.conv, self.norm = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)
+        self.head, self.tied = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        self.tied.weight = self.head.weight
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.randn(p.shape, generator=rng))
+
+
+@pytest.fixture
+def source() -> Net:
+    return Net(1)
+
+
+def loaded(path: Path | str) -> Net:
+    network = Net(0)
+    load_weights(network, path)
+    return network
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(t, b.state_dict()[n]) for n, t in a.state_dict().items())
+
+
+def prefixed(prefix: str) -> Callable[[State], State]:
+    return lambda state: {prefix + name: value for name, value in state.items()}
+
+
+def save_zip(value: Any, path: Path) -> None:
+    torch.save(value, path)
+
+
+def save_legacy(value: Any, path: Path) -> None:
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+
+
+def save_safe(value: State, path: Path) -> None:
+    save_file({n: t.clone() for n, t in value.items()}, path)
+
+
+# --- what a file is called, and what it is -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["w.pth.tar", "w.ckpt", "w.bin", "w.PTH", "w.t7", "w", "w.model", "w.pt.backup", "w#1.pt"])
+@pytest.mark.parametrize("save", [save_zip, save_legacy, save_safe])
+def test_the_suffix_says_nothing(name: str, save: Callable[[Any, Path], None], source: Net, tmp_path: Path) -> None:
+    save(source.state_dict(), tmp_path / name)
+    assert equal(loaded(tmp_path / name), source)
+
+
+def write_script(source: Net, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(nn.Sequential(nn.Linear(2, 2))).save(str(path))
+
+
+def write_quantised(source: Net, path: Path) -> None:
+    state = source.state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state["conv.weight"] = torch.quantize_per_tensor(state["conv.weight"], 0.1, 0, torch.qint8)
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (write_script, "is a TorchScript file, which holds code. Save its weights instead"),
+        (write_quantised, r"conv.weight is quantised \(torch.qint8\)"),
+        (lambda source, path: path.write_bytes(b"GGUF" + b"\0" * 40), "is a GGUF file"),
+        (lambda source, path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 40), "is an HDF5 file"),
+        (lambda source, path: path.write_bytes(b"\x89NERN\r\n\x1a" + b"\0" * 40), "is a .nern file: `nern unpack`"),
+        (lambda source, path: path.write_text("<!DOCTYPE html>"), "cannot be read: truncated, or not a PyTorch file"),
+        (lambda source, path: torch.save([source.conv.weight.data], path), "holds no state dict.*it holds one list"),
+        (lambda source, path: torch.save({"epoch": 3}, path), "holds no state dict.*the entries epoch"),
+        (lambda source, path: torch.save({"state_dict": None, "args": {}}, path), "the entries state_dict, args"),
+    ],
+)  # fmt: skip
+def test_what_is_no_state_dict_is_told_by_its_name(
+    write: Callable[[Net, Path], Any], says: str, source: Net, tmp_path: Path
+) -> None:
+    write(source, tmp_path / "w.pt")
+    with pytest.raises(NernError, match=says):
+        loaded(tmp_path / "w.pt")
+
+
+# --- where the state dict is -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["net", "model", "state_dict", "model_state_dict", "weights", "ema", "a.b", "module"])
+def test_a_state_dict_under_any_key_is_found(key: str, source: Net, tmp_path: Path) -> None:
+    state: Any = source.state_dict()
+    for part in reversed(key.split(".")):
+        state = {part: state}
+    optimizer = torch.optim.Adam(source.parameters())
+    source.conv(torch.ones(1, 1, 3, 3)).sum().backward()
+    optimizer.step()
+    torch.save({"epoch": 7, "optimizer": optimizer.state_dict(), **state}, tmp_path / "w.pt")
+    source_now = loaded(tmp_path / "w.pt")
+    assert torch.equal(source_now.norm.weight, source.norm.weight)
+    assert torch.equal(source_now.tied.weight, source.head.weight)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        prefixed("module."),
+        prefixed("model."),
+        prefixed("_orig_mod."),
+        prefixed("model._orig_mod."),
+        prefixed("_orig_mod.module."),
+        prefixed("module.model.net."),
+        prefixed("encoder."),
+        lambda state: {name.replace("conv.", "conv._orig_mod."): value for name, value in state.items()},
+        lambda state: prefixed("model.")({name.replace(".", ".module.", 1): value for name, value in state.items()}),
+        lambda state: {"n_averaged": torch.tensor(9), **prefixed("module.")(state)},  # AveragedModel
+        lambda state: {**state, "norm._extra_state": None},
+        lambda state: {**state, "epoch": 3, "note": "text"},
+        lambda state: {n: v for n, v in state.items() if "num_batches" not in n},
+        lambda state: {n: v for n, v in state.items() if n != "tied.weight"},
+        lambda state: {n: v for n, v in state.items() if n != "head.weight"},
+        lambda state: {n: v.int() if "num_batches" in n else v for n, v in state.items()},
+    ],
+)  # fmt: skip
+def test_names_are_unwrapped_until_they_fit(wrap: Callable[[State], State], source: Net, tmp_path: Path) -> None:
+    torch.save(wrap(dict(source.state_dict())), tmp_path / "w.pt")
+    assert equal(loaded(tmp_path / "w.pt"), source)
+
+
+class Wrapped(nn.Module):
+    """Its own names begin as a wrapper's do."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.module, self._orig_mod = Net(seed), nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_names_that_fit_as_they_are_are_not_unwrapped(prefix: str, tmp_path: Path) -> None:
+    source, network = Wrapped(1), Wrapped(0)
+    torch.save(prefixed(prefix)(source.state_dict()), tmp_path / "w.pt")
+    load_weights(network, tmp_path / "w.pt")
+    assert equal(network, source)
+
+
+def test_of_several_that_fit_the_weights_go_before_their_average_and_the_others_have_a_key(tmp_path: Path) -> None:
+    first, average, lightning = Net(1), Net(2), Net(3)
+    checkpoint = {"model_ema": average.state_dict(), "model": first.state_dict()}
+    torch.save(checkpoint, tmp_path / "w.pt")
+    with pytest.warns(NernWarning, match=r"holds several weights that fit: 'model' was taken.*w.pt#model_ema"):
+        assert equal(loaded(tmp_path / "w.pt"), first)
+    assert equal(loaded(f"{tmp_path}/w.pt#model_ema"), average)
+    assert equal(loaded(f"{tmp_path}/w.pt#model"), first)
+    with pytest.raises(NernError, match=r"'ema' is no state dict that fits; choose one of: model_ema, model"):
+        loaded(f"{tmp_path}/w.pt#ema")
+    both = prefixed("model.")(first.state_dict()) | prefixed("ema_model.module.")(lightning.state_dict())
+    torch.save({"state_dict": both | {"criterion.weight": torch.ones(2)}}, tmp_path / "l.ckpt")
+    with pytest.warns(NernWarning) as caught:
+        assert equal(loaded(tmp_path / "l.ckpt"), first)
+    said = " ".join(str(w.message) for w in caught)
+    assert "l.ckpt#state_dict.ema_model.module" in said
+    assert "criterion.weight" in said  # what was left out is told
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert equal(loaded(f"{tmp_path}/l.ckpt#state_dict.ema_model.module"), lightning)
+
+
+def test_equal_copies_need_no_choice(source: Net, tmp_path: Path) -> None:
+    torch.save({"model": source.state_dict(), "model_ema": source.state_dict()}, tmp_path / "w.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert equal(loaded(tmp_path / "w.pt"), source)
+
+
+# --- what lies beside it -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("save", [save_zip, save_legacy])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        np.float64(91.7),
+        np.float32(0.5),
+        np.int64(3),
+        np.bool_(True),
+        np.arange(4),
+        np.dtype("float32"),
+        Path("runs/here"),
+        pathlib.PureWindowsPath("c:/runs"),
+        collections.defaultdict(list, a=[1]),
+        collections.defaultdict(float),
+        collections.OrderedDict(a=1),
+        collections.deque([1, 2]),
+        argparse.Namespace(lr=0.1, data=Path("data")),
+        types.SimpleNamespace(lr=0.1),
+        datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC),
+        datetime.timedelta(seconds=3),
+        range(3),
+        torch.Size([2]),
+        torch.device("cpu"),
+        torch.float16,
+        frozenset({1}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_harmless_kinds_beside_the_weights_are_read(
+    save: Callable[[Any, Path], None], beside: Any, source: Net, tmp_path: Path
+) -> None:
+    save({"state_dict": source.state_dict(), "beside": beside, "list": [beside]}, tmp_path / "w.pt")
+    assert equal(loaded(tmp_path / "w.pt"), source)
+
+
+class Custom:
+    """A class of a training script."""
+
+
+@pytest.mark.parametrize("save", [save_zip, save_legacy])
+def test_any_other_object_is_refused_by_its_name(
+    save: Callable[[Any, Path], None], source: Net, attack: Any, tmp_path: Path
+) -> None:
+    save({"state_dict": source.state_dict(), "config": Custom()}, tmp_path / "w.pt")
+    with pytest.raises(NernError, match=r"Python objects besides tensors \(.*test_weights_file\.Custom\); they could run"):
+        loaded(tmp_path / "w.pt")
+    attack.save_pickle(tmp_path / "bad.pth.tar", state_dict={})
+    attack.save_torch(tmp_path / "bad.ckpt")
+    for name in ("bad.pth.tar", "bad.ckpt"):
+        with pytest.raises(NernError, match="refused"):
+            loaded(tmp_path / name)
+    assert not attack.executed
+
+
+# --- files in parts, tied tensors ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_files_in_parts_are_read_by_their_index(kind: str, source: Net, tmp_path: Path) -> None:
+    state = {n: t for n, t in source.state_dict().items() if n != "tied.weight"}
+    places, save = {}, save_safe if kind == "safetensors" else save_zip
+    for number, name in enumerate(state):
+        part = f"model-{number % 2 + 1:05}-of-00002.{kind}"
+        places[name] = part
+    for part in set(places.values()):
+        save({n: state[n] for n, of in places.items() if of == part}, tmp_path / part)
+    index = tmp_path / f"model.{kind}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert equal(loaded(index), source)
+    with pytest.raises(NernError, match=r"missing: .*This is one part of several: give the index"):
+        loaded(tmp_path / f"model-00001-of-00002.{kind}")
+
+
+@pytest.mark.parametrize(
+    ("index", "says"),
+    [
+        ({"weight_map": {"conv.weight": "../w.safetensors"}}, "outside its folder; that is refused"),
+        ({"weight_map": {"conv.weight": "/etc/passwd"}}, "outside its folder; that is refused"),
+        ({"weight_map": {"conv.weight": "none.safetensors"}}, "no such file"),
+        ({"weight_map": {"other": "w.safetensors"}}, "other is not in w.safetensors"),
+        ({"weight_map": [1]}, "is not the index of a file in parts"),
+        ({}, "is not the index of a file in parts"),
+        ([], "is not the index of a file in parts"),
+    ],
+)
+def test_bad_indices(index: Any, says: str, source: Net, tmp_path: Path) -> None:
+    save_safe({"conv.weight": source.conv.weight.data}, tmp_path / "w.safetensors")
+    (tmp_path / "m.index.json").write_text(json.dumps(index))
+    with pytest.raises(NernError, match=says):
+        loaded(tmp_path / "m.index.json")
+
+
+def test_tied_tensors_that_safetensors_left_out_are_filled_in(source: Net, tmp_path: Path) -> None:
+    save_model(source, str(tmp_path / "w.safetensors"))
+    assert len(state_dicts(tmp_path / "w.safetensors")[0].tensors) == len(source.state_dict()) - 1
+    assert equal(loaded(tmp_path / "w.safetensors"), source)
+
+
+class Untied(Net):
+    """Two weights in place of the tied one: the file says which equals which."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.tied.weight = nn.Parameter(torch.zeros(3, 3))
+
+
+def test_tied_tensors_are_filled_in_where_the_network_does_not_tie_them(source: Net, tmp_path: Path) -> None:
+    save_model(source, str(tmp_path / "w.safetensors"))
+    network = Untied()
+    load_weights(network, tmp_path / "w.safetensors")
+    assert torch.equal(network.tied.weight, source.head.weight)
+    assert torch.equal(network.head.weight, source.head.weight)
+
+
+# --- kinds of number ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_numbers_are_converted(dtype: torch.dtype, source: Net, tmp_path: Path) -> None:
+    torch.save({n: t.to(dtype) for n, t in source.state_dict().items()}, tmp_path / "w.pt")
+    found = loaded(tmp_path / "w.pt")
+    assert torch.equal(found.conv.weight, source.conv.weight.to(dtype).float())
+    assert found.norm.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (torch.ones(3, 1, 3, 3, dtype=torch.int8), r"conv.weight holds torch.int8, the network has torch.float32 there"),
+        (torch.ones(3, 1, 3, 3, dtype=torch.bool), r"holds torch.bool"),
+        (torch.ones(3, 1, 3, 3, dtype=torch.complex64), r"holds torch.complex64"),
+        (torch.ones(3, 1, 3, 3).to(torch.float8_e4m3fn), r"holds torch.float8_e4m3fn"),
+        (torch.ones(3, 1, 3, 3).to_sparse(), r"conv.weight is sparse"),
+        (torch.full((3, 1, 3, 3), 1e300, dtype=torch.float64), r"numbers too large for the network's torch.float32"),
+        (torch.full((3, 1, 3, 3), float("nan")), r"values that are not finite"),
+        (torch.full((3, 1, 3, 3), float("-inf")), r"values that are not finite"),
+    ],
+)
+def test_one_kind_of_number_never_stands_for_another(value: Tensor, says: str, source: Net, tmp_path: Path) -> None:
+    torch.save(source.state_dict() | {"conv.weight": value}, tmp_path / "w.pt")
+    with pytest.raises(NernError, match=says):
+        loaded(tmp_path / "w.pt")
+
+
+def test_a_network_of_whole_numbers_takes_whole_numbers(tmp_path: Path) -> None:
+    def make(value: int) -> nn.Module:
+        network = Net(1)
+        network.register_buffer("steps", torch.tensor(value))
+        network.register_buffer("mask", torch.tensor([-torch.inf, torch.finfo(torch.float32).min]))
+        return network
+
+    torch.save(make(2**60 + 1).state_dict(), tmp_path / "w.pt")
+    network = make(0)
+    load_weights(network, tmp_path / "w.pt")
+    assert network.steps == 2**60 + 1
+    assert network.mask.tolist() == [-torch.inf, torch.finfo(torch.float32).min]  # a buffer may hold anything
+    torch.save(make(1).state_dict() | {"steps": torch.tensor(1.0)}, tmp_path / "w.pt")
+    with pytest.raises(NernError, match=r"steps holds torch.float32, the network has torch.int64"):
+        load_weights(network, tmp_path / "w.pt")
+
+
+# --- what does not fit -------------------------------------------------------------------------------------------------
+
+
+def test_the_nearest_state_dict_is_described(source: Net, tmp_path: Path) -> None:
+    state = prefixed("module.")({n: t for n, t in source.state_dict().items() if n != "conv.bias"})
+    torch.save({"other": {"a": torch.zeros(1)}, "net": state}, tmp_path / "w.pt")
+    with pytest.raises(NernError, match=r"w.pt \(net.module\) does not fit Net: 1 missing: conv.bias$"):
+        loaded(tmp_path / "w.pt")
+    torch.save({"layers.0.weight": torch.zeros(2, 2), "final_linear_layer.weight": torch.zeros(9, 2)}, tmp_path / "p.pt")
+    with pytest.raises(NernError, match=r"These are the weights of a NeRN's predictor"):
+        loaded(tmp_path / "p.pt")
+
+
+def test_a_part_of_a_deeper_network_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    torch.save(build_original_network("ResNet20", "pretrained:resnet20-cifar10").state_dict(), tmp_path / "deep.pt")
+    with pytest.raises(NernError, match=r"does not fit CifarResNet: \d+ not expected: layer1.1.conv1.weight"):
+        build_original_network("ResNet8", str(tmp_path / "deep.pt"))
+
+
+@pytest.mark.parametrize("wrap", [prefixed("module."), prefixed("_orig_mod."), lambda state: {"net": state}])
+def test_what_wrapped_weights_tell_need_not_be_said(wrap: Callable[[State], State], tmp_path: Path) -> None:
+    source = build_original_network("ResNet8", None, {"option": "B", "num_classes": 13, "widths": [4, 8, 10]})
+    torch.save(wrap(dict(source.state_dict())), tmp_path / "w.pth.tar")
+    assert equal(build_original_network("ResNet8", str(tmp_path / "w.pth.tar")), source)
+
+
+def test_the_file_beside_the_weights_is_named_where_its_arguments_do_not_fit(tmp_path: Path) -> None:
+    torch.save(build_original_network("ResNet8", "pretrained:digits-resnet8").state_dict(), tmp_path / "w.pt")
+    (tmp_path / "w.json").write_text(json.dumps({"lr": 0.1, "epochs": 90}))
+    with pytest.raises(NernError, match=r"'lr'.*\(lr, epochs come from .*w.json, read as the arguments.*rename that file"):
+        build_original_network("ResNet8", f"{tmp_path}/w.pt")
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:original_model_path is not set")
