@@ -303,11 +303,30 @@ def test_the_plain_predictor_is_linear_layers_with_activations_between(rng: torc
     torch.testing.assert_close(predictor(encodings), expected)
 
 
-@pytest.mark.parametrize(("method", "least"), [("kxk", 2), ("basic", 2), ("kxk_nerf", 3), ("kxk_residual", 3)])
-def test_too_few_blocks_are_refused(method: str, least: int) -> None:
-    build_predictor(method, seed=0, input_size=8, num_blocks=least)
-    with pytest.raises(NernError, match=rf"nern.num_blocks \(={least - 1}\) must be at least {least}"):
-        build_predictor(method, seed=0, input_size=8, num_blocks=least - 1)
+@pytest.mark.parametrize("blocks", [2, 3, 4])
+@pytest.mark.parametrize("method", ["kxk", "kxk_nerf", "kxk_residual"])
+def test_a_skip_enters_the_layer_in_the_middle_where_there_is_one(
+    method: str, blocks: int, rng: torch.Generator
+) -> None:
+    predictor = build_predictor(method, seed=0, input_size=8, num_blocks=blocks, hidden_layer_size=6)
+    e, skips = torch.randn(5, 8, generator=rng), method != "kxk"
+    first, *rest = predictor.layers
+    x = first(e) if method == "kxk_residual" else first(e).relu()
+    for number, layer in enumerate(rest, 1):
+        middle = skips and number == blocks // 2
+        if method == "kxk_nerf":
+            x = layer(torch.cat([e, x], dim=1) if middle else x).relu()
+        else:
+            x = (layer(x) + (first(e) if middle else 0)).relu()
+    torch.testing.assert_close(predictor(e), predictor.final_linear_layer(x).view(5, 3, 3))
+    assert [layer.in_features for layer in rest].count(14) == (method == "kxk_nerf" and blocks > 2)
+
+
+@pytest.mark.parametrize("method", sorted(PREDICTORS))
+def test_too_few_blocks_are_refused(method: str) -> None:
+    build_predictor(method, seed=0, input_size=8, num_blocks=2)
+    with pytest.raises(NernError, match=r"nern.num_blocks \(=1\) must be at least 2"):
+        build_predictor(method, seed=0, input_size=8, num_blocks=1)
 
 
 def test_initialisation_depends_on_the_seed_alone() -> None:

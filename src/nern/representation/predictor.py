@@ -58,7 +58,7 @@ class KxKPredictor(nn.Module):
         input_size: length of an encoding.
         kernel_sizes: (height, width) of the kernels that each head gives.
         hidden_layer_size: width of the hidden layers.
-        num_blocks: number of linear layers, the final one included; at least `least_blocks`.
+        num_blocks: number of linear layers, the final one included; at least 2.
         act_layer: name of the activation.
         norm_layer: name of the normalisation between a hidden linear layer and its activation. 'bn' uses the statistics
             of the rows predicted with gradient while training, running averages otherwise.
@@ -70,7 +70,6 @@ class KxKPredictor(nn.Module):
     float32.
     """
 
-    least_blocks = 2
     takes_encodings = True  # besides tensors, an `Encodings`
 
     def __init__(
@@ -85,10 +84,8 @@ class KxKPredictor(nn.Module):
         output_scales: int = 0,
     ) -> None:
         super().__init__()
-        if num_blocks < self.least_blocks:
-            raise NernError(
-                f"nern.num_blocks (={num_blocks}) must be at least {self.least_blocks} for this nern.method"
-            )
+        if num_blocks < 2:
+            raise NernError(f"nern.num_blocks (={num_blocks}) must be at least 2")
         self.kernel_sizes = list(kernel_sizes)
         self.middle = num_blocks // 2
         sizes = [self.layer_input_size(i, input_size, hidden_layer_size) for i in range(num_blocks - 1)]
@@ -145,9 +142,8 @@ class KxKPredictor(nn.Module):
 
 @PREDICTORS.register("kxk_nerf", num_idxs=3)
 class KxKNerfPredictor(KxKPredictor):
-    """As kxk; hidden layer `num_blocks // 2` receives [encoding, running activation] (the skip of NeRF)."""
-
-    least_blocks = 3
+    """As kxk; hidden layer `num_blocks // 2` receives [encoding, running activation] (the skip of NeRF). Of two blocks, the
+    one hidden layer comes before it: as kxk."""
 
     def layer_input_size(self, index: int, input_size: int, hidden_layer_size: int) -> int:
         """The middle layer also takes the encoding."""
@@ -167,9 +163,7 @@ class KxKNerfPredictor(KxKPredictor):
 @PREDICTORS.register("kxk_residual", num_idxs=3)
 class KxKResidualPredictor(KxKPredictor):
     """As kxk, but no activation follows the first layer, and its output is added to that of hidden layer
-    `num_blocks // 2` before the activation there."""
-
-    least_blocks = 3
+    `num_blocks // 2` before the activation there. Of two blocks, that layer is not there: two linear maps."""
 
     def hidden(self, encodings: Input) -> Float[Tensor, "n h"]:
         """Everything before the final linear layer."""
