@@ -7,20 +7,25 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nern.artifact import Artifact, Holding, NetworkParts, encoded, probed
 from nern.artifact.container import to_bytes
+from nern.artifact.description import Description
+from nern.artifact.entropy import Encoder
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.ordering.order import Ordering, Shapes
 from nern.registry import ORDERINGS
 from nern.representation.grid import quantised_names
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_nern
+from nern.representation.outliers import Outliers
 
 SHAPES = ((8, 4, 3, 3), (6, 8, 1, 1), (5, 6, 5, 5), (4, 9), (3, 2, 4))  # convolutions, linear, 1-d convolution
 
@@ -62,6 +67,7 @@ def make(
     networks: int = 1,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    outliers: float = 0.02,
     **parts: Any,
 ) -> tuple[Sections, Artifact, NeRN]:
     """The sections of an artifact of a predictor that was not trained.
@@ -75,10 +81,11 @@ def make(
         networks: how many, all alike.
         dtype: of weights.
         seed: of weights, ordering, predictor.
+        outliers: share of the weights that are kept apart, as version 0.1.0 did.
         parts: further arguments of `NetworkParts`.
     """
     rng = torch.Generator().manual_seed(seed)
-    config = config or nern_config(outliers=0.02, output_scales="per_layer")
+    config = config or nern_config(output_scales="per_layer")
     weights = [[torch.randn(s, generator=rng).to(dtype) for s in shapes] for _ in range(networks)]
     num_idxs = config.embeddings.num_idxs
     table = KernelTable.of_networks(weights, num_idxs)
@@ -93,8 +100,22 @@ def make(
     described = [NetworkParts(represented={f"w{i}": w for i, w in enumerate(ws)}, **own) for ws in weights]
     steps = {} if step is None else dict.fromkeys(quantised_names(nern.predictor.state_dict()), step)
     holding = Holding(steps, "as" if step is None else "f16")
-    sections, artifact = probed(encoded(nern, config, ordering, described, holding, kept, {"who": "tests"}))
+    bare = encoded(nern, config, ordering, described, holding, kept, {"who": "tests"})
+    if places := round(outliers * table.num_weights):
+        positions = torch.randperm(table.num_weights, generator=rng)[:places].sort().values
+        apart = Outliers(positions, torch.cat([w.flatten().float() for own in weights for w in own])[positions])
+        nern.keep_outliers(apart)
+        counted, bare["OUTL"], bare["ORAW"] = encode_outliers(apart)
+        bare["META"] = replace(Description.from_bytes(bare["META"]), outliers=counted).to_bytes()
+    sections, artifact = probed(bare)
     return sections, artifact, nern.eval()
+
+
+def encode_outliers(outliers: Outliers) -> tuple[tuple[int, int], bytes, bytes]:
+    """As version 0.1.0 coded them: how many there are and the largest step, the code of the steps, the values."""
+    steps, encoder = np.diff(outliers.positions.numpy(), prepend=-1), Encoder()
+    encoder.adaptive(steps, int(steps.max()) + 1)
+    return (len(steps), int(steps.max())), encoder.finish(), outliers.values.numpy().astype("<f4").tobytes()
 
 
 def save(path: Path, sections: Mapping[str, bytes]) -> Path:

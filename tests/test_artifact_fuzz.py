@@ -43,7 +43,7 @@ def files() -> list[Sections]:
         make(shapes, "crossfilter", None, tensors, networks=2, aliases={"tied": "w1"}, about={"test": {"top1": 1.0}})[
             0
         ],
-        make(shapes, "infilter", -40, tensors, nern_config({"type": "ffn"}, outliers=0.1), architecture="ResNet8")[0],
+        make(shapes, "infilter", -40, tensors, nern_config({"type": "ffn"}), outliers=0.1, architecture="ResNet8")[0],
         make(shapes, "none", -9, tensors, nern_config({"type": "basic"}, heads="shared", output_scales="per_size"))[0],
     ]
 

@@ -32,7 +32,6 @@ SETTINGS: dict[str, Any] = {
     "nern.act_layer": "sine",
     "nern.init": "siren",
     "nern.output_scales": "per_layer",
-    "nern.outliers": 0.01,
     "nern.embeddings.type": "order",
     "nern.embeddings.enc_levels": 4,
     "nern.embeddings.permutations.permute_mode": "infilter_path",

@@ -80,7 +80,7 @@ def test_an_index_has_no_more_values_than_it_takes(table: KernelTable, mode: str
 @pytest.mark.parametrize("num_idxs", [3, 5])
 @pytest.mark.parametrize("networks", [(), (0, 0, 1, 1)])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("ordering", sorted(o for o in ORDERINGS if not ORDERINGS.info(o).get("whole_network")))
+@pytest.mark.parametrize("ordering", sorted(ORDERINGS))
 def test_orderings_move_coordinates_as_they_do_listed_ones(
     ordering: str, mode: str, networks: tuple[int, ...], num_idxs: int
 ) -> None:

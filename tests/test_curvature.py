@@ -243,7 +243,7 @@ def curvature_of(filters: int, groups: int, n: int, whole: bool = True) -> Curva
 @pytest.mark.parametrize("whole", [True, False], ids=["matrices", "diagonals"])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_some_filters_give_what_all_give_for_them(groups: int, whole: bool, rng: torch.Generator) -> None:
-    found = curvature_of(6, groups, 18, whole).without(torch.tensor([0, 40, 41]))
+    found = curvature_of(6, groups, 18, whole)
     weight = torch.randn(6, 2, 3, 3, generator=rng)
     filters = torch.tensor([4, 0, 2])
     torch.testing.assert_close(found(weight[filters], filters), found(weight)[filters])
@@ -255,14 +255,3 @@ def test_each_group_has_its_own_matrix(rng: torch.Generator) -> None:
     weight = torch.randn(4, 1, 3, 3, generator=rng)
     rows = [weight[f].flatten() @ found.inputs[f // 2] * found.filters[f] for f in range(4)]
     torch.testing.assert_close(found(weight).flatten(1), torch.stack(rows))
-
-
-def test_errors_at_outliers_do_not_count(rng: torch.Generator) -> None:
-    found = curvature_of(3, 1, 9).without(torch.tensor([4, 20]))
-    weight = torch.randn(3, 1, 3, 3, generator=rng)
-    other = weight.clone()
-    other.view(-1)[[4, 20]] += 7
-    assert torch.equal(found(weight), found(other))
-    other.view(-1)[5] += 7
-    assert not torch.allclose(found(weight)[0], found(other)[0])
-    assert torch.equal(found(weight)[1:], found(other)[1:])

@@ -35,7 +35,7 @@ FILES: dict[str, dict[str, Any]] = {
     "infilter": {"mode": "infilter"},
     "one size of kernels": {"shapes": SMALL},
     "several networks": {"networks": 3, "shapes": SMALL},
-    "many outliers": {"config": nern_config(outliers=0.7)},
+    "many outliers": {"outliers": 0.7},
     "a thousand symbols and more": {"step": -120, "config": nern_config(hidden_layer_size=40)},
     "sixteen bits": {"dtype": torch.float16, "kept": Holding({"norm.weight": -50})},
     "bfloat16": {"dtype": torch.bfloat16, "kept": Holding({"norm.weight": -41})},

@@ -34,7 +34,6 @@ IMPROVED = {
     ("values", "message"),
     [
         ({"loss_warmup_iterations": 5}, r"loss_warmup_iterations \(=5\) has no part"),
-        ({"reconstruction.round_share": 0.5}, r"round_share \(=0\.5\) needs reconstruction\.rounds above 1"),
         ({"nern.reconstruction_loss_weight": 0}, r"reconstruction_loss_weight is 0"),
         (
             {"teacher.original_model_name": "ResNet8", "distillation.iterations": None},

@@ -403,24 +403,9 @@ def test_several_networks_have_sections_each(tmp_path: Path, unrendered: None) -
     assert torch.equal(second.original[0], small.state_dict()[second.layers[0]])  # type: ignore[index]
 
 
-def test_natural_order_of_permuted_channels_is_that_of_the_original(tmp_path: Path) -> None:
-    given = {"nern.embeddings.permutations.permute_mode": "channels", "num_iterations": 2, "evaluation.test_images": 0}
-    network = subject_of_run(RunFolder(train(tmp_path, **given)), 0).networks[0]
-    state = nern.originals.build_original(
-        "ResNet8", "pretrained:digits-resnet8", {}, {"in_channels": 1, "num_classes": 10}
-    )
-    moved = 0
-    for name, permuted, natural in zip(network.layers, network.original or [], network.natural or [], strict=True):
-        own = state.network.get_parameter(name)
-        assert torch.equal(permuted.reshape(-1, 3, 3)[natural], own.reshape(-1, 3, 3))
-        moved += int(not torch.equal(permuted, own))
-    assert moved > 3
-
-
 def test_the_ordered_walk_is_that_of_the_ordering(run: Path) -> None:
     subject = subject_of_run(RunFolder(run), 0)
     network = subject.networks[0]
-    assert network.natural is None
     stored = nern.ordering.load_ordering(
         run / "ordering.safetensors", "crossfilter", [tuple(w.shape) for w in network.weights]
     )

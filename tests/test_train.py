@@ -658,7 +658,6 @@ NAMED = {
     "nern.act_layer": registry.ACTIVATIONS,
     "nern.init": registry.INITS,
     "nern.reconstruction_loss_type": registry.RECONSTRUCTION_LOSSES,
-    "nern.weighting": registry.WEIGHTINGS,
     "nern.attention_loss_type": registry.FEATURE_MAP_LOSSES,
     "nern.distillation_loss_type": registry.DISTILLATION_LOSSES,
     "nern.task_loss_type": registry.TASK_LOSSES,

@@ -14,7 +14,7 @@ from torch import nn
 from nern.config import Config, DistillationConfig, NernConfig, QuantisationConfig, RefinementConfig, by_phases
 from nern.errors import NernError
 from nern.evaluation import LayerError, layer_errors
-from nern.experiment import ordered_networks
+from nern.experiment import announced_ordering
 from nern.ordering.order import Ordering
 from nern.originals.base import Original, as_original
 from nern.registry import PREDICTORS
@@ -34,7 +34,7 @@ class Fitted:
     """A NeRN fitted to a network.
 
     Attributes:
-        original: the frozen copy of the network; with permute_mode 'channels' one of permuted channels.
+        original: the frozen copy of the network.
         nern: its representation.
         ordering: of its kernels.
         config: that the NeRN was built by.
@@ -46,8 +46,7 @@ class Fitted:
     config: NernConfig
 
     def network(self) -> nn.Module:
-        """The reconstructed network: a copy of the module with predicted weights, in eval mode. With permute_mode
-        'channels' its channels are those of `original`, which computes what the module does, with channels permuted."""
+        """The reconstructed network: a copy of the module with predicted weights, in eval mode."""
         return self.original.rebuild(self.nern.reconstruct())
 
     def layer_errors(self) -> list[LayerError]:
@@ -135,7 +134,7 @@ def fit(
     table = KernelTable.of(original.weights, num_idxs)
     console = console or Console()
     tell = partial(console.print, highlight=False, soft_wrap=True) if progress else None
-    (original,), ordering, _ = ordered_networks([original], table, config, tell=tell)
+    ordering, _ = announced_ordering(table, original.weights, config, tell=tell)
     if ratio is not None:
         config.nern = replace(config.nern, hidden_layer_size=_width(config.nern, table, ratio))
     config.check()

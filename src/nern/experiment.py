@@ -15,7 +15,6 @@ from nern.config import Config, NetworkConfig, TaskConfig
 from nern.devices import select_device
 from nern.errors import NernError, NernWarning
 from nern.naming import of_number
-from nern.ordering.channels import channel_ordering
 from nern.ordering.order import Ordering, ordering_bits
 from nern.ordering.store import get_ordering, read_ordering
 from nern.originals.base import Original
@@ -23,7 +22,7 @@ from nern.originals.build import build_original, build_original_network
 from nern.originals.input_format import InputFormat
 from nern.originals.mirrored import Mirrored
 from nern.processes import ALONE, Processes
-from nern.registry import ORDERINGS, PREDICTORS, TASKS
+from nern.registry import PREDICTORS, TASKS
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, build_nern
 from nern.tasks.base import DataSettings, build_task, classes_of, format_of, network_arguments
@@ -161,15 +160,11 @@ def member_names(networks: list[NetworkConfig]) -> list[str]:
 
 
 def joint_ordering(table: KernelTable, weights: list[Tensor], config: Config) -> tuple[Ordering, str]:
-    """The ordering of all networks' layers, and where it came from. One of whole networks ('channels') takes them as they
-    are: see `ordered_networks`."""
+    """The ordering of all networks' layers, and where it came from."""
     permutations = config.nern.embeddings.permutations
-    mode = permutations.permute_mode or "none"
-    if _of_whole_networks(mode):
-        return ORDERINGS[mode].from_layers([], []), "as they are"
     return get_ordering(
         table.views(weights),
-        mode,
+        permutations.permute_mode or "none",
         permutations.path,
         permutations.num_workers,
         permutations.exact_limit,
@@ -195,41 +190,20 @@ def ordering_beside(config: Config) -> str | None:
 def solved_by_the_clock(config: Config) -> bool:
     """Whether the ordering, solved again, may be another one: paths were improved for some time."""
     permutations = config.nern.embeddings.permutations
-    mode = permutations.permute_mode or "none"
-    return mode != "none" and (permutations.improve_seconds > 0 or _of_whole_networks(mode))
+    return permutations.permute_mode not in (None, "none") and permutations.improve_seconds > 0
 
 
-def _of_whole_networks(mode: str) -> bool:
-    return bool(ORDERINGS.info(mode).get("whole_network"))
-
-
-def ordered_networks(
-    originals: list[Original],
+def announced_ordering(
     table: KernelTable,
+    weights: list[Tensor],
     config: Config,
     processes: Processes = ALONE,
-    shapes: Sequence[Sequence[int] | None] | None = None,
     tell: Callable[[str], None] | None = None,
-) -> tuple[list[Original], Ordering, str]:
-    """The originals, the ordering of all their layers, and where it came from. An ordering of whole networks ('channels')
-    puts functionally equal ones in their place.
-
-    Args:
-        shapes: of what each network takes, without the batch axis; None: unknown.
-        tell: is told what the ordering takes, before it is solved.
-    """
+) -> tuple[Ordering, str]:
+    """As `joint_ordering`, solved by the main process; `tell` is told what the ordering takes, before it is solved."""
     permutations = config.nern.embeddings.permutations
     _say_cost(permutations.permute_mode or "none", table, tell, permutations.path is None and processes.main)
-    if not _of_whole_networks(permutations.permute_mode or "none"):
-        weights = [w for original in originals for w in original.weights]
-        ordering, source = processes.from_main(lambda: joint_ordering(table, weights, config))
-        return originals, ordering, source
-    channels, source = processes.from_main(
-        lambda: channel_ordering(
-            originals, table.views, permutations.path, permutations.improve_seconds, permutations.metric, shapes
-        )
-    )
-    return channels.applied(originals), channels, source
+    return processes.from_main(lambda: joint_ordering(table, weights, config))
 
 
 def _say_cost(mode: str, table: KernelTable, tell: Callable[[str], None] | None, warn: bool) -> None:
@@ -245,7 +219,7 @@ def build_experiment(
 ) -> Experiment:
     """Build what `config` describes; `train` False: without the training sets. Several processes do so together: each has
     all of it, but the main one alone solves the ordering, and downloads are made once on each machine. `tell`: see
-    `ordered_networks`.
+    `announced_ordering`.
 
     Raises:
         NernError: anything in the config that cannot work, before any training starts.
@@ -259,9 +233,8 @@ def build_experiment(
     num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
     table = KernelTable.of_networks([original.weights for original in originals], num_idxs)
     build_heads(config.nern, table)  # fails before the ordering takes its time
-    shapes = [format_of(n.task, o.input_format).shape for n, o in zip(networks, originals, strict=True)]
-    originals, ordering, source = ordered_networks(originals, table, config, processes, shapes, tell)
     weights = [w for original in originals for w in original.weights]
+    ordering, source = announced_ordering(table, weights, config, processes, tell)
     nern = build_nern(config.nern, table, ordering, config.seed, device, weights)
     extra = trained_beside(originals, config.learn_fc_layer, config.learn_norms)
     checkpoint = config.nern.checkpoint_path if config.nern.init == "checkpoint" else None

@@ -12,7 +12,7 @@ for an unknown one lists the choices.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -42,10 +42,11 @@ class Registry(Generic[T]):
 
     Args:
         kind: what the entries are, in words, for error messages ("activation").
+        removed: names of entries that version 0.1.0 had.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, removed: Sequence[str] = ()) -> None:
+        self.kind, self.removed = kind, removed
         self._entries: dict[str, T] = {}
         self._info: dict[str, dict[str, Any]] = {}
 
@@ -74,7 +75,8 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         _fill()
         if name not in self._entries:
-            raise unknown_name(self.kind, name, self._entries)
+            error = unknown_name(self.kind, name, self._entries)
+            raise NernError(f"{error} ({name!r} was removed; version 0.1.0 has it)") if name in self.removed else error
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -88,17 +90,16 @@ class Registry(Generic[T]):
 
 ORIGINALS: Registry[Any] = Registry("original network (task.original_model_name)")
 TASKS: Registry[Any] = Registry("task (task.task_name)")
-RANDOM_IMAGES: Registry[Any] = Registry("kind of made-up images (task.random_data)")
+RANDOM_IMAGES: Registry[Any] = Registry("kind of made-up images (task.random_data)", removed=("spectrum",))
 PREDICTORS: Registry[Any] = Registry("predictor (nern.method)")
 ACTIVATIONS: Registry[Any] = Registry("activation (nern.act_layer)")
 NORM_LAYERS: Registry[Any] = Registry("norm layer (nern.norm_layer)")
 INITS: Registry[Any] = Registry("initialisation (nern.init)")
 ENCODINGS: Registry[Any] = Registry("encoding (nern.embeddings.type)")
-ORDERINGS: Registry[Any] = Registry("ordering (nern.embeddings.permutations.permute_mode)")
+ORDERINGS: Registry[Any] = Registry("ordering (nern.embeddings.permutations.permute_mode)", removed=("channels",))
 SAMPLING_MODES: Registry[Any] = Registry("sampling mode (nern.sampling_mode)")
 WEIGHT_BATCHES: Registry[Any] = Registry("weight batch method (nern.weights_batch_method)")
 RECONSTRUCTION_LOSSES: Registry[Any] = Registry("reconstruction loss (nern.reconstruction_loss_type)")
-WEIGHTINGS: Registry[Any] = Registry("weighting of reconstruction errors (nern.weighting)")
 FEATURE_MAP_LOSSES: Registry[Any] = Registry("feature-map loss (nern.attention_loss_type)")
 DISTILLATION_LOSSES: Registry[Any] = Registry("distillation loss (nern.distillation_loss_type)")
 TASK_LOSSES: Registry[Any] = Registry("task loss (nern.task_loss_type)")

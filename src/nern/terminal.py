@@ -209,15 +209,12 @@ def result_table(metrics: dict[str, Any]) -> Table:
         numbers = round(sizes["share"] * sizes["represented_parameters"])
         table.add_row("with the order, at 32 bits each", "", f"{numbers:,} ({share_text(sizes['share'])})")
     table.add_row("parameters: all", f"{sizes['original_parameters']:,}", f"{sizes['reconstructed_parameters']:,}")
-    parts = {"predictor": "represented_bytes", "ordering": None, "outlier": None, "kept": "original_kept_bytes"}
+    parts = {"predictor": "represented_bytes", "ordering": None, "kept": "original_kept_bytes"}
     labels = {
         "predictor": "bytes: represented / predictor",
         "ordering": "bytes: ordering",
-        "outlier": f"bytes: {sizes.get('outliers', 0):,} outliers",
         "kept": "bytes: the rest",
     }
-    if not sizes.get("outliers"):
-        del parts["outlier"]
     for part, before in parts.items():
         left = "-" if before is None else bytes_text(sizes[before])
         table.add_row(labels[part], left, bytes_text(sizes[f"{part}_bytes"]))

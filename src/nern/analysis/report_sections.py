@@ -167,7 +167,7 @@ def order_section(network: Reconstructed, subject: Subject, prefix: str = "") ->
     slug, heading = f"{prefix}smoothness", "How smooth the order makes the kernels"
     if network.original is None:
         return Section(slug, heading, missing=NO_ORIGINAL)
-    natural = mean_steps(network.original, network.natural)
+    natural = mean_steps(network.original)
     ordered = None if network.ordered is None else mean_steps(network.original, network.ordered)
     if all(step is None for step in natural):
         return Section(slug, heading, missing="no layer has two kernels to compare")

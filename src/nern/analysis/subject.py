@@ -26,10 +26,8 @@ class Reconstructed:
         layers: names of the represented weights.
         weights: the reconstructed ones, each as (filters, channels, height, width).
         original: the original's; None: they are not at hand, and whatever compares with them is left out.
-        natural: of each layer, the numbers (filter * channels + channel) of the kernels in the order in which they lay in
-            the network as it came; None: as they lie.
-        ordered: of each layer, these numbers in the order in which the coordinates walk through the kernels; None: the
-            run has no ordering.
+        ordered: of each layer, the numbers (filter * channels + channel) of the kernels in the order in which the
+            coordinates walk through them; None: the run has no ordering.
         figures: by set ('test', 'held_out') and network ('original', 'reconstructed'), what `Metrics.to_dict` gives.
         trial: the network on test images; None: see `without_images`.
         measured: by whom the figures were measured, where that is to be said; a few words.
@@ -41,7 +39,6 @@ class Reconstructed:
     layers: Sequence[str]
     weights: Sequence[Kernels]
     original: Sequence[Kernels] | None = None
-    natural: Sequence[Int[Tensor, " kernels"]] | None = None
     ordered: Sequence[Int[Tensor, " kernels"]] | None = None
     figures: Figures = field(default_factory=dict)
     measured: str = ""

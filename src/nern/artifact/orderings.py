@@ -14,15 +14,14 @@ MOST_PATHS = 2**20  # permutations in one ordering
 
 
 def paths(mode: str, shape: tuple[int, int, int, int]) -> dict[str, tuple[int, ...]]:
-    """What is stored of a layer: of each of its tensors the shape, permutations along the last axis. Nothing where the
-    kernels lie in their order already."""
-    cls = ORDERINGS[mode]
-    return {} if ORDERINGS.info(mode).get("whole_network") else cls.permutations(shape)
+    """What is stored of a layer: of each of its tensors the shape, permutations along the last axis."""
+    of_layer: dict[str, tuple[int, ...]] = ORDERINGS[mode].permutations(shape)
+    return of_layer
 
 
 def check_ordering(mode: str, shapes: Shapes) -> None:
     """Raise NernError for an ordering that a file does not hold."""
-    if mode not in ORDERINGS or ORDERINGS.info(mode).get("whole_network"):
+    if mode not in ORDERINGS:
         raise NernError(f"its ordering {mode[:64]!r} is unknown")
     count = sum(_count(size) for shape in shapes for size in paths(mode, shape).values())
     if count > MOST_PATHS:

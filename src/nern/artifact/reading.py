@@ -74,7 +74,9 @@ class Artifact:
         self.kept = decode_tensors(self.description.kept, parts["KEPT"], parts["KRAW"])
         self.nern: NeRN = build_nern(config, table, self.ordering, seed=0)
         load_into(self.nern.predictor, predictor, "the predictor")
-        self.nern.keep_outliers(decode_outliers(self.description.outliers, parts["OUTL"], parts["ORAW"], table))
+        outliers = decode_outliers(self.description.outliers, parts["OUTL"], parts["ORAW"], table)
+        if outliers is not None:
+            self.nern.keep_outliers(outliers)
         self.nern.eval().requires_grad_(False)
         self._probes = parts["PROB"]
         if "PROB" in sections and len(self._probes) != 4 * PROBES:

@@ -13,7 +13,6 @@ import nern as package
 from nern.artifact.container import header_size, write_container
 from nern.artifact.description import Description, NetworkDescription, nern_description
 from nern.artifact.orderings import encode_ordering, paths
-from nern.artifact.outliers import encode_outliers
 from nern.artifact.reading import PROBES, Artifact
 from nern.artifact.tensors import NAMES, encode_tensors
 from nern.config import NernConfig
@@ -96,7 +95,6 @@ def encoded(
     predictor_codes, parts["PRED"], parts["PRAW"] = encode_tensors(state, predictor.of(state))
     parts["ORDR"] = encode_ordering(ordering, shapes) if mode != "none" else b""
     kept_codes, parts["KEPT"], parts["KRAW"] = encode_tensors(all_kept, kept.of(all_kept))
-    outliers, parts["OUTL"], parts["ORAW"] = encode_outliers(nern.outliers)
     parts["META"] = Description(
         writer=f"nern {package.__version__}",
         networks=[network.description() for network in networks],
@@ -104,7 +102,6 @@ def encoded(
         ordering=mode,
         predictor=predictor_codes,
         kept=kept_codes,
-        outliers=outliers,
         metadata=dict(metadata or {}),
     ).to_bytes()
     return {name: data for name, data in parts.items() if data}

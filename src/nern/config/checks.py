@@ -48,7 +48,6 @@ def _check_names(config: Config) -> None:
         (registry.SAMPLING_MODES, n.sampling_mode),
         (registry.WEIGHT_BATCHES, n.weights_batch_method),
         (registry.RECONSTRUCTION_LOSSES, n.reconstruction_loss_type),
-        (registry.WEIGHTINGS, n.weighting),
         (registry.FEATURE_MAP_LOSSES, n.attention_loss_type),
         (registry.DISTILLATION_LOSSES, n.distillation_loss_type),
         (registry.TASK_LOSSES, n.task_loss_type),
@@ -112,9 +111,6 @@ _AT_LEAST = COMMON_AT_LEAST | {
     "nern.num_blocks": 2,
     "nern.hidden_layer_size": 1,
     "nern.weights_batch_size": 1,
-    "nern.weighting_power": 0,
-    "nern.weighting_images": 1,
-    "nern.outliers": 0,
     "nern.embeddings.enc_levels": 1,
     "nern.embeddings.num_idxs": 1,
     "nern.embeddings.permutations.num_workers": 1,
@@ -131,7 +127,6 @@ _AT_LEAST = COMMON_AT_LEAST | {
     "eval_loss_window_interval": 1,
     "loss_warmup_iterations": 0,
     "reconstruction.iterations": 0,
-    "reconstruction.rounds": 1,
     "refinement.iterations": 0,
     "refinement.images": 1,
     "norm_images": 0,
@@ -151,7 +146,7 @@ _AT_LEAST = COMMON_AT_LEAST | {
 
 def _check_phases(config: Config) -> None:
     """Names and numbers of the phases and of `teacher`."""
-    first, teacher, sections = config.reconstruction, config.teacher, phase_sections(config)
+    teacher, sections = config.teacher, phase_sections(config)
     for name, phase in sections.items():
         check_optim(phase_optim(config.optim, phase.optim), f"{name}.optim")
         if not by_phases(config):
@@ -169,8 +164,6 @@ def _check_phases(config: Config) -> None:
             )
     if not config.quantisation.bits <= 24:
         raise NernError(f"quantisation.bits (={config.quantisation.bits}) must be at most 24")
-    if not 0 < first.round_share <= 1:
-        raise NernError(f"reconstruction.round_share (={first.round_share}) must be above 0 and at most 1")
     if not by_phases(config):
         for name, phase in sections.items():
             if phase != type(phase)():
@@ -180,8 +173,6 @@ def _check_phases(config: Config) -> None:
                 )
     else:
         _check_parts_of_phases(config)
-    if first.rounds > 1 and not first.iterations:
-        raise NernError(f"reconstruction.rounds (={first.rounds}) needs reconstruction.iterations")
     if teacher.asked_for and config.nern.distillation_loss_weight <= 0:
         raise NernError("teacher is whose outputs are distilled; set nern.distillation_loss_weight above 0")
     if teacher.original_model_name is None:
@@ -198,15 +189,13 @@ def _check_phases(config: Config) -> None:
 
 def _check_parts_of_phases(config: Config) -> None:
     """Raise NernError for what is set and has no part in training by phases."""
-    first, n, sections = config.reconstruction, config.nern, phase_sections(config)
+    n, sections = config.nern, phase_sections(config)
     trained = [name for name, phase in sections.items() if any(lengths(phase))]
     if config.loss_warmup_iterations != Config().loss_warmup_iterations:
         raise NernError(
             f"loss_warmup_iterations (={config.loss_warmup_iterations}) has no part in training by phases; set "
             "reconstruction.iterations"
         )
-    if first.rounds == 1 and first.round_share != 1:
-        raise NernError(f"reconstruction.round_share (={first.round_share}) needs reconstruction.rounds above 1")
     for name in ("reconstruction", "refinement"):
         if name in trained and n.reconstruction_loss_weight == 0:
             raise NernError(f"nern.reconstruction_loss_weight is 0, but {name}.iterations is not")
@@ -218,11 +207,6 @@ def _check_parts_of_phases(config: Config) -> None:
         weighs = name == "refinement" and config.refinement.iterations is not None  # if only in later phases
         if name not in trained and not weighs and given != usual:
             raise NernError(f"{name}.{key} (={given}) has no part without that phase; set {name}.iterations")
-    if config.refinement.iterations is not None and n.frequency_loss_weight > 0:
-        raise NernError(
-            f"nern.frequency_loss_weight (={n.frequency_loss_weight}) compares weights as they are, refinement and the "
-            "phases after it as they move the outputs; set nern.frequency_loss_weight to 0 or refinement.iterations to null"
-        )
     if "refinement" in trained:
         _check_filters(config)
     _check_optim_over_recipe(config, trained)
@@ -294,7 +278,7 @@ def check_logging(logging: LoggingConfig) -> None:
 
 def _check_combinations(config: Config) -> None:
     n, e = config.nern, config.nern.embeddings
-    terms = ("reconstruction", "frequency", "attention", "distillation", "task")
+    terms = ("reconstruction", "attention", "distillation", "task")
     weights = [getattr(n, f"{term}_loss_weight") for term in terms]
     if not all(math.isfinite(number) for number in (*weights, *e.gauss_scale)):
         raise NernError("the loss weights under nern and nern.embeddings.gauss_scale must be finite numbers")
@@ -312,7 +296,6 @@ def _check_combinations(config: Config) -> None:
     elif (config.epochs is None) == (config.num_iterations is None):
         given = f"epochs is {config.epochs} and num_iterations is {config.num_iterations}"
         raise NernError(f"set exactly one of epochs and num_iterations, the other to null ({given})")
-    _check_errors(config)
     wanted = registry.PREDICTORS.info(n.method)["num_idxs"]
     if e.num_idxs != wanted:
         raise NernError(f"nern.method {n.method!r} needs nern.embeddings.num_idxs {wanted}, not {e.num_idxs}")
@@ -374,23 +357,3 @@ def _check_combinations(config: Config) -> None:
         raise NernError("learn_fc_layer works with one original network; networks lists several")
     if config.networks and (config.original_model_path is not None or config.task != TaskConfig()):
         raise NernError("networks takes the place of original_model_path and task; set either those or networks")
-
-
-def _check_errors(config: Config) -> None:
-    """Weighting, outliers and frequencies of reconstruction errors."""
-    n = config.nern
-    if not math.isfinite(n.weighting_power):
-        raise NernError(f"nern.weighting_power (={n.weighting_power}) must be finite")
-    if not n.outliers < 1:
-        raise NernError(f"nern.outliers (={n.outliers}) is a share of the weights, from 0 to below 1")
-    if n.frequency_loss_weight <= 0 or n.reconstruction_rows == "all":
-        return
-    phases = phase_sections(config)
-    drawn = [(f"{name}.weights_batch_method", phase.weights_batch_method) for name, phase in phases.items()]
-    for key, method in (("nern.weights_batch_method", n.weights_batch_method), *drawn):
-        if method not in (None, "all"):
-            raise NernError(
-                f"nern.frequency_loss_weight (={n.frequency_loss_weight}) compares whole layers, but "
-                f"nern.reconstruction_rows is 'drawn' and {key} is {method!r}; set {key} to 'all', or "
-                "nern.reconstruction_rows to 'all'"
-            )

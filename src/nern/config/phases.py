@@ -45,17 +45,12 @@ class ReconstructionConfig:
     """First of two phases: the reconstruction loss alone, no images."""
 
     iterations: int | None = None
-    """Steps of this phase (of each of its rounds). Set here or under distillation, training goes by phases, each with its
+    """Steps of this phase. Set here or under distillation, training goes by phases, each with its
     own optimizer and schedule, in place of epochs, num_iterations and loss_warmup_iterations."""
     weights_batch_method: str | None = None
     """As nern.weights_batch_method, for this phase; null: as there."""
     weights_batch_size: int | None = None
     """As nern.weights_batch_size, for this phase; null: as there."""
-    rounds: int = 1
-    """Rounds of this phase, each with a new predictor: from the second on what is reconstructed is `round_share` of the
-    last round's weights and the rest of the original's."""
-    round_share: float = 1.0
-    """Share of the last round's reconstructed weights in the target of the next; 1: they alone."""
     optim: PhaseOptimConfig = field(default_factory=PhaseOptimConfig)
 
 

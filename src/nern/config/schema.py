@@ -32,9 +32,7 @@ class PermutationsConfig:
     permute_mode: str | None = None
     """Ordering: 'crossfilter' (all kernels of a layer in one path), 'infilter' (channels within each filter, then
     filters), 'infilter_path' (the same as one path, where the next filter begins near the end of the one before: for
-    encodings that count kernels along the order), 'channels' (whole channels change places together with the next
-    layer's inputs: nothing is stored, as the permuted network computes the same function; paths are improved for up to
-    10 s even with improve_seconds 0), 'none' or null."""
+    encodings that count kernels along the order), 'none' or null."""
     metric: str = "cosine"
     """What makes kernels neighbours in an ordering: 'cosine' (their angle, as published), 'distance' (Euclidean: how far
     apart their weights are, the size of the steps that the predictor has to follow)."""
@@ -126,23 +124,8 @@ class NernConfig:
     """Weight of the task loss (needs labels); 0 or below switches it off, as in all published runs."""
     task_loss_type: str = "CELoss"
     """Task loss: 'CELoss', 'StableCELoss', 'NLLLoss' (expects log-probabilities), 'NoLoss'."""
-    frequency_loss_weight: float = 0.0
-    """Weight of the focal frequency loss: the reconstruction error along the order of each layer's kernels, where each
-    frequency counts by its own current error; 0 or below switches it off. Needs all rows in every step."""
     reconstruction_loss_type: str = "L2Loss"
     """Reconstruction loss: 'L2Loss' (root of the mean squared error of all weights), 'MSELoss' (mean over layers)."""
-    weighting: str = "none"
-    """What the squared errors of the reconstruction losses are multiplied by, measured on the original once before training:
-    'none' (1), 'activations' (mean square of the inputs that a weight multiplies), 'fisher' (mean squared derivative of the
-    log-probability of a class drawn from the outputs), 'layers' (one number a layer: how far noise in it alone moves the
-    outputs). The mean over all weights is 1."""
-    weighting_power: float = 0.5
-    """Power that these factors are raised to: 1 as measured, 0 none."""
-    weighting_images: int = 512
-    """Images of the training stream that they are measured on; normal noise where there is none."""
-    outliers: float = 0.0
-    """Share of the represented weights that are stored exactly, with their places, and not predicted: those of largest
-    magnitude relative to the root mean square of their layer. 0: none."""
     attention_loss_type: str = "L2BatchedAttentionLoss"
     """Feature-map loss: 'L2BatchedAttentionLoss', 'L2AttentionLoss', 'SPAttentionLoss'."""
     distillation_loss_type: str = "KLDivLoss"
@@ -211,9 +194,8 @@ class TaskConfig:
     use_random_data: bool = False
     """Train on made-up images in place of the training set; no labels are used."""
     random_data: str = "uniform"
-    """How they are made (use_random_data): 'uniform' (noise in [-2, 2], as published), 'spectrum' (noise with the
-    spectrum of natural images), 'leaves' (overlapping discs of random colours), 'inversion' (optimised until the
-    original's batch-norm statistics match)."""
+    """How they are made (use_random_data): 'uniform' (noise in [-2, 2], as published), 'leaves' (overlapping discs of
+    random colours), 'inversion' (optimised until the original's batch-norm statistics match)."""
     inversion_images: int = 512
     """Images in the pool that 'inversion' makes."""
     inversion_steps: int = 150

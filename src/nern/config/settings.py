@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from nern.config.retired import RETIRED, retired_key, without_retired
 from nern.config.yaml_files import at, dump_yaml, nested, nested_value, over, read_yaml
 from nern.errors import NernError, unknown_name
 from nern.files import write_text
@@ -52,8 +53,7 @@ class Settings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """From a nested dict, keys as in a file. Raises NernError for unknown keys, wrong types and bad values."""
-        values = nested(values)
-        check_keys(values, cls)
+        values = checked_keys(nested(values), cls)
         values = over(cls.beneath(values), values)
         try:
             parsed = _parser(cls).parse_object(values, env=False)  # type: ignore[arg-type]
@@ -78,7 +78,7 @@ def from_namespace(values: Mapping[str, Any], cls: type[S]) -> S:
 
 def read_config_file(path: str | Path, cls: type[Settings]) -> dict[str, Any]:
     """The nested dict in a YAML file and its bases, its keys checked and dotted ones unfolded."""
-    return read_yaml(path, lambda values, where: check_keys(values, cls, where=where))
+    return read_yaml(path, lambda values, where: checked_keys(values, cls, where))
 
 
 def item_class(hint: Any) -> Any:
@@ -105,6 +105,8 @@ def check_key(key: str, cls: Any, where: str = "") -> None:
     known = known_keys(cls)
     if key in known:
         return
+    if key in RETIRED:
+        raise retired_key(key, where=where)
     section = key.rpartition(".")[0]
     if typing.get_origin(known.get(section)) is dict:  # an entry of a free mapping
         return
@@ -116,6 +118,13 @@ def check_key(key: str, cls: Any, where: str = "") -> None:
     hint = f" (there is {', '.join(elsewhere)})" if elsewhere else ""
     error = unknown_name("configuration key", key, choices)
     raise NernError(f"{at(where)}{error}{hint}")
+
+
+def checked_keys(values: Mapping[str, Any], cls: Any, where: str = "") -> dict[str, Any]:
+    """A nested mapping without retired keys, every other one checked (`check_keys`)."""
+    values = without_retired(values, where)
+    check_keys(values, cls, where=where)
+    return values
 
 
 def check_keys(values: Mapping[str, Any], cls: Any, prefix: str = "", where: str = "") -> None:

@@ -13,7 +13,7 @@ from nern.errors import NernError
 from nern.files import load_yaml
 
 BASE = "base"
-Check = Callable[[dict[str, Any], str], None]
+Check = Callable[[dict[str, Any], str], dict[str, Any]]
 
 
 def parse_yaml(text: str) -> Any:
@@ -30,7 +30,8 @@ def read_yaml(path: str | Path, check: Check, _seen: tuple[Path, ...] = ()) -> d
     """The nested dict in a YAML file, dotted keys unfolded, over what its `base` holds.
 
     `base: FILE` or `base: [FILE, ...]` names files, relative to this one, whose keys it starts from; later ones win, and
-    its own keys win over all, key by key. Lists are replaced whole. `check(values, name)` sees every file by itself.
+    its own keys win over all, key by key. Lists are replaced whole. `check(values, name)` gives what counts
+    of each file.
 
     Raises:
         NernError: a file is missing, no YAML, or no mapping; a key given twice; a value that is no text, number, list or
@@ -54,9 +55,7 @@ def read_yaml(path: str | Path, check: Check, _seen: tuple[Path, ...] = ()) -> d
     for base in bases:
         merged = over(merged, read_yaml(here.parent / Path(base).expanduser(), check, (*_seen, here)))
     _check_plain(values, str(path))
-    own = nested(values, where=str(path))
-    check(own, str(path))
-    return over(merged, own)
+    return over(merged, check(nested(values, where=str(path)), str(path)))
 
 
 def _check_plain(value: Any, where: str, key: str = "") -> None:

@@ -236,8 +236,7 @@ def _far(network: Reconstructed) -> str:
         return ""
     return (
         "The reconstructed weights are no nearer to the original's than zeros are. Are these the weights that the file was "
-        "made of? A run that orders whole channels (permute_mode channels) represents another order of the same network, "
-        "and only the run's own page compares the two."
+        "made of?"
     )
 
 

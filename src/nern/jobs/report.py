@@ -11,13 +11,11 @@ from nern.config import Config
 from nern.errors import NernError
 from nern.evaluation import LayerError, layer_errors
 from nern.experiment import Experiment, build_experiment, solved_by_the_clock
-from nern.files import load_safetensors, load_state_dict, save_safetensors, write_json
+from nern.files import load_safetensors, load_state_dict, write_json
 from nern.jobs.session import common_metrics
 from nern.naming import joint_name
 from nern.ordering.store import content_key, save_ordering
-from nern.processes import ALONE, Processes
 from nern.representation.nern import share_of
-from nern.representation.outliers import Outliers
 from nern.training.members import Member, split_by_network
 from nern.training.run_folder import RunFolder
 from nern.training.trainer import Trainer
@@ -59,22 +57,6 @@ def take_ordering(config: Config, folder: RunFolder) -> None:
         )
 
 
-def store_outliers(experiment: Experiment, folder: RunFolder) -> None:
-    """Write the weights kept apart into the run folder, if there are some."""
-    if experiment.nern.outliers is not None:
-        save_safetensors(folder.outliers, experiment.nern.outliers.tensors())
-
-
-def restore_outliers(experiment: Experiment, folder: RunFolder, processes: Processes = ALONE) -> None:
-    """Take the weights kept apart from the run folder, which the main process reads. Raises NernError if their file is
-    missing, damaged or does not fit."""
-    if experiment.nern.outliers is not None:
-        tensors, _ = processes.from_main(lambda: load_safetensors(folder.outliers, "outliers of the run"))
-        expected = len(experiment.nern.outliers)
-        found = Outliers.from_tensors(tensors, experiment.nern.table, folder.outliers, expected)
-        experiment.nern.keep_outliers(found)
-
-
 def check_original(experiment: Experiment, folder: RunFolder) -> None:
     """Raise NernError if the weights of the original, or of the teacher where it is needed, are no longer those the run was
     trained with."""
@@ -88,11 +70,10 @@ def check_original(experiment: Experiment, folder: RunFolder) -> None:
 
 
 def experiment_of_run(config: Config, folder: RunFolder, train: bool = False) -> Experiment:
-    """What a run's config describes, its original checked and its outliers in place; `train`: with the training sets.
-    Errors: see `build_experiment`, `check_original`, `restore_outliers`."""
+    """What a run's config describes, its original checked; `train`: with the training sets. Errors: see
+    `build_experiment`, `check_original`."""
     experiment = build_experiment(config, train=train)
     check_original(experiment, folder)
-    restore_outliers(experiment, folder)
     return experiment
 
 
@@ -158,30 +139,21 @@ def _sizes(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
     """Parameters, and bytes: of the originals' tensors, and of the run's files on disk."""
     originals, nern_ = [member.original for member in experiment.members], experiment.nern
     represented, parameters = nern_.table.num_weights, sum(o.num_parameters for o in originals)
-    outliers = 0 if nern_.outliers is None else len(nern_.outliers)
     return {
         "represented_parameters": represented,
         "original_parameters": parameters,
         "predictor_parameters": nern_.num_parameters,
-        "outliers": outliers,
-        "reconstructed_parameters": parameters - represented + nern_.num_parameters + outliers,
+        "reconstructed_parameters": parameters - represented + nern_.num_parameters,
         "predictor_share": nern_.num_parameters / represented,
         "share": share_of(nern_.num_parameters, experiment.ordering.bits(), represented),
         "original_bytes": sum(_bytes(o.network.state_dict().values()) for o in originals),
         "represented_bytes": sum(_bytes(o.weights) for o in originals),
         "original_kept_bytes": sum(_bytes(o.kept().values()) for o in originals),
         "predictor_bytes": folder.checkpoint("best").stat().st_size,
-        "ordering_bytes": _ordering_bytes(experiment, folder),
+        "ordering_bytes": folder.ordering.stat().st_size if folder.ordering.is_file() else 0,
         "ordering_bytes_at_least": experiment.ordering.bits() / 8,
-        "outlier_bytes": folder.outliers.stat().st_size if folder.outliers.is_file() else 0,
-        "outlier_bytes_at_least": 0 if nern_.outliers is None else nern_.outliers.bits(represented) / 8,
         "kept_bytes": folder.kept.stat().st_size,
     }
-
-
-def _ordering_bytes(experiment: Experiment, folder: RunFolder) -> int:
-    """Of the ordering's file; 0 of one that need not be kept, as the network itself is so ordered ('channels')."""
-    return folder.ordering.stat().st_size if experiment.ordering.bits() and folder.ordering.is_file() else 0
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

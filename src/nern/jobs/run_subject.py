@@ -18,7 +18,6 @@ from nern.experiment import Experiment, data_settings
 from nern.jobs.evaluating import config_of_run
 from nern.jobs.report import experiment_of_run
 from nern.jobs.report_images import NO_IMAGES_ASKED_FOR, class_names, drawn
-from nern.ordering import ChannelOrdering
 from nern.representation.kernels import kernel_shape
 from nern.tasks.base import build_task, classes_of
 from nern.terminal import bytes_text
@@ -30,7 +29,6 @@ from nern.training.run_folder import RunFolder
 PARTS = (
     ("represented weights, by the predictor", "represented_bytes", "predictor_bytes"),
     ("order of the kernels", None, "ordering_bytes"),
-    ("weights kept apart (outliers)", None, "outlier_bytes"),
     ("all the rest, kept as it is", "original_kept_bytes", "kept_bytes"),
 )
 
@@ -133,10 +131,6 @@ def _networks(
     for number, (member, network) in enumerate(zip(members, config.members(), strict=True)):
         original = member.original
         own = [w.detach().cpu().reshape(kernel_shape(w.shape)) for w in original.weights]
-        natural = None
-        if isinstance(ordering, ChannelOrdering):
-            axes = ordering.orders[number]
-            natural = [_natural(axes, name, w) for name, w in zip(original.weight_names, own, strict=True)]
         trial, reason = _trial(experiment, number, network, config, images)
         figures = _figures(metrics, best, member.name, len(members))
         if trial is not None and "original" not in figures.get("test", {}):
@@ -148,7 +142,6 @@ def _networks(
                 layers=original.weight_names,
                 weights=split[number],
                 original=own,
-                natural=natural,
                 ordered=None if walks is None else walks[number],
                 figures=figures,
                 trial=trial,
@@ -157,16 +150,6 @@ def _networks(
             )
         )
     return found
-
-
-def _natural(axes: Mapping[tuple[str, int], Tensor], name: str, weight: Tensor) -> Tensor:
-    """Numbers of a layer's kernels in the order in which they lay before whole channels were permuted."""
-    filters, channels = weight.shape[:2]
-    back = [
-        torch.argsort(axes[name, axis]) if (name, axis) in axes else torch.arange(size)
-        for axis, size in enumerate((filters, channels))
-    ]
-    return (back[0][:, None] * channels + back[1]).flatten()
 
 
 def _figures(

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import nern
 from nern.config import OriginalConfig, Settings, parse_yaml
+from nern.config.retired import without_retired
 from nern.config.yaml_files import read_yaml
 from nern.devices import keep_memory, peak_memory_bytes
 from nern.errors import NernError
@@ -41,7 +42,7 @@ def saved_run(folder: RunFolder, cls: type[S]) -> tuple[S, dict[str, Any]]:
     """Config and saved state of a run. Raises NernError if the config was changed since."""
     check_kind(folder, cls)
     config, state = cls.load(folder.config), folder.load_state()
-    changed = changed_keys(parse_yaml(str(state.get("config"))), parse_yaml(folder.config.read_text(encoding="utf-8")))
+    changed = changed_keys(_keys(str(state.get("config"))), _keys(folder.config.read_text(encoding="utf-8")))
     if changed:
         raise NernError(
             f"{folder.config} is not what the saved state was trained with: {', '.join(changed)} changed. A resumed run "
@@ -52,10 +53,15 @@ def saved_run(folder: RunFolder, cls: type[S]) -> tuple[S, dict[str, Any]]:
 
 def check_kind(folder: RunFolder, cls: type[Settings]) -> None:
     """Raise NernError if the run is not of the kind that `cls` configures."""
-    original = "smoothness" in read_yaml(folder.config, lambda values, where: None)
+    original = "smoothness" in read_yaml(folder.config, lambda values, where: values)
     if original != (cls is OriginalConfig):
         command = "train-original" if original else "train"
         raise NernError(f"{folder.root} is a run of `nern {command}`; another command cannot open it")
+
+
+def _keys(text: str) -> Any:
+    values = parse_yaml(text)
+    return without_retired(values) if isinstance(values, dict) else values
 
 
 def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:

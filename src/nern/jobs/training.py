@@ -18,9 +18,7 @@ from nern.jobs.report import (
     digests,
     finish,
     kept_tensors,
-    restore_outliers,
     store_ordering,
-    store_outliers,
     take_ordering,
 )
 from nern.jobs.session import continue_from, new_folder, run_loop, saved_run
@@ -57,7 +55,6 @@ def train(config: Config, console: Console | None = None, json_path: str | Path 
         if folder is not None:
             config.with_absolute_paths().save(folder.config)
             store_ordering(experiment, folder)
-            store_outliers(experiment, folder)
             save_safetensors(folder.kept, kept_tensors(experiment), digests(experiment))
         return _run(experiment, trainer, folder, console, json_path)
 
@@ -79,7 +76,6 @@ def resume(path: str | Path, console: Console | None = None, json_path: str | Pa
     if config.nern.init == "checkpoint":  # the state holds the weights; the file may be gone
         config.nern.init, config.nern.checkpoint_path = "default", None
     experiment = build_experiment(config, processes=processes, tell=_tell(console))
-    restore_outliers(experiment, folder, processes)
     if processes.main:
         check_original(experiment, folder)
         if not folder.ordering.is_file():

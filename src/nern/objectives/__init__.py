@@ -1,6 +1,6 @@
 """Objectives: what a NeRN is trained to minimise."""
 
-from nern.objectives import distillation, feature_maps, frequency, reconstruction, smoothness, task, weighting
+from nern.objectives import distillation, feature_maps, reconstruction, smoothness, task
 from nern.objectives.objective import Losses, Objective
 
 __all__ = [
@@ -8,9 +8,7 @@ __all__ = [
     "Objective",
     "distillation",
     "feature_maps",
-    "frequency",
     "reconstruction",
     "smoothness",
     "task",
-    "weighting",
 ]

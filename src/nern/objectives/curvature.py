@@ -14,20 +14,24 @@ network's function by multiplying.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nern.devices import computing_in
 from nern.errors import NernError
-from nern.objectives.weighting import CONVOLUTIONS, IMAGES_AT_ONCE, owners_of, weighting_images, windows
 from nern.originals.base import Original
 from nern.randomness import generator
-from nern.tasks.streams import TrainStream
+from nern.tasks.streams import TrainStream, first_images
 
+IMAGES_AT_ONCE = 64
+SIDES = (32, 28, 64, 224)  # of noise for networks that do not say what images they expect
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PLACES = 64  # of an image whose inputs are looked at, drawn for each batch
 DAMPING = 0.01  # of the mean of each factor's diagonal, added to it: what was not seen in these images counts a little
 MEAN_SHARE = 0.1  # of the inputs' mean in A, where norms undo what errors do to the means of outputs
@@ -42,12 +46,10 @@ class Curvature:
         filters: root of the diagonal of G, and of the common factor that makes the mean over all weights 1.
         inputs: of each group of filters, R with R R^T = A, or (where a filter is very large) the root of A's diagonal;
             (groups, n, n) or (groups, n).
-        mask: weights whose errors count; None: all.
     """
 
     filters: Float[Tensor, " filters"]
     inputs: Float[Tensor, "groups n *n"]
-    mask: Bool[Tensor, "filters n"] | None = None
 
     def __call__(self, weight: Tensor, filters: Int[Tensor, " some"] | None = None) -> Tensor:
         """A weight, or errors, in the coordinates in which the form is the sum of squares; in the weight's shape.
@@ -59,8 +61,6 @@ class Curvature:
         with torch.autocast(weight.device.type, enabled=False):  # differences of large products: 16 bits would not do
             rows = weight.float().flatten(1)
             chosen = slice(None) if filters is None else filters
-            if self.mask is not None:
-                rows = rows * self.mask[chosen]
             groups, factors = len(self.inputs), self.filters[chosen, None]
             if groups == 1:
                 moved = rows @ self.inputs[0] if self.inputs.dim() == 3 else rows * self.inputs[0]
@@ -70,16 +70,9 @@ class Curvature:
                 moved = (rows[:, None] @ own)[:, 0] if self.inputs.dim() == 3 else rows * own
             return (moved * factors).view_as(weight)
 
-    def without(self, places: Int[Tensor, " p"]) -> Curvature:
-        """The same, but errors at these places of the flattened weight do not count."""
-        mask = torch.ones(len(self.filters) * self.inputs.shape[1], dtype=torch.bool, device=self.filters.device)
-        mask[places] = False
-        return replace(self, mask=mask.view(len(self.filters), -1))
-
     def to(self, device: torch.device) -> Curvature:
         """On a device."""
-        mask = None if self.mask is None else self.mask.to(device)
-        return Curvature(self.filters.to(device), self.inputs.to(device), mask)
+        return Curvature(self.filters.to(device), self.inputs.to(device))
 
 
 def curvatures(
@@ -100,7 +93,8 @@ def curvatures(
     """
     rng = generator(seed, "curvature")
     with computing_in("float32", original.weights[0].device), torch.inference_mode(False):
-        measured = _measure(original, weighting_images(original, stream, images, seed), rng)
+        seen = _noise(original, images, seed) if stream is None else first_images(stream, images)
+        measured = _measure(original, seen, rng)
     counts: list[int] = []
     diagonals: list[float] = []
     found: list[tuple[Tensor, Tensor] | None] = []
@@ -129,6 +123,49 @@ def curvatures(
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
+
+
+def _noise(original: Original, count: int, seed: int) -> Tensor:
+    """Normal noise in the shape that the network expects, as its `input_format` says or as its first layer may take."""
+    device, dtype = original.weights[0].device, original.weights[0].dtype
+    known = original.input_format
+    for shape in [known.shape] if known is not None else _shapes(original.network):
+        rng = generator(seed, "weighting noise", shape)
+        try:
+            original(torch.randn(2, *shape, generator=rng).to(device, dtype))
+        except Exception:  # images of a size that it does not take
+            continue
+        rng = generator(seed, "weighting noise", shape)
+        return torch.randn(count, *shape, generator=rng).to(device, dtype)
+    raise NernError(
+        f"refinement runs {original.name} on noise, but no shape of its inputs was found; give the network an attribute "
+        "input_format (a nern.originals.InputFormat), or set refinement.iterations to null"
+    )
+
+
+def _shapes(network: nn.Module) -> Iterator[tuple[int, ...]]:
+    for module in network.modules():
+        if isinstance(module, CONVOLUTIONS):
+            yield from ((module.in_channels, *[side] * len(module.kernel_size)) for side in SIDES)
+            return
+        if isinstance(module, nn.Linear):
+            yield (module.in_features,)
+            return
+
+
+def owners_of(original: Original) -> dict[int, nn.Module]:
+    """Of each represented weight, by `id`, the module whose `weight` it is, where there is one."""
+    owners = {id(p): module for module in original.network.modules() for p in module.parameters(recurse=False)}
+    return {id(w): owners[id(w)] for w in original.weights if getattr(owners[id(w)], "weight", None) is w}
+
+
+def windows(module: Any, inputs: Tensor) -> Float[Tensor, "images channels *places_and_kernel"]:
+    """The inputs that a convolution's kernels meet at each place of its output: the places' axes, then the kernel's."""
+    mode = module.padding_mode
+    found = F.pad(inputs, module._reversed_padding_repeated_twice, "constant" if mode == "zeros" else mode)
+    for axis, (size, stride, step) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
+        found = found.unfold(2 + axis, step * (size - 1) + 1, stride)[..., ::step]
+    return found
 
 
 class _Sums:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from nern.config import NernConfig
 from nern.errors import NernError, NonFiniteLossError
-from nern.objectives.frequency import focal_frequency_loss
 from nern.originals.base import Original
 from nern.originals.mirrored import Mirrored
 from nern.originals.taps import FeatureMaps
@@ -73,7 +72,6 @@ class Objective:
         self.config, self.original, self.teacher = config, original, teacher or original
         self.weights = {
             "reconstruction": config.reconstruction_loss_weight,
-            "frequency": config.frequency_loss_weight,
             "feature_maps": config.attention_loss_weight,
             "distillation": config.distillation_loss_weight,
             "task": config.task_loss_weight,
@@ -96,10 +94,6 @@ class Objective:
     def reconstruction(self, original: Sequence[Tensor], predicted: Sequence[Tensor]) -> Losses:
         """The reconstruction loss alone, of any share of the weights, layer by layer."""
         return self.weighted({"reconstruction": self._reconstruction(original, predicted)})
-
-    def frequency(self, original: Sequence[Tensor], predicted: Sequence[Tensor], orders: Sequence[Tensor]) -> Losses:
-        """The frequency loss alone, of all weights: see `focal_frequency_loss`."""
-        return self.weighted({"frequency": focal_frequency_loss(original, predicted, orders)})
 
     def of_images(
         self, weights: Sequence[Tensor], images: Tensor, labels: Tensor | None, extra: dict[str, Tensor] | None = None

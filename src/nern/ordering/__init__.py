@@ -1,6 +1,5 @@
 """Orderings: permutations of kernels that make the signal over coordinates smooth."""
 
-from nern.ordering.channels import ChannelOrdering, channel_ordering
 from nern.ordering.cost import PathCost
 from nern.ordering.greedy import greedy_filter_path, greedy_path
 from nern.ordering.order import (
@@ -16,14 +15,12 @@ from nern.ordering.order import (
 from nern.ordering.store import get_ordering, load_ordering, save_ordering
 
 __all__ = [
-    "ChannelOrdering",
     "CrossFilterOrdering",
     "InFilterOrdering",
     "InFilterPathOrdering",
     "NoOrdering",
     "Ordering",
     "PathCost",
-    "channel_ordering",
     "get_ordering",
     "greedy_filter_path",
     "greedy_path",

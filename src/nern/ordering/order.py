@@ -378,8 +378,6 @@ def approximate_layers(shapes: Shapes, mode: str, exact_limit: int | None) -> li
 
 def ordering_bits(mode: str, shapes: Shapes) -> float:
     """`Ordering.bits` of any ordering of this mode of layers of these shapes, known before one is solved."""
-    if ORDERINGS.info(mode).get("whole_network"):
-        return 0.0
     sizes = [size for shape in shapes for size in ORDERINGS[mode].permutations(shape).values()]
     return sum(math.prod(size[:-1]) * _log2_factorial(size[-1]) for size in sizes)
 

@@ -21,7 +21,7 @@ from nern.representation.coordinates import TableCoordinates
 from nern.representation.encoding import Encoded, Encoding, Encodings
 from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable
-from nern.representation.outliers import Outliers, find_outliers
+from nern.representation.outliers import Outliers
 from nern.representation.predictor import build_predictor, parameters_of
 
 # Rows in one forward call on a CPU, where there are more than FEW_ROWS: what lies between the layers stays in its cache.
@@ -43,7 +43,6 @@ class NeRN(nn.Module):
         chunk: rows in one forward call of the predictor; None: all. It bounds memory and changes no value (but for
             batch norm while training, whose statistics are those of a chunk).
         scales: what the predictor's `output_scales`, if it has some, belong to: 'per_layer' or 'per_size'.
-        orders: of each layer, its kernels as they follow each other in the ordering; None: as they are.
 
     Attributes:
         outliers: weights that are kept, not predicted; None: there are none.
@@ -61,10 +60,8 @@ class NeRN(nn.Module):
         encoded: Encoded,
         chunk: int | None = None,
         scales: str = "none",
-        orders: Sequence[Int[Tensor, " kernels"]] | None = None,
     ) -> None:
         super().__init__()
-        self._orders = orders
         self.heads, self.table = heads, heads.table
         self.predictor = predictor
         self.encoded = encoded
@@ -123,28 +120,20 @@ class NeRN(nn.Module):
 
     def weight(self, predicted: Float[Tensor, "r h w"], index: int) -> Tensor:
         """The weight tensor of layer `index` from the predictions of its rows: sampled to its size, outliers in their
-        places. Differentiable; no gradient flows to where an outlier is."""
+        places. Differentiable."""
         weight = self.table.to_weight(self.heads.sampled(predicted, index), index)
         if self.outliers is None:
             return weight
         places, values = getattr(self, f"places_{index}"), getattr(self, f"values_{index}")
         return weight.flatten().scatter(0, places, values.to(weight.dtype)).view_as(weight)
 
-    def order(self, index: int) -> Int[Tensor, " kernels"]:
-        """The kernels of layer `index` (filter * channels + channel) as they follow each other in the ordering."""
-        if self._orders is None:
-            filters, channels, _, _ = self.table.shapes[index]
-            return torch.arange(filters * channels, device=next(self.predictor.parameters()).device)
-        return self._orders[index]
-
-    def keep_outliers(self, outliers: Outliers | None) -> None:
-        """Keep these weights from now on in place of what is predicted for them; None: none."""
+    def keep_outliers(self, outliers: Outliers) -> None:
+        """Keep these weights from now on in place of what is predicted for them."""
         self.outliers = outliers
-        if outliers is not None:
-            device = next(self.predictor.parameters()).device
-            for index, (places, values) in enumerate(outliers.of_layers(self.table)):
-                self.register_buffer(f"places_{index}", places.to(device), persistent=False)
-                self.register_buffer(f"values_{index}", values.to(device), persistent=False)
+        device = next(self.predictor.parameters()).device
+        for index, (places, values) in enumerate(outliers.of_layers(self.table)):
+            self.register_buffer(f"places_{index}", places.to(device), persistent=False)
+            self.register_buffer(f"values_{index}", values.to(device), persistent=False)
 
     @torch.no_grad()
     def reconstruct(self) -> list[Tensor]:
@@ -198,18 +187,6 @@ def predictor_arguments(config: NernConfig, heads: Heads) -> dict[str, Any]:
     }
 
 
-def initial_predictor(config: NernConfig, heads: Heads, seed: int, number: int = 1) -> nn.Module:
-    """The predictor that `config` describes, on the CPU: the `number`-th, counted from 1; the first as `init` says, others
-    without a checkpoint. Its output scales are not set."""
-    init, path = config.init, config.checkpoint_path
-    if number > 1 and init == "checkpoint":
-        init, path = "default", None
-    predictor: nn.Module = build_predictor(
-        config.method, seed, init, path, number, **predictor_arguments(config, heads)
-    )
-    return predictor
-
-
 def build_nern(
     config: NernConfig,
     table: KernelTable,
@@ -226,28 +203,22 @@ def build_nern(
         ordering: of their kernels; None: as they are.
         seed: of the initialisation.
         device: of predictor and coordinates.
-        weights: the originals', to which output scales are set and among which outliers are found; None: scales stay as
-            they are (a checkpoint's, or 1), and there are no outliers.
+        weights: the originals', to which output scales are set; None: scales stay as they are (a checkpoint's, or 1).
 
     Raises:
         NernError: a kernel larger than `output_size`; a checkpoint that does not fit.
     """
     device = torch.device(device)
     heads = build_heads(config, table)
-    predictor: Any = initial_predictor(config, heads, seed)
+    arguments = predictor_arguments(config, heads)
+    predictor: Any = build_predictor(config.method, seed, config.init, config.checkpoint_path, **arguments)
     if config.output_scales != "none" and weights is not None and config.init != "checkpoint":
         with torch.no_grad():
             predictor.output_scales.copy_(output_scales(weights, scale_groups(table, config.output_scales)))
     positions = ordering.positions(table.shapes) if ordering and ordering.mode != "none" else None
     coordinates = TableCoordinates(table, positions, config.embeddings.normalization_mode or "none", device)
     encoded = build_encoding(config.embeddings, table).prepare(coordinates)
-    orders = None
-    if positions is not None and config.frequency_loss_weight > 0:
-        orders = [of_layer.argsort().to(device) for of_layer in positions]
-    nern = NeRN(heads, predictor.to(device), encoded, config.weights_batch_size, config.output_scales, orders)
-    if config.outliers and weights is not None:
-        nern.keep_outliers(find_outliers(weights, config.outliers))
-    return nern
+    return NeRN(heads, predictor.to(device), encoded, config.weights_batch_size, config.output_scales)
 
 
 def scale_groups(table: KernelTable, kind: str) -> list[int]:

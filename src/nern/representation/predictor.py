@@ -232,11 +232,10 @@ def load_predictor(predictor: nn.Module, state: Mapping[str, Tensor], where: str
 
 
 def build_predictor(
-    method: str, seed: int, init: str = "default", checkpoint_path: str | None = None, number: int = 1, **kwargs: Any
+    method: str, seed: int, init: str = "default", checkpoint_path: str | None = None, **kwargs: Any
 ) -> Any:
-    """The predictor registered as `method`, initialised from `seed` (or the checkpoint); `number`: the how-manyth of that
-    seed; kwargs: its arguments."""
-    with forked_rng(seed, "predictor", *([number] if number > 1 else [])):
+    """The predictor registered as `method`, initialised from `seed` (or the checkpoint); kwargs: its arguments."""
+    with forked_rng(seed, "predictor"):
         predictor: nn.Module = PREDICTORS[method](**kwargs)
     INITS[init](predictor, checkpoint_path)
     return predictor

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nern.config import Config, check_key, check_keys, item_class, known_keys, nested, parse_yaml, read_config_file
+from nern.config import Config, check_key, checked_keys, item_class, known_keys, nested, parse_yaml, read_config_file
 from nern.config.yaml_files import nested_value, over
 from nern.errors import NernError, unknown_name
 from nern.files import load_yaml
@@ -102,8 +102,7 @@ def _settings(values: Any, where: str) -> dict[str, Any]:
     """Settings, nested, their keys checked."""
     if not isinstance(values, Mapping):
         raise NernError(f"{where}: settings are config keys with values, not {values!r}")
-    values = nested(values, where)
-    check_keys(values, Config, where=where)
+    values = checked_keys(nested(values, where), Config, where)
     for key, what in OWN.items():
         if _has(values, key):
             raise NernError(f"{where}: {key} is set by the sweep itself: {what}; drop it")

@@ -6,7 +6,7 @@ from nern.tasks.digits import digits
 from nern.tasks.image_folder import imagefolder
 from nern.tasks.imagenet import imagenet
 from nern.tasks.images import ImageTensors
-from nern.tasks.random_images import inversion, leaves, spectrum, uniform
+from nern.tasks.random_images import inversion, leaves, uniform
 from nern.tasks.streams import EvalSet, TrainStream
 from nern.tasks.unreadable import Unreadable
 
@@ -25,6 +25,5 @@ __all__ = [
     "inversion",
     "leaves",
     "register_task",
-    "spectrum",
     "uniform",
 ]

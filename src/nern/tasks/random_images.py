@@ -46,7 +46,8 @@ def uniform(
 
 
 def _spectral_noise(count: int, shape: Shape, rng: torch.Generator) -> Tensor:
-    """Noise whose amplitude falls as a power of frequency, drawn for each image; unit variance, mean 0."""
+    """Noise with the falling spectrum of natural images (Field 1987), its channels correlated: amplitudes fall as a power of
+    frequency, drawn for each image; unit variance, mean 0."""
     channels, height, width = shape
     rows, columns = torch.fft.fftfreq(height), torch.fft.rfftfreq(width)
     frequency = (rows[:, None].square() + columns[None, :].square()).sqrt()
@@ -65,23 +66,6 @@ def _exposed(images: Tensor, rng: torch.Generator) -> Tensor:
     contrast = torch.empty(count, 1, 1, 1).uniform_(*CONTRAST, generator=rng)
     brightness = BRIGHTNESS * torch.randn(count, 1, 1, 1, generator=rng)
     return (images * contrast + brightness).clamp_(-2.2, 2.6)
-
-
-@RANDOM_IMAGES.register("spectrum")
-def spectrum(
-    shape: Shape,
-    settings: TaskConfig,
-    seed: int,
-    device: torch.device,
-    original: Original | None,
-    held_out: bool = False,
-) -> Draw:
-    """Gaussian noise with the falling spectrum of natural images (Field 1987), its channels correlated."""
-
-    def draw(count: int, rng: torch.Generator) -> Tensor:
-        return _exposed(_spectral_noise(count, shape, rng), rng).to(device)
-
-    return draw
 
 
 @RANDOM_IMAGES.register("leaves")

@@ -37,7 +37,7 @@ class Assessment:
 
     def least_loss(self, step: int, losses: Losses) -> bool:
         """Whether step number `step` belongs in the window, and its loss is the least of a full one."""
-        if step % self.config.eval_loss_window_interval or losses.terms.keys() <= {"reconstruction", "frequency"}:
+        if step % self.config.eval_loss_window_interval or losses.terms.keys() <= {"reconstruction"}:
             return False
         watched = [losses.terms[name] for name in ("feature_maps", "distillation") if name in losses.terms]
         current = sum(float(term.detach()) for term in watched)

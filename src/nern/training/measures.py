@@ -10,21 +10,9 @@ from torch import Tensor
 from nern.config import Config
 from nern.naming import joint_name, of_number
 from nern.objectives.curvature import Curvature, curvatures
-from nern.objectives.weighting import error_roots
 from nern.originals.norm_fitting import fitted_norms
 from nern.tasks.streams import first_images
 from nern.training.members import Member, split_by_network
-
-
-def all_error_roots(config: Config, members: Sequence[Member]) -> list[Tensor] | None:
-    """Of all layers, what `nern.weighting` multiplies the errors of their weights by; None: it weights none."""
-    found: list[Tensor] = []
-    for member in members:
-        roots = error_roots(config.nern, member.original, member.stream, config.seed)
-        if roots is None:
-            return None
-        found += roots
-    return found
 
 
 def all_curvatures(config: Config, members: Sequence[Member]) -> list[Curvature]:

@@ -26,13 +26,11 @@ class Phase:
     """A phase.
 
     Attributes:
-        name: 'training' where it is the only one, 'reconstruction' (with its number from the second round on),
-            'refinement', 'distillation', 'quantisation'.
+        name: 'training' where it is the only one, else 'reconstruction', 'refinement', 'distillation' or 'quantisation'.
         begins, steps: its first step in the run, and how many there are.
         optim: of its optimizer and schedule.
         images_from: first step of the run that uses images; `ends` or above: none does.
         weights_batch_method, weights_batch_size: its weight batches.
-        round: of reconstruction, counted from 1; 0 in other phases.
         by_curvature: errors of weights count as they move the outputs: in refinement and after it.
         quantises: the predictor's numbers are rounded in every step.
     """
@@ -44,7 +42,6 @@ class Phase:
     images_from: int
     weights_batch_method: str
     weights_batch_size: int | None
-    round: int = 0
     by_curvature: bool = False
     quantises: bool = False
 
@@ -71,13 +68,11 @@ def phases_of(config: Config, steps_per_epoch: int) -> list[Phase]:
                 n.weights_batch_size,
             )
         ]
-    first = config.reconstruction
     phases: list[Phase] = []
-    for number in range(1, first.rounds + 1 if first.iterations else 1):
-        name = "reconstruction" if number == 1 else f"reconstruction {number}"
-        phases.append(_phase(config, first, name, phases, first.iterations or 0, False, number))
-    if config.refinement.iterations:
-        phases.append(_phase(config, config.refinement, "refinement", phases, config.refinement.iterations, False))
+    for name in ("reconstruction", "refinement"):
+        keys = getattr(config, name)
+        if keys.iterations:
+            phases.append(_phase(config, keys, name, phases, keys.iterations, False))
     for name in ("distillation", "quantisation"):
         keys = getattr(config, name)
         steps = (keys.epochs or 0) * steps_per_epoch if keys.iterations is None else keys.iterations
@@ -93,7 +88,6 @@ def _phase(
     before: list[Phase],
     steps: int,
     images: bool,
-    number: int = 0,
 ) -> Phase:
     begins = before[-1].ends if before else 0
     return Phase(
@@ -104,7 +98,6 @@ def _phase(
         begins if images else begins + steps,
         keys.weights_batch_method or config.nern.weights_batch_method,
         keys.weights_batch_size or config.nern.weights_batch_size,
-        number,
         config.refinement.iterations is not None and name in ("refinement", "distillation", "quantisation"),
         name == "quantisation",
     )

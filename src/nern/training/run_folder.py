@@ -2,7 +2,6 @@
 
 config.yaml             the resolved configuration
 ordering.safetensors    the ordering (absent with 'none')
-outliers.safetensors    weights kept apart, with their positions (absent where there are none)
 kept.safetensors        parameters and buffers of the original that the NeRN does not represent
 checkpoints/*.pt        predictor state dicts: best, last, step_N
 checkpoints/*.steps.json  what the predictor's numbers were rounded to, where it was trained for that
@@ -101,11 +100,6 @@ class RunFolder:
     def ordering(self) -> Path:
         """The ordering's file."""
         return self.root / ORDERING_FILE
-
-    @property
-    def outliers(self) -> Path:
-        """Weights kept apart."""
-        return self.root / "outliers.safetensors"
 
     @property
     def kept(self) -> Path:

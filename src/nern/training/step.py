@@ -7,7 +7,6 @@ waits for the device where `capturable` says so.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial, reduce
@@ -44,7 +43,6 @@ class Step:
         precision: 'float32', 'tf32' or 'bf16'.
         processes: that share the work; each has a share of the images and of the rows, and all end up with the gradients
             of the whole.
-        roots: of each layer, what the errors of its weights are multiplied by in the reconstruction losses; None: 1.
     """
 
     def __init__(
@@ -55,16 +53,13 @@ class Step:
         extra: dict[str, nn.Parameter],
         precision: str = "float32",
         processes: Processes = ALONE,
-        roots: Sequence[Tensor] | None = None,
     ) -> None:
         self.config, self.nern, self.members, self.extra = config, nern, list(members), extra
         self.precision, self.processes = precision, processes
         self.objectives = [Objective(config, member.original, member.teacher) for member in members]
-        weights = [weight for member in members for weight in member.original.weights]
-        self.device = weights[0].device
-        self.roots = self._without_outliers(roots)
-        self.curvatures: list[Curvature] | None = None
-        self.retarget(None)
+        self._weights = [weight for member in members for weight in member.original.weights]
+        self.device = self._weights[0].device
+        self.weigh(None)
         self._image_bytes: dict[Objective, int] = {}
 
     def __call__(
@@ -84,42 +79,17 @@ class Step:
                 return self._drawn(rows)
             return self._all(batches, rows, fractions or [1.0] * len(self.members))
 
-    def retarget(self, targets: Sequence[Tensor] | None) -> None:
-        """Reconstruct these weights from now on, of all layers; None: the originals'."""
-        weights = [weight for member in self.members for weight in member.original.weights]
-        self.targets = self._scaled(list(targets or weights), range(len(weights)))
+    def weigh(self, curvatures: Sequence[Curvature] | None) -> None:
+        """From now on errors of weights count as they move the outputs, by the curvatures of all layers; None: alike."""
+        self.curvatures = None if curvatures is None else [curvature.to(self.device) for curvature in curvatures]
+        self.targets = self._scaled(self._weights, range(len(self._weights)))
         self.__dict__.pop("_pooled", None)
 
-    def weigh(self, curvatures: Sequence[Curvature] | None) -> None:
-        """From now on errors of weights count as they move the outputs, by the curvatures of all layers, in place of the
-        roots; None: by the roots again. What is reconstructed is the originals' weights."""
-        table, outliers = self.nern.table, self.nern.outliers
-        placed = None if curvatures is None else [curvature.to(self.device) for curvature in curvatures]
-        if placed is not None and outliers is not None:
-            of_layers = zip(placed, outliers.of_layers(table), strict=True)
-            placed = [curvature.without(places.to(self.device)) for curvature, (places, _) in of_layers]
-        self.curvatures = placed
-        self.retarget(None)
-
-    def _without_outliers(self, roots: Sequence[Tensor] | None) -> list[Tensor] | None:
-        """`roots` on the device, with 0 where an outlier is: it is not predicted."""
-        table, outliers = self.nern.table, self.nern.outliers
-        if roots is None and outliers is None:
-            return None
-        roots = [torch.ones(math.prod(shape)) for shape in table.shapes] if roots is None else roots
-        layers = [(root.flatten().to(self.device, copy=True), index) for index, root in enumerate(roots)]
-        if outliers is not None:
-            for (root, _), (places, _) in zip(layers, outliers.of_layers(table), strict=True):
-                root[places.to(self.device)] = 0
-        return [table.to_weight(root, index) for root, index in layers]
-
     def _scaled(self, weights: Sequence[Tensor], layers: Sequence[int]) -> list[Tensor]:
-        """Weights of these layers as the reconstruction losses see them: by the curvatures, or times the roots."""
+        """Weights of these layers as the reconstruction losses see them: as they are, or by the curvatures."""
         if self.curvatures is not None:
             return [self.curvatures[index](weight) for weight, index in zip(weights, layers, strict=True)]
-        if self.roots is None:
-            return list(weights)
-        return [weight * self.roots[index] for weight, index in zip(weights, layers, strict=True)]
+        return list(weights)
 
     @property
     def capturable(self) -> bool:
@@ -157,10 +127,7 @@ class Step:
         self, objective: Objective, factor: float, layers: Sequence[int], weights: Sequence[Tensor]
     ) -> Losses:
         targets, weights = [self.targets[index] for index in layers], self._scaled(weights, layers)
-        losses = objective.reconstruction(targets, weights)
-        if objective.active("frequency"):
-            losses += objective.frequency(targets, weights, [self.nern.order(index) for index in layers])
-        return losses * factor
+        return objective.reconstruction(targets, weights) * factor
 
     def _of_images(
         self,
@@ -259,18 +226,12 @@ class Step:
         """Reconstruction losses of the drawn rows, from their predictions, one tensor a head."""
         heads = self.nern.heads
         if self._pooled is not None:
-            targets, roots = self._pooled
             locals_ = [local for _, local in heads.split(drawn)]
-            if roots is not None:
-                predictions = [p * room[local] for p, room, local in zip(predictions, roots, locals_, strict=True)]
-            originals = [room[local] for room, local in zip(targets, locals_, strict=True)]
+            originals = [room[local] for room, local in zip(self._pooled, locals_, strict=True)]
             return self.objectives[0].reconstruction(originals, predictions)
         parts, targets = heads.by_layer(drawn, predictions), self.nern.table.to_rows(self.targets)
         if self.curvatures is not None:
             parts = [(index, local, self._of_filters(index, local, kernels)) for index, local, kernels in parts]
-        elif self.roots is not None:
-            roots = self.nern.table.to_rows(self.roots)
-            parts = [(index, local, kernels * roots[index][local]) for index, local, kernels in parts]
         losses, begins = [], 0
         for objective, member in zip(self.objectives, self.members, strict=True):
             ends = begins + len(member.original.weight_names)
@@ -290,16 +251,14 @@ class Step:
         return self.curvatures[index](rows, local[::of_each] // of_each).view_as(kernels)
 
     @cached_property
-    def _pooled(self) -> tuple[list[Tensor], list[Tensor] | None] | None:
-        """The original kernels of each head in one tensor, where the loss of some rows does not ask for their layers; and
-        the roots of their errors, if there are any."""
+    def _pooled(self) -> list[Tensor] | None:
+        """The original kernels of each head in one tensor, where the loss of some rows does not ask for their layers."""
         originals = self.nern.table.to_rows(self.targets)
         heads, size = self.nern.heads, sum(rows.numel() * rows.element_size() for rows in originals)
         pooled = RECONSTRUCTION_LOSSES.info(self.config.reconstruction_loss_type).get("pooled", False)
         if not pooled or self.curvatures is not None or len(self.members) > 1 or heads.samples or size > POOLED_BYTES:
             return None
-        roots = None if self.roots is None else self._of_each_head(self.nern.table.to_rows(self.roots))
-        return self._of_each_head(originals), roots
+        return self._of_each_head(originals)
 
     def _of_each_head(self, of_layers: Sequence[Tensor]) -> list[Tensor]:
         """What there is for each layer's rows, in one tensor a head."""

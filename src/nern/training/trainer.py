@@ -15,13 +15,12 @@ from nern.devices import precision_of, send
 from nern.errors import NernError, NernWarning, NonFiniteLossError
 from nern.objectives.objective import Losses
 from nern.processes import ALONE, Processes
-from nern.representation.nern import NeRN, initial_predictor
-from nern.representation.predictor import SCALES
+from nern.representation.nern import NeRN
 from nern.tasks.images import Batch
 from nern.training.assessment import Assessment
 from nern.training.graph import CudaRecorder, GraphedStep, Inputs, Recorder
 from nern.training.loop import Loop
-from nern.training.measures import all_curvatures, all_error_roots, all_fitted_norms
+from nern.training.measures import all_curvatures, all_fitted_norms
 from nern.training.members import Member, split_by_network, trained_beside
 from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients, gradients_finite
 from nern.training.phases import Phase, phases_of
@@ -69,10 +68,7 @@ class Trainer(Loop):
             extra = trained_beside([m.original for m in members], config.learn_fc_layer, config.learn_norms)
         self.extra = {name: nn.Parameter(p.detach().clone().to(self.device)) for name, p in extra.items()}
         self.precision = processes.from_main(lambda: precision_of(config.precision, self.device))
-        weighted = config.nern.weighting != "none"
-        roots = processes.from_main(lambda: all_error_roots(config, members)) if weighted else None
-        self.differentiate = Step(config.nern, nern, members, self.extra, self.precision, processes, roots)
-        self.targets: list[Tensor] | None = None  # of reconstruction, where these are not the original's weights
+        self.differentiate = Step(config.nern, nern, members, self.extra, self.precision, processes)
         self.parameters = [*nern.predictor.parameters(), *self.extra.values()]
         self.graph: GraphedStep | None = None
         self._terms: dict[bool, list[str]] = {}  # with images or without
@@ -128,13 +124,7 @@ class Trainer(Loop):
         if self.step < self.phase.ends or self.phase is self.phases[-1]:
             return
         self.settle()
-        phase = self.phases[self.phases.index(self.phase) + 1]
-        if phase.round > 1:
-            self._new_round(phase.round)
-        elif self.targets is not None:  # distillation keeps to the original
-            self.targets = None
-            self.differentiate.retarget(self.targets)
-        self._begin(phase)
+        self._begin(self.phases[self.phases.index(self.phase) + 1])
 
     def _fit_norms(self) -> None:
         """Fit the batch norms of all networks that have images to the weights as they are now."""
@@ -144,18 +134,6 @@ class Trainer(Loop):
         with torch.no_grad():
             for name, value in fitted.items():
                 self.extra[name].copy_(value)
-
-    def _new_round(self, number: int) -> None:
-        """A new predictor, for the weights that the last one has reconstructed (in part)."""
-        share = self.config.reconstruction.round_share
-        weights = [weight for member in self.members for weight in member.original.weights]
-        predicted = self.nern.reconstruct()
-        self.targets = [share * p + (1 - share) * w for p, w in zip(predicted, weights, strict=True)]
-        self.differentiate.retarget(self.targets)
-        fresh = initial_predictor(self.config.nern, self.nern.heads, self.config.seed, number).state_dict()
-        if SCALES in fresh:
-            fresh[SCALES] = self.nern.predictor.state_dict()[SCALES]
-        self.nern.predictor.load_state_dict(fresh)
 
     @property
     def phase_name(self) -> str:
@@ -322,7 +300,7 @@ class Trainer(Loop):
         """Names of the checkpoints to keep after the step just done: it ends an interval of saving, or a phase."""
         due = self._every(self.config.save_iterations_interval, self.config.save_epochs_interval)
         ends = len(self.phases) > 1 and self.step == self.phase.ends
-        return [f"step_{self.step}"] * due + [self.phase.name.replace(" ", "_")] * ends
+        return [f"step_{self.step}"] * due + [self.phase.name] * ends
 
     def _every(self, iterations: int | None, epochs: int | None) -> bool:
         """Whether the step just done ends an interval."""
@@ -378,7 +356,6 @@ class Trainer(Loop):
             "schedule_advances": self.schedule.advances,
             "window": list(self.assessment.window),
             "best": self.assessment.best,
-            "targets": self.targets,
             "quantised": self.rounding.state(),
             "precision": self.precision,
         }
@@ -390,9 +367,6 @@ class Trainer(Loop):
             "precision", self.precision
         )  # whatever 'auto' means here
         self._begin(next(p for p in self.phases if step <= p.ends))  # the next begins with the next step
-        targets = state.get("targets")  # a run from before there were rounds has none
-        self.targets = None if targets is None else [target.to(self.device) for target in targets]
-        self.differentiate.retarget(self.targets)
         self.nern.predictor.load_state_dict(state["predictor"])
         with torch.no_grad():
             for name, p in self.extra.items():
