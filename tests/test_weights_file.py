@@ -1,4 +1,4 @@
-"""Weights files of others: whatever a file is called and however its names are wrapped, what fits is taken, and nothing else."""
+"""Weights files of others: whatever a file is called and however its names are wrapped, what fits is taken."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def save_safe(value: State, path: Path) -> None:
 # --- what a file is called, and what it is -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["w.pth.tar", "w.ckpt", "w.bin", "w.PTH", "w.t7", "w", "w.model", "w.pt.backup", "w#1.pt"])
+@pytest.mark.parametrize(
+    "name", ["w.pth.tar", "w.ckpt", "w.bin", "w.PTH", "w.t7", "w", "w.model", "w.pt.backup", "w#1.pt"]
+)
 @pytest.mark.parametrize("save", [save_zip, save_legacy, save_safe])
 def test_the_suffix_says_nothing(name: str, save: Callable[[Any, Path], None], source: Net, tmp_path: Path) -> None:
     save(source.state_dict(), tmp_path / name)
@@ -252,7 +254,9 @@ def test_any_other_object_is_refused_by_its_name(
     save: Callable[[Any, Path], None], source: Net, attack: Any, tmp_path: Path
 ) -> None:
     save({"state_dict": source.state_dict(), "config": Custom()}, tmp_path / "w.pt")
-    with pytest.raises(NernError, match=r"Python objects besides tensors \(.*test_weights_file\.Custom\); they could run"):
+    with pytest.raises(
+        NernError, match=r"Python objects besides tensors \(.*test_weights_file\.Custom\); they could run"
+    ):
         loaded(tmp_path / "w.pt")
     attack.save_pickle(tmp_path / "bad.pth.tar", state_dict={})
     attack.save_torch(tmp_path / "bad.ckpt")
@@ -336,7 +340,10 @@ def test_other_floating_numbers_are_converted(dtype: torch.dtype, source: Net, t
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (torch.ones(3, 1, 3, 3, dtype=torch.int8), r"conv.weight holds torch.int8, the network has torch.float32 there"),
+        (
+            torch.ones(3, 1, 3, 3, dtype=torch.int8),
+            r"conv.weight holds torch.int8, the network has torch.float32 there",
+        ),
         (torch.ones(3, 1, 3, 3, dtype=torch.bool), r"holds torch.bool"),
         (torch.ones(3, 1, 3, 3, dtype=torch.complex64), r"holds torch.complex64"),
         (torch.ones(3, 1, 3, 3).to(torch.float8_e4m3fn), r"holds torch.float8_e4m3fn"),
@@ -377,7 +384,9 @@ def test_the_nearest_state_dict_is_described(source: Net, tmp_path: Path) -> Non
     torch.save({"other": {"a": torch.zeros(1)}, "net": state}, tmp_path / "w.pt")
     with pytest.raises(NernError, match=r"w.pt \(net.module\) does not fit Net: 1 missing: conv.bias$"):
         loaded(tmp_path / "w.pt")
-    torch.save({"layers.0.weight": torch.zeros(2, 2), "final_linear_layer.weight": torch.zeros(9, 2)}, tmp_path / "p.pt")
+    torch.save(
+        {"layers.0.weight": torch.zeros(2, 2), "final_linear_layer.weight": torch.zeros(9, 2)}, tmp_path / "p.pt"
+    )
     with pytest.raises(NernError, match=r"These are the weights of a NeRN's predictor"):
         loaded(tmp_path / "p.pt")
 
@@ -398,7 +407,9 @@ def test_what_wrapped_weights_tell_need_not_be_said(wrap: Callable[[State], Stat
 def test_the_file_beside_the_weights_is_named_where_its_arguments_do_not_fit(tmp_path: Path) -> None:
     torch.save(build_original_network("ResNet8", "pretrained:digits-resnet8").state_dict(), tmp_path / "w.pt")
     (tmp_path / "w.json").write_text(json.dumps({"lr": 0.1, "epochs": 90}))
-    with pytest.raises(NernError, match=r"'lr'.*\(lr, epochs come from .*w.json, read as the arguments.*rename that file"):
+    with pytest.raises(
+        NernError, match=r"'lr'.*\(lr, epochs come from .*w.json, read as the arguments.*rename that file"
+    ):
         build_original_network("ResNet8", f"{tmp_path}/w.pt")
 
 

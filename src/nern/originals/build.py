@@ -85,8 +85,9 @@ def build_original_network(
     build, arguments, beside = builder_of(name), dict(task_kwargs or {}), dict[str, Any]()
     if file is not None:
         if hasattr(build, "infer_kwargs") and getattr(build, "load", None) in (None, OriginalNetwork.load):
-            told: list[dict[str, Any]] = [build.infer_kwargs(state) for state in plain_state_dicts(file, "original network's weights")]
-            arguments |= max(told, key=len)
+            states = plain_state_dicts(file, "original network's weights")
+            told: list[dict[str, Any]] = [build.infer_kwargs(state) for state in states]
+            arguments |= max(told, key=lambda found: len(found))
         if kwargs_file(file).is_file():
             beside = _read_kwargs(kwargs_file(file))
             arguments |= beside
