@@ -305,7 +305,7 @@ def test_print_config_shows_the_settings_and_stops(run: Run, configs: list[Confi
         ("train --config_path short.yaml --nern.num_block 3", "did you mean 'nern.num_blocks'"),
         ("train --config_path short.yaml --nern.num_blocks three", "nern.num_blocks"),
         ("train --config_path short.yaml --nern.num_blocks", "expected one argument"),
-        ("train --config_path short.yaml --epochs 3", "exactly one of epochs and num_iterations"),
+        ("train --config_path short.yaml --epochs 3 --num_iterations 4", "exactly one of epochs and num_iterations"),
         ("train --config_path short.yaml --nern.act_layer rleu", "did you mean 'relu'"),
         ("train --config_path short.yaml --nern crossfilter", "nern"),
         ("train --config_path short.yaml --nern.output_size 1", "nern.output_size"),

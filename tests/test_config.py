@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nern import registry
+from nern.cli import main
 from nern.config import Config, known_keys
 from nern.errors import NernError
 
@@ -353,10 +354,64 @@ def test_exactly_one_length_is_set(epochs: int | None, num_iterations: int | Non
         make(epochs=epochs, num_iterations=num_iterations)
 
 
-def test_length_in_steps_needs_epochs_unset() -> None:
-    with pytest.raises(NernError, match="exactly one of epochs and num_iterations"):
-        make(num_iterations=10)
-    assert make(epochs=None, num_iterations=10).num_iterations == 10
+LENGTH_KEYS = (
+    "epochs",
+    "num_iterations",
+    "reconstruction.iterations",
+    "distillation.iterations",
+    "distillation.epochs",
+    "quantisation.iterations",
+)
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "expected"),
+    [
+        ({}, {"num_iterations": 10}, (None, 10, None, None, None, None)),
+        ({}, {"epochs": None, "num_iterations": 10}, (None, 10, None, None, None, None)),
+        ({}, {"epochs": 4}, (4, None, None, None, None, None)),
+        ({}, {"reconstruction.iterations": 3}, (None, None, 3, None, None, None)),
+        ({}, {"quantisation.iterations": 3}, (None, None, None, None, None, 3)),
+        ({"epochs": 3}, {"num_iterations": 10}, (None, 10, None, None, None, None)),
+        ({"num_iterations": 10}, {"epochs": 3}, (3, None, None, None, None, None)),
+        ({"num_iterations": 10}, {"distillation.epochs": 3}, (None, None, None, None, 3, None)),
+        ({"distillation.epochs": 3}, {"distillation.iterations": 5}, (None, None, None, 5, None, None)),
+        ({"recipe": "nern"}, {"distillation.epochs": 5}, (None, None, 3000, None, 5, None)),
+        ({"recipe": "nern"}, {"distillation.iterations": 5}, (None, None, 3000, 5, None, None)),
+    ],
+)
+def test_the_length_that_is_given_takes_the_place_of_the_others(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    base: dict[str, Any],
+    own: dict[str, Any],
+    expected: tuple[Any, ...],
+) -> None:
+    made: list[Config] = []
+    monkeypatch.setattr("nern.commands.training.train", lambda config, *args: made.append(config))
+    (tmp_path / "base.yaml").write_text(json.dumps(base))
+    (tmp_path / "own.yaml").write_text(json.dumps({"base": "base.yaml"} | own))
+    options = [f"--{key}={'null' if value is None else value}" for key, value in own.items()]
+    assert main(["train", "--config_path", str(tmp_path / "base.yaml"), *options]) == 0
+    made.append(Config.load(tmp_path / "own.yaml"))
+    if not base:
+        made.append(Config.from_dict(own))
+    for config in made:
+        assert tuple(value_of(config, key) for key in LENGTH_KEYS) == expected
+        assert Config.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("own", [{"epochs": 3, "num_iterations": 10}, {"epochs": 3, "distillation.iterations": 2}])
+def test_two_lengths_given_at_once_are_refused(own: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(NernError, match=r"set .*epochs and num_iterations"):
+        Config.from_dict(own)
+    assert main(["train", *(f"--{key}={value}" for key, value in own.items())]) == 2
+    assert "epochs is 3" in capsys.readouterr().err
+
+
+def test_a_length_over_the_phases_of_a_recipe_is_refused() -> None:
+    with pytest.raises(NernError, match=r"recipe 'nern' sets distillation\.iterations"):
+        Config.from_dict({"recipe": "nern", "num_iterations": 10})
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from nern.config import (
 from nern.originals import CifarResNet
 from nern.terminal import ProgressDisplay
 from nern.training import Interrupted, RunFolder, Trainer
+from nern.training.optimizers import clip_gradients
 from nern.training.phases import one_phase, phases_of
 from runs import build, quiet, same, small_resnet, stop_after
 
@@ -177,6 +178,24 @@ def test_what_a_phase_leaves_null_is_as_in_optim() -> None:
     assert optim.momentum == 0.7
 
 
+@pytest.mark.parametrize("phase", ["reconstruction", "refinement", "distillation", "quantisation"])
+@pytest.mark.parametrize(("given", "held"), [(None, 0.5), (0, 0.0), (2, 2.0)])
+def test_zero_switches_off_in_a_phase_what_is_set_for_all(phase: str, given: float | None, held: float) -> None:
+    values = {"optim.max_gradient_norm": 0.5, "optim.max_gradient": 0.5, "nern.weights_batch_size": 7}
+    own = {f"{phase}.optim.max_gradient_norm": given, f"{phase}.optim.max_gradient": given}
+    rows = None if given is None else int(given)
+    config = Config.from_dict(values | own | {f"{phase}.iterations": 3, f"{phase}.weights_batch_size": rows})
+    (only,) = phases_of(config, 10)
+    assert (only.optim.max_gradient_norm, only.optim.max_gradient) == (held, held)
+    assert only.weights_batch_size == {None: 7, 0: None, 2: 2}[rows]
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([30.0, 40.0])
+    clip_gradients([parameter], only.optim)
+    expected = {0.5: [0.3536, 0.3536], 0.0: [30.0, 40.0], 2.0: [1.4142, 1.4142]}[held]
+    torch.testing.assert_close(parameter.grad, torch.tensor(expected), atol=1e-4, rtol=0)
+    assert Config.from_dict(config.to_dict()) == config
+
+
 def test_every_key_of_a_phase_can_be_given() -> None:
     every = dataclasses.asdict(OptimConfig(optimizer_type="sgd", lr=0.5, max_gradient=2.0, max_gradient_norm=3.0))
     values = {f"distillation.optim.{key}": value for key, value in every.items()}
@@ -217,7 +236,7 @@ ALONE = {"epochs": None, "reconstruction.iterations": 4}
     ("values", "message"),
     [
         (
-            {"reconstruction.iterations": 4},
+            {"reconstruction.iterations": 4, "epochs": 250},
             r"set epochs and num_iterations to null \(epochs is 250, num_iterations None",
         ),
         (ALONE | {"num_iterations": 5}, r"set epochs and num_iterations to null \(epochs is None, num_iterations 5"),
@@ -228,7 +247,10 @@ ALONE = {"epochs": None, "reconstruction.iterations": 4}
         (ALONE | {"reconstruction.iterations": -1}, r"reconstruction\.iterations \(=-1\) must be at least 0"),
         (ALONE | {"distillation.iterations": -1}, r"distillation\.iterations \(=-1\) must be at least 0"),
         (ALONE | {"distillation.epochs": -1}, r"distillation\.epochs \(=-1\) must be at least 0"),
-        (ALONE | {"distillation.weights_batch_size": 0}, r"distillation\.weights_batch_size \(=0\) must be at least 1"),
+        (
+            ALONE | {"distillation.weights_batch_size": -1},
+            r"distillation\.weights_batch_size \(=-1\) must be at least 0",
+        ),
         ({"reconstruction.optim.lr": 0.1}, r"^reconstruction sets more than its length, but no phase has one"),
         ({"distillation.optim.lr": 0.1}, r"^distillation sets more than its length, but no phase has one"),
         (ALONE | {"reconstruction.optim.lr": 0.0}, r"^reconstruction\.optim\.lr \(=0\.0\) must be above 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
 from nern.commands.line import Command, MissingError, option_names
-from nern.config import Settings, check_key, item_class, known_keys, read_config_file
+from nern.config import Settings, check_key, item_class, known_keys, nested, read_config_file
+from nern.config.yaml_files import LENGTHS, over, replaced
 from nern.errors import NernError, unknown_name
 
 
@@ -61,16 +63,20 @@ def _config_first(argv: Sequence[str], cls: type[Settings]) -> list[str]:
         if values := read_config_file(path, cls):
             contents.append(values)
     given: dict[str, Any] = {name: value for values in contents for name, value in values.items()}
-    layers = [cls.beneath(given | _typed(rest, "recipe")), *contents]
-    return [argument for values in layers if values for argument in ("--config_path", json.dumps(values))] + rest
+    typed = _typed(rest)
+    layers = [cls.beneath(given | {name: typed[name] for name in ("recipe",) if name in typed}), *contents]
+    merged = functools.reduce(over, layers)
+    lengths = {name: value for name, value in typed.items() if name.rpartition(".")[2] in LENGTHS}
+    unset = [f"--{key}=null" for key in replaced(merged, nested(lengths)) if key in known_keys(cls)]
+    return [*(["--config_path", json.dumps(merged)] if merged else []), *rest, *unset]
 
 
-def _typed(argv: Sequence[str], name: str) -> dict[str, str]:
-    """The value typed for option `name`, if it was."""
+def _typed(argv: Sequence[str]) -> dict[str, str | None]:
+    """The value typed last for each option; None for null."""
     following = [*argv[1:], ""]
-    pairs = [(a.partition("="), b) for a, b in zip(argv, following[: len(argv)], strict=True)]
-    values = [value if equals else after for (option, equals, value), after in pairs if option == f"--{name}"]
-    return {name: values[-1]} if values else {}
+    pairs = [(a[2:].partition("="), b) for a, b in zip(argv, following[: len(argv)], strict=True) if a.startswith("--")]
+    values = {name: value if equals else after for (name, equals, value), after in pairs}
+    return {name: None if value == "null" else value for name, value in values.items()}
 
 
 def known_options(parser: ArgumentParser) -> set[str]:

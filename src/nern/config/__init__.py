@@ -10,6 +10,7 @@ from nern.config.phases import (
     RefinementConfig,
     TeacherConfig,
     by_phases,
+    phase_batches,
     phase_optim,
 )
 from nern.config.recipes import RECIPES, recipe_values
@@ -67,6 +68,7 @@ __all__ = [
     "known_keys",
     "nested",
     "parse_yaml",
+    "phase_batches",
     "phase_optim",
     "read_config_file",
     "recipe_values",

@@ -9,7 +9,7 @@ from typing import Any
 
 from nern import registry
 from nern.config.imports import import_modules
-from nern.config.phases import PHASES, by_phases, lengths, phase_optim, phase_sections
+from nern.config.phases import PHASES, by_phases, lengths, phase_batches, phase_optim, phase_sections
 from nern.config.recipes import recipe_values
 from nern.config.schema import Config, LoggingConfig, OptimConfig, TaskConfig
 from nern.config.settings import check_above_zero, check_at_least, choose
@@ -139,7 +139,7 @@ _AT_LEAST = COMMON_AT_LEAST | {
     **{
         f"{phase}.{key}": least
         for phase in PHASES
-        for key, least in {"weights_batch_size": 1, **_OPTIM_AT_LEAST}.items()
+        for key, least in {"weights_batch_size": 0, **_OPTIM_AT_LEAST}.items()
     },
 }
 
@@ -151,8 +151,7 @@ def _check_phases(config: Config) -> None:
         check_optim(phase_optim(config.optim, phase.optim), f"{name}.optim")
         if not by_phases(config):
             continue
-        method = phase.weights_batch_method or config.nern.weights_batch_method
-        size = phase.weights_batch_size or config.nern.weights_batch_size
+        method, size = phase_batches(config.nern, phase)
         if registry.WEIGHT_BATCHES.info(method)["needs_size"] and size is None:
             raise NernError(
                 f"the weight batch method {method!r} of {name} needs {name}.weights_batch_size (or nern.weights_batch_size)"
@@ -252,10 +251,12 @@ def check_optim(optim: OptimConfig, section: str = "optim") -> None:
     """Names, numbers and combinations of an `optim` section, beyond the lower limits of numbers."""
     registry.OPTIMIZERS[optim.optimizer_type]
     registry.SCHEDULES[optim.lr_scheduler_type]
-    for key in ("lr", "max_gradient_norm", "max_gradient"):
+    if not 0 < optim.lr < float("inf"):
+        raise NernError(f"{section}.lr (={optim.lr}) must be above 0")
+    for key in ("max_gradient_norm", "max_gradient"):
         value = getattr(optim, key)
-        if value is not None and not 0 < value < float("inf"):
-            raise NernError(f"{section}.{key} (={value}) must be above 0")
+        if value is not None and not 0 <= value < float("inf"):
+            raise NernError(f"{section}.{key} (={value}) must be above 0, or 0 for no clipping")
     for beta in optim.betas:
         if not 0 <= beta < 1:
             raise NernError(f"{section}.betas (={list(optim.betas)}) must lie in [0, 1)")

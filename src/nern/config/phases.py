@@ -10,7 +10,7 @@ Optim = TypeVar("Optim", bound=Any)  # OptimConfig, of a module that imports thi
 
 @dataclass(kw_only=True)
 class PhaseOptimConfig:
-    """What a phase sets apart from `optim`: each key as there, null as it is there."""
+    """What a phase sets apart from `optim`: each key as there; null: as it is there."""
 
     optimizer_type: str | None = None
     """As optim.optimizer_type, for this phase."""
@@ -25,9 +25,9 @@ class PhaseOptimConfig:
     ranger_use_gc: bool | None = None
     """As optim.ranger_use_gc, for this phase."""
     max_gradient_norm: float | None = None
-    """As optim.max_gradient_norm, for this phase."""
+    """As optim.max_gradient_norm, for this phase; 0: no clipping, whatever optim says."""
     max_gradient: float | None = None
-    """As optim.max_gradient, for this phase."""
+    """As optim.max_gradient, for this phase; 0: no clipping, whatever optim says."""
     lr_scheduler_type: str | None = None
     """As optim.lr_scheduler_type, for this phase; a schedule begins and ends with its phase."""
     warmup: float | None = None
@@ -45,12 +45,12 @@ class ReconstructionConfig:
     """First of two phases: the reconstruction loss alone, no images."""
 
     iterations: int | None = None
-    """Steps of this phase. Set here or under distillation, training goes by phases, each with its
-    own optimizer and schedule, in place of epochs, num_iterations and loss_warmup_iterations."""
+    """Steps of this phase. Set here or under distillation, training goes by phases, each with its own
+    optimizer and schedule, in place of epochs, num_iterations and loss_warmup_iterations."""
     weights_batch_method: str | None = None
     """As nern.weights_batch_method, for this phase; null: as there."""
     weights_batch_size: int | None = None
-    """As nern.weights_batch_size, for this phase; null: as there."""
+    """As nern.weights_batch_size, for this phase; null: as there; 0: no limit, whatever it is there."""
     optim: PhaseOptimConfig = field(default_factory=PhaseOptimConfig)
 
 
@@ -68,7 +68,7 @@ class RefinementConfig:
     """As nern.weights_batch_method, for this phase; null: as there. With nern.reconstruction_rows 'drawn' one that draws
     whole filters: 'all', 'random_filters', 'random_layer', 'sequential_layer'."""
     weights_batch_size: int | None = None
-    """As nern.weights_batch_size, for this phase; null: as there."""
+    """As nern.weights_batch_size, for this phase; null: as there; 0: no limit, whatever it is there."""
     optim: PhaseOptimConfig = field(default_factory=PhaseOptimConfig)
 
 
@@ -83,7 +83,7 @@ class DistillationConfig:
     weights_batch_method: str | None = None
     """As nern.weights_batch_method, for this phase; null: as there."""
     weights_batch_size: int | None = None
-    """As nern.weights_batch_size, for this phase; null: as there."""
+    """As nern.weights_batch_size, for this phase; null: as there; 0: no limit, whatever it is there."""
     optim: PhaseOptimConfig = field(default_factory=PhaseOptimConfig)
 
 
@@ -103,7 +103,7 @@ class QuantisationConfig:
     weights_batch_method: str | None = None
     """As nern.weights_batch_method, for this phase; null: as there."""
     weights_batch_size: int | None = None
-    """As nern.weights_batch_size, for this phase; null: as there."""
+    """As nern.weights_batch_size, for this phase; null: as there; 0: no limit, whatever it is there."""
     optim: PhaseOptimConfig = field(default_factory=PhaseOptimConfig)
 
 
@@ -150,3 +150,10 @@ def phase_optim(optim: Optim, own: PhaseOptimConfig) -> Optim:
     values = {f.name: getattr(own, f.name) for f in fields(own)}
     merged: Optim = replace(optim, **{name: value for name, value in values.items() if value is not None})
     return merged
+
+
+def phase_batches(nern: Any, own: Any) -> tuple[str, int | None]:
+    """Method and size of a phase's weight batches (null: no limit): those of the section `nern` with what the phase `own`
+    sets apart."""
+    size = nern.weights_batch_size if own.weights_batch_size is None else own.weights_batch_size
+    return own.weights_batch_method or nern.weights_batch_method, size or None

@@ -236,9 +236,9 @@ class OptimConfig:
     ranger_use_gc: bool = True
     """Gradient centralisation in ranger. Published runs had it on even where they set false: set true to repeat them."""
     max_gradient_norm: float | None = None
-    """Clip the global gradient norm to this; null: no clipping."""
+    """Clip the global gradient norm to this; null or 0: no clipping."""
     max_gradient: float | None = None
-    """Clip each gradient entry to this; null: no clipping."""
+    """Clip each gradient entry to this; null or 0: no clipping."""
     lr_scheduler_type: str = "cosine"
     """Schedule: 'cosine', 'exponential', 'onecycle' (up to lr, then a cosine down), 'constant'."""
     warmup: float = 0.3
@@ -314,10 +314,11 @@ class Config(Settings):
     batch_size: int = 256
     """Images in one training step."""
     epochs: int | None = 250
-    """Training epochs; exactly one of epochs and num_iterations is set (null unsets one), or neither where
-    `reconstruction`, `refinement`, `distillation` and `quantisation` set the lengths of phases."""
+    """Training epochs, if num_iterations and the lengths of phases (`reconstruction`, `refinement`, `distillation`,
+    `quantisation`) are not given. A length that is given takes the place of those of a base file, and on the command line of
+    those of the file; two at once are an error."""
     num_iterations: int | None = None
-    """Training steps; see epochs."""
+    """Training steps, in place of epochs."""
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     refinement: RefinementConfig = field(default_factory=RefinementConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)

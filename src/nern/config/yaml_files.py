@@ -70,12 +70,39 @@ def _check_plain(value: Any, where: str, key: str = "") -> None:
         raise NernError(f"{where}: {key} holds a {type(value).__name__}; quote it if text is meant ('{value}')")
 
 
+_OF_PHASES = ("reconstruction", "refinement", "distillation", "quantisation")
+_EXCLUDES = {
+    "num_iterations": ["epochs"],
+    "epochs": ["num_iterations"],
+    **{f"{phase}.iterations": [f"{phase}.epochs", "epochs", "num_iterations"] for phase in _OF_PHASES},
+    **{f"{phase}.epochs": [f"{phase}.iterations", "epochs", "num_iterations"] for phase in _OF_PHASES},
+}  # a key -> those that it takes the place of
+LENGTHS = ("epochs", "num_iterations", "iterations")  # the last parts of these keys
+_BY_DEFAULT = "epochs"  # the only of them whose default is not null
+
+
 def over(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` over `base`, section by section."""
+    """`values` over `base`, key by key; see `replaced`."""
+    merged = _over(base, values)
+    for key in replaced(base, values):
+        merged = _over(merged, nested({key: None}))
+    return merged
+
+
+def replaced(base: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of `base`, or of a default, that a key of `values` takes the place of: a run has one length. Keys that
+    `values` has itself are not among them."""
+    missing = object()
+    others = [o for key, others in _EXCLUDES.items() if nested_value(values, key) is not None for o in others]
+    there = [o for o in others if o == _BY_DEFAULT or nested_value(base, o) is not None]
+    return [other for other in dict.fromkeys(there) if nested_value(values, other, missing) is missing]
+
+
+def _over(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in values.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = over(merged[key], value) if both else value
+        merged[key] = _over(merged[key], value) if both else value
     return merged
 
 

@@ -174,9 +174,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> N
     """Limit gradient entries to `max_gradient`, then the global norm to `max_gradient_norm`, where set.
     Does not wait for the device."""
     parameters = list(parameters)
-    if config.max_gradient is not None:
+    if config.max_gradient:
         nn.utils.clip_grad_value_(parameters, config.max_gradient)
-    if config.max_gradient_norm is not None:
+    if config.max_gradient_norm:
         nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
 
 

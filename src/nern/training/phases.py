@@ -17,6 +17,7 @@ from nern.config import (
     ReconstructionConfig,
     RefinementConfig,
     by_phases,
+    phase_batches,
     phase_optim,
 )
 
@@ -96,8 +97,7 @@ def _phase(
         steps,
         phase_optim(config.optim, keys.optim),
         begins if images else begins + steps,
-        keys.weights_batch_method or config.nern.weights_batch_method,
-        keys.weights_batch_size or config.nern.weights_batch_size,
+        *phase_batches(config.nern, keys),
         config.refinement.iterations is not None and name in ("refinement", "distillation", "quantisation"),
         name == "quantisation",
     )
@@ -110,8 +110,7 @@ def one_phase(config: Config, steps: int, images: bool) -> Config:
     keys = config.distillation if images else config.reconstruction
     if divided:
         config.optim = phase_optim(config.optim, keys.optim)
-        config.nern.weights_batch_method = keys.weights_batch_method or config.nern.weights_batch_method
-        config.nern.weights_batch_size = keys.weights_batch_size or config.nern.weights_batch_size
+        config.nern.weights_batch_method, config.nern.weights_batch_size = phase_batches(config.nern, keys)
     config.reconstruction, config.distillation = ReconstructionConfig(), DistillationConfig()
     config.refinement, config.quantisation = RefinementConfig(), QuantisationConfig()
     config.epochs, config.num_iterations = None, steps
