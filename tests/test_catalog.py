@@ -58,6 +58,11 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 # --- list --------------------------------------------------------------------------------------------------------
 
 
+def test_every_registry_is_listed() -> None:
+    registries = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
+    assert {id(value) for value in registries} == {id(value) for value in SECTIONS.values()}
+
+
 @pytest.mark.parametrize("what", SECTIONS)
 def test_names_of_one_kind_are_listed_one_a_line(run: Run, what: str) -> None:
     ended = run("list", what)
