@@ -360,7 +360,7 @@ def test_the_commands(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixt
     assert said["bytes"] == sum(said["sections"].values()) == size
     out = capsys.readouterr().out
     assert f"{size:,}" in out
-    assert "predictor (quantised, entropy-coded)" in out
+    assert "predictor (quantised)" in out
 
     assert main(["info", file]) == 0
     out = capsys.readouterr().out

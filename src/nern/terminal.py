@@ -215,6 +215,8 @@ def result_table(metrics: dict[str, Any]) -> Table:
         "ordering": "bytes: ordering",
         "kept": "bytes: the rest",
     }
+    if not sizes["ordering_bytes"]:
+        del parts["ordering"]
     for part, before in parts.items():
         left = "-" if before is None else bytes_text(sizes[before])
         table.add_row(labels[part], left, bytes_text(sizes[f"{part}_bytes"]))

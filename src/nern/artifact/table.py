@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from nern.artifact.description import NetworkDescription
 from nern.artifact.reading import Artifact
 from nern.artifact.tensors import TensorCode
 from nern.ordering.order import Ordering
@@ -49,6 +50,8 @@ def about(artifact: Artifact) -> list[str]:
         lines.append(
             f"{network.name}: {network.weights:,} weights predicted, in {len(network.represented)} layers; {how}"
         )
+        if accuracy := accuracy_text(network):
+            lines.append(f"{network.name}: accuracy {accuracy}, as the writer measured it")
     nern = description.nern
     lines.append(
         f"predictor: {nern['method']}, {nern['num_blocks']} layers of width {nern['hidden_layer_size']}, "
@@ -60,6 +63,14 @@ def about(artifact: Artifact) -> list[str]:
         f"share of the weights, all at 32 bits: predictor {100 * own / weights:.1f} %, with the ordering {100 * whole:.1f} %"
     )
     return lines + [f"{_plain(key)}: {_plain(value)}" for key, value in description.metadata.items()]
+
+
+def accuracy_text(network: NetworkDescription) -> str:
+    """The accuracy that a file tells of a network, on how many images of what; empty: it tells none."""
+    told, task = network.about.get("test", {}), _plain(network.about.get("task", ""))
+    if not {"top1", "images"} <= told.keys():
+        return ""
+    return f"{told['top1']:.2f} % of {told['images']:,} test images{f' of {task}' if task else ''}"
 
 
 def _plain(text: str) -> str:
@@ -74,7 +85,7 @@ def _count(codes: Sequence[TensorCode]) -> int:
 def _held(codes: Sequence[TensorCode]) -> str:
     """How most numbers are held."""
     counts = {how: _count([c for c in codes if c.held == how]) for how in ("grid", "f16", "as")}
-    names = {"grid": "quantised, entropy-coded", "f16": "16 bits", "as": "as they are"}
+    names = {"grid": "quantised", "f16": "16 bits", "as": "as they are"}
     return names[max(counts, key=lambda how: counts[how])]
 
 

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
 from nern.artifact import LIMIT, Artifact
-from nern.commands.line import Command, command_parser, json_option, task_of, task_option
+from nern.commands.line import Command, command_parser, json_option, network_of, task_of, task_option
 from nern.files import check_writable, write_json
 from nern.jobs.artifacts import info, unpack, verify
 from nern.jobs.packing import PackOptions, pack
@@ -35,7 +35,8 @@ VERIFY_HELP = """Check an artifact: every checksum, that this machine predicts t
 with a task the accuracy.
 
   nern verify net.nern
-  nern verify net.nern --task.task_name cifar10 --task.data_dir data"""
+  nern verify net.nern --task.task_name cifar10 --task.data_dir data
+  nern verify mine.nern --task.task_name cifar10 --task.original_model_name mine.py:make   a network of your own code"""
 
 
 def _file_parser(text: str, usage: str) -> ArgumentParser:
@@ -129,7 +130,8 @@ def _verify_parser() -> ArgumentParser:
 
 def _run_verify(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     check_writable(given["json"], "--json")
-    found = verify(given["file"], task_of(given, argv), given["network"], given["limit"], console)
+    task = task_of(given, argv)
+    found = verify(given["file"], task, network_of(given, argv), given["limit"], console)
     if given["json"] is not None:
         write_json(given["json"], found)
 

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple, TypeVar
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
 from rich.console import Console
 
-from nern.config import Config, Settings, TaskConfig, from_namespace, known_keys
+from nern.config import Config, Settings, TaskConfig, from_namespace, import_modules, known_keys
 from nern.errors import NernError
+from nern.originals.build import build_network
+from nern.tasks.base import network_arguments
 
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
@@ -84,7 +86,9 @@ def own_config(name: str) -> str:
 
 
 def task_option(parser: ArgumentParser) -> None:
-    """Add --task.task_name and the other keys of a task."""
+    """Add --imports, --task.task_name and the other keys of a task."""
+    about = "modules or files of yours to import first: those that register networks and tasks"
+    parser.add_argument("--imports", type=str, nargs="+", default=[], metavar="MODULE", help=about)
     parser.add_class_arguments(TaskConfig, "task")
 
 
@@ -93,4 +97,16 @@ def task_of(given: dict[str, Any], argv: Sequence[str]) -> TaskConfig | None:
     names = [name for name in option_names(argv) if name.startswith("task.")]
     if names and "task.task_name" not in names:
         raise NernError("--task.task_name says whose test images to take, such as cifar10 or digits")
+    import_modules(given["imports"])
     return TaskConfig(**dict(given["task"])) if names else None
+
+
+def network_of(given: dict[str, Any], argv: Sequence[str]) -> Any:
+    """What --network says: a number; or the network that --task.original_model_name has built, where a file does not say
+    how. Raises NernError for both."""
+    if "task.original_model_name" not in option_names(argv):
+        return given["network"]
+    if "network" in option_names(argv):
+        raise NernError("--network is of files that tell how to build their networks; drop --task.original_model_name")
+    task = TaskConfig(**dict(given["task"]))
+    return build_network(task.original_model_name, task.original_model_kwargs, network_arguments(task))

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
 from nern.artifact import load
+from nern.artifact.table import accuracy_text
 from nern.commands.line import PLAIN, Command, command_parser, json_option, own_config
 from nern.config import Config
 from nern.jobs import train
@@ -37,9 +38,10 @@ def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console
     run = metrics["run_folder"]
     artifact = pack(run, options=PackOptions(evaluate=True), console=Console(quiet=True))
     page = report(run, console=Console(quiet=True))
-    top1, whole = artifact.description.networks[0].about["test"]["top1"], metrics["sizes"]["original_bytes"]
+    accuracy, whole = accuracy_text(artifact.description.networks[0]), metrics["sizes"]["original_bytes"]
     console.print(
-        f"one file: {run}.nern ({bytes_text(artifact.size)} in place of {bytes_text(whole)}, {top1:.2f} %; see nern info)\n"
+        f"one file: {run}.nern ({bytes_text(artifact.size)} in place of {bytes_text(whole)}, accuracy {accuracy}; see "
+        "nern info)\n"
         f"page: {page}\n"
         f"picture: {run}/curves.png\n"
         f"again, from the files: nern evaluate --run {run}\n"
@@ -56,11 +58,11 @@ def _shipped(name: str) -> str:
     start = time.perf_counter()
     artifact = load(name)
     network = artifact.network()
-    seconds, about = time.perf_counter() - start, artifact.description.networks[0].about
+    seconds = time.perf_counter() - start
     whole = sum(tensor.nbytes for tensor in network.state_dict().values())
     return (
         f'ships with nern: nern.load("{name}").network() ({bytes_text(artifact.size)} in place of {bytes_text(whole)}, '
-        f"{about['test']['top1']:.2f} % of {about['test']['images']:,} images of {about['task']}; took {seconds:.1f} s)"
+        f"accuracy {accuracy_text(artifact.description.networks[0])}; took {seconds:.1f} s)"
     )
 
 

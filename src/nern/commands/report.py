@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
 from nern.artifact import LIMIT
-from nern.commands.line import Command, command_parser, json_option, task_of, task_option
+from nern.commands.line import Command, command_parser, json_option, network_of, task_of, task_option
 from nern.jobs.report_images import IMAGES
 from nern.jobs.reporting import report
 
@@ -51,6 +51,7 @@ def _report_parser() -> ArgumentParser:
 
 
 def _run_report(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    task = task_of(given, argv)
     report(
         given["source"],
         given["out"],
@@ -58,8 +59,8 @@ def _run_report(given: dict[str, Any], argv: Sequence[str], console: Console) ->
         console,
         given["json"],
         given["original_model_path"],
-        task_of(given, argv),
-        given["network"],
+        task,
+        network_of(given, argv),
         given["limit"],
     )
 

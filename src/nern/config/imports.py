@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +15,8 @@ from nern.files import existing_file
 
 
 def import_modules(names: list[str]) -> list[str]:
-    """Import modules by dotted name (from the working directory, too) or by path to a .py file, each once.
+    """Import modules by dotted name (from the working directory, too) or by path to a .py file, each once; what lies
+    beside a file can be imported by it.
 
     Returns the names, paths made absolute. Raises NernError for one that does not exist or fails.
     """
@@ -33,8 +33,8 @@ def import_module(name: str, key: str) -> ModuleType:
         with suppress(ImportError):  # what is imported may import torchvision itself, which can need help
             import_torchvision()
         if not name.endswith(".py"):
-            with _importable(Path.cwd()):
-                return importlib.import_module(name)
+            _make_importable(Path.cwd())
+            return importlib.import_module(name)
         path = Path(name).expanduser().resolve()
         module_name = f"nern_import_{path.stem}_{abs(hash(path)):x}"
         if module_name in sys.modules:
@@ -44,7 +44,12 @@ def import_module(name: str, key: str) -> ModuleType:
         assert spec.loader is not None
         sys.modules[module_name] = module = importlib.util.module_from_spec(spec)
         try:
-            spec.loader.exec_module(module)
+            sys.path.insert(0, str(path.parent))  # first, as of a script
+            try:
+                spec.loader.exec_module(module)
+            finally:
+                sys.path.remove(str(path.parent))
+                _make_importable(path.parent)
         except BaseException:
             del sys.modules[module_name]
             raise
@@ -55,10 +60,7 @@ def import_module(name: str, key: str) -> ModuleType:
         raise NernError(f"{key}: {name!r} cannot be imported ({type(error).__name__}: {error})") from error
 
 
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    sys.path.append(str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
+def _make_importable(folder: Path) -> None:
+    """For what is imported when a function is called; last, so that nothing is hidden by it."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from nern.artifact import LIMIT, Artifact, load
 from nern.artifact.description import NetworkDescription
 from nern.artifact.reading import TOLERANCE
-from nern.artifact.table import about, artifact_table
+from nern.artifact.table import about, accuracy_text, artifact_table
 from nern.config import TaskConfig
 from nern.errors import NernError
 from nern.evaluation import Evaluator
@@ -25,7 +25,8 @@ from nern.terminal import shows_bars
 
 _LARGE = 5_000_000  # weights from which on a bar is shown
 BATCH = 500  # images in one evaluation batch
-_POINTS = 0.2  # by which rounding may change an accuracy
+_POINTS = 0.2  # by which rounding may change an accuracy; of few images, one image
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
 def info(file: str | Path, limit: int = LIMIT, console: Console | None = None) -> Artifact:
@@ -86,12 +87,25 @@ def named_for(task: TaskConfig, described: NetworkDescription) -> TaskConfig:
     return replace(task, original_model_name=described.architecture or described.name)
 
 
-def images_of(task: TaskConfig, original: Original) -> EvalSet:
-    """The test images of a task, as its network takes them. Raises NernError where they cannot be had."""
-    settings = DataSettings(batch_size=1, eval_batch_size=BATCH, num_workers=0, seed=0)
+def images_of(task: TaskConfig, original: Original, count: int | None = None) -> EvalSet:
+    """The test images of a task, as its network takes them, or the first `count` of them. Raises NernError where they
+    cannot be had."""
+    settings = DataSettings(batch_size=1, eval_batch_size=BATCH, num_workers=0, seed=0, test_images=count)
     data = build_task(task, settings, torch.device("cpu"), train=False, original=original).test
     assert data is not None
     return data
+
+
+def reconstructed(artifact: Artifact, network: int | torch.nn.Module) -> Original:
+    """A network of a file, or the file's weights in a copy of one of the user's. Raises NernError where it is not known how
+    to build it."""
+    described = artifact.description.networks[network if isinstance(network, int) else 0]
+    if described.architecture is None and isinstance(network, int):
+        raise NernError(
+            f"{described.name} is held as a state dict only: the file does not tell how to build it. "
+            "--task.original_model_name FILE.py:FUNCTION does, or in Python a module given as `network`"
+        )
+    return Original(artifact.network(network), include=[name for name, _, _ in described.represented])
 
 
 def verify(
@@ -106,7 +120,8 @@ def verify(
 
     Args:
         file: the artifact.
-        task: with whose test images to evaluate; its network is the file's.
+        task: with whose test images to evaluate: all, or as many as the file's accuracy was measured on, if that is of
+            this task; the two are then compared. Its network is the file's.
         network: which of several; or a network of yours to put the weights in.
         limit: most numbers to read.
 
@@ -127,16 +142,20 @@ def verify(
     )
     if task is None:
         return found
-    number = 0 if isinstance(network, torch.nn.Module) else network
-    described = artifact.description.networks[number]
-    original = Original(artifact.network(network), include=[name for name, _, _ in described.represented])
-    found["test"] = tested(original, images_of(named_for(task, described), original))
-    said = described.about.get("test", {})
-    told = f"; the file says {said['top1']:.2f} %" if isinstance(said.get("top1"), float) else ""
-    console.print(f"{described.name}: {found['test']['top1']:.2f} % of {found['test']['images']:,} test images{told}")
-    same = said.get("images") == found["test"]["images"]
-    if told and same and abs(said["top1"] - found["test"]["top1"]) > _POINTS:
+    described = artifact.description.networks[network if isinstance(network, int) else 0]
+    said, of_task = described.about.get("test", {}), described.about.get("task") == task.task_name
+    told = accuracy_text(described)
+    count = said["images"] if told and of_task and isinstance(said["images"], int) and said["images"] > 0 else None
+    original = reconstructed(artifact, network)
+    test = found["test"] = tested(original, images_of(named_for(task, described), original, count))
+    here, alike = f"{test['top1']:.2f} % of {test['images']:,} test images of {task.task_name}", test["images"] == count
+    so = "the same images" if alike else "fewer are here, not compared" if of_task else "another task, not compared"
+    console.print(
+        f"{described.name}: {here}; the file {f'says {told} ({so})' if told else 'tells of no accuracy'}", **PLAIN
+    )
+    if alike and abs(said["top1"] - test["top1"]) > max(_POINTS, 100 / test["images"]) + 1e-9:
         raise NernError(
-            f"{file} says {said['top1']:.2f} % of as many images: are these of {described.about.get('task')}?"
+            f"{file} says {told}, but it is right on {here}: are these the images that it was measured on, and is this "
+            "the network?"
         )
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from nern.analysis.smoothness import walk_of
 from nern.analysis.subject import NO_ORIGINAL, Figures, Part, Reconstructed, Subject
@@ -21,14 +22,14 @@ from nern.artifact.tensors import DTYPES, tensor_bits
 from nern.config import TaskConfig
 from nern.errors import NernError
 from nern.experiment import check_outputs
-from nern.jobs.artifacts import BATCH, images_of, named_for, predicted, tested
+from nern.jobs.artifacts import BATCH, images_of, named_for, predicted, reconstructed, tested
 from nern.jobs.report_images import NO_IMAGES_ASKED_FOR, class_names, drawn
 from nern.originals.base import Original
 from nern.originals.build import build_original, resolve_weights
 from nern.representation.kernels import kernel_shape
 from nern.tasks.base import classes_of
 from nern.tasks.streams import EvalSet
-from nern.weights_file import plain_state_dicts
+from nern.weights_file import load_weights, plain_state_dicts
 
 SEED = 0  # of what is drawn
 NO_TASK = "no test images were asked for (--task.task_name says whose to take)"
@@ -58,7 +59,7 @@ def subject_of_file(
     images: int | None,
     original_model_path: str | Path | None,
     task: TaskConfig | None,
-    network: int | None,
+    network: int | nn.Module | None,
     console: Console,
 ) -> Subject:
     """What a page tells of an artifact; weights are predicted after everything that was given has been checked.
@@ -75,16 +76,15 @@ def subject_of_file(
     description, table = artifact.description, artifact.nern.table
     if task is not None:
         classes_of(task)  # an unknown one is told of at once
-    number = _number(network, len(description.networks), original_model_path is not None or task is not None)
+    module = network if isinstance(network, nn.Module) else None
+    asked = 0 if isinstance(network, nn.Module) else network
+    number = _number(asked, len(description.networks), original_model_path is not None or task is not None)
     described = description.networks[number]
-    if task is not None and described.architecture is None:
-        raise NernError(
-            f"{described.name} is held as a state dict only: the file does not tell how to build it, so that it cannot be "
-            "tested on images; leave --task out"
-        )
+    if task is not None and described.architecture is None and module is None:
+        reconstructed(artifact, number)  # says what is missing
     given = _Given(task=task if images != 0 else None)
     if original_model_path is not None:
-        weights, original = _original(artifact, number, original_model_path)
+        weights, original = _original(artifact, number, original_model_path, module)
         data = None if original is None or given.task is None else _images(given.task, described, original)
         given = replace(given, weights=weights, original=original, data=data)
     layers = iter(zip(table.views(predicted(artifact, console).weights), _ordered(artifact), strict=True))
@@ -93,8 +93,8 @@ def subject_of_file(
         own_layers = [next(layers) for _ in of_network.represented]
         beside = given if index == number else _Given()
         asked_for = NO_IMAGES_ASKED_FOR if images == 0 else NO_TASK
-        networks.append(_network(artifact, index, name, own_layers, beside, images, asked_for))
-    notes = [_more(described, given.weights is not None, task is not None), _far(networks[number])]
+        networks.append(_network(artifact, index, name, own_layers, beside, images, asked_for, module))
+    notes = [_more(described, given.weights is not None, task is not None, module is not None), _far(networks[number])]
     return Subject(
         title=title,
         source="file",
@@ -125,10 +125,17 @@ def _number(network: int | None, count: int, needed: bool) -> int:
     return network or 0
 
 
-def _original(artifact: Artifact, number: int, path: str | Path) -> tuple[list[Tensor], Original | None]:
-    """The original's represented weights, and the network where the file tells how to build it."""
+def _original(
+    artifact: Artifact, number: int, path: str | Path, module: nn.Module | None
+) -> tuple[list[Tensor], Original | None]:
+    """The original's represented weights, and the network: `module`, or where the file tells how to build it."""
     described = artifact.description.networks[number]
     names = [name for name, _, _ in described.represented]
+    if module is not None:
+        network = copy.deepcopy(module)
+        load_weights(network, resolve_weights(str(path)))
+        own = Original(network, include=names)
+        return own.weights, own
     if described.architecture is None:
         states = plain_state_dicts(resolve_weights(str(path)), "original network's weights")
         state = max(states, key=lambda found: sum(name in found for name in names))
@@ -172,6 +179,7 @@ def _network(
     given: _Given,
     images: int | None,
     no_task: str,
+    module: nn.Module | None,
 ) -> Reconstructed:
     """One network of the file. Layers are the predicted weights, and the order of their kernels."""
     described = artifact.description.networks[number]
@@ -190,14 +198,12 @@ def _network(
     )
     if given.task is None:
         return found
-    reconstructed = Original(artifact.network(number), include=list(found.layers))
-    data = given.data or _images(given.task, described, reconstructed)
+    rebuilt = reconstructed(artifact, number if module is None else module)
+    data = given.data or _images(given.task, described, rebuilt)
     if given.original is None:
-        figures = {"test": {"reconstructed": tested(reconstructed, data)}}
+        figures = {"test": {"reconstructed": tested(rebuilt, data)}}
         return replace(found, figures=figures, measured="", without_images=NO_ORIGINAL)
-    trial_on = partial(
-        Trial, given.original, classes=classes_of(given.task), batch_size=BATCH, reconstructed=reconstructed
-    )
+    trial_on = partial(Trial, given.original, classes=classes_of(given.task), batch_size=BATCH, reconstructed=rebuilt)
     whole = trial_on(data)
     pair = {"original": whole.metrics(), "reconstructed": whole.metrics(weights)}
     some = data if images is None else drawn(data, images, SEED)
@@ -214,13 +220,14 @@ def _kernels(weight: Tensor) -> Tensor:
     return weight.detach().cpu().float().reshape(kernel_shape(weight.shape))
 
 
-def _more(described: NetworkDescription, original: bool, task: bool) -> str:
+def _more(described: NetworkDescription, original: bool, task: bool, module: bool) -> str:
     """Which options tell more; empty: none does."""
     compare = "--original_model_path WEIGHTS compares with the original's weights"
     try_out = "--task.task_name NAME (and --task.data_dir DIR) tests on images"
     options = [] if original else [compare]
-    if not task and described.architecture is not None:
-        options.append(try_out)
+    if not task:
+        build = "" if described.architecture or module else ", and --task.original_model_name how to build the network"
+        options.append(f"{try_out}{build}")
     if not options:
         return ""
     known = ["the file", *["the original's weights"] * original, *["the images"] * task]

@@ -23,7 +23,7 @@ from nern.artifact import (
     size_of,
     write_artifact,
 )
-from nern.artifact.table import artifact_table
+from nern.artifact.table import accuracy_text, artifact_table
 from nern.config import NernConfig, TaskConfig
 from nern.errors import NernError
 from nern.files import check_writable
@@ -143,6 +143,11 @@ def pack(
             sections, artifact = _with_figures(packable.members, artifact, sections)
     write_artifact(out, sections)
     console.print(artifact_table(artifact))
+    for network in artifact.description.networks:
+        if accuracy := accuracy_text(network):
+            console.print(
+                f"{network.name}: accuracy {accuracy}, by what the file gives", highlight=False, soft_wrap=True
+            )
     console.print(f"file: {out}", highlight=False, soft_wrap=True)
     return artifact
 

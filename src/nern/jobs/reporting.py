@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
 from nern.artifact import LIMIT, load
 from nern.config import Config, TaskConfig
@@ -33,7 +34,7 @@ def report(
     json_path: str | Path | None = None,
     original_model_path: str | Path | None = None,
     task: TaskConfig | None = None,
-    network: int | None = None,
+    network: int | nn.Module | None = None,
     limit: int = LIMIT,
 ) -> Path:
     """Write a page about a run or an artifact: accuracies, sizes, errors of layers and kernels, smoothness of the order,
@@ -53,7 +54,8 @@ def report(
         original_model_path: of a file: the original's weights, as the config key of the same name has them.
         task: of a file: on whose test images both networks, or the reconstructed one alone, are tested; the architecture is
             the file's.
-        network: of a file of several networks: which of them, counted from 0, the two are of.
+        network: of a file of several networks: which of them, counted from 0, the two are of; or a network of yours to put
+            the weights in, where the file does not tell how to build it.
         limit: of a file: most numbers to read (see `nern.load`).
 
     Returns:

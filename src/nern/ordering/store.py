@@ -62,7 +62,7 @@ def get_ordering(
     """
     shapes = [tuple(w.shape) for w in weights]
     if mode == "none":
-        return ORDERINGS[mode].from_layers([], []), "none needed"
+        return ORDERINGS[mode].from_layers([], []), "kernels as they lie"
     key = content_key(weights, mode)
     if path is not None and holds_ordering(Path(path)):
         ordering = load_ordering(path, mode, shapes, metric)  # type: ignore[arg-type]
