@@ -104,7 +104,7 @@ def test_a_file_s_network_goes_all_the_way(
         assert ("(the same images)" in capsys.readouterr().out) == (command == "verify")
         assert main([command, "own.nern", *typed, "--network", "0"]) == 2
     assert json.loads((tmp_path / "verify.json").read_text())["test"]["top1"] == metrics["best"]["test"]["top1"]
-    torch.save(nern.load_run(run).state_dict(), "weights.pt")
+    torch.save(nern.load("own.nern").state_dict(), "weights.pt")
     typed = [*typed, "--original_model_path", "weights.pt", "--images", "5"]
     assert main(["report", "own.nern", *typed]) == 0
     assert "100.00 %" in Page(tmp_path / "own_report.html").text  # agreement of the weights with themselves
