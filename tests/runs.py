@@ -45,14 +45,14 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Presses Ctrl-C when `step` steps of training are done."""
+def stop_after(patch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGINT) -> None:
+    """Presses Ctrl-C, or sends another signal, when `step` steps of training are done."""
     train_step = Trainer.train_step
 
     def stopping(self: Trainer, *args: Any) -> Any:
         losses = train_step(self, *args)
         if self.step == step:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return losses
 
     patch.setattr(Trainer, "train_step", stopping)

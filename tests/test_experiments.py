@@ -278,9 +278,9 @@ def test_reconstruction_and_distillation_without_data_train(tmp_path: Path, tiny
         "without-data/reconstruction.yaml", tmp_path, task__data_dir=str(tiny_cifar), distillation__iterations=0
     )
     trainer = _trainer(first)
-    trainer.folder = RunFolder.create(first.logging)
-    first.save(trainer.folder.config)
-    trainer.fit()
+    with RunFolder.claimed(first.logging) as trainer.folder:
+        first.save(trainer.folder.config)
+        trainer.fit()
     checkpoint = trainer.folder.checkpoint("last")
     second = short(
         "without-data/distillation.yaml",

@@ -16,6 +16,7 @@ import torch
 import nern
 from nern import registry
 from nern.cli import main
+from nern.training.run_folder import load_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -102,7 +103,7 @@ def test_documented_files_are_written_and_read(tmp_path: Path, monkeypatch: pyte
     (quantised,) = blocks("yaml", FILES)
     Path("config.yaml").write_text(f"base: {quickstart}\n{quantised}".replace("1000", "2"))
     assert main(["train", "--config_path", "config.yaml", *short]) == 0
-    assert Path("outputs/quickstart/checkpoints/best.steps.json").is_file()
+    assert load_steps("outputs/quickstart/checkpoints/best.pt") is not None
     ran = commands(FILES)
     for command in ran:
         assert main(command) == 0, command

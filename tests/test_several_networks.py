@@ -22,6 +22,7 @@ from nern.originals import CifarResNet
 from nern.originals.base import Original
 from nern.training import Interrupted, RunFolder, Trainer
 from nern.training.members import split_by_network
+from nern.training.run_folder import attached_to
 from runs import quiet, small_resnet, stop_after
 
 BASE: dict[str, Any] = {
@@ -306,7 +307,7 @@ def test_each_network_is_evaluated_with_its_own_weights(configure: Configure) ->
 
 def test_the_norms_of_each_network_are_its_own(configure: Configure) -> None:
     folder = train(configure(learn_norms=True, loss_warmup_iterations=0))
-    kept = load_file(folder.root / "checkpoints" / "best.kept.safetensors")
+    kept = attached_to(folder.checkpoint("best"))["beside"]
     networks = [nern.load_run(folder.root, network=number) for number in (0, 1)]
     for number, network in enumerate(networks):
         own = {name: tensor for name, tensor in kept.items() if name.startswith(f"{number}.")}

@@ -24,6 +24,7 @@ from nern.errors import NernWarning
 from nern.experiment import build_experiment
 from nern.originals import CifarResNet
 from nern.training import Interrupted, Member, RunFolder, Trainer
+from nern.training.run_folder import attached_to
 from runs import quiet, same, stop_after
 
 BASE: dict[str, Any] = {
@@ -117,8 +118,8 @@ def assert_same_result(a: RunFolder, b: RunFolder) -> None:
         assert same(state_a[key], state_b[key]), key
     for file in sorted((a.root / "checkpoints").iterdir()):
         twin = b.root / "checkpoints" / file.name
-        load = load_file if file.suffix == ".safetensors" else torch.load
-        assert same(load(file), load(twin)), file.name
+        assert same(torch.load(file), torch.load(twin)), file.name
+        assert same(attached_to(file), attached_to(twin)), file.name
 
 
 # --- what a run leaves -------------------------------------------------------------------------------------------
@@ -252,8 +253,10 @@ def test_runs_are_never_overwritten(configure: Configure) -> None:
     config = configure({"num_iterations": 1})
     first = train(config)
     before = {path: path.read_bytes() for path in first.root.rglob("*") if path.is_file()}
+    (first.root.parent / "NeRN_Train-2").mkdir()  # another process may have made it, and be about to write
     roots = [first.root, train(config).root, train(config).root]
-    assert [root.name for root in roots] == ["NeRN_Train", "NeRN_Train-2", "NeRN_Train-3"]
+    assert [root.name for root in roots] == ["NeRN_Train", "NeRN_Train-3", "NeRN_Train-4"]
+    assert not any((first.root.parent / "NeRN_Train-2").iterdir())
     assert {path: path.read_bytes() for path in first.root.rglob("*") if path.is_file()} == before
 
 
@@ -745,7 +748,7 @@ def test_trained_fully_connected_layer_is_saved_and_evaluated(configure: Configu
     folder = train(
         configure({"original_model_path": "pretrained:digits-resnet8", "learn_fc_layer": True, "optim.lr": 0.05})
     )
-    layer = load_file(folder.root / "checkpoints" / "best.kept.safetensors")
+    layer = attached_to(folder.checkpoint("best"))["beside"]
     kept = load_file(folder.kept)
     assert layer.keys() == {"linear.weight", "linear.bias"}
     assert all(not torch.equal(tensor, kept[name]) for name, tensor in layer.items())
@@ -763,7 +766,7 @@ def test_trained_norms_are_saved_and_evaluated(configure: Configure) -> None:
     folder = train(
         configure({"original_model_path": "pretrained:digits-resnet8", "learn_norms": True, "optim.lr": 0.05})
     )
-    norms, kept = load_file(folder.root / "checkpoints" / "best.kept.safetensors"), load_file(folder.kept)
+    norms, kept = attached_to(folder.checkpoint("best"))["beside"], load_file(folder.kept)
     assert norms.keys() == {name for name in kept if name.endswith(("weight", "bias")) and "linear" not in name}
     assert len(norms) == 14
     assert all(not torch.equal(tensor, kept[name]) for name, tensor in norms.items())
@@ -778,7 +781,7 @@ def test_trained_norms_are_saved_and_evaluated(configure: Configure) -> None:
 def test_without_images_norms_stay_as_they_are(configure: Configure) -> None:
     alone = {"nern.attention_loss_weight": 0, "nern.distillation_loss_weight": 0, "learn_norms": True}
     folder = train(configure({"num_iterations": 2} | alone))
-    norms, kept = load_file(folder.root / "checkpoints" / "best.kept.safetensors"), load_file(folder.kept)
+    norms, kept = attached_to(folder.checkpoint("best"))["beside"], load_file(folder.kept)
     assert len(norms) == 14
     assert all(torch.equal(tensor, kept[name]) for name, tensor in norms.items())
 
@@ -787,10 +790,10 @@ def test_without_images_norms_stay_as_they_are(configure: Configure) -> None:
 def test_training_from_a_checkpoint_takes_its_norms_if_it_has_any(configure: Configure) -> None:
     first = train(configure({"learn_norms": True, "optim.lr": 0.05}))
     start = {"nern.init": "checkpoint", "nern.checkpoint_path": str(first.checkpoint("last")), "learn_norms": True}
-    norms = load_file(first.root / "checkpoints" / "last.kept.safetensors")
+    norms = attached_to(first.checkpoint("last"))["beside"]
     found = build_experiment(configure(start)).extra
     assert all(torch.equal(found[name], tensor) for name, tensor in norms.items())
-    (first.root / "checkpoints" / "last.kept.safetensors").unlink()
+    torch.save(dict(checkpoint(first)), first.checkpoint("last"))  # as other programs write it
     fresh = build_experiment(configure(start))
     assert all(torch.equal(fresh.extra[name], p) for name, p in fresh.members[0].original.norms().items())
 
@@ -798,8 +801,8 @@ def test_training_from_a_checkpoint_takes_its_norms_if_it_has_any(configure: Con
 @pytest.mark.usefixtures("no_picture")
 def test_fully_connected_layer_missing_beside_the_checkpoint_is_an_error(configure: Configure) -> None:
     folder = train(configure({"learn_fc_layer": True, "num_iterations": 1}))
-    (folder.root / "checkpoints" / "best.kept.safetensors").unlink()
-    with pytest.raises(NernError, match=r"learn_fc_layer.*no such file"):
+    torch.save(dict(checkpoint(folder, "best")), folder.checkpoint("best"))
+    with pytest.raises(NernError, match=r"best\.pt holds no parameters trained beside .*learn_fc_layer"):
         nern.load_run(folder.root)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import signal
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from nern.config import Config, DistillationConfig, NernConfig, QuantisationConfig, RefinementConfig, by_phases
-from nern.errors import NernError
+from nern.errors import NernError, NernWarning, plain_errors
 from nern.evaluation import LayerError, layer_errors
 from nern.experiment import announced_ordering
 from nern.ordering.order import Ordering
@@ -38,12 +40,16 @@ class Fitted:
         nern: its representation.
         ordering: of its kernels.
         config: that the NeRN was built by.
+        steps: of training that were done.
+        interrupted: whether Ctrl-C ended the training before its last step.
     """
 
     original: Original
     nern: NeRN
     ordering: Ordering
     config: NernConfig
+    steps: int
+    interrupted: bool = False
 
     def network(self) -> nn.Module:
         """The reconstructed network: a copy of the module with predicted weights, in eval mode."""
@@ -77,6 +83,7 @@ def fit_config(iterations: int = FIT_ITERATIONS) -> Config:
     )
 
 
+@plain_errors()
 def fit(
     network: nn.Module,
     *,
@@ -90,6 +97,9 @@ def fit(
     console: Console | None = None,
 ) -> Fitted:
     """Fit a NeRN to the weights of `network`; reconstruction only, no data. The network itself is not changed.
+
+    Ctrl-C ends the training after the step that runs, and what was reached is returned, with a warning; a second Ctrl-C
+    interrupts at once.
 
     Args:
         network: any module, or an `OriginalNetwork` that chooses its own weights.
@@ -105,7 +115,7 @@ def fit(
 
     Raises:
         NernError: nothing to represent, values that are not finite, `ratio` too small for any predictor.
-        KeyboardInterrupt: on Ctrl-C; nothing is kept.
+        KeyboardInterrupt: on Ctrl-C before the first step, and on a second one.
     """
     ratio = 0.5 if ratio is None and config is None else ratio
     if ratio is not None and not 0 < ratio < float("inf"):
@@ -143,12 +153,18 @@ def fit(
     trainer = Trainer(config, [Member(original)], nern)
     display = ProgressDisplay(console, trainer.total_steps, trainer.total_steps, live=progress)
     trainer.on_step = display.on_step
+    stopped_by = None
     try:
         with display:
             trainer.fit()
     except Interrupted as error:
-        raise KeyboardInterrupt from error
-    return Fitted(original, nern, ordering, config.nern)
+        stopped_by = error.signal_number
+    if stopped_by not in (None, signal.SIGINT):  # to end the program is not for us to refuse
+        signal.raise_signal(stopped_by)
+    if stopped_by is not None:
+        told = f"fit was stopped at step {trainer.step:,} of {trainer.total_steps:,}; what it had reached is returned"
+        warnings.warn(told, NernWarning, stacklevel=3)
+    return Fitted(original, nern, ordering, config.nern, trainer.step, stopped_by is not None)
 
 
 def _width(config: NernConfig, table: KernelTable, ratio: float) -> int:

@@ -6,9 +6,11 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 import nern
-from nern.errors import NernError, NernWarning, unknown_name
+from nern.errors import NernError, NernWarning, ResourceError, plain_errors, unknown_name
+from nern.stopping import stopped_by_signals
 
 # Of each command its module in nern.commands, imported when it is run (torch alone takes seconds), and what it is for.
 COMMANDS = {
@@ -51,7 +53,21 @@ def main(argv: Sequence[str] | None = None, may_restart: bool = False) -> int:
     if arguments[0] == "--version":
         print(nern.__version__)
         return 0
-    return _run(arguments[0], arguments[1:], may_restart or argv is None)
+    with stopped_by_signals():
+        try:
+            with plain_errors():
+                return _run(arguments[0], arguments[1:], may_restart or argv is None)
+        except ResourceError as error:
+            _say(f"error: {error}")
+            return 2
+        except KeyboardInterrupt as error:  # a Stopped says by which signal
+            _say(f"{str(error) or 'stopped'}; nothing since the last save was kept")
+            return 128 + int(getattr(error, "signal_number", signal.SIGINT))
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # the terminal may be gone, or the disk of a log full
+        print(text, file=sys.stderr)
 
 
 def _run(name: str, typed: Sequence[str], may_restart: bool) -> int:
@@ -62,31 +78,30 @@ def _run(name: str, typed: Sequence[str], may_restart: bool) -> int:
     from nern.processes import process_number
     from nern.training.interrupt import Interrupted
 
-    errors = Console(stderr=True)
+    errors, number = Console(stderr=True), process_number()  # of several processes, the first one talks
+
+    def say(text: str, style: str) -> None:
+        with suppress(OSError):
+            errors.print(text, style=style, **PLAIN)
+
     with warnings.catch_warnings():
         warnings.simplefilter("always", NernWarning)
-        number = process_number()  # of several, the first one talks; others only of what is their own
-        warnings.showwarning = lambda message, *_, **__: (
-            errors.print(f"warning: {message}", style="yellow", **PLAIN) if number == 0 else None
-        )
+        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}", "yellow") if number == 0 else None
         try:
             if name not in COMMANDS:
                 raise unknown_name("command", name, COMMANDS)
             run_command(COMMANDS[name][0], name, typed, may_restart)
         except Interrupted as error:
             if number == 0:
-                errors.print(str(error), style="yellow", **PLAIN)
+                say(str(error), "yellow")
             return 128 + error.signal_number
         except MissingError as error:
             errors.print(error.usage, **PLAIN)
-            errors.print(f"error: {error}", style="red", **PLAIN)
+            say(f"error: {error}", "red")
             return 2
         except NernError as error:
-            errors.print(f"{f'process {number}: ' * (number > 0)}error: {error}", style="red", **PLAIN)
+            say(f"{f'process {number}: ' * (number > 0)}error: {error}", "red")
             return 2
-        except KeyboardInterrupt:
-            errors.print("stopped; nothing since the last save was kept", style="yellow", **PLAIN)
-            return 128 + signal.SIGINT
     return 0
 
 

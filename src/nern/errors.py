@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 ALIKE = 0.45  # names less alike than this are not suggested
 
@@ -18,6 +22,82 @@ class NernWarning(UserWarning):
 
 class NonFiniteLossError(NernError):
     """A loss term or a gradient became NaN or infinite; the message names the step and the term."""
+
+
+class ResourceError(NernError):
+    """The system refused: the disk is full, memory or open files ran out, a folder is gone or may not be written."""
+
+
+# What other libraries say in place of an error number.
+_TEXTS = {
+    "no space left": errno.ENOSPC,
+    "too many open files": errno.EMFILE,
+    "received 0 items of ancdata": errno.EMFILE,  # PyTorch's data-loader workers
+    "allocate memory": errno.ENOMEM,
+    "enough memory": errno.ENOMEM,
+    "out of memory": errno.ENOMEM,
+    "failed to map segment": errno.ENOMEM,
+    "start new thread": errno.EAGAIN,
+}
+_HINTS = {
+    errno.ENOSPC: "Free some space, or write to another disk",
+    errno.EDQUOT: "Free some space, or write to another disk",
+    errno.EFBIG: "The system limits the size of a file (ulimit -f)",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n), or lower num_workers",
+    errno.ENFILE: "Close other programs, or lower num_workers",
+    errno.EACCES: "Choose another folder, or change its permissions",
+    errno.EPERM: "Choose another folder, or change its permissions",
+    errno.EROFS: "Choose another folder",
+    errno.EAGAIN: "Raise the limit of processes (ulimit -u), or lower num_workers",
+    errno.ENOMEM: "Take smaller batches (batch_size, nern.weights_batch_size), a smaller network, or more memory",
+}
+
+
+def resource_error(error: BaseException, path: object = None) -> ResourceError | None:
+    """What the system refused, in one sentence and a hint; None: it is an error of another kind.
+
+    Args:
+        error: that was raised, by Python, torch or safetensors.
+        path: of the file that was written; None: what the error names.
+    """
+    if isinstance(error, NernError):
+        return error if isinstance(error, ResourceError) else None
+    text = " ".join(str(error).split())
+    number = _error_number(error, text)
+    if number is None and not isinstance(error, OSError):
+        return None
+    if number == errno.ENOMEM:
+        asked = re.search(r"tried to allocate [\d.,]+ \w+", text, re.IGNORECASE)
+        reason = "there is not enough memory" + (f" ({asked[0].lower()})" if asked else "")
+    else:
+        reason = text[:300] or type(error).__name__ if number is None else os.strerror(number)
+    file = path or getattr(error, "filename", None)
+    place = f"{file} cannot be written: " if path else f"{file}: " if file and number is not None else ""
+    return ResourceError(f"{place}{reason}{f'. {_HINTS[number]}' if number in _HINTS else ''}")
+
+
+def _error_number(error: BaseException, text: str) -> int | None:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return errno.ENOMEM
+    told = re.search(r"\[Errno (\d+)\]|\(os error (\d+)\)", text)
+    if told:
+        return int(told[1] or told[2])
+    return next((number for phrase, number in _TEXTS.items() if phrase in text.lower()), None)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise a `ResourceError` in place of what Python, torch and safetensors raise where the system refuses. Also a
+    decorator."""
+    try:
+        yield
+    except Exception as error:
+        told = resource_error(error)
+        if told is None or told is error:
+            raise
+        raise told from error
 
 
 def _likeness(given: str, name: str) -> tuple[float, float]:

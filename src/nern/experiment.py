@@ -28,7 +28,7 @@ from nern.representation.nern import NeRN, build_heads, build_nern
 from nern.tasks.base import DataSettings, build_task, classes_of, format_of, network_arguments
 from nern.terminal import ordering_text, ordering_warning
 from nern.training.members import Member, trained_beside
-from nern.training.run_folder import RunFolder, extra_path, load_extra
+from nern.training.run_folder import RunFolder, load_beside
 
 
 @dataclass(frozen=True)
@@ -238,8 +238,13 @@ def build_experiment(
     nern = build_nern(config.nern, table, ordering, config.seed, device, weights)
     extra = trained_beside(originals, config.learn_fc_layer, config.learn_norms)
     checkpoint = config.nern.checkpoint_path if config.nern.init == "checkpoint" else None
-    if extra and checkpoint is not None and (not train or extra_path(checkpoint).is_file()):
-        extra = {k: v.to(device) for k, v in load_extra(checkpoint, extra).items()}
+    if extra and checkpoint is not None:
+        beside = load_beside(checkpoint, extra)
+        if beside is None and not train:
+            raise NernError(
+                f"{checkpoint} holds no parameters trained beside the predictor (learn_fc_layer, learn_norms)"
+            )
+        extra = {name: value.to(device) for name, value in (beside or extra).items()}
     settings = data_settings(config)
     teachers = build_teachers(config, device, originals) if train else [None] * len(originals)
     with processes.first_here():

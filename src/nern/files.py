@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -19,9 +20,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from nern.errors import NernError
+from nern.errors import NernError, ResourceError, resource_error
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
+WRITTEN_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
+RUN_SUFFIXES = (".pt", ".safetensors", ".yaml", ".json")
 NESTED_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
 PARALLEL_PREFIX = "module."  # added to every name by DataParallel and DistributedDataParallel
 
@@ -33,20 +36,36 @@ def cache_dir() -> Path:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path` in one step, on failure it is removed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """Yield a temporary path beside `path`; on success it replaces `path` in one step, on failure it is removed.
+
+    A link stays a link, and a file that is replaced keeps its permissions. What is no file (/dev/stdout) is written itself.
+
+    Raises:
+        ResourceError: the file cannot be written.
+    """
+    path, temporary = Path(path), None
     try:
+        if path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file()):
+            yield path
+            return
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private
-        os.replace(temporary, path)
+        temporary.chmod(target.stat().st_mode if target.exists() else 0o666 & ~_umask())  # mkstemp makes files private
+        os.replace(temporary, target)
+    except Exception as error:
+        told = resource_error(error, path)
+        if told is None or told is error:
+            raise
+        raise told from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -74,9 +93,17 @@ def _finite(value: Any) -> Any:
     return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def check_writable(path: str | Path | None, what: str) -> None:
-    """Raise NernError if a file could not be written at `path` (None: none is asked for): a check before long work,
-    nothing is written."""
+def check_writable(path: str | Path | None, what: str, source: str | Path | None = None) -> None:
+    """A check before long work: nothing is written. What a user names may be there already, and is replaced then.
+
+    Args:
+        path: of the file; None: none is asked for.
+        what: the option that names it, for the error.
+        source: what is read meanwhile.
+
+    Raises:
+        NernError: a file could not be written at `path`; or it would replace `source`, or what a run folder needs.
+    """
     if path is None:
         return
     path = Path(path)
@@ -85,12 +112,42 @@ def check_writable(path: str | Path | None, what: str) -> None:
         raise NernError(
             f"{what}: {path} cannot be written: " + ("it is a folder" if path.is_dir() else f"see {folder}")
         )
+    run = all((path.parent / name).is_file() for name in ("config.yaml", "state.pt")) and path.suffix in RUN_SUFFIXES
+    if path.is_file() and (run or (source is not None and Path(source).is_file() and path.samefile(source))):
+        raise NernError(f"{what}: {path} would be lost: {'a run needs it' if run else 'it is read'}. Name another file")
+
+
+def check_free(path: str | Path, option: str) -> None:
+    """Raise NernError if there is a file or folder at a path that was not named by the user: it is not replaced unasked."""
+    if Path(path).exists():
+        raise NernError(
+            f"{path} is there already and stays as it is. Move it, or name the file to write with {option}: what you name "
+            "is replaced"
+        )
 
 
 def save_torch(path: str | Path, value: Any) -> None:
     """`torch.save`, atomically. Only plain containers and tensors: what `load_torch` gives back."""
+    data = io.BytesIO()  # writing to a file, torch hides why it fails
+    torch.save(value, data)
     with atomic_path(path) as temporary:
-        torch.save(value, temporary)
+        temporary.write_bytes(data.getbuffer())
+
+
+def save_state_dict(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a state dict in the format of the suffix (see `check_weights_suffix`); `metadata` goes into safetensors only."""
+    check_weights_suffix(path, "weights")
+    if Path(path).suffix.lower() == ".safetensors":
+        save_safetensors(path, state, metadata)
+    else:
+        save_torch(path, {name: tensor.detach().cpu().clone() for name, tensor in state.items()})
+
+
+def check_weights_suffix(path: str | Path, what: str) -> None:
+    """Raise NernError if the suffix is none in whose format `save_state_dict` writes."""
+    if Path(path).suffix.lower() not in WRITTEN_SUFFIXES:
+        *most, last = WRITTEN_SUFFIXES
+        raise NernError(f"{what}: {path} must end in {', '.join(most)} (PyTorch) or {last}: the suffix says the format")
 
 
 def save_safetensors(
@@ -109,6 +166,8 @@ def load_safetensors(path: str | Path, what: str) -> tuple[dict[str, Tensor], di
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except Exception as error:  # safetensors raises its own error type, OSError or ValueError, by defect
+        if told := resource_error(error):
+            raise ResourceError(f"{what} {path} cannot be read: {told}") from error
         raise NernError(f"{what} {path} is not a complete safetensors file ({error})") from error
 
 
@@ -129,6 +188,8 @@ def load_torch(path: str | Path, what: str, allow: list[Any] | None = None) -> A
             warnings.simplefilter("ignore")  # of torch, about how old files are made
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle, EOF and runtime errors, by defect
+        if told := resource_error(error):
+            raise ResourceError(f"{what} {path} cannot be read: {told}") from error
         detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if re.search(r"Unsupported (global|class)|GLOBAL", str(error)):
             named = ", ".join(dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)|class ([\w.]+)", str(error))[0])).strip(", ")

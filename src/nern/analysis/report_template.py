@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from string import Template
 
-TEMPLATE = Template("""\
+MARK = '<meta name="generator" content="nern report">'  # a page that is made again may replace one that has it
+TEMPLATE = Template(
+    f"""\
 <!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+{MARK}
+"""
+    + """\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
@@ -67,4 +72,5 @@ tr.total td { font-weight: 600; border-bottom: 0; }
 $body
 </body>
 </html>
-""")
+"""
+)

@@ -19,7 +19,7 @@ from nern.artifact.description import Description
 from nern.artifact.orderings import check_ordering, decode_ordering
 from nern.artifact.outliers import decode_outliers
 from nern.artifact.tensors import DTYPES, decode_tensors
-from nern.errors import NernError
+from nern.errors import NernError, plain_errors
 from nern.files import load_into
 from nern.naming import of_number
 from nern.ordering.order import Ordering
@@ -222,6 +222,7 @@ class Artifact:
 A = TypeVar("A", bound=Artifact)
 
 
+@plain_errors()
 def load(path: str | Path, limit: int = LIMIT) -> Artifact:
     """Read an artifact (`.nern`). Nothing in it is executed.
 

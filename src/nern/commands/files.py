@@ -11,7 +11,7 @@ from rich.console import Console
 
 from nern.artifact import LIMIT, Artifact
 from nern.commands.line import Command, command_parser, json_option, network_of, task_of, task_option
-from nern.files import check_writable, write_json
+from nern.files import check_free, write_json
 from nern.jobs.artifacts import info, unpack, verify
 from nern.jobs.packing import PackOptions, pack
 from nern.shipped import NERN, SHIPPED
@@ -21,11 +21,14 @@ PACK_HELP = """Write the NeRN of a run into one small file (.nern) that rebuilds
   nern pack outputs/my-run -o net.nern                  8 bits for each number of the predictor
   nern pack outputs/my-run -o net.nern --bits 6
   nern pack outputs/my-run -o net.nern --bytes 100000   the best file of at most so many bytes
-  nern pack outputs/my-run -o net.nern --lossless true  every number as it is"""
+  nern pack outputs/my-run -o net.nern --lossless true  every number as it is
 
-UNPACK_HELP = """Write the weights of the network in an artifact as safetensors.
+Without -o the file is RUN.nern, and one that is there is left alone."""
 
-  nern unpack net.nern -o weights.safetensors"""
+UNPACK_HELP = """Write the weights of the network in an artifact, in the format that the suffix says.
+
+  nern unpack net.nern -o weights.safetensors
+  nern unpack net.nern -o weights.pt                    a state dict of PyTorch; also .pth, .th"""
 
 INFO_HELP = """Show what is in an artifact, and where its bytes are.
 
@@ -77,7 +80,6 @@ def _pack_parser() -> ArgumentParser:
 
 
 def _run_pack(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    check_writable(given["json"], "--json")
     options = PackOptions(
         given["checkpoint"],
         given["bits"],
@@ -98,14 +100,17 @@ def _write(path: str | None, artifact: Artifact) -> None:
 
 
 def _unpack_parser() -> ArgumentParser:
-    parser = _file_parser(UNPACK_HELP, "nern unpack FILE -o WEIGHTS.safetensors [--network N]")
+    parser = _file_parser(UNPACK_HELP, "nern unpack FILE [-o WEIGHTS] [--network N]")
     parser.add_argument("-o", "--out", type=str | None, default=None, metavar="FILE", help="null: FILE.safetensors")
     parser.add_argument("--network", type=int, default=0, metavar="N", help="which of several, counted from 0")
     return parser
 
 
 def _run_unpack(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    out = given["out"] or f"{given['file'].removeprefix(SHIPPED).removesuffix(NERN)}.safetensors"
+    out = given["out"]
+    if out is None:
+        out = f"{given['file'].removeprefix(SHIPPED).removesuffix(NERN)}.safetensors"
+        check_free(out, "-o")
     unpack(given["file"], out, given["network"], given["limit"], console)
 
 
@@ -116,7 +121,6 @@ def _info_parser() -> ArgumentParser:
 
 
 def _run_info(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    check_writable(given["json"], "--json")
     _write(given["json"], info(given["file"], given["limit"], console))
 
 
@@ -129,7 +133,6 @@ def _verify_parser() -> ArgumentParser:
 
 
 def _run_verify(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    check_writable(given["json"], "--json")
     task = task_of(given, argv)
     found = verify(given["file"], task, network_of(given, argv), given["limit"], console)
     if given["json"] is not None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
-from nern.artifact import load
+from nern.artifact import SUFFIX, load
 from nern.artifact.table import accuracy_text
 from nern.commands.line import PLAIN, Command, command_parser, json_option, own_config
 from nern.config import Config
@@ -36,11 +38,12 @@ def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console
     config.logging.log_dir, config.seed = given["log_dir"], given["seed"]
     metrics = train(config, console, given["json"])
     run = metrics["run_folder"]
-    artifact = pack(run, options=PackOptions(evaluate=True), console=Console(quiet=True))
+    file = _free_name(run)
+    artifact = pack(run, file, PackOptions(evaluate=True), Console(quiet=True))
     page = report(run, console=Console(quiet=True))
     accuracy, whole = accuracy_text(artifact.description.networks[0]), metrics["sizes"]["original_bytes"]
     console.print(
-        f"one file: {run}.nern ({bytes_text(artifact.size)} in place of {bytes_text(whole)}, accuracy {accuracy}; see "
+        f"one file: {file} ({bytes_text(artifact.size)} in place of {bytes_text(whole)}, accuracy {accuracy}; see "
         "nern info)\n"
         f"page: {page}\n"
         f"picture: {run}/curves.png\n"
@@ -51,6 +54,12 @@ def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console
     )
     for name in shipped_nerns():
         console.print(_shipped(name), **PLAIN)
+
+
+def _free_name(run: str) -> Path:
+    """RUN.nern, or RUN-2.nern, ... if there is one: of an earlier run whose folder was deleted."""
+    names = (f"{run}{SUFFIX}" if number == 1 else f"{run}-{number}{SUFFIX}" for number in itertools.count(1))
+    return next(path for path in map(Path, names) if not path.exists())
 
 
 def _shipped(name: str) -> str:

@@ -15,6 +15,9 @@ from nern.commands.line import Command, MissingError, option_names
 from nern.config import Settings, check_key, item_class, known_keys, nested, read_config_file
 from nern.config.yaml_files import LENGTHS, over, replaced
 from nern.errors import NernError, unknown_name
+from nern.files import check_writable
+
+WRITES = ("json", "markdown", "figure")  # options of several commands that name a file to write
 
 
 def run_command(module: str, name: str, typed: Sequence[str], may_restart: bool) -> None:
@@ -34,7 +37,10 @@ def run_command(module: str, name: str, typed: Sequence[str], may_restart: bool)
             rest = [*rest, "--config_path", command.default_file(rest)]
         if cls is not None and "config_path" in known_options(parser):
             rest = _config_first(rest, cls)
-        command.run(_parsed(parser, name, rest) | {"typed": list(typed), "may_restart": may_restart}, rest, Console())
+        given = _parsed(parser, name, rest)
+        for option in WRITES:
+            check_writable(given.get(option), f"--{option}", given.get("file"))
+        command.run(given | {"typed": list(typed), "may_restart": may_restart}, rest, Console())
     except MissingError as error:
         error.usage = parser.format_usage().strip()
         raise

@@ -12,7 +12,7 @@ from rich.console import Console
 from nern.commands.line import Command, command_parser, json_option, option_names
 from nern.config import Config, item_class, known_keys
 from nern.errors import NernError
-from nern.files import check_writable, write_json
+from nern.files import write_json
 from nern.processes import check_alone
 from nern.sweep import sweep
 
@@ -48,7 +48,6 @@ def _sweep_parser() -> ArgumentParser:
 
 def _run_sweep(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     check_alone("nern sweep")
-    check_writable(given["json"], "--json")
     options = {name: _given(given, name) for name in option_names(argv) if name not in OWN_OPTIONS}
     rows = sweep(given["file"], given["out"], given["jobs"], options, console)
     if given["json"] is not None:

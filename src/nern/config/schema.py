@@ -157,7 +157,7 @@ class LoggingConfig:
     """Logging: where a run is written and what is tracked."""
 
     exp_name: str = "NeRN_Train"
-    """Name of the run; its folder is log_dir/exp_name (with -2, -3, ... if that exists)."""
+    """Name of the run; its folder is log_dir/exp_name (with -2, -3, ... if that is there, even empty)."""
     log_interval: int = 20
     """Log scalars every so many steps."""
     log_dir: str = "outputs"

@@ -15,9 +15,9 @@ from nern.artifact.description import NetworkDescription
 from nern.artifact.reading import TOLERANCE
 from nern.artifact.table import about, accuracy_text, artifact_table
 from nern.config import TaskConfig
-from nern.errors import NernError
+from nern.errors import NernError, plain_errors
 from nern.evaluation import Evaluator
-from nern.files import check_writable, save_safetensors
+from nern.files import check_weights_suffix, check_writable, save_state_dict
 from nern.originals.base import Original
 from nern.tasks.base import DataSettings, build_task
 from nern.tasks.streams import EvalSet
@@ -29,6 +29,7 @@ _POINTS = 0.2  # by which rounding may change an accuracy; of few images, one im
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
+@plain_errors()
 def info(file: str | Path, limit: int = LIMIT, console: Console | None = None) -> Artifact:
     """Show what is in an artifact, and where its bytes are.
 
@@ -42,26 +43,34 @@ def info(file: str | Path, limit: int = LIMIT, console: Console | None = None) -
     return artifact
 
 
+@plain_errors()
 def unpack(
-    file: str | Path, out: str | Path, network: int = 0, limit: int = LIMIT, console: Console | None = None
+    file: str | Path,
+    out: str | Path,
+    network: int = 0,
+    limit: int = LIMIT,
+    console: Console | None = None,
 ) -> Artifact:
-    """Write the weights of the reconstructed network as safetensors: all its parameters and buffers, by name.
+    """Write the weights of the reconstructed network, all its parameters and buffers by name: as safetensors, or as a state
+    dict of PyTorch.
 
     Args:
         file: the artifact.
-        out: the file to write.
+        out: the file to write, in place of one that is there; its suffix says the format: .safetensors, .pt, .pth, .th.
         network: which, of several.
         limit: most numbers to read (see `nern.load`).
+        console: where messages go; None: standard output.
 
     Raises:
-        NernError: no artifact, or a damaged one; no such network; the file cannot be written.
+        NernError: no artifact, or a damaged one; no such network; another suffix; the file cannot be written.
     """
     console = console or Console()
-    check_writable(out, "unpack")
+    check_weights_suffix(out, "unpack")
+    check_writable(out, "unpack", file)
     artifact = load(file, limit)
     state = predicted(artifact, console).state_dict(network)
     name = artifact.description.networks[network].name
-    save_safetensors(out, state, {"network": name, "from": Path(file).name})
+    save_state_dict(out, state, {"network": name, "from": Path(file).name})
     numbers = sum(tensor.numel() for tensor in state.values())
     console.print(f"{name}: {len(state)} tensors, {numbers:,} numbers, in {out}", highlight=False, soft_wrap=True)
     return artifact
@@ -108,6 +117,7 @@ def reconstructed(artifact: Artifact, network: int | torch.nn.Module) -> Origina
     return Original(artifact.network(network), include=[name for name, _, _ in described.represented])
 
 
+@plain_errors()
 def verify(
     file: str | Path,
     task: TaskConfig | None = None,

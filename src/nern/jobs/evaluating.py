@@ -10,7 +10,7 @@ from rich.console import Console
 
 from nern.config import Config
 from nern.devices import select_device
-from nern.errors import NernError
+from nern.errors import NernError, plain_errors
 from nern.evaluation import Evaluator
 from nern.experiment import build_checked_original, build_experiment, data_settings, member_names
 from nern.files import check_writable, write_json
@@ -22,6 +22,7 @@ from nern.training.members import split_by_network
 from nern.training.run_folder import RunFolder
 
 
+@plain_errors()
 def evaluate(
     config: Config,
     original: bool = False,
@@ -121,6 +122,7 @@ def config_of_run(path: str | Path, checkpoint: str = "best") -> Config:
     return config
 
 
+@plain_errors()
 def load_run(path: str | Path, checkpoint: str = "best", network: int = 0) -> torch.nn.Module:
     """The reconstructed network of a run, ready to use, in eval mode, on the CPU.
 

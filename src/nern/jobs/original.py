@@ -11,9 +11,10 @@ from rich.console import Console
 
 from nern.config import OriginalConfig
 from nern.devices import select_device
+from nern.errors import plain_errors
 from nern.experiment import check_outputs
 from nern.files import check_writable, save_safetensors, write_json, write_text
-from nern.jobs.session import common_metrics, continue_from, new_folder, run_loop, saved_run
+from nern.jobs.session import common_metrics, continue_from, new_folder, resumable, run_loop, saved_run
 from nern.originals.base import own_weights
 from nern.originals.build import build_network, build_original_network
 from nern.originals.input_format import input_format
@@ -27,6 +28,7 @@ from nern.training.run_folder import RunFolder
 from nern.training.tracking import check_tracker
 
 
+@plain_errors()
 def train_original(
     config: OriginalConfig, console: Console | None = None, json_path: str | Path | None = None
 ) -> dict[str, Any]:
@@ -35,8 +37,9 @@ def train_original(
     The folder ends up with `network.safetensors`, `network.json` (its arguments) and `network.md` (its card).
 
     Raises:
-        NernError: before anything is written, if the config cannot work; later, if a loss is not finite.
-        Interrupted: on Ctrl-C or SIGTERM, after saving.
+        NernError: before anything is written, if the config cannot work; later, if a loss is not finite, or disk or memory
+            run out (`ResourceError`).
+        Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
     check_alone("nern train-original")
     console = console or Console()
@@ -48,6 +51,7 @@ def train_original(
         return _run(config, trainer, folder, console, json_path)
 
 
+@plain_errors()
 def resume_original(
     path: str | Path, console: Console | None = None, json_path: str | Path | None = None
 ) -> dict[str, Any]:
@@ -61,10 +65,11 @@ def resume_original(
     console = console or Console()
     check_writable(json_path, "--json")
     folder = RunFolder.open(path)
-    config, state = saved_run(folder, OriginalConfig)
-    trainer = _build(config)
-    continue_from(trainer, state, folder)
-    return _run(config, trainer, folder, console, json_path)
+    with folder.locked():
+        config, state = saved_run(folder, OriginalConfig)
+        trainer = _build(config)
+        continue_from(trainer, state, folder)
+        return _run(config, trainer, folder, console, json_path)
 
 
 def _build(config: OriginalConfig) -> OriginalTrainer:
@@ -100,7 +105,7 @@ def _build(config: OriginalConfig) -> OriginalTrainer:
 def _run(
     config: OriginalConfig, trainer: OriginalTrainer, folder: RunFolder, console: Console, json_path: str | Path | None
 ) -> dict[str, Any]:
-    with folder.locked():
+    with resumable(folder, "nern train-original"):
         parameters = sum(p.numel() for p in trainer.network.parameters())
         start = f", from step {trainer.step}" if trainer.step else ""
         console.print(
@@ -109,6 +114,8 @@ def _run(
             highlight=False,
             soft_wrap=True,
         )
+        if trainer.step < trainer.total_steps:
+            folder.metrics.unlink(missing_ok=True)  # they are of fewer steps
         run_loop(trainer, config, folder, console, 0, "nern train-original")
         metrics = _finish(config, trainer, folder)
     if json_path is not None:

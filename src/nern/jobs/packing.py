@@ -25,8 +25,8 @@ from nern.artifact import (
 )
 from nern.artifact.table import accuracy_text, artifact_table
 from nern.config import NernConfig, TaskConfig
-from nern.errors import NernError
-from nern.files import check_writable
+from nern.errors import NernError, plain_errors
+from nern.files import check_free, check_writable
 from nern.jobs.artifacts import tested
 from nern.jobs.evaluating import config_of_run
 from nern.jobs.report import experiment_of_run
@@ -107,6 +107,7 @@ class Packable:
     trained: Quantised | None = None
 
 
+@plain_errors()
 def pack(
     run: str | Path,
     out: str | Path | None = None,
@@ -117,21 +118,24 @@ def pack(
 
     Args:
         run: the run folder.
-        out: the file; None: RUN.nern, beside the folder.
+        out: the file, in place of one that is there; None: RUN.nern beside the folder, unless there is one.
         options: how.
+        console: where the table of bytes goes; None: standard output.
 
     Returns:
         What a reader of the file gets.
 
     Raises:
         NernError: no run there, its original has changed, its images are not to be had (`images` 0 needs none), the file
-            cannot be written, or not within so many bytes.
+            cannot be written, not within so many bytes, or is there without having been named.
     """
     options, console = options or PackOptions(), console or Console()
     options.check()
     run = Path(run)
-    out = Path(out) if out is not None else run.with_name(run.resolve().name + SUFFIX)
+    named, out = out is not None, Path(out) if out is not None else run.with_name(run.resolve().name + SUFFIX)
     check_writable(out, "pack")
+    if not named:
+        check_free(out, "-o (in Python `out`)")
     packable = _of_run(run, options)
     sections, artifact = sections_of(packable, options)
     if options.evaluate:
@@ -152,13 +156,14 @@ def pack(
     return artifact
 
 
+@plain_errors()
 def save(fitted: Fitted, path: str | Path, options: PackOptions | None = None) -> Artifact:
     """Write what `nern.fit` gave, with all that the network has besides, into one file: `nern.load(path).network(MODULE)`
     puts the weights into a copy of a module of the same architecture.
 
     Args:
         fitted: the NeRN of a network.
-        path: the file.
+        path: the file, in place of one that is there.
         options: how; there are no images: `images` and `evaluate` have no part.
 
     Returns:

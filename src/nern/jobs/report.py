@@ -112,7 +112,7 @@ def finish(
         "best": {k: v for k, v in (trainer.best or {}).items() if k != "score"},
         "last": trainer.history.evaluations[-1],
         "layers": [vars(e) for e in errors],
-        "sizes": _sizes(experiment, folder),
+        "sizes": _sizes(experiment, folder, _bytes(trainer.extra.values())),
         "phases": _phases(trainer),
     } | common_metrics(trainer, experiment.device, config.seed, folder)
     if len(originals) > 1:
@@ -135,8 +135,9 @@ def _phases(trainer: Trainer) -> list[dict[str, Any]]:
     return [{"name": p.name, "steps": p.steps} | at_step.get(p.ends, {}) | {"ends": p.ends} for p in trainer.phases]
 
 
-def _sizes(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
-    """Parameters, and bytes: of the originals' tensors, and of the run's files on disk."""
+def _sizes(experiment: Experiment, folder: RunFolder, beside: int) -> dict[str, Any]:
+    """Parameters, and bytes: of the originals' tensors, and of the run's files on disk. `beside`: bytes of what is trained
+    beside the predictor, which lies in its file, and is counted among what is kept."""
     originals, nern_ = [member.original for member in experiment.members], experiment.nern
     represented, parameters = nern_.table.num_weights, sum(o.num_parameters for o in originals)
     return {
@@ -149,7 +150,7 @@ def _sizes(experiment: Experiment, folder: RunFolder) -> dict[str, Any]:
         "original_bytes": sum(_bytes(o.network.state_dict().values()) for o in originals),
         "represented_bytes": sum(_bytes(o.weights) for o in originals),
         "original_kept_bytes": sum(_bytes(o.kept().values()) for o in originals),
-        "predictor_bytes": folder.checkpoint("best").stat().st_size,
+        "predictor_bytes": folder.checkpoint("best").stat().st_size - beside,
         "ordering_bytes": folder.ordering.stat().st_size if folder.ordering.is_file() else 0,
         "ordering_bytes_at_least": experiment.ordering.bits() / 8,
         "kept_bytes": folder.kept.stat().st_size,

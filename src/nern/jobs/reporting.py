@@ -11,8 +11,8 @@ from torch import nn
 
 from nern.artifact import LIMIT, load
 from nern.config import Config, TaskConfig
-from nern.errors import NernError
-from nern.files import check_writable, write_json
+from nern.errors import NernError, plain_errors
+from nern.files import check_free, check_writable, write_json
 from nern.jobs.report_images import IMAGES
 from nern.jobs.session import check_kind
 from nern.processes import check_alone
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # matplotlib takes a second to import
 PAGE = "report.html"
 
 
+@plain_errors()
 def report(
     source: str | Path,
     out: str | Path | None = None,
@@ -45,12 +46,12 @@ def report(
         source: the run folder of `nern train` or `nern quickstart`; a run that was stopped is shown as far as it went. Or
             the file of `nern pack`, or 'pretrained:NAME.nern', one that ships with nern: what compares with the original, or
             looks at images, needs what follows.
-        out: the page, HTML; None: report.html in the run folder, NAME_report.html beside a file NAME.nern, or here, if that
-            ships with nern.
+        out: the page, HTML, in place of a file that is there; None: report.html in the run folder, NAME_report.html beside a
+            file NAME.nern, or here, if that ships with nern, in place of an earlier report only.
         images: test images on which kernels are dropped and classes compared, drawn by the run's seed; None: all that the
             run uses, or the task has; 0: none, these parts are left out.
         console: for progress; None: standard output.
-        json_path: also write the numbers behind the figures here.
+        json_path: also write the numbers behind the figures here, in place of a file that is there.
         original_model_path: of a file: the original's weights, as the config key of the same name has them.
         task: of a file: on whose test images both networks, or the reconstructed one alone, are tested; the architecture is
             the file's.
@@ -64,7 +65,7 @@ def report(
     Raises:
         NernError: no run or artifact there; a run with nothing saved in it yet, or with what is for files; files that do not
             fit, or are damaged; an original with other weights to represent; a task without its images; or the page cannot
-            be written.
+            be written, or is there without having been named.
     """
     check_alone("nern report")
     if images is not None and images < 0:
@@ -84,13 +85,16 @@ def report(
             raise NernError(f"{', '.join(given)}: for .nern files only; run {source} knows its original and its task")
         check_kind(folder, Config)
         page = folder.root / PAGE if out is None else Path(out).expanduser()
-    check_writable(page, "--out")
-    check_writable(json_path, "--json")
+    check_writable(page, "--out", path)
+    check_writable(json_path, "--json", path)
     from nern.analysis.report_page import figures_folder, steps, write_report
+    from nern.analysis.report_template import MARK
     from nern.jobs.file_subject import subject_of_file
     from nern.jobs.run_subject import subject_of_run
 
     check_writable(figures_folder(page) / "figure.png", "--out")
+    if out is None and not (page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")[:1000]):
+        check_free(page, "--out")
     console = console or Console()
     subject: Subject
     if path.is_file():

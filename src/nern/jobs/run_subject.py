@@ -41,7 +41,7 @@ def subject_of_run(folder: RunFolder, images: int | None) -> Subject:
     wanted, config.evaluation.test_images = config.evaluation.test_images, 0
     experiment = experiment_of_run(config, folder)
     config.evaluation.test_images = wanted
-    best = (metrics or state).get("best") or {}
+    best = folder.record("best") or (metrics or state).get("best") or {}  # runs of earlier versions have no such record
     history = History(state["losses"], state["evaluations"]) if "losses" in state else None
     cost = experiment.ordering.cost
     described = [experiment.ordering.mode, *([] if cost is None else [str(cost)])]

@@ -16,7 +16,7 @@ from nern.config import OriginalConfig, Settings, parse_yaml
 from nern.config.retired import without_retired
 from nern.config.yaml_files import read_yaml
 from nern.devices import keep_memory, peak_memory_bytes
-from nern.errors import NernError
+from nern.errors import NernError, ResourceError, resource_error
 from nern.terminal import ProgressDisplay
 from nern.training.interrupt import Interrupted
 from nern.training.loop import Loop
@@ -28,14 +28,32 @@ S = TypeVar("S", bound=Settings)
 
 @contextmanager
 def new_folder(config: Run) -> Iterator[RunFolder]:
-    """A new run folder. If nothing was trained in it when an error leaves the context, it is removed."""
-    folder = RunFolder.create(config.logging)
+    """A new run folder, locked while entered. If nothing was saved in it when an error leaves the context, it is removed."""
+    with RunFolder.claimed(config.logging) as folder:
+        try:
+            yield folder
+        except BaseException:
+            if not folder.state.is_file():
+                shutil.rmtree(folder.root, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def resumable(folder: RunFolder, command: str) -> Iterator[None]:
+    """Errors of the system (disk, memory, files) that leave this context say how the run goes on with `command`."""
     try:
-        yield folder
-    except BaseException:
-        if not folder.state.is_file():
-            shutil.rmtree(folder.root, ignore_errors=True)
-        raise
+        yield
+    except Exception as error:
+        told = resource_error(error)
+        if told is None:
+            raise
+        if folder.state.is_file():
+            rest = f"What was saved before is kept. Continue with: {command} --resume {folder.root}"
+        elif folder.root.is_dir():
+            rest = "Nothing had been saved; start the run again"
+        else:
+            rest = f"The run folder {folder.root} is gone: it was moved or deleted while the run went on"
+        raise ResourceError(f"{told}. {rest}") from error
 
 
 def saved_run(folder: RunFolder, cls: type[S]) -> tuple[S, dict[str, Any]]:
@@ -77,6 +95,8 @@ def continue_from(loop: Loop, state: dict[str, Any], folder: RunFolder) -> None:
     try:
         loop.load_state(state)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        if told := resource_error(error):
+            raise told from error
         raise NernError(f"saved state {folder.state} is damaged: {' '.join(str(error).split())[:200]}") from error
 
 

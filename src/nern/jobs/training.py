@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from nern.config import Config
+from nern.errors import plain_errors
 from nern.experiment import Experiment, build_experiment
 from nern.files import check_writable, save_safetensors, write_json
 from nern.jobs.report import (
@@ -21,7 +22,7 @@ from nern.jobs.report import (
     store_ordering,
     take_ordering,
 )
-from nern.jobs.session import continue_from, new_folder, run_loop, saved_run
+from nern.jobs.session import continue_from, new_folder, resumable, run_loop, saved_run
 from nern.processes import Processes, join
 from nern.representation.nern import NeRN
 from nern.terminal import result_table, share_text
@@ -30,6 +31,7 @@ from nern.training.tracking import check_tracker
 from nern.training.trainer import Trainer
 
 
+@plain_errors()
 def train(config: Config, console: Console | None = None, json_path: str | Path | None = None) -> dict[str, Any]:
     """Train the NeRN that `config` describes, in a new run folder; returns (and writes) its metrics.
 
@@ -42,8 +44,9 @@ def train(config: Config, console: Console | None = None, json_path: str | Path 
         json_path: also write the metrics here.
 
     Raises:
-        NernError: before anything is written, if the config cannot work; later, if a loss is not finite.
-        Interrupted: on Ctrl-C or SIGTERM, after saving.
+        NernError: before anything is written, if the config cannot work; later, if a loss is not finite, or disk or memory
+            run out (`ResourceError`).
+        Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
     processes = join()
     console = _console(console, processes)
@@ -59,6 +62,7 @@ def train(config: Config, console: Console | None = None, json_path: str | Path 
         return _run(experiment, trainer, folder, console, json_path)
 
 
+@plain_errors()
 def resume(path: str | Path, console: Console | None = None, json_path: str | Path | None = None) -> dict[str, Any]:
     """Continue the run in folder `path` to its end, with the result that an uninterrupted run would have had; by any
     number of processes (see `train`), up to the rounding of sums.
@@ -70,24 +74,29 @@ def resume(path: str | Path, console: Console | None = None, json_path: str | Pa
     processes = join()
     console = _console(console, processes)
     processes.from_main(lambda: check_writable(json_path, "--json"))
-    folder, config, state = processes.from_main(lambda: _saved(path))
-    if processes.main:
-        take_ordering(config, folder)
-    if config.nern.init == "checkpoint":  # the state holds the weights; the file may be gone
-        config.nern.init, config.nern.checkpoint_path = "default", None
-    experiment = build_experiment(config, processes=processes, tell=_tell(console))
-    if processes.main:
-        check_original(experiment, folder)
-        if not folder.ordering.is_file():
-            store_ordering(experiment, folder)
-    trainer = _trainer(experiment, processes)
-    continue_from(trainer, state, folder)
-    return _run(experiment, trainer, folder if processes.main else None, console, json_path)
+    folder = processes.from_main(lambda: RunFolder.open(path))
+    with folder.locked() if processes.main else nullcontext():
+        config, state = processes.from_main(lambda: _saved(folder))
+        if processes.main:
+            take_ordering(config, folder)
+        if config.nern.init == "checkpoint":  # the state holds the weights; the file may be gone
+            config.nern.init, config.nern.checkpoint_path = "default", None
+        experiment = build_experiment(config, processes=processes, tell=_tell(console))
+        if processes.main:
+            check_original(experiment, folder)
+            if not folder.ordering.is_file():
+                store_ordering(experiment, folder)
+        trainer = _trainer(experiment, processes)
+        continue_from(trainer, state, folder)
+        return _run(experiment, trainer, folder if processes.main else None, console, json_path)
 
 
-def _saved(path: str | Path) -> tuple[RunFolder, Config, dict[str, Any]]:
-    folder = RunFolder.open(path)
-    return folder, *saved_run(folder, Config)
+def _saved(folder: RunFolder) -> tuple[Config, dict[str, Any]]:
+    config, state = saved_run(folder, Config)
+    best = folder.record("best")
+    if best is not None and best["step"] > state.get("step", best["step"]):  # killed between checkpoint and state
+        state["best"] = best
+    return config, state
 
 
 def _console(given: Console | None, processes: Processes) -> Console:
@@ -112,10 +121,12 @@ def _run(
         assert folder is not None
         return finish(experiment, trainer, folder, originals, skipped)
 
-    with nullcontext() if folder is None else folder.locked():
+    with nullcontext() if folder is None else resumable(folder, "nern train"):
         trainer.rehearse()
         if folder is not None:
             _announce(console, experiment, trainer, folder)
+            if trainer.step < trainer.total_steps:
+                folder.metrics.unlink(missing_ok=True)  # they are of fewer steps
         run_loop(trainer, config, folder, console, trainer.without_images, "nern train")
         originals, skipped = trainer.original_metrics(), trainer.skipped_images()
         metrics = processes.from_main(end)

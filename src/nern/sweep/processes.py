@@ -67,7 +67,7 @@ def run_side_by_side(
         What ended, in that order.
 
     Raises:
-        Interrupted: on Ctrl-C or SIGTERM; running jobs got SIGTERM and have ended. A second Ctrl-C kills them.
+        Interrupted: on Ctrl-C, SIGTERM or SIGHUP; running jobs got SIGTERM and have ended. A second Ctrl-C kills them.
     """
     waiting, free = deque(jobs), deque(range(len(places)))
     running: dict[int, _Running] = {}

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from nern.config import Config
 from nern.devices import available_gpus
-from nern.errors import NernError
+from nern.errors import NernError, plain_errors
 from nern.files import check_writable, write_json
 from nern.jobs.session import changed_keys
 from nern.sweep.file import PlannedRun, load_sweep
@@ -40,6 +40,7 @@ THREADS, GPUS = "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"
 FINISHED, STOPPED, NEW = "finished", "stopped", "new"
 
 
+@plain_errors()
 def sweep(
     path: str | Path,
     out: str | Path | None = None,
@@ -61,7 +62,7 @@ def sweep(
 
     Raises:
         NernError: before any work, for a mistake in the file or a run folder of other settings; at the end, if runs failed.
-        Interrupted: on Ctrl-C or SIGTERM, after the runs have saved. The same call goes on with them.
+        Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after the runs have saved. The same call goes on with them.
     """
     if jobs is not None and jobs < 1:
         raise NernError(f"--jobs (={jobs}) must be at least 1")
@@ -171,7 +172,10 @@ class _Sweep:
         if folder.config.is_file():
             with folder.locked():
                 shutil.rmtree(folder.root)
-        elif folder.root.exists() and not (folder.root.is_dir() and not any(folder.root.iterdir())):
+        elif folder.root.is_dir() and not any(folder.root.iterdir()):
+            with folder.locked():
+                folder.root.rmdir()
+        elif folder.root.exists():
             raise NernError(
                 f"{folder.root} is in the way of run {run.name}: it is no run folder; move it, or choose --out"
             )

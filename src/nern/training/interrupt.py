@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave."""
+"""Ctrl-C, SIGTERM and SIGHUP in a training loop: finish the step, save, leave."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import signal
 import threading
 from types import FrameType
 from typing import Any
+
+from nern.stopping import ENDING, leave_lost_terminal
 
 
 class Interrupted(Exception):
@@ -17,7 +19,8 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is noted in `signal_number`; a second SIGINT interrupts at once."""
+    """While entered, the first SIGINT, SIGTERM or SIGHUP is noted in `signal_number`; a second SIGINT interrupts at once.
+    A SIGHUP that the process ignores (nohup) stays ignored."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -25,8 +28,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere signals cannot be handled
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
+            for number in (signal.SIGINT, *ENDING):
+                if not _ignored_hangup(number):
+                    self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -34,6 +38,11 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        leave_lost_terminal()
         if self.signal_number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal_number = number
+        self.signal_number = self.signal_number or number
+
+
+def _ignored_hangup(number: int) -> bool:
+    return number != signal.SIGTERM and number in ENDING and signal.getsignal(number) == signal.SIG_IGN

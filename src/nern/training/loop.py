@@ -110,7 +110,8 @@ class Loop:
         """Train to the end; evaluate and save as the config says, and at the end.
 
         Raises:
-            Interrupted: on SIGINT or SIGTERM, after saving. Several processes stop after the same step, whichever was asked.
+            Interrupted: on SIGINT, SIGTERM or SIGHUP, after saving. Several processes stop after the same step, whichever
+                was asked.
             NonFiniteLossError: a loss or a gradient is not finite.
         """
         began, saved = time.monotonic() - self.seconds, time.monotonic()

@@ -120,7 +120,7 @@ class OriginalTrainer(Loop):
     def save_checkpoint(self, name: str) -> None:
         """Write the network's state dict as checkpoint `name`."""
         if self.folder is not None:
-            self.folder.save_checkpoint(name, self.network.state_dict(), {})
+            self.folder.save_checkpoint(name, self.network.state_dict(), {}, None, {"step": self.step})
 
     def named_parameters(self) -> dict[str, Tensor]:
         """The network's."""

@@ -3,9 +3,7 @@
 config.yaml             the resolved configuration
 ordering.safetensors    the ordering (absent with 'none')
 kept.safetensors        parameters and buffers of the original that the NeRN does not represent
-checkpoints/*.pt        predictor state dicts: best, last, step_N
-checkpoints/*.steps.json  what the predictor's numbers were rounded to, where it was trained for that
-checkpoints/*.kept.safetensors   parameters trained beside the predictor: fully connected layer, norms
+checkpoints/*.pt        best, last, step_N: the predictor's state dict; attached to it, what belongs to the same moment
 state.pt                everything --resume needs
 metrics.json            results
 curves.png              losses, accuracy, errors of the layers
@@ -15,9 +13,13 @@ events.out.tfevents.*   TensorBoard
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import os
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from nern.config import LoggingConfig
 from nern.errors import NernError
-from nern.files import load_safetensors, load_torch, save_safetensors, save_torch, write_json
+from nern.files import existing_file, load_safetensors, load_torch, save_torch
 from nern.ordering.store import FILE_NAME as ORDERING_FILE
 from nern.representation.grid import Quantised
 
@@ -37,6 +39,9 @@ except ImportError:  # Windows
     fcntl = None
 
 STATE_VERSION = 1
+ATTACHED = (
+    "nern.checkpoint"  # where a state dict keeps it: among the attributes in which PyTorch keeps versions of modules
+)
 
 
 class RunFolder:
@@ -46,21 +51,30 @@ class RunFolder:
         self.root = Path(root)
 
     @staticmethod
-    def create(logging: LoggingConfig) -> RunFolder:
-        """A new folder `log_dir/exp_name`, or with -2, -3, ... if that holds a run already."""
+    @contextmanager
+    def claimed(logging: LoggingConfig) -> Iterator[RunFolder]:
+        """A new folder `log_dir/exp_name`, or with -2, -3, ... if there is one of that name; locked while entered.
+
+        Raises:
+            NernError: it cannot be made.
+        """
         base = Path(logging.log_dir).expanduser() / logging.exp_name
-        number, root = 1, base
-        while True:
-            try:
-                root.mkdir(parents=True)
-                return RunFolder(root)
-            except FileExistsError:
-                if root.is_dir() and not any(root.iterdir()):
-                    return RunFolder(root)
-                number += 1
-                root = base.with_name(f"{base.name}-{number}")
-            except OSError as error:
-                raise NernError(f"the run folder {root} cannot be made ({error}); see logging.log_dir") from error
+        with ExitStack() as lock:
+            for number in itertools.count(1):
+                folder = RunFolder(base if number == 1 else base.with_name(f"{base.name}-{number}"))
+                try:
+                    base.parent.mkdir(parents=True, exist_ok=True)
+                    folder.root.mkdir()  # the claim: of several processes it succeeds in one
+                except FileExistsError:
+                    if base.parent.is_dir():
+                        continue
+                    raise NernError(f"the run folder {base} cannot be made; see logging.log_dir") from None
+                except OSError as error:
+                    reason = f"the run folder {folder.root} cannot be made ({error}); see logging.log_dir"
+                    raise NernError(reason) from error
+                lock.enter_context(folder.locked())
+                break
+            yield folder
 
     @staticmethod
     def open(path: str | Path) -> RunFolder:
@@ -74,17 +88,22 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """While entered, no other process trains in this folder (where the system has file locks). Raises NernError if
         one does."""
-        with self.config.open() as file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    raise NernError(f"another process is training in {self.root}") from error
+        if fcntl is None:
+            yield
+            return
+        handle = os.open(self.root, os.O_RDONLY)
+        try:
             try:
-                yield
-            finally:
-                if fcntl is not None:  # closing would not do: data-loader workers hold copies of the file
-                    fcntl.flock(file, fcntl.LOCK_UN)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise NernError(f"another process is training in {self.root}") from error
+            except OSError:  # a file system without locks
+                pass
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)  # closing would not do: data-loader workers hold copies
+            os.close(handle)
 
     @property
     def config(self) -> Path:
@@ -124,18 +143,43 @@ class RunFolder:
         self,
         name: str,
         predictor: Mapping[str, Tensor],
-        extra: Mapping[str, Tensor],
-        quantised: Quantised | None = None,
+        beside: Mapping[str, Tensor],
+        quantised: Quantised | None,
+        record: Mapping[str, Any],
     ) -> None:
-        """Write a predictor (and trained parameters besides it, and the steps that it is rounded to)."""
-        if quantised is not None:
-            write_json(steps_path(self.checkpoint(name)), quantised.to_json())
-        if extra:
-            save_safetensors(extra_path(self.checkpoint(name)), extra)
-        save_torch(self.checkpoint(name), {k: v.detach().cpu().clone() for k, v in predictor.items()})
+        """Write a checkpoint, all in one file.
+
+        Args:
+            name: of it.
+            predictor: its state dict.
+            beside: parameters trained beside it: fully connected layer, norms.
+            quantised: what its numbers were rounded to, where it was trained for that.
+            record: 'step', and what was measured there.
+        """
+        state = OrderedDict((key, value.detach().cpu().clone()) for key, value in predictor.items())
+        attached = {
+            "beside": {key: value.detach().cpu().clone() for key, value in beside.items()},
+            "quantised": None if quantised is None else quantised.to_json(),
+            "record": dict(record),
+        }
+        self._check_there()
+        state._metadata = {ATTACHED: attached}  # type: ignore[attr-defined]
+        save_torch(self.checkpoint(name), state)
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """'step' of a checkpoint, and what was measured there; None: there is no such checkpoint, or it does not tell."""
+        path = self.checkpoint(name)
+        found = attached_to(path).get("record") if path.is_file() else None
+        return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
+
+    def _check_there(self) -> None:
+        """Raise FileNotFoundError if the folder is gone: it is not made a second time."""
+        if not self.root.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.root))
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Write what --resume needs: `state`, and the text of config.yaml, which a resumed run must not change."""
+        self._check_there()
         save_torch(self.state, {"version": STATE_VERSION, "config": self.config.read_text(encoding="utf-8")} | state)
 
     def load_state(self) -> dict[str, Any]:
@@ -148,32 +192,42 @@ class RunFolder:
         return state
 
 
-def extra_path(checkpoint: str | Path) -> Path:
-    """Where parameters trained beside the predictor lie."""
-    return Path(checkpoint).with_suffix(".kept.safetensors")
-
-
-def steps_path(checkpoint: str | Path) -> Path:
-    """Where the steps lie that the predictor's numbers were rounded to in training."""
-    return Path(checkpoint).with_suffix(".steps.json")
+def attached_to(checkpoint: str | Path) -> dict[str, Any]:
+    """What a checkpoint holds beside the predictor; {}: nothing, like files of other programs and of earlier versions."""
+    path = existing_file(checkpoint, "predictor checkpoint")
+    if path.suffix == ".safetensors":
+        return {}
+    attributes = getattr(load_torch(path, "predictor checkpoint"), "_metadata", None)
+    found = attributes.get(ATTACHED) if isinstance(attributes, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def load_steps(checkpoint: str | Path) -> Quantised | None:
-    """The steps of a checkpoint; None: it was not trained to be rounded. Raises NernError if the file is damaged."""
-    path = steps_path(checkpoint)
-    if not path.is_file():
-        return None
+    """The steps of a checkpoint; None: it was not trained to be rounded. Raises NernError if they are damaged."""
+    path, attached = Path(checkpoint), attached_to(checkpoint)
+    former = path.with_suffix(".steps.json")
     try:
-        return Quantised.from_json(json.loads(path.read_text(encoding="utf-8")))
+        if attached:
+            values = attached.get("quantised")
+            return None if values is None else Quantised.from_json(values)
+        return Quantised.from_json(json.loads(former.read_text(encoding="utf-8"))) if former.is_file() else None
     except ValueError as error:
-        raise NernError(f"{path} is damaged: {error}") from error
+        raise NernError(f"{path if attached else former} is damaged: {error}") from error
 
 
-def load_extra(checkpoint: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters trained beside the predictor of `checkpoint`. Raises NernError if they do not fit `expected`."""
-    path = extra_path(checkpoint)
-    tensors, _ = load_safetensors(path, "parameters trained beside the predictor (learn_fc_layer, learn_norms)")
+def load_beside(checkpoint: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Parameters trained beside the predictor of `checkpoint`; None: it has none. Raises NernError if they do not fit
+    `expected`."""
+    path, attached = Path(checkpoint), attached_to(checkpoint)
+    former = path.with_suffix(".kept.safetensors")
+    if attached:
+        found = attached.get("beside")
+    else:
+        found = load_safetensors(former, "parameters trained beside the predictor")[0] if former.is_file() else None
+    if not found:
+        return None
     for name, value in expected.items():
-        if name not in tensors or tensors[name].shape != value.shape:
-            raise NernError(f"{path} does not hold {name} of shape {tuple(value.shape)}")
-    return tensors
+        held = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(held, Tensor) or held.shape != value.shape:
+            raise NernError(f"{path if attached else former} does not hold {name} of shape {tuple(value.shape)}")
+    return {name: found[name] for name in expected}

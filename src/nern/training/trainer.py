@@ -344,7 +344,9 @@ class Trainer(Loop):
         self.settle()
         if self.folder is not None:
             with self.rounding.applied():
-                self.folder.save_checkpoint(name, self.nern.predictor.state_dict(), self.extra, self.rounding.quantised)
+                record = self.best if name == "best" and self.best is not None else {"step": self.step}
+                predictor, quantised = self.nern.predictor.state_dict(), self.rounding.quantised
+                self.folder.save_checkpoint(name, predictor, self.extra, quantised, record)
 
     def own_state(self) -> dict[str, Any]:
         """Predictor, optimizer, schedule, window, best."""

@@ -1,0 +1,646 @@
+"""What faults and signals leave: files of the user, run folders, one clear error."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import nern
+from nern import Config, NernError, PackOptions
+from nern.cli import main
+from nern.config import LoggingConfig
+from nern.errors import NernWarning, ResourceError, resource_error
+from nern.files import atomic_path, write_json, write_text
+from nern.jobs.artifacts import unpack
+from nern.jobs.session import new_folder
+from nern.shipped import shipped_file
+from nern.stopping import leave_lost_terminal
+from nern.training import Interrupted, RunFolder, Trainer
+from nern.training.interrupt import StopRequest
+from nern.training.run_folder import attached_to
+from runs import quiet, same, small_resnet, stop_after
+
+DATA = Path(__file__).parent / "data"
+SHIPPED = "pretrained:digits-resnet8.nern"
+SETTINGS: dict[str, Any] = {
+    "nern.hidden_layer_size": 8,
+    "nern.embeddings.enc_levels": 4,
+    "task.original_model_name": "ResNet8",
+    "task.task_name": "digits",
+    "logging.tracker": "none",
+    "logging.exp_name": "run",
+    "logging.progress": False,
+    "evaluation.held_out_images": 20,
+    "evaluation.test_images": 40,
+    "batch_size": 8,
+    "epochs": None,
+    "eval_epochs_interval": None,
+    "save_epochs_interval": None,
+}
+
+Configure = Callable[..., Config]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_picture() -> Any:
+    """Leaves the picture out, the slowest part of a short run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a very small ResNet for digits."""
+    path = tmp_path_factory.mktemp("original") / "network.pt"
+    torch.save(small_resnet().state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def configure(original: Path, tmp_path: Path) -> Configure:
+    """Makes the config of a run of four steps; dotted keys win over its own."""
+
+    def make(given: Mapping[str, Any] | None = None) -> Config:
+        own = {"original_model_path": str(original), "logging.log_dir": str(tmp_path / "runs"), "num_iterations": 4}
+        return Config.from_dict(own | SETTINGS | dict(given or {}))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(original: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run."""
+    own = {"original_model_path": str(original), "logging.log_dir": str(tmp_path_factory.mktemp("runs"))}
+    return RunFolder(nern.train(Config.from_dict(own | SETTINGS | {"num_iterations": 1}), quiet())["run_folder"])
+
+
+def assert_same_result(a: RunFolder, b: RunFolder) -> None:
+    state_a, state_b = a.load_state(), b.load_state()
+    for key in (state_a.keys() | state_b.keys()) - {"config", "seconds", "step_seconds"}:
+        assert same(state_a[key], state_b[key]), key
+    for file in sorted((a.root / "checkpoints").glob("*.pt")):
+        twin = b.checkpoint(file.stem)
+        assert same(torch.load(file), torch.load(twin)), file.name
+        assert same(attached_to(file), attached_to(twin)), file.name
+    metrics_a, metrics_b = (json.loads(folder.metrics.read_text()) for folder in (a, b))
+    for key in ("original", "best", "last", "layers"):
+        assert metrics_a[key] == metrics_b[key], key
+
+
+@contextmanager
+def limited(kind: int, number: int) -> Iterator[None]:
+    """A limit of the system, as `ulimit` sets it."""
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (number, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))
+
+
+# --- a run folder belongs to one run -------------------------------------------------------------------------------
+
+
+def test_runs_that_begin_together_get_folders_of_their_own(tmp_path: Path) -> None:
+    logging = LoggingConfig(log_dir=str(tmp_path / "runs"), exp_name="run")
+    config = type("Any", (), {"logging": logging})
+    together = threading.Barrier(12)
+
+    def begin(number: int) -> Path:
+        together.wait()
+        with new_folder(config) as folder:  # type: ignore[arg-type]
+            assert not any(folder.root.iterdir())
+            together.wait()  # all have claimed, none has written
+            if number % 3 == 0:
+                raise NernError("as when the first batch cannot be processed")
+            folder.state.write_text(str(number))
+        return folder.root
+
+    with ThreadPoolExecutor(12) as threads:
+        begun = [threads.submit(begin, number) for number in range(12)]
+    kept = {one.result(): str(number) for number, one in enumerate(begun) if number % 3}
+    assert len(kept) == 8
+    assert {path: RunFolder(path).state.read_text() for path in (tmp_path / "runs").iterdir()} == kept
+
+
+CLAIMS = """
+import sys
+from nern.config import LoggingConfig
+from nern.training import RunFolder
+with RunFolder.claimed(LoggingConfig(log_dir=sys.argv[1], exp_name="run")) as folder:
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_empty_folder_of_another_process_is_left_alone(configure: Configure, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CLAIMS, str(tmp_path / "runs")]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "claimed\n"
+        first = tmp_path / "runs" / "run"
+        with pytest.raises(NernError, match="another process is training in"), RunFolder(first).locked():
+            pass
+        with pytest.raises(NernError, match="feature maps"):  # which removes the folder that it has claimed
+            nern.train(configure({"nern.feature_maps": [], "loss_warmup_iterations": 0}), quiet())
+        assert [path.name for path in first.parent.iterdir()] == ["run"]
+        assert nern.train(configure(), quiet())["run_folder"] == str(tmp_path / "runs" / "run-2")
+        assert not any(first.iterdir())
+    finally:
+        other.communicate(timeout=60)
+    assert other.returncode == 0
+
+
+# --- a checkpoint is of one moment ---------------------------------------------------------------------------------
+
+PHASES: dict[str, Any] = {
+    "num_iterations": None,
+    "reconstruction.iterations": 1,
+    "distillation.iterations": 2,
+    "quantisation.iterations": 3,
+    "quantisation.images": 8,
+    "learn_norms": True,
+    "optim.lr": 0.05,
+    "eval_iterations_interval": 1,
+    "save_minutes": 0.0,
+}
+
+
+def test_a_kill_at_any_moment_leaves_what_belongs_together(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies of the run folder, made before each write takes effect, are what a kill there leaves."""
+    root, replace, save = tmp_path / "runs" / "run", os.replace, RunFolder.save_checkpoint
+    left: list[RunFolder] = []
+    saved: dict[int, Any] = {}
+
+    def replacing(source: Any, target: Any) -> None:
+        if Path(target).is_relative_to(root):
+            left.append(RunFolder(shutil.copytree(root, tmp_path / "left" / str(len(left)))))
+        replace(source, target)
+
+    def saving(self: RunFolder, name: str, predictor: Any, beside: Any, quantised: Any, record: Any) -> None:
+        if name == "best":
+            parts = ({n: t.clone() for n, t in of.items()} for of in (predictor, beside))
+            saved[record["step"]] = (*parts, None if quantised is None else quantised.to_json(), dict(record))
+        save(self, name, predictor, beside, quantised, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replacing)
+        patch.setattr(RunFolder, "save_checkpoint", saving)
+        nern.train(configure(PHASES), quiet())
+    whole, steps = RunFolder(root), set()
+    assert len(left) > 15
+    for folder in left:
+        best = folder.checkpoint("best")
+        if not best.is_file():
+            assert not folder.state.is_file()
+            continue
+        attached = attached_to(best)
+        step = attached["record"]["step"]
+        steps.add(step)
+        found = (dict(torch.load(best)), attached["beside"], attached["quantised"], attached["record"])
+        assert same({n: t.detach() for n, t in found[1].items()}, {n: t.detach() for n, t in saved[step][1].items()})
+        assert same((found[0], *found[2:]), (saved[step][0], *saved[step][2:]))
+        if folder.metrics.is_file():
+            assert json.loads(folder.metrics.read_text())["best"]["step"] == step
+    assert len(steps) > 3
+    ahead = [f for f in left if f.state.is_file() and (f.record("best") or {})["step"] > f.load_state()["step"]]
+    assert ahead  # the state is of an earlier step than the best checkpoint
+    chosen = {ahead[0].root, ahead[-1].root, left[-1].root, next(f.root for f in left if f.state.is_file())}
+    for folder in (f for f in left if f.root in chosen):
+        config = nern.jobs.config_of_run(folder.root)
+        record = folder.record("best")
+        assert record is not None
+        assert nern.evaluate(config, console=quiet(), run=folder.root)["reconstructed"] == record["test"]
+        nern.resume(folder.root, quiet())
+        assert_same_result(whole, folder)
+
+
+def test_a_run_that_goes_on_has_no_metrics_of_fewer_steps(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        nern.train(configure(), quiet())
+    monkeypatch.undo()
+    folder = RunFolder(Path(configure().logging.log_dir) / "run")
+    folder.metrics.write_text("{}")
+    stop_after(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        nern.resume(folder.root, quiet())
+    assert not folder.metrics.exists()
+
+
+def test_run_folders_of_earlier_versions_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They keep norms and steps of rounding in files beside the predictor."""
+    folder = RunFolder(shutil.copytree(DATA / "earlier-run", tmp_path / "run"))
+    expected = json.loads((DATA / "earlier-run.json").read_text())
+    config = nern.jobs.config_of_run(folder.root)
+    found = nern.evaluate(config, console=quiet(), run=folder.root)["reconstructed"]
+    assert found == pytest.approx(expected["best of the stopped run"])
+    norms, state = (
+        load_file(folder.root / "checkpoints" / "best.kept.safetensors"),
+        nern.load_run(folder.root).state_dict(),
+    )
+    assert len(norms) == 14
+    assert all(torch.equal(state[name], tensor) for name, tensor in norms.items())
+    artifact = nern.pack(folder.root, tmp_path / "net.nern", PackOptions(images=8, evaluate=True), quiet())
+    assert artifact.description.networks[0].about["test"] == pytest.approx(expected["packed"]["test"])
+    steps = json.loads((folder.root / "checkpoints" / "best.steps.json").read_text())["steps"]
+    assert {code.name: code.step for code in artifact.description.predictor if code.name in steps} == steps
+    metrics = nern.resume(folder.root, quiet())
+    for which in ("best", "last"):
+        for images in ("held_out", "test"):
+            assert metrics[which][images] == pytest.approx(expected[which][images]), which
+    assert metrics["best"]["step"] == expected["best"]["step"]
+
+
+# --- no file is overwritten unasked --------------------------------------------------------------------------------
+
+# Of commands: the file that they would write without having been told, and what they are called with.
+MADE_UP: dict[str, tuple[str, list[str], list[str]]] = {
+    "pack": ("{run}.nern", ["pack", "{run}", "--lossless", "true"], ["-o", "{run}.nern"]),
+    "unpack": ("digits-resnet8.safetensors", ["unpack", SHIPPED], ["-o", "digits-resnet8.safetensors"]),
+    "report": (
+        "digits-resnet8_report.html",
+        ["report", SHIPPED, "--images", "0"],
+        ["-o", "digits-resnet8_report.html"],
+    ),
+}
+
+
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize("name", MADE_UP)
+def test_a_file_that_was_not_named_is_never_overwritten(
+    name: str, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made_up, command, named = MADE_UP[name]
+    command, named = ([word.format(run=run.root) for word in words] for words in (command, named))
+    file = Path(made_up.format(run=run.root))
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    assert main(command) == 2
+    assert "is there already and stays as it is. Move it, or name" in capsys.readouterr().err
+    assert file.read_text() == "mine"
+    if named:
+        assert main([*command, *named]) == 0
+        assert file.read_bytes() != b"mine"
+        assert main(command) == (0 if name == "report" else 2)  # an earlier report makes way for the next
+    file.unlink()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["info", "net.nern", "--json", "./net.nern"],
+        ["verify", "net.nern", "--json", "net.nern"],
+        ["report", "net.nern", "-o", "net.nern"],
+        ["evaluate", "--run", "{run}", "--json", "{run}/metrics.json"],
+        ["pack", "{run}", "-o", "{run}/state.pt"],
+        ["unpack", "net.nern", "-o", "{run}/kept.safetensors"],
+    ],
+)
+def test_what_is_read_and_what_a_run_needs_is_not_replaced(
+    command: list[str], run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("net.nern").write_bytes(shipped_file(SHIPPED, ".nern", "a NeRN").read_bytes())  # type: ignore[union-attr]
+    before = {
+        path: path.read_bytes() for folder in (run.root, tmp_path) for path in folder.rglob("*") if path.is_file()
+    }
+    assert main([word.format(run=run.root) for word in command]) == 2
+    assert "would be lost" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_second_quickstart_takes_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nern.commands.quickstart import _free_name
+
+    monkeypatch.chdir(tmp_path)
+    for expected in ("run.nern", "run-2.nern", "run-3.nern"):
+        assert _free_name("run") == Path(expected)
+        Path(expected).touch()
+
+
+def test_links_permissions_and_devices_stay(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("before")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    write_text(link, "after")
+    assert link.is_symlink()
+    assert target.read_text() == "after"
+    assert target.stat().st_mode & 0o777 == 0o600
+    write_json("/dev/null", {"a": 1})
+    assert not Path("/dev/null").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "target"]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".PT", ".safetensors"])
+def test_unpacked_weights_are_in_the_format_of_their_suffix(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"w{suffix}"
+    expected = unpack(SHIPPED, file, console=quiet()).state_dict()
+    found = load_file(file) if suffix == ".safetensors" else torch.load(file, weights_only=True)
+    assert found.keys() == expected.keys()
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in expected.items()
+    )
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["w", "w.bin", "w.nern", "w.npz", "w.pt.gz"])
+def test_other_suffixes_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(NernError, match=r"must end in \.pt, \.pth, \.th \(PyTorch\) or \.safetensors"):
+        unpack(SHIPPED, tmp_path / name, console=quiet())
+    assert not any(tmp_path.iterdir())
+
+
+# --- disk, memory, open files --------------------------------------------------------------------------------------
+
+ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
+    "disk full": (
+        lambda: _raise(OSError(errno.ENOSPC, "x", "a/file")),
+        "a/file: No space left on device. Free some space",
+    ),
+    "read-only": (lambda: _raise(OSError(errno.EROFS, "x", "a/file")), "a/file: Read-only file system. Choose another"),
+    "not permitted": (lambda: _raise(PermissionError(errno.EACCES, "x", "f")), "f: Permission denied. Choose another"),
+    "many files": (lambda: _raise(OSError(errno.EMFILE, "x")), "Too many open files. Raise the limit of open files"),
+    "quota": (lambda: _raise(OSError(errno.EDQUOT, "x", "f")), "f: Disk quota exceeded. Free some space"),
+    "memory": (lambda: _raise(MemoryError()), "there is not enough memory. Take smaller batches"),
+    "memory of torch": (
+        lambda: torch.empty(10**15),
+        r"there is not enough memory \(tried to allocate .*\). Take smaller",
+    ),
+    "memory of a GPU": (
+        lambda: _raise(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")),
+        r"there is not enough memory \(tried to allocate 20.00 gib\)",
+    ),
+    "safetensors": (lambda: _raise(ValueError("Error: I/O error: No space (os error 28)")), "No space left on device"),
+    "workers": (lambda: _raise(RuntimeError("received 0 items of ancdata")), "Too many open files"),
+    "threads": (lambda: _raise(RuntimeError("can't start new thread")), "limit of processes"),
+}
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_the_system_refuses_is_one_clear_error(
+    name: str, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails, message = ERRORS[name]
+    configure().save(tmp_path / "config.yaml")
+    monkeypatch.setattr(Trainer, "do_step", lambda self: fails())
+    with pytest.raises(ResourceError, match=message) as caught:
+        nern.train(configure(), quiet())
+    assert "Nothing had been saved; start the run again" in str(caught.value)
+    assert not any((tmp_path / "runs").iterdir())
+    assert main(["train", "--config_path", str(tmp_path / "config.yaml")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize("error", [KeyError("No"), RuntimeError("shapes"), ValueError("x"), NernError("out of memory")])
+def test_other_errors_stay_what_they_are(error: Exception) -> None:
+    assert resource_error(error) is None
+
+
+@pytest.mark.parametrize("fault", ["disk", "files", "memory", "mkstemp", "fsync", "gone"])
+def test_a_run_goes_on_when_the_fault_is_mended(
+    fault: str, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure({"eval_iterations_interval": 1, "learn_norms": True})
+    config.logging.exp_name = "whole"
+    whole = RunFolder(nern.train(config, quiet())["run_folder"])
+    config.logging.exp_name = "run"
+    folder, do_step = RunFolder(tmp_path / "runs" / "run"), Trainer.do_step
+    said = {
+        "disk": "best.pt cannot be written: File too large",
+        "files": "best.pt cannot be written: Too many open files",
+        "memory": "there is not enough memory",
+        "mkstemp": "best.pt cannot be written: Read-only file system",
+        "fsync": "best.pt cannot be written: No space left on device",
+        "gone": "was moved or deleted while the run went on",
+    }[fault]
+
+    def at_fault(self: Trainer) -> Any:
+        if self.step == 2:
+            if fault == "disk":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            elif fault == "files":
+                resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            elif fault == "memory":
+                torch.empty(10**15)
+            elif fault == "gone":
+                shutil.move(folder.root, tmp_path / "moved")
+            else:
+                number = errno.EROFS if fault == "mkstemp" else errno.ENOSPC
+                owner: Any = tempfile if fault == "mkstemp" else os
+                monkeypatch.setattr(owner, fault, lambda *args, **more: _raise(OSError(number, os.strerror(number))))
+        return do_step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "do_step", at_fault)
+        limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)]
+        with limited(resource.RLIMIT_FSIZE, limits[0]), limited(resource.RLIMIT_NOFILE, limits[1]):
+            with pytest.raises(ResourceError, match=said) as caught:
+                nern.train(config, quiet())
+    monkeypatch.undo()
+    if fault == "gone":
+        assert not folder.root.exists()  # it is not made a second time
+        shutil.move(tmp_path / "moved", folder.root)
+    else:
+        assert f"Continue with: nern train --resume {folder.root}" in str(caught.value)
+    assert not list(folder.root.rglob(".*"))
+    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
+    nern.resume(folder.root, quiet())
+    assert_same_result(whole, folder)
+
+
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        (["pack", "{run}", "-o", "net.nern", "--lossless", "true"], "net.nern"),
+        (["unpack", SHIPPED, "-o", "w.safetensors"], "w.safetensors"),
+        (["unpack", SHIPPED, "-o", "w.pt"], "w.pt"),
+        (["report", "{run}", "-o", "page.html", "--images", "0"], ""),
+        (["info", SHIPPED, "--json", "info.json"], "info.json"),
+    ],
+)
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(
+    command: list[str], file: str, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(run=run.root) for word in command]
+    with limited(resource.RLIMIT_FSIZE, 30):
+        assert main(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert f"{file} cannot be written: File too large" in told
+    assert len(told.splitlines()) == 1
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert main(words) == 0
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("where", ["nern.jobs.training.build_experiment", "nern.jobs.training.store_ordering"])
+def test_a_signal_before_the_first_step_ends_with_a_line_and_leaves_nothing(
+    number: signal.Signals, where: str, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    configure().save(tmp_path / "config.yaml")
+    monkeypatch.setattr(where, lambda *args, **more: signal.raise_signal(number))
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    assert main(["train", "--config_path", str(tmp_path / "config.yaml")]) == 128 + number
+    by = "" if number == signal.SIGINT else f" by {number.name}"
+    assert capsys.readouterr().err == f"stopped{by}; nothing since the last save was kept\n"
+    assert not list(tmp_path.glob("runs/*"))
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_training_saves(
+    number: signal.Signals, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(monkeypatch, 3, number)
+    with pytest.raises(
+        Interrupted, match=r"stopped at step 3 of 4; saved\. Continue with: nern train --resume"
+    ) as caught:
+        nern.train(configure(), quiet())
+    assert caught.value.signal_number == number
+    folder = RunFolder(Path(configure().logging.log_dir) / "run")
+    assert folder.load_state()["step"] == 3
+
+
+def test_nohup_is_honoured() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.signal_number is None
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.signal_number == signal.SIGTERM
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_a_closed_terminal_keeps_nobody_from_saving() -> None:
+    master, slave = os.openpty()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.dup2(slave, 1)
+            os.dup2(slave, 2)
+            os.close(slave)
+            os.close(master)
+            while True:  # until the other process has closed it, too
+                try:
+                    os.write(1, b".")
+                except OSError:
+                    break
+            leave_lost_terminal()
+            os.write(1, b"to nowhere")
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(slave)
+    os.close(master)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+# --- nern.fit and Ctrl-C ---------------------------------------------------------------------------------------------
+
+
+def _fit(network: nn.Module, **more: Any) -> nern.Fitted:
+    return nern.fit(network, ratio=3, iterations=6, progress=False, console=quiet(), **more)
+
+
+def test_ctrl_c_in_fit_gives_what_was_reached(small_cnn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: dict[int, dict[str, torch.Tensor]] = {}
+    train_step = Trainer.train_step
+
+    def noting(self: Trainer, *args: Any) -> Any:
+        losses = train_step(self, *args)
+        reached[self.step] = {name: t.clone() for name, t in self.nern.predictor.state_dict().items()}
+        return losses
+
+    monkeypatch.setattr(Trainer, "train_step", noting)
+    whole = _fit(small_cnn())
+    assert (whole.steps, whole.interrupted) == (6, False)
+    third = reached[3]
+    stop_after(monkeypatch, 3)
+    with pytest.warns(NernWarning, match="fit was stopped at step 3 of 6; what it had reached is returned"):
+        fitted = _fit(small_cnn())
+    assert (fitted.steps, fitted.interrupted) == (3, True)
+    assert same(dict(fitted.nern.predictor.state_dict()), third)
+    nern.save(fitted, tmp_path / "net.nern", PackOptions(lossless=True))
+    expected = fitted.network().state_dict()
+    assert same(dict(nern.load(tmp_path / "net.nern").network(small_cnn()).state_dict()), dict(expected))
+
+
+def test_a_second_ctrl_c_in_fit_interrupts_at_once(small_cnn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(self: Trainer, *args: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "train_step", twice)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        _fit(small_cnn())
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+def test_sigterm_in_fit_goes_to_the_program(small_cnn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    came: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    stop_after(monkeypatch, 2, signal.SIGTERM)
+    try:
+        with pytest.warns(NernWarning, match="at step 2 of 6"):
+            fitted = _fit(small_cnn())
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert came == [signal.SIGTERM]
+    assert fitted.steps == 2
+
+
+def test_atomic_path_passes_on_errors_of_other_kinds(tmp_path: Path) -> None:
+    def half() -> None:
+        with atomic_path(tmp_path / "file") as temporary:
+            temporary.write_text("half")
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        half()
+    assert not any(tmp_path.iterdir())
