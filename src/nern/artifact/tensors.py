@@ -118,8 +118,9 @@ def encode_tensors(
 
     Args:
         tensors: by name.
-        held: of each name, the number of a step, 'f16' or 'as'; a name that is missing: 'as'. Whole numbers are held exactly
-            at any rate, and in more than 16 bits is held what would not be itself in these, to about three digits.
+        held: of each name, the number of a step, 'f16', or 'as'; a name that is missing: 'as', every bit as it is, in the
+            fewest bytes. Whole numbers are held so at any rate, and in more than 16 bits is held what would not be itself
+            in these, to about three digits.
 
     Raises:
         NernError: a step so small that a tensor has more multiples than can be coded; a kind of number that cannot be held.
@@ -131,11 +132,14 @@ def encode_tensors(
             raise NernError(
                 f"{name} holds {tensor.dtype}, which an artifact cannot; {', '.join(map(str, NAMES))} can be"
             )
-        whole = not tensor.is_floating_point()
-        how = _held_whole(tensor) if whole else held.get(name, "as")
+        how = held.get(name, "as") if tensor.is_floating_point() else "as"
+        if how == "as" and _few_whole_numbers(tensor):
+            how = 0  # multiples of 1
+        elif how == "as" and tensor.is_floating_point() and _same_bits(tensor.half().to(tensor.dtype), tensor):
+            how = "f16"
         shape, dtype = tuple(tensor.shape), NAMES[tensor.dtype]
         if isinstance(how, str):
-            how = "as" if how == "f16" and not _fits_half(tensor) else how
+            how = "as" if how == "f16" and (tensor.dtype.itemsize <= 2 or not _fits_half(tensor)) else how
             codes.append(TensorCode(name, shape, dtype, how))
             raw += _to_bytes(tensor.half() if how == "f16" else tensor)
             continue
@@ -173,10 +177,19 @@ def _multiples_of(tensor: Tensor, step: int) -> Integers:
     return found
 
 
-def _held_whole(tensor: Tensor) -> int | str:
-    """Whole numbers are multiples of 1, if these are few enough."""
-    low, high = (int(tensor.min()), int(tensor.max())) if tensor.numel() else (0, 0)
-    return 0 if -MOST_SYMBOLS // 2 < low <= high < MOST_SYMBOLS // 2 else "as"
+def _few_whole_numbers(tensor: Tensor) -> bool:
+    """Whether multiples of 1 hold every bit of a tensor, and are few enough."""
+    if not tensor.numel():
+        return True
+    low, high = tensor.min().item(), tensor.max().item()  # of NaN neither compares
+    if not -MOST_SYMBOLS // 2 < low <= high < MOST_SYMBOLS // 2:
+        return False
+    return not tensor.is_floating_point() or _same_bits(tensor.double().round().long().to(tensor.dtype), tensor)
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are the same to the bit: NaN and minus zero, too."""
+    return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (first, second)))
 
 
 def _fits_half(tensor: Tensor) -> bool:

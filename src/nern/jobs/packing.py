@@ -210,14 +210,18 @@ def sections_of(packable: Packable, options: PackOptions) -> tuple[dict[str, byt
         for member in members:
             member.original.absorb_statistics()
     parts = [network_parts(member.original, task) for member, task in zip(members, packable.tasks, strict=True)]
+    named = [(i, dict(member.original.network.named_buffers())) for i, member in enumerate(members)]
+    buffers = {joint_name(name, i, count) for i, own in named for name in own}  # kept as they are, whatever they hold
 
     def write(predictor: Holding, kept: Holding, of: Sequence[NetworkParts] = parts) -> dict[str, bytes]:
-        return encoded(nern, packable.config, packable.ordering, of, predictor, kept, options.metadata)
+        exact = Holding({**kept.tensors, **dict.fromkeys(buffers, "as")}, kept.otherwise)
+        return encoded(nern, packable.config, packable.ordering, of, predictor, exact, options.metadata)
 
     if options.lossless:
         return probed(write(Holding(), Holding()))
     predictor = {n: t for n, t in nern.predictor.state_dict().items() if n != SCALES}
     kept = {joint_name(name, i, count): t for i, part in enumerate(parts) for name, t in part.kept.items()}
+    kept = {name: t for name, t in kept.items() if name not in buffers}
     effects, of_kept = Effects(nern, members, options.images), {KEPT + n: t for n, t in kept.items()}
     if packable.trained is not None and options.bits is None:
         trained, kept_chooser = packable.trained, StepChooser(of_kept, effects)
@@ -242,6 +246,8 @@ def _with_norms_fitted(
 ) -> list[NetworkParts]:
     """The parts with the batch norms that go with the predictor rounded to these steps, where there are images."""
     state, members = packable.nern.predictor.state_dict(), packable.members
+    if all(images is None for images in effects.images):
+        return list(parts)
     rounded = effects.predicted({name: on_grid(state[name], step) for name, step in steps.items()})
     before, after = (split_by_network(members, weights) for weights in (effects.weights, rounded))
     found = []

@@ -21,7 +21,7 @@ from nern.originals.selection import choose_parameters, convolution_weights, mat
 from nern.originals.taps import NORMS, FeatureMaps, Taps, default_taps, matching_taps
 from nern.randomness import generator
 from nern.registry import ORIGINALS
-from nern.weights_file import load_weights, split_key
+from nern.weights_file import STATISTICS, load_weights, split_key
 
 SMALL_SHARE = 0.1  # representing less of a network than this deserves a word
 
@@ -130,8 +130,10 @@ class Original:
             weight = self.network.get_parameter(name)
             if not weight.is_floating_point() or weight.is_meta:
                 raise NernError(f"{name} holds {weight.dtype} on device {weight.device}; real numbers are needed")
-        for name, value in self.network.state_dict().items():
-            if value.is_floating_point() and not value.is_meta and not torch.isfinite(value).all():
+        trained = {id(p) for p in self.network.parameters()}
+        for name, value in self.network.state_dict(keep_vars=True).items():  # other buffers may hold anything
+            checked = isinstance(value, Tensor) and (id(value) in trained or name.endswith(STATISTICS))
+            if checked and value.is_floating_point() and not value.is_meta and not torch.isfinite(value).all():
                 raise NernError(f"{name} of {self.name} holds values that are not finite (NaN or infinity)")
         represented = sum(w.numel() for w in self.weights)
         if by_default and represented < SMALL_SHARE * self.num_parameters:

@@ -87,7 +87,8 @@ def build_original_network(
         if hasattr(build, "infer_kwargs") and getattr(build, "load", None) in (None, OriginalNetwork.load):
             states = plain_state_dicts(file, "original network's weights")
             told: list[dict[str, Any]] = [build.infer_kwargs(state) for state in states]
-            arguments |= max(told, key=lambda found: len(found))
+            most: dict[str, Any] = max(told, key=len)
+            arguments |= most
         if kwargs_file(file).is_file():
             beside = _read_kwargs(kwargs_file(file))
             arguments |= beside

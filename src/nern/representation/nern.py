@@ -231,9 +231,9 @@ def scale_groups(table: KernelTable, kind: str) -> list[int]:
 
 
 def output_scales(weights: Sequence[Tensor], groups: Sequence[int]) -> Float[Tensor, " scales"]:
-    """Root mean square of the weights of each group of layers; 1 where all are zero."""
+    """Root mean square of the weights of each group of layers. It is 0 where all are zero, or so small that their squares
+    are: these layers are predicted as exactly zero, and take no part in the errors of others."""
     joined: list[list[Tensor]] = [[] for _ in range(max(groups) + 1)]
     for weight, group in zip(weights, groups, strict=True):
         joined[group].append(weight.detach().flatten())
-    found = torch.stack([torch.cat(group).float().square().mean().sqrt() for group in joined])
-    return torch.where(found > 0, found, torch.ones_like(found)).cpu()
+    return torch.stack([torch.cat(group).float().square().mean().sqrt() for group in joined]).cpu()

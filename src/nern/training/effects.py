@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from nern.tasks.streams import first_images
 from nern.training.members import Member, split_by_network
 
 PREDICTOR, KEPT = "predictor/", "kept/"
+MOST_ROWS = 2**15  # kernels on which effects are measured where there are no images
 
 
 class Effects:
@@ -26,10 +29,9 @@ class Effects:
         members: the networks it represents.
         extra: what was trained beside the predictor (`joint_name`), where that is not in its place.
         images: of the training stream: the effect is the mean divergence of the outputs on them; 0, or where there are no
-            images: the squared relative error of weights, a mean over layers.
+            images: the squared relative error of kernels, a mean over layers; of `MOST_ROWS` at most.
 
     Attributes:
-        weights: of all layers, nothing changed.
         images: of each network; None: it has none.
     """
 
@@ -39,39 +41,62 @@ class Effects:
         self.nern, self.members, self.count = nern, list(members), len(members)
         self._extra = {name: value.detach() for name, value in (extra or {}).items()}
         self._state = {name: t.clone() for name, t in nern.predictor.state_dict().items()}
-        self.weights = nern.reconstruct()
+        self._rows = _some_rows(nern)
+        self._kernels = self._predict_kernels()
         streams = [member.stream for member in members]
         self.images = [None if stream is None or not images else first_images(stream, images) for stream in streams]
         self._outputs = [
             None if batch is None else self._run(number, self.weights, {}) for number, batch in enumerate(self.images)
         ]
 
+    @cached_property
+    def weights(self) -> list[Tensor]:
+        """Of all layers, nothing changed."""
+        return self.nern.reconstruct()
+
     @torch.no_grad()
     def __call__(self, changed: Mapping[str, Tensor]) -> float:
         """The mean over networks; names begin with PREDICTOR or KEPT."""
         predictor, kept = under(changed, PREDICTOR), under(changed, KEPT)
-        weights = self.predicted(predictor) if predictor else self.weights
-        found = [self._of_network(number, weights, kept) for number in range(self.count)]
+        found: list[float] = []
+        with self._changed(predictor):
+            seen = any(images is not None for images in self.images)
+            weights = [] if not seen else self.nern.reconstruct() if predictor else self.weights
+            kernels = self._predict_kernels() if predictor and None in self.images else self._kernels
+        for number, images in enumerate(self.images):
+            own = of_number(kept, number, self.count)
+            if images is None:
+                found.append(self._of_kernels(number, kernels, own))
+                continue
+            log_p, log_q = self._outputs[number], self._run(number, weights, own)
+            assert log_p is not None
+            found.append(float(F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)))
         return sum(found) / self.count
 
     def predicted(self, changed: Mapping[str, Tensor]) -> list[Tensor]:
         """Weights of all layers with some of the predictor's tensors changed."""
-        predictor = self.nern.predictor
-        predictor.load_state_dict(self._state | dict(changed))
-        try:
+        with self._changed(changed):
             return self.nern.reconstruct()
-        finally:
-            predictor.load_state_dict(self._state)
 
-    def _of_network(self, number: int, weights: list[Tensor], kept: Mapping[str, Tensor]) -> float:
-        own = of_number(kept, number, self.count)
-        if self.images[number] is not None:
-            log_p, log_q = self._outputs[number], self._run(number, weights, own)
-            assert log_p is not None
-            return float(F.kl_div(log_q, log_p, reduction="batchmean", log_target=True))
-        before, after = (split_by_network(self.members, w)[number] for w in (self.weights, weights))
+    @contextmanager
+    def _changed(self, changed: Mapping[str, Tensor]) -> Iterator[None]:
+        self.nern.predictor.load_state_dict(self._state | dict(changed))
+        try:
+            yield
+        finally:
+            self.nern.predictor.load_state_dict(self._state)
+
+    @torch.no_grad()
+    def _predict_kernels(self) -> list[Tensor]:
+        """Some kernels of each layer."""
+        with self.nern.evaluating():
+            parts = self.nern.heads.by_layer(self._rows, self.nern(self._rows))
+        return [kernels for _, _, kernels in parts]
+
+    def _of_kernels(self, number: int, kernels: list[Tensor], kept: Mapping[str, Tensor]) -> float:
+        before, after = (split_by_network(self.members, of)[number] for of in (self._kernels, kernels))
         state = self.members[number].original.kept()
-        pairs = [*zip(before, after, strict=True), *((state[name], value) for name, value in own.items())]
+        pairs = [*zip(before, after, strict=True), *((state[name], value) for name, value in kept.items())]
         ratios = [float((b - a).square().sum() / b.square().sum().clamp_min(1e-30)) for b, a in pairs]
         return sum(ratios) / len(before)
 
@@ -92,6 +117,15 @@ class Effects:
         else:
             outputs, _ = original.run(own, images, extra)
         return outputs.double().log_softmax(1)
+
+
+def _some_rows(nern: NeRN) -> Tensor:
+    """All rows of a NeRN, or of every layer its share of about `MOST_ROWS`, evenly spaced."""
+    table = nern.table
+    every = max(-(-table.rows // MOST_ROWS), 1)
+    device = next(nern.predictor.parameters()).device
+    starts = zip(table.starts, table.layer_rows, strict=False)
+    return torch.cat([torch.arange(start, start + rows, every, device=device) for start, rows in starts])
 
 
 def under(values: Mapping[str, Any], start: str) -> dict[str, Any]:

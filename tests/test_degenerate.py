@@ -1,0 +1,210 @@
+"""Degenerate numbers: layers of zeros, constants and single values; buffers that hold anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nern
+from nern.api import fit_config
+from nern.config import Config
+from nern.jobs import train
+from nern.jobs.packing import PackOptions
+from nern.representation.nern import NeRN
+
+ITERATIONS = 250
+
+
+def stack(middle: Callable[[Tensor], Tensor] | None = None) -> nn.Sequential:
+    """Three convolutions, and a fourth between them whose weight is `middle` of random numbers."""
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 3), nn.Conv2d(12, 8, 3)]
+    if middle is not None:
+        convolutions.append(nn.Conv2d(12, 12, 3))
+        with torch.no_grad():
+            convolutions[3].weight.copy_(middle(convolutions[3].weight))
+    return nn.Sequential(*convolutions)
+
+
+def fitted(network: nn.Module, **settings: Any) -> nern.Fitted:
+    return nern.fit(network, iterations=ITERATIONS, progress=False, **settings)
+
+
+@pytest.fixture(scope="module")
+def ordinary() -> dict[bool, list[float]]:
+    """Relative errors of the three layers by one predictor: False, beside an ordinary fourth layer; True, alone."""
+    beside = fitted(stack(torch.clone))
+    config = fit_config(ITERATIONS)
+    config.nern.hidden_layer_size = beside.config.hidden_layer_size
+    alone = nern.fit(stack(), config=config, progress=False)
+    return {
+        only: [float(e.relative or 0) for e in of.layer_errors()[:3]] for only, of in ((False, beside), (True, alone))
+    }
+
+
+@pytest.mark.parametrize(
+    ("middle", "exact"),
+    [
+        (torch.zeros_like, True),
+        (lambda w: w * 1e-30, True),  # its squares are zero
+        (lambda w: torch.full_like(w, 1e-42), True),  # subnormal
+        (lambda w: w * (torch.arange(12) % 2).view(-1, 1, 1, 1), False),  # every other filter is zero
+        (lambda w: torch.full_like(w, 0.05), False),
+        (lambda w: w[:, :1].expand_as(w), False),  # equal kernels
+    ],
+    ids=["zeros", "squares vanish", "subnormal", "zero filters", "constant", "equal kernels"],
+)
+def test_a_degenerate_layer_leaves_the_others_alone(
+    middle: Callable[[Tensor], Tensor], exact: bool, ordinary: dict[bool, list[float]], tmp_path: Path
+) -> None:
+    network = stack(middle)
+    found = fitted(network)
+    errors = found.layer_errors()
+    assert all(math.isfinite(error.rmse) for error in errors)
+    for error, without in zip(errors[:3], ordinary[exact], strict=True):
+        assert error.relative is not None
+        assert error.relative < without + 0.05, (error.name, error.relative, without)
+    nern.save(found, tmp_path / "net.nern")
+    read = nern.load(tmp_path / "net.nern").network(stack(middle))
+    for rebuilt in (found.network(), read):
+        weight = rebuilt[3].weight
+        assert torch.isfinite(weight).all()
+        assert (not weight.any()) == exact
+
+
+def test_layers_of_a_single_value_are_represented(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 8, 3), nn.Conv2d(8, 1, 1), nn.Conv1d(1, 1, 1))
+    found = fitted(network, ratio=4)
+    assert all(error.relative is not None and error.rmse < 0.2 for error in found.layer_errors())
+    nern.save(found, tmp_path / "net.nern")
+    read = nern.load(tmp_path / "net.nern").network(network)
+    torch.testing.assert_close(read[0].weight, found.network()[0].weight, rtol=0.1, atol=0.02)
+
+
+def test_a_network_of_zeros_is_a_network_of_zeros(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    for p in network.parameters():
+        p.data.zero_()
+    found = fitted(network)
+    nern.save(found, tmp_path / "net.nern")
+    assert not any(p.any() for p in nern.load(tmp_path / "net.nern").network(network).parameters())
+
+
+ZERO_LAYER = """
+import torch
+from torch import nn
+
+
+def net(num_classes=10, in_channels=1):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
+        nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+    network[3].weight.data.zero_()
+    return network
+"""
+
+
+@pytest.mark.filterwarnings("ignore:original_model_path is not set")
+def test_all_phases_train_beside_a_layer_of_zeros(tmp_path: Path) -> None:
+    (tmp_path / "zero.py").write_text(ZERO_LAYER)
+    config = Config.of_recipe(
+        "nern",
+        {
+            "task": {"task_name": "digits", "original_model_name": f"{tmp_path}/zero.py:net"},
+            "nern": {"hidden_layer_size": 16, "embeddings.permutations.improve_seconds": 0},
+            **{f"{phase}.iterations": 6 for phase in ("reconstruction", "refinement", "distillation", "quantisation")},
+            "refinement.images": 32,
+            "norm_images": 64,
+            "batch_size": 16,
+            "logging": {"exp_name": "zero", "log_dir": str(tmp_path), "progress": False},
+        },
+    )
+    metrics = train(config)
+    zero = next(layer for layer in metrics["layers"] if layer["name"] == "3.weight")
+    assert zero["rmse"] == 0
+    assert all(math.isfinite(layer["rmse"]) for layer in metrics["layers"])
+    assert not nern.load_run(metrics["run_folder"])[3].weight.any()
+
+
+class Masked(nn.Module):
+    """Buffers of every kind beside two convolutions and a norm without weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.last = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 8, 3)
+        assert self.norm.running_mean is not None
+        assert self.norm.running_var is not None
+        self.norm.running_mean.normal_()
+        self.norm.running_var.uniform_(0.5, 2)
+        low = torch.finfo(torch.float32).min
+        for name, values in {
+            "mask": torch.full((4, 4), low).triu(1),
+            "infinite": torch.full((3, 3), -torch.inf).triu(1),
+            "index": torch.arange(1000.0),
+            "odd": torch.tensor([-0.0, torch.nan, 1.5, 1e-42, 0.1]),
+            "whole": torch.tensor([2**60 + 1, -5]),
+            "of_8_bits": torch.arange(256, dtype=torch.uint8),
+            "flags": torch.tensor([True, False]),
+            "wide": torch.tensor([0.1, 1e300], dtype=torch.float64),
+            "of_16_bits": torch.tensor([0.1, 6e-8], dtype=torch.float16),
+            "of_brain": torch.tensor([0.1, 300.0, 3e38], dtype=torch.bfloat16),
+            "empty": torch.zeros(0, 3),
+            "scalar": torch.tensor(0.3),
+        }.items():
+            self.register_buffer(name, values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.conv(x)))
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    flat = [t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)]
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*flat)
+
+
+@pytest.fixture(scope="module")
+def masked() -> nern.Fitted:
+    return nern.fit(Masked(), iterations=5, progress=False)
+
+
+@pytest.mark.parametrize("options", [{}, {"bits": 3.0}, {"size": 9_000}, {"lossless": True}], ids=str)
+def test_buffers_are_kept_to_the_bit_whatever_they_hold(
+    options: dict[str, Any], masked: nern.Fitted, tmp_path: Path
+) -> None:
+    nern.save(masked, tmp_path / "net.nern", PackOptions(**options))
+    read = dict(nern.load(tmp_path / "net.nern").network(Masked()).named_buffers())
+    for name, buffer in Masked().named_buffers():
+        assert same_bits(read[name], buffer), name
+
+
+def test_whole_numbers_cost_few_bytes(masked: nern.Fitted, tmp_path: Path) -> None:
+    """Statistics of batch norms that are folded are zeros and ones: in a file they must take next to nothing."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    plain = nern.save(nern.fit(network, iterations=1, progress=False), tmp_path / "a.nern").size
+    network.register_buffer("zeros", torch.zeros(100_000))
+    network.register_buffer("ones", torch.ones(100_000))
+    with_them = nern.save(nern.fit(network, iterations=1, progress=False), tmp_path / "b.nern").size
+    assert with_them - plain < 200
+
+
+def test_a_save_predicts_all_weights_once_or_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = nern.fit(nn.Sequential(*(nn.Conv2d(160, 160, 3) for _ in range(4))), iterations=1, progress=False)
+    predicted, predict = [], NeRN._predict
+
+    def counted(self: NeRN, rows: Tensor | None, head: int) -> Tensor:
+        predicted.append(self.table.rows if rows is None else len(rows))
+        return predict(self, rows, head)
+
+    monkeypatch.setattr(NeRN, "_predict", counted)
+    nern.save(found, tmp_path / "net.nern")
+    whole = 4 * 160 * 160
+    assert sum(count == whole for count in predicted) <= 2
+    assert sum(count for count in predicted if count < whole) < 20 * 2**15
