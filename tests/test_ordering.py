@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from nern.config import NernConfig
 from nern.errors import NernError, NernWarning
+from nern.files import load_safetensors, save_safetensors
 from nern.ordering import (
     CrossFilterOrdering,
     InFilterOrdering,
@@ -456,12 +459,61 @@ def test_an_ordering_of_other_weights_is_taken_with_a_warning(tmp_path: Path) ->
         get_ordering([second], "crossfilter", tmp_path)
 
 
-def test_a_damaged_cache_mends_itself(cache_dir: Path) -> None:
+def rewritten(change: Callable[[dict[str, Tensor], dict[str, str]], object]) -> Callable[[Path], object]:
+    """Writes a cached file again, with changed tensors and metadata."""
+
+    def write(path: Path) -> None:
+        tensors, metadata = load_safetensors(path, "cached")
+        change(tensors, metadata)
+        save_safetensors(path, tensors, metadata)
+
+    return write
+
+
+def folder_of(path: Path) -> None:
+    path.unlink()
+    (path / "inner").mkdir(parents=True)
+
+
+def pipe_of(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+CACHE_DAMAGE: dict[str, Callable[[Path], object]] = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:20]),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("x" * 5000),
+    "a folder": folder_of,
+    "a pipe": pipe_of,
+    "a link to nothing": lambda path: (path.unlink(), path.symlink_to("nothing")),
+    "deep JSON": rewritten(lambda _, m: m.update(path_cost="[" * 100_000)),
+    "a long number": rewritten(lambda _, m: m.update(path_cost=f"[1, {'9' * 5000}]")),
+    "a cost of one": rewritten(lambda _, m: m.update(path_cost="[1]")),
+    "a cost that is none": rewritten(lambda _, m: m.update(path_cost="[NaN, 1]")),
+    "another mode": rewritten(lambda _, m: m.update(mode="infilter")),
+    "other weights": rewritten(lambda _, m: m.update(content_key="0" * 64)),
+    "a place twice": rewritten(lambda t, _: t["order.0"].__setitem__(0, int(t["order.0"][1]))),
+    "a place too far": rewritten(lambda t, _: t["order.0"].__setitem__(0, 200)),
+    "real numbers": rewritten(lambda t, _: t.update({"order.0": t["order.0"].float() + 0.5})),
+    "another shape": rewritten(lambda t, _: t.update({"order.0": t["order.0"].reshape(3, 4)})),
+    "fewer": rewritten(lambda t, _: t.update({"order.0": t["order.0"][:3].clone()})),
+    "another name": rewritten(lambda t, _: t.update({"order.9": t.pop("order.0")})),
+}
+
+
+@pytest.mark.parametrize("damage", CACHE_DAMAGE.values(), ids=CACHE_DAMAGE)
+def test_a_damaged_cache_is_mended_with_one_warning(damage: Callable[[Path], object], cache_dir: Path) -> None:
     weights = [torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))]
     solved, _ = get_ordering(weights, "crossfilter")
     (cached,) = (cache_dir / "orderings").iterdir()
-    cached.write_bytes(cached.read_bytes()[:20])
-    again, source = get_ordering(weights, "crossfilter")
+    damage(cached)
+    with pytest.warns(NernWarning, match="is damaged and made anew") as caught:
+        again, source = get_ordering(weights, "crossfilter")
+    assert len(caught) == 1
     assert source == "solved now"
     assert torch.equal(again.tensors()["order.0"], solved.tensors()["order.0"])
-    assert "cache" in get_ordering(weights, "crossfilter")[1]
+    mended, source = get_ordering(weights, "crossfilter")  # without a warning
+    assert source == f"from the cache ({cached})"
+    assert torch.equal(mended.tensors()["order.0"], solved.tensors()["order.0"])
+    assert list((cache_dir / "orderings").iterdir()) == [cached]

@@ -195,7 +195,7 @@ def test_arguments_in_the_config_go_before_the_json_file(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{option: B", r"weights.json is not valid JSON"),
+        ("{option: B", r"weights.json: it is not valid JSON"),
         ('["B"]', r"weights.json holds list, not an object"),
         ('{"optoin": "B"}', r"unknown argument of ResNet8 'optoin'; did you mean 'option'"),
         ('{"option": "D"}', r"unknown shortcut option 'D'"),

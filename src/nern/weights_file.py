@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import pathlib
 import re
 import types
@@ -130,10 +129,10 @@ def state_dicts(path: str | Path, what: str = "weights file") -> list[StateDict]
 def _parts(index: Path, what: str) -> dict[str, Tensor]:
     """The tensors of a file in parts, by its index."""
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = parse_json(index.read_bytes())["weight_map"]
         files = sorted(set(places.values()))
         plain = all(isinstance(name, str) and Path(name).name == name for name in files)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NernError(
             f"{what} {index} is not the index of a file in parts: it has no weight_map ({error})"
         ) from error

@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 from nern.artifact.tensors import DTYPES, TensorCode, check_name, is_int
 from nern.config import EmbeddingsConfig, NernConfig
@@ -20,10 +20,10 @@ from nern.errors import NernError
 from nern.naming import joint_name
 from nern.registry import ACTIVATIONS, ENCODINGS, NORM_LAYERS, PREDICTORS, SAMPLING_MODES
 from nern.representation.kernels import WEIGHT_IDXS, KernelTable, kernel_shape
+from nern.untrusted import parse_json
 
 MOST_BYTES = 2**23  # of the description, unpacked
 MOST_LAYERS, MOST_TENSORS = 2**14, 2**16  # of predicted weights; of the predictor, and of those that are kept
-MOST_DIGITS = 20  # of a whole number: 64 bits and a sign
 MOST_WIDTH = 2**14  # of hidden layers, and of the encoding of one index
 # What the NeRN of an artifact is built from: keys of `nern`, and of `nern.embeddings`.
 NERN_KEYS = (
@@ -142,37 +142,12 @@ def _json(data: bytes) -> dict[str, Any]:
     try:
         text = unpacker.decompress(data, MOST_BYTES)
         whole = unpacker.eof and not unpacker.unused_data
-        value = _DECODER.decode(text.decode()) if whole else None
-    except NernError:
-        raise
-    except (zlib.error, ValueError, RecursionError) as error:
+        value = parse_json(text) if whole else None
+    except (zlib.error, NernError) as error:
         raise NernError(f"its description cannot be read ({repr(str(error))[1:121]})") from error
     if not isinstance(value, dict):
         raise NernError(f"its description is no JSON object of at most {MOST_BYTES:,} bytes")
     return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise NernError("its description has a key twice")
-    return value
-
-
-def _no_number(text: str) -> NoReturn:
-    raise NernError(f"its description holds {text}")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _no_number(text[:40])
-
-
-def _whole(text: str) -> int:
-    return int(text) if len(text) <= MOST_DIGITS else _no_number(f"a number of {len(text):,} digits")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
 
 
 def _description(value: dict[str, Any]) -> Description:

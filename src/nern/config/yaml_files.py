@@ -11,14 +11,29 @@ import yaml
 
 from nern.errors import NernError
 from nern.files import load_yaml
+from nern.untrusted import check_yaml
 
 BASE = "base"
 Check = Callable[[dict[str, Any], str], dict[str, Any]]
 
 
 def parse_yaml(text: str) -> Any:
-    """What a YAML text holds. Numbers such as 5e-3 are numbers; nothing in it is executed."""
-    return yaml.load(text, Loader=_Loader)
+    """What a YAML text holds. Numbers such as 5e-3 are numbers; nothing in it is executed.
+
+    Raises:
+        NernError: it is no YAML, or nested too deeply; it holds too long a number, or too much with its aliases written out.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        check_yaml(node)
+        return None if node is None else loader.construct_document(node)
+    except NernError:
+        raise
+    except RecursionError as error:
+        raise NernError("it is nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise NernError(" ".join(str(error).split())) from error
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +23,7 @@ from nern.terminal import bytes_text
 from nern.training.loop import History
 from nern.training.members import split_by_network
 from nern.training.run_folder import RunFolder
+from nern.untrusted import parse_json
 
 # Of what has a size: its name, and keys of metrics.json of the original's bytes (None: it has no such part) and the run's.
 PARTS = (
@@ -79,7 +79,7 @@ def _metrics(folder: RunFolder) -> dict[str, Any] | None:
     if not folder.metrics.is_file():
         return None
     try:
-        metrics = json.loads(folder.metrics.read_text(encoding="utf-8"))
+        metrics = parse_json(folder.metrics.read_bytes())
         if isinstance(metrics, dict) and all(isinstance(metrics[key], dict) for key in ("original", "best", "sizes")):
             return metrics
         reason = "it has not what nern train writes"

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from nern.errors import NernError
+from nern.untrusted import parse_json
 
 METRICS = ("cosine", "distance")
 
@@ -35,9 +36,9 @@ class PathCost:
     def from_json(text: str, metric: str = "cosine") -> PathCost:
         """Raises NernError for what `to_json` does not write."""
         try:
-            greedy, final = (float(value) for value in json.loads(text))
+            greedy, final = (float(value) for value in parse_json(text))
         except (ValueError, TypeError) as error:
-            raise NernError(f"{text!r} is not a path cost ({error})") from error
+            raise NernError(f"{text[:40]!r} is not a path cost ({error})") from error
         if not (math.isfinite(greedy) and math.isfinite(final)):
             raise NernError(f"{text!r} is not a path cost (two finite numbers)")
         return PathCost(greedy, final, metric)

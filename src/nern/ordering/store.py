@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nern.errors import NernError, NernWarning
-from nern.files import cache_dir, load_safetensors, load_torch, save_safetensors
+from nern.files import cache_dir, existing_file, load_safetensors, load_torch, save_safetensors
 from nern.ordering.cost import PathCost
 from nern.ordering.order import APPROXIMATE, Ordering, Shapes, approximate_layers, solve_ordering
 from nern.registry import ORDERINGS
@@ -71,10 +73,9 @@ def get_ordering(
     approximate = approximate_layers(shapes, mode, exact_limit)  # type: ignore[arg-type]
     name = cache_key(key, approximate, improve_seconds, metric)
     cached = cache_dir() / "orderings" / f"{name}.safetensors"
-    try:
-        ordering = load_ordering(cached, mode, shapes, metric)  # type: ignore[arg-type]
-        source = f"from the cache ({cached})"
-    except (NernError, OSError):  # not there, or damaged: the cache mends itself
+    found = _cached(cached, mode, shapes, metric, key)  # type: ignore[arg-type]
+    source = f"from the cache ({cached})"
+    if found is None:
         ordering = solve_ordering(weights, mode, num_workers, exact_limit, improve_seconds, metric)
         source = "solved now"
         if approximate:
@@ -84,10 +85,28 @@ def get_ordering(
             save_ordering(cached, ordering, key)
         except OSError as error:
             warnings.warn(f"the ordering cannot be cached ({error})", NernWarning, stacklevel=2)
+    else:
+        ordering = found
     if path is not None:
         save_ordering(Path(path) / FILE_NAME, ordering, key)
         source += f", written to {path}"
     return ordering, source
+
+
+def _cached(file: Path, mode: str, shapes: Shapes, metric: str, key: str) -> Ordering | None:
+    """The ordering in a file of the cache; None: there is none. What is damaged is removed, with a warning."""
+    if not os.path.lexists(file):
+        return None
+    try:
+        ordering = load_ordering(existing_file(file, "cached ordering"), mode, shapes, metric)
+        if load_safetensors(file, "cached ordering")[1].get("content_key") != key:
+            raise NernError("it is of other weights")
+        return ordering
+    except (NernError, OSError) as error:
+        warnings.warn(f"the cached ordering {file} is damaged and made anew ({error})", NernWarning, stacklevel=3)
+    if file.is_dir() and not file.is_symlink():
+        shutil.rmtree(file, ignore_errors=True)  # a file is replaced
+    return None
 
 
 def warn_if_of_other_weights(path: Path, key: str) -> None:
@@ -142,6 +161,8 @@ def read_ordering(path: str | Path, mode: str, metric: str) -> tuple[dict[str, T
     metric."""
     path = Path(path)
     tensors, metadata = load_safetensors(path / FILE_NAME if path.is_dir() else path, "ordering file")
+    if any(_integers(tensor) is None for tensor in tensors.values()):
+        raise NernError(f"ordering file {path} holds numbers that are not whole")
     if metadata.get("mode") != mode:
         raise NernError(
             f"ordering file {path} is of mode {metadata.get('mode')!r}, but "

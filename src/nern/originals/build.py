@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from nern.originals.sources import find_builder, load_timm, load_torchvision
 from nern.randomness import forked_rng
 from nern.registry import ORIGINALS
 from nern.shipped import NETWORK, shipped_file
+from nern.untrusted import parse_json
 from nern.weights_file import KEY, load_weights, plain_state_dicts, split_key
 
 
@@ -149,9 +149,9 @@ def build_original(
 
 def _read_kwargs(path: Path) -> dict[str, Any]:
     try:
-        kwargs = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise NernError(f"arguments of the original network: {path} is not valid JSON ({error})") from error
+        kwargs = parse_json(path.read_bytes())
+    except (NernError, OSError) as error:
+        raise NernError(f"arguments of the original network, {path}: {error}") from error
     if not isinstance(kwargs, dict):
         raise NernError(f"arguments of the original network: {path} holds {type(kwargs).__name__}, not an object")
     return kwargs

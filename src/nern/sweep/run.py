@@ -35,7 +35,9 @@ from nern.sweep.processes import Ended, Job, run_side_by_side
 from nern.sweep.table import Row, row_of, write_table
 from nern.training.interrupt import Interrupted
 from nern.training.run_folder import RunFolder
+from nern.untrusted import read_json
 
+_REMEDY = "; delete its run folder to train it anew"
 THREADS, GPUS = "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"
 FINISHED, STOPPED, NEW = "finished", "stopped", "new"
 
@@ -213,8 +215,8 @@ class _Sweep:
             if not folder.metrics.is_file():
                 continue
             config = folder.config.relative_to(self.root).as_posix()
-            hardware = _read(machine, dict) if machine.is_file() else {}
-            metrics = _read(folder.metrics, dict)
+            hardware = read_json(machine, dict, _REMEDY) if machine.is_file() else {}
+            metrics = read_json(folder.metrics, dict, _REMEDY)
             try:
                 rows.append(row_of(run, metrics, hardware, config, self.command))
             except NernError as error:
@@ -248,19 +250,9 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _read(path: Path, kind: type) -> Any:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, error) from error
-    if not isinstance(values, kind):
-        raise _damaged(path, f"it holds {type(values).__name__}")
-    return values
-
-
 def _damaged(path: Path, why: object) -> NernError:
     """The error of a run's file that does not hold what was written there."""
-    return NernError(f"{path} is damaged ({why}); delete its run folder to train it anew")
+    return NernError(f"{path} is damaged ({why}){_REMEDY}")
 
 
 def _places(count: int, gpus: int) -> list[dict[str, str]]:

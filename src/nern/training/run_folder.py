@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -31,6 +30,7 @@ from nern.errors import NernError
 from nern.files import existing_file, load_safetensors, load_torch, save_torch
 from nern.ordering.store import FILE_NAME as ORDERING_FILE
 from nern.representation.grid import Quantised
+from nern.untrusted import parse_json
 
 fcntl: ModuleType | None
 try:
@@ -210,7 +210,7 @@ def load_steps(checkpoint: str | Path) -> Quantised | None:
         if attached:
             values = attached.get("quantised")
             return None if values is None else Quantised.from_json(values)
-        return Quantised.from_json(json.loads(former.read_text(encoding="utf-8"))) if former.is_file() else None
+        return Quantised.from_json(parse_json(former.read_bytes())) if former.is_file() else None
     except ValueError as error:
         raise NernError(f"{path if attached else former} is damaged: {error}") from error
 
