@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from nern.errors import NernError, NernWarning
 from nern.files import existing_file, load_safetensors, load_torch
+from nern.untrusted import parse_json
 
 KEY = "#"  # FILE#KEY: the state dict of that name in the file
 INDEX = ".index.json"  # of a file in parts
