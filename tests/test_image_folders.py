@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import socket
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 import nern
@@ -23,14 +25,16 @@ from nern.cli import main
 from nern.config import TaskConfig
 from nern.errors import NernWarning
 from nern.evaluation import accuracy
-from nern.originals import CifarResNet
+from nern.objectives.curvature import curvatures
+from nern.originals import CifarResNet, as_original
 from nern.originals.input_format import InputFormat
 from nern.registry import TASK_LOSSES, TASKS
 from nern.tasks import ImageTensors, Task, build_task, image_folder, register_task
 from nern.tasks.base import DataSettings, classes_of, default_of
-from nern.tasks.image_folder import evaluation_transform, not_too_long, read_image, training_transform
+from nern.tasks.image_files import read_image
+from nern.tasks.image_folder import evaluation_transform, not_too_long, training_transform
 from nern.tasks.mixing import MixedStream
-from nern.tasks.streams import LoaderSet, LoaderStream
+from nern.tasks.streams import LoaderSet, LoaderStream, first_images
 from nern.training import Interrupted, RunFolder
 from runs import quiet, stop_after
 
@@ -90,7 +94,7 @@ stored = pytest.mark.parametrize("how", STORED.values(), ids=list(STORED))
 
 
 @stored
-@pytest.mark.parametrize("test_name", ["val", "test", "validation"])
+@pytest.mark.parametrize("test_name", ["val", "test", "validation", "valid"])
 def test_classes_are_numbered_in_the_order_of_their_names(how: dict[str, bool], test_name: str, tmp_path: Path) -> None:
     task = load(write_folders(tmp_path, test_name=test_name), **how)
     assert (task.num_classes, task.input_shape) == (3, (3, 8, 8))
@@ -108,7 +112,8 @@ def test_nested_folders_count_and_hidden_or_other_files_do_not(folder: Path) -> 
     for name in ("val/bee/notes.txt", "val/bee/._00.png", "val/.thumbnails/x.png", "val/README", "train/.DS_Store"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("no image")
-    task = load(folder, train=False)
+    with pytest.warns(NernWarning, match=r"^1 files in .* are passed over as no images: 1 \.txt$"):
+        task = load(folder, train=False)
     assert task.num_classes == 3
     assert sorted(whole(task.test)[1].tolist()) == [0] * 4 + [1] * 5 + [2] * 4
     assert task.skipped() == []
@@ -122,7 +127,9 @@ def test_a_split_that_is_not_used_need_not_be_there(folder: Path) -> None:
     (folder / "val").rename(folder / "validate")
     (folder / "elsewhere").rename(folder / "train")
     assert load(folder, test_images=0).train.steps_per_epoch == 5
-    with pytest.raises(NernError, match=r"no folder val/ or test/ or validation/; it holds: train/, validate/"):
+    with pytest.raises(
+        NernError, match=r"no folder val/ or test/ or validation/ or valid/; it holds: train/, validate/"
+    ):
         load(folder)
 
 
@@ -145,6 +152,223 @@ def test_a_policy_of_augmentation_needs_streaming(folder: Path) -> None:
     assert isinstance(load(folder, auto_augment="none").train.data, ImageTensors)
     with pytest.raises(NernError, match=r"auto_augment works on images that are streamed; set task.in_memory to false"):
         load(folder, auto_augment="rand-m9", in_memory=True)
+
+
+@stored
+@pytest.mark.parametrize("left", ["no folder", "an empty folder", "a folder of hidden files"])
+def test_a_class_may_lack_test_images(how: dict[str, bool], left: str, folder: Path) -> None:
+    for path in (folder / "val" / "bee").iterdir():
+        path.rename(path.with_name(f".{path.name}")) if left.endswith("files") else path.unlink()
+    if left == "no folder":
+        (folder / "val" / "bee").rmdir()
+    for train in (True, False):
+        task = load(folder, train=train, **how)
+        assert (task.num_classes, whole(task.test)[1].tolist()) == (3, [0, 2] * 4)
+
+
+@pytest.mark.parametrize(
+    ("there", "used"),
+    [("valid test", "test"), ("validation test val", "val"), ("valid validation", "validation")],
+)
+def test_of_several_test_folders_the_first_that_is_known_is_used(there: str, used: str, folder: Path) -> None:
+    (folder / "val").rename(folder / used)
+    for name in set(there.split()) - {used}:
+        write_image(folder / name / "ant" / "x.png")
+    with pytest.warns(NernWarning, match=rf"holds {used}/ and .*: the test images are those of {used}/"):
+        assert len(load(folder, train=False).test) == 12
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        ([str(n) for n in range(12)], "0 is '0', 1 is '1', 2 is '10', 3 is '11', ... (12 in all)"),
+        (["class9", "class10"], "0 is 'class10', 1 is 'class9'"),
+        (["2_cat", "10_dog", "1_ant"], "0 is '10_dog', 1 is '1_ant', 2 is '2_cat'"),
+        (["00", "01", "10"], None),
+        (["n01440764", "n01443537"], None),
+        (["5", "7", "a"], None),
+    ],
+)
+def test_an_order_of_classes_that_is_not_that_of_their_numbers_is_told(
+    names: list[str], order: str | None, tmp_path: Path
+) -> None:
+    for name in names:
+        write_image(tmp_path / "val" / name / "x.png")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        task = load(tmp_path, train=False)
+    assert whole(task.test)[1].tolist() == list(range(len(names)))
+    texts = [str(w.message) for w in caught]
+    assert len(texts) == (order is not None)
+    assert order is None or f"are numbered in the order of their names as text: {order}. Where" in texts[0]
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize("train", [COMPOSED, DECOMPOSED])
+@pytest.mark.parametrize("test", [COMPOSED, DECOMPOSED])
+def test_a_class_is_its_name_however_unicode_composes_it(train: str, test: str, tmp_path: Path) -> None:
+    for split, name in (("train", train), ("val", test)):
+        write_image(tmp_path / split / name / "x.png")
+        write_image(tmp_path / split / "zoo" / "x.png")
+        write_image(tmp_path / split / "bar" / "x.png")
+    task = load(tmp_path)
+    assert (task.num_classes, whole(task.test)[1].tolist()) == (3, [0, 1, 2])
+    assert task.train.batch(0)[1].sort().values.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("one", "other"), [(COMPOSED, DECOMPOSED), ("\u212b", "\u00c5"), ("\uac00", "\u1100\u1161")])
+def test_folders_whose_names_are_composed_otherwise_are_one_class(one: str, other: str, tmp_path: Path) -> None:
+    write_image(tmp_path / "val" / one / "x.png", seed=1)
+    write_image(tmp_path / "val" / other / "x.png", seed=2)
+    task = load(tmp_path, train=False)
+    assert (task.num_classes, whole(task.test)[1].tolist()) == (1, [0, 0])
+    assert not torch.equal(*whole(task.test)[0])
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+SUFFIXES = {
+    ".jfif": "JPEG", ".jpe": "JPEG", ".JPG": "JPEG", ".mpo": "MPO", ".avif": "AVIF", ".jp2": "JPEG2000", ".tga": "TGA",
+    ".apng": "PNG", ".qoi": "QOI", ".ico": "ICO", ".pcx": "PCX", ".dds": "DDS", ".sgi": "SGI", ".dib": "DIB", ".pnm": "PPM",
+}  # fmt: skip
+
+
+@stored
+def test_what_pillow_reads_is_read(how: dict[str, bool], tmp_path: Path) -> None:
+    for number, (suffix, form) in enumerate(SUFFIXES.items()):
+        write_image(tmp_path / "val" / f"{number:02}{form}" / f"x{suffix}", format=form)
+    for num_workers in (0, 1):
+        task = load(tmp_path, train=False, num_workers=num_workers, **how)
+        assert whole(task.test)[1].tolist() == list(range(len(SUFFIXES)))
+        assert task.skipped() == []
+
+
+def test_files_that_are_no_images_are_counted_and_never_opened(folder: Path, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.TXT", "train.h5", "x.pdf", "x.eps", "x.ps", "film.mpeg", "x.wmf", "README"):
+        (folder / "val" / "ant" / name).write_text("no image")
+    os.mkfifo(folder / "val" / "bee" / "pipe.png")
+    os.mkfifo(folder / "train" / "bee" / "pipe")
+    (folder / "val" / "bee" / "to-pipe.png").symlink_to("pipe.png")
+    (folder / "val" / "bee" / "broken.png").symlink_to("nowhere.png")
+    (folder / "val" / "bee" / "device.png").symlink_to("/dev/zero")
+    (folder / "val" / "bee" / "itself.png").symlink_to("itself.png")
+    with socket.socket(socket.AF_UNIX) as there, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder / "val" / "cat")  # names of sockets are short
+        there.bind("socket.png")
+    with pytest.warns(NernWarning) as caught:
+        task = load(folder)
+    assert len(task.test) == 12
+    (text,) = {str(w.message) for w in caught}
+    assert text.partition(": ")[2] == (
+        "7 pipe, socket, device or broken link, 2 .txt, 1 .eps, 1 .h5, 1 .mpeg, 1 .pdf, 1 .ps, 1 .wmf, ... (9 in all)"
+    )
+    assert text.startswith(f"16 files in {folder} are passed over as no images: ")
+
+
+@pytest.mark.parametrize("form", ["EPS", "PDF"])
+def test_files_that_another_program_would_draw_are_not_images_whatever_their_suffix(form: str, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "x.png", format=form)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("subprocess.Popen", None)
+        with pytest.raises(UnidentifiedImageError, match="cannot identify"):
+            read_image(str(path), 3)
+
+
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "pipe": (make_pipe, "it is no file, but a pipe, a socket, a device or a folder"),
+    "folder": (make_folder, "it is no file, but a pipe, a socket, a device or a folder"),
+    "empty": (lambda path: path.write_bytes(b""), "it is empty"),
+    "gone": (Path.unlink, "No such file or directory"),
+}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("change", CHANGES)
+def test_images_that_are_none_any_more_are_left_out(change: str, num_workers: int, folder: Path) -> None:
+    task = load(folder, train=False, in_memory=False, num_workers=num_workers)
+    make, reason = CHANGES[change]
+    make(folder / "val" / "bee" / "01.png")
+    with pytest.warns(NernWarning, match=rf"bee/01.png cannot be read \(.*{reason}"):
+        assert whole(task.test)[1].bincount().tolist() == [4, 3, 4]
+
+
+def test_folders_may_be_named_like_images(folder: Path) -> None:
+    write_image(folder / "val" / "bee" / "more.png" / "x.png")
+    assert whole(load(folder, train=False).test)[1].bincount().tolist() == [4, 5, 4]
+
+
+LINKS: dict[str, tuple[dict[str, str], list[int]]] = {
+    "to the folder itself": ({"val/bee/loop": "."}, [4, 4, 4]),
+    "to the split": ({"val/bee/loop": ".."}, [4, 4, 4]),
+    "to the dataset": ({"val/ant/loop": "../.."}, [4, 4, 4]),
+    "to everything": ({"val/ant/root": "/"}, [4, 4, 4]),
+    "to each other": ({"val/bee/a": "b", "val/bee/b": "a", "val/bee/c.png": "c.png"}, [4, 4, 4]),
+    "to images of another class": ({"val/ant/x.png": "../bee/00.png", "val/cat/x.png": "../bee/00.png"}, [4, 4, 4]),
+    "to another class": ({"val/ant/more": "../cat"}, [4, 4, 4]),
+    "to the same elsewhere": ({"val/ant/a": "../../store", "val/bee/b": "../../store"}, [6, 4, 4]),
+    "to elsewhere, file by file": (
+        {"val/cat/a.png": "../../store/0.png", "val/cat/b.png": "../../store/1.png"},
+        [4, 4, 6],
+    ),
+    "to a file and its folder": ({"val/ant/z.png": "../../store/0.png", "val/bee/b": "../../store"}, [5, 5, 4]),
+    "through links": ({"val/bee/a": "b", "val/bee/b": "../../store"}, [4, 6, 4]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*passed over:nern.errors.NernWarning")
+@pytest.mark.parametrize("links", LINKS)
+def test_each_real_file_is_visited_once_whatever_links_lead_to_it(links: str, folder: Path) -> None:
+    for number in (0, 1):
+        write_image(folder / "store" / f"{number}.png")
+    made, expected = LINKS[links]
+    for path, target in made.items():
+        (folder / path).symlink_to(target)
+    assert whole(load(folder, train=False).test)[1].bincount().tolist() == expected
+
+
+def test_class_folders_and_splits_may_be_links(folder: Path) -> None:
+    (folder / "val" / "bee").rename(folder / "elsewhere")
+    (folder / "val" / "bee").symlink_to("../elsewhere")
+    (folder / "val").rename(folder / "tests")
+    (folder / "val").symlink_to("tests")
+    assert whole(load(folder, train=False).test)[1].tolist() == [0, 1, 2] * 4
+    (folder / "train" / "dog").symlink_to("cat")
+    with pytest.raises(NernError, match=r"class folders without images in .*train: dog\. .*An image counts once"):
+        load(folder)
+
+
+def test_hard_links_are_files_of_their_own(folder: Path) -> None:
+    os.link(folder / "val" / "bee" / "00.png", folder / "val" / "ant" / "x.png")
+    assert whole(load(folder, train=False).test)[1].bincount().tolist() == [5, 4, 4]
+
+
+@pytest.mark.parametrize("name", ["val", "val/bee", "val/bee/deep"])
+def test_a_folder_that_cannot_be_read_is_one_clear_error(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(folder / "val" / "bee" / "deep" / "x.png")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path == str(folder / name):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr("nern.tasks.class_folders.os.scandir", scandir)
+    with pytest.raises(NernError, match=rf"the folder .*{name} cannot be read: Permission denied"):
+        load(folder, train=False)
 
 
 # --- images ------------------------------------------------------------------------------------------------------
@@ -211,6 +435,43 @@ def test_images_of_every_kind_become_grey_or_colour(mode: str, tmp_path: Path) -
     grey = read_image(str(path), 1)
     assert grey.mode == "L"
     assert grey.getpixel((2, 2)) == Image.new("RGB", (1, 1), expected).convert("L").getpixel((0, 0))
+
+
+WIDE: dict[str, tuple[Any, list[list[float]], list[list[int]]]] = {
+    "16 bits": (np.uint16, [[0, 257, 32896, 65535]], [[0, 1, 128, 255]]),
+    "16 bits, dark": (np.uint16, [[0, 255, 257, 514]], [[0, 1, 1, 2]]),
+    "32 bits that hold 16": (np.int32, [[0, 257, 32896, 65535]], [[0, 1, 128, 255]]),
+    "32 bits": (np.int32, [[0, 65536, 1_000_000, 2_000_000]], [[0, 8, 128, 255]]),
+    "32 bits, the whole range": (np.int32, [[-(2**31), 0, 2**31 - 1]], [[0, 128, 255]]),
+    "32 bits, signed": (np.int32, [[-100, 20, 100]], [[0, 153, 255]]),
+    "32 bits, one value": (np.int32, [[70000, 70000]], [[255, 255]]),
+    "fractions": (np.float32, [[0, 0.2, 1]], [[0, 51, 255]]),
+    "fractions up to 255": (np.float32, [[0, 1.4, 200]], [[0, 1, 200]]),
+    "fractions up to 65,535": (np.float32, [[0, 257, 40000]], [[0, 1, 156]]),
+    "fractions beyond": (np.float32, [[0, 5e5, 1e6]], [[0, 128, 255]]),
+    "fractions about 0": (np.float32, [[-1, 0, 1]], [[0, 128, 255]]),
+    "nothing": (np.float32, [[0, 0]], [[0, 0]]),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_wide_numbers_are_scaled_by_the_range_that_holds_them(kind: str, channels: int, tmp_path: Path) -> None:
+    dtype, values, expected = WIDE[kind]
+    Image.fromarray(np.array(values, dtype)).save(tmp_path / "x.tif")
+    read = np.asarray(read_image(str(tmp_path / "x.tif"), channels))
+    assert np.array_equal(read if channels == 1 else read[..., 1], expected)
+
+
+def test_of_several_pictures_in_a_file_the_first_is_read(tmp_path: Path) -> None:
+    first, *others = (Image.new("RGB", (4, 4), colour) for colour in ((0, 0, 255), (255, 0, 0), (0, 255, 0)))
+    for name in ("x.gif", "x.tif", "x.apng", "x.webp", "x.mpo"):
+        first.save(
+            tmp_path / name, save_all=True, append_images=others, **({"lossless": True} if "webp" in name else {})
+        )
+        red, _, blue = read_image(str(tmp_path / name), 3).getpixel((1, 1))
+        assert red <= 1
+        assert blue >= 254
 
 
 def test_images_are_turned_as_their_exif_data_say(tmp_path: Path) -> None:
@@ -300,6 +561,22 @@ def test_held_out_images_are_streamed_without_augmentation(folder: Path) -> None
     assert len(stream.held_out) == 2
     torch.testing.assert_close(whole(stream.held_out)[0], whole(memory.held_out)[0], rtol=0, atol=1e-5)
     assert same(whole(stream.held_out), whole(stream.held_out))
+
+
+def test_what_is_measured_on_images_sees_them_unmixed(folder: Path) -> None:
+    mixed, plain = (load(folder, **(MIXED | change)).train for change in ({}, {"mixup": 0.0, "cutmix": 0.0}))
+    assert isinstance(mixed, MixedStream)
+    assert not isinstance(plain, MixedStream)
+    first = torch.cat([plain.batch(0)[0], plain.batch(1)[0]])[:7]
+    assert torch.equal(first_images(plain, 7), first)
+    for _ in range(2):
+        assert torch.equal(first_images(mixed, 7), first)
+        assert not torch.equal(mixed.batch(0)[0], first[:5])
+    original = as_original(CifarResNet(8, in_channels=3, num_classes=3, widths=[4, 6, 8]).eval())
+    measured = [curvatures(original, stream, 6, 0, norms_follow=False) for stream in (mixed, plain)]
+    for one, other in zip(*measured, strict=True):
+        assert torch.equal(one.filters, other.filters)
+        assert torch.equal(one.inputs, other.inputs)
 
 
 @pytest.mark.parametrize("name", ["CELoss", "StableCELoss", "NLLLoss"])
@@ -470,14 +747,14 @@ def test_tasks_of_the_users_may_leave_items_out_and_evaluate_plainly() -> None:
 
 def test_a_missing_folder_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(
-        NernError, match=r"task.data_dir is not set: .* holds train/ and val/ \(or test/, validation/\)"
+        NernError, match=r"task.data_dir is not set: .* holds train/ and val/ \(or test/, validation/, valid/\)"
     ):
         load(None)
     with pytest.raises(NernError, match=r"task.data_dir '.*nowhere' is not there"):
         load(tmp_path / "nowhere")
     with pytest.raises(NernError, match=r"task.data_dir '.*x.png' is no folder"):
         load(write_image(tmp_path / "files" / "x.png"))
-    with pytest.raises(NernError, match=r"has no folder val/ or test/ or validation/; it holds: files/"):
+    with pytest.raises(NernError, match=r"has no folder val/ or test/ or validation/ or valid/; it holds: files/"):
         load(tmp_path)
 
 
@@ -498,16 +775,16 @@ def test_classes_without_images_are_named(folder: Path) -> None:
         load(folder)
 
 
-def test_different_classes_of_the_splits_are_named(folder: Path) -> None:
+def test_classes_of_the_test_images_alone_are_named(folder: Path) -> None:
     (folder / "val" / "cat").rename(folder / "val" / "dog")
-    says = r"have different classes: train/ lacks dog; val/ lacks cat"
+    says = r"val/ has class folders that train/ lacks: dog\. Rename or remove them"
     with pytest.raises(NernError, match=says):
         load(folder)
     with pytest.raises(NernError, match=says):  # their numbers would be wrong
         load(folder, train=False)
     for number in range(9):
         write_image(folder / "val" / f"more{number}" / "x.png")
-    with pytest.raises(NernError, match=r"train/ lacks dog, more0, more1, more2, more3, ... \(10 in all\)"):
+    with pytest.raises(NernError, match=r"train/ lacks: dog, more0, more1, more2, more3, ... \(10 in all\)"):
         load(folder)
 
 
@@ -565,7 +842,7 @@ def test_imagenet_is_trained_by_its_recipe(imagenet: Path, tmp_path: Path) -> No
     task = load_imagenet(tmp_path, test_images=0, held_out=10)
     assert isinstance(task.train, MixedStream)
     assert len(task.train.mixers) == 2
-    assert "RandAugment" in str(task.train.stream.items.dataset.dataset.transform)
+    assert "RandAugment" in str(task.train.unmixed.items.dataset.dataset.transform)
     images, labels = task.train.batch(0)
     assert images.shape == (5, 3, 8, 8)
     assert labels.shape == (5, 1000)
@@ -582,7 +859,9 @@ def test_imagenet_is_trained_by_its_recipe(imagenet: Path, tmp_path: Path) -> No
 
 
 def test_imagenet_needs_its_classes_and_its_folders(imagenet: Path, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(NernError, match=r"task.imagenet_path is not set: .* train/ and val/ \(or validation/\)"):
+    with pytest.raises(
+        NernError, match=r"task.imagenet_path is not set: .* train/ and val/ \(or validation/, valid/\)"
+    ):
         load_imagenet(None)
     with pytest.raises(NernError, match=r"has 3 class folders in a split; ImageNet has 1000\. .*task 'imagefolder'"):
         load_imagenet(folder)

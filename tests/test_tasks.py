@@ -22,7 +22,7 @@ from nern.config import Config
 from nern.errors import NernError
 from nern.evaluation import Evaluator
 from nern.experiment import data_settings
-from nern.originals import InputFormat, as_original
+from nern.originals import CifarResNet, InputFormat, as_original
 from nern.registry import TASKS
 from nern.tasks import ImageTensors, Task, build_task, register_task
 from nern.tasks.images import EpochOrder
@@ -104,6 +104,67 @@ def test_data_in_the_working_directory_are_found(tmp_path: Path, monkeypatch: py
     write_cifar10(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     assert len(task_of(config("cifar10"), CPU).train.data) == 90
+
+
+OTHER, THIRD = ((0.49, 0.48, 0.45), (0.2, 0.25, 0.26)), ((0.5,) * 3, (0.25,) * 3)
+USUAL = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+TIMM = {"mean": OTHER[0], "std": OTHER[1]}
+SAID: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {  # attributes of the network, keys of the task, expected
+    "nothing": ({}, {}, USUAL),
+    "by the network": ({"input_format": InputFormat((3, 32, 32), *OTHER)}, {}, OTHER),
+    "by the network, of any size": ({"input_format": InputFormat(mean=OTHER[0], std=OTHER[1])}, {}, OTHER),
+    "by timm": ({"pretrained_cfg": TIMM | {"input_size": (3, 32, 32)}}, {}, OTHER),
+    "by timm of another size": ({"pretrained_cfg": TIMM | {"input_size": (3, 224, 224)}}, {}, USUAL),
+    "of grey images": ({"input_format": InputFormat((1, 32, 32), (0.5,), (0.5,))}, {}, USUAL),
+    "by the task": ({}, {"mean": list(OTHER[0]), "std": list(OTHER[1])}, OTHER),
+    "by both": (
+        {"input_format": InputFormat((3, 32, 32), *THIRD)},
+        {"mean": list(OTHER[0]), "std": list(OTHER[1])},
+        OTHER,
+    ),
+    "in part": ({"input_format": InputFormat((3, 32, 32), *THIRD)}, {"mean": list(OTHER[0])}, (OTHER[0], THIRD[1])),
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_cifar_is_normalised_as_the_task_says_else_the_network_else_as_usual(said: str, tmp_path: Path) -> None:
+    pixels = pickle.loads((write_cifar10(tmp_path) / "test_batch").read_bytes())["data"].reshape(-1, 3, 32, 32)
+    attributes, keys, (mean, std) = SAID[said]
+    network = CifarResNet(8, in_channels=3, num_classes=10, widths=[4, 6, 8])
+    for name, value in attributes.items():
+        setattr(network, name, value)
+    made = config("cifar10", data_dir=str(tmp_path), held_out=5, **keys)
+    task = build_task(made.task, data_settings(made), CPU, original=as_original(network))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
+    assert torch.equal(whole(task.test)[0], torch.from_numpy(pixels).float().div(255).sub(mean).div(std))
+    for data in (task.train.data, task.held_out):
+        assert torch.equal(torch.tensor(data.mean), mean.flatten())
+        assert torch.equal(torch.tensor(data.std), std.flatten())
+
+
+def test_digits_are_normalised_as_they_are_told() -> None:
+    usual, given = (whole(task_of(config(**keys), CPU).test)[0] for keys in ({}, {"mean": [0.0], "std": [1.0]}))
+    torch.testing.assert_close(usual * 0.376 + 0.306, given, rtol=0, atol=1e-6)
+    assert given.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"input_size": 16}, r"task.input_size has no part in task 'digits', whose images are fixed"),
+        ({"in_memory": True}, r"task.in_memory has no part in task 'digits'"),
+        ({"mean": [0.5, 0.5, 0.5]}, r"images of 1 channels need as many numbers in mean \(=\[0.5, 0.5, 0.5\]\)"),
+    ],
+)
+def test_what_fixed_images_cannot_be_is_one_clear_error(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(NernError, match=says):
+        task_of(config(**changes), CPU)
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.0,)), ((0.5,), (-1.0,)), ((float("nan"),), (1.0,))])
+def test_numbers_that_normalise_nothing_are_refused(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    with pytest.raises(NernError, match="must be finite, std above 0"):
+        InputFormat((1, 8, 8), mean, std)
 
 
 def test_cifar100_has_fine_labels(tmp_path: Path) -> None:

@@ -71,14 +71,13 @@ def _say(text: str) -> None:
 
 
 def _run(name: str, typed: Sequence[str], may_restart: bool) -> int:
-    from rich.console import Console
-
     from nern.commands.line import PLAIN, MissingError
     from nern.commands.running import run_command
+    from nern.console import CleanConsole
     from nern.processes import process_number
     from nern.training.interrupt import Interrupted
 
-    errors, number = Console(stderr=True), process_number()  # of several processes, the first one talks
+    errors, number = CleanConsole(stderr=True), process_number()  # of several processes, the first one talks
 
     def say(text: str, style: str) -> None:
         with suppress(OSError):

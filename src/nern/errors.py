@@ -9,15 +9,23 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from nern.printable import printable
+
 ALIKE = 0.45  # names less alike than this are not suggested
 
 
 class NernError(ValueError):
     """A mistake in what was given (config, file, network, data). The command line prints it without a traceback."""
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
 
 class NernWarning(UserWarning):
     """Something a user should know that does not stop the work."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class NonFiniteLossError(NernError):

@@ -25,7 +25,7 @@ from nern.processes import ALONE, Processes
 from nern.registry import PREDICTORS, TASKS
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, build_nern
-from nern.tasks.base import DataSettings, build_task, classes_of, format_of, network_arguments
+from nern.tasks.base import DataSettings, build_task, classes_of, format_of, network_arguments, stated_format
 from nern.terminal import ordering_text, ordering_warning
 from nern.training.members import Member, trained_beside
 from nern.training.run_folder import RunFolder, load_beside
@@ -105,9 +105,8 @@ def build_teacher(config: Config, device: torch.device, original: Original) -> O
     )
     found = Original(network, feature_maps=[], include=["*"])
     check_outputs(found, replace(task, original_model_name=name), original.input_format, device)
-    own, images = found.input_format, format_of(task, original.input_format)
-    fixed = TASKS.info(task.task_name)["input_shape"] is not None
-    if own is not None and not fixed and (own.mean, own.std) != (images.mean, images.std):
+    own, images = stated_format(task, found.input_format), format_of(task, original.input_format)
+    if own is not None and (own.mean, own.std) != (images.mean, images.std):
         raise NernError(
             f"the teacher {name} expects images of mean {list(own.mean)} and std {list(own.std)}, but those of the original "
             f"have {list(images.mean)} and {list(images.std)}; choose a teacher that was trained on the same"

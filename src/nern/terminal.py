@@ -96,14 +96,14 @@ class ProgressDisplay:
         self.phase_name: Callable[[], str] = str  # of the last step; empty where a run is not divided
         self._wide = console.width >= WIDE
         columns = [
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24 if self._wide else 4),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             *([TimeElapsedColumn(), TextColumn("left")] if self._wide else []),
             TimeRemainingColumn(),
             _Speed(),
-            TextColumn("{task.fields[losses]}"),
-            TextColumn("[bold]{task.fields[accuracy]}"),
+            TextColumn("{task.fields[losses]}", markup=False),
+            TextColumn("{task.fields[accuracy]}", style="bold", markup=False),
         ]
         self._bar = Progress(*columns, console=console, disable=not self.live)
         self._task = self._bar.add_task(self._phase(done), total=total, completed=done, losses="", accuracy="")

@@ -17,6 +17,7 @@ from nern.benchmarks.scaling import bench_scaling
 from nern.benchmarks.settings import BenchSettings, Say, check_kind
 from nern.benchmarks.step import bench_step
 from nern.config import Config
+from nern.console import CleanConsole
 from nern.files import check_writable
 
 BENCHMARKS: dict[str, Callable[[Config, BenchSettings, Say], Report]] = {
@@ -54,7 +55,7 @@ def bench(
     settings.check()
     for path, option in ((json_path, "--json"), (markdown_path, "--markdown"), (settings.figure, "--figure")):
         check_writable(path, option)
-    console = console or Console()
+    console = console or CleanConsole()
     with console.status(f"nern bench {what}") as status:
         report = BENCHMARKS[what](config, settings, lambda text: status.update(f"nern bench {what}: {text}"))
     threads = settings.threads or torch.get_num_threads()

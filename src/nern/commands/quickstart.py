@@ -15,6 +15,7 @@ from nern.artifact import SUFFIX, load
 from nern.artifact.table import accuracy_text
 from nern.commands.line import PLAIN, Command, command_parser, json_option, own_config
 from nern.config import Config
+from nern.console import CleanConsole
 from nern.jobs import train
 from nern.jobs.packing import PackOptions, pack
 from nern.jobs.reporting import report
@@ -39,8 +40,8 @@ def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console
     metrics = train(config, console, given["json"])
     run = metrics["run_folder"]
     file = _free_name(run)
-    artifact = pack(run, file, PackOptions(evaluate=True), Console(quiet=True))
-    page = report(run, console=Console(quiet=True))
+    artifact = pack(run, file, PackOptions(evaluate=True), CleanConsole(quiet=True))
+    page = report(run, console=CleanConsole(quiet=True))
     accuracy, whole = accuracy_text(artifact.description.networks[0]), metrics["sizes"]["original_bytes"]
     console.print(
         f"one file: {file} ({bytes_text(artifact.size)} in place of {bytes_text(whole)}, accuracy {accuracy}; see "

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
-from rich.console import Console
 
 from nern.commands.line import Command, MissingError, option_names
 from nern.config import Settings, check_key, item_class, known_keys, nested, read_config_file
 from nern.config.yaml_files import LENGTHS, over, replaced
+from nern.console import CleanConsole
 from nern.errors import NernError, unknown_name
 from nern.files import check_writable
 
@@ -40,7 +40,7 @@ def run_command(module: str, name: str, typed: Sequence[str], may_restart: bool)
         given = _parsed(parser, name, rest)
         for option in WRITES:
             check_writable(given.get(option), f"--{option}", given.get("file"))
-        command.run(given | {"typed": list(typed), "may_restart": may_restart}, rest, Console())
+        command.run(given | {"typed": list(typed), "may_restart": may_restart}, rest, CleanConsole())
     except MissingError as error:
         error.usage = parser.format_usage().strip()
         raise

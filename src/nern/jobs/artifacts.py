@@ -15,6 +15,7 @@ from nern.artifact.description import NetworkDescription
 from nern.artifact.reading import TOLERANCE
 from nern.artifact.table import about, accuracy_text, artifact_table
 from nern.config import TaskConfig
+from nern.console import CleanConsole
 from nern.errors import NernError, plain_errors
 from nern.evaluation import Evaluator
 from nern.files import check_weights_suffix, check_writable, save_state_dict
@@ -36,7 +37,7 @@ def info(file: str | Path, limit: int = LIMIT, console: Console | None = None) -
     Raises:
         NernError: no artifact, or a damaged one.
     """
-    console, artifact = console or Console(), load(file, limit)
+    console, artifact = console or CleanConsole(), load(file, limit)
     for line in about(artifact):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(artifact_table(artifact))
@@ -64,7 +65,7 @@ def unpack(
     Raises:
         NernError: no artifact, or a damaged one; no such network; another suffix; the file cannot be written.
     """
-    console = console or Console()
+    console = console or CleanConsole()
     check_weights_suffix(out, "unpack")
     check_writable(out, "unpack", file)
     artifact = load(file, limit)
@@ -141,7 +142,7 @@ def verify(
     Raises:
         NernError: anything that is not as it should be.
     """
-    console, artifact = console or Console(), load(file, limit)
+    console, artifact = console or CleanConsole(), load(file, limit)
     difference = artifact.check(predicted(artifact, console).weights)
     found: dict[str, Any] = {"bytes": artifact.size, "sections": len(artifact.sizes) - 1, "difference": difference}
     console.print(

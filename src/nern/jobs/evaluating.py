@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from nern.config import Config
+from nern.console import CleanConsole
 from nern.devices import select_device
 from nern.errors import NernError, plain_errors
 from nern.evaluation import Evaluator
@@ -40,7 +41,7 @@ def evaluate(
     Raises:
         NernError: no test images, no checkpoint, or one that does not fit.
     """
-    console = console or Console()
+    console = console or CleanConsole()
     check_writable(json_path, "--json")
     if config.evaluation.test_images == 0:
         raise NernError("there is nothing to evaluate on: evaluation.test_images is 0")

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from nern.config import OriginalConfig
+from nern.console import CleanConsole
 from nern.devices import select_device
 from nern.errors import plain_errors
 from nern.experiment import check_outputs
@@ -42,7 +43,7 @@ def train_original(
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
     check_alone("nern train-original")
-    console = console or Console()
+    console = console or CleanConsole()
     check_writable(json_path, "--json")
     check_tracker(config.logging)
     trainer = _build(config)
@@ -62,7 +63,7 @@ def resume_original(
         Interrupted: as for `train_original`.
     """
     check_alone("nern train-original")
-    console = console or Console()
+    console = console or CleanConsole()
     check_writable(json_path, "--json")
     folder = RunFolder.open(path)
     with folder.locked():

@@ -25,6 +25,7 @@ from nern.artifact import (
 )
 from nern.artifact.table import accuracy_text, artifact_table
 from nern.config import NernConfig, TaskConfig
+from nern.console import CleanConsole
 from nern.errors import NernError, plain_errors
 from nern.files import check_free, check_writable
 from nern.jobs.artifacts import tested
@@ -129,7 +130,7 @@ def pack(
         NernError: no run there, its original has changed, its images are not to be had (`images` 0 needs none), the file
             cannot be written, not within so many bytes, or is there without having been named.
     """
-    options, console = options or PackOptions(), console or Console()
+    options, console = options or PackOptions(), console or CleanConsole()
     options.check()
     run = Path(run)
     named, out = out is not None, Path(out) if out is not None else run.with_name(run.resolve().name + SUFFIX)

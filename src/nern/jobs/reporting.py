@@ -11,6 +11,7 @@ from torch import nn
 
 from nern.artifact import LIMIT, load
 from nern.config import Config, TaskConfig
+from nern.console import CleanConsole
 from nern.errors import NernError, plain_errors
 from nern.files import check_free, check_writable, write_json
 from nern.jobs.report_images import IMAGES
@@ -95,7 +96,7 @@ def report(
     check_writable(figures_folder(page) / "figure.png", "--out")
     if out is None and not (page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")[:1000]):
         check_free(page, "--out")
-    console = console or Console()
+    console = console or CleanConsole()
     subject: Subject
     if path.is_file():
         artifact = load(path, limit)

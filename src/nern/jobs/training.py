@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from nern.config import Config
+from nern.console import CleanConsole
 from nern.errors import plain_errors
 from nern.experiment import Experiment, build_experiment
 from nern.files import check_writable, save_safetensors, write_json
@@ -100,7 +101,7 @@ def _saved(folder: RunFolder) -> tuple[Config, dict[str, Any]]:
 
 
 def _console(given: Console | None, processes: Processes) -> Console:
-    return (given or Console()) if processes.main else Console(quiet=True)
+    return (given or CleanConsole()) if processes.main else CleanConsole(quiet=True)
 
 
 def _tell(console: Console) -> Callable[[str], None]:

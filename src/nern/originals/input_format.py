@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -19,6 +20,7 @@ class InputFormat:
         mean, std: of each channel, on the scale 0 to 1.
         interpolation: of resizing: 'bilinear', 'bicubic', ...
         crop: share of the shorter side that the central crop of evaluation takes.
+        own: said of this very network; False: of its architecture, or of weights that it may not have.
     """
 
     shape: tuple[int, int, int] = (3, 224, 224)
@@ -26,6 +28,7 @@ class InputFormat:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
     crop: float = 0.875
+    own: bool = field(default=True, compare=False)
 
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.shape[0]:
@@ -33,6 +36,8 @@ class InputFormat:
                 f"images of {self.shape[0]} channels need as many numbers in mean (={list(self.mean)}) and std "
                 f"(={list(self.std)})"
             )
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise NernError(f"mean (={list(self.mean)}) and std (={list(self.std)}) must be finite, std above 0")
 
     def having(
         self, size: int | None = None, mean: list[float] | None = None, std: list[float] | None = None
@@ -71,7 +76,7 @@ def _of_timm(metadata: dict[str, Any], network: nn.Module) -> InputFormat:
             mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
         crop = metadata.get("crop_pct") or plain.crop
         return InputFormat(
-            (channels, height, width), mean, std, metadata.get("interpolation") or plain.interpolation, crop
+            (channels, height, width), mean, std, metadata.get("interpolation") or plain.interpolation, crop, False
         )
     except (TypeError, ValueError) as error:
         raise NernError(f"the metadata of {type(network).__name__} cannot be read: {error}") from error

@@ -85,7 +85,7 @@ def _torchvision_format(weights: Any) -> InputFormat | None:
         return None
     side, resized = transforms.crop_size[0], transforms.resize_size[0]
     mean, std = tuple(transforms.mean), tuple(transforms.std)
-    return InputFormat((3, side, side), mean, std, transforms.interpolation.value, side / resized)
+    return InputFormat((3, side, side), mean, std, transforms.interpolation.value, side / resized, own=False)
 
 
 def _torchvision_weights(name: str, entry: str) -> Any:

@@ -26,6 +26,7 @@ from typing import Any
 from rich.console import Console
 
 from nern.config import Config
+from nern.console import CleanConsole
 from nern.devices import available_gpus
 from nern.errors import NernError, plain_errors
 from nern.files import check_writable, write_json
@@ -72,7 +73,7 @@ def sweep(
     check_writable(root / "results.csv", "--out")
     runs = load_sweep(path, root, options)
     with _locked(root):
-        return _Sweep(runs, root, command_text(path, options or {}), console or Console()).run(jobs)
+        return _Sweep(runs, root, command_text(path, options or {}), console or CleanConsole()).run(jobs)
 
 
 def command_text(path: str | Path, options: Mapping[str, Any]) -> str:

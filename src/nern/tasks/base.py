@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ def register_task(
     num_classes: int | Callable[[TaskConfig], int],
     train_images: int = 50_000,
     mirrors: bool = False,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     **defaults: Any,
 ) -> Callable[[Any], Any]:
     """Decorator for a function that returns the data of a task: `(train, test)`.
@@ -39,6 +41,8 @@ def register_task(
         input_shape: (channels, height, width) of an image; None: what the network expects, or `task.input_size`.
         num_classes: outputs that a network of this task has; a function of the `task` section counts them.
         train_images: images of an epoch when made-up ones stand in for the training set.
+        mean, std: of a task with `input_shape`: what its images are normalised with where neither `task.mean` and `task.std`
+            nor the network say it. None: the task normalises them itself, and `task.mean` and `task.std` are refused.
         mirrors: an image and its mirror image are of one class: what `teacher.mirrored: null` asks for.
         defaults: what null means for `mixup`, `cutmix` and `auto_augment` of the `task` section; else none of them.
 
@@ -53,8 +57,11 @@ def register_task(
     for key in defaults:
         if key not in DEFAULTS:
             raise unknown_name("default of a task", key, DEFAULTS)
+    if (mean is None) != (std is None) or (mean is not None and input_shape is None):
+        raise NernError(f"task {name!r}: mean and std are given together, beside input_shape")
+    images = None if input_shape is None or mean is None or std is None else InputFormat(input_shape, mean, std)
     facts = {"input_shape": input_shape, "num_classes": num_classes, "train_images": train_images, "mirrors": mirrors}
-    return TASKS.register(name, **facts, defaults=defaults)
+    return TASKS.register(name, **facts, images=images, defaults=defaults)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,19 +102,36 @@ def network_arguments(task: TaskConfig) -> dict[str, int]:
     return {"num_classes": classes_of(task), "in_channels": channels_of(task)}
 
 
+def stated_format(task: TaskConfig, expected: InputFormat | None) -> InputFormat | None:
+    """`expected`, where it tells of the task's images. Metadata of an architecture tell of the images that it was made for:
+    of a task whose images have one size they tell nothing, unless it is theirs."""
+    info = TASKS.info(task.task_name)
+    shape = info["input_shape"]
+    if shape is None or expected is None:
+        return expected
+    fits = expected.shape[0] == shape[0] if expected.own else expected.shape == shape
+    return expected if info["images"] is not None and fits else None
+
+
 def format_of(task: TaskConfig, expected: InputFormat | None) -> InputFormat:
-    """The images that the task gives a network whose metadata say `expected` (None: nothing).
+    """The images that the task gives a network whose metadata say `expected` (None: nothing). Mean and std are those of the
+    `task` section, else those of `expected`, else the task's own.
 
     Raises:
-        NernError: `input_size`, `mean` or `std` of a task whose images are fixed.
+        NernError: `input_size` of a task whose images have one size, `mean` or `std` of one that normalises them itself.
     """
-    shape = TASKS.info(task.task_name)["input_shape"]
+    info, stated = TASKS.info(task.task_name), stated_format(task, expected)
+    shape, own = info["input_shape"], info["images"]
     if shape is None:
-        return (expected or InputFormat()).having(task.input_size, task.mean, task.std)
-    given = [key for key in ("input_size", "mean", "std", "in_memory") if getattr(task, key) is not None]
+        return (stated or InputFormat()).having(task.input_size, task.mean, task.std)
+    refused = ("input_size", "in_memory") if own else ("input_size", "in_memory", "mean", "std")
+    given = [key for key in refused if getattr(task, key) is not None]
     if given:
         raise NernError(f"task.{given[0]} has no part in task {task.task_name!r}, whose images are fixed; leave it out")
-    return InputFormat(shape, (0.0,) * shape[0], (1.0,) * shape[0])
+    if own is None:
+        return InputFormat(shape, (0.0,) * shape[0], (1.0,) * shape[0])
+    images = own if stated is None else replace(own, mean=stated.mean, std=stated.std)
+    return images.having(mean=task.mean, std=task.std)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from nern.compat import import_torchvision
 from nern.errors import NernError
 from nern.files import cache_dir
+from nern.originals.input_format import InputFormat
 from nern.registry import TASKS
 from nern.tasks.base import register_task
 from nern.tasks.images import ImageTensors
@@ -39,7 +40,7 @@ _LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@register_task("cifar10", input_shape=(3, 32, 32), num_classes=10, mirrors=True)
+@register_task("cifar10", input_shape=(3, 32, 32), num_classes=10, mirrors=True, mean=MEAN, std=STD)
 def cifar10(
     train_kwargs: dict[str, Any], test_kwargs: dict[str, Any], use_workers: bool = True, **kwargs: Any
 ) -> tuple[ImageTensors | None, ImageTensors | None]:
@@ -47,7 +48,7 @@ def cifar10(
     return _load("cifar10", **kwargs)
 
 
-@register_task("cifar100", input_shape=(3, 32, 32), num_classes=100, mirrors=True)
+@register_task("cifar100", input_shape=(3, 32, 32), num_classes=100, mirrors=True, mean=MEAN, std=STD)
 def cifar100(
     train_kwargs: dict[str, Any], test_kwargs: dict[str, Any], use_workers: bool = True, **kwargs: Any
 ) -> tuple[ImageTensors | None, ImageTensors | None]:
@@ -56,10 +57,16 @@ def cifar100(
 
 
 def _load(
-    name: str, data_dir: str | None = None, splits: tuple[str, ...] = ("train", "test"), **kwargs: Any
+    name: str,
+    input_format: InputFormat,
+    data_dir: str | None = None,
+    splits: tuple[str, ...] = ("train", "test"),
+    **kwargs: Any,
 ) -> tuple[ImageTensors | None, ImageTensors | None]:
     folder = _find(name, data_dir)
-    train, test = (_read_split(name, folder, split) if split in splits else None for split in ("train", "test"))
+    train, test = (
+        _read_split(name, folder, split, input_format) if split in splits else None for split in ("train", "test")
+    )
     return train, test
 
 
@@ -104,7 +111,7 @@ class _ArraysOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"refused to load {module}.{name}")
 
 
-def _read_split(name: str, folder: Path, split: str) -> ImageTensors:
+def _read_split(name: str, folder: Path, split: str, expected: InputFormat) -> ImageTensors:
     layout = _LAYOUTS[name]
     images, labels = [], []
     for file_name in layout[split]:
@@ -124,6 +131,5 @@ def _read_split(name: str, folder: Path, split: str) -> ImageTensors:
             raise NernError(f"{name}: {path} is not a batch file of this dataset ({error})") from error
         images.append(data.reshape(-1, 3, 32, 32))
         labels.extend(entry[layout["labels"]])
-    return ImageTensors(
-        torch.from_numpy(np.concatenate(images)), torch.tensor(labels), MEAN, STD, pad=PAD, flip=True
-    )  # fmt: skip
+    pixels = torch.from_numpy(np.concatenate(images))
+    return ImageTensors(pixels, torch.tensor(labels), expected.mean, expected.std, pad=PAD, flip=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from nern.originals.input_format import InputFormat
 from nern.randomness import generator
 from nern.tasks.base import register_task
 from nern.tasks.images import ImageTensors
@@ -14,9 +15,13 @@ TEST_IMAGES = 597
 TRAIN_IMAGES = 1797 - TEST_IMAGES
 
 
-@register_task("digits", input_shape=(1, 8, 8), num_classes=10, train_images=TRAIN_IMAGES)
+@register_task("digits", input_shape=(1, 8, 8), num_classes=10, train_images=TRAIN_IMAGES, mean=(0.306,), std=(0.376,))
 def digits(
-    train_kwargs: dict[str, Any], test_kwargs: dict[str, Any], use_workers: bool = True, **kwargs: Any
+    train_kwargs: dict[str, Any],
+    test_kwargs: dict[str, Any],
+    input_format: InputFormat,
+    use_workers: bool = True,
+    **kwargs: Any,
 ) -> tuple[ImageTensors, ImageTensors]:
     """scikit-learn's handwritten digits: 1,200 training and 597 test images; augmented by crops padded by one pixel."""
     from sklearn.datasets import load_digits
@@ -25,5 +30,5 @@ def digits(
     images = torch.from_numpy(data.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)  # values are 0 to 16
     labels = torch.from_numpy(data.target).long()
     order = torch.randperm(len(labels), generator=generator(0, "digits split"))
-    whole = ImageTensors(images, labels, mean=(0.306,), std=(0.376,), pad=1)
+    whole = ImageTensors(images, labels, input_format.mean, input_format.std, pad=1)
     return whole.subset(order[TEST_IMAGES:]), whole.subset(order[:TEST_IMAGES])

@@ -8,10 +8,11 @@ from torch.utils.data import DataLoader
 
 from nern.errors import NernError
 from nern.tasks.base import register_task
-from nern.tasks.image_folder import SplitFolders, load_splits
+from nern.tasks.class_folders import SplitFolders
+from nern.tasks.image_folder import load_splits
 
 CLASSES = 1000
-TESTS, KEY = ("val", "validation"), "task.imagenet_path"
+TESTS, KEY = ("val", "validation", "valid"), "task.imagenet_path"
 
 
 @register_task(
@@ -31,7 +32,7 @@ def imagenet(
     in_memory: bool | None = None,
     **kwargs: Any,
 ) -> tuple[DataLoader[Any] | None, DataLoader[Any] | None]:
-    """Images of `imagenet_path`/train and /val (or validation), streamed, augmented as timm does."""
+    """Images of `imagenet_path`/train and /val (or validation, valid), streamed, augmented as timm does."""
     if in_memory:
         raise NernError("task.in_memory is for imagefolder; imagenet is always streamed")
     folders = SplitFolders.at(imagenet_path, TESTS, KEY)

@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
+from nern.console import CleanConsole
 from nern.errors import NernError
 from nern.files import cache_dir, load_safetensors, save_safetensors
 from nern.originals.base import Original
@@ -53,7 +53,7 @@ def inverted_images(original: Original, start: Tensor, steps: int, seed: int) ->
     except (NernError, KeyError, OSError):
         pass  # not there, or damaged: the cache mends itself
     batches = list(start.split(BATCH))
-    console = Console(stderr=True)
+    console = CleanConsole(stderr=True)
     shown = track(
         batches, "making images from the network", console=console, transient=True, disable=not sys.stderr.isatty()
     )

@@ -19,7 +19,7 @@ class MixedStream:
     """Batches of another stream, each mixed by one of both, with labels as shares of the classes (n, classes).
 
     Args:
-        stream: gives images and integer labels.
+        stream: gives images and integer labels; kept as `unmixed`.
         mixup: alpha of the Beta distribution of shares when whole images are blended; 0: never.
         cutmix: the same when a rectangle is pasted in; 0: never. With both, each is as likely.
         num_classes: of the labels.
@@ -30,23 +30,23 @@ class MixedStream:
         import_torchvision()
         from torchvision.transforms import v2
 
-        self.stream, self.seed, self.steps_per_epoch = stream, seed, stream.steps_per_epoch
+        self.unmixed, self.seed, self.steps_per_epoch = stream, seed, stream.steps_per_epoch
         kinds: list[tuple[Any, float]] = [(v2.MixUp, mixup), (v2.CutMix, cutmix)]
         self.mixers = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha > 0]
 
     @property
     def skipped(self) -> Iterable[str]:
         """Names of images that could not be read so far."""
-        return getattr(self.stream, "skipped", ())
+        return getattr(self.unmixed, "skipped", ())
 
     def batch(self, step: int) -> Batch:
         """See `TrainStream`."""
-        return self._mixed(step, *self.stream.batch(step))
+        return self._mixed(step, *self.unmixed.batch(step))
 
     def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
         """See `TrainStream`. An image is mixed with the one before it in the batch (the first with the last), which
         processes hand to each other."""
-        (images, labels), fraction = self.stream.share(step, processes)
+        (images, labels), fraction = self.unmixed.share(step, processes)
         assert labels is not None
         own = (images[-1:].cpu(), labels[-1:].cpu()) if len(images) else None
         lasts = processes.collect(own)

@@ -47,8 +47,9 @@ class EvalSet(Protocol):
 
 
 def first_images(stream: TrainStream, count: int) -> Tensor:
-    """So many images from the first batches of a stream, in as many steps at the most."""
-    parts: list[Tensor] = []
+    """So many images from the first batches of a stream, in as many steps at the most: augmented as it augments them, but
+    not mixed with each other."""
+    stream, parts = getattr(stream, "unmixed", stream), list[Tensor]()
     for step in range(count):  # a batch has an image at least
         parts.append(stream.batch(step)[0])
         if sum(map(len, parts)) >= count:
@@ -136,6 +137,8 @@ class _SeededItems(Dataset[Any]):
             np.random.seed(derived_seed(self.seed, "numpy", epoch, index) % 2**32)  # noqa: NPY002
             with forked_rng(self.seed, "item", epoch, index):
                 return self.dataset[index]
+        except NernError as error:  # a worker would raise it as another one, with the worker's traceback for a message
+            return error
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
@@ -275,6 +278,8 @@ def _loaded(
         generator=generator(seed, "workers"),
     )
     for batch, unreadable in ours:
+        if isinstance(batch, NernError):
+            raise batch
         if batch is None:
             yield None, unreadable
             continue

@@ -50,6 +50,7 @@ class SkippedImages:
 
 class ReadableOnly:
     """Collation that leaves unreadable items out: items -> (batch, or None if nothing is left; unreadable items by place).
+    Where an item is a NernError, that takes the batch's place.
 
     Args:
         collate: makes a batch of the others.
@@ -59,6 +60,9 @@ class ReadableOnly:
         self.collate = collate
 
     def __call__(self, items: Sequence[Any]) -> tuple[Any, dict[int, Unreadable]]:
+        failed = next((item for item in items if isinstance(item, NernError)), None)
+        if failed is not None:
+            return failed, {}
         unreadable = {place: item for place, item in enumerate(items) if isinstance(item, Unreadable)}
         readable = [item for item in items if not isinstance(item, Unreadable)]
         return self.collate(readable) if readable else None, unreadable
