@@ -330,7 +330,7 @@ def test_what_describes_no_tensor(value: Any) -> None:
 
 
 def test_bytes_that_are_not_as_many_as_described() -> None:
-    codes, code, raw = encode_tensors({"t": torch.zeros(3), "n": torch.arange(50)}, {})
+    codes, code, raw = encode_tensors({"t": torch.full((3,), 0.1), "n": torch.arange(50)}, {})
     for changed in (raw + b"\0", raw[:-1], b""):
         with pytest.raises(NernError, match="bytes of tensors are there"):
             decode_tensors(codes, code, changed)

@@ -178,7 +178,7 @@ def test_norms_follow_what_rounding_does_where_there_are_images(
         network = found.network()
         assert isinstance(network, nn.Module)
         errors.append(float((channel_means(network, images) - wanted).norm()))
-    assert errors[0] < 0.3 * errors[1]
+    assert errors[0] < 0.5 * errors[1]
 
 
 @pytest.mark.parametrize("evaluate", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from nern import registry
 from nern.errors import unknown_name
@@ -87,7 +88,7 @@ def parameter_table(name: str, original: Original, every: bool = True) -> Table:
     for choice in original.choices:
         if not choice.taken and not every and len(choice.shape) < 2:
             continue
-        fate = "[green]taken[/green]" if choice.taken else f"kept: {choice.reason}"
+        fate = Text("taken", style="green") if choice.taken else Text(f"kept: {choice.reason}")
         kernels = f"{choice.kernels:,}" if choice.kernels else "-"
         table.add_row(choice.name, "x".join(map(str, choice.shape)), choice.kernel_size, kernels, fate)
     return table

@@ -20,6 +20,7 @@ from nern.tasks.images import ImageTensors
 
 # The published runs and the public CIFAR ResNets normalise with ImageNet's statistics.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FORMAT = InputFormat((3, 32, 32), MEAN, STD)
 PAD = 4
 
 _LAYOUTS: dict[str, dict[str, Any]] = {
@@ -58,7 +59,7 @@ def cifar100(
 
 def _load(
     name: str,
-    input_format: InputFormat,
+    input_format: InputFormat = FORMAT,
     data_dir: str | None = None,
     splits: tuple[str, ...] = ("train", "test"),
     **kwargs: Any,

@@ -15,11 +15,16 @@ TEST_IMAGES = 597
 TRAIN_IMAGES = 1797 - TEST_IMAGES
 
 
-@register_task("digits", input_shape=(1, 8, 8), num_classes=10, train_images=TRAIN_IMAGES, mean=(0.306,), std=(0.376,))
+FORMAT = InputFormat((1, 8, 8), (0.306,), (0.376,))
+
+
+@register_task(
+    "digits", input_shape=FORMAT.shape, num_classes=10, train_images=TRAIN_IMAGES, mean=FORMAT.mean, std=FORMAT.std
+)
 def digits(
     train_kwargs: dict[str, Any],
     test_kwargs: dict[str, Any],
-    input_format: InputFormat,
+    input_format: InputFormat = FORMAT,
     use_workers: bool = True,
     **kwargs: Any,
 ) -> tuple[ImageTensors, ImageTensors]:
