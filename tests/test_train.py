@@ -901,7 +901,7 @@ def unrepresentable() -> Iterator[None]:
         ({"nern.output_size": 1}, "set nern.output_size to at least 3"),
         ({"nern.init": "checkpoint", "nern.checkpoint_path": "absent.pt"}, "no such file: absent.pt"),
         ({"nern.feature_maps": ["layer9*"]}, "unknown module"),
-        ({"nern.method": "kxk_nerf", "nern.num_blocks": 2}, "num_blocks .* at least 3"),
+        ({"nern.method": "kxk_nerf", "nern.num_blocks": 1}, "num_blocks .* at least 2"),
         ({"nern.embeddings.permutations.permute_mode": "infilter", "task.original_model_name": "nonesuch"}, "nonesuch"),
         ({"optim.lr_scheduler_type": "exponential", "optim.step_interval": 0}, "needs 100 steps; there are 6"),
         ({"nern.norm_layer": "bn", "nern.weights_batch_method": "random_batch", "nern.weights_batch_size": 1}, "bn"),

@@ -634,7 +634,7 @@ def test_command_line_wins_over_the_file(in_folder: Path, capsys: pytest.Capture
     figures = json.loads(Path("figures.json").read_text())
     assert figures == json.loads(folder.metrics.read_text())
     shown = capsys.readouterr().out
-    assert "cosine_factor: 0.01" in shown
+    assert "smoothness.cosine_factor=0.01" in shown
     assert f"{figures['parameters']:,} parameters" in shown
     assert "4 steps on cpu; run folder outputs/mine" in shown
     assert f"{figures['test']['top1']:.2f} %" in shown
