@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -104,8 +105,8 @@ def _cached(file: Path, mode: str, shapes: Shapes, metric: str, key: str) -> Ord
         return ordering
     except (NernError, OSError) as error:
         warnings.warn(f"the cached ordering {file} is damaged and made anew ({error})", NernWarning, stacklevel=3)
-    if file.is_dir() and not file.is_symlink():
-        shutil.rmtree(file, ignore_errors=True)  # a file is replaced
+    with contextlib.suppress(OSError):  # whoever writes the new one tells of it
+        shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
     return None
 
 
