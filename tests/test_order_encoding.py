@@ -274,11 +274,11 @@ def test_scales_are_counted_kept_with_the_predictor_and_not_trained() -> None:
     assert not with_scales.predictor.output_scales.requires_grad  # type: ignore[union-attr]
 
 
-def test_scales_of_nothing_are_1() -> None:
+def test_scales_of_nothing_are_0() -> None:
     a, b, c, d = random_weights()
-    assert scaled("per_layer", weights=[a, b * 0, c, d]).predictor.output_scales[1] == 1  # type: ignore[index, operator]
+    assert scaled("per_layer", weights=[a, b * 0, c, d]).predictor.output_scales[1] == 0  # type: ignore[index, operator]
     table = KernelTable(SHAPES)
-    assert output_scales([a, b * 0, c, d], scale_groups(table, "per_size"))[1] == 1
+    assert output_scales([a, b * 0, c, d], scale_groups(table, "per_size"))[1] == 0
     assert scaled("per_layer").predictor.output_scales.tolist() == [1, 1, 1, 1]  # type: ignore[union-attr]
 
 

@@ -72,7 +72,9 @@ def resource_error(error: BaseException, path: object = None) -> ResourceError |
         return error if isinstance(error, ResourceError) else None
     text = " ".join(str(error).split())
     number = _error_number(error, text)
-    if number is None and not isinstance(error, OSError):
+    if number == errno.EINVAL or (
+        number is None and not isinstance(error, OSError)
+    ):  # torch says so of a truncated file
         return None
     if number == errno.ENOMEM:
         asked = re.search(r"tried to allocate [\d.,]+ \w+", text, re.IGNORECASE)

@@ -58,7 +58,7 @@ def inverted_images(original: Original, start: Tensor, steps: int, seed: int) ->
         batches, "making images from the network", console=console, transient=True, disable=not sys.stderr.isatty()
     )
     images = torch.cat([_invert(original, batch, steps, seed, number) for number, batch in enumerate(shown)])
-    with suppress(OSError):  # they are only made again
+    with suppress(OSError, NernError):  # they are only made again
         save_safetensors(path, {"images": images.half()})
     return images.half().to(start)  # as the cache gives them
 
