@@ -512,6 +512,16 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(
 # --- signals ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def usual_signals() -> Iterator[None]:
+    """Signals as a terminal's processes have them, whatever started the tests."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize("where", ["nern.jobs.training.build_experiment", "nern.jobs.training.store_ordering"])
 def test_a_signal_before_the_first_step_ends_with_a_line_and_leaves_nothing(
