@@ -203,8 +203,8 @@ class TaskConfig:
     input_size: int | None = None
     """Side of the images in pixels, for imagenet and imagefolder; null: what the network's metadata says, else 224."""
     mean: list[float] | None = None
-    """Mean of each channel on the scale 0 to 1, for imagenet and imagefolder; null: the network's metadata, else
-    ImageNet's."""
+    """Mean of each channel on the scale 0 to 1; null: what the network says, else the task's own (ImageNet's for
+    folders)."""
     std: list[float] | None = None
     """Standard deviation of each channel, as mean."""
     auto_augment: str | None = None
