@@ -244,8 +244,8 @@ def load_weights(network: nn.Module, path: str | Path, what: str = "original net
 
 
 def plain_state_dicts(path: str | Path, what: str = "weights file") -> list[dict[str, Tensor]]:
-    """Every state dict in a file without names of wrappers and without a prefix that all its names share: what they tell
-    before there is a network to compare with. Of FILE#KEY those that the key may mean."""
+    """Every state dict in a file without names of wrappers and without a prefix that all its names share, then as it is:
+    what they tell before there is a network to compare with. Of FILE#KEY those that the key may mean."""
     key = split_key(path)[1]
     found = []
     for state in state_dicts(path, what):
@@ -258,6 +258,8 @@ def plain_state_dicts(path: str | Path, what: str = "weights file") -> list[dict
             if len(heads) != 1 or not all("." in name for name in tensors):
                 break
             tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+        if any(WRAPPERS.search(name) for name in state.tensors):  # a network's own names, perhaps
+            found.append(state.tensors)
     return found
 
 

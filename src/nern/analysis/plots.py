@@ -44,7 +44,7 @@ def plot_run(
     figure = Figure(figsize=(13, 4), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
-    figure.suptitle(title, color=INK, fontsize=12)
+    figure.suptitle(title, color=INK, fontsize=12, parse_math=False)
     _losses(left, history.losses)
     _accuracy(middle, history.evaluations, original_top1)
     _layers(right, errors)
@@ -58,7 +58,8 @@ def plot_run(
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(True, alpha=0.25)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8)
+            for text in axes.legend(frameon=False, fontsize=8).get_texts():
+                text.set_parse_math(False)  # names of files: a $ is a dollar
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
 
@@ -68,7 +69,7 @@ def plot_original(path: str | Path, title: str, history: History) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    figure.suptitle(title, color=INK, fontsize=12)
+    figure.suptitle(title, color=INK, fontsize=12, parse_math=False)
     _losses(left, history.losses)
     _accuracy(right, history.evaluations, None)
     right.set_title("Accuracy", color=INK, fontsize=10)
@@ -114,6 +115,7 @@ def _layers(axes: Any, errors: Sequence[LayerError]) -> None:
     axes.bar(range(len(errors)), [e.relative or 0.0 for e in errors], color="#0072b2")
     axes.set_ylim(bottom=0)
     if len(errors) <= 24:
-        axes.set_xticks(range(len(errors)), [e.name.removesuffix(".weight") for e in errors], rotation=90, fontsize=7)
+        names = [e.name.removesuffix(".weight") for e in errors]
+        axes.set_xticks(range(len(errors)), names, rotation=90, fontsize=7, parse_math=False)
     else:
         axes.set_xlabel("layer")

@@ -30,7 +30,7 @@ def plot_scaling(path: str | Path, measured: Sequence[dict[str, Any]], title: st
     """
     figure = Figure(figsize=(10.5, 4.3), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, color=INK, fontsize=12)
+    figure.suptitle(title, color=INK, fontsize=12, parse_math=False)
     left, right = figure.subplots(1, 2)
     sizes = [of["weights"] for of in measured]
     for part, (label, colour, marker) in PARTS.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from nern import registry
@@ -271,8 +272,9 @@ def check_optim(optim: OptimConfig, section: str = "optim") -> None:
 def check_logging(logging: LoggingConfig) -> None:
     """Names and combinations of a `logging` section."""
     registry.TRACKERS[logging.tracker]
-    if not logging.exp_name.strip("/ ") or "\0" in logging.exp_name:
-        raise NernError(f"logging.exp_name (={logging.exp_name!r}) must name a folder")
+    name, parts = logging.exp_name, Path(logging.exp_name).parts
+    if not name.strip() or "\0" in name or not parts or Path(name).is_absolute() or ".." in parts:
+        raise NernError(f"logging.exp_name (={name!r}) must name a folder in logging.log_dir: 'NAME', or 'GROUP/NAME'")
     if logging.use_tensorboard and logging.tracker != "tensorboard":
         raise NernError(f"logging.use_tensorboard is true but logging.tracker is {logging.tracker!r}; drop one")
 

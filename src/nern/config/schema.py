@@ -142,8 +142,8 @@ class NernConfig:
     exclude: list[str] = field(default_factory=list)
     """Weights to keep as they are: globs on parameter names, over `include`."""
     feature_maps: list[str] | None = None
-    """Modules whose outputs the feature-map loss compares: names or globs, in this order, repeats counted; 'NAME:input'
-    takes what goes into a module. null: the network's own choice."""
+    """Modules whose outputs the feature-map loss compares: globs on their names, in this order, repeats counted;
+    'NAME:input' takes what goes into a module. null: the network's own choice."""
 
     @property
     def kind_of_heads(self) -> str:
@@ -157,7 +157,8 @@ class LoggingConfig:
     """Logging: where a run is written and what is tracked."""
 
     exp_name: str = "NeRN_Train"
-    """Name of the run; its folder is log_dir/exp_name (with -2, -3, ... if that is there, even empty)."""
+    """Name of the run, 'NAME' or 'GROUP/NAME'; its folder is log_dir/exp_name (with -2, -3, ... if that is there, even
+    empty)."""
     log_interval: int = 20
     """Log scalars every so many steps."""
     log_dir: str = "outputs"

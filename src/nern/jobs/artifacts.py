@@ -115,7 +115,7 @@ def reconstructed(artifact: Artifact, network: int | torch.nn.Module) -> Origina
             f"{described.name} is held as a state dict only: the file does not tell how to build it. "
             "--task.original_model_name FILE.py:FUNCTION does, or in Python a module given as `network`"
         )
-    return Original(artifact.network(network), include=[name for name, _, _ in described.represented])
+    return Original(artifact.network(network), names=[name for name, _, _ in described.represented])
 
 
 @plain_errors()

@@ -134,7 +134,7 @@ def _original(
     if module is not None:
         network = copy.deepcopy(module)
         load_weights(network, resolve_weights(str(path)))
-        own = Original(network, include=names)
+        own = Original(network, names=names)
         return own.weights, own
     if described.architecture is None:
         states = plain_state_dicts(resolve_weights(str(path)), "original network's weights")
@@ -144,9 +144,7 @@ def _original(
             if name not in state or tuple(state[name].shape) != shape:
                 raise NernError(f"original network's weights {path} do not fit {described.name}: {name} {found}")
         return [state[name] for name in names], None
-    original = artifact.build(number, lambda name, arguments: build_original(name, str(path), arguments, include=names))
-    if original.weight_names != names:
-        raise NernError(f"{described.name} of the file and the network built of {path} name their weights differently")
+    original = artifact.build(number, lambda name, arguments: build_original(name, str(path), arguments, names=names))
     return original.weights, original
 
 

@@ -178,7 +178,7 @@ def save(fitted: Fitted, path: str | Path, options: PackOptions | None = None) -
     if options.evaluate:
         raise NernError("evaluate needs test images, and what nern.fit gave has none")
     check_writable(path, "save")
-    original = Original(copy.deepcopy(fitted.original.network), include=fitted.original.weight_names)
+    original = Original(copy.deepcopy(fitted.original.network), names=fitted.original.weight_names)
     packable = Packable(fitted.nern, fitted.config, fitted.ordering, [Member(original)], [None])
     sections, artifact = sections_of(packable, options)
     write_artifact(path, sections)
@@ -286,7 +286,7 @@ def _with_figures(
         state = artifact.state_dict(number)
         network = copy.deepcopy(member.original.network)
         network.load_state_dict(state)
-        figures = tested(Original(network, include=member.original.weight_names), member.task.test)
+        figures = tested(Original(network, names=member.original.weight_names), member.task.test)
         networks.append(replace(described, about=described.about | {"test": figures}))
     return described_anew(sections, replace(artifact.description, networks=networks))
 

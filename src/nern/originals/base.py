@@ -17,7 +17,7 @@ from nern.devices import computing_in
 from nern.errors import NernError, NernWarning
 from nern.originals.folding import folded
 from nern.originals.input_format import InputFormat, input_format
-from nern.originals.selection import choose_parameters, convolution_weights, matching
+from nern.originals.selection import choose_parameters, convolution_weights, matching, named_weights
 from nern.originals.taps import NORMS, FeatureMaps, Taps, default_taps, matching_taps
 from nern.randomness import generator
 from nern.registry import ORIGINALS
@@ -82,8 +82,9 @@ class Original:
 
     Args:
         network: taken over: put in eval mode, gradients switched off. Pass a copy of what you still need.
-        feature_maps: names or globs of modules to compare in place of the network's own choice.
+        feature_maps: globs on names of modules to compare in place of the network's own choice.
         include, exclude: globs on parameter names; None: the network's own choice of weights to represent.
+        names: the parameters to represent, by their exact names and in this order, in place of any choice.
         represents: that choice, as globs, of a network that is no `OriginalNetwork`; None: all convolutions.
 
     Attributes:
@@ -93,7 +94,7 @@ class Original:
 
     Raises:
         NernError: no learnable weights, one that is no parameter of the network, values that are not finite, or a glob
-            that matches nothing.
+            or a name that matches nothing.
     """
 
     def __init__(
@@ -103,13 +104,14 @@ class Original:
         include: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
         represents: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         chooses = isinstance(network, OriginalNetwork)
-        own = own_weights(network, represents)
+        own = own_weights(network, represents) if names is None else named_weights(network, names)
         self.choices = choose_parameters(network, own, include, exclude)
         self.weight_names = [choice.name for choice in self.choices if choice.taken]
-        self._check_weights(include is None)
+        self._check_weights(include is None and names is None)
         self.input_format: InputFormat | None = input_format(network)
         own_maps = chooses and feature_maps is None
         taps = default_taps(network) if feature_maps is None else matching_taps(network, feature_maps)

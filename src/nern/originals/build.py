@@ -138,13 +138,14 @@ def build_original(
     feature_maps: Sequence[str] | None = None,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
+    names: Sequence[str] | None = None,
 ) -> Original:
     """The network of `build_original_network`, frozen; what it is registered with says what is represented and compared,
-    unless `include` and `feature_maps` do."""
+    unless `include` (globs) or `names` (exact), and `feature_maps` do."""
     network = build_original_network(name, path, kwargs, task_kwargs, seed, device)
     info = ORIGINALS.info(name) if name in ORIGINALS else {}
     taps = info.get("feature_maps") if feature_maps is None else feature_maps
-    return Original(network, taps, include, exclude, represents=info.get("represents"))
+    return Original(network, taps, include, exclude, info.get("represents"), names)
 
 
 def _read_kwargs(path: Path) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Which weights of a network a NeRN represents: by the network's own rule, or by globs on parameter names."""
+"""Which weights of a network a NeRN represents: by the network's own rule, by globs of the user, or by exact names."""
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Sequence
+import glob
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -37,6 +38,33 @@ def convolution_weights(network: nn.Module) -> list[Tensor]:
     return [m.weight for m in network.modules() if isinstance(m, _ConvNd)]
 
 
+def named_weights(network: nn.Module, names: Iterable[str]) -> list[Tensor]:
+    """The parameters of these exact names. Raises NernError for one that the network does not have, or has twice."""
+    own, found = dict(network.named_parameters(remove_duplicate=False)), dict[int, Tensor]()
+    for name in names:
+        if name not in own:
+            raise unknown_name(f"parameter of {type(network).__name__}", name, own, limit=40)
+        if id(own[name]) in found:
+            raise NernError(
+                f"{name} of {type(network).__name__} is one parameter with another; two of their own are needed"
+            )
+        found[id(own[name])] = own[name]
+    return list(found.values())
+
+
+def globbed(pattern: str, names: Iterable[str], kind: str) -> list[str]:
+    """Those of the names that a glob of the user's matches. Raises NernError where there is none."""
+    names = list(names)
+    found = [name for name in names if fnmatchcase(name, pattern)]
+    if not found and pattern in names:
+        raise NernError(
+            f"{kind}: {pattern!r} is a name, but as a glob it does not match itself: write {glob.escape(pattern)!r}"
+        )
+    if not found:
+        raise unknown_name(kind, pattern, names, limit=40)
+    return found
+
+
 def matching(network: nn.Module, patterns: Sequence[str], key: str) -> list[str]:
     """Names of parameters that any of the globs matches, in the network's order. Raises NernError for a glob that
     matches none."""
@@ -44,10 +72,7 @@ def matching(network: nn.Module, patterns: Sequence[str], key: str) -> list[str]
     names = {name: first[id(p)] for name, p in network.named_parameters(remove_duplicate=False)}  # tied ones: all names
     found: set[str] = set()
     for pattern in patterns:
-        matched = fnmatch.filter(names, pattern)
-        if not matched:
-            raise unknown_name(f"parameter ({key})", pattern, names, limit=40)
-        found |= {names[name] for name in matched}
+        found |= {names[name] for name in globbed(pattern, names, f"parameter ({key})")}
     return [name for name in first.values() if name in found]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from nern.errors import NernError, unknown_name
+from nern.errors import NernError
+from nern.originals.selection import globbed
 
 FeatureMaps = list[Tensor]
 INPUT = ":input"  # 'NAME:input' taps what goes into a module
@@ -35,17 +35,22 @@ def _acts(norm: nn.Module) -> bool:
 
 
 def matching_taps(network: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Taps that the patterns name: globs on module names, `:input` after them kept. Raises NernError for one that
-    matches nothing."""
+    """Taps that the patterns name: globs on module names, `:input` after them kept (a module whose own name ends so:
+    '[:]input'). Raises NernError for one that matches nothing."""
     names = [name for name, _ in network.named_modules() if name]
     matched = []
     for pattern in patterns:
         glob = pattern.removesuffix(INPUT)
-        found = fnmatch.filter(names, glob)
-        if not found:
-            raise unknown_name("module (nern.feature_maps)", glob, names, limit=40)
-        matched += [name + pattern[len(glob) :] for name in found]
+        matched += [name + pattern[len(glob) :] for name in globbed(glob, names, "module (nern.feature_maps)")]
     return matched
+
+
+def tapped(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
+    """The module that a tap names, and whether its input is meant. A module of that very name comes first."""
+    modules = dict(network.named_modules(remove_duplicate=False))
+    if name not in modules and name.endswith(INPUT):
+        return network.get_submodule(name.removesuffix(INPUT)), True
+    return network.get_submodule(name), False
 
 
 class Taps:
@@ -86,8 +91,7 @@ def _hooks(network: nn.Module, maps: dict[str, list[tuple[Tensor, int]]], clone:
 
     handles = []
     for name in maps:
-        module = network.get_submodule(name.removesuffix(INPUT))
-        tap_input = name.endswith(INPUT)
+        module, tap_input = tapped(network, name)
         handles.append(
             module.register_forward_pre_hook(before(name)) if tap_input else module.register_forward_hook(after(name))
         )

@@ -152,8 +152,8 @@ class Trainer(Loop):
         return self.differentiate.objectives[0].needs_images
 
     def named_parameters(self) -> dict[str, Tensor]:
-        """The predictor's, and what is trained beside it."""
-        return {**dict(self.nern.predictor.named_parameters()), **self.extra}
+        """The predictor's, and what is trained beside it ('original.NAME')."""
+        return {**dict(self.nern.predictor.named_parameters()), **{f"original.{n}": p for n, p in self.extra.items()}}
 
     def _detached_extra(self) -> dict[str, Tensor]:
         """What is trained beside the predictor, as it is now."""

@@ -1,0 +1,170 @@
+"""Names of parameters, modules and networks are names: no globs, wrappers, taps, markup, formulas or paths."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nern
+from nern import NernError
+from nern.analysis.plots import plot_run
+from nern.catalog import parameter_table
+from nern.config import LoggingConfig
+from nern.config.checks import check_logging
+from nern.console import CleanConsole
+from nern.evaluation import LayerError
+from nern.naming import joint_name, of_number
+from nern.originals import Original, OriginalNetwork, as_original
+from nern.originals.taps import Taps
+from nern.training.loop import History
+from nern.weights_file import load_weights
+
+ODD = [
+    "a[0]", "w*", "x?", "a/b", "a b", "ünï", "[red]x", "#k", "module", "_orig_mod", "weight:input", "0", "$x_{$",
+    "[!a]", "~", "\\", "'", '"', "{0}", "%s", "-v", "__class__x", "predictor", "A", "network", "<b>", "original0", ":smile:",
+]  # fmt: skip
+
+
+class Odd(nn.Module):
+    """A convolution and a vector under every odd name, in an odd module."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+        for name in names:
+            self.add_module(name, nn.Conv2d(1, 2, 2))
+        self.own = nn.Module()
+        for name in names:
+            self.own.register_parameter(name, nn.Parameter(torch.randn(2, 2)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = sum(getattr(self, name)(images) for name in self.names)
+        for name in self.names:
+            x = torch.einsum("nchw,cd->ndhw", x, getattr(self.own, name))
+        return x.mean((2, 3))
+
+
+def odd(names: list[str] = ODD, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Odd(names)
+
+
+def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_networks_of_any_names_come_back(tmp_path: Path) -> None:
+    network, images = odd(), torch.randn(2, 1, 5, 5, generator=torch.Generator().manual_seed(1))
+    fitted = nern.fit(network, iterations=1, ratio=60.0, include=["*"], progress=False)
+    expected = [f"{name}.weight" for name in ODD] + [f"own.{name}" for name in ODD]
+    assert sorted(fitted.original.weight_names) == sorted(expected)
+    nern.save(fitted, tmp_path / "odd.nern", nern.PackOptions(lossless=True))
+    loaded = nern.load(tmp_path / "odd.nern").network(odd(seed=1))
+    assert equal(loaded.state_dict(), fitted.network().state_dict())
+    assert torch.equal(loaded(images), fitted.network()(images))
+    torch.save(network.state_dict(), tmp_path / "odd.pt")
+    other = odd(seed=1)
+    load_weights(other, tmp_path / "odd.pt")
+    assert equal(other.state_dict(), network.state_dict())
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_each_name_alone_is_exact(name: str, tmp_path: Path) -> None:
+    """Also beside names that it would match as a glob."""
+    network = odd(list(dict.fromkeys([name, "a0", "wide", "xy", "a", "w"])))
+    original = Original(network, names=[f"own.{name}", f"{name}.weight"])
+    assert original.weight_names == [f"own.{name}", f"{name}.weight"]
+    assert original.weights[0] is getattr(network.own, name)
+    images = torch.zeros(2, 1, 5, 5)
+    maps = Taps([name, f"{name}:input"])(network, images)[1]
+    assert torch.equal(maps[0], getattr(network, name)(images))
+    assert torch.equal(maps[1], images)
+    (taken,) = as_original(network, include=[f"own.{glob_of(name)}"]).weight_names
+    assert taken == f"own.{name}"
+
+
+def glob_of(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def test_globs_of_the_user_are_globs() -> None:
+    network = odd(["a[0]", "a0", "b"])
+    assert as_original(network, include=["a[0].weight"]).weight_names == ["a0.weight"]
+    assert as_original(network, include=["a[[]0].weight"]).weight_names == ["a[0].weight"]
+    assert as_original(network, include=["a*.weight"]).weight_names == ["a[0].weight", "a0.weight"]
+    with pytest.raises(NernError, match=r"write 'own\.a\[\[\]0\]'"):
+        as_original(odd(["a[0]", "b"]), include=["own.a[0]"])
+
+
+def test_names_that_are_not_there_are_named() -> None:
+    with pytest.raises(NernError, match=r"unknown parameter of Odd 'a\*\.weight'"):
+        Original(odd(["a", "b"]), names=["a*.weight"])
+
+
+def test_a_module_may_be_named_like_a_tap() -> None:
+    class Net(OriginalNetwork):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 1)
+            self.add_module("norm:input", nn.BatchNorm2d(1))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return getattr(self, "norm:input")(self.conv(images) - 3)
+
+    network, images = Net().eval(), torch.ones(1, 1, 2, 2)
+    for feature_maps in (None, ["*[:]input"]):
+        original = Original(network, feature_maps)
+        output, maps = original.features(images)
+        assert len(maps) == 1
+        torch.testing.assert_close(maps[0], output)
+    (before,) = Original(network, ["norm[:]input:input"]).features(images)[1]
+    torch.testing.assert_close(before, network.conv(images) - 3)
+
+
+def test_several_networks_whose_names_begin_with_numbers() -> None:
+    tensors = {joint_name(name, i, 12): (i, name) for i in range(12) for name in ("0.weight", "1.0.weight", "weight")}
+    assert len(tensors) == 36
+    for i in range(12):
+        assert of_number(tensors, i, 12) == {name: (i, name) for name in ("0.weight", "1.0.weight", "weight")}
+
+
+def test_the_order_of_a_networks_own_choice_is_kept_in_its_file(tmp_path: Path) -> None:
+    class Backwards(OriginalNetwork):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3)
+
+        def get_learnable_weights(self) -> list[Tensor]:
+            return [self.second.weight, self.first.weight]
+
+    fitted = nern.fit(Backwards(), iterations=2, ratio=20.0, progress=False)
+    nern.save(fitted, tmp_path / "b.nern", nern.PackOptions(lossless=True))
+    assert equal(nern.load(tmp_path / "b.nern").network(Backwards()).state_dict(), fitted.network().state_dict())
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    console = CleanConsole(file=io.StringIO(), width=200)
+    console.print(parameter_table("[b]net[/b] :smile:", as_original(odd()), every=True))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "[b]net[/b] :smile:" in text
+    assert all(f"{name}.weight" in text for name in ODD)
+    errors = [LayerError(name, 4, 1.0, 1.0) for name in ODD[:24]]
+    plot_run(tmp_path / "run.png", "$x_{$ and $y^", History(), errors)
+    assert (tmp_path / "run.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["a", "a/b", "[red]x", "a*?", "...", ".hidden", "a:b", "ünï", "a/"])
+def test_names_of_runs(name: str) -> None:
+    check_logging(LoggingConfig(exp_name=name))
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../a", "a/../../b", "/a", "/", "", " ", "a\0"])
+def test_names_of_runs_that_leave_their_folder(name: str) -> None:
+    with pytest.raises(NernError, match=r"logging\.exp_name .* must name a folder in logging\.log_dir"):
+        check_logging(LoggingConfig(exp_name=name))
