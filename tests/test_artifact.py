@@ -46,9 +46,10 @@ from nern.artifact.outliers import decode_outliers
 from nern.artifact.permutations import SHORT, decode_permutations, encode_permutations, least_bits
 from nern.artifact.reading import TOLERANCE
 from nern.artifact.table import about, artifact_table
-from nern.artifact.tensors import DTYPES, MOST_SYMBOLS, TensorCode, decode_tensors, encode_tensors
+from nern.artifact.tensors import MOST_SYMBOLS, TensorCode, decode_tensors, encode_tensors
 from nern.jobs.packing import PackOptions
 from nern.originals import CifarResNet, build_network
+from nern.originals.checked import DTYPES
 from nern.registry import ORDERINGS
 from nern.representation.grid import step_size
 from nern.representation.kernels import KernelTable

@@ -26,8 +26,8 @@ from nern.artifact.container import to_bytes
 from nern.artifact.entropy import Encoder
 from nern.artifact.reading import SECTIONS
 from nern.artifact.table import about, artifact_table
-from nern.artifact.tensors import DTYPES
 from nern.originals.build import builder_of
+from nern.originals.checked import DTYPES
 
 LIMIT = 2**18  # of the files that are read here
 SECONDS, BYTES = 15.0, 400_000_000  # of reading one of them, at most

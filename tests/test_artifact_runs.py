@@ -130,6 +130,21 @@ def test_lossless_weights_are_those_of_the_run(plain: RunFolder, checkpoint: str
     assert all(same_tensor(built.state_dict()[name], tensor) for name, tensor in expected.items())
 
 
+def test_networks_of_runs_and_files_can_be_trained(plain: RunFolder, tmp_path: Path) -> None:
+    packed(plain, tmp_path / "net.nern", PackOptions(lossless=True))
+    images, after = torch.ones(2, 1, 8, 8), []
+    for network in (nern.load_run(plain.root), nern.load(tmp_path / "net.nern").network()):
+        assert not any(module.training for module in network.modules())
+        assert all(p.requires_grad and p.is_leaf for p in network.parameters())
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        network(images).square().sum().backward()
+        before = network(images)
+        optimizer.step()
+        assert not torch.equal(network(images), before)
+        after.append(network(images))
+    torch.testing.assert_close(*after)
+
+
 def test_more_bits_give_larger_files_nearer_to_the_run(plain: RunFolder, tmp_path: Path) -> None:
     expected = nern.load_run(plain.root)
     sizes, errors = [], []

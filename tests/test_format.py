@@ -18,8 +18,8 @@ from another_reader import DTYPES, STEPS, Coder, normal_numbers
 from artifact_parts import SHAPES, make, nern_config, save
 from nern.artifact import Holding, container, load, reading
 from nern.artifact.entropy import Encoder
-from nern.artifact.tensors import DTYPES as TORCH_DTYPES
 from nern.artifact.tensors import NAMES
+from nern.originals.checked import DTYPES as TORCH_DTYPES
 from nern.representation.grid import step_size
 
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"

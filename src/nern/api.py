@@ -53,7 +53,8 @@ class Fitted:
     interrupted: bool = False
 
     def network(self) -> nn.Module:
-        """The reconstructed network: a copy of the module with predicted weights, in eval mode."""
+        """The reconstructed network: a copy of the module with predicted weights, in eval mode, its parameters
+        trainable."""
         return self.original.rebuild(self.nern.reconstruct())
 
     def layer_errors(self) -> list[LayerError]:

@@ -251,7 +251,7 @@ def _find_state_dict(loaded: Any) -> dict[str, Tensor] | None:
 
 def load_into(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     """Copy `state` into `module`, names and shapes checked first. Raises NernError listing what does not fit."""
-    own = module.state_dict()
+    own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
     optional = {name for name in own if name.endswith("num_batches_tracked")}
     missing = [name for name in own if name not in state and name not in optional]
     unexpected = [name for name in state if name not in own and not name.endswith("num_batches_tracked")]
@@ -264,7 +264,7 @@ def load_into(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -
         parts = [("missing", missing), ("not expected", unexpected), ("of another shape", shapes)]
         listing = "; ".join(f"{len(found)} {label}: {_some(found)}" for label, found in parts if found)
         raise NernError(f"{what} does not fit {type(module).__name__}: {listing}")
-    module.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()})
+    module.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()}, strict=False)
 
 
 def _some(names: list[str], limit: int = 4) -> str:

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nern.artifact.tensors import DTYPES, TensorCode, check_name, is_int
+from nern.artifact.tensors import TensorCode, check_name, is_int
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.errors import NernError
 from nern.naming import joint_name
+from nern.originals.checked import DTYPES
 from nern.registry import ACTIVATIONS, ENCODINGS, NORM_LAYERS, PREDICTORS, SAMPLING_MODES
 from nern.representation.kernels import WEIGHT_IDXS, KernelTable, kernel_shape
 from nern.untrusted import parse_json

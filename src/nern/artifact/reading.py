@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,12 +17,14 @@ from nern.artifact.container import DamagedFileError, header_size, read_containe
 from nern.artifact.description import Description
 from nern.artifact.orderings import check_ordering, decode_ordering
 from nern.artifact.outliers import decode_outliers
-from nern.artifact.tensors import DTYPES, decode_tensors
+from nern.artifact.tensors import decode_tensors
 from nern.errors import NernError, plain_errors
 from nern.files import load_into
 from nern.naming import of_number
 from nern.ordering.order import Ordering
+from nern.originals.base import usable
 from nern.originals.build import build_network
+from nern.originals.checked import DTYPES, copy_of
 from nern.registry import PREDICTORS
 from nern.representation.kernels import WEIGHT_IDXS, kernel_shape
 from nern.representation.nern import CACHED_ROWS, NeRN, build_heads, build_nern, predictor_arguments
@@ -155,7 +156,7 @@ class Artifact:
         return state | {alias: state[name] for alias, name in own.aliases.items()}
 
     def network(self, network: int | nn.Module = 0) -> nn.Module:
-        """The reconstructed network, ready to use, in eval mode, on the CPU.
+        """The reconstructed network, ready to use, in eval mode, its parameters trainable, on the CPU.
 
         Args:
             network: of several, which; or a network of yours of the same architecture: a copy of it gets the weights.
@@ -167,13 +168,13 @@ class Artifact:
         number = 0 if isinstance(network, nn.Module) else network
         own, state = self._network(number), self.state_dict(number)
         if isinstance(network, nn.Module):
-            built = copy.deepcopy(network)
+            built = copy_of(network)
         elif own.architecture is None:
             raise NernError(f"{own.name} is held as a state dict only; build the network, and give it: network(MODULE)")
         else:
             built = self.build(number, build_network)
         load_into(built, state, f"the reconstructed {own.name}")
-        return built.eval()
+        return usable(built)
 
     def build(self, network: int, build: Callable[[str, dict[str, Any]], T]) -> T:
         """What `build` makes of the architecture and arguments of a network, which must be told.

@@ -18,15 +18,12 @@ from torch import Tensor
 
 from nern.artifact.entropy import AT_ONCE, Decoder, Encoder, Integers
 from nern.errors import NernError
+from nern.originals.checked import DTYPES, MOST_AXES, MOST_NAME
 from nern.representation.grid import step_size
 
-DTYPES = {
-    "f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i64": torch.int64,
-    "i32": torch.int32, "i16": torch.int16, "i8": torch.int8, "u8": torch.uint8, "b": torch.bool,
-}  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MOST_SYMBOLS = 2**24  # of a tensor of multiples
-MOST_NAME, MOST_AXES, MOST_AXIS = 512, 16, 2**31
+MOST_AXIS = 2**31
 HALF_ERROR = 2**-10  # relative, by which a value may change where 16 bits are asked for
 
 

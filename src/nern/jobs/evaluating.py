@@ -125,7 +125,7 @@ def config_of_run(path: str | Path, checkpoint: str = "best") -> Config:
 
 @plain_errors()
 def load_run(path: str | Path, checkpoint: str = "best", network: int = 0) -> torch.nn.Module:
-    """The reconstructed network of a run, ready to use, in eval mode, on the CPU.
+    """The reconstructed network of a run, ready to use, in eval mode, its parameters trainable, on the CPU.
 
     Args:
         path: the run folder.

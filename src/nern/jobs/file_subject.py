@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from nern.analysis.subject import NO_ORIGINAL, Figures, Part, Reconstructed, Sub
 from nern.analysis.trial import Trial
 from nern.artifact import Artifact
 from nern.artifact.description import NetworkDescription
-from nern.artifact.tensors import DTYPES, tensor_bits
+from nern.artifact.tensors import tensor_bits
 from nern.config import TaskConfig
 from nern.errors import NernError
 from nern.experiment import check_outputs
@@ -26,6 +25,7 @@ from nern.jobs.artifacts import BATCH, images_of, named_for, predicted, reconstr
 from nern.jobs.report_images import NO_IMAGES_ASKED_FOR, class_names, drawn
 from nern.originals.base import Original
 from nern.originals.build import build_original, resolve_weights
+from nern.originals.checked import DTYPES, copy_of
 from nern.representation.kernels import kernel_shape
 from nern.tasks.base import classes_of
 from nern.tasks.streams import EvalSet
@@ -132,7 +132,7 @@ def _original(
     described = artifact.description.networks[number]
     names = [name for name, _, _ in described.represented]
     if module is not None:
-        network = copy.deepcopy(module)
+        network = copy_of(module)
         load_weights(network, resolve_weights(str(path)))
         own = Original(network, names=names)
         return own.weights, own

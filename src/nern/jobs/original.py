@@ -18,6 +18,7 @@ from nern.files import check_writable, save_safetensors, write_json, write_text
 from nern.jobs.session import common_metrics, continue_from, new_folder, resumable, run_loop, saved_run
 from nern.originals.base import own_weights
 from nern.originals.build import build_network, build_original_network
+from nern.originals.checked import tensors_of
 from nern.originals.input_format import input_format
 from nern.originals.selection import own_names
 from nern.processes import check_alone
@@ -131,7 +132,7 @@ def _finish(config: OriginalConfig, trainer: OriginalTrainer, folder: RunFolder)
     from nern.analysis.plots import plot_original  # matplotlib takes a second to import
 
     file, network = folder.root / "network.safetensors", trainer.network
-    save_safetensors(file, network.state_dict())
+    save_safetensors(file, tensors_of(network))
     kwargs: dict[str, Any] = network.built_with  # type: ignore[assignment]
     write_json(file.with_suffix(".json"), kwargs)
     last = trainer.history.evaluations[-1]

@@ -34,6 +34,7 @@ from nern.jobs.report import experiment_of_run
 from nern.naming import joint_name
 from nern.ordering.order import Ordering
 from nern.originals.base import Original
+from nern.originals.checked import tensors_of
 from nern.originals.norm_fitting import fitted_norms
 from nern.registry import ORIGINALS
 from nern.representation.grid import Quantised, StepChooser, on_grid, quantised_names
@@ -211,8 +212,10 @@ def sections_of(packable: Packable, options: PackOptions) -> tuple[dict[str, byt
         for member in members:
             member.original.absorb_statistics()
     parts = [network_parts(member.original, task) for member, task in zip(members, packable.tasks, strict=True)]
-    named = [(i, dict(member.original.network.named_buffers())) for i, member in enumerate(members)]
-    buffers = {joint_name(name, i, count) for i, own in named for name in own}  # kept as they are, whatever they hold
+    own = [dict(member.original.network.named_parameters(remove_duplicate=False)) for member in members]
+    buffers = {
+        joint_name(n, i, count) for i, part in enumerate(parts) for n in part.kept if n not in own[i]
+    }  # any values
 
     def write(predictor: Holding, kept: Holding, of: Sequence[NetworkParts] = parts) -> dict[str, bytes]:
         exact = Holding({**kept.tensors, **dict.fromkeys(buffers, "as")}, kept.otherwise)
@@ -261,7 +264,7 @@ def _with_norms_fitted(
 def network_parts(original: Original, task: TaskConfig | None) -> NetworkParts:
     """What an artifact holds of one network; `task` names its architecture, if that is known."""
     name = original.name if task is None else task.original_model_name
-    state = original.network.state_dict(keep_vars=True)
+    state = tensors_of(original.network)
     first: dict[int, str] = {}
     for key, value in state.items():
         first.setdefault(id(value), key)

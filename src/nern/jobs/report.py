@@ -15,6 +15,7 @@ from nern.files import load_safetensors, load_state_dict, write_json
 from nern.jobs.session import common_metrics
 from nern.naming import joint_name
 from nern.ordering.store import content_key, save_ordering
+from nern.originals.checked import tensors_of
 from nern.representation.nern import share_of
 from nern.training.members import Member, split_by_network
 from nern.training.run_folder import RunFolder
@@ -147,7 +148,7 @@ def _sizes(experiment: Experiment, folder: RunFolder, beside: int) -> dict[str, 
         "reconstructed_parameters": parameters - represented + nern_.num_parameters,
         "predictor_share": nern_.num_parameters / represented,
         "share": share_of(nern_.num_parameters, experiment.ordering.bits(), represented),
-        "original_bytes": sum(_bytes(o.network.state_dict().values()) for o in originals),
+        "original_bytes": sum(_bytes(tensors_of(o.network).values()) for o in originals),
         "represented_bytes": sum(_bytes(o.weights) for o in originals),
         "original_kept_bytes": sum(_bytes(o.kept().values()) for o in originals),
         "predictor_bytes": folder.checkpoint("best").stat().st_size - beside,

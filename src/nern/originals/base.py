@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from nern.devices import computing_in
 from nern.errors import NernError, NernWarning
+from nern.originals.checked import check_network, copy_of, tensors_of
 from nern.originals.folding import folded
 from nern.originals.input_format import InputFormat, input_format
 from nern.originals.selection import choose_parameters, convolution_weights, matching, named_weights
@@ -93,8 +94,8 @@ class Original:
         input_format: the images it expects; None where it does not say.
 
     Raises:
-        NernError: no learnable weights, one that is no parameter of the network, values that are not finite, or a glob
-            or a name that matches nothing.
+        NernError: see `check_network`; no learnable weights, one that is no parameter of the network, values that are not
+            finite, or a glob or a name that matches nothing.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Original:
         represents: Sequence[str] | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
+        check_network(network)
         self.network = network.eval().requires_grad_(False)
         chooses = isinstance(network, OriginalNetwork)
         own = own_weights(network, represents) if names is None else named_weights(network, names)
@@ -130,12 +132,12 @@ class Original:
             )
         for name in self.weight_names:
             weight = self.network.get_parameter(name)
-            if not weight.is_floating_point() or weight.is_meta:
-                raise NernError(f"{name} holds {weight.dtype} on device {weight.device}; real numbers are needed")
+            if not weight.is_floating_point():
+                raise NernError(f"{name} of {self.name} holds {weight.dtype}; real numbers are needed")
         trained = {id(p) for p in self.network.parameters()}
-        for name, value in self.network.state_dict(keep_vars=True).items():  # other buffers may hold anything
-            checked = isinstance(value, Tensor) and (id(value) in trained or name.endswith(STATISTICS))
-            if checked and value.is_floating_point() and not value.is_meta and not torch.isfinite(value).all():
+        for name, value in tensors_of(self.network).items():  # other buffers may hold anything
+            checked = id(value) in trained or name.endswith(STATISTICS)
+            if checked and value.is_floating_point() and not torch.isfinite(value).all():
                 raise NernError(f"{name} of {self.name} holds values that are not finite (NaN or infinity)")
         represented = sum(w.numel() for w in self.weights)
         if by_default and represented < SMALL_SHARE * self.num_parameters:
@@ -165,13 +167,13 @@ class Original:
     def kept(self) -> dict[str, Tensor]:
         """Everything the NeRN does not represent: other parameters and buffers, by name."""
         represented = {id(weight) for weight in self.weights}  # by identity: a tied weight has several names
-        state = self.network.state_dict(keep_vars=True)
+        state = tensors_of(self.network)
         return {name: value.detach() for name, value in state.items() if id(value) not in represented}
 
     def digest(self) -> str:
         """Digest of all parameters and buffers."""
         digest = hashlib.sha256()
-        for name, value in self.network.state_dict().items():
+        for name, value in tensors_of(self.network).items():
             digest.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -266,13 +268,13 @@ class Original:
         return output
 
     def rebuild(self, weights: Sequence[Tensor], extra: dict[str, Tensor] | None = None) -> nn.Module:
-        """A copy of the network with these learnable weights (and `extra` parameters), in eval mode."""
+        """A copy of the network with these learnable weights (and `extra` parameters), `usable`."""
         replaced = dict(zip(self.weight_names, weights, strict=True)) | (extra or {})
         network = copy.deepcopy(self.network)
         with torch.no_grad():
             for name, value in replaced.items():
                 network.get_parameter(name).copy_(value)
-        return network
+        return usable(network)
 
     def _with_maps(self, network: nn.Module, batch: Tensor) -> tuple[Tensor, FeatureMaps]:
         if self._taps is not None:
@@ -317,17 +319,16 @@ def as_original(
     """A frozen copy of a network of the user's; the network itself is not touched.
 
     Raises:
-        NernError: it cannot be copied (uninitialised lazy modules, scripted modules, old-style weight_norm), or see
-            `Original`.
+        NernError: see `Original`.
     """
-    try:
-        copied = copy.deepcopy(network)
-        copied.state_dict()
-        shapes = [p.shape for p in copied.parameters()]
-    except Exception as error:
-        raise NernError(f"{type(network).__name__} cannot be copied: {' '.join(str(error).split())[:200]}") from error
-    del shapes  # asked for because a lazy module has none yet
-    return Original(copied, feature_maps, include, exclude)
+    return Original(copy_of(network), feature_maps, include, exclude)
+
+
+def usable(network: nn.Module) -> nn.Module:
+    """A network that goes to the user: in eval mode, all parameters of real numbers trainable."""
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return network.eval()
 
 
 def kwargs_file(path: str | Path) -> Path:

@@ -14,6 +14,7 @@ from torch import nn
 from nern.errors import NernError, NernWarning, unknown_name
 from nern.files import existing_file
 from nern.originals.base import Original, OriginalNetwork, kwargs_file
+from nern.originals.checked import check_network
 from nern.originals.sources import find_builder, load_timm, load_torchvision
 from nern.randomness import forked_rng
 from nern.registry import ORIGINALS
@@ -47,7 +48,7 @@ def build_network(
         optional: arguments that are left out where it takes none of the name.
 
     Raises:
-        NernError: no such network; arguments that do not fit.
+        NernError: no such network; arguments that do not fit; or see `check_network`.
     """
     build = builder_of(name)
     taken = _taken(build, name, kwargs or {}, optional or {})
@@ -55,6 +56,7 @@ def build_network(
         built = _call(build, name, taken)
     if not isinstance(built, nn.Module):
         raise NernError(f"the network {name!r} is {type(built).__name__}, not a torch.nn.Module")
+    check_network(built)
     built.built_with = taken  # type: ignore[assignment]
     return built
 

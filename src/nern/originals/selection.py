@@ -104,6 +104,8 @@ def choose_parameters(
             taken, reason = False, "not included" if include is not None else "not chosen"
         elif parameter.dim() < 2:
             taken, reason = False, "a vector"
+        elif not parameter.numel():
+            taken, reason = False, "empty"
         else:
             taken, reason = True, "included" if include is not None else "chosen"
         choices.append(ParameterChoice(name, tuple(parameter.shape), taken, reason))

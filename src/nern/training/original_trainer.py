@@ -15,6 +15,7 @@ from nern.errors import NernError
 from nern.evaluation import accuracy
 from nern.objectives.objective import Losses
 from nern.objectives.smoothness import mean_neighbour_cosine
+from nern.originals.checked import tensors_of
 from nern.randomness import forked_rng
 from nern.registry import SMOOTHNESS
 from nern.tasks.base import Task
@@ -120,7 +121,7 @@ class OriginalTrainer(Loop):
     def save_checkpoint(self, name: str) -> None:
         """Write the network's state dict as checkpoint `name`."""
         if self.folder is not None:
-            self.folder.save_checkpoint(name, self.network.state_dict(), {}, None, {"step": self.step})
+            self.folder.save_checkpoint(name, tensors_of(self.network), {}, None, {"step": self.step})
 
     def named_parameters(self) -> dict[str, Tensor]:
         """The network's."""

@@ -1,0 +1,385 @@
+"""Kinds of networks: inspect, fit and save take each one, with equal weights, or refuse it with the same words."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import nern
+from nern import Config, NernError, registry
+from nern.cli import main
+from nern.experiment import build_experiment
+from nern.originals.checked import tensors_of
+
+pytestmark = [  # torch's, of what is old in it
+    pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("UserWarning", "DeprecationWarning", "FutureWarning")
+]
+Change = Callable[[nn.Module], Any]
+
+
+class Net(nn.Module):
+    """Two convolutions and two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.head = nn.Linear(3, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.second(self.first(images.to(self.first.weight.dtype)).relu())
+        return self.head(x.mean((2, 3)).to(self.head.weight.dtype)).float()
+
+
+class Extra(Net):
+    """Extra state that is no tensor."""
+
+    def __init__(self, value: Any = None) -> None:
+        super().__init__()
+        self.value = {"a": 1} if value is None else value
+
+    def get_extra_state(self) -> Any:
+        return self.value
+
+    def set_extra_state(self, state: Any) -> None:
+        self.value = state
+
+
+class HalfExtra(Net):
+    def get_extra_state(self) -> Any:
+        return torch.ones(2)
+
+
+class Raising(Net):
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        raise OSError("no state here")
+
+
+class Cloning(Net):
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {name: tensor.clone() for name, tensor in super().state_dict(*args, **kwargs).items()}
+
+
+class Renaming(Net):
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return super().state_dict(*args, **kwargs) | {"more": torch.ones(2)}
+
+
+def generator() -> Iterator[int]:
+    yield 1
+
+
+def attribute(value: Any) -> Change:
+    return lambda network: setattr(network, "value", value)
+
+
+def buffer(value: Tensor, persistent: bool = True) -> Change:
+    return lambda network: network.register_buffer("more", value, persistent)
+
+
+def parameter(value: Tensor, grad: bool = True) -> Change:
+    return lambda network: network.register_parameter("more", nn.Parameter(value, grad))
+
+
+def tied(network: nn.Module) -> None:
+    network.second = nn.Conv2d(3, 3, 3, padding=1)
+    network.third = network.second
+    network.fourth = nn.Conv2d(3, 3, 3)
+    network.fourth.weight = network.second.weight
+
+
+def same_data(network: nn.Module) -> None:
+    network.fourth = nn.Conv2d(3, 3, 3)
+    network.fourth.weight.data = network.second.weight.data
+
+
+def columns(network: nn.Module) -> None:
+    """Two parameters that lie in one memory, number by number in turn, without a place in common."""
+    whole = torch.arange(24.0).view(4, 6)
+    network.even, network.odd = nn.Parameter(whole[:, ::2]), nn.Parameter(whole[:, 1::2])
+
+
+def rows(network: nn.Module) -> None:
+    whole = torch.arange(24.0).view(4, 6)
+    network.upper, network.lower = nn.Parameter(whole[:3]), nn.Parameter(whole[2:])
+
+
+def at(dtype: torch.dtype) -> Change:
+    return lambda network: network.to(dtype)
+
+
+def moved(network: nn.Module) -> None:
+    network.first.weight.data = network.first.weight.data.to(memory_format=torch.channels_last)
+
+
+SOME = torch.tensor([0.5, -0.0, 3.0])
+TAKEN: dict[str, Change] = {
+    "plain": lambda network: None,
+    "training, some frozen": lambda network: network.train().first.weight.requires_grad_(False),
+    "tied": tied,
+    "columns of one memory": columns,
+    "channels last": moved,
+    "float16": at(torch.float16),
+    "bfloat16": at(torch.bfloat16),
+    "float64": at(torch.float64),
+    "mixed": lambda network: network.head.to(torch.float64),
+    "buffers of any values": buffer(torch.tensor([float("-inf"), float("nan"), -0.0, 0.1, float("inf")])),
+    "whole buffer": buffer(torch.arange(5)),
+    "truth values": buffer(torch.tensor([True, False])),
+    "bytes": buffer(torch.tensor([3, 255], dtype=torch.uint8)),
+    "empty buffer": buffer(torch.zeros(0, 3)),
+    "scalar buffer": buffer(torch.tensor(0.3)),
+    "fleeting complex buffer": buffer(torch.ones(2, dtype=torch.complex64), persistent=False),
+    "buffer expanded to one": buffer(torch.arange(4).expand(1, -1)),
+    "empty parameter": parameter(torch.zeros(0, 3)),
+    "empty convolution": lambda network: setattr(network, "none", nn.Conv2d(2, 0, 3)),
+    "whole parameter": parameter(torch.arange(4), grad=False),
+    "parametrized elsewhere": lambda network: parametrizations.orthogonal(network.head),
+    "parametrized by what changes nothing": lambda network: parametrize.register_parametrization(
+        network.first, "weight", nn.Identity()
+    ),
+    "generator of torch": attribute(torch.Generator()),
+    "lambda": attribute(lambda x: x),
+    "list of tensors": attribute([torch.ones(2)]),
+    "instance norm": lambda network: setattr(network, "norm", nn.InstanceNorm2d(3, affine=True)),
+    "lstm": lambda network: setattr(network, "lstm", nn.LSTM(3, 3)),
+}
+REFUSED: dict[str, tuple[Change, str]] = {
+    "lock": (attribute(threading.Lock()), "cannot be copied .*lock"),
+    "locks in a list": (attribute([threading.RLock()]), "cannot be copied .*RLock"),
+    "generator": (attribute(generator()), "cannot be copied .*generator"),
+    "open file": (attribute(sys.__stderr__), "cannot be copied .*TextIOWrapper"),
+    "old weight_norm": (lambda network: nn.utils.weight_norm(network.first), "cannot be copied .*Remove weight_norm"),
+    "pruned": (lambda network: prune.l1_unstructured(network.first, "weight", 0.5), "cannot be copied .* pruning"),
+    "weight_norm": (lambda network: parametrizations.weight_norm(network.first), "remove_parametrizations"),
+    "spectral_norm": (lambda network: nn.utils.spectral_norm(network.first), "is not a parameter of Net"),
+    "parametrized": (
+        lambda network: parametrize.register_parametrization(network.first, "weight", nn.Tanh()),
+        "remove_parametrizations",
+    ),
+    "scripted part": (
+        lambda network: setattr(network, "first", torch.jit.script(network.first)),
+        "first is scripted or traced",
+    ),
+    "lazy part": (lambda network: setattr(network, "lazy", nn.LazyLinear(3)), "lazy.weight has no shape yet"),
+    "lazy norm": (lambda network: setattr(network, "lazy", nn.LazyBatchNorm2d()), "lazy.weight has no shape yet"),
+    "meta part": (
+        lambda network: setattr(network, "far", nn.Linear(3, 3, device="meta")),
+        r"far.weight has no values \(it is on device meta\)",
+    ),
+    "meta buffer": (buffer(torch.zeros(3, device="meta"), persistent=False), "more has no values"),
+    "float8 buffer": (buffer(torch.ones(3).to(torch.float8_e4m3fn)), "more holds torch.float8_e4m3fn; it can be"),
+    "other float8": (buffer(torch.ones(3).to(torch.float8_e5m2)), "more holds torch.float8_e5m2; it can be"),
+    "complex parameter": (parameter(torch.ones(2, 2, dtype=torch.complex64)), "more holds torch.complex64"),
+    "complex buffer": (buffer(torch.ones(2, dtype=torch.complex128)), "more holds torch.complex128"),
+    "unsigned buffer": (buffer(torch.ones(2).to(torch.uint16)), "more holds torch.uint16"),
+    "sparse buffer": (buffer(torch.eye(2).to_sparse()), "more is sparse, quantised or wrapped"),
+    "quantised buffer": (
+        lambda network: buffer(torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8))(network),
+        "more is sparse, quantised or wrapped",
+    ),
+    "expanded buffer": (buffer(torch.ones(1).expand(4)), "more holds one number in several places"),
+    "same data": (same_data, "second.weight and fourth.weight share memory"),
+    "rows in common": (rows, "upper and lower share memory"),
+    "buffer of a parameter": (
+        lambda network: network.register_buffer("more", network.head.weight.detach()[:2]),
+        "more and head.weight share memory|head.weight and more share memory",
+    ),
+    "name with a line break": (
+        lambda network: network.register_parameter("a\nb", nn.Parameter(torch.ones(2))),
+        r"is no name: at most 504 printable characters",
+    ),
+    "long name": (
+        lambda network: network.register_parameter("a" * 505, nn.Parameter(torch.ones(2))),
+        r"is no name: at most 504",
+    ),
+    "many axes": (parameter(torch.ones([1] * 17)), "more has 17 axes; at most 16"),
+    "not a number": (parameter(torch.tensor([[float("nan")]])), "more of Net holds values that are not finite"),
+    "infinite bias": (lambda network: network.head.bias.data.fill_(float("inf")), "head.bias of Net holds values"),
+    "statistics": (
+        lambda network: setattr(network, "norm", nn.BatchNorm2d(2)) or network.norm.running_var.fill_(float("inf")),
+        "norm.running_var of Net holds values that are not finite",
+    ),
+    "no convolutions": (
+        lambda network: [delattr(network, name) for name in ("first", "second")],
+        "Net has no convolutions to represent",
+    ),
+}
+
+
+def seeded(build: Callable[[], nn.Module], change: Change = lambda network: None) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        network = build()
+        change(network)
+        return network
+
+
+def fit(network: nn.Module) -> nern.Fitted:
+    return nern.fit(network, iterations=2, ratio=15.0, progress=False)
+
+
+def told(call: Callable[[], Any]) -> str:
+    """What the error of a call says; empty: there is none."""
+    try:
+        call()
+    except NernError as error:
+        return str(error)
+    return ""
+
+
+@contextmanager
+def registered(build: Callable[[], nn.Module]) -> Iterator[None]:
+    nern.register_original("Mine")(lambda: build())
+    try:
+        yield
+    finally:
+        registry.ORIGINALS.unregister("Mine")
+
+
+def inspected(build: Callable[[], nn.Module], capsys: pytest.CaptureFixture[str]) -> str:
+    """The error that `nern inspect` shows; empty: it takes the network."""
+    with registered(build):
+        code = main(["inspect", "Mine"])
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert (code == 0) == (not shown)
+    return shown[0].removeprefix("error: ") if shown else ""
+
+
+def trained(build: Callable[[], nn.Module]) -> str:
+    """The error that building a run of `nern train` raises; empty: it is built."""
+    task = {"original_model_name": "Mine", "task_name": "digits"}
+    with registered(build):
+        config = Config.from_dict({"task": task, "nern": {"embeddings": {"permutations": NONE}}})
+        return told(lambda: build_experiment(config))
+
+
+NONE = {"permute_mode": "none"}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Equal to the bit."""
+    assert a.keys() == b.keys()
+    return all(bits(a[name]) == bits(b[name]) and a[name].dtype == b[name].dtype for name in a)
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("options", [nern.PackOptions(lossless=True), None], ids=["lossless", "packed"])
+@pytest.mark.parametrize("kind", TAKEN)
+def test_what_is_taken_comes_back(
+    kind: str, options: nern.PackOptions | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build() -> nn.Module:
+        return seeded(Net, TAKEN[kind])
+
+    network = build()
+    if options is not None:
+        assert inspected(build, capsys) == ""
+        assert trained(build) == ""
+    fitted = fit(network)
+    rebuilt = tensors_of(fitted.network())
+    nern.save(fitted, tmp_path / "a.nern", options)
+    loaded = tensors_of(nern.load(tmp_path / "a.nern").network(build()))
+    own = tensors_of(network)
+    represented = set(fitted.original.weight_names)
+    kept = {name: tensor for name, tensor in own.items() if not any(tensor is own[n] for n in represented)}
+    assert same({name: rebuilt[name] for name in kept}, kept)
+    if options is None:
+        parameters = dict(network.named_parameters(remove_duplicate=False))
+        buffers = {name: tensor for name, tensor in kept.items() if name not in parameters}
+        assert same({name: loaded[name] for name in buffers}, buffers)
+        assert loaded.keys() == rebuilt.keys()
+    else:
+        assert same(loaded, rebuilt)
+    images = torch.ones(1, 1, 4, 4)
+    assert torch.isfinite(fitted.network()(images)).all()
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_refused_is_refused_alike(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change, words = REFUSED[kind]
+
+    def build() -> nn.Module:
+        return seeded(Net, change)
+
+    message = told(lambda: fit(build()))
+    assert re.search(words, message), message
+    assert plain(inspected(build, capsys)) == plain(message) == plain(trained(build))
+
+
+def plain(message: str) -> str:
+    return re.sub("0x[0-9a-f]+", "", message)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (HalfExtra, "it has get_extra_state without set_extra_state"),
+        (Raising, r"its state_dict\(\) fails \(OSError: no state here\)"),
+        (Cloning, r"its state_dict\(\) does not hold its parameter first.weight"),
+        (Renaming, r"its state_dict\(\) holds more, no parameter or buffer of it"),
+        (lambda: torch.jit.script(Net()), "it is scripted or traced"),
+        (lambda: torch.jit.trace(Net().eval(), torch.ones(1, 1, 4, 4)), "it is scripted or traced"),
+        (lambda: Net().to("meta"), "first.weight has no values"),
+        (lambda: nn.LazyConv2d(2, 3), "weight has no shape yet"),
+    ],
+)
+def test_networks_of_other_ways_are_refused_alike(
+    build: Callable[[], nn.Module], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = told(lambda: fit(build()))
+    assert re.search(words, message), message
+    assert inspected(build, capsys) == message == trained(build)
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, torch.tensor([1.5, float("nan")]), b"bytes", None, threading.Event])
+def test_extra_state_stays_with_its_module(value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def build() -> nn.Module:
+        return seeded(lambda: Extra(value))
+
+    assert inspected(build, capsys) == "" == trained(build)
+    fitted = fit(build())
+    nern.save(fitted, tmp_path / "a.nern")
+    for network in (fitted.network(), nern.load(tmp_path / "a.nern").network(build())):
+        expected = build().value
+        assert (
+            network.value is expected or bits(network.value) == bits(expected)
+            if isinstance(expected, Tensor)
+            else network.value == expected
+        )
+
+
+def test_networks_that_are_given_can_be_trained(tmp_path: Path) -> None:
+    network = seeded(Net, lambda network: network.register_parameter("n", nn.Parameter(torch.arange(3), False)))
+    fitted = fit(network.requires_grad_(False) or network)
+    nern.save(fitted, tmp_path / "a.nern")
+    for given in (fitted.network(), nern.load(tmp_path / "a.nern").network(network)):
+        check_trainable(given, torch.ones(2, 1, 4, 4))
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def check_trainable(network: nn.Module, images: Tensor) -> None:
+    """One step changes every parameter of real numbers."""
+    assert not any(module.training for module in network.modules())
+    real = {name: p for name, p in network.named_parameters() if p.is_floating_point()}
+    assert all(p.requires_grad and p.is_leaf for p in real.values())
+    before = {name: p.detach().clone() for name, p in real.items()}
+    optimizer = torch.optim.SGD(real.values(), lr=0.5)
+    network(images).square().sum().backward()
+    optimizer.step()
+    for name, p in real.items():
+        assert p.grad is not None
+        assert torch.equal(p.detach(), before[name] - 0.5 * p.grad), name
+    assert any(p.grad.abs().sum() > 0 for p in real.values() if p.grad is not None)
