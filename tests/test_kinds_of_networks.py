@@ -202,6 +202,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda network: network.register_parameter("a" * 505, nn.Parameter(torch.ones(2))),
         r"is no name: at most 504",
     ),
+    "name that safetensors reserves": (
+        lambda network: network.register_parameter("__metadata__", nn.Parameter(torch.ones(2))),
+        "__metadata__ is no name that a file of safetensors can hold",
+    ),
     "many axes": (parameter(torch.ones([1] * 17)), "more has 17 axes; at most 16"),
     "not a number": (parameter(torch.tensor([[float("nan")]])), "more of Net holds values that are not finite"),
     "infinite bias": (lambda network: network.head.bias.data.fill_(float("inf")), "head.bias of Net holds values"),

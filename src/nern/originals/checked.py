@@ -85,6 +85,8 @@ def check_network(network: nn.Module) -> None:
 def _check_tensor(network: nn.Module, name: str, tensor: Tensor) -> None:
     if not name.isprintable() or len(name) > MOST_NAME - _NUMBER:
         raise _refused(network, f"{name[:80]!r} is no name: at most {MOST_NAME - _NUMBER} printable characters")
+    if name == "__metadata__":
+        raise _refused(network, f"{name} is no name that a file of safetensors can hold")
     if tensor.dtype not in DTYPES.values():
         raise _refused(network, f"{name} holds {tensor.dtype}; it can be {', '.join(map(str, DTYPES.values()))}")
     if tensor.dim() > MOST_AXES:
