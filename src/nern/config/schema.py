@@ -183,10 +183,10 @@ class TaskConfig:
     """Task: 'cifar10', 'cifar100', 'imagenet', 'imagefolder' (any folder of images), 'digits' (scikit-learn's, nothing to
     download), or one you registered."""
     imagenet_path: str | None = None
-    """Folder of ImageNet: it holds train/ and val/ (or validation/), each with a folder of images a class."""
+    """Folder of ImageNet: it holds train/ and val/ (or validation/ or valid/), each with a folder of images a class."""
     data_dir: str | None = None
     """Folder the dataset is read from. cifar: null means ./data if it is there, else downloaded to the user's cache.
-    imagefolder: holds train/ and val/ (or test/), each with a folder of images a class."""
+    imagefolder: holds train/ and val/ (or test/, validation/, valid/), each with a folder of images a class."""
     original_model_name: str = "ResNet8"
     """Architecture of the original network: a registered name ('ResNet20', 'ResNet18', ...; `nern list` shows all),
     'torchvision:NAME', 'timm:NAME', 'package.module:function' or 'file.py:function', or one you registered."""
