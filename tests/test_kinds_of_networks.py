@@ -19,7 +19,7 @@ import nern
 from nern import Config, NernError, registry
 from nern.cli import main
 from nern.experiment import build_experiment
-from nern.originals.checked import tensors_of
+from nern.files import tensors_of
 
 pytestmark = [  # torch's, of what is old in it
     pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("UserWarning", "DeprecationWarning", "FutureWarning")

@@ -72,9 +72,9 @@ def resource_error(error: BaseException, path: object = None) -> ResourceError |
         return error if isinstance(error, ResourceError) else None
     text = " ".join(str(error).split())
     number = _error_number(error, text)
-    if number == errno.EINVAL or (
-        number is None and not isinstance(error, OSError)
-    ):  # torch says so of a truncated file
+    if number == errno.EINVAL:  # torch says so of a truncated file
+        return None
+    if number is None and not isinstance(error, OSError):
         return None
     if number == errno.ENOMEM:
         asked = re.search(r"tried to allocate [\d.,]+ \w+", text, re.IGNORECASE)
@@ -98,13 +98,13 @@ def _error_number(error: BaseException, text: str) -> int | None:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Raise a `ResourceError` in place of what Python, torch and safetensors raise where the system refuses. Also a
-    decorator."""
+def plain_errors(path: object = None) -> Iterator[None]:
+    """Raise a `ResourceError` in place of what Python, torch and safetensors raise where the system refuses; `path`: of
+    the file that is written. Also a decorator."""
     try:
         yield
     except Exception as error:
-        told = resource_error(error)
+        told = resource_error(error, path)
         if told is None or told is error:
             raise
         raise told from error

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from nern.errors import NernError, ResourceError, resource_error
+from nern.errors import NernError, ResourceError, plain_errors, resource_error
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
-WRITTEN_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
 RUN_SUFFIXES = (".pt", ".safetensors", ".yaml", ".json")
 NESTED_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
 PARALLEL_PREFIX = "module."  # added to every name by DataParallel and DistributedDataParallel
@@ -45,24 +44,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path, temporary = Path(path), None
     try:
-        if path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file()):
-            yield path
-            return
-        target = Path(os.path.realpath(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(target.stat().st_mode if target.exists() else 0o666 & ~_umask())  # mkstemp makes files private
-        os.replace(temporary, target)
-    except Exception as error:
-        told = resource_error(error, path)
-        if told is None or told is error:
-            raise
-        raise told from error
+        with plain_errors(path):
+            if path.parts[:2] == ("/", "dev") or (path.exists() and not path.is_file()):
+                yield path
+                return
+            target = Path(os.path.realpath(path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            mode = target.stat().st_mode if target.exists() else 0o666 & ~_umask()  # mkstemp makes files private
+            temporary.chmod(mode)
+            os.replace(temporary, target)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -145,8 +141,8 @@ def save_state_dict(path: str | Path, state: Mapping[str, Tensor], metadata: Map
 
 def check_weights_suffix(path: str | Path, what: str) -> None:
     """Raise NernError if the suffix is none in whose format `save_state_dict` writes."""
-    if Path(path).suffix.lower() not in WRITTEN_SUFFIXES:
-        *most, last = WRITTEN_SUFFIXES
+    if Path(path).suffix.lower() not in WEIGHT_SUFFIXES:
+        *most, last = WEIGHT_SUFFIXES
         raise NernError(f"{what}: {path} must end in {', '.join(most)} (PyTorch) or {last}: the suffix says the format")
 
 
@@ -249,9 +245,16 @@ def _find_state_dict(loaded: Any) -> dict[str, Tensor] | None:
     return None
 
 
+def tensors_of(network: torch.nn.Module) -> dict[str, Tensor]:
+    """The tensors of a network's state dict, parameters as they are; without extra state that is no tensor, which stays
+    with its module."""
+    state = network.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
 def load_into(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     """Copy `state` into `module`, names and shapes checked first. Raises NernError listing what does not fit."""
-    own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    own = tensors_of(module)
     optional = {name for name in own if name.endswith("num_batches_tracked")}
     missing = [name for name in own if name not in state and name not in optional]
     unexpected = [name for name in state if name not in own and not name.endswith("num_batches_tracked")]
@@ -262,12 +265,14 @@ def load_into(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -
     ]
     if missing or unexpected or shapes:
         parts = [("missing", missing), ("not expected", unexpected), ("of another shape", shapes)]
-        listing = "; ".join(f"{len(found)} {label}: {_some(found)}" for label, found in parts if found)
+        listing = "; ".join(f"{len(found)} {label}: {some_names(found)}" for label, found in parts if found)
         raise NernError(f"{what} does not fit {type(module).__name__}: {listing}")
     module.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()}, strict=False)
 
 
-def _some(names: list[str], limit: int = 4) -> str:
+def some_names(names: Iterable[str], limit: int = 4) -> str:
+    """The first names, and how many more there are, for an error."""
+    names = list(names)
     return ", ".join(names[:limit]) + (f", ... (+{len(names) - limit})" if len(names) > limit else "")
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from nern.errors import NernError, NernWarning
-from nern.files import existing_file, load_safetensors, load_torch
+from nern.files import existing_file, load_safetensors, load_torch, some_names, tensors_of
 from nern.untrusted import parse_json
 
 KEY = "#"  # FILE#KEY: the state dict of that name in the file
@@ -220,7 +220,7 @@ def load_weights(network: nn.Module, path: str | Path, what: str = "original net
         chosen = [view for view in fitting if view.label == key]
         if not chosen:
             labels = dict.fromkeys(view.label for view in fitting or views)
-            raise NernError(f"{what} {file}: {key!r} is no state dict that fits; choose one of: {_listed(labels)}")
+            raise NernError(f"{what} {file}: {key!r} is no state dict that fits; choose one of: {some_names(labels)}")
         own.take(chosen[0], f"{what} {path}")
         return
     if not fitting:
@@ -239,7 +239,7 @@ def load_weights(network: nn.Module, path: str | Path, what: str = "original net
         )
     known = {name for view in fitting for name in view.under}
     if rest := [name for name in chosen[0].beside if name not in known]:
-        left = f"{file}: {len(rest)} tensors beside {chosen[0].label!r} were left out: {_listed(rest)}"
+        left = f"{file}: {len(rest)} tensors beside {chosen[0].label!r} were left out: {some_names(rest)}"
         warnings.warn(left, NernWarning, stacklevel=2)
 
 
@@ -288,7 +288,7 @@ class _Own:
 
     def __init__(self, network: nn.Module) -> None:
         self.network, self.name = network, type(network).__name__
-        self.tensors = {n: t for n, t in network.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+        self.tensors = tensors_of(network)
         self.anchors = [name for name in self.tensors if not _counter(name)][:3]  # one of them may be tied and left out
         self.parameters = {id(p) for p in network.parameters()}
         self.tied: dict[int, list[str]] = {}
@@ -315,7 +315,7 @@ class _Own:
         """Why a view does not fit; empty: it does."""
         labels = ("missing", "not expected", "of another shape")
         parts = zip(labels, self._lists(view), strict=True)
-        return "; ".join(f"{len(names)} {label}: {_listed(names)}" for label, names in parts if names)
+        return "; ".join(f"{len(names)} {label}: {some_names(names)}" for label, names in parts if names)
 
     def distance(self, view: _View) -> tuple[int, int]:
         """How far a view is from fitting: what it lacks, then what is wrong in it."""
@@ -367,8 +367,3 @@ def _hint(tensors: Mapping[str, Tensor], file: str) -> str:
     if re.search(r"-\d+-of-\d+\.", file):
         return f". This is one part of several: give the index, NAME{INDEX}"
     return ""
-
-
-def _listed(names: Any, limit: int = 4) -> str:
-    names = list(names)
-    return ", ".join(map(str, names[:limit])) + (f", ... (+{len(names) - limit})" if len(names) > limit else "")

@@ -14,11 +14,10 @@ from nern.console import CleanConsole
 from nern.devices import select_device
 from nern.errors import plain_errors
 from nern.experiment import check_outputs
-from nern.files import check_writable, save_safetensors, write_json, write_text
+from nern.files import check_writable, save_safetensors, tensors_of, write_json, write_text
 from nern.jobs.session import common_metrics, continue_from, new_folder, resumable, run_loop, saved_run
 from nern.originals.base import own_weights
 from nern.originals.build import build_network, build_original_network
-from nern.originals.checked import tensors_of
 from nern.originals.input_format import input_format
 from nern.originals.selection import own_names
 from nern.processes import check_alone

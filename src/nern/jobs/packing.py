@@ -27,14 +27,13 @@ from nern.artifact.table import accuracy_text, artifact_table
 from nern.config import NernConfig, TaskConfig
 from nern.console import CleanConsole
 from nern.errors import NernError, plain_errors
-from nern.files import check_free, check_writable
+from nern.files import check_free, check_writable, tensors_of
 from nern.jobs.artifacts import tested
 from nern.jobs.evaluating import config_of_run
 from nern.jobs.report import experiment_of_run
 from nern.naming import joint_name
 from nern.ordering.order import Ordering
 from nern.originals.base import Original
-from nern.originals.checked import tensors_of
 from nern.originals.norm_fitting import fitted_norms
 from nern.registry import ORIGINALS
 from nern.representation.grid import Quantised, StepChooser, on_grid, quantised_names

@@ -11,11 +11,10 @@ from nern.config import Config
 from nern.errors import NernError
 from nern.evaluation import LayerError, layer_errors
 from nern.experiment import Experiment, build_experiment, solved_by_the_clock
-from nern.files import load_safetensors, load_state_dict, write_json
+from nern.files import load_safetensors, load_state_dict, tensors_of, write_json
 from nern.jobs.session import common_metrics
 from nern.naming import joint_name
 from nern.ordering.store import content_key, save_ordering
-from nern.originals.checked import tensors_of
 from nern.representation.nern import share_of
 from nern.training.members import Member, split_by_network
 from nern.training.run_folder import RunFolder

@@ -15,7 +15,8 @@ from torch.func import functional_call
 
 from nern.devices import computing_in
 from nern.errors import NernError, NernWarning
-from nern.originals.checked import check_network, copy_of, tensors_of
+from nern.files import tensors_of
+from nern.originals.checked import check_network, copy_of
 from nern.originals.folding import folded
 from nern.originals.input_format import InputFormat, input_format
 from nern.originals.selection import choose_parameters, convolution_weights, matching, named_weights

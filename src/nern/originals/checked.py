@@ -21,13 +21,6 @@ _NUMBER = 8  # characters that the number of one of several networks may take of
 _EXTRA = "_extra_state"  # last part of the name of what `get_extra_state` gives
 
 
-def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a network's state dict, parameters as they are; without extra state that is no tensor, which stays
-    with its module."""
-    state = network.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
 def copy_of(network: nn.Module) -> nn.Module:
     """A deep copy of a network. Raises NernError for one that nern does not take (`check_network`)."""
     check_network(network)

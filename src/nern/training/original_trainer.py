@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from nern.config import OriginalConfig
 from nern.errors import NernError
 from nern.evaluation import accuracy
+from nern.files import tensors_of
 from nern.objectives.objective import Losses
 from nern.objectives.smoothness import mean_neighbour_cosine
-from nern.originals.checked import tensors_of
 from nern.randomness import forked_rng
 from nern.registry import SMOOTHNESS
 from nern.tasks.base import Task
