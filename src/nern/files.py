@@ -10,8 +10,9 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import platformdirs
@@ -21,6 +22,12 @@ import torch
 from torch import Tensor
 
 from nern.errors import NernError, ResourceError, plain_errors, resource_error
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
 RUN_SUFFIXES = (".pt", ".safetensors", ".yaml", ".json")
@@ -87,6 +94,28 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(v) for key, v in value.items()}
     return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+@contextmanager
+def locked(path: str | Path, busy: str) -> Iterator[None]:
+    """While entered, no other process holds the lock of this file or folder (where the system has file locks). Raises
+    NernError saying `busy` if one does."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise NernError(busy) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # closing would not do: processes started meanwhile hold copies
+        os.close(handle)
 
 
 def check_writable(path: str | Path | None, what: str, source: str | Path | None = None) -> None:

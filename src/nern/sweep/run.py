@@ -29,7 +29,7 @@ from nern.config import Config
 from nern.console import CleanConsole
 from nern.devices import available_gpus
 from nern.errors import NernError, plain_errors
-from nern.files import check_writable, write_json
+from nern.files import check_writable, locked, write_json
 from nern.jobs.session import changed_keys
 from nern.sweep.file import PlannedRun, load_sweep
 from nern.sweep.processes import Ended, Job, run_side_by_side
@@ -232,22 +232,13 @@ class _Sweep:
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """While entered, no other sweep works here (where the system has file locks). Raises NernError if one does."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
+    """While entered, no other sweep works here. Raises NernError if one does, or if the folder cannot be made."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        file = (root / ".lock").open("w")
+        (root / ".lock").touch()
     except OSError as error:
         raise NernError(f"the sweep's folder {root} cannot be made ({error}); see --out") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise NernError(f"another sweep is at work in {root}") from error
+    with locked(root / ".lock", f"another sweep is at work in {root}"):
         yield
 
 

@@ -18,30 +18,22 @@ import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
 from nern.config import LoggingConfig
 from nern.errors import NernError
-from nern.files import existing_file, load_safetensors, load_torch, save_torch
+from nern.files import existing_file, load_safetensors, load_torch, locked, save_torch
 from nern.ordering.store import FILE_NAME as ORDERING_FILE
 from nern.representation.grid import Quantised
 from nern.untrusted import parse_json
 
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 STATE_VERSION = 1
-ATTACHED = (
-    "nern.checkpoint"  # where a state dict keeps it: among the attributes in which PyTorch keeps versions of modules
-)
+# Where a state dict keeps what is attached: among the attributes in which PyTorch keeps versions of modules.
+ATTACHED = "nern.checkpoint"
 
 
 class RunFolder:
@@ -84,26 +76,9 @@ class RunFolder:
             raise NernError(f"{path} is not a run folder: it has no config.yaml")
         return folder
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """While entered, no other process trains in this folder (where the system has file locks). Raises NernError if
-        one does."""
-        if fcntl is None:
-            yield
-            return
-        handle = os.open(self.root, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise NernError(f"another process is training in {self.root}") from error
-            except OSError:  # a file system without locks
-                pass
-            yield
-        finally:
-            with suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_UN)  # closing would not do: data-loader workers hold copies
-            os.close(handle)
+    def locked(self) -> AbstractContextManager[None]:
+        """While entered, no other process trains in this folder. Raises NernError if one does."""
+        return locked(self.root, f"another process is training in {self.root}")
 
     @property
     def config(self) -> Path:
