@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ class Effects:
 
     Attributes:
         images: of each network; None: it has none.
+        weights: of all layers, nothing changed; empty if no network has images.
     """
 
     def __init__(
@@ -42,27 +42,22 @@ class Effects:
         self._extra = {name: value.detach() for name, value in (extra or {}).items()}
         self._state = {name: t.clone() for name, t in nern.predictor.state_dict().items()}
         self._rows = _some_rows(nern)
-        self._kernels = self._predict_kernels()
         streams = [member.stream for member in members]
         self.images = [None if stream is None or not images else first_images(stream, images) for stream in streams]
+        self.weights, self._kernels = self._predict()
         self._outputs = [
             None if batch is None else self._run(number, self.weights, {}) for number, batch in enumerate(self.images)
         ]
-
-    @cached_property
-    def weights(self) -> list[Tensor]:
-        """Of all layers, nothing changed."""
-        return self.nern.reconstruct()
 
     @torch.no_grad()
     def __call__(self, changed: Mapping[str, Tensor]) -> float:
         """The mean over networks; names begin with PREDICTOR or KEPT."""
         predictor, kept = under(changed, PREDICTOR), under(changed, KEPT)
+        weights, kernels = self.weights, self._kernels
+        if predictor:
+            with self._changed(predictor):
+                weights, kernels = self._predict()
         found: list[float] = []
-        with self._changed(predictor):
-            seen = any(images is not None for images in self.images)
-            weights = [] if not seen else self.nern.reconstruct() if predictor else self.weights
-            kernels = self._predict_kernels() if predictor and None in self.images else self._kernels
         for number, images in enumerate(self.images):
             own = of_number(kept, number, self.count)
             if images is None:
@@ -87,11 +82,15 @@ class Effects:
             self.nern.predictor.load_state_dict(self._state)
 
     @torch.no_grad()
-    def _predict_kernels(self) -> list[Tensor]:
-        """Some kernels of each layer."""
+    def _predict(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights of all layers, if a network has images; some kernels of each layer, if one has none."""
+        without = [images is None for images in self.images]
+        weights = [] if all(without) else self.nern.reconstruct()
+        if not any(without):
+            return weights, []
         with self.nern.evaluating():
             parts = self.nern.heads.by_layer(self._rows, self.nern(self._rows))
-        return [kernels for _, _, kernels in parts]
+        return weights, [kernels for _, _, kernels in parts]
 
     def _of_kernels(self, number: int, kernels: list[Tensor], kept: Mapping[str, Tensor]) -> float:
         before, after = (split_by_network(self.members, of)[number] for of in (self._kernels, kernels))
@@ -108,9 +107,7 @@ class Effects:
         own = split_by_network(self.members, weights)[number]
         buffers = {name for name, _ in original.network.named_buffers()}
         extra = of_number(self._extra, number, self.count) | dict(kept)
-        if any(
-            name in buffers for name in extra
-        ):  # statistics of a norm without weights: no way but the network itself
+        if buffers & extra.keys():  # statistics of a norm without weights: no way but the network itself
             outputs = torch.func.functional_call(
                 original.network, dict(zip(original.weight_names, own, strict=True)) | extra, (images,)
             )
