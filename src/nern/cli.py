@@ -79,7 +79,7 @@ def _run(name: str, typed: Sequence[str], may_restart: bool) -> int:
 
     errors, number = CleanConsole(stderr=True), process_number()  # of several processes, the first one talks
 
-    def say(text: str, style: str) -> None:
+    def say(text: str, style: str = "") -> None:
         with suppress(OSError):
             errors.print(text, style=style, **PLAIN)
 
@@ -95,7 +95,7 @@ def _run(name: str, typed: Sequence[str], may_restart: bool) -> int:
                 say(str(error), "yellow")
             return 128 + error.signal_number
         except MissingError as error:
-            errors.print(error.usage, **PLAIN)
+            say(error.usage)
             say(f"error: {error}", "red")
             return 2
         except NernError as error:

@@ -20,14 +20,8 @@ from nern.errors import NernError, unknown_name
 
 T = TypeVar("T")
 
-PACKAGES = (
-    "objectives",
-    "ordering",
-    "originals",
-    "representation",
-    "tasks",
-    "training",
-)  # which register what they have
+# Those that register what they have.
+PACKAGES = ("objectives", "ordering", "originals", "representation", "tasks", "training")
 
 
 @cache

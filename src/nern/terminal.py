@@ -27,10 +27,7 @@ from nern.objectives.objective import Losses
 from nern.ordering.order import Shapes, ordering_bits
 
 WIDE = 120  # columns from which on each loss is shown, and the time elapsed
-LINES, LINE_SECONDS = (
-    10,
-    5.0,
-)  # most lines between evaluations where there is no bar, and the seconds from one to the next
+LINES, LINE_SECONDS = 10, 5.0  # most lines between evaluations where there is no bar, and the seconds between two
 UPDATE_EVERY = 10  # steps between updates of the losses shown: reading a loss waits for the device
 
 
@@ -139,14 +136,14 @@ class ProgressDisplay:
                 )
 
     def _phase_of(self, step: int, losses: Losses) -> str:
-        with_images = not losses.terms.keys() <= {"reconstruction", "frequency"}
+        with_images = not losses.terms.keys() <= {"reconstruction"}
         phase = "distillation" if with_images else self._phase(step - 1)
         return self.phase_name() or (phase if "reconstruction" in losses.terms else "training")
 
     def _losses(self, losses: Losses, each: bool = False) -> str:
         if not each:
             return f"loss {float(losses.total.detach()):.3g}"
-        short = {"reconstruction": "rec", "frequency": "freq", "feature_maps": "maps", "distillation": "dist"}
+        short = {"reconstruction": "rec", "feature_maps": "maps", "distillation": "dist"}
         return " ".join(f"{short.get(name, name)} {float(value.detach()):.4g}" for name, value in losses.terms.items())
 
     def _line(self, step: int, phase: str, text: str) -> None:

@@ -19,9 +19,8 @@ from nern.shipped import NERN, shipped_file
 MAGIC = b"\x89NERN\r\n\x1a"  # not text, and broken by whatever converts ends of lines
 VERSION = 1
 MOST_SECTIONS = 64
-_FIXED = struct.Struct(
-    "<8sHHIQ16s"
-)  # magic, version, sections, zero, size of the file, digest of the rest of the header
+# Magic, version, sections, zero, size of the file, digest of the rest of the header.
+_FIXED = struct.Struct("<8sHHIQ16s")
 _ENTRY = struct.Struct("<4sQ16s")  # name, size, digest
 SUFFIX = ".nern"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from nern.config.phases import PHASES
 from nern.errors import NernError
 from nern.files import load_yaml
 from nern.untrusted import check_yaml
@@ -85,12 +86,11 @@ def _check_plain(value: Any, where: str, key: str = "") -> None:
         raise NernError(f"{where}: {key} holds a {type(value).__name__}; quote it if text is meant ('{value}')")
 
 
-_OF_PHASES = ("reconstruction", "refinement", "distillation", "quantisation")
 _EXCLUDES = {
     "num_iterations": ["epochs"],
     "epochs": ["num_iterations"],
-    **{f"{phase}.iterations": [f"{phase}.epochs", "epochs", "num_iterations"] for phase in _OF_PHASES},
-    **{f"{phase}.epochs": [f"{phase}.iterations", "epochs", "num_iterations"] for phase in _OF_PHASES},
+    **{f"{phase}.iterations": [f"{phase}.epochs", "epochs", "num_iterations"] for phase in PHASES},
+    **{f"{phase}.epochs": [f"{phase}.iterations", "epochs", "num_iterations"] for phase in PHASES},
 }  # a key -> those that it takes the place of
 LENGTHS = ("epochs", "num_iterations", "iterations")  # the last parts of these keys
 _BY_DEFAULT = "epochs"  # the only of them whose default is not null

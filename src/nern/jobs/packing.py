@@ -212,9 +212,8 @@ def sections_of(packable: Packable, options: PackOptions) -> tuple[dict[str, byt
             member.original.absorb_statistics()
     parts = [network_parts(member.original, task) for member, task in zip(members, packable.tasks, strict=True)]
     own = [dict(member.original.network.named_parameters(remove_duplicate=False)) for member in members]
-    buffers = {
-        joint_name(n, i, count) for i, part in enumerate(parts) for n in part.kept if n not in own[i]
-    }  # any values
+    # Buffers may hold any values.
+    buffers = {joint_name(n, i, count) for i, part in enumerate(parts) for n in part.kept if n not in own[i]}
 
     def write(predictor: Holding, kept: Holding, of: Sequence[NetworkParts] = parts) -> dict[str, bytes]:
         exact = Holding({**kept.tensors, **dict.fromkeys(buffers, "as")}, kept.otherwise)

@@ -68,9 +68,8 @@ class RatedOptimizer:
         """Take over `state_dict()`, but for settings that belong to the device."""
         groups, own = state["param_groups"], self.optimizer.param_groups
         kept = [{key: group[key] for key in ("lr", *OF_THE_DEVICE) if key in group} for group in own]
-        settings = [
-            {k: v for k, v in group.items() if k != "params"} for group in own
-        ]  # a state of before may lack some
+        # An earlier version's state may lack some settings.
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in own]
         merged = [{**settings[i], **group, **kept[i]} if i < len(kept) else group for i, group in enumerate(groups)]
         self.optimizer.load_state_dict({**state, "param_groups": merged})
         self.lr = float(groups[0]["lr"])

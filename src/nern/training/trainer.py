@@ -365,9 +365,8 @@ class Trainer(Loop):
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Take over `own_state()`."""
         step = state["step"]
-        self.precision = self.differentiate.precision = state.get(
-            "precision", self.precision
-        )  # whatever 'auto' means here
+        self.precision = state.get("precision", self.precision)  # whatever 'auto' means here
+        self.differentiate.precision = self.precision
         self._begin(next(p for p in self.phases if step <= p.ends))  # the next begins with the next step
         self.nern.predictor.load_state_dict(state["predictor"])
         with torch.no_grad():
