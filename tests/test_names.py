@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
@@ -199,8 +200,8 @@ def line(tmp_path: Path) -> Iterator[dict[str, Any]]:
     registry.ORIGINALS.unregister("odd[b]*")
 
 
-@pytest.mark.parametrize("networks", [1, 2])
-def test_runs_of_any_names(networks: int, line: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("networks", "kind"), [(1, CleanConsole), (2, CleanConsole), (1, Console)])
+def test_runs_of_any_names(networks: int, kind: type[Console], line: dict[str, Any], tmp_path: Path) -> None:
     several = {"networks": [line] * networks} if networks > 1 else line | {"learn_fc_layer": True, "learn_norms": True}
     config = Config.from_dict(
         several
@@ -213,7 +214,7 @@ def test_runs_of_any_names(networks: int, line: dict[str, Any], tmp_path: Path) 
             "logging": {"exp_name": "g/[red]x$_{$", "log_dir": str(tmp_path), "verbose": True, "log_interval": 1},
         }
     )
-    console = CleanConsole(file=io.StringIO(), width=150)
+    console = kind(file=io.StringIO(), width=150)
     run = Path(nern.train(config, console)["run_folder"])
     assert run == tmp_path / "g" / "[red]x$_{$"
     nern.pack(run, tmp_path / "a[0].nern", nern.PackOptions(lossless=True), console)

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from nern.config import Config, DistillationConfig, NernConfig, QuantisationConfig, RefinementConfig, by_phases
-from nern.console import CleanConsole
+from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, NernWarning, plain_errors
 from nern.evaluation import LayerError, layer_errors
 from nern.experiment import announced_ordering
@@ -145,7 +145,7 @@ def fit(
     num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
     table = KernelTable.of(original.weights, num_idxs)
     console = console or CleanConsole()
-    tell = partial(console.print, highlight=False, soft_wrap=True) if progress else None
+    tell = partial(console.print, **PLAIN) if progress else None
     ordering, _ = announced_ordering(table, original.weights, config, tell=tell)
     if ratio is not None:
         config.nern = replace(config.nern, hidden_layer_size=_width(config.nern, table, ratio))

@@ -71,9 +71,9 @@ def _say(text: str) -> None:
 
 
 def _run(name: str, typed: Sequence[str], may_restart: bool) -> int:
-    from nern.commands.line import PLAIN, MissingError
+    from nern.commands.line import MissingError
     from nern.commands.running import run_command
-    from nern.console import CleanConsole
+    from nern.console import PLAIN, CleanConsole
     from nern.processes import process_number
     from nern.training.interrupt import Interrupted
 

@@ -11,6 +11,9 @@ from rich.segment import Segment
 
 from nern.printable import printable
 
+# Options of `print` for text that may hold anything: no markup, no colours of its own, lines as they are.
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+
 
 class CleanConsole(rich.console.Console):
     """As rich's, without markup and emoji codes; text is made `printable`."""

@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from nern.console import PLAIN
 from nern.objectives.objective import Losses
 from nern.ordering.order import Shapes, ordering_bits
 
@@ -148,7 +149,7 @@ class ProgressDisplay:
 
     def _line(self, step: int, phase: str, text: str) -> None:
         self._line_at, self._line_time = step, time.monotonic()
-        self.console.print(f"step {step}/{self.total}{phase and f', {phase}'}: {text}", highlight=False, soft_wrap=True)
+        self.console.print(f"step {step}/{self.total}{phase and f', {phase}'}: {text}", **PLAIN)
 
     def on_evaluation(self, record: dict[str, Any]) -> None:
         """Show an evaluation."""

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from nern.console import PLAIN
 from nern.files import write_json, write_text
 
 
@@ -59,7 +60,7 @@ class Report:
             console.print(sheet.rich())
             if sheet.note:
                 console.print(sheet.note, style="dim", highlight=False)
-        console.print(about, style="dim", highlight=False, soft_wrap=True)
+        console.print(about, style="dim", **PLAIN)
 
     def write_markdown(self, path: str | Path, command: str, about: str) -> None:
         """Write the command, all tables and the machine."""

@@ -14,8 +14,6 @@ from nern.errors import NernError
 from nern.originals.build import build_network
 from nern.tasks.base import network_arguments
 
-PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-
 S = TypeVar("S", bound=Settings)
 
 

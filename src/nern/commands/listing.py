@@ -10,8 +10,9 @@ from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
 from nern.catalog import SECTIONS, SOURCES, kernel_shapes, names_of, networks_and_tasks, parameter_table, totals
-from nern.commands.line import PLAIN, Command, command_parser
+from nern.commands.line import Command, command_parser
 from nern.config import import_modules
+from nern.console import PLAIN
 from nern.errors import NernWarning
 from nern.originals import build_original
 from nern.terminal import ordering_warning
@@ -52,7 +53,7 @@ def _run_inspect(given: dict[str, Any], argv: Sequence[str], console: Console) -
     widest = console.measure(table, options=console.options.update_width(10_000)).maximum
     console.width = max(console.width, widest)  # names stay whole in a narrow terminal
     console.print(table)
-    console.print(totals(original), highlight=False, soft_wrap=True)
+    console.print(totals(original), **PLAIN)
     if text := ordering_warning("crossfilter", kernel_shapes(original)):  # that of recipe nern, and of nern.fit
         warnings.warn(text, NernWarning, stacklevel=2)
 

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from nern.artifact import SUFFIX, load
 from nern.artifact.table import accuracy_text
-from nern.commands.line import PLAIN, Command, command_parser, json_option, own_config
+from nern.commands.line import Command, command_parser, json_option, own_config
 from nern.config import Config
-from nern.console import CleanConsole
+from nern.console import PLAIN, CleanConsole
 from nern.jobs import train
 from nern.jobs.packing import PackOptions, pack
 from nern.jobs.reporting import report
@@ -50,8 +50,7 @@ def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console
         f"picture: {run}/curves.png\n"
         f"again, from the files: nern evaluate --run {run}\n"
         f"over time: tensorboard --logdir {config.logging.log_dir}",
-        highlight=False,
-        soft_wrap=True,
+        **PLAIN,
     )
     for name in shipped_nerns():
         console.print(_shipped(name), **PLAIN)

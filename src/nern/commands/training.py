@@ -10,7 +10,6 @@ from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
 from nern.commands.line import (
-    PLAIN,
     Command,
     MissingError,
     command_parser,
@@ -20,6 +19,7 @@ from nern.commands.line import (
     option_names,
 )
 from nern.config import Config, OriginalConfig, Settings
+from nern.console import PLAIN
 from nern.devices import processes_to_start
 from nern.errors import NernError
 from nern.jobs import config_of_run, evaluate, resume, resume_original, train, train_original

@@ -15,7 +15,7 @@ from nern.artifact.description import NetworkDescription
 from nern.artifact.reading import TOLERANCE
 from nern.artifact.table import about, accuracy_text, artifact_table
 from nern.config import TaskConfig
-from nern.console import CleanConsole
+from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, plain_errors
 from nern.evaluation import Evaluator
 from nern.files import check_weights_suffix, check_writable, save_state_dict
@@ -27,7 +27,6 @@ from nern.terminal import shows_bars
 _LARGE = 5_000_000  # weights from which on a bar is shown
 BATCH = 500  # images in one evaluation batch
 _POINTS = 0.2  # by which rounding may change an accuracy; of few images, one image
-PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
 @plain_errors()
@@ -39,7 +38,7 @@ def info(file: str | Path, limit: int = LIMIT, console: Console | None = None) -
     """
     console, artifact = console or CleanConsole(), load(file, limit)
     for line in about(artifact):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, **PLAIN)
     console.print(artifact_table(artifact))
     return artifact
 
@@ -73,7 +72,7 @@ def unpack(
     name = artifact.description.networks[network].name
     save_state_dict(out, state, {"network": name, "from": Path(file).name})
     numbers = sum(tensor.numel() for tensor in state.values())
-    console.print(f"{name}: {len(state)} tensors, {numbers:,} numbers, in {out}", highlight=False, soft_wrap=True)
+    console.print(f"{name}: {len(state)} tensors, {numbers:,} numbers, in {out}", **PLAIN)
     return artifact
 
 
@@ -148,8 +147,7 @@ def verify(
     console.print(
         f"{file}: {artifact.size:,} bytes, {found['sections']} sections, every checksum holds\n"
         f"predicted weights: within {difference:.1e} of the writer's (root mean squares; allowed: {TOLERANCE:g})",
-        highlight=False,
-        soft_wrap=True,
+        **PLAIN,
     )
     if task is None:
         return found

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from nern.config import Config
-from nern.console import CleanConsole
+from nern.console import PLAIN, CleanConsole
 from nern.devices import select_device
 from nern.errors import NernError, plain_errors
 from nern.evaluation import Evaluator
@@ -56,8 +56,7 @@ def evaluate(
         worst = max(metrics["layers"], key=lambda e: e["relative"] or 0.0)
         console.print(
             f"largest reconstruction error: {worst['relative'] or 0.0:.3f} of the weights' norm, in {worst['name']}",
-            highlight=False,
-            soft_wrap=True,
+            **PLAIN,
         )
     return metrics
 
@@ -104,8 +103,7 @@ def report_skipped(console: Console, skipped: list[str] | None) -> None:
         console.print(
             f"{len(skipped)} images could not be read and were skipped: {', '.join(skipped[:3])}{more}",
             style="yellow",
-            highlight=False,
-            soft_wrap=True,
+            **PLAIN,
         )
 
 

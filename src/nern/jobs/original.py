@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from nern.config import OriginalConfig
-from nern.console import CleanConsole
+from nern.console import PLAIN, CleanConsole
 from nern.devices import select_device
 from nern.errors import plain_errors
 from nern.experiment import check_outputs
@@ -112,8 +112,7 @@ def _run(
         console.print(
             f"{config.task.original_model_name} on {trainer.task.name}: {parameters:,} parameters\n"
             f"{trainer.total_steps:,} steps{start} on {trainer.device}; run folder {folder.root}",
-            highlight=False,
-            soft_wrap=True,
+            **PLAIN,
         )
         if trainer.step < trainer.total_steps:
             folder.metrics.unlink(missing_ok=True)  # they are of fewer steps
@@ -122,7 +121,7 @@ def _run(
     if json_path is not None:
         write_json(json_path, metrics)
     console.print(original_table(metrics))
-    console.print(f"network: {metrics['network']}", highlight=False, soft_wrap=True)
+    console.print(f"network: {metrics['network']}", **PLAIN)
     return metrics
 
 

@@ -25,7 +25,7 @@ from nern.artifact import (
 )
 from nern.artifact.table import accuracy_text, artifact_table
 from nern.config import NernConfig, TaskConfig
-from nern.console import CleanConsole
+from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, plain_errors
 from nern.files import check_free, check_writable, tensors_of
 from nern.jobs.artifacts import tested
@@ -150,10 +150,8 @@ def pack(
     console.print(artifact_table(artifact))
     for network in artifact.description.networks:
         if accuracy := accuracy_text(network):
-            console.print(
-                f"{network.name}: accuracy {accuracy}, by what the file gives", highlight=False, soft_wrap=True
-            )
-    console.print(f"file: {out}", highlight=False, soft_wrap=True)
+            console.print(f"{network.name}: accuracy {accuracy}, by what the file gives", **PLAIN)
+    console.print(f"file: {out}", **PLAIN)
     return artifact
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from nern.artifact import LIMIT, load
 from nern.config import Config, TaskConfig
-from nern.console import CleanConsole
+from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, plain_errors
 from nern.files import check_free, check_writable, write_json
 from nern.jobs.report_images import IMAGES
@@ -109,5 +109,5 @@ def report(
         numbers = write_report(page, subject, lambda: bar.advance(drawing))
     if json_path is not None:
         write_json(json_path, numbers)
-    console.print(f"page: {page}\nfigures: {figures_folder(page)}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"page: {page}\nfigures: {figures_folder(page)}", **PLAIN)
     return page

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from nern.config import Config
-from nern.console import CleanConsole
+from nern.console import PLAIN, CleanConsole
 from nern.errors import plain_errors
 from nern.experiment import Experiment, build_experiment
 from nern.files import check_writable, save_safetensors, write_json
@@ -105,7 +105,7 @@ def _console(given: Console | None, processes: Processes) -> Console:
 
 
 def _tell(console: Console) -> Callable[[str], None]:
-    return partial(console.print, highlight=False, soft_wrap=True)
+    return partial(console.print, **PLAIN)
 
 
 def _trainer(experiment: Experiment, processes: Processes) -> Trainer:
@@ -134,7 +134,7 @@ def _run(
     if json_path is not None and processes.main:
         write_json(json_path, metrics)
     console.print(result_table(metrics))
-    console.print(f"run folder: {metrics['run_folder']}", highlight=False, soft_wrap=True)
+    console.print(f"run folder: {metrics['run_folder']}", **PLAIN)
     return metrics
 
 
@@ -148,8 +148,7 @@ def _announce(console: Console, experiment: Experiment, trainer: Trainer, folder
         f"({share_text(nern_.num_parameters / nern_.table.num_weights)}); {kept} tensors are kept as they are\n"
         f"ordering: {ordering.mode}, {experiment.ordering_source}{'' if cost is None else f'; {cost}'}\n"
         f"{_steps_text(trainer)}{start} on {_devices_text(experiment, trainer)}; run folder {folder.root}",
-        highlight=False,
-        soft_wrap=True,
+        **PLAIN,
     )
 
 

@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 
 from nern.config import Config
-from nern.console import CleanConsole
+from nern.console import PLAIN, CleanConsole
 from nern.devices import available_gpus
 from nern.errors import NernError, plain_errors
 from nern.files import check_writable, locked, write_json
@@ -227,7 +227,7 @@ class _Sweep:
         return rows
 
     def _say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, **PLAIN)
 
 
 @contextlib.contextmanager
