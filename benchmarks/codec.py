@@ -52,9 +52,8 @@ class Codec:
 
         self._codec = nncodec.nn
         state = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
-        self._state = {
-            name: tensor.detach().clone().float() for name, tensor in state.items()
-        }  # the network will change
+        # The network will change.
+        self._state = {name: tensor.detach().clone().float() for name, tensor in state.items()}
         self._options = options
         self._streams: dict[int, tuple[bytearray, float]] = {}
 

@@ -98,9 +98,8 @@ def test_what_is_written_tells_the_machine(folder: Path) -> None:
     assert found["machine"]["cpu"]
     assert found["machine"]["cores"] >= 1
     assert (found["machine"]["gpu"] is None) == (not torch.cuda.is_available())
-    assert (
-        found["config"]["original_model_path"] == "pretrained:digits-resnet8"
-    )  # the quickstart's, where none is given
+    # The quickstart's, where none is given.
+    assert found["config"]["original_model_path"] == "pretrained:digits-resnet8"
     text = (folder / "out.md").read_text()
     assert found["command"].startswith("nern bench order --repeats 2")
     assert f"`{found['command']}`" in text

@@ -125,9 +125,8 @@ def test_no_other_steps_of_as_many_bits_do_better() -> None:
     assert bits / 6500 == pytest.approx(5, abs=0.1)
     same = {name: step_number(float(tensor.std()) * 2 ** (2.05 - 5)) for name, tensor in tensors.items()}
     assert abs(result(same)[0] - bits) < 0.02 * bits
-    assert (
-        worse < 0.87 * result(same)[1]
-    )  # geometric over arithmetic mean of 1, 3 and 0.45, each as often as it has numbers
+    # Geometric over arithmetic mean of 1, 3 and 0.45, each as often as it has numbers.
+    assert worse < 0.87 * result(same)[1]
     for up, by, down, back in (("a", 4, "b", 4), ("b", 4, "a", 4), ("c", 12, "a", 2), ("a", 2, "c", 12)):
         assert result(best | {up: best[up] + by, down: best[down] - back})[1] > worse
 

@@ -70,9 +70,8 @@ def test_ranger_centralises_rows_of_matrices_and_looks_ahead_every_sixth_step() 
         seen.append(p.detach().clone())
     step = 0.1 * torch.tensor([[-2.0, -1.0, 0.0, 3.0]])  # less the mean, 3
     torch.testing.assert_close(seen[4], -5 * step)
-    steps_taken = (
-        seen[5][0, [0, 1, 3]] / -step[0, [0, 1, 3]]
-    )  # the sixth is rectified; then half the way back to the start
+    # The sixth is rectified; then half the way back to the start.
+    steps_taken = seen[5][0, [0, 1, 3]] / -step[0, [0, 1, 3]]
     assert ((steps_taken > 2.5) & (steps_taken < 3)).all()
 
 

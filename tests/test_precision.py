@@ -104,9 +104,8 @@ def test_every_loss_in_16_bits_is_nearly_that_in_float32(make: Make, key: str, n
         assert torch.isfinite(low.terms[term])
         assert low.terms[term].dtype == torch.float32
         assert float(low.terms[term]) == pytest.approx(float(value), rel=0.05, abs=5e-3), term
-    assert any(
-        float(low.terms[term]) != float(value) for term, value in losses.terms.items()
-    )  # it is another arithmetic
+    # It is another arithmetic.
+    assert any(float(low.terms[term]) != float(value) for term, value in losses.terms.items())
     expected, found = gradients(whole), gradients(lower)
     assert found.keys() == expected.keys()
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in found.values())

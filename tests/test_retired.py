@@ -40,9 +40,8 @@ def test_a_run_of_version_010_goes_on_as_that_version_did(run: Path) -> None:
     assert metrics["last"]["held_out"]["top1"] == 5.0
     assert metrics["last"]["test"]["divergence"] == pytest.approx(3.2363150705702495, rel=1e-4)
     before = (run / "checkpoints" / "last.pt").read_bytes()
-    assert (
-        nern.resume(run, quiet())["last"] == metrics["last"]
-    )  # its state now lacks the retired keys, its config has them
+    # Its state now lacks the retired keys, its config has them.
+    assert nern.resume(run, quiet())["last"] == metrics["last"]
     assert (run / "checkpoints" / "last.pt").read_bytes() == before
 
 

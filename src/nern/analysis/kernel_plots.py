@@ -89,9 +89,8 @@ def _map_axes(axes: Any, shape: Sequence[int], first: bool, bottom: bool) -> Non
     axes.tick_params(length=0, pad=3, colors="#4a5057")
     axes.spines[:].set_color("#b8bec5")
     label(axes, "channel" if bottom else "", "filter" if first else "")
-    axes.xaxis.labelpad, axes.yaxis.labelpad = (
-        -6 if size > 1 else 1 for size in (channels, filters)
-    )  # beside the ticks
+    # Beside the ticks.
+    axes.xaxis.labelpad, axes.yaxis.labelpad = (-6 if size > 1 else 1 for size in (channels, filters))
 
 
 def draw_gallery(

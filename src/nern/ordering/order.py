@@ -29,9 +29,8 @@ from nern.registry import ORDERINGS
 Shapes = Sequence[tuple[int, int, int, int]]
 Layer = Mapping[str, Tensor]
 
-APPROXIMATE = (
-    0.3  # `share` of layers above the limit: a third of the time, paths 2 % longer (1,048,576 random 3x3 kernels)
-)
+# `share` of layers above the limit: a third of the time, paths 2 % longer (1,048,576 random 3x3 kernels).
+APPROXIMATE = 0.3
 
 
 class Ordering(Protocol):

@@ -61,9 +61,8 @@ def row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
 def _found(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, Any]) -> Row:
     members, sizes, versions = run.config.members(), metrics["sizes"], metrics["versions"]
     last, best = metrics.get("last") or {}, metrics.get("best") or {}
-    earlier = {
-        phase.get("name"): phase for phase in (metrics.get("phases") or [])[:-1]
-    }  # `last` is that of the last one
+    # `last` is that of the last one.
+    earlier = {phase.get("name"): phase for phase in (metrics.get("phases") or [])[:-1]}
     found: Row = {
         "name": run.name,
         "series": run.series,
