@@ -17,6 +17,8 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+from runs import small_resnet, without_pictures
+
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 settings.register_profile("nern", deadline=None, max_examples=25, derandomize=True, database=None)
@@ -49,6 +51,28 @@ def cifar10(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     unpack = shared / "data" / "unpack_cifar10.py"
     subprocess.run([sys.executable, str(unpack), str(folder)], check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a very small ResNet for digits."""
+    path = tmp_path_factory.mktemp("original") / "network.pt"
+    torch.save(small_resnet().state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def no_picture() -> Iterator[None]:
+    """See `without_pictures`."""
+    with without_pictures():
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """See `without_pictures`; of all tests of a file, and of what they share."""
+    with without_pictures():
+        yield
 
 
 @pytest.fixture

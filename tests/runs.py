@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -19,6 +21,15 @@ from nern.training import Trainer
 def quiet() -> Console:
     """A console that shows nothing."""
     return Console(file=io.StringIO())
+
+
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """Leaves the pictures of runs out, the slowest part of short ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("plot_run", "plot_original"):
+            patch.setattr(f"nern.analysis.plots.{name}", lambda *args: None)
+        yield
 
 
 def small_resnet(seed: int = 3, **changes: Any) -> CifarResNet:

@@ -228,10 +228,9 @@ SHORT: dict[str, Any] = {
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_picture: None) -> Callable[..., Config]:
     """Makes a short run's config in an empty working directory; the picture is left out."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
     return lambda **sections: Config.from_dict(SHORT | sections)
 
 

@@ -27,6 +27,8 @@ from nern.training import Interrupted, RunFolder
 from nern.training.run_folder import attached_to, load_steps
 from runs import quiet, same, small_resnet, stop_after
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SETTINGS: dict[str, Any] = {
     "nern.hidden_layer_size": 24,
     "nern.act_layer": "sine",
@@ -75,14 +77,6 @@ def configure(original: Path) -> Callable[..., Config]:
         return Config.from_dict(own | SETTINGS | dict(given or {}))
 
     return make
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_picture() -> Any:
-    """Leaves the picture out, the slowest part of a short run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -72,12 +72,6 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the picture out, the slowest part of a short run."""
-    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
-
-
-@pytest.fixture
 def configs(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The configs that `nern train` would have trained."""
     seen: list[Config] = []

@@ -36,7 +36,9 @@ from nern.stopping import leave_lost_terminal
 from nern.training import Interrupted, RunFolder, Trainer
 from nern.training.interrupt import StopRequest
 from nern.training.run_folder import attached_to
-from runs import quiet, same, small_resnet, stop_after
+from runs import quiet, same, stop_after
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 DATA = Path(__file__).parent / "data"
 SHIPPED = "pretrained:digits-resnet8.nern"
@@ -57,22 +59,6 @@ SETTINGS: dict[str, Any] = {
 }
 
 Configure = Callable[..., Config]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_picture() -> Any:
-    """Leaves the picture out, the slowest part of a short run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a very small ResNet for digits."""
-    path = tmp_path_factory.mktemp("original") / "network.pt"
-    torch.save(small_resnet().state_dict(), path)
-    return path
 
 
 @pytest.fixture
@@ -477,7 +463,6 @@ def test_a_run_goes_on_when_the_fault_is_mended(
     else:
         assert f"Continue with: nern train --resume {folder.root}" in str(caught.value)
     assert not list(folder.root.rglob(".*"))
-    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
     nern.resume(folder.root, quiet())
     assert_same_result(whole, folder)
 

@@ -889,9 +889,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def configure(weights: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+def configure(weights: Path, folder: Path, tmp_path: Path, no_picture: None) -> Callable[..., Config]:
     """Makes a short run's config."""
-    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)  # the slowest part
 
     def make(**more: Any) -> Config:
         values: dict[str, Any] = {

@@ -51,11 +51,10 @@ Own = Callable[..., Path]
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Own]:
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_picture: None) -> Iterator[Own]:
     """Makes sub/mine.py, with modules beside it, and a run of its network in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
     name = tmp_path.name.replace("-", "_")  # modules are imported once
 
     def make(network: str, imports: list[str], code: str = "") -> Path:

@@ -33,7 +33,7 @@ from nern.terminal import ProgressDisplay
 from nern.training import Interrupted, RunFolder, Trainer
 from nern.training.optimizers import clip_gradients
 from nern.training.phases import one_phase, phases_of
-from runs import build, quiet, same, small_resnet, stop_after
+from runs import build, quiet, same, stop_after, without_pictures
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -70,14 +70,6 @@ Configure = Callable[..., Config]
 State = dict[str, Tensor]
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a very small ResNet for digits."""
-    path = tmp_path_factory.mktemp("original") / "network.pt"
-    torch.save(small_resnet().state_dict(), path)
-    return path
-
-
 @pytest.fixture
 def configure(original: Path, tmp_path: Path) -> Configure:
     """Makes the config of a run of three phases; dotted keys win over its own."""
@@ -87,12 +79,6 @@ def configure(original: Path, tmp_path: Path) -> Configure:
         return Config.from_dict(own | BASE | PHASES | dict(given or {}))
 
     return make
-
-
-@pytest.fixture
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the picture out, the slowest part of a short run."""
-    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
 
 
 def predictor_of(trainer: Trainer) -> State:
@@ -545,8 +531,7 @@ def assert_same_result(a: RunFolder, b: RunFolder) -> None:
 def whole(original: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """An uninterrupted run of three phases."""
     own = {"original_model_path": str(original), "logging.log_dir": str(tmp_path_factory.mktemp("whole"))}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
+    with without_pictures():
         return train(Config.from_dict(own | BASE | PHASES))
 
 

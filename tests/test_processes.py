@@ -27,6 +27,8 @@ from nern.tasks.unreadable import SkippedImages
 from nern.training import RunFolder
 from runs import quiet
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 CPU = torch.device("cpu")
 BASE: dict[str, Any] = {
     "original_model_path": "pretrained:digits-resnet8",
@@ -123,12 +125,6 @@ for name, values in json.load(open("runs.json")).items():
     found[name]["warnings"] = [str(w.message) for w in caught if issubclass(w.category, nern.errors.NernWarning)]
 json.dump(found, open(f"found-{rank}.json", "w"))
 """
-
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the picture out, the slowest part of a short run."""
-    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
 
 
 def config(folder: Path, **values: Any) -> dict[str, Any]:

@@ -366,9 +366,8 @@ BASE: dict[str, Any] = {
 
 
 @pytest.fixture
-def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_picture: None) -> Callable[..., Config]:
     """Makes a short run's config. No picture is drawn, and the dataset cannot be read."""
-    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
     monkeypatch.setitem(registry.TASKS._entries, "digits", None)
 
     def make(kind: str, **more: Any) -> Config:

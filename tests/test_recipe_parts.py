@@ -15,7 +15,7 @@ import nern
 from nern import Config, NernError
 from nern.config.yaml_files import nested_value
 from nern.experiment import build_experiment, ordering_beside
-from test_train import configure, original, quiet, resume, train  # noqa: F401  (fixtures)
+from test_train import configure, resume, train  # noqa: F401  (a fixture)
 
 Configure = Callable[..., Config]
 PHASES: dict[str, Any] = {

@@ -16,7 +16,7 @@ from nern.originals.norm_fitting import fitted_norms
 from nern.tasks.streams import first_images
 from nern.training import Interrupted, RunFolder
 from nern.training.phases import phases_of
-from runs import build, quiet, same, small_resnet, stop_after
+from runs import build, quiet, same, stop_after
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -43,14 +43,6 @@ BASE: dict[str, Any] = {
     "norm_images": 30,
 }
 Configure = Callable[..., Config]
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a very small ResNet for digits."""
-    path = tmp_path_factory.mktemp("original") / "network.pt"
-    torch.save(small_resnet().state_dict(), path)
-    return path
 
 
 @pytest.fixture
@@ -170,11 +162,9 @@ def test_norms_are_fitted_at_the_end_of_each_phase_without_images(configure: Con
     assert not same(before, {name: p.detach() for name, p in trainer.extra.items()})  # distillation trains them
 
 
+@pytest.mark.usefixtures("no_picture")
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 6])
-def test_a_run_stopped_anywhere_ends_as_an_uninterrupted_one(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
+def test_a_run_stopped_anywhere_ends_as_an_uninterrupted_one(configure: Configure, step: int) -> None:
     whole = RunFolder(Path(nern.train(configure({"logging.exp_name": "whole"}), quiet())["run_folder"]))
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, step)

@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ from nern.training.loop import History
 from report_parts import PNG, SECTIONS, Page, check_in_browser, without_browser
 from runs import quiet, small_resnet
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
     "nern.embeddings.enc_levels": 4,
@@ -64,14 +66,6 @@ BASE: dict[str, Any] = {
 def train(folder: Path, name: str = "run", **given: Any) -> Path:
     config = Config.from_dict(BASE | {"logging.log_dir": str(folder), "logging.exp_name": name} | given)
     return Path(nern.train(config, quiet())["run_folder"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves() -> Iterator[None]:
-    """The runs' own picture is left out: its time is that of another test."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
-        yield
 
 
 @pytest.fixture

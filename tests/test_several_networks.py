@@ -65,9 +65,8 @@ def two(small: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def configure(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
+def configure(small: Path, tmp_path: Path, no_picture: None) -> Configure:
     """Makes the config of a short run of two networks on digits; the picture is left out."""
-    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
 
     def make(**given: Any) -> Config:
         return Config.from_dict(BASE | {"networks": two(small), "logging.log_dir": str(tmp_path / "runs")} | given)

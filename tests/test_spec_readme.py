@@ -51,14 +51,15 @@ def arguments(readme: str, begins: str, config: str) -> list[str]:
 
 
 @pytest.fixture
-def folder(shared: Path, readme: str, cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(
+    shared: Path, readme: str, cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_picture: None
+) -> Path:
     """A working directory with the example configuration and the files that it names."""
     (tmp_path / "data").symlink_to(cifar10)
     (tmp_path / WEIGHTS).parent.mkdir(parents=True)
     shutil.copy(shared / "weights" / "resnet20-cifar10.pt", tmp_path / WEIGHTS)
     (tmp_path / "config.yaml").write_text(block(readme, "logging:\n  exp_name"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
     return tmp_path
 
 

@@ -26,6 +26,8 @@ from nern.tasks.base import register_task
 from nern.training import Interrupted, RunFolder, Trainer
 from runs import quiet, small_resnet
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
     "nern.embeddings.enc_levels": 4,
@@ -73,12 +75,6 @@ def configure(files: Path, tmp_path: Path) -> Configure:
         return Config.from_dict(paths | BASE | teacher | dict(given or {}))
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the picture out, the slowest part of a short run."""
-    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
 
 
 def train(config: Config) -> RunFolder:

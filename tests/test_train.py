@@ -25,7 +25,7 @@ from nern.experiment import build_experiment
 from nern.originals import CifarResNet
 from nern.training import Interrupted, Member, RunFolder, Trainer
 from nern.training.run_folder import attached_to
-from runs import quiet, same, stop_after
+from runs import quiet, same, small_resnet, stop_after
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -45,26 +45,11 @@ BASE: dict[str, Any] = {
     "save_epochs_interval": None,
     "loss_warmup_iterations": 2,
 }
-WIDTHS = [4, 6, 8]
 PREDICTOR_NAMES = {
     f"{layer}.{kind}" for layer in ("layers.0", "layers.1", "final_linear_layer") for kind in ("weight", "bias")
 }
 
 Configure = Callable[..., Config]
-
-
-def save_original(path: Path, in_channels: int) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        torch.save(CifarResNet(8, in_channels=in_channels, widths=WIDTHS).state_dict(), path)
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a very small ResNet for digits."""
-    path = tmp_path_factory.mktemp("original") / "network.pt"
-    save_original(path, 1)
-    return path
 
 
 @pytest.fixture
@@ -76,12 +61,6 @@ def configure(original: Path, tmp_path: Path) -> Configure:
         return Config.from_dict(values | dict(given or {}) | more)
 
     return make
-
-
-@pytest.fixture
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the picture out, the slowest part of a short run."""
-    monkeypatch.setattr("nern.analysis.plots.plot_run", lambda *args: None)
 
 
 def train(config: Config) -> RunFolder:
@@ -644,7 +623,7 @@ def test_random_data_stand_in_for_a_dataset_that_is_not_there(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    save_original(tmp_path / "colour.pt", 3)
+    torch.save(small_resnet(in_channels=3).state_dict(), tmp_path / "colour.pt")
     values = {"task.task_name": "cifar10", "task.use_random_data": True, "evaluation.test_images": 0}
     folder = train(configure(values | {"original_model_path": "colour.pt", "num_iterations": 3, "batch_size": 4}))
     assert "distillation" in folder.load_state()["losses"][-1]

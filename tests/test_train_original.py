@@ -61,12 +61,6 @@ def configure(tmp_path: Path) -> Configure:
     return make
 
 
-@pytest.fixture
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the picture out, the slowest part of a short run."""
-    monkeypatch.setattr("nern.analysis.plots.plot_original", lambda *args: None)
-
-
 def train(config: OriginalConfig) -> RunFolder:
     return RunFolder(nern.train_original(config, quiet())["run_folder"])
 
