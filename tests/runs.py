@@ -15,7 +15,8 @@ from rich.console import Console
 from nern import Config
 from nern.experiment import build_experiment
 from nern.originals import CifarResNet
-from nern.training import Trainer
+from nern.training import RunFolder, Trainer
+from nern.training.run_folder import attached_to
 
 
 def quiet() -> Console:
@@ -54,6 +55,20 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)
+
+
+def assert_same_result(a: RunFolder, b: RunFolder) -> None:
+    """Two runs saved the same state and the same checkpoints, with all that belongs to them."""
+    state_a, state_b = a.load_state(), b.load_state()
+    assert state_a.keys() == state_b.keys()
+    for key in state_a.keys() - {"config", "seconds", "step_seconds"}:
+        assert same(state_a[key], state_b[key]), key
+    files = [{file.name for file in (folder.root / "checkpoints").iterdir()} for folder in (a, b)]
+    assert files[0] == files[1]
+    for name in sorted(files[0]):
+        one, other = (folder.root / "checkpoints" / name for folder in (a, b))
+        assert same(torch.load(one), torch.load(other)), name
+        assert same(attached_to(one), attached_to(other)), name
 
 
 def stop_after(patch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGINT) -> None:

@@ -25,7 +25,7 @@ from nern.experiment import build_experiment
 from nern.originals import CifarResNet
 from nern.training import Interrupted, Member, RunFolder, Trainer
 from nern.training.run_folder import attached_to
-from runs import quiet, same, small_resnet, stop_after
+from runs import assert_same_result, quiet, same, small_resnet, stop_after
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -88,17 +88,6 @@ def interrupted(config: Config, step: int) -> RunFolder:
         with pytest.raises(Interrupted, match=f"stopped at step {step} of {config.num_iterations}; saved"):
             nern.train(config, quiet())
     return RunFolder(sorted(Path(config.logging.log_dir).iterdir(), key=lambda p: p.stat().st_mtime)[-1])
-
-
-def assert_same_result(a: RunFolder, b: RunFolder) -> None:
-    state_a, state_b = a.load_state(), b.load_state()
-    assert state_a.keys() == state_b.keys()
-    for key in state_a.keys() - {"config", "seconds", "step_seconds"}:
-        assert same(state_a[key], state_b[key]), key
-    for file in sorted((a.root / "checkpoints").iterdir()):
-        twin = b.root / "checkpoints" / file.name
-        assert same(torch.load(file), torch.load(twin)), file.name
-        assert same(attached_to(file), attached_to(twin)), file.name
 
 
 # --- what a run leaves -------------------------------------------------------------------------------------------
