@@ -28,7 +28,7 @@ from nern import Config, NernError, PackOptions
 from nern.cli import main
 from nern.config import LoggingConfig
 from nern.errors import NernWarning, ResourceError, resource_error
-from nern.files import atomic_path, write_json, write_text
+from nern.files import atomic_path, locked, write_json, write_text
 from nern.jobs.artifacts import unpack
 from nern.jobs.session import new_folder
 from nern.shipped import shipped_file
@@ -149,6 +149,27 @@ def test_the_empty_folder_of_another_process_is_left_alone(configure: Configure,
     finally:
         other.communicate(timeout=60)
     assert other.returncode == 0
+
+
+def test_only_what_is_locked_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered = []
+    with locked(tmp_path, "busy"):
+        with pytest.raises(NernError, match=r"^busy$"), locked(tmp_path, "busy"):
+            entered.append("twice")
+        monkeypatch.setattr("fcntl.flock", no_locks)  # of a file system without locks
+        with locked(tmp_path, "busy"):
+            entered.append("without locks")
+        monkeypatch.setattr("nern.files.fcntl", None)  # of Windows
+        with locked(tmp_path, "busy"):
+            entered.append("without the module")
+        monkeypatch.undo()
+    with locked(tmp_path, "busy"):
+        entered.append("after")
+    assert entered == ["without locks", "without the module", "after"]
+
+
+def no_locks(*args: Any) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 # --- a checkpoint is of one moment ---------------------------------------------------------------------------------
