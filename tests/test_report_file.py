@@ -79,6 +79,9 @@ def test_page_of_the_file_alone(file: Path, quickly: None) -> None:
     result = found.of_sections["section-result"].replace("\N{NO-BREAK SPACE}", " ")
     assert f"{told['top1']:.2f} %" in result
     assert f"{told['images']} test images, as the file says" in result
+    size, whole = file.stat().st_size, sum(t.nbytes for t in nern.load(file).network().state_dict().values())
+    headline = f"The file net.nern has {size:,} bytes: {100 * size / whole:.1f} % of the original's {whole:,} bytes."
+    assert headline in found.text
     assert f"these add up to its {file.stat().st_size:,} bytes" in result
     assert "file net.nern" in found.text
     assert "this file" in found.text

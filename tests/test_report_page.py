@@ -16,22 +16,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
 
 import nern
 from nern import Config, NernError
+from nern.analysis.canvas import NARROW, WIDE
 from nern.analysis.class_changes import ClassChange, class_changes
 from nern.analysis.gallery import layers_to_show, shelf_picture, shelves, tile_pair
 from nern.analysis.importance import RANDOM, SHARES, SMALLEST, WORST, drop_curves, measurements, rankings, without
 from nern.analysis.kernel_errors import kernel_errors
 from nern.analysis.kernel_plots import scale_top
 from nern.analysis.report_page import figures_folder, steps, write_report
-from nern.analysis.report_plots import MOST_CLASSES, classes_shown
+from nern.analysis.report_plots import MOST_CLASSES, classes_shown, draw_training
 from nern.analysis.smoothness import mean_step, walk_of
 from nern.analysis.subject import Reconstructed, Subject
 from nern.cli import main
-from nern.jobs.report_images import drawn
+from nern.config import TaskConfig
+from nern.jobs.packing import pack
+from nern.jobs.report_images import class_names, drawn
 from nern.jobs.run_subject import subject_of_run
 from nern.tasks.images import ImageTensors
 from nern.training import RunFolder
@@ -172,6 +176,62 @@ def test_the_walk_visits_kernels_in_the_order_of_their_coordinates() -> None:
     assert walk_of(positions).tolist() == order.tolist()
 
 
+PHASES = {
+    "short among long": [
+        ("reconstruction", 1200),
+        ("refinement", 1300),
+        ("distillation", 1600),
+        ("quantisation", 2000),
+    ],
+    "short at both ends": [
+        ("reconstruction", 1),
+        ("refinement", 2),
+        ("distillation", 1998),
+        ("$_$", 1999),
+        ("end", 2000),
+    ],
+}
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+@pytest.mark.parametrize("phases", PHASES)
+def test_names_of_phases_are_all_there_and_apart(phases: str, width: int) -> None:
+    records = [{"step": step, "reconstruction": 1.0, "test": {"top1": 50.0, "images": 10}} for step in (0, 1000, 2000)]
+    figure = draw_training(width, History(records, records), {}, PHASES[phases])
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        found = [text for text in axes.texts if text.get_text()]
+        assert [text.get_text().strip() for text in found] == [name for name, _ in PHASES[phases]]
+        boxes = [Text.get_window_extent(text) for text in found]  # without the line
+        marks = [axes.transData.transform((start, 0))[0] for start in [0, *(end for _, end in PHASES[phases][:-1])]]
+        for number, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[number + 1 :])
+            higher = [mark for mark, other in zip(marks, boxes, strict=True) if other.y0 > box.y0]
+            assert not any(box.x0 + 1 < mark < box.x1 for mark in higher)  # no line crosses a name
+            assert box.x1 <= figure.bbox.x1
+
+
+def test_the_original_in_the_curve_is_of_the_images_of_the_curve() -> None:
+    record = {"step": 1, "test": {"top1": 50.0, "images": 60}, "held_out": {"top1": 70.0, "images": 20}}
+    originals = {"net": {"test": {"top1": 60.0, "images": 60}, "held_out": {"top1": 80.0, "images": 20}}}
+    for count, dashed in ((20, [60.0, 80.0]), (10, [60.0])):  # of other images there is nothing to compare
+        originals["net"]["held_out"]["images"] = count
+        lines = draw_training(WIDE, History([], [record]), originals).axes[0].lines
+        flat = {str(line.get_label()): line for line in lines if line.get_linestyle() == "--"}
+        assert [line.get_ydata()[0] for line in flat.values()] == dashed
+        curves = {str(line.get_label()): line for line in lines if line not in flat.values()}
+        assert list(curves) == ["test images (60)", "held-out training images (20)"]
+        assert flat["original, test images"].get_color() == curves["test images (60)"].get_color()
+
+
+def test_classes_of_folders_have_the_names_of_the_folders(tmp_path: Path) -> None:
+    for name in ("n01440764", "sparrow", "<b>"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+    assert class_names(TaskConfig(task_name="imagefolder", data_dir=str(tmp_path))) == ["<b>", "tench", "sparrow"]
+    assert class_names(TaskConfig(task_name="imagenet", imagenet_path=str(tmp_path))) == ["<b>", "tench", "sparrow"]
+    assert class_names(TaskConfig(task_name="digits")) is None
+
+
 def test_class_changes() -> None:
     labels = torch.tensor([0, 0, 0, 0, 2, 2])
     before = torch.tensor([0, 0, 1, 1, 2, 0])
@@ -295,7 +355,8 @@ def test_figures_of_the_run_are_told(run: Path, page: Path) -> None:
         f"Least exactly reconstructed: {worst['name'].removesuffix('.weight')}, relative error {worst['relative']:.3f}"
         in text
     )
-    assert "Of 40 test images" in text
+    assert "Of 40 test images (drawn from 60)" in text
+    assert "Measured on 40 test images (drawn from 60)." in text
 
 
 def test_the_same_run_gives_the_same_page(run: Path, tmp_path: Path, quickly: None, rng_untouched: None) -> None:
@@ -416,18 +477,35 @@ def copy(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("report*")))
 
 
-def test_unfinished_run_is_shown_as_far_as_it_went(copy: Path, quickly: None) -> None:
+def test_unfinished_run_is_shown_as_far_as_it_went(run: Path, copy: Path, quickly: None) -> None:
     (copy / "metrics.json").unlink()
     found = Page(nern.report(copy, images=20, console=quiet()))
     assert "This run is not finished: it has come to step 8. Continue with: nern train --resume" in found.text
     assert "sizes are known when the run is finished" in found.text
-    assert "20 test images" in found.of_sections["section-result"]  # measured now, original and reconstructed
-    assert "original" in found.of_sections["section-result"]
+    assert "60 test images" in found.of_sections["section-result"]  # all that the run uses, whatever --images says
+    assert "Of 20 test images (drawn from 60)" in found.of_sections["section-classes"]
+    told = json.loads((run / "metrics.json").read_text())
+    network = subject_of_run(RunFolder(copy), 20).networks[0]
+    assert network.figures["test"]["original"] == pytest.approx(told["original"]["test"])
     (copy / "checkpoints" / "best.pt").unlink()
     (copy / "state.pt").unlink()
     found = Page(nern.report(copy, images=0, console=quiet()))
     assert "nothing is known of how the weights were trained" in found.of_sections["section-training"]
     assert "kernels" in found.figures()
+
+
+def test_the_file_beside_the_run_stands_in_the_headline(copy: Path, quickly: None) -> None:
+    assert subject_of_run(RunFolder(copy), 0).packed is None
+    artifact = pack(copy, console=quiet())
+    whole = json.loads((copy / "metrics.json").read_text())["sizes"]["original_bytes"]
+    share = f"{100 * artifact.size / whole:.1f} %"
+    told = f"The file copy.nern has {artifact.size:,} bytes: {share} of the original's {whole:,} bytes."
+    assert told in Page(nern.report(copy, images=0, console=quiet())).text
+    file = copy.with_name("copy.nern")
+    other = train(copy.parent, "other", seed=1, num_iterations=1)
+    for of_another in (pack(other, file.with_name("another.nern"), console=quiet()) and "another.nern", None):
+        file.write_bytes(b"" if of_another is None else file.with_name(of_another).read_bytes())
+        assert subject_of_run(RunFolder(copy), 0).packed is None
 
 
 def remove_checkpoints(folder: Path) -> None:

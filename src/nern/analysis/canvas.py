@@ -9,12 +9,14 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from nern.analysis.plots import INK
 
 WIDE, NARROW = 1080, 372  # widths of a figure, in CSS pixels: on a screen, on a phone
 PIXELS_PER_INCH, DENSITY = 100, 2  # CSS pixels; pixels of the file to each of them
 TEXT, SMALL = 9.0, 8.1  # points: 12.5 and 11.25 CSS pixels
+BELOW = 36  # points from axes to the legend below: ticks and the name of the axis are between
 RULE = "#e3e6ea"
 BEFORE, AFTER = "#9aa3ad", "#0072b2"  # the original, or what was before; the reconstruction
 BLUE, ORANGE, GREEN, YELLOW = "#0072b2", "#d55e00", "#009e73", "#e69f00"  # Okabe and Ito, told apart by all
@@ -66,8 +68,8 @@ def say(axes: Any, x: float, y: float, text: str, colour: str = INK, **style: An
     return axes.text(x, y, text, **{"fontsize": SMALL, "color": colour, "parse_math": False, "va": "center"} | style)
 
 
-def legend(axes: Any, columns: int, below: float | None = None, first: Sequence[str] = ()) -> None:
-    """What lines and bars mean: above the axes, or `below` them (in heights of the axes).
+def legend(axes: Any, columns: int, below: bool = False, first: Sequence[str] = ()) -> None:
+    """What lines and bars mean: above the axes, or `below` them and their name.
 
     Args:
         columns: side by side.
@@ -77,9 +79,10 @@ def legend(axes: Any, columns: int, below: float | None = None, first: Sequence[
     pairs = sorted(zip(handles, texts, strict=True), key=lambda pair: [*first, pair[1]].index(pair[1]))
     if not pairs:
         return
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1.0)}
-    if below is not None:
-        place = {"loc": "upper left", "bbox_to_anchor": (0, -below)}
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1.0)}
+    if below:
+        down = ScaledTranslation(0, -BELOW / 72, axes.figure.dpi_scale_trans)
+        place = {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": axes.transAxes + down}
     made = axes.legend(
         *zip(*pairs, strict=True), **place, ncols=columns, frameon=False, fontsize=SMALL, borderaxespad=0.3,
         handlelength=1.6, handletextpad=0.6, columnspacing=1.6, labelspacing=0.4,

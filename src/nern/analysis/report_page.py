@@ -23,7 +23,7 @@ from nern.analysis.report_sections import (
     words,
 )
 from nern.analysis.report_template import TEMPLATE
-from nern.analysis.subject import Part, Reconstructed, Subject
+from nern.analysis.subject import PackedFile, Part, Reconstructed, Subject
 from nern.files import atomic_path, write_text
 from nern.terminal import bytes_text
 
@@ -116,11 +116,12 @@ def _result_html(subject: Subject) -> str:
     share = 100 * subject.predictor / subject.represented
     notes = "".join(f'<p class="missing">{html.escape(note)}</p>' for note in subject.notes)
     source = html.escape(f"{subject.source} {subject.title}")
+    packed = "" if subject.packed is None else f" {html.escape(_packed_text(subject.packed))}"
     head = (
         f'<header><p class="kicker">Neural representation of neural networks · {source}</p>'
         f"<h1>{whose}{' in one NeRN' if several else ', as a NeRN'}</h1>"
         f'<p class="lead">A predictor of {subject.predictor:,} parameters stands in for {subject.represented:,} weights of '
-        f"{words(names)}: {_percent(share, 1 if share >= 1 else 2)} of their number.</p>{notes}</header>"
+        f"{words(names)}: {_percent(share, 1 if share >= 1 else 2)} of their number.{packed}</p>{notes}</header>"
     )
     parts = []
     for network, name in zip(subject.networks, names, strict=True):
@@ -134,6 +135,11 @@ def _result_html(subject: Subject) -> str:
         parts.append(f'<div class="tiles">{"".join(tiles)}</div>' if tiles else "")
     result = "\n".join([*parts, _bytes_html(subject)])
     return f'{head}\n<section id="section-result">\n<h2>Result</h2>\n{result}\n</section>'
+
+
+def _packed_text(packed: PackedFile) -> str:
+    share = _percent(100 * packed.size / packed.original, 1)
+    return f"The file {packed.name} has {packed.size:,} bytes: {share} of the original's {packed.original:,.0f} bytes."
 
 
 def _percent(value: float, digits: int) -> str:
@@ -150,7 +156,7 @@ def _accuracy_tiles(network: Reconstructed) -> list[str]:
         )
         if "top1" in after:
             was = ""
-            if "top1" in before:
+            if "top1" in before and before.get("images") == after.get("images"):
                 was = f"original {_percent(before['top1'], 2)}, {signed(after['top1'] - before['top1'], 2)} points<br>"
             tiles.append(_tile("Accuracy", _percent(after["top1"], 2), f"{was}{images}"))
         if "agreement" in after and (name == "test" or "top1" not in after):

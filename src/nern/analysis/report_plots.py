@@ -14,6 +14,7 @@ from nern.analysis.canvas import (
     GREEN,
     NARROW,
     ORANGE,
+    SMALL,
     YELLOW,
     canvas,
     heading,
@@ -33,6 +34,7 @@ from nern.training.loop import History
 ROW = 21  # CSS pixels of a bar and what is between
 MOST_ROWS = 40  # layers with a row each; more get a column each, without names
 MOST_CLASSES = 24
+PHASE, PHASE_ROW, PHASE_GAP = "#b8bec5", 11, 4  # colour; points of a row of names; pixels between names
 MINUS = "\N{MINUS SIGN}"
 LOST, GAINED = "right before, wrong now", "wrong before, right now"
 SERIES = (BLUE, YELLOW, GREEN, ORANGE, "#cc79a7", "#56b4e9", "#7f3c8d")
@@ -47,7 +49,7 @@ RANKINGS = {
 def draw_training(
     width: int,
     history: History,
-    originals: Mapping[str, float],
+    originals: Mapping[str, Mapping[str, Mapping[str, float]]],
     phases: Sequence[tuple[str, int]] = (),
     best_step: int | None = None,
 ) -> Figure:
@@ -56,7 +58,7 @@ def draw_training(
     Args:
         width: of the figure, in CSS pixels.
         history: of the run.
-        originals: test accuracy (percent) of the original networks, by name.
+        originals: metrics of the original networks by name and set; drawn where they are of as many images as the curves.
         phases: name and last step of each.
         best_step: to be marked.
     """
@@ -65,25 +67,26 @@ def draw_training(
     narrow = width == NARROW
     figure = canvas(width, 310 * len(parts) if narrow else 360)
     grid = figure.subplots(len(parts), 1, squeeze=False) if narrow else figure.subplots(1, len(parts), squeeze=False)
-    pad = 24 if len(phases) > 1 else 9  # room for the names of the phases
     last = max([r["step"] for r in [*history.losses, *history.evaluations]] + [1])
     for axes, part in zip(grid.ravel(), parts, strict=True):
         if part == "share":
             what = _shares(axes, history.evaluations, originals)
-            heading(axes, f"{what} of the reconstructed network", pad=pad)
+            heading(axes, f"{what} of the reconstructed network")
             label(axes, "training step", f"{what.lower()} (%)")
         else:
             _losses(axes, history.losses)
-            heading(axes, "Losses", pad=pad)
+            heading(axes, "Losses")
             label(axes, "training step", "loss, unweighted (log scale)")
         tidy(axes)
         axes.set_xlim(0, last * 1.01)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.locator_params(axis="x", nbins=5)
-        _phases(axes, phases, last)
         if best_step is not None and part == "share":
             axes.axvline(best_step, color=INK, lw=0.9, ls=(0, (1, 2)), label="checkpoint shown here")
-        legend(axes, 1 if narrow else 2, below=0.2)
+        legend(axes, 1 if narrow else 2, below=True)
+    if len(phases) > 1:
+        rows = name_phases(figure, phases, last)
+        figure.set_figheight(figure.get_figheight() + len(grid) * rows * PHASE_ROW / 72)
     return figure
 
 
@@ -92,26 +95,34 @@ def has_shares(history: History) -> bool:
     return any(name in record for record in history.evaluations for name in SETS)
 
 
-def _shares(axes: Any, records: Sequence[Mapping[str, Any]], originals: Mapping[str, float]) -> str:
-    """Lines of accuracies, or of agreements where no image has a label; which of the two."""
+def _shares(
+    axes: Any, records: Sequence[Mapping[str, Any]], originals: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> str:
+    """Lines of accuracies, or of agreements where no image has a label; which of the two. Dashed: the
+    original's accuracy on the same images."""
     several = next((list(r["networks"]) for r in records if "networks" in r), [])
-    lines: list[tuple[str, str, list[Any]]] = []
+    lines = []  # of each: what it is, the set, evaluations, the original's metrics
     for set_name, text in SETS.items():
         for name in several if set_name == "test" else []:
-            lines.append((f"{name}, test", set_name, [(r["step"], r["networks"][name]) for r in records]))
-        if not (several and set_name == "test"):
-            lines.append((text + (", mean" if several else ""), set_name, [(r["step"], r) for r in records]))
-    figures = [(of[s], s) for _, s, points in lines for _, of in points if s in of]
-    key = "top1" if any("top1" in of for of, _ in figures) else "agreement"
-    for colour, (text, set_name, points) in zip(SERIES * 9, lines, strict=False):
-        found = [(step, of[set_name][key]) for step, of in points if key in of.get(set_name, {})]
-        if found:
-            axes.plot(*zip(*found, strict=True), color=colour, lw=1.6, marker="o", ms=3.5, label=text)
-    if key == "top1":
-        for number, (name, accuracy) in enumerate(originals.items()):
-            of = f"{name}, original" if len(originals) > 1 else "original network, test images"
-            colour = SERIES[number % len(SERIES)] if len(originals) > 1 else INK
-            axes.axhline(accuracy, color=colour, lw=1, ls=(0, (5, 3)), label=of)
+            points = [(r["step"], r["networks"][name]) for r in records]
+            lines.append((f"{name}, {text}", set_name, points, originals.get(name, {})))
+        if not several:
+            own = next(iter(originals.values()), {})
+            lines.append((text, set_name, [(r["step"], r) for r in records], own))
+        elif set_name != "test":
+            lines.append((f"{text}, mean", set_name, [(r["step"], r) for r in records], {}))
+    figures = [of[s] for _, s, points, _ in lines for _, of in points if s in of]
+    key = "top1" if any("top1" in of for of in figures) else "agreement"
+    for colour, (text, set_name, points, original) in zip(SERIES * 9, lines, strict=False):
+        found = [(step, of[set_name]) for step, of in points if key in of.get(set_name, {})]
+        if not found:
+            continue
+        count, before = found[-1][1].get("images"), original.get(set_name, {})
+        label = text if count is None else f"{text} ({int(count):,})"
+        line = [(step, of[key]) for step, of in found]
+        axes.plot(*zip(*line, strict=True), color=colour, lw=1.6, marker="o", ms=3.5, label=label)
+        if key == "top1" and key in before and before.get("images") == count:
+            axes.axhline(before[key], color=colour, lw=1, ls=(0, (5, 3)), label=f"original, {text}")
     return "Accuracy" if key == "top1" else "Agreement"
 
 
@@ -124,24 +135,39 @@ def _losses(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
         axes.set_yscale("log")
 
 
-def _phases(axes: Any, phases: Sequence[tuple[str, int]], last: int) -> None:
-    """Names of the phases above the axes, a line between."""
+def name_phases(figure: Figure, phases: Sequence[tuple[str, int]], last: int) -> int:
+    """A line at the start of each phase in all axes of the figure, its name above, in as many rows as keep names apart.
+
+    Returns:
+        The number of rows.
+    """
     starts = [0, *(end for _, end in phases)]
-    for (name, end), start in zip(phases, starts, strict=False):
-        if len(phases) < 2 or start >= last:
-            continue
-        if start:
-            axes.axvline(start, color="#b8bec5", lw=0.9)
-        if (min(end, last) - start) / last > 0.12:
-            say(
-                axes,
-                start,
-                1.02,
-                f"↦ {name}" if start else name,
-                MUTED,
-                transform=axes.get_xaxis_transform(),
-                va="bottom",
-            )
+    begun = [(name, start) for (name, _), start in zip(phases, starts, strict=False) if start < last]
+    names = [[_phase_name(axes, name, start, 0) for name, start in begun] for axes in figure.axes]
+    figure.draw_without_rendering()  # says how wide the names are
+    most = 0
+    for axes, of_axes in zip(figure.axes, names, strict=True):
+        boxes = [text.get_window_extent() for text in of_axes]
+        rows: list[int] = []  # from the last phase to the first, so that no line crosses a name
+        for number in reversed(range(len(begun))):
+            below = zip(boxes[number + 1 :], reversed(rows), strict=True)
+            rows.append(1 + max((row for box, row in below if box.x0 < boxes[number].x1 + PHASE_GAP), default=-1))
+        for text, (name, start), row in zip(of_axes, begun, reversed(rows), strict=True):
+            text.remove()
+            _phase_name(axes, name, start, row)
+            if start:
+                axes.axvline(start, color=PHASE, lw=0.9)
+        heading(axes, axes.get_title("left"), pad=9 + PHASE_ROW * (max(rows) + 1))
+        most = max(most, max(rows) + 1)
+    return most
+
+
+def _phase_name(axes: Any, name: str, start: int, row: int) -> Any:
+    line = {"arrowstyle": "-", "color": PHASE, "lw": 0.9, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0)}
+    return axes.annotate(
+        f" {name}", (start, 1), (0, 2 + PHASE_ROW * row), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
+        fontsize=SMALL, color=MUTED, parse_math=False, va="bottom", annotation_clip=False, arrowprops=line,
+    )  # fmt: skip
 
 
 def draw_layers(width: int, names: Sequence[str], errors: Sequence[float | None]) -> Figure:
@@ -286,7 +312,7 @@ def draw_drops(
     axes.set_xticks([100 * share for share in curves[0].shares if share not in (0.02,)])
     axes.set_xlim(-0.8, 100 * max(curves[0].shares) + 1)
     axes.set_ylim(bottom=0)
-    legend(axes, 1 if narrow else 3, below=0.15)
+    legend(axes, 1 if narrow else 3, below=True)
     return figure
 
 

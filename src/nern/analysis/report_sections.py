@@ -77,9 +77,8 @@ def training_section(subject: Subject) -> Section:
     if history is None or not (has_shares(history) or history.losses):
         return Section(slug, heading, missing="nothing is known of how the weights were trained")
     originals = {
-        n.name: n.figures["test"]["original"]["top1"]
-        for n in subject.networks
-        if "top1" in n.figures.get("test", {}).get("original", {})
+        network.name: {of_set: pair["original"] for of_set, pair in network.figures.items() if "original" in pair}
+        for network in subject.networks
     }
     draw = partial(
         draw_training,
@@ -100,7 +99,8 @@ def training_section(subject: Subject) -> Section:
     if has_shares(history):
         labelled = any("top1" in record.get(name, {}) for record in history.evaluations for name in SETS)
         left = left if labelled else left.replace("gets right", "classifies as the original does")
-        caption = f"{left}{' Dashed: the original.' * bool(originals)} {right}"
+        dashed = " Dashed: the original on the same images." if labelled and any(originals.values()) else ""
+        caption = f"{left}{dashed} {right}"
     return Section(
         slug, heading, lead + ".", [picture(slug, "accuracy and losses over the training steps", caption, draw)]
     )
@@ -212,6 +212,7 @@ def importance_section(
     assert original is not None
     draw = partial(draw_drops, curves=curves, images=len(trial.labels), original=original, chance=100 / trial.classes)
     caption = (
+        f"Measured on {_images_text(network)}. "
         "Kernels of the reconstructed network are set to zero, more and more of them, and nothing is trained again: the "
         "longer a curve stays up, the less the kernels that it drops first are needed."
     )
@@ -261,7 +262,7 @@ def class_section(network: Reconstructed, prefix: str = "") -> Section:
     changes = class_changes(trial.labels, trial.predicted(), trial.predicted(network.weights), trial.classes)
     gained, lost, count = sum(c.gained for c in changes), sum(c.lost for c in changes), len(trial.labels)
     lead = (
-        f"Of {count:,} test images {lost:,} became wrong and {gained:,} became right: "
+        f"Of {_images_text(network)} {lost:,} became wrong and {gained:,} became right: "
         f"{signed(100 * (gained - lost) / count, 2)} points of accuracy."
     )
     most = f"The {MOST_CLASSES} classes that change most: shares" if len(changes) > MOST_CLASSES else "Shares"
@@ -272,6 +273,14 @@ def class_section(network: Reconstructed, prefix: str = "") -> Section:
     draw = partial(draw_classes, changes=changes, names=network.class_names)
     shown = picture(slug, "images gained and lost in each class", caption, draw)
     return Section(slug, heading, lead, [shown], numbers={"classes": [vars(change) for change in changes]})
+
+
+def _images_text(network: Reconstructed) -> str:
+    """Which images the network is tried on."""
+    assert network.trial is not None
+    count = len(network.trial.labels)
+    all_ = int(network.figures.get("test", {}).get("reconstructed", {}).get("images", count))
+    return f"{count:,} test images" + (f" (drawn from {all_:,})" if count < all_ else "")
 
 
 def signed(value: float, digits: int) -> str:

@@ -64,6 +64,15 @@ class Part:
     numbers: int | None = None
 
 
+@dataclass(frozen=True)
+class PackedFile:
+    """A .nern file: its name, its bytes, and those of the original's tensors, for which it stands."""
+
+    name: str
+    size: int
+    original: float
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subject:
     """What a report is about.
@@ -78,6 +87,7 @@ class Subject:
         sizes_about: what these bytes are; a sentence or two.
         bits: of each of the predictor's tensors, by name, how many numbers it has, and the bits that hold all of them;
             empty: that is not told.
+        packed: the file that it is, or that it was packed into; None: there is none.
         ordering: in a few words; empty: there is none.
         history: losses and evaluations over the steps; None: unknown.
         phases: name and last step of each phase.
@@ -94,6 +104,7 @@ class Subject:
     sizes: Sequence[Part] | None = None
     sizes_about: str = ""
     bits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    packed: PackedFile | None = None
     ordering: str = ""
     history: History | None = None
     phases: Sequence[tuple[str, int]] = ()

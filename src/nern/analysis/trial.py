@@ -42,6 +42,10 @@ class Trial:
         self._reconstructed = reconstructed or network
         self._evaluator = Evaluator(network, batch_size, reconstructed=reconstructed)
 
+    def on(self, images: EvalSet) -> Trial:
+        """The same on other images."""
+        return Trial(self.network, images, self.batch_size, self.classes, self.extra, self._reconstructed)
+
     def metrics(self, weights: Sequence[Tensor] | None = None) -> Metrics:
         """With these weights, of any shape with as many elements, on any device; None: of the original."""
         if weights is None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from nern.analysis.smoothness import walk_of
-from nern.analysis.subject import NO_ORIGINAL, Figures, Part, Reconstructed, Subject
+from nern.analysis.subject import NO_ORIGINAL, Figures, PackedFile, Part, Reconstructed, Subject
 from nern.analysis.trial import Trial
 from nern.artifact import Artifact
 from nern.artifact.description import NetworkDescription
@@ -24,7 +24,7 @@ from nern.experiment import check_outputs
 from nern.jobs.artifacts import BATCH, images_of, named_for, predicted, reconstructed, tested
 from nern.jobs.report_images import NO_IMAGES_ASKED_FOR, class_names, drawn
 from nern.originals.base import Original
-from nern.originals.build import build_original, resolve_weights
+from nern.originals.build import build_network, build_original, resolve_weights
 from nern.originals.checked import DTYPES, copy_of
 from nern.representation.kernels import kernel_shape
 from nern.tasks.base import classes_of
@@ -102,6 +102,7 @@ def subject_of_file(
         represented=table.num_weights,
         predictor=artifact.nern.num_parameters,
         sizes=file_parts(artifact),
+        packed=packed_file(artifact, title),
         sizes_about=(
             "Bytes of the original's tensors, and of the parts of the file that take their place; these add up to its "
             f"{artifact.size:,} bytes."
@@ -144,7 +145,8 @@ def _original(
             if name not in state or tuple(state[name].shape) != shape:
                 raise NernError(f"original network's weights {path} do not fit {described.name}: {name} {found}")
         return [state[name] for name in names], None
-    original = artifact.build(number, lambda name, arguments: build_original(name, str(path), arguments, names=names))
+    artifact.build(number, build_network)  # refuses what a file may not ask for
+    original = build_original(described.architecture, str(path), dict(described.arguments), names=names)
     return original.weights, original
 
 
@@ -210,7 +212,7 @@ def _network(
         figures={"test": {of: metrics.to_dict() for of, metrics in pair.items()}},
         measured="",
         trial=whole if some is data else trial_on(some),
-        class_names=class_names(given.task.task_name),
+        class_names=class_names(given.task),
     )
 
 
@@ -247,6 +249,11 @@ def _far(network: Reconstructed) -> str:
 
 def _squares(weight: Tensor) -> float:
     return float(weight.double().square().sum())
+
+
+def packed_file(artifact: Artifact, name: str) -> PackedFile:
+    """What there is to say of the file as a whole."""
+    return PackedFile(name, artifact.size, sum(part.before or 0 for part in file_parts(artifact)))
 
 
 def file_parts(artifact: Artifact) -> list[Part]:

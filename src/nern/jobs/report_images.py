@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
 from torch.utils.data import Subset
 
+from nern.compat import import_torchvision
+from nern.config import TaskConfig
 from nern.randomness import generator
+from nern.tasks.class_folders import SplitFolders
+from nern.tasks.image_folder import KEY, TESTS
+from nern.tasks.imagenet import KEY as IMAGENET_KEY
+from nern.tasks.imagenet import TESTS as IMAGENET_TESTS
 from nern.tasks.images import ImageTensors
 from nern.tasks.streams import EvalSet, LoaderSet
 
@@ -18,9 +25,23 @@ CLASS_NAMES = {
 }
 
 
-def class_names(task: str) -> Sequence[str] | None:
-    """Of the task of this name; None: its classes have numbers only."""
-    return CLASS_NAMES.get(task)
+def class_names(task: TaskConfig) -> Sequence[str] | None:
+    """Of the classes of a task whose test images are there, by their numbers; None: they have numbers only. Folders named
+    as ImageNet's are (n01440764) give the words that these stand for."""
+    if task.task_name == "imagefolder":
+        names = SplitFolders.at(task.data_dir, TESTS, KEY).classes()
+    elif task.task_name == "imagenet":
+        names = SplitFolders.at(task.imagenet_path, IMAGENET_TESTS, IMAGENET_KEY).classes()
+    else:
+        return CLASS_NAMES.get(task.task_name)
+    if not any(re.fullmatch(r"n\d{8}", name) for name in names):
+        return names
+    import_torchvision()  # which timm imports
+    from timm.data.imagenet_info import ImageNetInfo
+
+    known = ImageNetInfo()
+    words = {name: known.label_name_to_description(name).partition(",")[0] for name in known.label_names()}
+    return [words.get(name, name) for name in names]
 
 
 def drawn(images: EvalSet, count: int, seed: int) -> EvalSet:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from nern.analysis.smoothness import walk_of
-from nern.analysis.subject import Part, Reconstructed, Subject
+from nern.analysis.subject import PackedFile, Part, Reconstructed, Subject
 from nern.analysis.trial import Trial
+from nern.artifact import SUFFIX, load
 from nern.config import Config, NetworkConfig
 from nern.errors import NernError
 from nern.experiment import Experiment, data_settings
 from nern.jobs.evaluating import config_of_run
+from nern.jobs.file_subject import packed_file
 from nern.jobs.report import experiment_of_run
 from nern.jobs.report_images import NO_IMAGES_ASKED_FOR, class_names, drawn
 from nern.representation.kernels import kernel_shape
@@ -25,6 +27,7 @@ from nern.training.members import split_by_network
 from nern.training.run_folder import RunFolder
 from nern.untrusted import parse_json
 
+FAR = 0.25  # squared error of a predictor to its square, from which on it is another one
 # Of what has a size: its name, and keys of metrics.json of the original's bytes (None: it has no such part) and the run's.
 PARTS = (
     ("represented weights, by the predictor", "represented_bytes", "predictor_bytes"),
@@ -53,6 +56,7 @@ def subject_of_run(folder: RunFolder, images: int | None) -> Subject:
         predictor=experiment.nern.num_parameters,
         sizes=None if sizes is None else _parts(sizes),
         sizes_about=_about_sizes(sizes or {}),
+        packed=_packed(folder, experiment),
         ordering="" if experiment.ordering.mode == "none" else ", ".join(described),
         history=history,
         phases=[(phase["name"], phase["ends"]) for phase in (metrics or {}).get("phases", [])],
@@ -60,6 +64,24 @@ def subject_of_run(folder: RunFolder, images: int | None) -> Subject:
         notes=[] if metrics else [_unfinished(folder, state)],
         seed=config.seed,
     )
+
+
+def _packed(folder: RunFolder, experiment: Experiment) -> PackedFile | None:
+    """The file RUN.nern beside the run folder, if it holds this run's predictor, as far as rounding leaves it."""
+    root = folder.root.resolve()
+    path = root.with_name(root.name + SUFFIX)
+    if not path.is_file():
+        return None
+    try:
+        artifact = load(path)
+    except NernError:  # whatever it is, the page is of the run
+        return None
+    held, own = (nern.predictor.state_dict() for nern in (artifact.nern, experiment.nern))
+    if {name: tensor.shape for name, tensor in held.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        return None
+    pairs = [(held[name].double(), own[name].cpu().double()) for name in own]
+    off, whole = (sum(float(t.square().sum()) for t in of) for of in ([h - o for h, o in pairs], [o for _, o in pairs]))
+    return packed_file(artifact, path.name) if off < FAR * whole else None
 
 
 def _parts(sizes: Mapping[str, Any]) -> list[Part]:
@@ -131,10 +153,13 @@ def _networks(
     for number, (member, network) in enumerate(zip(members, config.members(), strict=True)):
         original = member.original
         own = [w.detach().cpu().reshape(kernel_shape(w.shape)) for w in original.weights]
-        trial, reason = _trial(experiment, number, network, config, images)
+        whole, reason = _trial(experiment, number, network, config, images)
+        trial = whole
+        if whole is not None and images is not None:
+            trial = whole.on(drawn(whole.images, images, config.seed))
         figures = _figures(metrics, best, member.name, len(members))
-        if trial is not None and "original" not in figures.get("test", {}):
-            pair = {"original": trial.metrics(), "reconstructed": trial.metrics(split[number])}
+        if whole is not None and "original" not in figures.get("test", {}):
+            pair = {"original": whole.metrics(), "reconstructed": whole.metrics(split[number])}
             figures["test"] = {name: of.to_dict() for name, of in pair.items()}
         found.append(
             Reconstructed(
@@ -146,7 +171,7 @@ def _networks(
                 figures=figures,
                 trial=trial,
                 without_images=reason,
-                class_names=class_names(network.task.task_name),
+                class_names=None if trial is None else class_names(network.task),
             )
         )
     return found
@@ -167,7 +192,7 @@ def _figures(
 def _trial(
     experiment: Experiment, number: int, network: NetworkConfig, config: Config, images: int | None
 ) -> tuple[Trial | None, str]:
-    """The network on test images; or None, and the reason: the end of a sentence."""
+    """The network on all the run's test images; or None, and the reason: the end of a sentence."""
     if config.evaluation.test_images == 0:
         return None, "the run was made without test images (evaluation.test_images is 0)"
     if images == 0:
@@ -178,6 +203,5 @@ def _trial(
     except NernError as error:
         return None, f"the test images cannot be had ({error})"
     assert task.test is not None
-    test = task.test if images is None else drawn(task.test, images, config.seed)
     size, classes = config.evaluation.batch_size, classes_of(network.task)
-    return Trial(original, test, size, classes, experiment.beside(number)), ""
+    return Trial(original, task.test, size, classes, experiment.beside(number)), ""
