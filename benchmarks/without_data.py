@@ -51,7 +51,10 @@ def main() -> None:
     given = parser.parse_args()
     reconstruction, distillation = (Config.load(FOLDER / f"{n}.yaml") for n in ("reconstruction", "distillation"))
     common: dict[str, Any] = {"task__data_dir": given.data_dir, "seed": given.seed}
-    steps = given.steps or (reconstruction.reconstruction.iterations, distillation.distillation.iterations)
+    steps = given.steps or (
+        reconstruction.phase("reconstruction").iterations,
+        distillation.phase("distillation").iterations,
+    )
     suffix = f"-{given.seed}" if given.seed else ""
     first = run(f"reconstruction{suffix}", reconstruction, given.log_dir, reconstruction__iterations=steps[0], **common)
     print("| images | accuracy | agreement with the original | time |")

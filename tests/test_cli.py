@@ -463,8 +463,9 @@ def test_quickstart_runs_what_the_package_holds(run: Run, tmp_path: Path, monkey
 
     def short(path: str | Path) -> Config:
         config = load(path)
-        config.reconstruction.iterations = config.distillation.iterations = config.eval_iterations_interval = 2
-        config.refinement.iterations = config.quantisation.iterations = 2
+        config.eval_iterations_interval = 2
+        for phase in config.phases:
+            phase.iterations = 2
         config.evaluation.test_images = 100
         return config
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from nern import registry
 from nern.cli import main
 from nern.config import Config, known_keys
+from nern.config.yaml_files import nested_value
 from nern.errors import NernError
 
 UNREGISTERED = ("task.task_name", "task.original_model_name")  # published defaults that name nothing
@@ -316,15 +317,19 @@ def test_none_may_be_written_in_three_ways(key: str, word: str | None) -> None:
     [
         key
         for key, kind in FIELDS.items()
-        if {int, float} & {kind, *typing.get_args(kind)} and not key.endswith(("_loss_weight", "gauss_scale", "betas"))
-    ],
+        if {int, float} & {kind, *typing.get_args(kind)}
+        and not key.endswith(("_loss_weight", "gauss_scale", "betas"))
+        and not key.startswith("phases.")
+    ]
+    + [f"mine.{key}" for key in ("iterations", "epochs", "bits", "images", "weights_batch_size", "optim.weight_decay")],
 )
 def test_negative_number_is_refused(key: str) -> None:
     values: dict[str, Any] = {key: -1}
     if key == "num_iterations":
         values["epochs"] = None
+    phases = {"phases": [{"name": "mine"}]} if key.startswith("mine.") else {}
     with pytest.raises(NernError, match=key.replace(".", r"\.")):
-        Config.from_dict(nested(values))
+        Config.from_dict(nested(values) | phases)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +402,8 @@ def test_the_length_that_is_given_takes_the_place_of_the_others(
     if not base:
         made.append(Config.from_dict(own))
     for config in made:
-        assert tuple(value_of(config, key) for key in LENGTH_KEYS) == expected
+        found = config.to_dict() | {phase.name: vars(phase) for phase in config.phases}
+        assert tuple(nested_value(found, key) for key in LENGTH_KEYS) == expected
         assert Config.from_dict(config.to_dict()) == config
 
 

@@ -182,7 +182,7 @@ def short(path: str, tmp_path: Path, **changes: Any) -> Config:
     }
     if path in OURS:  # by phases; the first may take its rest
         values |= {"reconstruction.iterations": 2, "distillation.iterations": 3}
-        if Config.load(EXPERIMENTS / path).refinement.iterations is not None:
+        if Config.load(EXPERIMENTS / path).phase("refinement").runs:
             values |= {"refinement.iterations": 1, "refinement.images": 8, "norm_images": 8}
         values |= {"nern.embeddings.permutations.improve_seconds": 0}
     else:
@@ -301,12 +301,13 @@ def test_reconstruction_and_distillation_without_data_train(tmp_path: Path, tiny
 
 def test_a_network_is_trained_for_its_file_and_packed(tmp_path: Path, tiny_cifar: Path) -> None:
     config = short("files/resnet20.yaml", tmp_path, task__data_dir=str(tiny_cifar), batch_size=4)
-    config.quantisation.iterations, config.quantisation.images = 2, 8
+    phase = config.phase("quantisation")
+    phase.iterations, phase.images = 2, 8
     config.evaluation.held_out_images = config.evaluation.test_images = 20
     run = train_run(config, QUIET)["run_folder"]
     artifact = pack(run, tmp_path / "network.nern", PackOptions(checkpoint="last"), QUIET)
     predictor = sum(code.count for code in artifact.description.predictor)
-    assert 8 * artifact.sizes["PRED"] / predictor == pytest.approx(config.quantisation.bits, rel=0.05)
+    assert 8 * artifact.sizes["PRED"] / predictor == pytest.approx(phase.bits, rel=0.05)
     assert artifact.description.networks[0].architecture == "ResNet20"
 
 

@@ -19,19 +19,12 @@ from torch import Tensor
 
 import nern
 from nern import Config, NernError
-from nern.config import (
-    DistillationConfig,
-    OptimConfig,
-    PhaseOptimConfig,
-    ReconstructionConfig,
-    by_phases,
-    phase_optim,
-)
+from nern.config import OptimConfig, PhaseConfig
 from nern.originals import CifarResNet
 from nern.terminal import ProgressDisplay
 from nern.training import Interrupted, RunFolder, Trainer
 from nern.training.optimizers import clip_gradients
-from nern.training.phases import one_phase, phases_of
+from nern.training.phases import one_phase, phase_optim, phases_of
 from runs import assert_same_result, build, quiet, same, stop_after, without_pictures
 
 BASE: dict[str, Any] = {
@@ -100,20 +93,22 @@ def cosine(highest: float, lowest: float, step: int, steps: int) -> float:
 def test_phases_are_consecutive_and_cover_the_run(
     reconstruction: int | None, iterations: int | None, epochs: int | None, steps_per_epoch: int
 ) -> None:
-    config = Config(
-        reconstruction=ReconstructionConfig(iterations=reconstruction),
-        distillation=DistillationConfig(iterations=iterations, epochs=None if iterations is not None else epochs),
-        epochs=11,
-        loss_warmup_iterations=3,
-    )
+    config = Config(epochs=11, loss_warmup_iterations=3)
+    config.phase("reconstruction").iterations = reconstruction
+    config.phase("distillation").iterations = iterations
+    config.phase("distillation").epochs = None if iterations is not None else epochs
     phases = phases_of(config, steps_per_epoch)
     assert [phase.begins for phase in phases] == [0, *(phase.ends for phase in phases[:-1])]
     assert len({phase.name for phase in phases}) == len(phases)
-    if not by_phases(config):
+    if not config.by_phases:
         assert reconstruction is iterations is epochs is None
         assert [(p.name, p.ends, p.images_from) for p in phases] == [("training", 11 * steps_per_epoch, 3)]
         return
     distilled = (epochs or 0) * steps_per_epoch if iterations is None else iterations
+    if not reconstruction and not distilled:  # the last one asked for stays, without steps
+        asked = iterations is not None or epochs is not None
+        assert [(p.name, p.steps) for p in phases] == [("distillation" if asked else "reconstruction", 0)]
+        return
     assert phases[-1].ends == (reconstruction or 0) + distilled
     first = [phase for phase in phases if phase.name != "distillation"]
     assert [phase.steps for phase in first] == ([reconstruction] if reconstruction else [])
@@ -148,19 +143,13 @@ def test_names_and_settings_of_phases(configure: Configure) -> None:
     assert [phase.weights_batch_size for phase in phases] == [48, 64]
 
 
-def test_the_keys_of_a_phase_are_those_of_optim_and_null() -> None:
-    own = {f.name: f.default for f in dataclasses.fields(PhaseOptimConfig)}
-    assert list(own) == [f.name for f in dataclasses.fields(OptimConfig)]
-    assert set(own.values()) == {None}
-
-
-def test_what_a_phase_leaves_null_is_as_in_optim() -> None:
-    optim = OptimConfig(lr=0.5, momentum=0.7, max_gradient=3.0, ranger_use_gc=True)
-    assert phase_optim(optim, PhaseOptimConfig()) == optim
-    own = PhaseOptimConfig(momentum=0.0, ranger_use_gc=False, betas=(0.1, 0.2), warmup=0.5)
-    merged = phase_optim(optim, own)
-    assert merged == dataclasses.replace(optim, momentum=0.0, ranger_use_gc=False, betas=(0.1, 0.2), warmup=0.5)
-    assert optim.momentum == 0.7
+def test_what_a_phase_leaves_out_or_null_is_as_in_optim() -> None:
+    config = Config(optim=OptimConfig(lr=0.5, momentum=0.7, max_gradient=3.0, ranger_use_gc=True))
+    assert phase_optim(config, PhaseConfig(name="any")) == config.optim
+    own = {"momentum": 0.0, "ranger_use_gc": False, "betas": (0.1, 0.2), "warmup": 0.5}
+    merged = phase_optim(config, PhaseConfig(name="any", optim=own | {"lr": None}))
+    assert merged == dataclasses.replace(config.optim, **own)
+    assert config.optim.momentum == 0.7
 
 
 @pytest.mark.parametrize("phase", ["reconstruction", "refinement", "distillation", "quantisation"])
@@ -185,7 +174,8 @@ def test_every_key_of_a_phase_can_be_given() -> None:
     every = dataclasses.asdict(OptimConfig(optimizer_type="sgd", lr=0.5, max_gradient=2.0, max_gradient_norm=3.0))
     values = {f"distillation.optim.{key}": value for key, value in every.items()}
     config = Config.from_dict(values | {"distillation.iterations": 2, "epochs": None})
-    assert dataclasses.asdict(config.distillation.optim) == every
+    assert config.phase("distillation").optim == {key: value for key, value in every.items() if value is not None}
+    assert phase_optim(config, config.phase("distillation")) == OptimConfig(**every)
 
 
 def test_one_phase_takes_the_settings_of_either(configure: Configure) -> None:
@@ -194,7 +184,7 @@ def test_one_phase_takes_the_settings_of_either(configure: Configure) -> None:
     for images, phase in ((False, phases_of(config, 10)[0]), (True, phases_of(config, 10)[-1])):
         made = one_phase(config, 9, images).check()
         (only,) = phases_of(made, 10)
-        assert not by_phases(made)
+        assert not made.by_phases
         assert (only.name, only.steps, only.images_from) == ("training", 9, 0 if images else 9)
         assert only.optim == phase.optim
         assert only.weights_batch_method == phase.weights_batch_method

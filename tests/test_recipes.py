@@ -82,10 +82,12 @@ def test_a_recipe_is_the_same_from_everywhere(tmp_path: Path, typed: Any, name: 
 @pytest.mark.parametrize("name", FILES)
 def test_a_recipe_sets_what_its_file_says(name: str) -> None:
     config, values = dotted(Config.of_recipe(name).to_dict()), dotted(recipe_values(name))
+    for phase, said in zip(config["phases"], values.pop("phases"), strict=True):
+        assert phase | said == phase | {"optim": said["optim"]}
     assert len(values) > 10
     assert {key: config[key] for key in values} == values
     plain = dotted(Config().check().to_dict())
-    others = plain.keys() - values.keys() - {"recipe"}
+    others = plain.keys() - values.keys() - {"recipe", "phases"}
     assert {key: config[key] for key in others} == {key: plain[key] for key in others}
 
 
@@ -156,8 +158,8 @@ def test_what_is_typed_wins_over_file_and_recipe(tmp_path: Path, typed: Any) -> 
         "--nern.act_layer", "gelu", "--recipe", "nern", "--config_path", path, "--reconstruction.iterations=7"
     )
     assert (config.nern.act_layer, config.nern.hidden_layer_size) == ("gelu", 9)
-    assert config.reconstruction.iterations == 7
-    assert config.reconstruction.optim == Config.of_recipe("nern").reconstruction.optim
+    assert config.phase("reconstruction").iterations == 7
+    assert config.phase("reconstruction").optim == Config.of_recipe("nern").phase("reconstruction").optim
     file = write(tmp_path, "recipe: nern\n", "other.yaml")
     assert typed("--config_path", file, "--recipe", "published") == Config().check()
     assert typed("--recipe", "published", "--recipe", "nern") == Config.of_recipe("nern")

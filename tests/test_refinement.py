@@ -58,7 +58,7 @@ def configure(original: Path, tmp_path: Path) -> Configure:
 
 def test_phases_and_what_they_weigh_by(configure: Configure) -> None:
     phases = phases_of(configure(), 10)
-    assert [(p.name, p.begins, p.steps, p.by_curvature) for p in phases] == [
+    assert [(p.name, p.begins, p.steps, p.curvature_images > 0) for p in phases] == [
         ("reconstruction", 0, 2, False),
         ("refinement", 2, 3, True),
         ("distillation", 5, 2, True),
@@ -66,10 +66,10 @@ def test_phases_and_what_they_weigh_by(configure: Configure) -> None:
     assert phases[1].images_from == phases[1].ends
     assert phases[1].optim.lr == 2e-3
     without = phases_of(configure({"refinement.iterations": 0}), 10)
-    assert [(p.name, p.by_curvature) for p in without] == [("reconstruction", False), ("distillation", True)]
+    assert [(p.name, p.curvature_images > 0) for p in without] == [("reconstruction", False), ("distillation", True)]
     off = {"refinement.iterations": None, "refinement.images": 1024, "refinement.optim.lr": None}
     off["refinement.optim.optimizer_type"] = None
-    assert not any(p.by_curvature for p in phases_of(configure(off), 10))
+    assert not any(p.curvature_images for p in phases_of(configure(off), 10))
 
 
 @pytest.mark.parametrize("rows", ["all", "drawn"])
@@ -202,7 +202,7 @@ def test_what_does_not_go_together_is_said_before_any_work(
 
 
 def test_fitting_without_data_has_no_such_phase(small_cnn: Callable[..., torch.nn.Module]) -> None:
-    assert nern.fit_config(5).refinement.iterations is None
+    assert not nern.fit_config(5).phase("refinement").runs
     config = Config.of_recipe("nern", {"reconstruction.iterations": 3, "nern.hidden_layer_size": 6})
     fitted = nern.fit(small_cnn(), config=config, progress=False)
     assert all(torch.isfinite(w).all() for w in fitted.nern.reconstruct())

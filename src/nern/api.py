@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from nern.config import Config, DistillationConfig, NernConfig, QuantisationConfig, RefinementConfig, by_phases
+from nern.config import Config, NernConfig, import_modules
 from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, NernWarning, plain_errors
 from nern.evaluation import LayerError, layer_errors
@@ -80,7 +80,7 @@ def fit_config(iterations: int = FIT_ITERATIONS) -> Config:
         {
             "reconstruction": {"iterations": iterations},
             "refinement": {"iterations": None},
-            "distillation": {"iterations": None, "epochs": None},
+            "distillation": {"iterations": None},
         },
     )
 
@@ -130,17 +130,17 @@ def fit(
     for key, given in (("teacher", config.teacher.asked_for), ("learn_fc_layer", config.learn_fc_layer)):
         if given:
             raise NernError(f"fit has no images: {key} of its config has no part; leave it out, or use `nern train`")
-    if by_phases(config):
-        config.refinement, config.distillation = RefinementConfig(), DistillationConfig()  # there are no images
-        config.quantisation = QuantisationConfig()
+    if config.by_phases:
+        config.phases = [phase for phase in config.phases if not (phase.needs_images or phase.errors == "curvature")]
         if iterations is not None:
-            config.reconstruction.iterations = iterations
-        if config.reconstruction.iterations is None:
+            config.phase("reconstruction").iterations = iterations
+        if not config.by_phases:
             raise NernError(
                 "fit has no images to distil from: set reconstruction.iterations of its config, or iterations"
             )
     elif iterations is not None:
         config.epochs, config.num_iterations = None, iterations
+    import_modules(config.imports)
     config.check()
     num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
     table = KernelTable.of(original.weights, num_idxs)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nern.config import Config, NetworkConfig, TaskConfig
+from nern.config import Config, NetworkConfig, TaskConfig, import_modules
 from nern.devices import select_device
 from nern.errors import NernError, NernWarning
 from nern.naming import of_number
@@ -223,6 +223,7 @@ def build_experiment(
     Raises:
         NernError: anything in the config that cannot work, before any training starts.
     """
+    import_modules(config.imports)
     config.check()
     permutations = config.nern.embeddings.permutations
     permutations.path = permutations.path or ordering_beside(config)

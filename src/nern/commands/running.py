@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 
 from nern.commands.line import Command, MissingError, option_names
-from nern.config import Settings, check_key, item_class, known_keys, nested, read_config_file
-from nern.config.yaml_files import LENGTHS, over, replaced
+from nern.config import Settings, check_key, checked_keys, item_class, known_keys, nested, parse_yaml, read_config_file
+from nern.config.yaml_files import LENGTHS_OF_RUN, over, replaced
 from nern.console import CleanConsole
 from nern.errors import NernError, unknown_name
 from nern.files import check_writable
@@ -32,11 +32,11 @@ def run_command(module: str, name: str, typed: Sequence[str], may_restart: bool)
     parser.prog = f"nern {name}"
     parser.exit_on_error = False
     try:
-        _check_options(parser, rest, cls)
         if command.default_file is not None and "config_path" not in option_names(rest):
             rest = [*rest, "--config_path", command.default_file(rest)]
         if cls is not None and "config_path" in known_options(parser):
             rest = _config_first(rest, cls)
+        _check_options(parser, rest, cls)
         given = _parsed(parser, name, rest)
         for option in WRITES:
             check_writable(given.get(option), f"--{option}", given.get("file"))
@@ -71,10 +71,32 @@ def _config_first(argv: Sequence[str], cls: type[Settings]) -> list[str]:
     given: dict[str, Any] = {name: value for values in contents for name, value in values.items()}
     typed = _typed(rest)
     layers = [cls.beneath(given | {name: typed[name] for name in ("recipe",) if name in typed}), *contents]
-    merged = functools.reduce(over, layers)
-    lengths = {name: value for name, value in typed.items() if name.rpartition(".")[2] in LENGTHS}
-    unset = [f"--{key}=null" for key in replaced(merged, nested(lengths)) if key in known_keys(cls)]
+    of_phases, rest = _of_sections(rest, cls, layers)
+    merged = functools.reduce(over, [*layers, of_phases])
+    lengths = {name: value for name, value in typed.items() if name in LENGTHS_OF_RUN}
+    unset = [f"--{key}=null" for key in replaced(merged, nested(lengths))]
+    merged = cls.complete(merged)
     return [*(["--config_path", json.dumps(merged)] if merged else []), *rest, *unset]
+
+
+def _of_sections(
+    argv: Sequence[str], cls: type[Settings], layers: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[str]]:
+    """What is typed of sections that are no fields of `cls` (phases, by name), nested and checked; and all else."""
+    sections = {*cls.sections(*layers)}
+    values, rest, arguments = dict[str, Any](), list[str](), list(argv)
+    while arguments:
+        argument = arguments.pop(0)
+        name, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not (name == "phases" or name.partition(".")[0] in sections):
+            rest.append(argument)
+            continue
+        if not equals:
+            if not arguments or arguments[0].startswith("--"):
+                raise NernError(f"--{name} needs a value")
+            text = arguments.pop(0)
+        values[name] = parse_yaml(text)
+    return checked_keys(nested(values), cls, "", functools.reduce(over, map(dict, layers))), rest
 
 
 def _typed(argv: Sequence[str]) -> dict[str, str | None]:
@@ -105,4 +127,4 @@ def _check_options(parser: ArgumentParser, argv: Sequence[str], cls: type[Settin
                 f"{section} is a list of sections, to be written in a file; --{name} does not say which is meant"
             )
         if name not in own:
-            check_key(name.rstrip("+"), cls)
+            check_key(name.rstrip("+"), cls, more=cls.sections())

@@ -95,8 +95,8 @@ def _evaluate_parser() -> ArgumentParser:
     return parser
 
 
-def _resumes(given: dict[str, Any], argv: Sequence[str]) -> bool:
-    rest = [a for a in option_names(argv) if a not in ("resume", "json")]
+def _resumes(given: dict[str, Any]) -> bool:
+    rest = [a for a in option_names(given["typed"]) if a not in ("resume", "json")]
     if given["resume"] is not None and rest:
         raise NernError(f"--resume continues a run with its own settings; drop --{', --'.join(rest)}")
     return given["resume"] is not None
@@ -116,7 +116,7 @@ def _changes(config: Settings) -> str:
 
 def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     _check_given(given["typed"])
-    resumes = _resumes(given, argv)
+    resumes = _resumes(given)
     config = Config.load(RunFolder.open(given["resume"]).config) if resumes else config_given(given, Config)
     count = processes_to_start(config)
     if count > 1 and given["may_restart"] and not launched():
@@ -132,7 +132,7 @@ def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
 
 def _run_original(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     _check_given(given["typed"])
-    if _resumes(given, argv):
+    if _resumes(given):
         resume_original(given["resume"], console, given["json"])
         return
     config = config_given(given, OriginalConfig)
@@ -148,7 +148,7 @@ def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) 
             raise NernError("--checkpoint names a checkpoint of --run; without a run, set nern.checkpoint_path")
         evaluate(config_given(given, Config), given["original"], given["json"], console)
         return
-    rest = [a for a in option_names(argv) if a not in ("run", "checkpoint", "original", "json")]
+    rest = [a for a in option_names(given["typed"]) if a not in ("run", "checkpoint", "original", "json")]
     if rest:
         raise NernError(f"--run takes its settings from the run folder; drop --{', --'.join(rest)}")
     config = config_of_run(given["run"], given["checkpoint"] or "best")

@@ -2,17 +2,7 @@
 
 from nern.config.imports import import_module, import_modules
 from nern.config.original import OriginalConfig, SmoothnessConfig
-from nern.config.phases import (
-    DistillationConfig,
-    PhaseOptimConfig,
-    QuantisationConfig,
-    ReconstructionConfig,
-    RefinementConfig,
-    TeacherConfig,
-    by_phases,
-    phase_batches,
-    phase_optim,
-)
+from nern.config.phases import CURVATURE_IMAGES, ROUNDING_IMAGES, PhaseConfig
 from nern.config.recipes import RECIPES, recipe_values
 from nern.config.schema import (
     Config,
@@ -24,6 +14,7 @@ from nern.config.schema import (
     OptimConfig,
     PermutationsConfig,
     TaskConfig,
+    TeacherConfig,
 )
 from nern.config.settings import (
     Settings,
@@ -38,9 +29,10 @@ from nern.config.settings import (
 from nern.config.yaml_files import nested, parse_yaml
 
 __all__ = [
+    "CURVATURE_IMAGES",
     "RECIPES",
+    "ROUNDING_IMAGES",
     "Config",
-    "DistillationConfig",
     "EmbeddingsConfig",
     "EvaluationConfig",
     "LoggingConfig",
@@ -49,15 +41,11 @@ __all__ = [
     "OptimConfig",
     "OriginalConfig",
     "PermutationsConfig",
-    "PhaseOptimConfig",
-    "QuantisationConfig",
-    "ReconstructionConfig",
-    "RefinementConfig",
+    "PhaseConfig",
     "Settings",
     "SmoothnessConfig",
     "TaskConfig",
     "TeacherConfig",
-    "by_phases",
     "check_key",
     "check_keys",
     "checked_keys",
@@ -68,8 +56,6 @@ __all__ = [
     "known_keys",
     "nested",
     "parse_yaml",
-    "phase_batches",
-    "phase_optim",
     "read_config_file",
     "recipe_values",
 ]

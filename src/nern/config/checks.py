@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import fields
+import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from nern import registry
-from nern.config.imports import import_modules
-from nern.config.phases import PHASES, by_phases, lengths, phase_batches, phase_optim, phase_sections
+from nern.config.phases import KNOWN, PhaseConfig, listed_phases, settings_of
 from nern.config.recipes import recipe_values
 from nern.config.schema import Config, LoggingConfig, OptimConfig, TaskConfig
 from nern.config.settings import check_above_zero, check_at_least, choose
@@ -20,7 +20,6 @@ from nern.errors import NernError
 
 def check_config(config: Config) -> None:
     """Raise NernError for the first name, number or combination that cannot work."""
-    config.imports = import_modules(config.imports)
     _check_names(config)
     check_at_least(config, _AT_LEAST)
     check_above_zero(config, ("nern.embeddings.base", "nern.embeddings.bandwidth"))
@@ -30,22 +29,15 @@ def check_config(config: Config) -> None:
     _check_combinations(config)
 
 
-def none_name(value: str | None) -> str:
-    """null and 'None' as the name 'none'."""
-    return "none" if value is None or value == "None" else value
-
-
 def _check_names(config: Config) -> None:
     n, e = config.nern, config.nern.embeddings
-    e.normalization_mode, n.norm_layer = none_name(e.normalization_mode), none_name(n.norm_layer)
-    e.permutations.permute_mode = none_name(e.permutations.permute_mode)
     for names, given in (
         (registry.PREDICTORS, n.method),
         (registry.ACTIVATIONS, n.act_layer),
-        (registry.NORM_LAYERS, n.norm_layer),
+        (registry.NORM_LAYERS, n.norm_layer or "none"),
         (registry.INITS, n.init),
         (registry.ENCODINGS, e.type),
-        (registry.ORDERINGS, e.permutations.permute_mode),
+        (registry.ORDERINGS, e.permutations.permute_mode or "none"),
         (registry.SAMPLING_MODES, n.sampling_mode),
         (registry.WEIGHT_BATCHES, n.weights_batch_method),
         (registry.RECONSTRUCTION_LOSSES, n.reconstruction_loss_type),
@@ -55,7 +47,7 @@ def _check_names(config: Config) -> None:
     ):
         names[given]
     choose("nern.embeddings.fusion_mode", e.fusion_mode, ("concat", "sum"))
-    choose("nern.embeddings.normalization_mode", e.normalization_mode, ("none", "local", "global"))
+    choose("nern.embeddings.normalization_mode", e.normalization_mode or "none", ("none", "local", "global"))
     choose("nern.embeddings.permutations.metric", e.permutations.metric, ("cosine", "distance"))
     if n.heads is not None:
         choose("nern.heads", n.heads, ("per_size", "per_layer", "shared"))
@@ -86,6 +78,12 @@ def check_task(task: TaskConfig) -> None:
         raise NernError(f"task.random_data is {task.random_data!r}, but task.use_random_data is not set")
 
 
+TERMS = {
+    "reconstruction": "reconstruction_loss_weight",
+    "feature_maps": "attention_loss_weight",
+    "distillation": "distillation_loss_weight",
+    "task": "task_loss_weight",
+}  # of the objective, each with the key of its weight under `nern`
 KERNEL_INDICES = 3  # of a kernel's coordinate; single weights have five
 _TASK_AT_LEAST = {"input_size": 1, "mixup": 0, "cutmix": 0, "inversion_images": 1, "inversion_steps": 0}
 _OPTIM_AT_LEAST = {
@@ -127,52 +125,122 @@ _AT_LEAST = COMMON_AT_LEAST | {
     "eval_loss_window_size": 1,
     "eval_loss_window_interval": 1,
     "loss_warmup_iterations": 0,
-    "reconstruction.iterations": 0,
-    "refinement.iterations": 0,
-    "refinement.images": 1,
     "norm_images": 0,
-    "distillation.iterations": 0,
-    "distillation.epochs": 0,
-    "quantisation.iterations": 0,
-    "quantisation.epochs": 0,
-    "quantisation.bits": 1,
-    "quantisation.images": 0,
-    **{
-        f"{phase}.{key}": least
-        for phase in PHASES
-        for key, least in {"weights_batch_size": 0, **_OPTIM_AT_LEAST}.items()
-    },
 }
+_PHASE_AT_LEAST = {"iterations": 0, "epochs": 0, "images": 0, "bits": 1, "weights_batch_size": 0}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,60}")
+_OTHER_CHECKPOINTS = re.compile(r"best|last|step_\d+|training")
 
 
 def _check_phases(config: Config) -> None:
     """Names and numbers of the phases and of `teacher`."""
-    teacher, sections = config.teacher, phase_sections(config)
-    for name, phase in sections.items():
-        check_optim(phase_optim(config.optim, phase.optim), f"{name}.optim")
-        if not by_phases(config):
-            continue
-        method, size = phase_batches(config.nern, phase)
-        if registry.WEIGHT_BATCHES.info(method)["needs_size"] and size is None:
+    names = [phase.name for phase in config.phases]
+    for name in names:
+        if not _NAME.fullmatch(name) or _OTHER_CHECKPOINTS.fullmatch(name) or name in {f.name for f in fields(config)}:
             raise NernError(
-                f"the weight batch method {method!r} of {name} needs {name}.weights_batch_size (or nern.weights_batch_size)"
+                f"phases: {name!r} cannot be the name of a phase; use letters, digits, _ + - and no name of a config key or "
+                "of another checkpoint"
             )
-        if len(lengths(phase)) > 1 and None not in lengths(phase):
+        if names.count(name) > 1:
+            raise NernError(f"phases: two are named {name!r}; names must differ")
+    for phase in config.phases:
+        _check_phase(config, phase)
+    _check_parts_of_phases(config)
+    _check_teacher(config)
+
+
+def _check_phase(config: Config, phase: PhaseConfig) -> None:
+    name, by_phases = phase.name, config.by_phases
+    check_at_least(phase, _PHASE_AT_LEAST, f"{name}.")
+    optim = replace(config.optim, **{key: value for key, value in phase.optim.items() if value is not None})
+    check_at_least(
+        optim, {key.removeprefix("optim."): least for key, least in _OPTIM_AT_LEAST.items()}, f"{name}.optim."
+    )
+    check_optim(optim, f"{name}.optim")
+    if phase.errors is not None:
+        choose(f"{name}.errors", phase.errors, ("plain", "curvature"))
+    if phase.errors == "curvature" and phase.images == 0:
+        raise NernError(f"{name}.images (=0) must be at least 1: the curvature is measured on them")
+    for term in phase.losses or []:
+        choose(f"{name}.losses", term, TERMS)
+    if phase.bits is not None and not phase.bits <= 24:
+        raise NernError(f"{name}.bits (={phase.bits}) must be at most 24")
+    method = phase.weights_batch_method or config.nern.weights_batch_method
+    size = config.nern.weights_batch_size if phase.weights_batch_size is None else phase.weights_batch_size
+    if by_phases and registry.WEIGHT_BATCHES.info(method)["needs_size"] and not size:
+        raise NernError(
+            f"the weight batch method {method!r} of {name} needs {name}.weights_batch_size (or nern.weights_batch_size)"
+        )
+    if config.nern.norm_layer == "bn" and phase.weights_batch_size == 1:
+        raise NernError(f"nern.norm_layer 'bn' needs statistics of several rows; {name}.weights_batch_size is 1")
+    if None not in (phase.iterations, phase.epochs):
+        raise NernError(
+            f"set one of {name}.iterations (={phase.iterations}) and {name}.epochs (={phase.epochs}), the other to "
+            f"null{_by_recipe(config)}"
+        )
+    if phase.epochs is not None and not phase.needs_images:
+        raise NernError(f"{name}.epochs (={phase.epochs}) counts images, and {name} has none; set {name}.iterations")
+    weights = {term: getattr(config.nern, key) for term, key in TERMS.items()}
+    if phase.length and not any(weights[term] > 0 for term in phase.losses or TERMS):
+        keys = ", ".join(f"nern.{TERMS[term]}" for term in phase.losses or TERMS)
+        raise NernError(f"no loss of {name} has a weight above 0 ({keys}), but {name}.iterations is not 0")
+
+
+def _check_parts_of_phases(config: Config) -> None:
+    """Raise NernError for what is set and has no part in training by phases."""
+    usual = {item["name"]: item for item in listed_phases(recipe_values(config.recipe)).get("phases", [])}
+    for phase in config.phases:
+        of_recipe = usual.get(phase.name, {"name": phase.name} | KNOWN.get(phase.name, {}))
+        set_apart = {key: value for key, value in settings_of(phase).items() if value != of_recipe.get(key)}
+        if not config.by_phases and set_apart:
             raise NernError(
-                f"set one of {name}.iterations (={phase.iterations}) and {name}.epochs (={phase.epochs}), the other to "
-                f"null{_by_recipe(config)}"
+                f"{phase.name} sets more than its length, but no phase has one; set reconstruction.iterations, or "
+                "distillation.iterations or .epochs"
             )
-    if not config.quantisation.bits <= 24:
-        raise NernError(f"quantisation.bits (={config.quantisation.bits}) must be at most 24")
-    if not by_phases(config):
-        for name, phase in sections.items():
-            if phase != type(phase)():
+        for key in ("losses", "errors", "images", "bits"):
+            if key in set_apart and not phase.runs:
                 raise NernError(
-                    f"{name} sets more than its length, but no phase has one; set reconstruction.iterations, or "
-                    "distillation.iterations or .epochs"
+                    f"{phase.name}.{key} (={set_apart[key]}) has no part without that phase; set {phase.name}.iterations"
                 )
-    else:
-        _check_parts_of_phases(config)
+    if not config.by_phases:
+        return
+    if config.loss_warmup_iterations != Config().loss_warmup_iterations:
+        raise NernError(
+            f"loss_warmup_iterations (={config.loss_warmup_iterations}) has no part in training by phases; set "
+            "reconstruction.iterations"
+        )
+    trained = [phase for phase in config.phases if phase.length]
+    if config.teacher.asked_for and not any(phase.needs_images for phase in trained):
+        raise NernError("teacher has no part without a phase of distillation; set distillation.iterations")
+    if config.epochs is not None or config.num_iterations is not None:
+        raise NernError(
+            f"phases set their own lengths{_by_recipe(config)}; set epochs and num_iterations to null (epochs is "
+            f"{config.epochs}, num_iterations {config.num_iterations}), and distillation.epochs or .iterations to what is "
+            "wanted"
+        )
+    errors = "plain"
+    for phase in config.phases:
+        errors = phase.errors or errors if phase.runs else errors
+        if errors == "curvature" and phase.length and not phase.needs_images:
+            _check_filters(config, phase)
+    _check_optim_over_recipe(config, usual)
+
+
+def _check_filters(config: Config, phase: PhaseConfig) -> None:
+    """Raise NernError for weight batches of a phase by curvature that do not draw whole filters where they have to."""
+    method = phase.weights_batch_method or config.nern.weights_batch_method
+    whole = registry.WEIGHT_BATCHES.info(method).get("whole_filters", False)
+    if config.nern.reconstruction_rows == "drawn" and not whole:
+        choices = [m for m in registry.WEIGHT_BATCHES if registry.WEIGHT_BATCHES.info(m).get("whole_filters", False)]
+        raise NernError(
+            f"{phase.name} compares whole filters, but nern.reconstruction_rows is 'drawn' and its weight batch method is "
+            f"{method!r}; set {phase.name}.weights_batch_method to one of {', '.join(choices)}"
+        )
+
+
+def _check_teacher(config: Config) -> None:
+    """Names of `teacher`, and what it needs."""
+    teacher = config.teacher
     if teacher.asked_for and config.nern.distillation_loss_weight <= 0:
         raise NernError("teacher is whose outputs are distilled; set nern.distillation_loss_weight above 0")
     if teacher.original_model_name is None:
@@ -187,56 +255,18 @@ def _check_phases(config: Config) -> None:
         raise NernError("teacher.original_model_name works with one original network; networks lists several")
 
 
-def _check_parts_of_phases(config: Config) -> None:
-    """Raise NernError for what is set and has no part in training by phases."""
-    n, sections = config.nern, phase_sections(config)
-    trained = [name for name, phase in sections.items() if any(lengths(phase))]
-    if config.loss_warmup_iterations != Config().loss_warmup_iterations:
-        raise NernError(
-            f"loss_warmup_iterations (={config.loss_warmup_iterations}) has no part in training by phases; set "
-            "reconstruction.iterations"
-        )
-    for name in ("reconstruction", "refinement"):
-        if name in trained and n.reconstruction_loss_weight == 0:
-            raise NernError(f"nern.reconstruction_loss_weight is 0, but {name}.iterations is not")
-    if config.teacher.asked_for and not {"distillation", "quantisation"} & set(trained):
-        raise NernError("teacher has no part without a phase of distillation; set distillation.iterations")
-    for name, key in (("refinement", "images"), ("quantisation", "bits"), ("quantisation", "images")):
-        given = getattr(sections[name], key)
-        usual = nested_value(recipe_values(config.recipe), f"{name}.{key}", getattr(type(sections[name])(), key))
-        weighs = name == "refinement" and config.refinement.iterations is not None  # if only in later phases
-        if name not in trained and not weighs and given != usual:
-            raise NernError(f"{name}.{key} (={given}) has no part without that phase; set {name}.iterations")
-    if "refinement" in trained:
-        _check_filters(config)
-    _check_optim_over_recipe(config, trained)
-
-
-def _check_filters(config: Config) -> None:
-    """Raise NernError for weight batches of refinement that do not draw whole filters where they have to."""
-    n, keys = config.nern, config.refinement
-    method = keys.weights_batch_method or n.weights_batch_method
-    whole = registry.WEIGHT_BATCHES.info(method).get("whole_filters", False)
-    if n.reconstruction_rows == "drawn" and not whole:
-        choices = [m for m in registry.WEIGHT_BATCHES if registry.WEIGHT_BATCHES.info(m).get("whole_filters", False)]
-        raise NernError(
-            f"refinement compares whole filters, but nern.reconstruction_rows is 'drawn' and its weight batch method is "
-            f"{method!r}; set refinement.weights_batch_method to one of {', '.join(choices)}"
-        )
-
-
-def _check_optim_over_recipe(config: Config, phases: Sequence[str]) -> None:
+def _check_optim_over_recipe(config: Config, usual: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise NernError for a key of `optim` that was set over a recipe, but that the recipe sets for each phase."""
-    recipe = recipe_values(config.recipe)
+    phases = [phase for phase in config.phases if phase.length]
     for field in fields(OptimConfig):
-        given, of_phases = getattr(config.optim, field.name), [f"{phase}.optim.{field.name}" for phase in phases]
-        usual = nested_value(recipe, f"optim.{field.name}", getattr(OptimConfig(), field.name))
-        by_recipe = [nested_value(recipe, key) for key in of_phases]
-        now = [getattr(getattr(config, phase).optim, field.name) for phase in phases]
-        if phases and None not in by_recipe and now == by_recipe and _plain(given) != _plain(usual):
+        key, given = field.name, getattr(config.optim, field.name)
+        standard = nested_value(recipe_values(config.recipe), f"optim.{key}", getattr(OptimConfig(), key))
+        by_recipe = [usual.get(phase.name, {}).get("optim", {}).get(key) for phase in phases]
+        now = [phase.optim.get(key) for phase in phases]
+        if phases and None not in by_recipe and _plain(now) == by_recipe and _plain(given) != _plain(standard):
+            names = ", ".join(f"{phase.name}.optim.{key}" for phase in phases)
             raise NernError(
-                f"optim.{field.name} (={given}) has no part: {', '.join(of_phases)} are set by recipe "
-                f"{config.recipe!r}; set those"
+                f"optim.{key} (={given}) has no part: {names} are set by recipe {config.recipe!r}; set those"
             )
 
 
@@ -245,7 +275,7 @@ def _by_recipe(config: Config) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def check_optim(optim: OptimConfig, section: str = "optim") -> None:
@@ -289,14 +319,7 @@ def _check_combinations(config: Config) -> None:
         raise NernError(
             "nern.reconstruction_loss_weight must not be negative, and one of the loss weights must be above 0"
         )
-    if by_phases(config):
-        if config.epochs is not None or config.num_iterations is not None:
-            raise NernError(
-                f"{', '.join(PHASES[:-1])} and {PHASES[-1]} set the lengths of phases{_by_recipe(config)}; set epochs and "
-                f"num_iterations to null (epochs is {config.epochs}, num_iterations {config.num_iterations}), and "
-                "distillation.epochs or .iterations to what is wanted"
-            )
-    elif (config.epochs is None) == (config.num_iterations is None):
+    if not config.by_phases and (config.epochs is None) == (config.num_iterations is None):
         given = f"epochs is {config.epochs} and num_iterations is {config.num_iterations}"
         raise NernError(f"set exactly one of epochs and num_iterations, the other to null ({given})")
     wanted = registry.PREDICTORS.info(n.method)["num_idxs"]
@@ -325,12 +348,12 @@ def _check_combinations(config: Config) -> None:
     if not math.isfinite(order.improve_seconds):
         raise NernError(f"nern.embeddings.permutations.improve_seconds (={order.improve_seconds}) must be finite")
     of_recipe = nested_value(recipe_values(config.recipe), "nern.embeddings.permutations", {})  # what nobody asked for
-    if order.improve_seconds not in (0, of_recipe.get("improve_seconds")) and order.permute_mode == "none":
+    if order.improve_seconds not in (0, of_recipe.get("improve_seconds")) and order.permute_mode in (None, "none"):
         raise NernError(
             f"nern.embeddings.permutations.improve_seconds (={order.improve_seconds}) improves an ordering, but "
             f"permute_mode is 'none'; choose one ({orderings}), or set it to 0"
         )
-    if order.metric not in ("cosine", of_recipe.get("metric")) and order.permute_mode == "none":
+    if order.metric not in ("cosine", of_recipe.get("metric")) and order.permute_mode in (None, "none"):
         raise NernError(
             f"nern.embeddings.permutations.metric (={order.metric!r}) is that of an ordering, but permute_mode is "
             f"'none'; choose one ({orderings}), or leave metric at 'cosine'"
@@ -339,13 +362,11 @@ def _check_combinations(config: Config) -> None:
         raise NernError("nern.init 'checkpoint' needs nern.checkpoint_path")
     if n.init != "checkpoint" and n.checkpoint_path is not None:
         raise NernError(f"nern.checkpoint_path is set but nern.init is {n.init!r}; set nern.init to 'checkpoint'")
-    needs_size = registry.WEIGHT_BATCHES.info(n.weights_batch_method)["needs_size"] and not by_phases(config)
+    needs_size = registry.WEIGHT_BATCHES.info(n.weights_batch_method)["needs_size"] and not config.by_phases
     if needs_size and n.weights_batch_size is None:
         raise NernError(f"nern.weights_batch_method {n.weights_batch_method!r} needs nern.weights_batch_size")
-    phases = {name: phase.weights_batch_size for name, phase in phase_sections(config).items()}
-    for section, size in {"nern": n.weights_batch_size, **phases}.items():
-        if n.norm_layer == "bn" and size == 1:
-            raise NernError(f"nern.norm_layer 'bn' needs statistics of several rows; {section}.weights_batch_size is 1")
+    if n.norm_layer == "bn" and n.weights_batch_size == 1:
+        raise NernError("nern.norm_layer 'bn' needs statistics of several rows; nern.weights_batch_size is 1")
     if n.task_loss_weight > 0 and any(member.task.use_random_data for member in config.members()):
         raise NernError("nern.task_loss_weight above 0 needs labels; task.use_random_data has none")
     if config.evaluation.best_on == "test" and config.evaluation.test_images == 0:

@@ -14,17 +14,11 @@ from nern.errors import NernError
 from nern.files import existing_file
 
 
-def import_modules(names: list[str]) -> list[str]:
+def import_modules(names: list[str]) -> None:
     """Import modules by dotted name (from the working directory, too) or by path to a .py file, each once; what lies
-    beside a file can be imported by it.
-
-    Returns the names, paths made absolute. Raises NernError for one that does not exist or fails.
-    """
-    resolved = []
+    beside a file can be imported by it. Raises NernError for one that does not exist or fails."""
     for name in names:
         import_module(name, "imports")
-        resolved.append(str(Path(name).expanduser().resolve()) if name.endswith(".py") else name)
-    return resolved
 
 
 def import_module(name: str, key: str) -> ModuleType:

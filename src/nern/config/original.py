@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 
 from nern import registry
 from nern.config.checks import COMMON_AT_LEAST, check_logging, check_optim, check_task
-from nern.config.imports import import_modules
-from nern.config.schema import LoggingConfig, OptimConfig, TaskConfig, absolute_task, absolute_weights
+from nern.config.schema import LoggingConfig, OptimConfig, TaskConfig, absolute_imports, absolute_task, absolute_weights
 from nern.config.settings import Settings, check_at_least, choose
 from nern.errors import NernError
 
@@ -70,7 +69,6 @@ class OriginalConfig(Settings):
 
     def check(self) -> OriginalConfig:
         """Raise NernError for the first name, number or combination that cannot work; return self otherwise."""
-        self.imports = import_modules(self.imports)
         registry.SMOOTHNESS[self.smoothness.type]
         check_task(self.task)
         check_at_least(self, COMMON_AT_LEAST | {"eval_batch_size": 1, "epochs": 1})
@@ -95,6 +93,7 @@ class OriginalConfig(Settings):
     def with_absolute_paths(self) -> OriginalConfig:
         """A copy whose input folders are named from the root: it works from any working directory."""
         config = copy.deepcopy(self)
+        config.imports = absolute_imports(config.imports)
         absolute_task(config.task)
         config.initial_weights = absolute_weights(config.initial_weights)
         return config

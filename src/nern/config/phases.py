@@ -1,159 +1,164 @@
-"""The keys of training by phases: reconstruction, refinement, distillation, quantisation; and of the teacher."""
+"""Phases: the list of what a run does, step by step, each with its own losses, errors, optimizer and batches.
+
+In a file or mapping a phase can also be set by its name: `distillation: {iterations: 3000}`, or on the command line
+`--distillation.iterations 3000`, changes the phase of that name in the list that lies beneath.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-Optim = TypeVar("Optim", bound=Any)  # OptimConfig, of a module that imports this one
+from nern.errors import NernError
 
+LENGTHS = ("iterations", "epochs")  # keys of a phase that set its steps
+CURVATURE_IMAGES, ROUNDING_IMAGES = 1024, 128  # what `images` null means
 
-@dataclass(kw_only=True)
-class PhaseOptimConfig:
-    """What a phase sets apart from `optim`: each key as there; null: as it is there."""
-
-    optimizer_type: str | None = None
-    """As optim.optimizer_type, for this phase."""
-    lr: float | None = None
-    """As optim.lr, for this phase."""
-    betas: tuple[float, float] | None = None
-    """As optim.betas, for this phase."""
-    momentum: float | None = None
-    """As optim.momentum, for this phase."""
-    weight_decay: float | None = None
-    """As optim.weight_decay, for this phase."""
-    ranger_use_gc: bool | None = None
-    """As optim.ranger_use_gc, for this phase."""
-    max_gradient_norm: float | None = None
-    """As optim.max_gradient_norm, for this phase; 0: no clipping, whatever optim says."""
-    max_gradient: float | None = None
-    """As optim.max_gradient, for this phase; 0: no clipping, whatever optim says."""
-    lr_scheduler_type: str | None = None
-    """As optim.lr_scheduler_type, for this phase; a schedule begins and ends with its phase."""
-    warmup: float | None = None
-    """As optim.warmup, for this phase."""
-    min_lr: float | None = None
-    """As optim.min_lr, for this phase."""
-    step_interval: int | None = None
-    """As optim.step_interval, for this phase."""
-    gamma: float | None = None
-    """As optim.gamma, for this phase."""
+# What each known phase is, but for what a config sets. A config may have others, with any name.
+KNOWN: dict[str, dict[str, Any]] = {
+    "reconstruction": {"losses": ["reconstruction"]},
+    "refinement": {"losses": ["reconstruction"], "errors": "curvature", "images": CURVATURE_IMAGES},
+    "distillation": {},
+    "quantisation": {"bits": 6.0, "images": ROUNDING_IMAGES},
+}
 
 
 @dataclass(kw_only=True)
-class ReconstructionConfig:
-    """First of two phases: the reconstruction loss alone, no images."""
+class PhaseConfig:
+    """A phase: consecutive steps with an optimizer and a schedule of their own. null: as for the whole run."""
 
+    name: str
+    """Name of the phase and of the checkpoint at its end: 'reconstruction', 'refinement', 'distillation' and 'quantisation'
+    have settings of their own to start from; others start from none."""
     iterations: int | None = None
-    """Steps of this phase. Set here or under distillation, training goes by phases, each with its own
-    optimizer and schedule, in place of epochs, num_iterations and loss_warmup_iterations."""
-    weights_batch_method: str | None = None
-    """As nern.weights_batch_method, for this phase; null: as there."""
-    weights_batch_size: int | None = None
-    """As nern.weights_batch_size, for this phase; null: as there; 0: no limit, whatever it is there."""
-    optim: PhaseOptimConfig = field(default_factory=PhaseOptimConfig)
-
-
-@dataclass(kw_only=True)
-class RefinementConfig:
-    """After reconstruction: its loss again, of errors as they move the outputs. Images are needed for measuring that, not in
-    the steps."""
-
-    iterations: int | None = None
-    """Steps of this phase. Errors of weights are weighted by the curvature of the outputs in them, Kronecker-factored
-    (K-FAC), here and in the phases after it; 0: in those alone. null: neither."""
-    images: int = 1024
-    """Training images on which the curvature is measured, once; where there are none, normal noise."""
-    weights_batch_method: str | None = None
-    """As nern.weights_batch_method, for this phase; null: as there. With nern.reconstruction_rows 'drawn' one that draws
-    whole filters: 'all', 'random_filters', 'random_layer', 'sequential_layer'."""
-    weights_batch_size: int | None = None
-    """As nern.weights_batch_size, for this phase; null: as there; 0: no limit, whatever it is there."""
-    optim: PhaseOptimConfig = field(default_factory=PhaseOptimConfig)
-
-
-@dataclass(kw_only=True)
-class DistillationConfig:
-    """Second of two phases: all losses, on images."""
-
-    iterations: int | None = None
-    """Steps of this phase; this or `epochs`."""
+    """Steps; this or `epochs`. Both null: the phase has no part in the run. 0: no steps, but its `errors` hold from there
+    on."""
     epochs: int | None = None
-    """Epochs of this phase; this or `iterations`."""
+    """Epochs of the training images; this or `iterations`."""
+    losses: list[str] | None = None
+    """Terms of the objective that take part ('reconstruction', 'feature_maps', 'distillation', 'task'), of those whose
+    weight is above 0. With 'reconstruction' alone, steps need no images. null: all."""
+    errors: str | None = None
+    """What errors of weights count in the reconstruction loss: 'plain' (alike), 'curvature' (as they move the outputs, by
+    their Kronecker-factored curvature, K-FAC, measured at the start of the phase). null: as in the phase before; in the
+    first: plain."""
+    bits: float | None = None
+    """Bits of a number of the predictor, on average, entropy-coded: in every step its numbers are rounded as in a packed
+    file, and `nern pack` keeps these steps of rounding. Each tensor has a step of its own, such that no bit is better spent
+    on another, by what rounding does to the outputs. null: nothing is rounded."""
+    images: int | None = None
+    """Training images on which the curvature (null: 1,024; normal noise where there are none) and what rounding does (null:
+    128; 0, or where there are none: the weights are compared) are measured."""
     weights_batch_method: str | None = None
-    """As nern.weights_batch_method, for this phase; null: as there."""
+    """As nern.weights_batch_method. With errors 'curvature' and nern.reconstruction_rows 'drawn' one that draws whole
+    filters."""
     weights_batch_size: int | None = None
-    """As nern.weights_batch_size, for this phase; null: as there; 0: no limit, whatever it is there."""
-    optim: PhaseOptimConfig = field(default_factory=PhaseOptimConfig)
+    """As nern.weights_batch_size; 0: no limit, whatever it is there."""
+    optim: dict[str, Any] = field(default_factory=dict)
+    """Keys of `optim` for this phase; a key that is not here, or null, is as there. For the limits of gradients 0 switches
+    off what is set there."""
 
-
-@dataclass(kw_only=True)
-class QuantisationConfig:
-    """After these: all losses, on images, with the predictor's numbers rounded in every step as in a packed file."""
-
-    iterations: int | None = None
-    """Steps of this phase; this or `epochs`. `nern pack` keeps the steps of rounding that it was trained with."""
-    epochs: int | None = None
-    """Epochs of this phase; this or `iterations`."""
-    bits: float = 6.0
-    """Bits of a number of the predictor, on average, entropy-coded. Each tensor has a step of its own, such that no bit is
-    better spent on another, by what rounding does to the outputs."""
-    images: int = 128
-    """Training images on which that is measured; where there are none, on the weights."""
-    weights_batch_method: str | None = None
-    """As nern.weights_batch_method, for this phase; null: as there."""
-    weights_batch_size: int | None = None
-    """As nern.weights_batch_size, for this phase; null: as there; 0: no limit, whatever it is there."""
-    optim: PhaseOptimConfig = field(default_factory=PhaseOptimConfig)
-
-
-@dataclass(kw_only=True)
-class TeacherConfig:
-    """Whose outputs are distilled, if not the original's as they are."""
-
-    original_model_name: str | None = None
-    """Architecture, as task.original_model_name; null: the original network is the teacher."""
-    original_model_path: str | None = None
-    """Its weights, as original_model_path."""
-    original_model_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Its arguments, as task.original_model_kwargs."""
-    mirrored: bool | None = False
-    """The outputs, also the original's own, are means over each image and its mirror image: better ones, where images keep
-    their class when left and right change places. null: where the task says that they do."""
+    def __post_init__(self) -> None:
+        self.optim = {key: tuple(value) if isinstance(value, list) else value for key, value in self.optim.items()}
 
     @property
-    def asked_for(self) -> bool:
-        """Whether outputs other than those that the task implies are to be distilled."""
-        return self.original_model_name is not None or bool(self.mirrored)
+    def runs(self) -> bool:
+        """Whether the phase has a part in the run."""
+        return self.iterations is not None or self.epochs is not None
+
+    @property
+    def length(self) -> int:
+        """Its steps or epochs."""
+        return (self.epochs or 0) if self.iterations is None else self.iterations
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether its losses are of images, too."""
+        return self.losses != ["reconstruction"]
 
 
-PHASES = ("reconstruction", "refinement", "distillation", "quantisation")
+def section_names(*layers: Mapping[str, Any]) -> list[str]:
+    """Names under which a layer may set phases: the known ones, and those of the lists in these layers."""
+    listed = [item.get("name") for layer in layers for item in _items(layer)]
+    return list(dict.fromkeys([*KNOWN, *(name for name in listed if isinstance(name, str))]))
 
 
-def by_phases(config: Any) -> bool:
-    """Whether a config trains by phases: one of them has a length."""
-    return any(length is not None for phase in phase_sections(config).values() for length in lengths(phase))
+def sections_of(values: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+    """What `values` sets for each phase, in its list or by name."""
+    found: dict[str, dict[str, Any]] = {str(item.get("name")): dict(item) for item in _items(values)}
+    for name in names or section_names(values):
+        if isinstance(values.get(name), Mapping):
+            found[name] = found.get(name, {}) | values[name]
+    return found
 
 
-def phase_sections(config: Any) -> dict[str, Any]:
-    """The sections of phases, by name, in the order of training."""
-    return {name: getattr(config, name) for name in PHASES}
+def listed_phases(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values`, nested and merged, with all phases in the list `phases`: each what it is by its name, then what the list and
+    the section of its name say. Known ones without steps or settings are left out.
+
+    Raises:
+        NernError: an item of the list has no name, or two have one name.
+    """
+    items: dict[str, dict[str, Any]] = {}
+    for number, item in enumerate(_items(values)):
+        name = item.get("name")
+        if not isinstance(name, str):
+            raise NernError(f"phases: item {number + 1} needs a name (one of {', '.join(KNOWN)}, or another)")
+        if name in items:
+            raise NernError(f"phases: two are named {name!r}; names must differ")
+        items[name] = dict(item)
+    names = section_names(values)
+    for name in names:
+        section = values.get(name)
+        if isinstance(section, Mapping) and (name in items or _says_something(section)):
+            items = items if name in items else _with_room(items, name)
+            items[name] = _merged(items[name], section)
+    asked_for = {item["name"] for item in _items(values)}
+    full = {name: _merged({"name": name} | KNOWN.get(name, {}), item) for name, item in items.items()}
+    phases = [item for name, item in full.items() if name in asked_for or item != _usual(name)]
+    rest = {name: value for name, value in values.items() if name not in names and name != "phases"}
+    return rest | ({"phases": phases} if phases or "phases" in values else {})
 
 
-def lengths(phase: Any) -> list[int | None]:
-    """What sets the length of a phase: its iterations, and its epochs if it may have some."""
-    return [phase.iterations, *([phase.epochs] if hasattr(phase, "epochs") else [])]
+def without_sections(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` without anything about phases: what a list of phases takes the place of."""
+    gone = {"phases", *section_names(values)}
+    return {name: value for name, value in values.items() if name not in gone}
 
 
-def phase_optim(optim: Optim, own: PhaseOptimConfig) -> Optim:
-    """The section `optim` with what a phase sets apart."""
-    values = {f.name: getattr(own, f.name) for f in fields(own)}
-    merged: Optim = replace(optim, **{name: value for name, value in values.items() if value is not None})
-    return merged
+def settings_of(phase: PhaseConfig) -> dict[str, Any]:
+    """What a phase sets otherwise than its name alone would."""
+    usual = PhaseConfig(name=phase.name, **KNOWN.get(phase.name, {}))
+    return {f.name: getattr(phase, f.name) for f in fields(phase) if getattr(phase, f.name) != getattr(usual, f.name)}
 
 
-def phase_batches(nern: Any, own: Any) -> tuple[str, int | None]:
-    """Method and size of a phase's weight batches (null: no limit): those of the section `nern` with what the phase `own`
-    sets apart."""
-    size = nern.weights_batch_size if own.weights_batch_size is None else own.weights_batch_size
-    return own.weights_batch_method or nern.weights_batch_method, size or None
+def _items(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The items of the list `phases`, as far as it is one."""
+    items = values.get("phases")
+    return [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
+
+
+def _merged(item: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:
+    """`section` over `item`; null takes a key back to its default."""
+    optim = {**(item.get("optim") or {}), **(section.get("optim") or {})}
+    both = {**item, **section, "optim": {key: value for key, value in optim.items() if value is not None}}
+    return {key: value for key, value in both.items() if value is not None}
+
+
+def _usual(name: str) -> dict[str, Any]:
+    """A known phase of which nothing is set, as `_merged` gives it."""
+    return _merged({"name": name} | KNOWN[name], {})
+
+
+def _says_something(section: Mapping[str, Any]) -> bool:
+    return any(_says_something(v) if isinstance(v, Mapping) else v is not None for v in section.values())
+
+
+def _with_room(items: Mapping[str, dict[str, Any]], name: str) -> dict[str, dict[str, Any]]:
+    """`items` and an empty one of this known name, before the known ones that follow it."""
+    order = list(KNOWN)
+    later = order[order.index(name) + 1 :]
+    before = next((number for number, other in enumerate(items) if other in later), len(items))
+    listed = list(items.items())
+    return dict([*listed[:before], (name, {}), *listed[before:]])

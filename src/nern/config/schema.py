@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nern.config.phases import (
-    DistillationConfig,
-    QuantisationConfig,
-    ReconstructionConfig,
-    RefinementConfig,
-    TeacherConfig,
-)
+from nern.config.phases import KNOWN, PhaseConfig, listed_phases, section_names
 from nern.config.recipes import recipe_values
-from nern.config.settings import Settings
+from nern.config.settings import Settings, check_keys, parsed
+from nern.errors import unknown_name
+
+
+def none_name(value: str | None) -> str:
+    """null and 'None', which published files use, as the name 'none'."""
+    return "none" if value in (None, "None") else str(value)
+
 
 WEIGHT_SOURCES = ("pretrained", "torchvision", "timm")  # original_model_path: SOURCE or SOURCE:NAME
 
@@ -49,6 +50,9 @@ class PermutationsConfig:
     it gets depends on the machine's speed; the order is kept in the run folder and the cache, where a resumed run finds
     it."""
 
+    def __post_init__(self) -> None:
+        self.permute_mode = none_name(self.permute_mode)
+
 
 @dataclass(kw_only=True)
 class EmbeddingsConfig:
@@ -74,6 +78,9 @@ class EmbeddingsConfig:
     bandwidth: float = 1 / 3
     """Half-turns a kernel: of the highest frequency ('order'), or the frequencies' standard deviation ('order_random')."""
     permutations: PermutationsConfig = field(default_factory=PermutationsConfig)
+
+    def __post_init__(self) -> None:
+        self.normalization_mode = none_name(self.normalization_mode)
 
 
 @dataclass(kw_only=True)
@@ -144,6 +151,9 @@ class NernConfig:
     feature_maps: list[str] | None = None
     """Modules whose outputs the feature-map loss compares: globs on their names, in this order, repeats counted;
     'NAME:input' takes what goes into a module. null: the network's own choice."""
+
+    def __post_init__(self) -> None:
+        self.norm_layer = none_name(self.norm_layer)
 
     @property
     def kind_of_heads(self) -> str:
@@ -269,6 +279,26 @@ class EvaluationConfig:
 
 
 @dataclass(kw_only=True)
+class TeacherConfig:
+    """Whose outputs are distilled, if not the original's as they are."""
+
+    original_model_name: str | None = None
+    """Architecture, as task.original_model_name; null: the original network is the teacher."""
+    original_model_path: str | None = None
+    """Its weights, as original_model_path."""
+    original_model_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Its arguments, as task.original_model_kwargs."""
+    mirrored: bool | None = False
+    """The outputs, also the original's own, are means over each image and its mirror image: better ones, where images keep
+    their class when left and right change places. null: where the task says that they do."""
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether outputs other than those that the task implies are to be distilled."""
+        return self.original_model_name is not None or bool(self.mirrored)
+
+
+@dataclass(kw_only=True)
 class NetworkConfig:
     """One of several original networks in one NeRN, with its own task."""
 
@@ -315,15 +345,14 @@ class Config(Settings):
     batch_size: int = 256
     """Images in one training step."""
     epochs: int | None = 250
-    """Training epochs, if num_iterations and the lengths of phases (`reconstruction`, `refinement`, `distillation`,
-    `quantisation`) are not given. A length that is given takes the place of those of a base file, and on the command line of
-    those of the file; two at once are an error."""
+    """Training epochs, if num_iterations and the lengths of phases are not given. A length that is given takes the place of
+    those of a base file, and on the command line of those of the file; two at once are an error."""
     num_iterations: int | None = None
     """Training steps, in place of epochs."""
-    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
-    refinement: RefinementConfig = field(default_factory=RefinementConfig)
-    distillation: DistillationConfig = field(default_factory=DistillationConfig)
-    quantisation: QuantisationConfig = field(default_factory=QuantisationConfig)
+    phases: list[PhaseConfig] = field(default_factory=list)
+    """Phases of the run, in place of epochs, num_iterations and loss_warmup_iterations: a list of sections, each with a
+    name. A list takes the place of all phases beneath it; a section with the name of a phase (`distillation: {iterations:
+    3000}`, or --distillation.iterations 3000) changes that phase alone."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     eval_epochs_interval: int | None = 1
     """Evaluate every so many epochs; null: not by epochs. The end of a run is always evaluated."""
@@ -370,6 +399,41 @@ class Config(Settings):
         return recipe_values(values.get("recipe", "published"))
 
     @classmethod
+    def sections(cls, *layers: Mapping[str, Any]) -> dict[str, Any]:
+        """Every phase, by its name."""
+        return dict.fromkeys(section_names(*layers), PhaseSection)
+
+    @classmethod
+    def complete(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """`values` with all phases in the list `phases`, each with all its keys."""
+        listed = listed_phases(values)
+        if "phases" in listed:
+            listed["phases"] = [parsed_phase(item) for item in listed["phases"]]
+        return listed
+
+    @property
+    def by_phases(self) -> bool:
+        """Whether the run is divided into phases: one of them has a length."""
+        return any(phase.runs for phase in self.phases)
+
+    def phase(self, name: str) -> PhaseConfig:
+        """The phase of that name; a known one that is not in the list is put there, without steps.
+
+        Raises:
+            NernError: there is none of that name.
+        """
+        for phase in self.phases:
+            if phase.name == name:
+                return phase
+        if name not in KNOWN:
+            raise unknown_name("phase", name, section_names({"phases": [vars(phase) for phase in self.phases]}))
+        new = PhaseConfig(name=name, **copy.deepcopy(KNOWN[name]))
+        later = [known for known in KNOWN if list(KNOWN).index(known) > list(KNOWN).index(name)]
+        place = next((i for i, phase in enumerate(self.phases) if phase.name in later), len(self.phases))
+        self.phases.insert(place, new)
+        return new
+
+    @classmethod
     def of_recipe(cls, recipe: str, values: Mapping[str, Any] | None = None) -> Config:
         """The config of a recipe, with `values` (nested, keys as in a file) over it."""
         return cls.from_dict({**(values or {}), "recipe": recipe})
@@ -394,6 +458,7 @@ class Config(Settings):
     def with_absolute_paths(self) -> Config:
         """A copy whose input files and folders are named from the root: it works from any working directory."""
         config = copy.deepcopy(self)
+        config.imports = absolute_imports(config.imports)
         config.original_model_path = absolute_weights(config.original_model_path)
         config.nern.checkpoint_path = absolute(config.nern.checkpoint_path)
         permutations = config.nern.embeddings.permutations
@@ -407,6 +472,23 @@ class Config(Settings):
         return config
 
 
+@dataclass(kw_only=True)
+class PhaseSection(PhaseConfig):
+    """A phase as a section of its name: its keys, and those of `optim` beneath `optim`."""
+
+    optim: OptimConfig = field(default_factory=OptimConfig)  # type: ignore[assignment]
+
+
+def parsed_phase(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An item of `phases` with all keys. Raises NernError for values of wrong types."""
+    name = item["name"]
+    optim = {key: value for key, value in (item.get("optim") or {}).items() if value is not None}
+    check_keys(optim, OptimConfig, f"{name}.optim.")
+    typed = parsed(optim, OptimConfig, f"{name}.optim.")
+    found = parsed({**item, "optim": {}}, PhaseConfig, f"{name}.")
+    return found | {"optim": {key: typed[key] for key in optim}}
+
+
 def absolute(path: str | None) -> str | None:
     """A path named from the root; null stays null."""
     return None if path is None else str(Path(path).expanduser().absolute())
@@ -415,6 +497,11 @@ def absolute(path: str | None) -> str | None:
 def absolute_weights(path: str | None) -> str | None:
     """As `absolute`, but weights that are named, not files, stay as they are."""
     return path if path is None or path.partition(":")[0] in WEIGHT_SOURCES else absolute(path)
+
+
+def absolute_imports(names: list[str]) -> list[str]:
+    """Modules and files to import, files named from the root."""
+    return [str(Path(name).expanduser().resolve()) if name.endswith(".py") else name for name in names]
 
 
 def absolute_task(task: TaskConfig) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from nern.config.imports import import_modules
 from nern.config.retired import RETIRED, retired_key, without_retired
-from nern.config.yaml_files import at, dump_yaml, nested, nested_value, over, read_yaml
+from nern.config.yaml_files import at, dump_yaml, nested, over, read_yaml
 from nern.errors import NernError, unknown_name
 from nern.files import write_text
 
@@ -22,6 +23,8 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 class Settings:
     """Base of a configuration: a dataclass whose fields are its keys, and whose dataclass fields are its sections."""
 
+    imports: list[str]
+
     def check(self) -> Self:
         """Raise NernError for the first name, number or combination that cannot work; return self otherwise."""
         raise NotImplementedError
@@ -30,6 +33,16 @@ class Settings:
     def beneath(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """What lies beneath the keys of `values`, in place of the defaults of those that are not given."""
         return {}
+
+    @classmethod
+    def sections(cls, *layers: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys beside the fields, each with the dataclass of the section that it is, or of the items of a list."""
+        return {}
+
+    @classmethod
+    def complete(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """`values`, merged, with fields alone as keys."""
+        return dict(values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, keys as in a configuration file."""
@@ -42,9 +55,10 @@ class Settings:
     def changes(self) -> dict[str, Any]:
         """Dotted keys whose values are other than those that lie beneath (see `beneath`), with their values; 'none' in place
         of null is no other."""
-        own, plain = self.to_dict(), over(_build(type(self), {}).to_dict(), nested(self.beneath(self.to_dict())))
-        beneath = {key: nested_value(plain, key) for key, _ in _leaves(own)}
-        return {k: v for k, v in _leaves(own) if v != beneath[k] and (v, beneath[k]) != ("none", None)}
+        own = self.to_dict()
+        plain = over(_build(type(self), {}).to_dict(), nested(self.complete(self.beneath(own))))
+        beneath = dict(_leaves(_plain(plain)))
+        return {k: v for k, v in _leaves(own) if v != beneath.get(k) and (v, beneath.get(k)) != ("none", None)}
 
     def save(self, path: str | Path) -> None:
         """Write `to_yaml()` to `path`."""
@@ -54,12 +68,7 @@ class Settings:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """From a nested dict, keys as in a file. Raises NernError for unknown keys, wrong types and bad values."""
         values = checked_keys(nested(values), cls)
-        values = over(cls.beneath(values), values)
-        try:
-            parsed = _parser(cls).parse_object(values, env=False)  # type: ignore[arg-type]
-        except Exception as error:  # jsonargparse raises ArgumentError with key, expected type and value
-            raise NernError(f"bad configuration: {_tidy(error)}") from error
-        return from_namespace(parsed.as_dict(), cls)
+        return from_namespace(parsed(cls.complete(over(cls.beneath(values), values)), cls), cls)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -70,15 +79,30 @@ class Settings:
 S = typing.TypeVar("S", bound=Settings)
 
 
+def parsed(values: Mapping[str, Any], cls: Any, prefix: str = "") -> dict[str, Any]:
+    """The nested dict of a dataclass's keys, those that are not given with their defaults. Raises NernError for values of
+    wrong types; `prefix` stands before their keys."""
+    try:
+        found: dict[str, Any] = _parser(cls).parse_object(dict(values), env=False).as_dict()
+    except Exception as error:  # jsonargparse raises ArgumentError with key, expected type and value
+        text = _tidy(error)
+        raise NernError(f"bad configuration: {text.replace(_KEY, _KEY + prefix, 1)}") from error
+    return found
+
+
+_KEY = 'Parser key "'  # how an error of jsonargparse begins
+
+
 def from_namespace(values: Mapping[str, Any], cls: type[S]) -> S:
     """A configuration from a nested dict whose types were checked already."""
     config: S = _build(cls, values)
+    import_modules(config.imports)
     return config.check()
 
 
 def read_config_file(path: str | Path, cls: type[Settings]) -> dict[str, Any]:
     """The nested dict in a YAML file and its bases, its keys checked and dotted ones unfolded."""
-    return read_yaml(path, lambda values, where: checked_keys(values, cls, where))
+    return read_yaml(path, lambda values, where, beneath: checked_keys(values, cls, where, beneath))
 
 
 def item_class(hint: Any) -> Any:
@@ -100,64 +124,88 @@ def known_keys(cls: Any, prefix: str = "") -> dict[str, Any]:
     return keys
 
 
-def check_key(key: str, cls: Any, where: str = "") -> None:
-    """Raise NernError if the dotted `key` does not exist, naming the section's keys and the nearest."""
+def check_key(key: str, cls: Any, where: str = "", before: str = "", more: Mapping[str, Any] | None = None) -> None:
+    """Raise NernError if the dotted `key` does not exist, naming the section's keys and the nearest.
+
+    Args:
+        key: the key, as it is in `cls`.
+        cls: the dataclass.
+        where: the file, for the message.
+        before: what stands before the key, for the message.
+        more: sections beside those of `cls`.
+    """
     known = known_keys(cls)
+    for name, section in (more or {}).items():
+        known[name] = section
+        known |= known_keys(section, f"{name}.")
     if key in known:
         return
-    if key in RETIRED:
-        raise retired_key(key, where=where)
+    if before + key in RETIRED:
+        raise retired_key(before + key, where=where)
     section = key.rpartition(".")[0]
     if typing.get_origin(known.get(section)) is dict:  # an entry of a free mapping
         return
     while section and not dataclasses.is_dataclass(known.get(section)) and not item_class(known.get(section)):
         section = section.rpartition(".")[0]
     prefix = f"{section}." if section else ""
-    choices = [name for name in known if name.startswith(prefix) and "." not in name.removeprefix(prefix)]
-    elsewhere = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    choices = [before + name for name in known if name.startswith(prefix) and "." not in name.removeprefix(prefix)]
+    elsewhere = [before + name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     hint = f" (there is {', '.join(elsewhere)})" if elsewhere else ""
-    error = unknown_name("configuration key", key, choices)
+    error = unknown_name("configuration key", before + key, choices)
     raise NernError(f"{at(where)}{error}{hint}")
 
 
-def checked_keys(values: Mapping[str, Any], cls: Any, where: str = "") -> dict[str, Any]:
-    """A nested mapping without retired keys, every other one checked (`check_keys`)."""
+def checked_keys(
+    values: Mapping[str, Any], cls: type[Settings], where: str = "", beneath: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A nested mapping without retired keys, every other one checked (`check_keys`), over another mapping."""
     values = without_retired(values, where)
-    check_keys(values, cls, where=where)
+    check_keys(values, cls, where=where, more=cls.sections(beneath or {}, values))
     return values
 
 
-def check_keys(values: Mapping[str, Any], cls: Any, prefix: str = "", where: str = "") -> None:
-    """`check_key` for every key of a nested mapping; a section must hold a mapping, a list of sections mappings."""
-    known = known_keys(cls)
+def check_keys(
+    values: Mapping[str, Any], cls: Any, prefix: str = "", where: str = "", more: Mapping[str, Any] | None = None
+) -> None:
+    """`check_key` for every key of a nested mapping; a section must hold a mapping, a list of sections mappings. `more`:
+    sections beside those of `cls`."""
+    known, more = known_keys(cls), more or {}
     for name, value in values.items():
         key = f"{prefix}{name}"
-        check_key(key, cls, where)
-        if item_class(known.get(key)):
+        if name in more:
+            _check_section(value, more[name], key, where)
+            continue
+        check_key(name, cls, where, prefix, more)
+        if item := item_class(known[name]) if name in known else None:
             if not isinstance(value, list) or not all(isinstance(v, Mapping) for v in value):
                 raise NernError(f"{at(where)}{key} is a list of sections; each needs keys, not {value!r}")
             if not all(value):
                 raise NernError(f"{at(where)}{key} holds an empty section; each needs keys")
-            for item in value:
-                check_keys(item, cls, f"{key}.", where)
-        elif dataclasses.is_dataclass(known.get(key)):
-            if not isinstance(value, Mapping):
-                raise NernError(f"{at(where)}{key} is a section; it needs keys, not {value!r}")
-            check_keys(value, cls, f"{key}.", where)
+            for entry in value:
+                check_keys(entry, item, f"{key}.", where)
+        elif dataclasses.is_dataclass(known.get(name)):
+            _check_section(value, known[name], key, where)
 
 
-def choose(key: str, given: object, choices: tuple[str, ...]) -> None:
+def _check_section(value: Any, cls: Any, key: str, where: str) -> None:
+    if not isinstance(value, Mapping):
+        raise NernError(f"{at(where)}{key} is a section; it needs keys, not {value!r}")
+    check_keys(value, cls, f"{key}.", where)
+
+
+def choose(key: str, given: object, choices: Collection[str]) -> None:
     """Raise NernError if `given` is not one of `choices`."""
     if given not in choices:
         raise unknown_name(key, given, choices)
 
 
-def check_at_least(config: Settings, limits: Mapping[str, float]) -> None:
-    """Raise NernError for the first dotted key whose number lies below its limit; null passes."""
+def check_at_least(config: Any, limits: Mapping[str, float], prefix: str = "") -> None:
+    """Raise NernError for the first dotted key whose number lies below its limit; null passes. `prefix` stands before the
+    keys in messages."""
     for key, least in limits.items():
         for value in _values(config, key.split(".")):
             if value is not None and not value >= least:
-                raise NernError(f"{key} (={value}) must be at least {least}")
+                raise NernError(f"{prefix}{key} (={value}) must be at least {least}")
 
 
 def check_above_zero(config: Settings, keys: tuple[str, ...]) -> None:
@@ -203,10 +251,14 @@ def _build(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested sections; what is empty, or a list, is a value."""
+    """Dotted keys and values of nested sections, of named items of a list by their names; what is empty, or another list, is
+    a value."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+            for item in value:
+                yield from _leaves({key: v for key, v in item.items() if key != "name"}, f"{prefix}{item['name']}.")
         else:
             yield f"{prefix}{name}", value
 

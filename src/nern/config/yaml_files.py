@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-from nern.config.phases import PHASES
+from nern.config.phases import LENGTHS, section_names, sections_of, without_sections
 from nern.errors import NernError
 from nern.files import load_yaml
 from nern.untrusted import check_yaml
 
 BASE = "base"
-Check = Callable[[dict[str, Any], str], dict[str, Any]]
+Check = Callable[[dict[str, Any], str, dict[str, Any]], dict[str, Any]]
 
 
 def parse_yaml(text: str) -> Any:
@@ -46,8 +46,8 @@ def read_yaml(path: str | Path, check: Check, _seen: tuple[Path, ...] = ()) -> d
     """The nested dict in a YAML file, dotted keys unfolded, over what its `base` holds.
 
     `base: FILE` or `base: [FILE, ...]` names files, relative to this one, whose keys it starts from; later ones win, and
-    its own keys win over all, key by key. Lists are replaced whole. `check(values, name)` gives what counts
-    of each file.
+    its own keys win over all, key by key. Lists are replaced whole. `check(values, name, beneath)` gives what counts of each
+    file, over its bases.
 
     Raises:
         NernError: a file is missing, no YAML, or no mapping; a key given twice; a value that is no text, number, list or
@@ -71,7 +71,7 @@ def read_yaml(path: str | Path, check: Check, _seen: tuple[Path, ...] = ()) -> d
     for base in bases:
         merged = over(merged, read_yaml(here.parent / Path(base).expanduser(), check, (*_seen, here)))
     _check_plain(values, str(path))
-    return over(merged, check(nested(values, where=str(path)), str(path)))
+    return over(merged, check(nested(values, where=str(path)), str(path), merged))
 
 
 def _check_plain(value: Any, where: str, key: str = "") -> None:
@@ -86,31 +86,34 @@ def _check_plain(value: Any, where: str, key: str = "") -> None:
         raise NernError(f"{where}: {key} holds a {type(value).__name__}; quote it if text is meant ('{value}')")
 
 
-_EXCLUDES = {
-    "num_iterations": ["epochs"],
-    "epochs": ["num_iterations"],
-    **{f"{phase}.iterations": [f"{phase}.epochs", "epochs", "num_iterations"] for phase in PHASES},
-    **{f"{phase}.epochs": [f"{phase}.iterations", "epochs", "num_iterations"] for phase in PHASES},
-}  # a key -> those that it takes the place of
-LENGTHS = ("epochs", "num_iterations", "iterations")  # the last parts of these keys
-_BY_DEFAULT = "epochs"  # the only of them whose default is not null
+LENGTHS_OF_RUN = {"epochs": "num_iterations", "num_iterations": "epochs"}  # lengths of a run, where its phases set none
+_BY_DEFAULT = "epochs"  # the only length whose default is not null
 
 
 def over(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` over `base`, key by key; see `replaced`."""
-    merged = _over(base, values)
+    """`values` over `base`, key by key; a list of phases takes the place of all phases of `base`; see `replaced`."""
+    merged = _over(without_sections(base) if values.get("phases") is not None else base, values)
     for key in replaced(base, values):
         merged = _over(merged, nested({key: None}))
     return merged
 
 
 def replaced(base: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
-    """Dotted keys of `base`, or of a default, that a key of `values` takes the place of: a run has one length. Keys that
-    `values` has itself are not among them."""
-    missing = object()
-    others = [o for key, others in _EXCLUDES.items() if nested_value(values, key) is not None for o in others]
-    there = [o for o in others if o == _BY_DEFAULT or nested_value(base, o) is not None]
-    return [other for other in dict.fromkeys(there) if nested_value(values, other, missing) is missing]
+    """Dotted keys of `base`, or of a default, that a length in `values` takes the place of: a run has one length, and so has
+    each phase. Keys that `values` has itself are not among them."""
+    names = section_names(base, values)
+    given, there = sections_of(values, names), sections_of(base, names)
+    found = [own for other, own in LENGTHS_OF_RUN.items() if values.get(other) is not None]
+    if any(section.get(key) is not None for section in given.values() for key in LENGTHS):
+        found += list(LENGTHS_OF_RUN)
+    found = [key for key in dict.fromkeys(found) if key == _BY_DEFAULT or base.get(key) is not None]
+    result = [key for key in found if key not in values]
+    for name, section in given.items():
+        for key, other in (LENGTHS, LENGTHS[::-1]):
+            is_there = there.get(name, {}).get(other) is not None
+            if section.get(key) is not None and other not in section and is_there:
+                result.append(f"{name}.{other}")
+    return result
 
 
 def _over(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def saved_run(folder: RunFolder, cls: type[S]) -> tuple[S, dict[str, Any]]:
 
 def check_kind(folder: RunFolder, cls: type[Settings]) -> None:
     """Raise NernError if the run is not of the kind that `cls` configures."""
-    original = "smoothness" in read_yaml(folder.config, lambda values, where: values)
+    original = "smoothness" in read_yaml(folder.config, lambda values, where, beneath: values)
     if original != (cls is OriginalConfig):
         command = "train-original" if original else "train"
         raise NernError(f"{folder.root} is a run of `nern {command}`; another command cannot open it")

@@ -70,17 +70,24 @@ class Objective:
 
     def __init__(self, config: NernConfig, original: Original, teacher: Original | Mirrored | None = None) -> None:
         self.config, self.original, self.teacher = config, original, teacher or original
-        self.weights = {
+        self.all_weights = {
             "reconstruction": config.reconstruction_loss_weight,
             "feature_maps": config.attention_loss_weight,
             "distillation": config.distillation_loss_weight,
             "task": config.task_loss_weight,
         }
+        self.weights = dict(self.all_weights)
         self._reconstruction = RECONSTRUCTION_LOSSES[config.reconstruction_loss_type]
         self._feature_maps = FEATURE_MAP_LOSSES[config.attention_loss_type]
         self._maps_in_any_precision = FEATURE_MAP_LOSSES.info(config.attention_loss_type).get("any_precision", False)
         self._distillation = DISTILLATION_LOSSES[config.distillation_loss_type]
         self._task = TASK_LOSSES[config.task_loss_type]
+
+    def take_part(self, names: Sequence[str] | None) -> None:
+        """From now on these terms alone take part; None: all whose weight is above zero."""
+        self.weights = {
+            name: weight if names is None or name in names else 0.0 for name, weight in self.all_weights.items()
+        }
 
     def active(self, name: str) -> bool:
         """Whether a term takes part: its weight is above zero. Reconstruction is always computed."""
@@ -88,7 +95,7 @@ class Objective:
 
     @property
     def needs_images(self) -> bool:
-        """Whether any term runs the network."""
+        """Whether any term that takes part runs the network."""
         return any(self.active(name) for name in IMAGE_TERMS)
 
     def reconstruction(self, original: Sequence[Tensor], predicted: Sequence[Tensor]) -> Losses:

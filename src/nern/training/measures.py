@@ -15,13 +15,13 @@ from nern.tasks.streams import first_images
 from nern.training.members import Member, split_by_network
 
 
-def all_curvatures(config: Config, members: Sequence[Member]) -> list[Curvature]:
-    """Of all layers, how errors of their weights move the outputs (see `curvatures`)."""
+def all_curvatures(config: Config, members: Sequence[Member], images: int) -> list[Curvature]:
+    """Of all layers, how errors of their weights move the outputs, measured on so many images (see `curvatures`)."""
     fits = config.learn_norms and config.norm_images > 0
     found: list[Curvature] = []
     for member in members:
         follow = fits and member.stream is not None
-        found += curvatures(member.original, member.stream, config.refinement.images, config.seed, follow)
+        found += curvatures(member.original, member.stream, images, config.seed, follow)
     return found
 
 

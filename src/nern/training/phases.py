@@ -1,25 +1,15 @@
-"""The phases of a run: consecutive steps with an optimizer, a schedule and weight batches of their own.
+"""The phases of a run: consecutive steps with losses, errors, an optimizer, a schedule and weight batches of their own.
 
-A run is one phase (whose first steps may go without images, as published), or reconstruction followed by refinement,
-distillation and quantisation.
+A config without phases is one phase, whose first steps may go without images, as published.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from nern.config import (
-    Config,
-    DistillationConfig,
-    OptimConfig,
-    QuantisationConfig,
-    ReconstructionConfig,
-    RefinementConfig,
-    by_phases,
-    phase_batches,
-    phase_optim,
-)
+from nern.config import CURVATURE_IMAGES, ROUNDING_IMAGES, Config, OptimConfig, PhaseConfig
 
 
 @dataclass(frozen=True)
@@ -27,13 +17,15 @@ class Phase:
     """A phase.
 
     Attributes:
-        name: 'training' where it is the only one, else 'reconstruction', 'refinement', 'distillation' or 'quantisation'.
+        name: as in the config; 'training' where it is the only one of a config without phases.
         begins, steps: its first step in the run, and how many there are.
         optim: of its optimizer and schedule.
         images_from: first step of the run that uses images; `ends` or above: none does.
         weights_batch_method, weights_batch_size: its weight batches.
-        by_curvature: errors of weights count as they move the outputs: in refinement and after it.
-        quantises: the predictor's numbers are rounded in every step.
+        losses: terms of the objective that take part; None: all.
+        curvature_images: errors of weights count as they move the outputs, measured on so many images; 0: they count alike.
+        bits: of a number of the predictor, which is rounded in every step, on average; None: nothing is rounded.
+        rounding_images: images on which what rounding does is measured.
     """
 
     name: str
@@ -43,8 +35,10 @@ class Phase:
     images_from: int
     weights_batch_method: str
     weights_batch_size: int | None
-    by_curvature: bool = False
-    quantises: bool = False
+    losses: Sequence[str] | None = None
+    curvature_images: int = 0
+    bits: float | None = None
+    rounding_images: int = ROUNDING_IMAGES
 
     @property
     def ends(self) -> int:
@@ -54,65 +48,55 @@ class Phase:
 
 def phases_of(config: Config, steps_per_epoch: int) -> list[Phase]:
     """The phases of a run; those without steps are left out, but for the last that would remain."""
-    if not by_phases(config):
-        iterations = config.num_iterations
-        steps = (config.epochs or 0) * steps_per_epoch if iterations is None else iterations
-        n = config.nern
-        return [
-            Phase(
-                "training",
-                0,
-                steps,
-                config.optim,
-                config.loss_warmup_iterations,
-                n.weights_batch_method,
-                n.weights_batch_size,
-            )
-        ]
+    if not config.by_phases:
+        steps = (config.epochs or 0) * steps_per_epoch if config.num_iterations is None else config.num_iterations
+        n, warmup = config.nern, config.loss_warmup_iterations
+        return [Phase("training", 0, steps, config.optim, warmup, n.weights_batch_method, n.weights_batch_size)]
     phases: list[Phase] = []
-    for name in ("reconstruction", "refinement"):
-        keys = getattr(config, name)
-        if keys.iterations:
-            phases.append(_phase(config, keys, name, phases, keys.iterations, False))
-    for name in ("distillation", "quantisation"):
-        keys = getattr(config, name)
-        steps = (keys.epochs or 0) * steps_per_epoch if keys.iterations is None else keys.iterations
-        if steps:
-            phases.append(_phase(config, keys, name, phases, steps, True))
-    return phases or [_phase(config, config.distillation, "distillation", phases, 0, True)]
+    curvature_images = begins = 0
+    for keys in [phase for phase in config.phases if phase.runs]:
+        steps = keys.length * (1 if keys.epochs is None else steps_per_epoch)
+        if keys.errors is not None:
+            images = CURVATURE_IMAGES if keys.images is None else keys.images
+            curvature_images = images if keys.errors == "curvature" else 0
+        phase = Phase(
+            keys.name,
+            begins,
+            steps,
+            phase_optim(config, keys),
+            begins if keys.needs_images else begins + steps,
+            *phase_batches(config, keys),
+            keys.losses,
+            curvature_images,
+            keys.bits,
+            ROUNDING_IMAGES if keys.images is None else keys.images,
+        )
+        phases.append(phase)
+        begins += steps
+    return [phase for phase in phases if phase.steps] or phases[-1:]
 
 
-def _phase(
-    config: Config,
-    keys: ReconstructionConfig | RefinementConfig | DistillationConfig | QuantisationConfig,
-    name: str,
-    before: list[Phase],
-    steps: int,
-    images: bool,
-) -> Phase:
-    begins = before[-1].ends if before else 0
-    return Phase(
-        name,
-        begins,
-        steps,
-        phase_optim(config.optim, keys.optim),
-        begins if images else begins + steps,
-        *phase_batches(config.nern, keys),
-        config.refinement.iterations is not None and name in ("refinement", "distillation", "quantisation"),
-        name == "quantisation",
-    )
+def phase_optim(config: Config, phase: PhaseConfig) -> OptimConfig:
+    """The section `optim` with what a phase sets apart."""
+    return replace(config.optim, **{key: value for key, value in phase.optim.items() if value is not None})
+
+
+def phase_batches(config: Config, phase: PhaseConfig) -> tuple[str, int | None]:
+    """Method and size of a phase's weight batches (None: no limit): those of the section `nern` with what the phase sets
+    apart."""
+    size = config.nern.weights_batch_size if phase.weights_batch_size is None else phase.weights_batch_size
+    return phase.weights_batch_method or config.nern.weights_batch_method, size or None
 
 
 def one_phase(config: Config, steps: int, images: bool) -> Config:
     """A copy that trains for `steps` in one phase: as in distillation (`images`) or reconstruction, where `config` has
     such phases."""
-    config, divided = copy.deepcopy(config), by_phases(config)
-    keys = config.distillation if images else config.reconstruction
-    if divided:
-        config.optim = phase_optim(config.optim, keys.optim)
-        config.nern.weights_batch_method, config.nern.weights_batch_size = phase_batches(config.nern, keys)
-    config.reconstruction, config.distillation = ReconstructionConfig(), DistillationConfig()
-    config.refinement, config.quantisation = RefinementConfig(), QuantisationConfig()
+    config = copy.deepcopy(config)
+    if config.by_phases:
+        keys = config.phase("distillation" if images else "reconstruction")
+        config.optim = phase_optim(config, keys)
+        config.nern.weights_batch_method, config.nern.weights_batch_size = phase_batches(config, keys)
+    config.phases = []
     config.epochs, config.num_iterations = None, steps
     config.loss_warmup_iterations = 0 if images else steps
     return config

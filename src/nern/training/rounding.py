@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nern.config import QuantisationConfig
 from nern.processes import Processes
 from nern.representation.grid import Quantised, StepChooser, on_grid
 from nern.representation.nern import NeRN
@@ -22,21 +21,28 @@ class Rounding:
     """The grid that a predictor is trained on, once it has been chosen.
 
     Attributes:
-        quantised: the steps of rounding; None: not in that phase, nothing is rounded.
+        quantised: the steps of rounding; None: nothing is rounded.
     """
 
-    def __init__(self, config: QuantisationConfig, nern: NeRN, members: Sequence[Member]) -> None:
-        self.config, self.nern, self.members = config, nern, list(members)
+    def __init__(self, nern: NeRN, members: Sequence[Member]) -> None:
+        self.nern, self.members = nern, list(members)
         self.quantised: Quantised | None = None
 
-    def choose(self, extra: Mapping[str, Tensor], processes: Processes) -> None:
-        """Choose the steps, from the predictor and what was trained beside it as they are now."""
+    def choose(self, bits: float, images: int, extra: Mapping[str, Tensor], processes: Processes) -> None:
+        """Choose the steps, from the predictor and what was trained beside it as they are now.
+
+        Args:
+            bits: of a number, on average.
+            images: on which what rounding does to the outputs is measured.
+            extra: what was trained beside the predictor.
+            processes: the main one chooses.
+        """
 
         def chosen() -> Quantised:
             state = self.nern.predictor.state_dict()
-            effects = Effects(self.nern, self.members, self.config.images, extra)
+            effects = Effects(self.nern, self.members, images, extra)
             chooser = StepChooser({PREDICTOR + n: t for n, t in state.items() if n != SCALES}, effects)
-            level = chooser.level_of_bits(self.config.bits, chooser.tensors)
+            level = chooser.level_of_bits(bits, chooser.tensors)
             return Quantised(under(chooser.steps(level), PREDICTOR), level)
 
         self.quantised = processes.from_main(chosen)

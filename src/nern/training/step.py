@@ -79,6 +79,11 @@ class Step:
                 return self._drawn(rows)
             return self._all(batches, rows, fractions or [1.0] * len(self.members))
 
+    def take_part(self, losses: Sequence[str] | None) -> None:
+        """From now on these terms alone take part in the losses; None: all."""
+        for objective in self.objectives:
+            objective.take_part(losses)
+
     def weigh(self, curvatures: Sequence[Curvature] | None) -> None:
         """From now on errors of weights count as they move the outputs, by the curvatures of all layers; None: alike."""
         self.curvatures = None if curvatures is None else [curvature.to(self.device) for curvature in curvatures]

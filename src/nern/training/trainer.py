@@ -60,7 +60,7 @@ class Trainer(Loop):
         super().__init__(config.logging, config.save_minutes, self.phases[-1].ends, processes)
         self.config, self.members, self.nern = config, list(members), nern
         self.assessment = Assessment(config, members, processes)
-        self.rounding = Rounding(config.quantisation, nern, members)
+        self.rounding = Rounding(nern, members)
         weights = [weight for member in members for weight in member.original.weights]
         self.device = weights[0].device
         self._norms_of_rows = processes.from_main(lambda: nern.table.norms(weights).cpu())  # the same to the last bit
@@ -69,13 +69,14 @@ class Trainer(Loop):
         self.extra = {name: nn.Parameter(p.detach().clone().to(self.device)) for name, p in extra.items()}
         self.precision = processes.from_main(lambda: precision_of(config.precision, self.device))
         self.differentiate = Step(config.nern, nern, members, self.extra, self.precision, processes)
+        self._needs_images = self.differentiate.objectives[0].needs_images
         self.parameters = [*nern.predictor.parameters(), *self.extra.values()]
         self.graph: GraphedStep | None = None
         self._terms: dict[bool, list[str]] = {}  # with images or without
         self._unchecked: list[tuple[int, Losses, Tensor]] = []
-        self._begin(self.phases[0])
         if processes.several:
             self._check_several()
+        self._begin(self.phases[0])
 
     def _check_several(self) -> None:
         """Raise NernError for what several processes cannot do, and warn of what they do otherwise than one."""
@@ -100,17 +101,30 @@ class Trainer(Loop):
         self._begin(self.phases[0])
 
     def _begin(self, phase: Phase) -> None:
-        """Make what belongs to a phase: optimizer, schedule, weight batches."""
-        self.phase = phase
-        weighed = self.differentiate.curvatures is not None
-        if weighed and not phase.by_curvature:
+        """Make what belongs to a phase: losses, optimizer, schedule, weight batches. What needs images is measured at its
+        first step."""
+        self.phase, self._measured = phase, False
+        self.differentiate.take_part(phase.losses)
+        if not phase.curvature_images:
             self.differentiate.weigh(None)
-        elif phase.by_curvature and not weighed:
-            self.differentiate.weigh(self.processes.from_main(lambda: all_curvatures(self.config, self.members)))
         drawn = phase.weights_batch_method, self.nern.table, self._norms_of_rows, phase.weights_batch_size
         self.batches = WeightBatches(*drawn, self.config.seed)
         self.optimizer = build_optimizer(phase.optim, self.parameters)
         self.schedule = Schedule(phase.optim, phase.steps)
+
+    def _measure(self) -> None:
+        """Measure what the phase asks for: the curvature of the outputs, what rounding does."""
+        phase, self._measured = self.phase, True
+        if phase.curvature_images and self.differentiate.curvatures is None:
+            images = phase.curvature_images
+            self.differentiate.weigh(
+                self.processes.from_main(lambda: all_curvatures(self.config, self.members, images))
+            )
+        if phase.bits is None:
+            self.rounding.quantised = None
+        elif self.rounding.quantised is None:
+            self.rounding.choose(phase.bits, phase.rounding_images, self.extra, self.processes)
+            self.assessment.best = None  # what was not rounded is not compared with what is
         recorder = self.graph.recorder if self.graph is not None else None
         on_gpu = self.config.cuda_graph and self.device.type == "cuda" and self.differentiate.capturable
         if recorder is None and on_gpu:
@@ -148,8 +162,8 @@ class Trainer(Loop):
 
     @property
     def needs_images(self) -> bool:
-        """Whether any term runs the networks."""
-        return self.differentiate.objectives[0].needs_images
+        """Whether any term of the config runs the networks."""
+        return self._needs_images
 
     def named_parameters(self) -> dict[str, Tensor]:
         """The predictor's, and what is trained beside it ('original.NAME')."""
@@ -169,9 +183,8 @@ class Trainer(Loop):
     def do_step(self) -> Losses:
         """The next step, with its images and rows."""
         self._next_phase()
-        if self.phase.quantises and self.rounding.quantised is None:
-            self.rounding.choose(self.extra, self.processes)
-            self.assessment.best = None  # what was not rounded is not compared with what is
+        if not self._measured:
+            self._measure()
         batches, fractions = self._images(self.step)
         losses = self.train_step(batches, self.batches.rows(self.step - self.phase.begins), fractions)
         fits = self.config.norm_images and self.config.learn_norms
@@ -263,7 +276,7 @@ class Trainer(Loop):
         reconstruction only."""
         streams = [m.stream for m in self.members if m.stream is not None]
         phase = next((p for p in self.phases if step < p.ends), self.phases[-1])
-        if step < phase.images_from or not self.needs_images or len(streams) < len(self.members):
+        if step < phase.images_from or not self._needs_images or len(streams) < len(self.members):
             return None, None
         step -= phase.begins
         if not self.processes.several:
@@ -282,7 +295,9 @@ class Trainer(Loop):
                 weights = self.nern.weights()
                 batches, _ = self._images(max(self.step, self.without_images))
                 few = [(i[:2], None if y is None else y[:2]) for i, y in batches] if batches else None
+                self.differentiate.take_part(None)
                 self.differentiate.losses(weights, few).check_finite(self.step)
+                self.differentiate.take_part(self.phase.losses)
                 for member, own in zip(self.members, split_by_network(self.members, weights), strict=True):
                     for data in member.sets.values():
                         images, labels = next(data.batches(2))
