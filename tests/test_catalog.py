@@ -60,7 +60,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 def test_every_registry_is_listed() -> None:
     registries = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
-    assert {id(value) for value in registries} == {id(value) for value in SECTIONS.values()}
+    assert {id(value) for value in registries} <= {id(value) for value in SECTIONS.values()}
 
 
 @pytest.mark.parametrize("what", SECTIONS)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from nern import registry
+from nern.config import RECIPES
+from nern.config.checks import CHOICES, TERMS
+from nern.config.phases import KNOWN
 from nern.errors import unknown_name
 from nern.ordering import ordering_bits
 from nern.originals import source_names
 from nern.originals.base import Original
-from nern.registry import Registry
 from nern.representation.kernels import kernel_shape
 from nern.shipped import shipped_nerns, shipped_networks
 from nern.terminal import bytes_text, share_text
 
-SECTIONS: dict[str, Registry] = {
+SECTIONS: dict[str, Iterable[str]] = {
     "networks": registry.ORIGINALS,
     "tasks": registry.TASKS,
     "random-data": registry.RANDOM_IMAGES,
@@ -28,16 +30,22 @@ SECTIONS: dict[str, Registry] = {
     "norm-layers": registry.NORM_LAYERS,
     "inits": registry.INITS,
     "sampling-modes": registry.SAMPLING_MODES,
+    "losses": TERMS,
     "reconstruction-losses": registry.RECONSTRUCTION_LOSSES,
     "feature-map-losses": registry.FEATURE_MAP_LOSSES,
     "distillation-losses": registry.DISTILLATION_LOSSES,
     "task-losses": registry.TASK_LOSSES,
     "smoothness": registry.SMOOTHNESS,
     "weight-batches": registry.WEIGHT_BATCHES,
+    "recipes": RECIPES,
+    "phases": KNOWN,
     "optimizers": registry.OPTIMIZERS,
     "schedules": registry.SCHEDULES,
     "trackers": registry.TRACKERS,
-}
+    **{key: choices for key, choices in CHOICES.items() if isinstance(choices, tuple)},
+}  # what `nern list` knows: kinds of things by name, and keys whose values are fixed
+
+
 SOURCES = ("torchvision", "timm")
 
 

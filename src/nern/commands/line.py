@@ -61,6 +61,13 @@ def option_names(argv: Sequence[str]) -> list[str]:
     return [a[2:].partition("=")[0] for a in argv if a.startswith("--")]
 
 
+def typed_values(argv: Sequence[str]) -> dict[str, str]:
+    """The text typed last for each option; empty where there is none."""
+    following = [*argv[1:], ""]
+    pairs = [(a[2:].partition("="), b) for a, b in zip(argv, following[: len(argv)], strict=True) if a.startswith("--")]
+    return {name: value if equals else after for (name, equals, value), after in pairs}
+
+
 def config_options(parser: ArgumentParser, cls: type[Settings] = Config) -> None:
     """Add --config_path, and the keys of `cls`."""
     parser.add_argument(

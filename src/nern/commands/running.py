@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 
-from nern.commands.line import Command, MissingError, option_names
+from nern.commands.line import Command, MissingError, option_names, typed_values
 from nern.config import Settings, check_key, checked_keys, item_class, known_keys, nested, parse_yaml, read_config_file
 from nern.config.yaml_files import LENGTHS_OF_RUN, over, replaced
 from nern.console import CleanConsole
@@ -69,11 +69,11 @@ def _config_first(argv: Sequence[str], cls: type[Settings]) -> list[str]:
         if values := read_config_file(path, cls):
             contents.append(values)
     given: dict[str, Any] = {name: value for values in contents for name, value in values.items()}
-    typed = _typed(rest)
-    layers = [cls.beneath(given | {name: typed[name] for name in ("recipe",) if name in typed}), *contents]
+    typed = typed_values(rest)
+    layers = [cls.beneath(given | {name: value for name, value in typed.items() if name == "recipe"}), *contents]
     of_phases, rest = _of_sections(rest, cls, layers)
     merged = functools.reduce(over, [*layers, of_phases])
-    lengths = {name: value for name, value in typed.items() if name in LENGTHS_OF_RUN}
+    lengths = {name: parse_yaml(value) for name, value in typed.items() if name in LENGTHS_OF_RUN}
     unset = [f"--{key}=null" for key in replaced(merged, nested(lengths))]
     merged = cls.complete(merged)
     return [*(["--config_path", json.dumps(merged)] if merged else []), *rest, *unset]
@@ -97,14 +97,6 @@ def _of_sections(
             text = arguments.pop(0)
         values[name] = parse_yaml(text)
     return checked_keys(nested(values), cls, "", functools.reduce(over, map(dict, layers))), rest
-
-
-def _typed(argv: Sequence[str]) -> dict[str, str | None]:
-    """The value typed last for each option; None for null."""
-    following = [*argv[1:], ""]
-    pairs = [(a[2:].partition("="), b) for a, b in zip(argv, following[: len(argv)], strict=True) if a.startswith("--")]
-    values = {name: value if equals else after for (name, equals, value), after in pairs}
-    return {name: None if value == "null" else value for name, value in values.items()}
 
 
 def known_options(parser: ArgumentParser) -> set[str]:

@@ -17,8 +17,9 @@ from nern.commands.line import (
     config_options,
     json_option,
     option_names,
+    typed_values,
 )
-from nern.config import Config, OriginalConfig, Settings
+from nern.config import Config, OriginalConfig, Settings, parse_yaml
 from nern.console import PLAIN
 from nern.devices import processes_to_start
 from nern.errors import NernError
@@ -60,7 +61,11 @@ def _job_parser(command: str, text: str, cls: type[Settings]) -> ArgumentParser:
     )
     parser = command_parser(text, usage)
     parser.add_argument(
-        "--resume", type=str, default=None, metavar="RUN_FOLDER", help="continue a stopped run; takes no other settings"
+        "--resume",
+        type=str,
+        default=None,
+        metavar="RUN_FOLDER",
+        help="continue a stopped run, or with a new length (--epochs, --distillation.iterations) a finished one",
     )
     json_option(parser)
     config_options(parser, cls)
@@ -95,11 +100,10 @@ def _evaluate_parser() -> ArgumentParser:
     return parser
 
 
-def _resumes(given: dict[str, Any]) -> bool:
-    rest = [a for a in option_names(given["typed"]) if a not in ("resume", "json")]
-    if given["resume"] is not None and rest:
-        raise NernError(f"--resume continues a run with its own settings; drop --{', --'.join(rest)}")
-    return given["resume"] is not None
+def _lengths(given: dict[str, Any]) -> dict[str, Any]:
+    """What was typed beside --resume: new lengths."""
+    typed = typed_values(given["typed"])
+    return {name: parse_yaml(text) for name, text in typed.items() if name not in ("resume", "json")}
 
 
 def _check_given(argv: Sequence[str]) -> None:
@@ -116,14 +120,14 @@ def _changes(config: Settings) -> str:
 
 def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     _check_given(given["typed"])
-    resumes = _resumes(given)
+    resumes = given["resume"] is not None
     config = Config.load(RunFolder.open(given["resume"]).config) if resumes else config_given(given, Config)
     count = processes_to_start(config)
     if count > 1 and given["may_restart"] and not launched():
         config.check()
         restart(count, ["train", *given["typed"]])
     if resumes:
-        resume(given["resume"], console, given["json"])
+        resume(given["resume"], console, given["json"], _lengths(given))
         return
     if process_number() == 0:
         console.print(f"recipe {config.recipe}{_changes(config)}", style="dim", **PLAIN)
@@ -132,8 +136,8 @@ def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
 
 def _run_original(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     _check_given(given["typed"])
-    if _resumes(given):
-        resume_original(given["resume"], console, given["json"])
+    if given["resume"] is not None:
+        resume_original(given["resume"], console, given["json"], _lengths(given))
         return
     config = config_given(given, OriginalConfig)
     console.print(f"defaults{_changes(config)}", style="dim", **PLAIN)

@@ -13,7 +13,7 @@ from nern import registry
 from nern.config.phases import KNOWN, PhaseConfig, listed_phases, settings_of
 from nern.config.recipes import recipe_values
 from nern.config.schema import Config, LoggingConfig, OptimConfig, TaskConfig
-from nern.config.settings import check_above_zero, check_at_least, choose
+from nern.config.settings import check_above_zero, check_at_least, choose, nested_attribute
 from nern.config.yaml_files import nested_value
 from nern.errors import NernError
 
@@ -29,34 +29,46 @@ def check_config(config: Config) -> None:
     _check_combinations(config)
 
 
+CHOICES: dict[str, registry.Registry | tuple[str, ...]] = {
+    "nern.method": registry.PREDICTORS,
+    "nern.act_layer": registry.ACTIVATIONS,
+    "nern.norm_layer": registry.NORM_LAYERS,
+    "nern.init": registry.INITS,
+    "nern.heads": ("per_size", "per_layer", "shared"),
+    "nern.output_scales": ("none", "per_layer", "per_size"),
+    "nern.sampling_mode": registry.SAMPLING_MODES,
+    "nern.weights_batch_method": registry.WEIGHT_BATCHES,
+    "nern.reconstruction_rows": ("all", "drawn"),
+    "nern.reconstruction_loss_type": registry.RECONSTRUCTION_LOSSES,
+    "nern.attention_loss_type": registry.FEATURE_MAP_LOSSES,
+    "nern.distillation_loss_type": registry.DISTILLATION_LOSSES,
+    "nern.task_loss_type": registry.TASK_LOSSES,
+    "nern.embeddings.type": registry.ENCODINGS,
+    "nern.embeddings.fusion_mode": ("concat", "sum"),
+    "nern.embeddings.normalization_mode": ("none", "local", "global"),
+    "nern.embeddings.permutations.permute_mode": registry.ORDERINGS,
+    "nern.embeddings.permutations.metric": ("cosine", "distance"),
+    "evaluation.best_on": ("held_out", "test"),
+    "precision": ("float32", "tf32", "bf16", "auto"),
+}  # keys that choose by name; null is 'none', or has a meaning of its own
+PHASE_CHOICES: dict[str, registry.Registry | tuple[str, ...]] = {
+    "errors": ("plain", "curvature"),
+    "weights_batch_method": registry.WEIGHT_BATCHES,
+}  # null: see there
+
+
 def _check_names(config: Config) -> None:
-    n, e = config.nern, config.nern.embeddings
-    for names, given in (
-        (registry.PREDICTORS, n.method),
-        (registry.ACTIVATIONS, n.act_layer),
-        (registry.NORM_LAYERS, n.norm_layer or "none"),
-        (registry.INITS, n.init),
-        (registry.ENCODINGS, e.type),
-        (registry.ORDERINGS, e.permutations.permute_mode or "none"),
-        (registry.SAMPLING_MODES, n.sampling_mode),
-        (registry.WEIGHT_BATCHES, n.weights_batch_method),
-        (registry.RECONSTRUCTION_LOSSES, n.reconstruction_loss_type),
-        (registry.FEATURE_MAP_LOSSES, n.attention_loss_type),
-        (registry.DISTILLATION_LOSSES, n.distillation_loss_type),
-        (registry.TASK_LOSSES, n.task_loss_type),
-    ):
-        names[given]
-    choose("nern.embeddings.fusion_mode", e.fusion_mode, ("concat", "sum"))
-    choose("nern.embeddings.normalization_mode", e.normalization_mode or "none", ("none", "local", "global"))
-    choose("nern.embeddings.permutations.metric", e.permutations.metric, ("cosine", "distance"))
-    if n.heads is not None:
-        choose("nern.heads", n.heads, ("per_size", "per_layer", "shared"))
-    choose("nern.output_scales", n.output_scales, ("none", "per_layer", "per_size"))
-    choose("nern.reconstruction_rows", n.reconstruction_rows, ("all", "drawn"))
-    choose("precision", config.precision, ("float32", "tf32", "bf16", "auto"))
-    choose("evaluation.best_on", config.evaluation.best_on, ("held_out", "test"))
+    for key, choices in CHOICES.items():
+        _check_choice(key, nested_attribute(config, key), choices)
     for member in config.members():
         check_task(member.task)
+
+
+def _check_choice(key: str, given: str | None, choices: registry.Registry | tuple[str, ...]) -> None:
+    if isinstance(choices, registry.Registry):
+        choices["none" if given is None else given]
+    elif given is not None:
+        choose(key, given, choices)
 
 
 def check_task(task: TaskConfig) -> None:
@@ -157,8 +169,9 @@ def _check_phase(config: Config, phase: PhaseConfig) -> None:
         optim, {key.removeprefix("optim."): least for key, least in _OPTIM_AT_LEAST.items()}, f"{name}.optim."
     )
     check_optim(optim, f"{name}.optim")
-    if phase.errors is not None:
-        choose(f"{name}.errors", phase.errors, ("plain", "curvature"))
+    for key, choices in PHASE_CHOICES.items():
+        if getattr(phase, key) is not None:
+            _check_choice(f"{name}.{key}", getattr(phase, key), choices)
     if phase.errors == "curvature" and phase.images == 0:
         raise NernError(f"{name}.images (=0) must be at least 1: the curvature is measured on them")
     for term in phase.losses or []:

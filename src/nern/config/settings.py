@@ -57,8 +57,8 @@ class Settings:
         of null is no other."""
         own = self.to_dict()
         plain = over(_build(type(self), {}).to_dict(), nested(self.complete(self.beneath(own))))
-        beneath = dict(_leaves(_plain(plain)))
-        return {k: v for k, v in _leaves(own) if v != beneath.get(k) and (v, beneath.get(k)) != ("none", None)}
+        beneath = dict(leaves(_plain(plain)))
+        return {k: v for k, v in leaves(own) if v != beneath.get(k) and (v, beneath.get(k)) != ("none", None)}
 
     def save(self, path: str | Path) -> None:
         """Write `to_yaml()` to `path`."""
@@ -216,6 +216,11 @@ def check_above_zero(config: Settings, keys: tuple[str, ...]) -> None:
                 raise NernError(f"{key} (={value}) must be above 0")
 
 
+def nested_attribute(section: Any, key: str) -> Any:
+    """What a dotted key holds."""
+    return functools.reduce(getattr, key.split("."), section)
+
+
 def _values(section: Any, names: list[str]) -> Iterator[Any]:
     """What the dotted key holds; in each item of a list of sections."""
     value = getattr(section, names[0])
@@ -250,15 +255,15 @@ def _build(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     return cls(**built)
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of nested sections, of named items of a list by their names; what is empty, or another list, is
     a value."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         elif isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
             for item in value:
-                yield from _leaves({key: v for key, v in item.items() if key != "name"}, f"{prefix}{item['name']}.")
+                yield from leaves({key: v for key, v in item.items() if key != "name"}, f"{prefix}{item['name']}.")
         else:
             yield f"{prefix}{name}", value
 

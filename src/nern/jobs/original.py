@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,13 @@ def train_original(
 
 @plain_errors()
 def resume_original(
-    path: str | Path, console: Console | None = None, json_path: str | Path | None = None
+    path: str | Path,
+    console: Console | None = None,
+    json_path: str | Path | None = None,
+    lengths: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Continue the run in folder `path` to its end, with the result that an uninterrupted run would have had.
+    """Continue the run in folder `path` to its end, with the result that an uninterrupted run would have had; `lengths`:
+    {'epochs': n} for another end.
 
     Raises:
         NernError: no run there, nothing saved, or its state is damaged.
@@ -67,9 +72,11 @@ def resume_original(
     check_writable(json_path, "--json")
     folder = RunFolder.open(path)
     with folder.locked():
-        config, state = saved_run(folder, OriginalConfig)
+        config, state, before = saved_run(folder, OriginalConfig, lengths)
         trainer = _build(config)
         continue_from(trainer, state, folder)
+        if config != before:
+            config.save(folder.config)
         return _run(config, trainer, folder, console, json_path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -12,9 +12,10 @@ import torch
 from rich.console import Console
 
 import nern
-from nern.config import OriginalConfig, Settings, parse_yaml
-from nern.config.retired import without_retired
-from nern.config.yaml_files import read_yaml
+from nern.config import OriginalConfig, Settings, checked_keys, nested, parse_yaml
+from nern.config.phases import LENGTHS
+from nern.config.settings import leaves
+from nern.config.yaml_files import LENGTHS_OF_RUN, over, read_yaml
 from nern.devices import keep_memory, peak_memory_bytes
 from nern.errors import NernError, ResourceError, resource_error
 from nern.terminal import ProgressDisplay
@@ -56,17 +57,39 @@ def resumable(folder: RunFolder, command: str) -> Iterator[None]:
         raise ResourceError(f"{told}. {rest}") from error
 
 
-def saved_run(folder: RunFolder, cls: type[S]) -> tuple[S, dict[str, Any]]:
-    """Config and saved state of a run. Raises NernError if the config was changed since."""
+def saved_run(folder: RunFolder, cls: type[S], lengths: Mapping[str, Any] | None = None) -> tuple[S, dict[str, Any], S]:
+    """Config and saved state of a run, and the config that the state was trained with: the same, but for lengths.
+
+    Args:
+        folder: of the run.
+        cls: the class of its config.
+        lengths: dotted keys of lengths, with their new values.
+
+    Raises:
+        NernError: another key was changed since, or is in `lengths`.
+    """
     check_kind(folder, cls)
     config, state = cls.load(folder.config), folder.load_state()
-    changed = changed_keys(_keys(str(state.get("config"))), _keys(folder.config.read_text(encoding="utf-8")))
+    if others := [key for key in lengths or {} if not _is_length(key)]:
+        raise NernError(f"a resumed run keeps its settings, but for its lengths; drop --{', --'.join(others)}")
+    if lengths:
+        config = cls.from_dict(over(config.to_dict(), checked_keys(nested(lengths), cls, "", config.to_dict())))
+    try:
+        before = cls.from_dict(parse_yaml(str(state.get("config"))))
+    except (NernError, TypeError, AttributeError) as error:
+        raise NernError(f"saved state {folder.state} is damaged: it holds no config ({error})") from error
+    changed = [key for key in changed_keys(before.to_dict(), config.to_dict()) if not _is_length(key)]
     if changed:
         raise NernError(
             f"{folder.config} is not what the saved state was trained with: {', '.join(changed)} changed. A resumed run "
-            "keeps its settings; start a new one for others."
+            "keeps its settings, but for its lengths; start a new one for others."
         )
-    return config, state
+    return config, state, before
+
+
+def _is_length(key: str) -> bool:
+    """Whether a dotted key sets the length of a run or of a phase."""
+    return key in LENGTHS_OF_RUN or (key.count(".") == 1 and key.rpartition(".")[2] in LENGTHS)
 
 
 def check_kind(folder: RunFolder, cls: type[Settings]) -> None:
@@ -77,17 +100,11 @@ def check_kind(folder: RunFolder, cls: type[Settings]) -> None:
         raise NernError(f"{folder.root} is a run of `nern {command}`; another command cannot open it")
 
 
-def _keys(text: str) -> Any:
-    values = parse_yaml(text)
-    return without_retired(values) if isinstance(values, dict) else values
-
-
-def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
-    if not isinstance(before, dict) or not isinstance(after, dict):
-        return [] if before == after else [prefix[:-1] or "everything"]
-    keys = [*after, *(key for key in before if key not in after)]
-    return [name for key in keys for name in changed_keys(before.get(key), after.get(key), f"{prefix}{key}.")]
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Dotted keys whose values differ between two configs (`Settings.to_dict`), in the order of the second."""
+    old, new = dict(leaves(before)), dict(leaves(after))
+    missing = object()
+    return [key for key in {**new, **old} if old.get(key, missing) != new.get(key, missing)]
 
 
 def continue_from(loop: Loop, state: dict[str, Any], folder: RunFolder) -> None:
@@ -98,6 +115,11 @@ def continue_from(loop: Loop, state: dict[str, Any], folder: RunFolder) -> None:
         if told := resource_error(error):
             raise told from error
         raise NernError(f"saved state {folder.state} is damaged: {' '.join(str(error).split())[:200]}") from error
+    if loop.step > loop.total_steps:
+        raise NernError(
+            f"{folder.root} is at step {loop.step}; it cannot end at step {loop.total_steps}. Give it more steps, or start "
+            "a new run"
+        )
 
 
 def run_loop(loop: Loop, config: Run, folder: RunFolder | None, console: Console, warmup: int, command: str) -> None:

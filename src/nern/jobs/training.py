@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from nern.jobs.session import continue_from, new_folder, resumable, run_loop, sa
 from nern.processes import Processes, join
 from nern.representation.nern import NeRN
 from nern.terminal import result_table, share_text
+from nern.training.phases import check_extension, phases_of
 from nern.training.run_folder import RunFolder
 from nern.training.tracking import check_tracker
 from nern.training.trainer import Trainer
@@ -64,12 +66,25 @@ def train(config: Config, console: Console | None = None, json_path: str | Path 
 
 
 @plain_errors()
-def resume(path: str | Path, console: Console | None = None, json_path: str | Path | None = None) -> dict[str, Any]:
+def resume(
+    path: str | Path,
+    console: Console | None = None,
+    json_path: str | Path | None = None,
+    lengths: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Continue the run in folder `path` to its end, with the result that an uninterrupted run would have had; by any
     number of processes (see `train`), up to the rounding of sums.
 
+    Args:
+        path: the run folder.
+        console: where messages and progress go; None: standard output.
+        json_path: also write the metrics here.
+        lengths: dotted keys of lengths ('distillation.iterations') with new values: of the phase that the run is in, or
+            ended with, and of those after it. Rates are those of the new length from there on, so the result is not that of
+            a run which had it from the start.
+
     Raises:
-        NernError: no run there, nothing saved, or its state is damaged.
+        NernError: no run there, nothing saved, its state is damaged, or a phase that has ended has another length now.
         Interrupted: as for `train`.
     """
     processes = join()
@@ -77,7 +92,8 @@ def resume(path: str | Path, console: Console | None = None, json_path: str | Pa
     processes.from_main(lambda: check_writable(json_path, "--json"))
     folder = processes.from_main(lambda: RunFolder.open(path))
     with folder.locked() if processes.main else nullcontext():
-        config, state = processes.from_main(lambda: _saved(folder))
+        config, state, before = processes.from_main(lambda: _saved(folder, lengths))
+        written = copy.deepcopy(config)
         if processes.main:
             take_ordering(config, folder)
         if config.nern.init == "checkpoint":  # the state holds the weights; the file may be gone
@@ -88,16 +104,19 @@ def resume(path: str | Path, console: Console | None = None, json_path: str | Pa
             if not folder.ordering.is_file():
                 store_ordering(experiment, folder)
         trainer = _trainer(experiment, processes)
+        check_extension(phases_of(before, trainer.steps_per_epoch), trainer.phases, state.get("step", 0))
         continue_from(trainer, state, folder)
+        if written != before and processes.main:
+            written.save(folder.config)
         return _run(experiment, trainer, folder if processes.main else None, console, json_path)
 
 
-def _saved(folder: RunFolder) -> tuple[Config, dict[str, Any]]:
-    config, state = saved_run(folder, Config)
+def _saved(folder: RunFolder, lengths: Mapping[str, Any] | None) -> tuple[Config, dict[str, Any], Config]:
+    config, state, before = saved_run(folder, Config, lengths)
     best = folder.record("best")
     if best is not None and best["step"] > state.get("step", best["step"]):  # killed between checkpoint and state
         state["best"] = best
-    return config, state
+    return config, state, before
 
 
 def _console(given: Console | None, processes: Processes) -> Console:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nern.config import CURVATURE_IMAGES, ROUNDING_IMAGES, Config, OptimConfig, PhaseConfig
+from nern.errors import NernError
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,20 @@ def phases_of(config: Config, steps_per_epoch: int) -> list[Phase]:
         phases.append(phase)
         begins += steps
     return [phase for phase in phases if phase.steps] or phases[-1:]
+
+
+def check_extension(before: Sequence[Phase], after: Sequence[Phase], step: int) -> None:
+    """Raise NernError if a run that has done `step` steps by the phases `before` cannot go on by those `after`: the phase
+    that it is in, or ended with, may have another end, and there may be others after it."""
+    begun = [phase for phase in before if phase.begins < max(step, 1)]
+    for old, new in zip(begun, [*after, *[None] * len(begun)], strict=False):
+        in_progress = old is begun[-1] and new is not None and new.ends >= step
+        if new is None or (old.name, old.begins) != (new.name, new.begins) or not (in_progress or old.ends == new.ends):
+            raise NernError(
+                f"the run is at step {step}: phase {old.name} (steps {old.begins} to {old.ends}) cannot have "
+                f"{'no' if new is None else new.steps} steps now. Give another length to the phase that the run is in, or "
+                "to those after it"
+            )
 
 
 def phase_optim(config: Config, phase: PhaseConfig) -> OptimConfig:
