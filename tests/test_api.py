@@ -388,7 +388,9 @@ def test_imported_file_is_found_again_from_another_folder(
 
 
 def test_importing_a_file_twice_registers_once(mine: Path, config: Callable[..., Config]) -> None:
-    assert config(imports=["mine.py"], **OWN) == config(imports=[str(mine)], **OWN)
+    first, second = config(imports=["mine.py"], **OWN), config(imports=[str(mine)], **OWN)
+    assert (first.imports, second.imports) == (["mine.py"], [str(mine)])  # as they were given
+    assert first.with_absolute_paths() == second.with_absolute_paths()
 
 
 def test_loaders_resume_bit_for_bit(mine: Path, config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:

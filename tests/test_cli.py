@@ -172,6 +172,9 @@ def test_help_describes_every_key(run: Run) -> None:
             parts = re.split(r"\s{2,}", entry.strip(), maxsplit=1)
             texts[match.group(1)] = " ".join(parts[1].split()) if len(parts) == 2 else ""
     for key in KEYS:
+        key = key.replace("phases.", "PHASE.")
+        if key in ("PHASE.name", "PHASE.optim"):
+            continue
         if key.startswith("networks.") and key.removeprefix("networks.") not in texts:
             assert key.removeprefix("networks.") in texts["networks"]
             continue
@@ -298,7 +301,7 @@ def test_print_config_shows_the_settings_and_stops(run: Run, configs: list[Confi
     [
         ("train --config_path short.yaml --nern.num_block 3", "did you mean 'nern.num_blocks'"),
         ("train --config_path short.yaml --nern.num_blocks three", "nern.num_blocks"),
-        ("train --config_path short.yaml --nern.num_blocks", "expected one argument"),
+        ("train --config_path short.yaml --nern.num_blocks", "needs a "),
         ("train --config_path short.yaml --epochs 3 --num_iterations 4", "exactly one of epochs and num_iterations"),
         ("train --config_path short.yaml --nern.act_layer rleu", "did you mean 'relu'"),
         ("train --config_path short.yaml --nern crossfilter", "nern"),
@@ -308,7 +311,7 @@ def test_print_config_shows_the_settings_and_stops(run: Run, configs: list[Confi
         ("train --config_path short.yaml --imports nonesuch", "imports"),
         ("train --config_path short.yaml extra", "extra"),
         ("train --config_path absent.yaml", "no such file: absent.yaml"),
-        ("train --config_path", "expected one argument"),
+        ("train --config_path", "needs a "),
         ("train --config_path unknown.yaml", "unknown.yaml: unknown configuration key 'epoch'; did you mean 'epochs'"),
         ("train --config_path type.yaml", "nern.num_blocks"),
         ("train --config_path section.yaml", "nern is a section"),

@@ -34,7 +34,7 @@ IMPROVED = {
     ("values", "message"),
     [
         ({"loss_warmup_iterations": 5}, r"loss_warmup_iterations \(=5\) has no part"),
-        ({"nern.reconstruction_loss_weight": 0}, r"reconstruction_loss_weight is 0"),
+        ({"nern.reconstruction_loss_weight": 0}, r"no loss of .* has a weight above 0"),
         (
             {"teacher.original_model_name": "ResNet8", "distillation.iterations": None},
             r"teacher has no part without a phase of distillation",

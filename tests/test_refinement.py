@@ -189,7 +189,10 @@ def test_a_run_stopped_anywhere_ends_as_an_uninterrupted_one(configure: Configur
             {"nern.reconstruction_rows": "drawn", "nern.weights_batch_method": "random_batch", "norm_images": 1},
             r"whole filters.*'random_batch'; set refinement\.weights_batch_method to one of all, .*random_filters",
         ),
-        ({"nern.reconstruction_loss_weight": 0.0}, r"reconstruction_loss_weight is 0, but reconstruction\.iterations"),
+        (
+            {"nern.reconstruction_loss_weight": 0.0},
+            r"no loss of reconstruction has a weight above 0 \(nern\.reconstruction_loss_weight\), but reconstruction\.iterations",
+        ),
         ({"refinement.weights_batch_method": "rows"}, r"unknown weight batch method.*random_filters"),
         ({"refinement.optim.optimizer_type": "newton"}, r"unknown optimizer.*soap"),
     ],

@@ -6,14 +6,19 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any, NamedTuple, TypeVar
 
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]
+from jsonargparse import (  # type: ignore[attr-defined]
+    ArgumentParser,
+    DefaultHelpFormatter,
+    set_parsing_settings,
+)
 from rich.console import Console
 
-from nern.config import Config, Settings, TaskConfig, from_namespace, import_modules, known_keys
+from nern.config import Config, Settings, TaskConfig, import_modules
 from nern.errors import NernError
 from nern.originals.build import build_network
 from nern.tasks.base import network_arguments
 
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 S = TypeVar("S", bound=Settings)
 
 
@@ -69,20 +74,18 @@ def typed_values(argv: Sequence[str]) -> dict[str, str]:
 
 
 def config_options(parser: ArgumentParser, cls: type[Settings] = Config) -> None:
-    """Add --config_path, and the keys of `cls`."""
-    parser.add_argument(
-        "--config_path",
-        action=ActionConfigFile,
-        metavar="FILE",
-        help="YAML file; may be given several times, later ones win",
-    )
+    """Add --config_path, and the keys of `cls`: for the help (they are read by `run_command`)."""
+    about = "YAML file; may be given several times, later ones win"
+    parser.add_argument("--config_path", type=str, default=None, metavar="FILE", help=about)
+    parser.add_argument("--print_config", action="store_true", help="print the whole config, and stop")
     parser.add_class_arguments(cls)
+    for section in dict.fromkeys(cls.sections().values()):
+        parser.add_class_arguments(section, "PHASE", skip={"name", "optim"})
 
 
 def config_given(given: dict[str, Any], cls: type[S]) -> S:
     """The config of class `cls` that was given, among other options."""
-    names = {name for name in known_keys(cls) if "." not in name}
-    return from_namespace({name: value for name, value in given.items() if name in names}, cls)
+    return cls.from_dict(given["settings"])
 
 
 def own_config(name: str) -> str:

@@ -20,6 +20,7 @@ from nern.commands.line import (
     typed_values,
 )
 from nern.config import Config, OriginalConfig, Settings, parse_yaml
+from nern.config.yaml_files import is_length
 from nern.console import PLAIN
 from nern.devices import processes_to_start
 from nern.errors import NernError
@@ -102,8 +103,12 @@ def _evaluate_parser() -> ArgumentParser:
 
 def _lengths(given: dict[str, Any]) -> dict[str, Any]:
     """What was typed beside --resume: new lengths."""
-    typed = typed_values(given["typed"])
-    return {name: parse_yaml(text) for name, text in typed.items() if name not in ("resume", "json")}
+    typed = {name: text for name, text in typed_values(given["typed"]).items() if name not in ("resume", "json")}
+    if others := [name for name in typed if not is_length(name)]:
+        raise NernError(
+            f"--resume continues a run with its own settings, but for its lengths; drop --{', --'.join(others)}"
+        )
+    return {name: parse_yaml(text) for name, text in typed.items()}
 
 
 def _check_given(argv: Sequence[str]) -> None:
@@ -120,14 +125,14 @@ def _changes(config: Settings) -> str:
 
 def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     _check_given(given["typed"])
-    resumes = given["resume"] is not None
+    resumes, lengths = given["resume"] is not None, {} if given["resume"] is None else _lengths(given)
     config = Config.load(RunFolder.open(given["resume"]).config) if resumes else config_given(given, Config)
     count = processes_to_start(config)
     if count > 1 and given["may_restart"] and not launched():
         config.check()
         restart(count, ["train", *given["typed"]])
     if resumes:
-        resume(given["resume"], console, given["json"], _lengths(given))
+        resume(given["resume"], console, given["json"], lengths)
         return
     if process_number() == 0:
         console.print(f"recipe {config.recipe}{_changes(config)}", style="dim", **PLAIN)

@@ -7,6 +7,7 @@ under a field is its documentation: `nern train --help` prints it.
 from __future__ import annotations
 
 import copy
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from nern.config.phases import KNOWN, PhaseConfig, listed_phases, section_names
 from nern.config.recipes import recipe_values
-from nern.config.settings import Settings, check_keys, parsed
+from nern.config.settings import Settings, built, check_keys, typed
 from nern.errors import unknown_name
 
 
@@ -408,7 +409,7 @@ class Config(Settings):
         """`values` with all phases in the list `phases`, each with all its keys."""
         listed = listed_phases(values)
         if "phases" in listed:
-            listed["phases"] = [parsed_phase(item) for item in listed["phases"]]
+            listed["phases"] = [_typed_phase(item) for item in listed["phases"]]
         return listed
 
     @property
@@ -474,19 +475,20 @@ class Config(Settings):
 
 @dataclass(kw_only=True)
 class PhaseSection(PhaseConfig):
-    """A phase as a section of its name: its keys, and those of `optim` beneath `optim`."""
+    """PHASE stands for the name of a phase, such as `distillation`: its keys, in place of those that it has."""
 
     optim: OptimConfig = field(default_factory=OptimConfig)  # type: ignore[assignment]
 
 
-def parsed_phase(item: Mapping[str, Any]) -> dict[str, Any]:
-    """An item of `phases` with all keys. Raises NernError for values of wrong types."""
-    name = item["name"]
+def _typed_phase(item: Mapping[str, Any]) -> PhaseConfig:
+    """An item of `phases`. Raises NernError for unknown keys of its `optim`, and for values of wrong types."""
+    prefix = f"{item['name']}.optim."
     optim = {key: value for key, value in (item.get("optim") or {}).items() if value is not None}
-    check_keys(optim, OptimConfig, f"{name}.optim.")
-    typed = parsed(optim, OptimConfig, f"{name}.optim.")
-    found = parsed({**item, "optim": {}}, PhaseConfig, f"{name}.")
-    return found | {"optim": {key: typed[key] for key in optim}}
+    check_keys(optim, OptimConfig, prefix)
+    hints = typing.get_type_hints(OptimConfig)
+    values = {key: typed(value, hints[key], prefix + key) for key, value in optim.items()}
+    phase: PhaseConfig = built(PhaseConfig, {**item, "optim": values}, f"{item['name']}.")
+    return phase
 
 
 def absolute(path: str | None) -> str | None:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from jsonargparse import ArgumentParser, set_parsing_settings
-
 from nern.config.imports import import_modules
 from nern.config.retired import RETIRED, retired_key, without_retired
-from nern.config.yaml_files import at, dump_yaml, nested, over, read_yaml
+from nern.config.yaml_files import at, dump_yaml, nested, over, parse_yaml, read_yaml
 from nern.errors import NernError, unknown_name
 from nern.files import write_text
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class Settings:
@@ -56,8 +54,7 @@ class Settings:
         """Dotted keys whose values are other than those that lie beneath (see `beneath`), with their values; 'none' in place
         of null is no other."""
         own = self.to_dict()
-        plain = over(_build(type(self), {}).to_dict(), nested(self.complete(self.beneath(own))))
-        beneath = dict(leaves(_plain(plain)))
+        beneath = dict(leaves(built(type(self), self.complete(nested(self.beneath(own)))).to_dict()))
         return {k: v for k, v in leaves(own) if v != beneath.get(k) and (v, beneath.get(k)) != ("none", None)}
 
     def save(self, path: str | Path) -> None:
@@ -68,7 +65,7 @@ class Settings:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """From a nested dict, keys as in a file. Raises NernError for unknown keys, wrong types and bad values."""
         values = checked_keys(nested(values), cls)
-        return from_namespace(parsed(cls.complete(over(cls.beneath(values), values)), cls), cls)
+        return from_namespace(cls.complete(over(cls.beneath(values), values)), cls)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -79,23 +76,9 @@ class Settings:
 S = typing.TypeVar("S", bound=Settings)
 
 
-def parsed(values: Mapping[str, Any], cls: Any, prefix: str = "") -> dict[str, Any]:
-    """The nested dict of a dataclass's keys, those that are not given with their defaults. Raises NernError for values of
-    wrong types; `prefix` stands before their keys."""
-    try:
-        found: dict[str, Any] = _parser(cls).parse_object(dict(values), env=False).as_dict()
-    except Exception as error:  # jsonargparse raises ArgumentError with key, expected type and value
-        text = _tidy(error)
-        raise NernError(f"bad configuration: {text.replace(_KEY, _KEY + prefix, 1)}") from error
-    return found
-
-
-_KEY = 'Parser key "'  # how an error of jsonargparse begins
-
-
 def from_namespace(values: Mapping[str, Any], cls: type[S]) -> S:
-    """A configuration from a nested dict whose types were checked already."""
-    config: S = _build(cls, values)
+    """A configuration from a nested dict of its fields. Raises NernError for wrong types and bad values."""
+    config: S = built(cls, values)
     import_modules(config.imports)
     return config.check()
 
@@ -114,7 +97,7 @@ def item_class(hint: Any) -> Any:
 def known_keys(cls: Any, prefix: str = "") -> dict[str, Any]:
     """Every dotted key with its field type, sections included (their type is the dataclass); of a list of sections
     `name.key` stands for the key in any of them."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     keys: dict[str, Any] = {}
     for f in dataclasses.fields(cls):
         keys[prefix + f.name] = hints[f.name]
@@ -149,7 +132,11 @@ def check_key(key: str, cls: Any, where: str = "", before: str = "", more: Mappi
         section = section.rpartition(".")[0]
     prefix = f"{section}." if section else ""
     choices = [before + name for name in known if name.startswith(prefix) and "." not in name.removeprefix(prefix)]
-    elsewhere = [before + name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    elsewhere = [
+        before + name
+        for name in known
+        if name.rpartition(".")[2] == key.rpartition(".")[2] and not name.startswith("phases.")
+    ]
     hint = f" (there is {', '.join(elsewhere)})" if elsewhere else ""
     error = unknown_name("configuration key", before + key, choices)
     raise NernError(f"{at(where)}{error}{hint}")
@@ -231,28 +218,76 @@ def _values(section: Any, names: list[str]) -> Iterator[Any]:
             yield from _values(part, names[1:])
 
 
-@functools.cache
-def _parser(cls: Any) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls)
-    return parser
+def built(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """The dataclass of these values, sections within it included; keys that are not given have their defaults.
 
+    Args:
+        cls: the dataclass.
+        values: nested; all keys are known.
+        prefix: what stands before the keys in messages.
 
-def _build(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    hints = typing.get_type_hints(cls)
-    built = {}
-    for f in dataclasses.fields(cls):
-        if f.name not in values:
-            continue
-        value, hint = values[f.name], hints[f.name]
-        if value is None and type(None) not in typing.get_args(hint):
-            raise NernError(f"{prefix}{f.name} needs a value ({getattr(hint, '__name__', hint)}); null is not allowed")
+    Raises:
+        NernError: a value of another type than its key's.
+    """
+    hints, found = _hints(cls), {}
+    for name, value in values.items():
+        hint, key = hints[name], f"{prefix}{name}"
         if dataclasses.is_dataclass(hint):
-            value = _build(hint, value, f"{prefix}{f.name}.")
+            found[name] = value if isinstance(value, hint) else built(hint, value, f"{key}.")  # type: ignore[arg-type]
         elif (item := item_class(hint)) is not None:
-            value = [v if isinstance(v, item) else _build(item, v, f"{prefix}{f.name}.") for v in value]
-        built[f.name] = value
-    return cls(**built)
+            found[name] = [v if isinstance(v, item) else built(item, v, f"{key}.") for v in value]
+        else:
+            found[name] = typed(value, hint, key)
+    return cls(**found)
+
+
+_hints = functools.cache(typing.get_type_hints)
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def typed(value: Any, hint: Any, key: str) -> Any:
+    """`value` as the key `key` of this type holds it: a whole number is a number, too, a list serves as a tuple, and text
+    where none is expected as what YAML makes of it. Raises NernError for a value of another type."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    given = [value]
+    if isinstance(value, str) and str not in options:
+        with contextlib.suppress(NernError):
+            given.append(parse_yaml(value))
+    for candidate in given:
+        for option in options:
+            fits, found = _as(candidate, option)
+            if fits:
+                return found
+    raise NernError(f"bad configuration: {key} needs {' or '.join(map(_words, options))}, not {value!r}")
+
+
+def _as(value: Any, hint: Any) -> tuple[bool, Any]:
+    """Whether a value is of a type, and the value in that type."""
+    origin, of = typing.get_origin(hint), typing.get_args(hint)
+    if hint is typing.Any:
+        return True, value
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple) or (origin is tuple and len(value) != len(of)):
+            return False, value
+        pairs = [
+            _as(entry, inner) for entry, inner in zip(value, of * len(value) if origin is list else of, strict=False)
+        ]
+        return all(fits for fits, _ in pairs), origin(entry for _, entry in pairs)
+    if origin is dict:
+        return isinstance(value, Mapping), dict(value) if isinstance(value, Mapping) else value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return True, float(value)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), value
+
+
+def _words(hint: Any) -> str:
+    """A type in words."""
+    origin, of = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        return f"a list, each entry {_words(of[0])}"
+    if origin is tuple:
+        return f"a list of {len(of)}, each {_words(of[0])}"
+    return "a mapping" if origin is dict else _WORDS.get(hint, str(hint))
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -274,7 +309,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return value
-
-
-def _tidy(error: Exception) -> str:
-    return " ".join(str(error).split())

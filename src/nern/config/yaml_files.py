@@ -148,6 +148,11 @@ def nested(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     return unfolded
 
 
+def is_length(key: str) -> bool:
+    """Whether a dotted key sets the length of a run or of a phase."""
+    return key in LENGTHS_OF_RUN or (key.count(".") == 1 and key.rpartition(".")[2] in LENGTHS)
+
+
 def nested_value(values: Mapping[str, Any], key: str, default: Any = None) -> Any:
     """What a nested dict holds under a dotted key."""
     for name in key.split("."):

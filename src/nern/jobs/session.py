@@ -13,9 +13,8 @@ from rich.console import Console
 
 import nern
 from nern.config import OriginalConfig, Settings, checked_keys, nested, parse_yaml
-from nern.config.phases import LENGTHS
 from nern.config.settings import leaves
-from nern.config.yaml_files import LENGTHS_OF_RUN, over, read_yaml
+from nern.config.yaml_files import is_length, over, read_yaml
 from nern.devices import keep_memory, peak_memory_bytes
 from nern.errors import NernError, ResourceError, resource_error
 from nern.terminal import ProgressDisplay
@@ -66,30 +65,23 @@ def saved_run(folder: RunFolder, cls: type[S], lengths: Mapping[str, Any] | None
         lengths: dotted keys of lengths, with their new values.
 
     Raises:
-        NernError: another key was changed since, or is in `lengths`.
+        NernError: another key was changed since.
     """
     check_kind(folder, cls)
     config, state = cls.load(folder.config), folder.load_state()
-    if others := [key for key in lengths or {} if not _is_length(key)]:
-        raise NernError(f"a resumed run keeps its settings, but for its lengths; drop --{', --'.join(others)}")
     if lengths:
         config = cls.from_dict(over(config.to_dict(), checked_keys(nested(lengths), cls, "", config.to_dict())))
     try:
         before = cls.from_dict(parse_yaml(str(state.get("config"))))
     except (NernError, TypeError, AttributeError) as error:
         raise NernError(f"saved state {folder.state} is damaged: it holds no config ({error})") from error
-    changed = [key for key in changed_keys(before.to_dict(), config.to_dict()) if not _is_length(key)]
+    changed = [key for key in changed_keys(before.to_dict(), config.to_dict()) if not is_length(key)]
     if changed:
         raise NernError(
             f"{folder.config} is not what the saved state was trained with: {', '.join(changed)} changed. A resumed run "
             "keeps its settings, but for its lengths; start a new one for others."
         )
     return config, state, before
-
-
-def _is_length(key: str) -> bool:
-    """Whether a dotted key sets the length of a run or of a phase."""
-    return key in LENGTHS_OF_RUN or (key.count(".") == 1 and key.rpartition(".")[2] in LENGTHS)
 
 
 def check_kind(folder: RunFolder, cls: type[Settings]) -> None:
