@@ -191,7 +191,7 @@ def test_a_run_stopped_anywhere_ends_as_an_uninterrupted_one(configure: Configur
         ),
         (
             {"nern.reconstruction_loss_weight": 0.0},
-            r"no loss of reconstruction has a weight above 0 \(nern\.reconstruction_loss_weight\), but reconstruction\.iterations",
+            r"no loss of reconstruction has a weight above 0 \(nern\.reconstruction_loss_weight\), but",
         ),
         ({"refinement.weights_batch_method": "rows"}, r"unknown weight batch method.*random_filters"),
         ({"refinement.optim.optimizer_type": "newton"}, r"unknown optimizer.*soap"),

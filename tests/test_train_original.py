@@ -574,7 +574,7 @@ def test_run_that_cannot_work_leaves_nothing(configure: Configure, values: dict[
         ({"task.use_random_data": True}, "needs labels; task.use_random_data has none"),
         ({"task.random_data": "leaves"}, "task.use_random_data is not set"),
         ({"epochs": 0}, r"epochs \(=0\) must be at least 1"),
-        ({"epochs": None}, "epochs needs a value"),
+        ({"epochs": None}, "epochs needs a whole number, not null"),
         ({"num_iterations": 10}, "unknown configuration key 'num_iterations'"),
         ({"precision": "bf17"}, "unknown precision 'bf17'; did you mean 'bf16'"),
         ({"precison": "bf16"}, "unknown configuration key 'precison'; did you mean 'precision'"),
@@ -640,11 +640,16 @@ def test_command_resumes_and_takes_no_other_settings(in_folder: Path, capsys: py
         stop_after(patch, 3)
         assert main(["train-original", "--config_path", "mine.yaml"]) == 128 + signal.SIGINT
     assert "nern train-original --resume outputs/mine" in capsys.readouterr().err
-    assert main(["train-original", "--resume", "outputs/mine", "--epochs", "9"]) == 2
-    assert "drop --epochs" in capsys.readouterr().err
+    assert main(["train-original", "--resume", "outputs/mine", "--batch_size", "9"]) == 2
+    assert "drop --batch_size" in capsys.readouterr().err
     assert main(["train-original", "--resume", "outputs/mine", "--json", "figures.json"]) == 0
     assert json.loads(Path("figures.json").read_text())["steps"] == 6
     assert "6 steps, from step 3" in capsys.readouterr().out
+    epochs = OriginalConfig.load("outputs/mine/config.yaml").epochs
+    assert main(["train-original", "--resume", "outputs/mine", "--epochs", str(2 * epochs)]) == 0
+    assert "12 steps, from step 6" in capsys.readouterr().out
+    assert main(["train-original", "--resume", "outputs/mine", "--epochs", "1"]) == 2
+    assert "is at step 12; it cannot end at step" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

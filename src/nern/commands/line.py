@@ -35,13 +35,13 @@ class Command(NamedTuple):
         parser: makes the parser of its options.
         run: does it; takes what was given, the arguments, and where to print.
         settings: whose keys are among the options.
-        default_file: the config file to take for these arguments where none is given.
+        default_file: the config file to take for these arguments where none is given, if any.
     """
 
     parser: Callable[[], ArgumentParser]
     run: Callable[[dict[str, Any], Sequence[str], Console], None]
     settings: type[Settings] | None = None
-    default_file: Callable[[Sequence[str]], str] | None = None
+    default_file: Callable[[Sequence[str]], str | None] | None = None
 
 
 class Formatter(DefaultHelpFormatter):  # type: ignore[misc, valid-type]

@@ -34,8 +34,9 @@ def run_command(module: str, name: str, typed: Sequence[str], may_restart: bool)
     settings: dict[str, Any] = {}
     try:
         if cls is not None and "config_path" in known_options(parser):
-            if command.default_file is not None and "config_path" not in option_names(rest):
-                rest = [*rest, "--config_path", command.default_file(rest)]
+            default = command.default_file(rest) if command.default_file is not None else None
+            if default is not None and "config_path" not in option_names(rest):
+                rest = [*rest, "--config_path", default]
             if {"-h", "--help"}.isdisjoint(rest):
                 settings, rest = _settings(parser, rest, cls)
             if PRINT in rest:

@@ -101,6 +101,12 @@ def _evaluate_parser() -> ArgumentParser:
     return parser
 
 
+def _resumed_config(argv: Sequence[str]) -> str | None:
+    """The config of the run to be resumed, whose lengths may be changed."""
+    run = typed_values(argv).get("resume")
+    return str(RunFolder.open(run).config) if run else None
+
+
 def _lengths(given: dict[str, Any]) -> dict[str, Any]:
     """What was typed beside --resume: new lengths."""
     typed = {name: text for name, text in typed_values(given["typed"]).items() if name not in ("resume", "json")}
@@ -165,7 +171,7 @@ def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) 
 
 
 COMMANDS = {
-    "train": Command(_train_parser, _run_train, Config),
-    "train-original": Command(_original_parser, _run_original, OriginalConfig),
+    "train": Command(_train_parser, _run_train, Config, _resumed_config),
+    "train-original": Command(_original_parser, _run_original, OriginalConfig, _resumed_config),
     "evaluate": Command(_evaluate_parser, _run_evaluate, Config),
 }

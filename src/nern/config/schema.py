@@ -412,6 +412,12 @@ class Config(Settings):
             listed["phases"] = [_typed_phase(item) for item in listed["phases"]]
         return listed
 
+    def may_change(self, key: str) -> bool:
+        """Whether a run that has begun may go on with another value of this dotted key: a length, or anything of a phase
+        that had no part in it."""
+        idle = {*section_names(), *(phase.name for phase in self.phases)} - {p.name for p in self.phases if p.runs}
+        return super().may_change(key) or key.partition(".")[0] in idle
+
     @property
     def by_phases(self) -> bool:
         """Whether the run is divided into phases: one of them has a length."""

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from nern.config.imports import import_modules
 from nern.config.retired import RETIRED, retired_key, without_retired
-from nern.config.yaml_files import at, dump_yaml, nested, over, parse_yaml, read_yaml
+from nern.config.yaml_files import at, dump_yaml, is_length, nested, over, parse_yaml, read_yaml
 from nern.errors import NernError, unknown_name
 from nern.files import write_text
 
@@ -41,6 +41,10 @@ class Settings:
     def complete(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """`values`, merged, with fields alone as keys."""
         return dict(values)
+
+    def may_change(self, key: str) -> bool:
+        """Whether a run that has begun may go on with another value of this dotted key: a length."""
+        return is_length(key)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, keys as in a configuration file."""
@@ -218,27 +222,34 @@ def _values(section: Any, names: list[str]) -> Iterator[Any]:
             yield from _values(part, names[1:])
 
 
-def built(cls: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+def built(cls: Any, values: Mapping[str, Any], prefix: str = "", default: Any = None) -> Any:
     """The dataclass of these values, sections within it included; keys that are not given have their defaults.
 
     Args:
         cls: the dataclass.
         values: nested; all keys are known.
         prefix: what stands before the keys in messages.
+        default: has the values of keys that are not given; None: the dataclass's own.
 
     Raises:
         NernError: a value of another type than its key's.
     """
-    hints, found = _hints(cls), {}
+    hints, found, default = _hints(cls), {}, cls() if default is None and not _required(cls) else default
     for name, value in values.items():
         hint, key = hints[name], f"{prefix}{name}"
         if dataclasses.is_dataclass(hint):
-            found[name] = value if isinstance(value, hint) else built(hint, value, f"{key}.")  # type: ignore[arg-type]
+            found[name] = value if isinstance(value, hint) else built(hint, value, f"{key}.", getattr(default, name))  # type: ignore[arg-type]
         elif (item := item_class(hint)) is not None:
             found[name] = [v if isinstance(v, item) else built(item, v, f"{key}.") for v in value]
         else:
             found[name] = typed(value, hint, key)
-    return cls(**found)
+    return cls(**found) if default is None else dataclasses.replace(default, **found)
+
+
+def _required(cls: Any) -> bool:
+    """Whether a dataclass has fields without defaults."""
+    missing = dataclasses.MISSING
+    return any(f.default is missing and f.default_factory is missing for f in dataclasses.fields(cls))
 
 
 _hints = functools.cache(typing.get_type_hints)
@@ -258,7 +269,8 @@ def typed(value: Any, hint: Any, key: str) -> Any:
             fits, found = _as(candidate, option)
             if fits:
                 return found
-    raise NernError(f"bad configuration: {key} needs {' or '.join(map(_words, options))}, not {value!r}")
+    wanted, shown = " or ".join(map(_words, options)), "null" if value is None else repr(value)
+    raise NernError(f"bad configuration: {key} needs {wanted}, not {shown}")
 
 
 def _as(value: Any, hint: Any) -> tuple[bool, Any]:

@@ -14,7 +14,7 @@ from rich.console import Console
 import nern
 from nern.config import OriginalConfig, Settings, checked_keys, nested, parse_yaml
 from nern.config.settings import leaves
-from nern.config.yaml_files import is_length, over, read_yaml
+from nern.config.yaml_files import over, read_yaml
 from nern.devices import keep_memory, peak_memory_bytes
 from nern.errors import NernError, ResourceError, resource_error
 from nern.terminal import ProgressDisplay
@@ -75,7 +75,7 @@ def saved_run(folder: RunFolder, cls: type[S], lengths: Mapping[str, Any] | None
         before = cls.from_dict(parse_yaml(str(state.get("config"))))
     except (NernError, TypeError, AttributeError) as error:
         raise NernError(f"saved state {folder.state} is damaged: it holds no config ({error})") from error
-    changed = [key for key in changed_keys(before.to_dict(), config.to_dict()) if not is_length(key)]
+    changed = [key for key in changed_keys(before.to_dict(), config.to_dict()) if not before.may_change(key)]
     if changed:
         raise NernError(
             f"{folder.config} is not what the saved state was trained with: {', '.join(changed)} changed. A resumed run "

@@ -1,0 +1,260 @@
+"""Phases as a list: what an item is, what changes it, what its losses and errors are; and runs that are made longer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nern
+from nern import Config, NernError
+from nern.cli import main
+from nern.config.phases import KNOWN
+from nern.training import RunFolder
+from nern.training.phases import phases_of
+from runs import assert_same_result, build, quiet, without_pictures
+
+BASE: dict[str, Any] = {
+    "nern.hidden_layer_size": 8,
+    "nern.embeddings.enc_levels": 4,
+    "task.task_name": "digits",
+    "task.original_model_name": "ResNet8",
+    "logging.tracker": "none",
+    "logging.log_interval": 1,
+    "evaluation.held_out_images": 20,
+    "evaluation.test_images": 20,
+    "batch_size": 8,
+    "eval_epochs_interval": None,
+    "save_epochs_interval": None,
+    "epochs": None,
+}
+LIST: list[dict[str, Any]] = [
+    {"name": "rough", "iterations": 2, "losses": ["reconstruction"], "optim": {"lr": 0.02}},
+    {"name": "reconstruction", "iterations": 2},
+    {"name": "outputs", "epochs": None, "iterations": 2, "losses": ["distillation"], "optim": {"lr": 1e-3}},
+]
+Make = Callable[..., Config]
+
+
+@pytest.fixture
+def make(original: Path, tmp_path: Path) -> Make:
+    """Makes the config of a tiny run on digits; keys given win over its own."""
+
+    def made(**given: Any) -> Config:
+        values = BASE | {"original_model_path": str(original), "logging.log_dir": str(tmp_path / "runs")}
+        return Config.from_dict(values | {key.replace("__", "."): value for key, value in given.items()})
+
+    return made
+
+
+# --- the list ------------------------------------------------------------------------------------------------------
+
+
+def test_phases_run_in_the_order_of_their_list(make: Make) -> None:
+    phases = phases_of(make(phases=LIST), 5)
+    assert [(p.name, p.begins, p.ends, p.images_from) for p in phases] == [
+        ("rough", 0, 2, 2),
+        ("reconstruction", 2, 4, 4),
+        ("outputs", 4, 6, 4),
+    ]
+    assert [p.optim.lr for p in phases] == [0.02, 1e-4, 1e-3]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_known_phase_is_what_its_name_says(name: str) -> None:
+    (phase,) = Config.from_dict({"epochs": None, "phases": [{"name": name, "iterations": 3}]}).phases
+    assert {key: getattr(phase, key) for key in KNOWN[name]} == KNOWN[name]
+    assert phase == Config.from_dict({"epochs": None, name: {"iterations": 3}}).phases[0]
+
+
+def test_a_section_changes_the_phase_of_its_name_alone(make: Make) -> None:
+    config = make(phases=LIST, rough={"iterations": 7, "optim": {"momentum": 0.5}})
+    assert config.phase("rough").iterations == 7
+    assert config.phase("rough").optim == {"lr": 0.02, "momentum": 0.5}
+    rest = [p for p in config.phases if p.name != "rough"]
+    assert rest == [p for p in make(phases=LIST).phases if p.name != "rough"]
+
+
+def test_a_list_takes_the_place_of_all_phases_beneath_it(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("recipe: nern\ndistillation: {iterations: 5}\n")
+    (tmp_path / "own.yaml").write_text("base: base.yaml\nphases: [{name: distillation, epochs: 2}]\n")
+    (phase,) = Config.load(tmp_path / "own.yaml").phases
+    assert (phase.name, phase.epochs, phase.iterations, phase.optim) == ("distillation", 2, None, {})
+
+
+def test_a_phase_of_a_base_file_is_changed_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "epochs: null\nphases: [{name: mine, iterations: 5, losses: [reconstruction]}]\n"
+    )
+    (tmp_path / "own.yaml").write_text("base: base.yaml\nmine: {iterations: 8}\n")
+    assert Config.load(tmp_path / "own.yaml").phase("mine").iterations == 8
+    typed = ["--mine.optim.lr", "0.5", "--config_path", str(tmp_path / "own.yaml"), "--print_config"]
+    assert main(["train", *typed]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    phase = Config.load(tmp_path / "printed.yaml").phase("mine")
+    assert (phase.iterations, phase.optim) == (8, {"lr": 0.5})
+
+
+def test_known_phases_that_are_added_stand_in_their_places() -> None:
+    config = Config.from_dict({"epochs": None, "distillation.iterations": 3, "reconstruction.iterations": 2})
+    assert [p.name for p in config.phases] == ["reconstruction", "distillation"]
+    config.phase("quantisation").iterations = 1
+    config.phase("refinement").iterations = 1
+    assert [p.name for p in config.phases] == list(KNOWN)
+    assert Config.from_dict(config.check().to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("phases", "said"),
+    [
+        ([{"iterations": 3}], "item 1 needs a name"),
+        ([{"name": "a", "iterations": 3}, {"name": "a", "iterations": 3}], "two are named 'a'"),
+        ([{"name": "a", "iteration": 3}], r"phases\.iteration'.*iterations"),
+        ([{"name": "a", "iterations": 3, "optim": {"rate": 3}}], r"a\.optim\.rate"),
+        ([{"name": "a", "iterations": 3, "optim": {"lr": "fast"}}], r"a\.optim\.lr needs a number, not 'fast'"),
+        ([{"name": "a", "iterations": 3, "losses": ["reconstructions"]}], r"a\.losses.*did you mean 'reconstruction'"),
+        ([{"name": "a", "iterations": 3, "errors": "curved"}], r"a\.errors.*did you mean 'curvature'"),
+        ([{"name": "a", "iterations": 3, "bits": 25}], r"a\.bits \(=25\.0\) must be at most 24"),
+        ([{"name": "a", "epochs": 3, "losses": ["reconstruction"]}], r"a\.epochs \(=3\) counts images, and a has none"),
+        ([{"name": "a", "iterations": 3, "losses": ["task"]}], r"no loss of a has a weight above 0"),
+        ([{"name": "best", "iterations": 3}], "'best' cannot be the name of a phase"),
+        ([{"name": "../a", "iterations": 3}], "cannot be the name of a phase"),
+        ([{"name": "seed", "iterations": 3}], "'seed' cannot be the name of a phase"),
+        ("distillation", "phases is a list of sections"),
+        (["distillation"], "phases is a list of sections"),
+    ],
+)
+def test_mistakes_in_a_list_are_named(phases: Any, said: str) -> None:
+    with pytest.raises(NernError, match=said):
+        Config.from_dict({"epochs": None, "phases": phases})
+
+
+# --- losses, errors, bits ------------------------------------------------------------------------------------------
+
+
+def test_each_phase_has_the_losses_that_it_names(make: Make) -> None:
+    trainer = build(make(phases=[*LIST, {"name": "all", "iterations": 1}], nern__attention_loss_weight=1e-3))
+    losses = [trainer.do_step() for _ in range(7)]
+    weights = trainer.differentiate.objectives[0].all_weights
+    terms = [{name for name, weight in weights.items() if weight > 0 and name in found.terms} for found in losses]
+    outputs = {"reconstruction", "distillation"}  # the error of the weights is always told, whether it counts or not
+    assert terms == [{"reconstruction"}] * 4 + [outputs] * 2 + [outputs | {"feature_maps"}]
+    alone = losses[4]
+    torch.testing.assert_close(alone.total, weights["distillation"] * alone.terms["distillation"])
+
+
+def test_errors_count_alike_again_where_a_phase_says_so(make: Make) -> None:
+    phases = [
+        {"name": "refinement", "iterations": 1, "images": 8},
+        {"name": "as_before", "iterations": 1},
+        {"name": "alike", "iterations": 1, "errors": "plain"},
+    ]
+    trainer = build(make(phases=phases))
+    seen = []
+    for _ in range(3):
+        trainer.do_step()
+        seen.append(trainer.differentiate.curvatures is not None)
+    assert seen == [True, True, False]
+
+
+def test_nothing_is_measured_before_the_first_step(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(*args: Any) -> Any:
+        raise AssertionError("the curvature was measured before the rehearsal")
+
+    monkeypatch.setattr("nern.training.trainer.all_curvatures", measured)
+    build(make(phases=[{"name": "refinement", "iterations": 1}])).rehearse()
+
+
+def test_bits_hold_for_their_phase_alone(make: Make) -> None:
+    phases = [{"name": "rounded", "iterations": 1, "bits": 5, "images": 8}, {"name": "exact", "iterations": 1}]
+    trainer = build(make(phases=phases))
+    trainer.do_step()
+    assert trainer.rounding.quantised is not None
+    trainer.do_step()
+    assert trainer.rounding.quantised is None
+
+
+# --- longer runs ---------------------------------------------------------------------------------------------------
+
+CONSTANT = {"optim__lr_scheduler_type": "constant"}
+
+
+def train(config: Config) -> RunFolder:
+    with without_pictures():
+        return RunFolder.open(nern.train(config, quiet())["run_folder"])
+
+
+def resume(folder: RunFolder, **lengths: Any) -> dict[str, Any]:
+    given = {key.replace("__", "."): value for key, value in lengths.items()}
+    with without_pictures():
+        return nern.resume(folder.root, quiet(), lengths=given)
+
+
+def test_a_finished_run_made_longer_is_the_longer_run_at_a_constant_rate(make: Make) -> None:
+    short, long = (train(make(phases=LIST, outputs={"iterations": n}, **CONSTANT)) for n in (2, 5))
+    resume(short, outputs__iterations=5)
+    assert Config.load(short.config).phase("outputs").iterations == 5
+    ends = json.loads(short.metrics.read_text())["phases"][-1]
+    assert (ends["name"], ends["steps"], ends["ends"]) == ("outputs", 5, 9)
+    one, other = (torch.load(folder.checkpoint("last")) for folder in (short, long))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    resume(short)  # and nothing more
+
+
+def test_a_phase_can_follow_a_finished_run(make: Make) -> None:
+    folder = train(make(phases=LIST))
+    metrics = resume(folder, quantisation__iterations=2)
+    assert [p["name"] for p in metrics["phases"]] == ["rough", "reconstruction", "outputs", "quantisation"]
+    assert metrics["steps"] == 8
+
+
+def test_epochs_of_a_published_run_can_be_more(make: Make) -> None:
+    folder = train(make(num_iterations=3, loss_warmup_iterations=1, **CONSTANT))
+    assert resume(folder, num_iterations=6)["steps"] == 6
+    whole = train(make(num_iterations=6, loss_warmup_iterations=1, **CONSTANT))
+    one, other = (torch.load(f.checkpoint("last")) for f in (folder, whole))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--rough.iterations", "3"], "phase rough (steps 0 to 2) cannot have 3 steps now"),
+        (["--outputs.iterations", "1"], "phase outputs (steps 4 to 6) cannot have 1 steps now"),
+        (["--outputs.optim.lr", "1"], "drop --outputs.optim.lr"),
+        (["--seed", "1"], "drop --seed"),
+        (["--outputs.iterations", "many"], "outputs.iterations needs a whole number"),
+        (["--absent.iterations", "3"], "absent.iterations"),
+    ],
+)
+def test_what_cannot_change_is_refused_and_the_run_is_as_before(
+    make: Make, typed: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(make(phases=LIST))
+    before = {path: path.read_bytes() for path in folder.root.rglob("*") if path.is_file()}
+    assert main(["train", "--resume", str(folder.root), *typed]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert {path: path.read_bytes() for path in folder.root.rglob("*") if path.is_file()} == before
+
+
+def test_a_killed_extension_goes_on(make: Make) -> None:
+    folder, whole = (train(make(phases=LIST, outputs={"iterations": n}, **CONSTANT)) for n in (2, 4))
+    text = folder.config.read_text(encoding="utf-8").replace(
+        "name: outputs\n  iterations: 2", "name: outputs\n  iterations: 4"
+    )
+    folder.config.write_text(
+        text, encoding="utf-8"
+    )  # as after a kill: the config is the new one, the state the old one
+    resume(folder)
+    one, other = (torch.load(f.checkpoint("last")) for f in (folder, whole))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_resuming_without_new_lengths_is_as_before(make: Make) -> None:
+    folder, other = (train(make(phases=LIST, logging__exp_name=name)) for name in ("one", "two"))
+    resume(folder)
+    assert_same_result(folder, other)
