@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import itertools
 import json
 import math
-import threading
-import time
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +22,6 @@ from torch import Tensor, nn
 
 import nern
 from artifact_parts import (
-    SHAPES,
     encode_outliers,
     make,
     nern_config,
@@ -37,8 +32,7 @@ from artifact_parts import (
     with_description,
 )
 from nern import DamagedFileError, NernError
-from nern.artifact import Artifact, Holding, NetworkParts, building, container, encoded, load, probed, write_artifact
-from nern.artifact.building import build_bounded, check_buildable
+from nern.artifact import Artifact, Holding, NetworkParts, container, encoded, load, probed, write_artifact
 from nern.artifact.description import Description
 from nern.artifact.entropy import AT_ONCE, MOST_ADAPTIVE, MOST_UNIFORM, Decoder, Encoder
 from nern.artifact.orderings import decode_ordering, encode_ordering
@@ -48,7 +42,7 @@ from nern.artifact.reading import TOLERANCE
 from nern.artifact.table import about, artifact_table
 from nern.artifact.tensors import MOST_SYMBOLS, TensorCode, decode_tensors, encode_tensors
 from nern.jobs.packing import PackOptions
-from nern.originals import CifarResNet, build_network
+from nern.originals import build_network
 from nern.originals.checked import DTYPES
 from nern.registry import ORDERINGS
 from nern.representation.grid import step_size
@@ -722,90 +716,6 @@ def test_tied_weights_are_held_once(tmp_path: Path) -> None:
     assert same_tensor(built.also.weight, artifact.weights[0])
 
 
-REFUSED: list[tuple[str, dict[str, Any]]] = [
-    ("os:system", {}), ("package.module:function", {}), ("network.py:build", {}), ("/tmp/network.py:build", {}),
-    ("timm:hf_hub:user/model", {}), ("timm:local-dir:/etc", {}), ("torch.hub:load", {}),
-    ("timm:resnet18", {"pretrained": True}), ("timm:resnet18", {"pretrained_cfg": {"file": "x"}}),
-    ("timm:resnet18", {"checkpoint_path": "/etc/passwd"}), ("timm:resnet18", {"cache_dir": "x"}),
-    ("timm:resnet18", {"scriptable": True}), ("torchvision:resnet18", {"weights": "DEFAULT"}),
-    ("torchvision:fcn_resnet50", {"weights_backbone": "DEFAULT"}), ("torchvision:resnet18", {"block": {"a": 1}}),
-    ("ResNet8", {"path": "/etc/passwd"}), ("ResNet8", {"weights": "x"}), ("timm:resnet18", {"act_layer": "a/b"}),
-    ("timm:resnet18", {"layers": [[{"a": 1}]]}), ("timm:resnet18", {"act_layer": "\x1b[2J"}),
-    ("timm:resnet18", {"act_layer": "C:x"}), ("timm:resnet18", {"act_layer": ["x" * 300]}),
-    ("torchvision:resnet18", {"num_classes": 10**6}), ("torchvision:resnet18", {"layers": [[[-(10**6)]]]}),
-    ("timm:resnet18", {"any": 1e9}), ("timm:resnet18", {"any": ["ir_r1000000_k3"]}), ("timm:resnet18", {"any": "1_000_000"}),
-    ("timm:resnet18", {"any": "1e9"}), ("timm:resnet18", {"any": "\u0661" * 9}), ("ResNet8", {"any": {"a": {"1000000": 1}}}),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("architecture", "arguments"), REFUSED)
-def test_what_a_file_does_not_get_called(architecture: str, arguments: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(NernError, match=r"does not get|is refused"):
-        check_buildable(architecture, arguments, 3)
-    sections = make(architecture=architecture, arguments=arguments)[0]
-    artifact = load(save(tmp_path / "net.nern", sections))
-    with pytest.raises(NernError, match=r"does not get|is refused"):
-        artifact.network()
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"num_classes": 10**9}, {"num_classes": 10**18}, {"widths": [10**5] * 3}, {"num_classes": -1}, {"option": "C"},
-        {"depth": 10**6 + 2}, {"num_classes": "x"}, {"nonsense": 1}, {"num_classes": 1e300}, {"widths": []}, {},
-        {"widths": {"a": [1]}},
-    ],
-    ids=lambda arguments: repr(arguments)[:30],
-)  # fmt: skip
-def test_arguments_that_are_none_of_the_network(arguments: dict[str, Any], tmp_path: Path) -> None:
-    artifact = load(save(tmp_path / "net.nern", make(architecture="ResNet8", arguments=arguments)[0]))
-    with pytest.raises(NernError):
-        artifact.network()
-
-
-def _stubborn() -> nn.Module:
-    while True:
-        with contextlib.suppress(Exception):
-            sum(range(1000))
-
-
-def _made(number: int) -> nn.Module:
-    return nn.Sequential(*[nn.Linear(1, 1) for _ in range(number)])
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: torch.empty(10**4, 10**4), lambda: torch.zeros((10**4, 10**4)), lambda: torch.full((10**8,), 0.5),
-        lambda: torch.arange(10**8), lambda: torch.randn(size=(10**8,)), lambda: nn.Linear(10**4, 10**4),
-        lambda: [torch.empty(1000) for _ in range(10**4)], lambda: torch.arange(10**4)[:, None] - torch.arange(10**4),
-        lambda: torch.ones(10**4).repeat(10**4), lambda: torch.outer(torch.ones(10**4), torch.ones(10**4)),
-        lambda: nn.functional.pad(torch.ones(2), (0, 10**8)), lambda: torch.ones(1).expand(10**8).clone(),
-        lambda: _made(10**6), _stubborn, lambda: [nn.Identity() for _ in iter(int, 1)],
-    ],
-)  # fmt: skip
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where it was stopped within a callback
-def test_the_cost_of_building_is_bounded(build: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "_SECONDS", 0.5)
-    start, threads = time.process_time(), threading.active_count()
-    with pytest.raises(NernError, match=r"of ResNet8 ask for a far larger network than it holds"):
-        build_bounded("ResNet8", build, [(3, 3)])
-    assert time.process_time() - start < 2
-    assert threading.active_count() == threads
-
-
-def test_what_goes_with_the_file_is_built() -> None:
-    shapes = [(4, 3, 3, 3)]
-    assert build_bounded("ResNet8", lambda: CifarResNet(8, widths=[2, 2, 2]).linear.weight.shape, shapes) == (10, 2)
-    assert build_bounded("ResNet8", lambda: torch.full((10,), -65504.0).tolist(), shapes) == [-65504.0] * 10
-    assert build_bounded("ResNet8", lambda: torch.tensor([0, 3]).nonzero().tolist(), shapes) == [[1]]
-    large = [(10**4, 10**3)] * 2
-    assert build_bounded("ResNet8", lambda: torch.empty(2 * 10**7).numel(), large) == 2 * 10**7
-    with pytest.raises(NernError, match=r"cannot be built with the file's arguments: 'one\\n two'"):
-        build_bounded("ResNet8", lambda: {}["one\n two"], shapes)
-    check_buildable("timm:resnet18", {"num_classes": 10**6, "x": [1, [True, None, "gelu", 0.5, "ir_r1_k3"]]}, 10**6)
-
-
 def test_networks_are_built_in_threads(tmp_path: Path) -> None:
     network = build_network("ResNet8", {"num_classes": 7}).eval()
     artifact = pack_network(network, tmp_path / "net.nern", architecture="ResNet8", num_classes=7)
@@ -827,13 +737,6 @@ def test_reading_and_building_draw_nothing_of_yours(tmp_path: Path) -> None:
     assert artifact.weights[0].shape == (4, 3, 3, 3)
     with pytest.raises(NernError, match="does not fit"):
         artifact.network()
-
-
-def test_unknown_networks(tmp_path: Path) -> None:
-    for architecture in ("ResNet9", "timm:no_such_network", "torchvision:resnet17"):
-        artifact = load(save(tmp_path / "net.nern", make(architecture=architecture)[0]))
-        with pytest.raises(NernError):
-            artifact.network()
 
 
 def test_what_fit_gave_is_saved(small_cnn: Callable[..., nn.Module], tmp_path: Path) -> None:
@@ -887,8 +790,3 @@ def test_networks_with_ties_and_of_other_numbers_are_saved(dtype: torch.dtype, t
             if options.lossless:
                 assert same_tensor(tensor, expected[name])
             assert torch.allclose(tensor.double(), expected[name].double(), rtol=0.05, atol=0.02)
-
-
-def test_the_shapes_of_the_tests_are_of_all_kinds() -> None:
-    assert {len(shape) for shape in SHAPES} == {2, 3, 4}
-    assert zlib.decompress(make()[0]["META"]).startswith(b"{")

@@ -26,7 +26,6 @@ from nern.artifact.container import to_bytes
 from nern.artifact.entropy import Encoder
 from nern.artifact.reading import SECTIONS
 from nern.artifact.table import about, artifact_table
-from nern.originals.build import builder_of
 from nern.originals.checked import DTYPES
 
 LIMIT = 2**18  # of the files that are read here
@@ -525,55 +524,3 @@ def test_unknown_keys_are_passed_over(files: list[Sections], path: Path) -> None
     found = load(save(path, with_description(files[0], change)))
     expected = load(save(path, files[0]))
     assert all(torch.equal(a, b) for a, b in zip(found.weights, expected.weights, strict=True))
-
-
-# --- hostile arguments of networks ----------------------------------------------------------------------------------
-
-FAR, REFUSAL, UNFIT = "ask for a far larger network than it holds", "is refused: it", "cannot be built with"
-ARGUMENTS: list[tuple[str, dict[str, Any], str]] = [
-    ("torchvision:resnet18", {"layers": [1_000_000, 1, 1, 1]}, REFUSAL),
-    ("torchvision:resnet18", {"layers": [60_000, 1, 1, 1]}, UNFIT),
-    ("torchvision:resnet18", {"layers": [1] * 5000}, "hold 5,001 values; at most 4,096 are taken"),
-    ("torchvision:regnet_y_400mf", {"stem_width": 60_000}, FAR),
-    ("torchvision:mobilenet_v2", {"inverted_residual_setting": [[1, 1, 1_000_000_000, 1]]}, REFUSAL),
-    ("torchvision:mobilenet_v2", {"inverted_residual_setting": [[1, 1, 60_000, 1]]}, FAR),
-    ("torchvision:mobilenet_v2", {"inverted_residual_setting": [[1, 1, 1, 1]] * 800}, FAR),
-    ("torchvision:mobilenet_v2", {"width_mult": 60_000.0}, FAR),
-    ("torchvision:densenet121", {"bn_size": 60_000}, FAR),
-    ("torchvision:vit_b_16", {"image_size": 60_000}, FAR),
-    ("torchvision:vit_b_16", {"image_size": 16_000}, FAR),
-    ("torchvision:maxvit_t", {"num_classes": 60_000, "input_size": [4000, 4000]}, UNFIT),
-    ("timm:vit_tiny_patch16_224", {"depth": 100_000}, REFUSAL),
-    ("timm:vit_tiny_patch16_224", {"depth": 60_000}, FAR),
-    ("timm:vit_tiny_patch16_224", {"img_size": 10**6}, REFUSAL),
-    ("timm:vit_tiny_patch16_224", {"img_size": 32_000}, FAR),
-    ("timm:vit_tiny_patch16_224", {"num_classes": 10**9}, REFUSAL),
-    ("timm:vit_tiny_patch16_224", {"mlp_ratio": 1e9}, REFUSAL),
-    ("timm:vit_tiny_patch16_224", {"reg_tokens": 60_000}, FAR),
-    ("timm:vit_relpos_small_patch16_224", {"img_size": 3000}, FAR),
-    ("timm:resnet18", {"in_chans": 60_000}, FAR),
-    ("timm:resnet18", {"layers": ["60000", 1, 1, 1]}, UNFIT),
-    ("timm:rexnet_100", {"depth_mult": 50_000.5}, FAR),
-    ("timm:efficientnet_b0", {"block_args": [["ir_r1000000000_k3_s1_e1_c16"]]}, REFUSAL),
-    ("timm:swin_tiny_patch4_window7_224", {"depths": [60_000, 1, 1, 1]}, FAR),
-    ("timm:dla34", {"levels": [60_000] * 6}, FAR),
-    ("timm:convnext_tiny", {"depths": [[[3]]]}, UNFIT),
-    ("ResNet18", {"groups": 60_000}, UNFIT),
-    ("timm:swinv2_tiny_window8_256", {"window_size": 150, "img_size": 4800}, FAR),
-    ("ResNet8", {"widths": [60_000] * 3}, FAR),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("architecture", "arguments", "message"), ARGUMENTS, ids=lambda value: repr(value)[:40])
-def test_arguments_of_networks_cost_little(
-    architecture: str, arguments: dict[str, Any], message: str, path: Path
-) -> None:
-    artifact = load(save(path, make([(4, 3, 3, 3)], "none", architecture=architecture, arguments=arguments)[0]))
-    assert artifact.size < 2500
-    builder_of(architecture)  # its library is imported
-    start = time.process_time()
-    with bounded(60), pytest.raises(NernError, match=message) as caught:
-        artifact.network()
-    assert time.process_time() - start < 2.5
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 1200

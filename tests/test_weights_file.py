@@ -19,8 +19,11 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
+from nern.config import EmbeddingsConfig, NernConfig
 from nern.errors import NernError, NernWarning
 from nern.originals import build_original_network
+from nern.representation.kernels import KernelTable
+from nern.representation.nern import build_nern
 from nern.weights_file import load_weights, state_dicts
 
 State = dict[str, Any]
@@ -134,6 +137,60 @@ def test_a_state_dict_under_any_key_is_found(key: str, source: Net, tmp_path: Pa
     source_now = loaded(tmp_path / "w.pt")
     assert torch.equal(source_now.norm.weight, source.norm.weight)
     assert torch.equal(source_now.tied.weight, source.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "key"),
+    [
+        (lambda first, second: [first, second], "1"),
+        (lambda first, second: ({"epoch": 1}, first, (second,)), "2.0"),
+        (lambda first, second: {0: first, 1: second, (1, 2): 3}, "1"),
+        (lambda first, second: {"nets": {7: [first, second]}, "losses": [0.5, 0.25]}, "nets.7.1"),
+        (lambda first, second: collections.defaultdict(list, nets=collections.deque([first, second])), "nets.1"),
+        (lambda first, second: argparse.Namespace(first=first, rest=[second]), "rest.0"),
+    ],
+    ids=["list", "tuple", "numbers", "both", "deque", "namespace"],
+)
+def test_state_dicts_in_lists_and_under_numbers_are_found(wrap: Callable[..., Any], key: str, tmp_path: Path) -> None:
+    first, second = Net(1), Net(2)
+    torch.save(wrap(first.state_dict(), second.state_dict()), tmp_path / "w.pt")
+    with pytest.warns(NernWarning, match=rf"several weights that fit: .* was taken\. To take others: .*w\.pt#{key}"):
+        assert equal(loaded(tmp_path / "w.pt"), first)
+    assert equal(loaded(f"{tmp_path}/w.pt#{key}"), second)
+
+
+PREDICTOR: dict[str, Any] = {
+    "hidden_layer_size": 6,
+    "embeddings": EmbeddingsConfig(type="order", enc_levels=3),
+}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        dict,
+        prefixed("module."),
+        prefixed("predictor._orig_mod."),
+        lambda state: {"epoch": 3, "model_state_dict": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
+        lambda state: [{"lr": 0.1}, state],
+        lambda state: {0: state},
+    ],
+)
+@pytest.mark.parametrize("save", [save_zip, save_legacy])
+def test_predictors_read_whatever_networks_do(
+    wrap: Callable[[State], Any], save: Callable[[Any, Path], None], tmp_path: Path
+) -> None:
+    table = KernelTable(((4, 3, 3, 3),))
+    written = build_nern(NernConfig(**PREDICTOR), table, None, 1)
+    save(wrap(dict(written.predictor.state_dict())), tmp_path / "p.ckpt")
+    config = NernConfig(**PREDICTOR, init="checkpoint", checkpoint_path=str(tmp_path / "p.ckpt"))
+    assert equal(build_nern(config, table, None, 2).predictor, written.predictor)
+    config.hidden_layer_size = 7
+    with pytest.raises(
+        NernError, match=r"predictor checkpoint .*p\.ckpt.* does not fit KxKPredictor: .*layers\.0\.weight: expected "
+        r"\(7, 7\), found \(6, 7\).*Its shape follows from nern\.method"
+    ):  # fmt: skip
+        build_nern(config, table, None, 2)
 
 
 @pytest.mark.parametrize(

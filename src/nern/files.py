@@ -9,7 +9,8 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from nern.errors import NernError, ResourceError, plain_errors, resource_error
+from nern.pickles import check_pickle, code_refused
 
 fcntl: ModuleType | None
 try:
@@ -31,8 +33,7 @@ except ImportError:  # Windows
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
 RUN_SUFFIXES = (".pt", ".safetensors", ".yaml", ".json")
-NESTED_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
-PARALLEL_PREFIX = "module."  # added to every name by DataParallel and DistributedDataParallel
+_MOST_UNPACKED = 10  # bytes for each byte of a zip archive: torch.save does not compress
 
 
 def cache_dir() -> Path:
@@ -196,34 +197,56 @@ def load_safetensors(path: str | Path, what: str) -> tuple[dict[str, Tensor], di
         raise NernError(f"{what} {path} is not a complete safetensors file ({error})") from error
 
 
-def load_torch(path: str | Path, what: str, allow: list[Any] | None = None) -> Any:
-    """`torch.load` of tensors and plain containers, on the CPU; nothing in the file is executed.
+def load_torch(path: str | Path, what: str, kinds: Mapping[str, Any] | None = None) -> Any:
+    """`torch.load` of tensors and plain containers, on the CPU; nothing in the file is executed, and loading it takes time
+    and room that go with its bytes (see `pickles`).
 
     Args:
         path: the file.
         what: what it should hold, in words, for the error.
-        allow: further globals that the file may name (see `torch.serialization.safe_globals`).
+        kinds: further functions and classes that the file may name: what is called in place of each.
 
     Raises:
         NernError: no such file; truncated; or it names code, which is refused.
     """
-    path = existing_file(path, what)
+    path, allowed = existing_file(path, what), list[Any]((made, name) for name, made in (kinds or {}).items())
     try:
-        with torch.serialization.safe_globals(allow or []), warnings.catch_warnings():
+        _check_pickles(path, [name for _, name in allowed])
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about how old files are made
             return torch.load(path, map_location="cpu", weights_only=True)
+    except NernError as error:
+        raise NernError(f"{what} {path} {error}") from error
     except Exception as error:  # zip, pickle, EOF and runtime errors, by defect
         if told := resource_error(error):
             raise ResourceError(f"{what} {path} cannot be read: {told}") from error
         detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if re.search(r"Unsupported (global|class)|GLOBAL", str(error)):
-            named = ", ".join(dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)|class ([\w.]+)", str(error))[0])).strip(", ")
-            raise NernError(
-                f"{what} {path} holds Python objects besides tensors ({named}); they could run code and are refused. "
-                "Save plain tensors instead (of a network: torch.save(model.state_dict(), path), or safetensors)."
-            ) from error
+        if named := re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)", str(error)):
+            raise NernError(f"{what} {path} {code_refused(named.group(1) or named.group(2))}") from error
         detail = "" if "weights_only" in detail else f" ({detail})"  # torch's advice to load it unsafely is not ours
         raise NernError(f"{what} {path} cannot be read: truncated, or not a PyTorch file{detail}") from error
+
+
+def _check_pickles(path: Path, kinds: Collection[str]) -> None:
+    """Raise NernError for a file of `torch.save` that would take more time or room than goes with its bytes; other errors
+    for one that is damaged."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if (
+            file.read(4) != b"PK\3\4"
+        ):  # of old versions: pickles of a number, a version, the system, the values, their keys
+            file.seek(0)
+            for _ in range(5):
+                check_pickle(file, kinds, size)
+            return
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            unpacked = sum(entry.file_size for entry in entries)
+            if unpacked > _MOST_UNPACKED * size:
+                raise NernError(f"unpacks to {unpacked:,} bytes from {size:,}, and is refused")
+            (values,) = [e for e in entries if e.filename.lower().endswith("data.pkl")]
+            with archive.open(values) as pickled:
+                check_pickle(io.BytesIO(pickled.read()), kinds, unpacked)
 
 
 def existing_file(path: str | Path, what: str) -> Path:
@@ -236,42 +259,6 @@ def existing_file(path: str | Path, what: str) -> Path:
     siblings = sorted(p.name for p in path.parent.iterdir() if p.is_file())[:10] if path.parent.is_dir() else []
     there = f"; in that folder: {', '.join(siblings)}" if siblings else ""
     raise NernError(f"{what}: no such file: {path}{there}")
-
-
-def load_state_dict(path: str | Path, what: str = "weights file") -> dict[str, Tensor]:
-    """The state dict in a `.pt`, `.pth`, `.th` or `.safetensors` file.
-
-    A training checkpoint is looked into (`state_dict`, `model_state_dict`, `model`), and the `module.` prefix of
-    DataParallel is dropped. Nothing is executed. Raises NernError for anything else, and for weights that are NaN or
-    infinite.
-    """
-    path = existing_file(path, what)
-    if path.suffix not in WEIGHT_SUFFIXES:
-        raise NernError(f"{what} {path}: suffix {path.suffix!r} is not one of {', '.join(WEIGHT_SUFFIXES)}")
-    loaded = load_safetensors(path, what)[0] if path.suffix == ".safetensors" else load_torch(path, what)
-    state = _find_state_dict(loaded)
-    if state is None:
-        raise NernError(f"{what} {path} holds no state dict (a mapping of names to tensors, alone or under "
-                        f"{', '.join(NESTED_KEYS)})")  # fmt: skip
-    if all(name.startswith(PARALLEL_PREFIX) for name in state):
-        state = {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in state.items()}
-    for name, tensor in state.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-            raise NernError(f"{what} {path}: {name} is sparse, quantised or complex; plain real tensors are needed")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise NernError(f"{what} {path}: {name} holds values that are not finite (NaN or infinity)")
-    return state
-
-
-def _find_state_dict(loaded: Any) -> dict[str, Tensor] | None:
-    if not isinstance(loaded, Mapping):
-        return None
-    for key in NESTED_KEYS:
-        if isinstance(loaded.get(key), Mapping):
-            return _find_state_dict(loaded[key])
-    if loaded and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()):
-        return dict(loaded)
-    return None
 
 
 def tensors_of(network: torch.nn.Module) -> dict[str, Tensor]:

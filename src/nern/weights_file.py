@@ -7,13 +7,12 @@ versions), or the index of a file in parts. Nothing in a file is executed.
 from __future__ import annotations
 
 import argparse
-import datetime
-import pathlib
+import itertools
 import re
 import types
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from nern.untrusted import parse_json
 
 KEY = "#"  # FILE#KEY: the state dict of that name in the file
 INDEX = ".index.json"  # of a file in parts
-DEPTH = 4  # of the mappings that are looked into
+DEPTH = 4  # of the mappings and lists that are looked into
+_NEAR = 32  # state dicts among which the nearest is looked for
 WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:module|_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
@@ -43,38 +43,34 @@ OTHER_FILES = {
 }
 
 
-def _harmless() -> list[Any]:
-    """What a pickle may name besides tensors and plain containers: kinds that hold data and run no code of the file."""
-    core: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
-    posix, windows = pathlib.PurePosixPath, pathlib.PureWindowsPath  # those of another system cannot be made
-    paths = {
-        "PosixPath": posix,
-        "PurePosixPath": posix,
-        "Path": posix,
-        "WindowsPath": windows,
-        "PureWindowsPath": windows,
+class Beside:
+    """Stands for an object beside the weights. Nothing is made of what the file says of it: NumPy's arrays, for one, take
+    its word for where in memory their values are."""
+
+    def __new__(cls, *_: Any) -> Beside:
+        """Whatever it is made of."""
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        """Takes nothing."""
+
+
+def _harmless() -> dict[str, Any]:
+    """What a pickle may name besides tensors and plain containers, and what is called for it."""
+    modules = {
+        "builtins": "list dict tuple int float bool str slice range frozenset",
+        "pathlib": "Path PosixPath PurePosixPath WindowsPath PureWindowsPath",
+        "datetime": "datetime date time timedelta timezone",
+        "numpy": "ndarray dtype",
+        "numpy.core.multiarray": "scalar _reconstruct",
+        "numpy.dtypes": " ".join({type(np.dtype(kind)).__name__ for kind in np.sctypeDict.values()}),
     }
-    builtin = (list, dict, tuple, int, float, bool, str, complex, slice, range, set, frozenset)
-    times = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone)
-    named: list[Any] = [
-        *((f, f"{where}.multiarray.{f.__name__}") for f in (core.scalar, core._reconstruct)
-          for where in ("numpy._core", "numpy.core")),
-        *((kind, f"{where}.{name}") for name, kind in paths.items() for where in ("pathlib", "pathlib._local")),
-        *((kind, f"{where}.{kind.__name__}") for kind in builtin for where in ("builtins", "__builtin__")),
-    ]  # fmt: skip
-    # torch fills plain containers only
-    containers = [(_no_list, "collections.deque"), (_no_dict, "collections.defaultdict")]
-    dtypes = {type(np.dtype(kind)) for kind in np.sctypeDict.values()}
-    spaces = (argparse.Namespace, types.SimpleNamespace)
-    return [*named, *containers, np.ndarray, np.dtype, *dtypes, *times, *spaces]
-
-
-def _no_list(*_: Any) -> list[Any]:
-    return []
-
-
-def _no_dict(*_: Any) -> dict[Any, Any]:
-    return {}
+    modules["pathlib._local"], modules["numpy._core.multiarray"] = modules["pathlib"], modules["numpy.core.multiarray"]
+    beside = {f"{module}.{name}": Beside for module, names in modules.items() for name in names.split()}
+    # PyTorch fills plain containers only; these are looked into.
+    containers: dict[str, Any] = {"collections.deque": lambda *_: [], "collections.defaultdict": lambda *_: {}}
+    spaces = {"argparse.Namespace": argparse.Namespace, "types.SimpleNamespace": types.SimpleNamespace}
+    return beside | containers | spaces
 
 
 HARMLESS = _harmless()
@@ -120,7 +116,7 @@ def state_dicts(path: str | Path, what: str = "weights file") -> list[StateDict]
         tensors, metadata = load_safetensors(file, what)
         return [StateDict("", tensors, {k: v for k, v in metadata.items() if v in tensors and k not in tensors})]
     _refuse_scripts(file, what)
-    found = list(_mappings(loaded := load_torch(file, what, HARMLESS)))
+    found = list(_mappings(loaded := load_torch(file, what, HARMLESS), "", 0, set()))
     if not found:
         holds = f"; it holds {_told(loaded)}"
         raise NernError(f"{what} {file} holds no state dict, a mapping of names to tensors{holds}")
@@ -163,16 +159,20 @@ def _refuse_scripts(file: Path, what: str) -> None:
             raise NernError(f"{what} {file} is an exported program (torch.export), which holds code; save a state dict")
 
 
-def _mappings(value: Any, key: str = "", depth: int = 0) -> Iterator[StateDict]:
+def _mappings(value: Any, key: str, depth: int, seen: set[int]) -> Iterator[StateDict]:
+    """The state dicts in a value, outer ones first, each once; `seen`: by id, what was looked into."""
     if isinstance(value, argparse.Namespace | types.SimpleNamespace):
         value = vars(value)
-    if not isinstance(value, Mapping) or depth > DEPTH:
+    if not isinstance(value, Mapping | list | tuple) or depth > DEPTH or id(value) in seen:
         return
-    named = {name: entry for name, entry in value.items() if isinstance(name, str)}
-    if tensors := {name: entry for name, entry in named.items() if isinstance(entry, Tensor)}:
+    seen.add(id(value))
+    entries = [*(value.items() if isinstance(value, Mapping) else enumerate(value))]
+    tensors = {k: torch.detach(e) for k, e in entries if isinstance(k, str) and isinstance(e, Tensor)}  # without hooks
+    if tensors:
         yield StateDict(key, tensors)
-    for name, entry in named.items():
-        yield from _mappings(entry, f"{key}.{name}".lstrip("."), depth + 1)
+    for name, entry in entries:
+        if isinstance(name, str | int):
+            yield from _mappings(entry, f"{key}.{name}".lstrip("."), depth + 1, seen)
 
 
 def _told(value: Any) -> str:
@@ -189,24 +189,40 @@ class _View:
     """A state dict as a network might name it: the tensors under one prefix, without names of wrappers.
 
     Attributes:
-        label: of the state dict and the prefix, what FILE#KEY names.
+        state, prefix: what it is of.
         tensors: by the network's names.
-        under, beside: names of the state dict that have the prefix, and all others.
+        under: names of the state dict that have the prefix.
     """
 
-    label: str
+    state: StateDict
+    prefix: str
     tensors: dict[str, Tensor]
-    under: set[str]
-    beside: list[str]
-    left_out: dict[str, str]
+    under: list[str]
+
+    @property
+    def label(self) -> str:
+        """What FILE#KEY names."""
+        return f"{self.state.key}.{self.prefix}".strip(".")
+
+    def left_out(self, name: str) -> str:
+        """The tensor that the file has in place of one; empty: it tells of none."""
+        return self.state.left_out.get(self.prefix + name, "").removeprefix(self.prefix)
 
 
-def load_weights(network: nn.Module, path: str | Path, what: str = "original network's weights") -> None:
+def load_weights(
+    network: nn.Module, path: str | Path, what: str = "original network's weights", remedy: str = ""
+) -> None:
     """Copy the state dict in a file that fits `network` into it.
 
     Names are compared as they are first; then without a common prefix (`model.`, `module.`), then without the names that
     wrappers put between them (`_orig_mod.`). Of tied tensors one is enough. Where several state dicts fit, the first one
     whose name does not speak of an average is taken, and a warning says so; FILE#KEY takes another.
+
+    Args:
+        network: to fill.
+        path: of the file.
+        what: what it should hold, in words, for errors.
+        remedy: a sentence for the error where nothing fits.
 
     Raises:
         NernError: see `state_dicts`; none fits: what is missing, not expected or of another shape in the nearest one; a
@@ -215,7 +231,7 @@ def load_weights(network: nn.Module, path: str | Path, what: str = "original net
     file, key = split_key(path)
     own = _Own(network)
     views = [view for found in state_dicts(path, what) for view in _views(found, own)]
-    fitting = [view for view in views if not own.problems(view)]
+    fitting = [view for view in views if own.fits(view)]
     if key is not None:
         chosen = [view for view in fitting if view.label == key]
         if not chosen:
@@ -224,22 +240,22 @@ def load_weights(network: nn.Module, path: str | Path, what: str = "original net
         own.take(chosen[0], f"{what} {path}")
         return
     if not fitting:
-        nearest = min(views, key=lambda view: own.distance(view))
+        near = sorted(views, key=lambda view: abs(len(view.tensors) - len(own.tensors)))[:_NEAR]
+        nearest = min(near, key=own.distance)
         where = f" ({nearest.label})" if nearest.label else ""
-        hint = _hint(nearest.tensors, file)
-        raise NernError(f"{what} {file}{where} does not fit {own.name}: {own.problems(nearest)}{hint}")
+        hints = [own.problems(nearest), _hint(nearest.tensors, own.tensors, file), remedy]
+        raise NernError(f"{what} {file}{where} does not fit {own.name}: {'. '.join(hint for hint in hints if hint)}")
     chosen = sorted(fitting, key=lambda view: bool(AVERAGES.search(view.label)))  # the first in the file comes first
-    own.take(chosen[0], f"{what} {file}")
-    others = {view.label: view for view in chosen[1:] if not _equal(view.tensors, chosen[0].tensors)}
+    taken = chosen[0]
+    own.take(taken, f"{what} {file}")
+    others = {view.label: view for view in chosen[1:] if not _equal(view.tensors, taken.tensors)}
     if others:
-        choices = ", ".join(f"{file}{KEY}{label}" for label in others)
-        taken = f"{chosen[0].label!r} was taken" if chosen[0].label else "the outermost was taken"
-        warnings.warn(
-            f"{file} holds several weights that fit: {taken}. To take others: {choices}", NernWarning, stacklevel=2
-        )
+        choices = some_names([f"{file}{KEY}{label}" for label in others])
+        which = f"{taken.label!r} was taken" if taken.label else "the outermost was taken"
+        warnings.warn(f"{file} holds several weights that fit: {which}. To take others: {choices}", NernWarning, 2)
     known = {name for view in fitting for name in view.under}
-    if rest := [name for name in chosen[0].beside if name not in known]:
-        left = f"{file}: {len(rest)} tensors beside {chosen[0].label!r} were left out: {some_names(rest)}"
+    if rest := [name for name in taken.state.tensors if name not in known and not _counter(name)]:
+        left = f"{file}: {len(rest)} tensors beside {taken.label!r} were left out: {some_names(rest)}"
         warnings.warn(left, NernWarning, stacklevel=2)
 
 
@@ -275,12 +291,13 @@ def _views(state: StateDict, own: _Own) -> Iterator[_View]:
             return
         ends = [(name, anchor) for name in names.values() for anchor in own.anchors if name.endswith(anchor)]
         prefixes = {name.removesuffix(anchor) for name, anchor in ends}
-        for prefix in sorted({"", *(p for p in prefixes if p.endswith("."))}, key=len):
-            tensors = {new[len(prefix) :]: state.tensors[old] for old, new in names.items() if new.startswith(prefix)}
-            under = {old for old, new in names.items() if new.startswith(prefix)}
-            beside = [old for old in names if old not in under and not _counter(old)]
-            left_out = {k[len(prefix) :]: v[len(prefix) :] for k, v in state.left_out.items() if k.startswith(prefix)}
-            yield _View(f"{state.key}.{prefix}".strip("."), tensors, under, beside, left_out)
+        under: dict[str, list[str]] = {prefix: [] for prefix in sorted(prefixes, key=len) if prefix.endswith(".")}
+        for old, new in names.items() if under else ():
+            for dot in re.finditer(r"\.", new):
+                if new[: dot.end()] in under:
+                    under[new[: dot.end()]].append(old)
+        for prefix, olds in itertools.chain([("", list(names))], under.items()):
+            yield _View(state, prefix, {names[old][len(prefix) :]: state.tensors[old] for old in olds}, olds)
 
 
 class _Own:
@@ -289,15 +306,17 @@ class _Own:
     def __init__(self, network: nn.Module) -> None:
         self.network, self.name = network, type(network).__name__
         self.tensors = tensors_of(network)
-        self.anchors = [name for name in self.tensors if not _counter(name)][:3]  # one of them may be tied and left out
+        self.needed = [name for name in self.tensors if not _counter(name)]
+        self.anchors = self.needed[:3]  # one of them may be tied and left out
         self.parameters = {id(p) for p in network.parameters()}
         self.tied: dict[int, list[str]] = {}
         for name, tensor in self.tensors.items():
             self.tied.setdefault(id(tensor), []).append(name)
+        self.least = len({id(self.tensors[name]) for name in self.needed})
 
     def source(self, view: _View, name: str) -> str | None:
         """The name in a view whose tensor belongs to `name`: its own, or one that it is tied to."""
-        ties = [name, view.left_out.get(name, ""), *self.tied[id(self.tensors[name])]]
+        ties = [name, view.left_out(name), *self.tied[id(self.tensors[name])]]
         return next((tie for tie in ties if tie in view.tensors), None)
 
     def _lists(self, view: _View) -> tuple[list[str], list[str], list[str]]:
@@ -311,16 +330,22 @@ class _Own:
         ]
         return missing, unexpected, shapes
 
+    def fits(self, view: _View) -> bool:
+        """Whether it holds what the network has, and nothing else."""
+        return len(view.tensors) + len(view.state.left_out) >= self.least and not any(self._lists(view))
+
     def problems(self, view: _View) -> str:
-        """Why a view does not fit; empty: it does."""
+        """Why a view does not fit."""
         labels = ("missing", "not expected", "of another shape")
         parts = zip(labels, self._lists(view), strict=True)
         return "; ".join(f"{len(names)} {label}: {some_names(names)}" for label, names in parts if names)
 
     def distance(self, view: _View) -> tuple[int, int]:
-        """How far a view is from fitting: what it lacks, then what is wrong in it."""
+        """How far a view is from fitting: what it lacks, then what is wrong in it; of those that have nothing in common with
+        the network the largest is nearest."""
         missing, unexpected, shapes = self._lists(view)
-        return len(missing), len(unexpected) + len(shapes)
+        common = len(missing) < len(self.needed)
+        return len(missing), len(unexpected) + len(shapes) if common else -len(view.tensors)
 
     def take(self, view: _View, what: str) -> None:
         """Copy the tensors of a view that fits. Raises NernError for what the network's numbers cannot stand for."""
@@ -357,13 +382,19 @@ def _kind(dtype: torch.dtype) -> str:
 
 def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     named, other = ({n: t for n, t in of.items() if not _counter(n)} for of in (first, second))
-    return named.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in named.items())
+    return named.keys() == other.keys() and all(_alike(t, other[n]) for n, t in named.items())
 
 
-def _hint(tensors: Mapping[str, Tensor], file: str) -> str:
+def _alike(first: Tensor, second: Tensor) -> bool:
+    plain = all(t.layout == torch.strided and not t.is_quantized for t in (first, second))
+    return plain and first.dtype == second.dtype and torch.equal(first, second)
+
+
+def _hint(tensors: Iterable[str], own: Iterable[str], file: str) -> str:
     """What a file may be instead; empty: nothing known."""
-    if any(name.startswith("final_linear_layer") for name in tensors):
-        return ". These are the weights of a NeRN's predictor: nern.init 'checkpoint' takes them"
+    of_predictor = [any(name.startswith("final_linear_layer") for name in names) for names in (tensors, own)]
+    if of_predictor == [True, False]:
+        return "These are the weights of a NeRN's predictor: nern.init 'checkpoint' takes them"
     if re.search(r"-\d+-of-\d+\.", file):
-        return f". This is one part of several: give the index, NAME{INDEX}"
+        return f"This is one part of several: give the index, NAME{INDEX}"
     return ""

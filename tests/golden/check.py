@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from nern.config import Config, NernConfig, OptimConfig, check_keys, known_keys
 from nern.errors import NernError
-from nern.files import load_state_dict
 from nern.objectives.objective import Losses, Objective
 from nern.objectives.smoothness import cosine_smoothness, l2_smoothness
 from nern.ordering.order import CrossFilterOrdering, InFilterOrdering, Ordering, solve_ordering
@@ -51,6 +50,7 @@ from nern.training.members import Member
 from nern.training.schedules import Schedule
 from nern.training.trainer import Trainer
 from nern.training.weight_batches import WeightBatches
+from nern.weights_file import state_dicts
 
 Tensors = dict[str, Tensor]
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "golden"
@@ -514,7 +514,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 @check("model_weights")
 def model_weights(case: Case) -> Tensors:
     """Checksums and the list of learnable weights."""
-    state = load_state_dict(weights_file(case))
+    state = state_dicts(weights_file(case))[0].tensors
     for name, wanted in case.meta["sha256"].items():
         array = state[name].contiguous().numpy()
         if hashlib.sha256(array.astype(array.dtype.newbyteorder("<")).tobytes()).hexdigest() != wanted:

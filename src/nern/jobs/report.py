@@ -11,7 +11,7 @@ from nern.config import Config
 from nern.errors import NernError
 from nern.evaluation import LayerError, layer_errors
 from nern.experiment import Experiment, build_experiment, solved_by_the_clock
-from nern.files import load_safetensors, load_state_dict, tensors_of, write_json
+from nern.files import load_safetensors, tensors_of, write_json
 from nern.jobs.session import common_metrics
 from nern.naming import joint_name
 from nern.ordering.store import content_key, save_ordering
@@ -19,6 +19,7 @@ from nern.representation.nern import share_of
 from nern.training.members import Member, split_by_network
 from nern.training.run_folder import RunFolder
 from nern.training.trainer import Trainer
+from nern.weights_file import load_weights
 
 
 def kept_tensors(experiment: Experiment) -> dict[str, torch.Tensor]:
@@ -104,7 +105,7 @@ def finish(
 
     config, nern_ = experiment.config, experiment.nern
     last = {name: value.clone() for name, value in nern_.predictor.state_dict().items()}
-    nern_.predictor.load_state_dict(load_state_dict(folder.checkpoint("best")))  # figures and picture are of the best
+    load_weights(nern_.predictor, folder.checkpoint("best"), "predictor checkpoint")  # figures and picture are of it
     errors = all_layer_errors(experiment.members, split_by_network(experiment.members, nern_.reconstruct()))
     nern_.predictor.load_state_dict(last)
     metrics: dict[str, Any] = {

@@ -205,7 +205,7 @@ def _load_published(path: Path, mode: str, shapes: Shapes) -> list[dict[str, Ten
         )
     layers: list[dict[str, Tensor]] = []
     for index, shape in enumerate(shapes):
-        content = load_torch(files[index], "ordering file", allow=_numpy_globals())
+        content = load_torch(files[index], "ordering file", _numpy_kinds())
         layers.append(_published_layer(content, mode, shape, files[index]))
     return layers
 
@@ -239,9 +239,37 @@ def _integers(value: Any) -> Tensor | None:
     return None if tensor.is_floating_point() or tensor.is_complex() else tensor.long()
 
 
-def _numpy_globals() -> list[Any]:
-    """What a pickled integer array names; all of it only makes arrays."""
-    dtypes = [type(np.dtype(t)) for t in np.sctypeDict.values() if np.issubdtype(t, np.integer)]
-    core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
-    names = [core._reconstruct, core.scalar, np.ndarray, np.dtype, *dtypes]
-    return [*names, *[(f, f"numpy.core.multiarray.{f.__name__}") for f in names[:2]]]
+class _Kind:
+    """A kind of NumPy's numbers in a pickle."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        self.code = code
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+    def numbers(self, data: bytes) -> np.ndarray:
+        """The whole numbers that these bytes are."""
+        if re.fullmatch(r"[biu][1248]", self.code) is None or getattr(self, "order", "|") not in "<>=|":
+            raise ValueError("an array that is not of whole numbers")
+        return np.frombuffer(data, getattr(self, "order", "|") + self.code)
+
+
+class _Array(list[Any]):
+    """A NumPy array in a pickle, as lists. NumPy itself would trust what the file says of where its numbers are."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, by_column, data = state
+        self[:] = kind.numbers(data).reshape(shape, order="F" if by_column else "C").tolist()
+
+
+def _numpy_kinds() -> dict[str, Any]:
+    """What a pickled integer array names."""
+    kinds: dict[str, Any] = {"numpy.ndarray": _Array, "numpy.dtype": _Kind}
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        kinds[f"{module}._reconstruct"] = _Array
+        kinds[f"{module}.scalar"] = lambda kind, data: kind.numbers(data)[0].item()
+    return kinds

@@ -6,7 +6,7 @@ State dicts have the published names: `layers.{i}.weight`, `layers.{i}.bias`, `f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nern.errors import NernError
-from nern.files import load_into, load_state_dict
 from nern.randomness import forked_rng
 from nern.registry import ACTIVATIONS, INITS, NORM_LAYERS, PREDICTORS
 from nern.representation.encoding import Encodings
 from nern.representation.linear import linear
+from nern.weights_file import load_weights
 
 
 class Sine(nn.Module):
@@ -215,20 +215,16 @@ def siren_init(predictor: nn.Module, checkpoint_path: str | None) -> None:
 
 @INITS.register("checkpoint")
 def checkpoint_init(predictor: nn.Module, checkpoint_path: str | None) -> None:
-    """Weights from a file: ours, or a predictor's state dict of the published framework."""
+    """Weights from a file: ours, or a predictor's state dict of the published framework, alone or in a training
+    checkpoint. Raises NernError naming the keys to look at if it does not fit."""
     assert checkpoint_path is not None  # the config's check
-    load_predictor(predictor, load_state_dict(checkpoint_path, "predictor checkpoint"), str(checkpoint_path))
-
-
-def load_predictor(predictor: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Copy a state dict into `predictor`; NernError names the keys to look at if it does not fit."""
-    try:
-        load_into(predictor, state, f"predictor checkpoint {where}")
-    except NernError as error:
-        raise NernError(
-            f"{error}. Its shape follows from nern.method, num_blocks, hidden_layer_size, heads, output_scales, "
-            "output_size, norm_layer and nern.embeddings; they must be those of the run that wrote it."
-        ) from error
+    load_weights(
+        predictor,
+        checkpoint_path,
+        "predictor checkpoint",
+        "Its shape follows from nern.method, num_blocks, hidden_layer_size, heads, output_scales, output_size, norm_layer "
+        "and nern.embeddings; they must be those of the run that wrote it.",
+    )
 
 
 def build_predictor(
