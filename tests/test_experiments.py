@@ -162,11 +162,11 @@ def random_orderings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state = build_network("ResNet18").state_dict()
     weights = [w for name, w in state.items() if name.startswith("layer") and w.shape[2:] == (3, 3)]
     sizes = [tuple(weight.shape[:2]) for weight in weights]
-    cross = CrossFilterOrdering([torch.randperm(co * ci, generator=rng) for co, ci in sizes])
-    inner = InFilterOrdering(
-        [torch.randperm(co, generator=rng) for co, _ in sizes],
-        [torch.rand(co, ci, generator=rng).argsort(1) for co, ci in sizes],
-    )
+    cross = CrossFilterOrdering([{"order": torch.randperm(co * ci, generator=rng)} for co, ci in sizes])
+    filters = [torch.randperm(co, generator=rng) for co, _ in sizes]
+    channels = [torch.rand(co, ci, generator=rng).argsort(1) for co, ci in sizes]
+    pairs = zip(filters, channels, strict=True)
+    inner = InFilterOrdering([{"filter_order": f, "channel_order": c} for f, c in pairs])
     for ordering in (cross, inner):
         save_ordering(root / ordering.mode / FILE_NAME, ordering)
     return root

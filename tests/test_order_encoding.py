@@ -33,9 +33,9 @@ def random_weights(shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[Tensor]
     return [torch.randn(shape, generator=rng) * (index + 1) for index, shape in enumerate(shapes)]
 
 
-def random_orders() -> list[Tensor]:
+def random_ordering() -> CrossFilterOrdering:
     rng = torch.Generator().manual_seed(6)
-    return [torch.randperm(co * ci, generator=rng) for co, ci, _, _ in SHAPES]
+    return CrossFilterOrdering([{"order": torch.randperm(co * ci, generator=rng)} for co, ci, _, _ in SHAPES])
 
 
 def embeddings(kind: str = "order", levels: int = 7, bandwidth: float = 0.4) -> EmbeddingsConfig:
@@ -116,11 +116,9 @@ def test_random_frequencies_are_always_the_same_and_scale_with_the_layer() -> No
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_kernel_at_each_position_of_a_cross_filter_path_has_that_place(kind: str) -> None:
-    orders = random_orders()
-    values = encoded(kind, KernelTable(SHAPES), CrossFilterOrdering(orders))(slice(None))
-    start = 0
-    wanted = by_hand(kind, own_places())
-    for order in orders:
+    ordering, start = random_ordering(), 0
+    values, wanted = encoded(kind, KernelTable(SHAPES), ordering)(slice(None)), by_hand(kind, own_places())
+    for order in ordering.tensors().values():
         visited = values[start + order]  # kernel order[p] is visited at position p
         torch.testing.assert_close(visited.double(), wanted[start : start + len(order)], rtol=0, atol=1e-6)
         start += len(order)
@@ -139,14 +137,18 @@ def test_places_of_an_in_filter_ordering_count_filter_by_filter(kind: str) -> No
         for place, (f, c) in enumerate(walk):
             of_layer[f * ci + c] = place
         places.append(of_layer)
-    values = encoded(kind, KernelTable(SHAPES), InFilterOrdering(filters, channels))(slice(None))
+    layers = [{"filter_order": f, "channel_order": c} for f, c in zip(filters, channels, strict=True)]
+    values = encoded(kind, KernelTable(SHAPES), InFilterOrdering(layers))(slice(None))
     torch.testing.assert_close(values.double(), by_hand(kind, places), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ordered", [False, True])
 def test_encodings_made_anew_are_those_that_are_held(kind: str, ordered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    table, ordering = KernelTable(SHAPES), CrossFilterOrdering(random_orders()) if ordered else None
+    table, ordering = (
+        KernelTable(SHAPES),
+        random_ordering() if ordered else None,
+    )
     held = encoded(kind, table, ordering)
     monkeypatch.setattr(order_encoding, "HELD_BYTES", 0)
     anew = encoded(kind, table, ordering)
@@ -181,15 +183,6 @@ def test_the_predictor_takes_sines_cosines_and_the_layer(kind: str) -> None:
     nern = build_nern(config, KernelTable(SHAPES), None, 0)
     assert nern.predictor.layers[0].weight.shape == (5, 2 * 7 + 4)  # type: ignore[union-attr, index]
     assert [tuple(w.shape) for w in nern.reconstruct()] == list(SHAPES)
-
-
-def test_a_predictor_of_single_weights_is_refused_or_has_places_within_its_layer() -> None:
-    given = {"nern.method": "basic", "nern.embeddings.num_idxs": 5, "nern.embeddings.type": "order"}
-    try:
-        config = Config.from_dict(given)
-    except NernError:
-        return
-    build_nern(config.nern, KernelTable(SHAPES, num_idxs=5), CrossFilterOrdering(random_orders()), 0).reconstruct()
 
 
 # --- sines ---------------------------------------------------------------------------------------------------------

@@ -1,201 +1,46 @@
-"""Orderings: greedy paths, files, the published framework's folders, the cache."""
+"""Orderings on disk: files, the published framework's folders, the cache."""
 
 from __future__ import annotations
 
-import math
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nern.config import NernConfig
+from nern.cli import main
+from nern.config import Config
 from nern.errors import NernError, NernWarning
+from nern.experiment import joint_ordering
 from nern.files import load_safetensors, save_safetensors
 from nern.ordering import (
     CrossFilterOrdering,
     InFilterOrdering,
     NoOrdering,
+    PathCost,
     get_ordering,
-    greedy_filter_path,
-    greedy_path,
     load_ordering,
     save_ordering,
     solve_ordering,
 )
-from nern.ordering.store import FILE_NAME, content_key
-from nern.representation import KernelTable, build_nern
+from nern.ordering.cost import METRICS
+from nern.ordering.store import FILE_NAME, cache_key, content_key
+from nern.representation import KernelTable
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
 MODES = ["crossfilter", "infilter", "infilter_path"]
 SHAPES = [(4, 3, 3, 3), (5, 2, 1, 1), (2, 3, 5, 5)]
-Array = np.ndarray
 
 
 def random_weights(shapes: list[tuple[int, ...]] = SHAPES, seed: int = 0) -> list[Tensor]:
     rng = torch.Generator().manual_seed(seed)
     return [torch.randn(shape, generator=rng) for shape in shapes]
-
-
-def similarity(a: Array, b: Array) -> float:
-    """Of two kernels: cosine (0 with a zero kernel); of one entry, minus the squared difference."""
-    if a.size == 1:
-        return -float((a[0] - b[0]) ** 2)
-    norms = np.linalg.norm(a) * np.linalg.norm(b)
-    return float(a @ b / norms) if norms else 0.0
-
-
-def slow_path(similarities: Array) -> list[int]:
-    """The greedy path over a matrix of similarities, ties to the lowest row."""
-    path = [0]
-    while len(path) < len(similarities):
-        left = [row for row in range(len(similarities)) if row not in path]
-        path.append(max(left, key=lambda row: (similarities[path[-1], row], -row)))
-    return path
-
-
-def slow_kernel_path(kernels: Array) -> list[int]:
-    return slow_path(np.array([[similarity(a, b) for b in kernels] for a in kernels]))
-
-
-def slow_filter_path(filters: Array) -> list[int]:
-    return slow_path(
-        np.array([[sum(similarity(a, b) for a, b in zip(f, g, strict=True)) for g in filters] for f in filters])
-    )
-
-
-def draw(seed: int, *shape: int) -> Array:
-    return np.random.default_rng(seed).standard_normal(shape)
-
-
-# --- paths -------------------------------------------------------------------------------------------------------
-
-
-@given(st.integers(0, 1000), st.integers(1, 40), st.sampled_from([1, 4, 9, 25]))
-def test_the_path_is_the_greedy_one(seed: int, count: int, entries: int) -> None:
-    kernels = draw(seed, count, entries)
-    assert greedy_path(kernels).tolist() == slow_kernel_path(kernels)
-
-
-@given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 6), st.sampled_from([1, 9, 25]))
-def test_the_filter_path_is_the_greedy_one(seed: int, filters: int, channels: int, entries: int) -> None:
-    arranged = draw(seed, filters, channels, entries)
-    assert greedy_filter_path(arranged).tolist() == slow_filter_path(arranged)
-
-
-@given(
-    st.integers(1, 30),
-    st.sampled_from([1, 9]),
-    st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0, 1e-30, 1e30]), min_size=1, max_size=6),
-    st.integers(0, 100),
-)
-def test_a_path_is_a_permutation_that_starts_at_row_0_whatever_the_values(
-    count: int, entries: int, values: list[float], seed: int
-) -> None:
-    kernels = np.random.default_rng(seed).choice(values, (count, entries))
-    path = greedy_path(kernels)
-    assert path[0] == 0
-    assert sorted(path.tolist()) == list(range(count))
-
-
-def test_kernels_of_one_entry_are_compared_by_value() -> None:
-    values = np.array([[0.5], [-0.4], [3.0], [0.6], [0.1]])
-    assert greedy_path(values).tolist() == [0, 3, 4, 1, 2]
-
-
-def test_the_length_of_larger_kernels_does_not_matter() -> None:
-    kernels = draw(0, 20, 9)
-    lengths = np.random.default_rng(1).uniform(0.01, 100, (20, 1))
-    assert greedy_path(kernels * lengths).tolist() == greedy_path(kernels).tolist()
-
-
-def test_zero_kernels_have_similarity_0() -> None:
-    up, across = [1.0, 0, 0, 0], [0, 1.0, 0, 0]
-    kernels = np.array([up, [0.0] * 4, [-1.0, 0, 0, 0], up, across])
-    # like itself (1); then the zero kernel and the one across tie at 0, before the opposite (-1)
-    assert greedy_path(kernels).tolist() == [0, 3, 1, 2, 4]
-
-
-def test_only_zero_kernels_keep_their_order() -> None:
-    assert greedy_path(np.zeros((5, 9))).tolist() == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("entries", [1, 9])
-def test_ties_go_to_the_lowest_row(entries: int) -> None:
-    a, b = np.full(entries, 1.0), np.full(entries, 2.0 if entries == 1 else -1.0)
-    assert greedy_path(np.stack([a, b, a, b, a])).tolist() == [0, 2, 4, 1, 3]
-
-
-# --- whole layers ------------------------------------------------------------------------------------------------
-
-
-@given(st.integers(1, 6), st.integers(1, 5), st.sampled_from([1, 3, 5]), st.integers(0, 100))
-def test_cross_filter_orders_all_kernels_of_a_layer(filters: int, channels: int, side: int, seed: int) -> None:
-    (weight,) = random_weights([(filters, channels, side, side)], seed)
-    (order,) = solve_ordering([weight], "crossfilter").tensors().values()
-    assert order.tolist() == slow_kernel_path(weight.double().reshape(filters * channels, -1).numpy())
-
-
-@given(st.integers(1, 6), st.integers(1, 5), st.sampled_from([1, 3, 5]), st.integers(0, 100))
-def test_in_filter_orders_channels_then_filters(filters: int, channels: int, side: int, seed: int) -> None:
-    (weight,) = random_weights([(filters, channels, side, side)], seed)
-    tensors = solve_ordering([weight], "infilter").tensors()
-    kernels = weight.double().reshape(filters, channels, -1).numpy()
-    channel_paths = [slow_kernel_path(f) for f in kernels]
-    arranged = np.stack([f[path] for f, path in zip(kernels, channel_paths, strict=True)])
-    assert tensors["channel_order.0"].tolist() == channel_paths
-    assert tensors["filter_order.0"].tolist() == slow_filter_path(arranged)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", [(6, 1, 3, 3), (1, 6, 3, 3), (1, 1, 3, 3), (6, 1, 1, 1), (1, 6, 1, 1), (3, 2, 5, 5)])
-def test_zero_kernels_one_channel_and_one_filter_are_ordered(mode: str, shape: tuple[int, ...]) -> None:
-    (weight,) = random_weights([shape])
-    for broken in (weight, torch.zeros_like(weight), weight * (torch.arange(shape[0]) % 2).view(-1, 1, 1, 1)):
-        ordering = solve_ordering([broken], mode)
-        (positions,) = ordering.positions([shape])
-        assert sorted(positions.tolist()) == list(range(shape[0] * shape[1]))
-        nern = build_nern(NernConfig(output_size=5, hidden_layer_size=4), KernelTable((shape,)), ordering, seed=0)
-        assert torch.isfinite(nern.encoded(slice(None))).all()
-        assert all(torch.isfinite(w).all() for w in nern.reconstruct())
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_threads_do_not_change_the_result(mode: str) -> None:
-    weights = random_weights()
-    one, three = (solve_ordering(weights, mode, num_workers=n).tensors() for n in (1, 3))
-    assert one.keys() == three.keys()
-    assert all(torch.equal(one[name], three[name]) for name in one)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_weights_that_are_not_finite_are_refused(mode: str) -> None:
-    weights = random_weights()
-    weights[1][0, 0] = math.nan
-    with pytest.raises(NernError, match="learnable weight 1 holds values that are not finite"):
-        solve_ordering(weights, mode)
-
-
-def test_an_unknown_mode_lists_the_choices() -> None:
-    with pytest.raises(NernError, match="crossfilter, infilter, infilter_path, none"):
-        solve_ordering(random_weights(), "cross_filter")
-
-
-def test_bits_are_the_logarithm_of_the_number_of_orderings() -> None:
-    weights = random_weights()
-    cross = sum(math.log2(math.factorial(f * c)) for f, c, _, _ in SHAPES)
-    within = sum(math.log2(math.factorial(f)) + f * math.log2(math.factorial(c)) for f, c, _, _ in SHAPES)
-    assert solve_ordering(weights, "crossfilter").bits() == pytest.approx(cross)
-    assert solve_ordering(weights, "infilter").bits() == pytest.approx(within)
-    assert solve_ordering(weights, "none").bits() == 0
 
 
 # --- our files ---------------------------------------------------------------------------------------------------
@@ -206,12 +51,26 @@ def same(a: Any, b: Any) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("mode", MODES)
-def test_an_ordering_survives_its_file(mode: str, tmp_path: Path) -> None:
-    ordering = solve_ordering(random_weights(), mode)
+def test_an_ordering_survives_its_file(mode: str, metric: str, tmp_path: Path) -> None:
+    ordering = solve_ordering(random_weights(), mode, metric=metric)
     save_ordering(tmp_path / FILE_NAME, ordering)
-    assert same(load_ordering(tmp_path / FILE_NAME, mode, SHAPES), ordering)
-    assert same(load_ordering(tmp_path, mode, SHAPES), ordering)
+    for path in (tmp_path / FILE_NAME, tmp_path):
+        again = load_ordering(path, mode, SHAPES, metric)
+        assert same(again, ordering)
+        assert (again.metric, again.cost) == (metric, ordering.cost)
+    other = next(m for m in METRICS if m != metric)
+    with pytest.raises(NernError, match=rf"is of metric '{metric}'.*permutations\.metric is '{other}'; set that"):
+        load_ordering(tmp_path, mode, SHAPES, other)
+
+
+def test_files_without_a_metric_are_of_cosine_and_those_without_a_cost_have_none(tmp_path: Path) -> None:
+    save_ordering(tmp_path / FILE_NAME, solve_ordering(random_weights(), "crossfilter"))
+    tensors = load_file(tmp_path / FILE_NAME)
+    for metadata, cost in (({"path_cost": "[2.0, 1.0]"}, PathCost(2.0, 1.0, "cosine")), ({}, None)):
+        save_file(tensors, tmp_path / FILE_NAME, {"mode": "crossfilter"} | metadata)
+        assert load_ordering(tmp_path, "crossfilter", SHAPES).cost == cost
 
 
 @pytest.mark.parametrize(
@@ -222,7 +81,7 @@ def test_the_smallest_integers_that_hold_an_ordering_are_stored(
     kernels: int, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     order = torch.arange(kernels).flip(0)
-    save_ordering(tmp_path / FILE_NAME, CrossFilterOrdering([order]))
+    save_ordering(tmp_path / FILE_NAME, CrossFilterOrdering([{"order": order}]))
     assert load_file(tmp_path / FILE_NAME)["order.0"].dtype == dtype
     loaded = load_ordering(tmp_path, "crossfilter", [(kernels, 1, 3, 3)])
     assert torch.equal(loaded.tensors()["order.0"], order)
@@ -314,23 +173,23 @@ IN_FORMS = {
 @pytest.mark.parametrize("form", CROSS_FORMS)
 def test_published_cross_filter_folders_are_read(form: str, tmp_path: Path) -> None:
     ordering = solve_ordering(random_weights(), "crossfilter")
-    write_published(tmp_path, [CROSS_FORMS[form](order) for order in ordering.orders])
-    assert same(load_ordering(tmp_path, "crossfilter", SHAPES), ordering)
+    write_published(tmp_path, [CROSS_FORMS[form](layer["order"]) for layer in ordering.layers])
+    for metric in METRICS:  # which they do not tell
+        assert same(load_ordering(tmp_path, "crossfilter", SHAPES, metric), ordering)
 
 
 @pytest.mark.parametrize("form", IN_FORMS)
 def test_published_in_filter_folders_are_read(form: str, tmp_path: Path) -> None:
     shapes = [(4, 3, 3, 3), (3, 3, 3, 3), (5, 1, 3, 3), (1, 5, 3, 3)]
     ordering = solve_ordering(random_weights(shapes), "infilter")
-    pairs = zip(ordering.filter_orders, ordering.channel_orders, strict=True)
-    write_published(tmp_path, [IN_FORMS[form](filters, channels) for filters, channels in pairs])
+    write_published(tmp_path, [IN_FORMS[form](*layer.values()) for layer in ordering.layers])
     assert same(load_ordering(tmp_path, "infilter", shapes), ordering)
 
 
 def test_more_than_ten_published_layers_are_taken_by_number(tmp_path: Path) -> None:
     shapes = [(2, n, 1, 1) for n in range(1, 13)]
     ordering = solve_ordering(random_weights(shapes), "crossfilter")
-    write_published(tmp_path, ordering.orders)
+    write_published(tmp_path, [layer["order"] for layer in ordering.layers])
     assert same(load_ordering(tmp_path, "crossfilter", shapes), ordering)
 
 
@@ -342,17 +201,13 @@ def test_published_files_of_something_else_are_refused(mode: str, content: Any, 
         load_ordering(tmp_path, mode, SHAPES[:1])
 
 
-def test_a_published_folder_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
-    write_published(tmp_path, solve_ordering(random_weights(), "crossfilter").orders)
-    (tmp_path / "layer_1.pt").unlink()
-    with pytest.raises(NernError, match=r"layer_0.pt to layer_2.pt; it has layer_0.pt, layer_2.pt"):
-        load_ordering(tmp_path, "crossfilter", SHAPES)
-
-
-def test_a_damaged_published_file_is_refused(tmp_path: Path) -> None:
-    write_published(tmp_path, solve_ordering(random_weights(), "crossfilter").orders)
+def test_a_published_folder_with_a_damaged_or_missing_layer_is_refused(tmp_path: Path) -> None:
+    write_published(tmp_path, list(solve_ordering(random_weights(), "crossfilter").tensors().values()))
     (tmp_path / "layer_2.pt").write_bytes((tmp_path / "layer_2.pt").read_bytes()[:100])
     with pytest.raises(NernError, match=r"layer_2.pt cannot be read"):
+        load_ordering(tmp_path, "crossfilter", SHAPES)
+    (tmp_path / "layer_1.pt").unlink()
+    with pytest.raises(NernError, match=r"layer_0.pt to layer_2.pt; it has layer_0.pt, layer_2.pt"):
         load_ordering(tmp_path, "crossfilter", SHAPES)
 
 
@@ -372,16 +227,57 @@ def test_published_files_with_code_are_refused_and_not_executed(
 # --- cache and path ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_second_time_an_ordering_comes_from_the_cache(mode: str, cache_dir: Path) -> None:
-    weights = random_weights()
-    first, source = get_ordering(weights, mode)
+def test_the_second_time_an_ordering_comes_from_the_cache(cache_dir: Path) -> None:
+    weights, found = random_weights(), {}
+    for said in ("solved now", "from the cache"):
+        for mode in MODES:
+            for metric in METRICS:
+                ordering, source = get_ordering([w.clone() for w in weights], mode, metric=metric)
+                assert source.startswith(said)
+                first = found.setdefault((mode, metric), ordering)
+                assert same(ordering, first)
+                assert (ordering.mode, ordering.metric, ordering.cost) == (mode, metric, first.cost)
+    keys = {content_key(weights, mode) for mode in MODES}
+    names = {file.stem for file in (cache_dir / "orderings").iterdir()}
+    assert keys < names
+    assert len(names) == 6
+
+
+@pytest.mark.parametrize("mode", ["crossfilter", "infilter"])
+def test_what_is_approximate_is_said(mode: str, tmp_path: Path) -> None:
+    shape = (64, 64, 3, 3) if mode == "crossfilter" else (2, 4096, 3, 3)
+    weights = random_weights([shape, (2, 2, 3, 3), shape])
+    exact, source = get_ordering(weights, mode)
     assert source == "solved now"
-    second, source = get_ordering([w.clone() for w in weights], mode)
+    approximate, source = get_ordering(weights, mode, tmp_path, exact_limit=4000)
+    assert source == f"solved now (2 layers of more than 4,000 kernels approximately), written to {tmp_path}"
+    assert approximate.cost is not None
+    assert exact.cost is not None
+    assert exact.cost.final < approximate.cost.final < 1.05 * exact.cost.final
+    again, source = get_ordering(weights, mode, exact_limit=4000)
     assert source.startswith("from the cache")
-    assert same(first, second)
-    (file,) = (cache_dir / "orderings").iterdir()
-    assert file.stem == content_key(weights, mode)
+    assert same(again, approximate)
+    assert same(solve_ordering(weights, mode, exact_limit=4000), approximate)
+    assert get_ordering(weights, mode, exact_limit=4096 * 2)[1].startswith("from the cache")  # the exact one
+    assert "(1 layer of" in get_ordering(weights[:1], mode, exact_limit=4000)[1]
+
+
+def test_what_changes_the_result_changes_the_cached_file(tmp_path: Path) -> None:
+    weights = random_weights([(9, 7, 3, 3)])
+    key = content_key(weights, "crossfilter")
+    assert cache_key(key, [], 0.0) == key
+    choices = [(a, s, m) for a in ([], [0], [1], [0, 1]) for s in (0.0, 1.0, 1.5) for m in METRICS]
+    assert len({cache_key(key, *choice) for choice in choices}) == len(choices)
+    improved, _ = get_ordering(weights, "crossfilter", tmp_path, improve_seconds=0.05)
+    assert improved.cost is not None
+    assert improved.cost.final < improved.cost.greedy
+    for path in (None, tmp_path):
+        again, _ = get_ordering(weights, "crossfilter", path, improve_seconds=0.05)
+        assert same(again, improved)
+        assert again.cost == improved.cost
+    ordering, source = get_ordering(weights, "crossfilter")
+    assert source == "solved now"
+    assert same(ordering, solve_ordering(weights, "crossfilter"))
 
 
 def test_the_key_depends_on_mode_shapes_and_every_weight() -> None:
@@ -429,8 +325,8 @@ def test_an_ordering_is_written_to_the_path_and_read_from_there(mode: str, tmp_p
 def test_what_the_path_holds_goes_before_the_cache(tmp_path: Path) -> None:
     weights = random_weights()
     get_ordering(weights, "crossfilter")
-    chosen = CrossFilterOrdering([torch.arange(f * c).flip(0) for f, c, _, _ in SHAPES])
-    write_published(tmp_path, chosen.orders)
+    chosen = CrossFilterOrdering([{"order": torch.arange(f * c).flip(0)} for f, c, _, _ in SHAPES])
+    write_published(tmp_path, list(chosen.tensors().values()))
     ordering, source = get_ordering(weights, "crossfilter", tmp_path)
     assert source == f"read from {tmp_path}"
     assert same(ordering, chosen)
@@ -446,7 +342,8 @@ def test_a_path_with_an_ordering_of_another_mode_is_an_error_not_overwritten(tmp
 
 
 def test_positions_are_the_inverse_of_the_path() -> None:
-    ordering = InFilterOrdering([torch.tensor([2, 0, 1])], [torch.tensor([[1, 0], [0, 1], [1, 0]])])
+    layer = {"filter_order": torch.tensor([2, 0, 1]), "channel_order": torch.tensor([[1, 0], [0, 1], [1, 0]])}
+    ordering = InFilterOrdering([layer])
     (positions,) = ordering.positions([(3, 2, 3, 3)])
     assert positions.tolist() == [3, 2, 4, 5, 1, 0]
 
@@ -517,3 +414,44 @@ def test_a_damaged_cache_is_mended_with_one_warning(damage: Callable[[Path], obj
     assert source == f"from the cache ({cached})"
     assert torch.equal(mended.tensors()["order.0"], solved.tensors()["order.0"])
     assert list((cache_dir / "orderings").iterdir()) == [cached]
+
+
+# --- settings ----------------------------------------------------------------------------------------------------
+
+
+def test_the_config_chooses_the_metric() -> None:
+    weights = random_weights()
+    chosen = {"permute_mode": "crossfilter", "metric": "distance"}
+    config = Config.from_dict({"nern": {"embeddings": {"permutations": chosen}}})
+    ordering, _ = joint_ordering(KernelTable(tuple(SHAPES)), weights, config)
+    assert same(ordering, solve_ordering(weights, "crossfilter", metric="distance"))
+    assert str(ordering.cost).startswith("path cost (distance) ")
+
+
+@pytest.mark.parametrize(
+    ("permutations", "says"),
+    [
+        ({"improve_seconds": 3.0}, "permute_mode is 'none'; choose one .'crossfilter', 'infilter', 'infilter_path'"),
+        ({"metric": "distance"}, "permute_mode is 'none'; choose one .'crossfilter', 'infilter', "),
+        ({"permute_mode": "crossfilter", "improve_seconds": -1.0}, "improve_seconds"),
+        ({"permute_mode": "crossfilter", "improve_seconds": float("inf")}, "must be finite"),
+        ({"permute_mode": "crossfilter", "exact_limit": 0}, "exact_limit"),
+        ({"permute_mode": "crossfilter", "metric": "euclid"}, r"permutations\.metric.*'euclid'.*cosine, distance"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(permutations: dict[str, object], says: str) -> None:
+    with pytest.raises(NernError, match=says):
+        Config.from_dict({"nern": {"embeddings": {"permutations": permutations}}})
+
+
+def test_bench_order_takes_the_metric(tmp_path: Path) -> None:
+    options = ["--kernels", "200", "--repeats", "1", "--warmup", "1", "--threads", "1"]
+    options += ["--json", str(tmp_path / "out.json"), "--markdown", str(tmp_path / "out.md")]
+    chosen = {"permute_mode": "infilter_path", "metric": "distance"}
+    options += [part for key, value in chosen.items() for part in (f"--nern.embeddings.permutations.{key}", value)]
+    assert main(["bench", "order", *options]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert (found["mode"], found["metric"]) == ("infilter_path", "distance")
+    assert all(0 < of["cost"] < of["cost_unordered"] for of in found["measured"].values())
+    assert "infilter_path by distance" in (tmp_path / "out.md").read_text()
+    assert "Path cost: distance of successive kernels" in (tmp_path / "out.md").read_text()

@@ -172,7 +172,7 @@ def test_steps_equal_an_independent_computation(rng: torch.Generator) -> None:
 
 def test_the_walk_visits_kernels_in_the_order_of_their_coordinates() -> None:
     order = torch.tensor([2, 0, 3, 1])
-    positions = nern.ordering.CrossFilterOrdering([order]).positions([(2, 2, 3, 3)])[0]
+    positions = nern.ordering.CrossFilterOrdering([{"order": order}]).positions([(2, 2, 3, 3)])[0]
     assert walk_of(positions).tolist() == order.tolist()
 
 

@@ -441,7 +441,7 @@ def test_a_cross_filter_ordering_gives_the_kernel_at_position_p_the_coordinates_
     table = KernelTable(((2, 3, 3, 3), (2, 2, 1, 1)))
     orders = [torch.tensor([4, 0, 5, 1, 3, 2]), torch.tensor([1, 3, 0, 2])]
     own = table.coordinates()
-    moved = table.coordinates(CrossFilterOrdering(orders).positions(table.shapes))
+    moved = table.coordinates(CrossFilterOrdering([{"order": order} for order in orders]).positions(table.shapes))
     for layer, order in enumerate(orders):
         start = table.starts[layer]
         for position, kernel in enumerate(order.tolist()):
@@ -451,7 +451,9 @@ def test_a_cross_filter_ordering_gives_the_kernel_at_position_p_the_coordinates_
 def test_an_in_filter_ordering_moves_channels_within_their_filter_and_filters_as_wholes() -> None:
     table = KernelTable(((2, 3, 3, 3),))
     filters, channels = torch.tensor([1, 0]), torch.tensor([[2, 0, 1], [1, 2, 0]])
-    moved = table.coordinates(InFilterOrdering([filters], [channels]).positions(table.shapes)).tolist()
+    moved = table.coordinates(
+        InFilterOrdering([{"filter_order": filters, "channel_order": channels}]).positions(table.shapes)
+    ).tolist()
     for place, f in enumerate(filters.tolist()):
         for position, c in enumerate(channels[f].tolist()):
             assert moved[f * 3 + c] == [0, place, position]

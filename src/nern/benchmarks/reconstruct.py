@@ -58,7 +58,7 @@ def _measure(config: Config, repeats: int, warmup: int) -> dict[str, Any]:
     trainer = build_trainer(config, False)
     nern, device = trainer.nern, trainer.device
     orders = [torch.randperm(co * ci, generator=generator(config.seed, "order")) for co, ci, _, _ in nern.table.shapes]
-    ordering = CrossFilterOrdering(orders)
+    ordering = CrossFilterOrdering([{"order": order} for order in orders])
 
     def build() -> None:
         build_nern(config.nern, nern.table, ordering, config.seed, device)

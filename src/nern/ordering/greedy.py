@@ -54,55 +54,36 @@ def _greedy_path(rows: Any, by_distance: bool) -> Any:  # pragma: no cover (comp
 
 
 @_compiled
-def _greedy_line(order: Any, values: Any) -> Any:  # pragma: no cover (compiled)
-    """The same path for rows of one entry, in n log n: what was visited is an interval of the sorted values, so the next
-    row lies at one of its ends. `order`: rows by value, equal ones by number; `values`: in that order."""
-    n = len(order)
+def _greedy_line(values: Any, first: Any, start: int) -> Any:  # pragma: no cover (compiled)
+    """The same path for different numbers, which rise, in n steps: what was visited is an interval, so the next number
+    lies at one of its ends. `first`: the row of each; of two that are as near, the lower one is next."""
+    n = len(values)
     path = np.empty(n, np.int64)
-    start = 0
-    for i in range(n):
-        if order[i] == 0:
-            start = i
-    low = start  # [low, high) are visited; row 0 is the first of those that equal it
-    high = start
-    first = low
-    count, current = 0, values[start]
-    while count < n:
-        below = -np.inf if low == 0 else -((values[low - 1] - current) ** 2)
-        above = -np.inf if high == n else -((values[high] - current) ** 2)
-        if first == low:  # of the rows that equal the next one below, the first
-            first = low - 1
-            while first > 0 and values[first - 1] == values[low - 1]:
-                first -= 1
-        upwards = above > below or (above == below and order[high] < order[max(first, 0)])
-        if upwards:
-            path[count] = order[high]
-            current = values[high]
+    path[0], low, high = start, start - 1, start + 1  # the ends
+    for position in range(1, n):
+        here = values[path[position - 1]]
+        below = (values[low] - here) ** 2 if low >= 0 else np.inf
+        above = (values[high] - here) ** 2 if high < n else np.inf
+        if high < n and (above < below or (above == below and first[high] < first[low])):
+            path[position] = high
             high += 1
-            count += 1
         else:
-            current = values[first]
-            for i in range(first, low):
-                path[count] = order[i]
-                count += 1
-            low = first
+            path[position] = low
+            low -= 1
     return path
 
 
-def normalized(kernels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each row divided by its norm, in place; a zero row stays zero (it is similar to nothing: cosine 0)."""
-    rows = kernels.reshape(-1, kernels.shape[-1])
+def unit_rows(kernels: NDArray[Any]) -> NDArray[np.float64]:
+    """A copy of kernels (..., entries) in float64, each divided by its norm; a zero kernel stays zero (it is similar to
+    nothing: cosine 0)."""
+    units = np.array(kernels, dtype=np.float64, order="C")
+    rows = units.reshape(-1, units.shape[-1])
     for start in range(0, len(rows), 65536):  # the norm takes a copy
         part = rows[start : start + 65536]
         norms = np.linalg.norm(part, axis=-1, keepdims=True)
         np.divide(part, norms, out=part, where=norms > 0)
         part[norms[:, 0] == 0] = 0  # also what is too small for its square
-    return kernels
-
-
-def unit_rows(kernels: NDArray[Any]) -> NDArray[np.float64]:
-    """A normalised copy of kernels (..., entries) in float64."""
-    return normalized(np.array(kernels, dtype=np.float64, order="C"))
+    return units
 
 
 def even_rows(kernels: NDArray[Any]) -> NDArray[np.float64]:
@@ -130,9 +111,10 @@ def greedy_path(kernels: NDArray[Any], share: float = 1.0, metric: str = "cosine
     """
     n, entries = kernels.shape
     if entries == 1:
-        values = np.ascontiguousarray(kernels[:, 0], dtype=np.float64)
-        order = np.argsort(values, kind="stable")
-        return _greedy_line(order, values[order])
+        values, first, group = np.unique(kernels[:, 0].astype(np.float64), return_index=True, return_inverse=True)
+        visited = np.empty(len(values), np.int64)
+        visited[_greedy_line(values, first, group[0])] = np.arange(len(values))
+        return np.argsort(visited[group], kind="stable")  # equal rows follow each other
     by_distance = metric == "distance"
     rows = comparable_rows(kernels, metric)
     path = tree_path(rows, share, by_distance) if has_tree(n, entries) else None

@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nern.errors import NernError, unknown_name
@@ -27,209 +28,166 @@ from nern.ordering.walk import by_distance, compile_links, greedy_walk, linked_w
 from nern.registry import ORDERINGS
 
 Shapes = Sequence[tuple[int, int, int, int]]
-Layer = Mapping[str, Tensor]
+Array = NDArray[Any]
+Layer = Mapping[str, Array]  # a layer's permutations by name
 
 # `share` of layers above the limit: a third of the time, paths 2 % longer (1,048,576 random 3x3 kernels).
 APPROXIMATE = 0.3
 
 
-class Ordering(Protocol):
-    """Contract of an ordering of all layers. `mode` is its registered name, `metric` what makes kernels neighbours in it
-    ('cosine' or 'distance'), `cost` how long its paths are, if known.
+class Ordering:
+    """An ordering of all layers: base of the registered ones, and the one of them ('none') that keeps every kernel in its
+    place.
 
-    Its class has `solve_layer`, `improve_layer`, `layer_cost`, `path_length`, `permutations` and `from_layers`, as those
-    below.
+    Args:
+        layers: of each layer, its permutations by name (see `permutations`), unchecked.
+
+    Attributes:
+        mode: its registered name.
+        metric: what makes kernels neighbours in it, 'cosine' or 'distance'.
+        cost: how long its paths are, if known.
     """
 
-    mode: str
-    metric: str
-    cost: PathCost | None
-
-    def positions(self, shapes: Shapes) -> list[Int[Tensor, " kernels"]]:
-        """Of each layer, the kernel number (filter * c_in + channel) whose coordinates each kernel takes."""
-        ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What is stored, by name."""
-        ...
-
-    def bits(self) -> float:
-        """Least bits that any code needs for one of all such orderings: log2 of their number."""
-        ...
-
-
-def _check_permutation(order: Tensor, size: int, what: str) -> Int[Tensor, " size"]:
-    order = order.long()
-    fits = order.dim() == 1 and len(order) == size and bool(((order >= 0) & (order < size)).all())
-    if not fits or not torch.zeros(size, dtype=torch.bool).index_fill_(0, order, True).all():
-        raise NernError(f"{what} is not a permutation of 0..{size - 1} (it has shape {tuple(order.shape)})")
-    return order
-
-
-def _inverse(orders: Int[Tensor, "*batch n"]) -> Int[Tensor, "*batch n"]:
-    """Of each row of permutations, its inverse."""
-    return torch.empty_like(orders).scatter_(-1, orders, torch.arange(orders.shape[-1]).expand_as(orders))
-
-
-def _log2_factorial(n: int) -> float:
-    return math.lgamma(n + 1) / math.log(2)
-
-
-@ORDERINGS.register("crossfilter")
-class CrossFilterOrdering:
-    """One path through all kernels of a layer. `orders[l][p]` is the kernel visited at position p."""
-
-    mode = "crossfilter"
-    metric = "cosine"
+    mode: ClassVar[str] = "none"
+    metric: str = "cosine"
     cost: PathCost | None = None
 
-    def __init__(self, orders: Sequence[Tensor]) -> None:
-        self.orders = list(orders)
+    def __init__(self, layers: Sequence[Mapping[str, Tensor]] = ()) -> None:
+        self.layers = [dict(layer) for layer in layers]
 
-    @staticmethod
-    def solve_layer(weight: np.ndarray, share: float = 1.0, metric: str = "cosine") -> dict[str, Tensor]:
-        """Order one weight (filters, channels, height, width); `share` and `metric`: see `greedy_path`."""
-        return {"order": torch.from_numpy(greedy_path(_kernels(weight), share, metric))}
+    @classmethod
+    def from_layers(cls, layers: Sequence[Mapping[str, Tensor]], shapes: Shapes) -> Ordering:
+        """From each layer's permutations, checked against the layers' shapes.
 
-    @staticmethod
-    def improve_layer(weight: np.ndarray, layer: Layer, deadline: float, metric: str = "cosine") -> dict[str, Tensor]:
-        """A shorter path, found until `deadline` (of `time.monotonic()`). Kernels of one entry are sorted: no path has
-        fewer changes of sign, nor a smaller sum of differences."""
-        kernels = _kernels(weight)
-        if kernels.shape[1] == 1:
-            return {"order": torch.from_numpy(np.argsort(kernels[:, 0], kind="stable"))}
-        rows, whole = comparable_rows(kernels, metric), _whole(metric)
-        return {"order": torch.from_numpy(improved_path(rows, layer["order"].numpy(), deadline, whole))}
-
-    @staticmethod
-    def layer_cost(weight: np.ndarray, layer: Layer, metric: str = "cosine") -> float:
-        """1 - cosine, or the distance, summed over consecutive kernels."""
-        return path_sum(_measured(_kernels(weight), metric), _whole(metric), layer["order"].numpy())
-
-    @staticmethod
-    def path_length(shape: tuple[int, ...]) -> int:
-        """Kernels in a path."""
-        return shape[0] * shape[1]
+        Raises:
+            NernError: one is no permutation of its layer.
+            KeyError: a layer lacks one.
+        """
+        pairs = zip(layers, shapes, strict=True) if cls.mode != "none" else ()
+        return cls([_checked(layer, cls.permutations(shape), index) for index, (layer, shape) in enumerate(pairs)])
 
     @staticmethod
     def permutations(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """Of each of a layer's tensors, its shape: permutations along the last axis."""
+        """What is stored of a layer of this shape: of each tensor its shape, permutations along the last axis."""
+        return {}
+
+    @staticmethod
+    def path(layer: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
+        """The kernel number (filter * c_in + channel) at each position of a layer."""
+        return torch.arange(shape[0] * shape[1])
+
+    @classmethod
+    def solve_layer(cls, weight: Array, share: float = 1.0, metric: str = "cosine") -> Layer:
+        """Order one weight (filters, channels, height, width); `share` and `metric`: see `greedy_path`."""
+        return {}
+
+    @classmethod
+    def improve_layer(cls, weight: Array, layer: Layer, deadline: float, metric: str = "cosine") -> Layer:
+        """Shorter paths, found until `deadline` (of `time.monotonic()`)."""
+        return layer
+
+    @classmethod
+    def layer_cost(cls, weight: Array, layer: Layer, metric: str = "cosine") -> float:
+        """1 - cosine, or the distance, summed over consecutive kernels of the path."""
+        path = np.asarray(cls.path(layer, weight.shape))
+        return path_sum(_measured(_kernels(weight), metric), _whole(metric), path)
+
+    def positions(self, shapes: Shapes) -> list[Int[Tensor, " kernels"]]:
+        """Of each layer, the kernel number whose coordinates each kernel takes."""
+        layers = self.layers or [{}] * len(shapes)
+        return [_inverse(self.path(layer, shape)) for layer, shape in zip(layers, shapes, strict=True)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is stored, by name."""
+        return {f"{name}.{i}": order for i, layer in enumerate(self.layers) for name, order in layer.items()}
+
+    def bits(self) -> float:
+        """Least bits that any code needs for one of all such orderings: log2 of their number."""
+        return sum((sum(_bits(order.shape) for order in layer.values()) for layer in self.layers), 0.0)
+
+
+NoOrdering = ORDERINGS.register("none")(Ordering)
+
+
+@ORDERINGS.register("crossfilter")
+class CrossFilterOrdering(Ordering):
+    """One path through all kernels of a layer: `order[p]` is the kernel visited at position p."""
+
+    mode = "crossfilter"
+
+    @staticmethod
+    def permutations(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """See `Ordering.permutations`."""
         return {"order": (shape[0] * shape[1],)}
 
     @staticmethod
-    def from_layers(layers: Sequence[Mapping[str, Tensor]], shapes: Shapes) -> CrossFilterOrdering:
-        """From each layer's tensors, checked against the shapes."""
-        return CrossFilterOrdering(
-            [
-                _check_permutation(layer["order"], co * ci, f"the cross-filter order of layer {index}")
-                for index, (layer, (co, ci, _, _)) in enumerate(zip(layers, shapes, strict=True))
-            ]
-        )
+    def path(layer: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
+        """See `Ordering.path`."""
+        return layer["order"]
 
-    def positions(self, shapes: Shapes) -> list[Int[Tensor, " kernels"]]:
-        """See `Ordering.positions`."""
-        return [_inverse(order) for order in self.orders]
+    @classmethod
+    def solve_layer(cls, weight: Array, share: float = 1.0, metric: str = "cosine") -> Layer:
+        """See `Ordering.solve_layer`."""
+        return {"order": greedy_path(_kernels(weight), share, metric)}
 
-    def tensors(self) -> dict[str, Tensor]:
-        """See `Ordering.tensors`."""
-        return {f"order.{index}": order for index, order in enumerate(self.orders)}
-
-    def bits(self) -> float:
-        """log2(n!) a layer of n kernels."""
-        return sum(_log2_factorial(len(order)) for order in self.orders)
+    @classmethod
+    def improve_layer(cls, weight: Array, layer: Layer, deadline: float, metric: str = "cosine") -> Layer:
+        """See `Ordering.improve_layer`. Kernels of one entry are sorted: no path has fewer changes of sign, nor a smaller
+        sum of differences."""
+        kernels = _kernels(weight)
+        if kernels.shape[1] == 1:
+            return {"order": np.argsort(kernels[:, 0], kind="stable")}
+        return {"order": improved_path(comparable_rows(kernels, metric), layer["order"], deadline, _whole(metric))}
 
 
 @ORDERINGS.register("infilter")
-class InFilterOrdering:
+class InFilterOrdering(Ordering):
     """A path through the channels of each filter, then one through the filters so arranged.
 
-    `channel_orders[l][f, p]`: channel of filter f visited at position p; `filter_orders[l][p]`: filter at position p.
+    `channel_order[f, p]`: channel of filter f visited at position p; `filter_order[p]`: filter at position p.
     """
 
     mode = "infilter"
-    metric = "cosine"
-    cost: PathCost | None = None
-
-    def __init__(self, filter_orders: Sequence[Tensor], channel_orders: Sequence[Tensor]) -> None:
-        self.filter_orders = list(filter_orders)
-        self.channel_orders = list(channel_orders)
 
     @staticmethod
-    def solve_layer(weight: np.ndarray, share: float = 1.0, metric: str = "cosine") -> dict[str, Tensor]:
-        """Order one weight (filters, channels, height, width); `share` and `metric`: see `greedy_path`."""
-        kernels = weight.reshape(*weight.shape[:2], -1)
-        channel_order = np.stack([greedy_path(kernels_of_filter, share, metric) for kernels_of_filter in kernels])
-        return {
-            "filter_order": torch.from_numpy(greedy_filter_path(_arranged(kernels, channel_order), metric)),
-            "channel_order": torch.from_numpy(channel_order),
-        }
+    def permutations(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """See `Ordering.permutations`."""
+        return {"filter_order": shape[:1], "channel_order": shape[:2]}
 
     @staticmethod
-    def improve_layer(weight: np.ndarray, layer: Layer, deadline: float, metric: str = "cosine") -> dict[str, Tensor]:
-        """Shorter paths of channels, then of the filters so arranged, found until `deadline` (of `time.monotonic()`).
-        Kernels of one entry are sorted within each filter, and by cosine filters stay on the greedy path."""
+    def path(layer: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
+        """See `Ordering.path`."""
+        filters, channels = layer["filter_order"], layer["channel_order"]
+        return (filters[:, None] * shape[1] + channels[filters]).reshape(-1)
+
+    @classmethod
+    def solve_layer(cls, weight: Array, share: float = 1.0, metric: str = "cosine") -> Layer:
+        """See `Ordering.solve_layer`."""
         kernels = weight.reshape(*weight.shape[:2], -1)
-        channels = _improved_channels(kernels, layer["channel_order"].numpy(), deadline, metric)
+        channels = np.stack([greedy_path(of_filter, share, metric) for of_filter in kernels])
+        return {"filter_order": greedy_filter_path(_arranged(kernels, channels), metric), "channel_order": channels}
+
+    @classmethod
+    def improve_layer(cls, weight: Array, layer: Layer, deadline: float, metric: str = "cosine") -> Layer:
+        """See `Ordering.improve_layer`: paths of channels, then of the filters so arranged. Kernels of one entry are
+        sorted within each filter, and by cosine filters stay on the greedy path."""
+        kernels = weight.reshape(*weight.shape[:2], -1)
+        channels = _improved_channels(kernels, layer["channel_order"], deadline, metric)
         arranged = _arranged(kernels, channels)
         filters = greedy_filter_path(arranged, metric)
         if kernels.shape[2] > 1 or metric == "distance":
             rows = comparable_rows(arranged, metric).reshape(len(kernels), -1)
             filters = improved_path(rows, filters, deadline, _whole(metric, kernels.shape[1]))
-        return {"filter_order": torch.from_numpy(filters), "channel_order": torch.from_numpy(channels)}
+        return {"filter_order": filters, "channel_order": channels}
 
-    @staticmethod
-    def layer_cost(weight: np.ndarray, layer: Layer, metric: str = "cosine") -> float:
+    @classmethod
+    def layer_cost(cls, weight: Array, layer: Layer, metric: str = "cosine") -> float:
         """1 - cosine, summed over consecutive channels of each filter, and over the kernels of consecutive filters; or the
         distances of consecutive channels and of consecutive filters as a whole, summed."""
         filters, channels = weight.shape[:2]
-        arranged = _measured(_arranged(weight.reshape(filters, channels, -1), layer["channel_order"].numpy()), metric)
+        arranged = _measured(_arranged(weight.reshape(filters, channels, -1), layer["channel_order"]), metric)
         within = sum(path_sum(rows, _whole(metric), np.arange(channels)) for rows in arranged)
-        between = path_sum(arranged.reshape(filters, -1), _whole(metric, channels), layer["filter_order"].numpy())
-        return within + between
-
-    @staticmethod
-    def path_length(shape: tuple[int, ...]) -> int:
-        """Kernels in a path of channels."""
-        return shape[1]
-
-    @staticmethod
-    def permutations(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """See `CrossFilterOrdering.permutations`."""
-        return {"filter_order": shape[:1], "channel_order": shape[:2]}
-
-    @classmethod
-    def from_layers(cls, layers: Sequence[Mapping[str, Tensor]], shapes: Shapes) -> InFilterOrdering:
-        """From each layer's tensors, checked against the shapes."""
-        filter_orders, channel_orders = [], []
-        for index, (layer, (co, ci, _, _)) in enumerate(zip(layers, shapes, strict=True)):
-            channels = layer["channel_order"]
-            if tuple(channels.shape) != (co, ci):
-                raise NernError(
-                    f"the channel orders of layer {index} have shape {tuple(channels.shape)}, not {(co, ci)}"
-                )
-            filter_orders.append(_check_permutation(layer["filter_order"], co, f"the filter order of layer {index}"))
-            rows = [_check_permutation(r, ci, f"channel order {f} of layer {index}") for f, r in enumerate(channels)]
-            channel_orders.append(torch.stack(rows))
-        return cls(filter_orders, channel_orders)
-
-    def positions(self, shapes: Shapes) -> list[Int[Tensor, " kernels"]]:
-        """See `Ordering.positions`."""
-        result = []
-        for filters, channels, (_, ci, _, _) in zip(self.filter_orders, self.channel_orders, shapes, strict=True):
-            result.append((_inverse(filters)[:, None] * ci + _inverse(channels)).flatten())
-        return result
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `Ordering.tensors`."""
-        named = {f"filter_order.{index}": order for index, order in enumerate(self.filter_orders)}
-        return named | {f"channel_order.{index}": order for index, order in enumerate(self.channel_orders)}
-
-    def bits(self) -> float:
-        """log2(filters!) + filters * log2(channels!) a layer."""
-        return sum(
-            _log2_factorial(len(channels)) + len(channels) * _log2_factorial(channels.shape[1])
-            for channels in self.channel_orders
-        )
+        return within + path_sum(arranged.reshape(filters, -1), _whole(metric, channels), layer["filter_order"])
 
 
 @ORDERINGS.register("infilter_path")
@@ -239,82 +197,27 @@ class InFilterPathOrdering(InFilterOrdering):
 
     mode = "infilter_path"
 
-    @staticmethod
-    def solve_layer(weight: np.ndarray, share: float = 1.0, metric: str = "cosine") -> dict[str, Tensor]:
-        """Order one weight (filters, channels, height, width) as `greedy_walk` does."""
+    @classmethod
+    def solve_layer(cls, weight: Array, share: float = 1.0, metric: str = "cosine") -> Layer:
+        """See `Ordering.solve_layer` and `greedy_walk`."""
         filters, channels = greedy_walk(weight.reshape(*weight.shape[:2], -1), share, metric)
-        return {"filter_order": torch.from_numpy(filters), "channel_order": torch.from_numpy(channels)}
+        return {"filter_order": filters, "channel_order": channels}
 
-    @staticmethod
-    def improve_layer(weight: np.ndarray, layer: Layer, deadline: float, metric: str = "cosine") -> dict[str, Tensor]:
-        """Shorter paths of channels, as `InFilterOrdering.improve_layer` has them, then shorter links between them."""
+    @classmethod
+    def improve_layer(cls, weight: Array, layer: Layer, deadline: float, metric: str = "cosine") -> Layer:
+        """See `Ordering.improve_layer`: paths of channels as `InFilterOrdering` has them, then the links between them."""
         kernels = weight.reshape(*weight.shape[:2], -1)
-        channels = _improved_channels(kernels, layer["channel_order"].numpy(), deadline, metric)
-        rows = np.take_along_axis(walked_rows(kernels, metric), channels[:, [0, -1], None], axis=1)
+        channels = _improved_channels(kernels, layer["channel_order"], deadline, metric)
+        ends = np.take_along_axis(walked_rows(kernels, metric), channels[:, [0, -1], None], axis=1)
         whole = None if by_distance(kernels, metric) else 1.0
-        ends = rows.reshape(-1, kernels.shape[2])
-        filters, turned = linked_walk(ends, layer["filter_order"].numpy(), deadline, whole)
+        filters, turned = linked_walk(ends.reshape(-1, kernels.shape[2]), layer["filter_order"], deadline, whole)
         channels[turned] = channels[turned, ::-1]
-        return {"filter_order": torch.from_numpy(filters), "channel_order": torch.from_numpy(channels)}
+        return {"filter_order": filters, "channel_order": channels}
 
-    @staticmethod
-    def layer_cost(weight: np.ndarray, layer: Layer, metric: str = "cosine") -> float:
-        """1 - cosine, or the distance, summed over consecutive kernels of the walk."""
-        filters, channels = layer["filter_order"].numpy(), layer["channel_order"].numpy()
-        walk = (filters[:, None] * channels.shape[1] + channels[filters]).ravel()
-        return path_sum(_measured(_kernels(weight), metric), _whole(metric), walk)
-
-
-@ORDERINGS.register("none")
-class NoOrdering:
-    """Every kernel keeps its own coordinates; nothing is stored."""
-
-    mode = "none"
-    metric = "cosine"
-    cost: PathCost | None = None
-
-    @staticmethod
-    def solve_layer(weight: np.ndarray, share: float = 1.0, metric: str = "cosine") -> dict[str, Tensor]:
-        """Nothing to solve."""
-        return {}
-
-    @staticmethod
-    def improve_layer(weight: np.ndarray, layer: Layer, deadline: float, metric: str = "cosine") -> dict[str, Tensor]:
-        """Nothing to improve."""
-        return {}
-
-    @staticmethod
-    def layer_cost(weight: np.ndarray, layer: Layer, metric: str = "cosine") -> float:
-        """1 - cosine, or the distance, summed over consecutive kernels in the order in which they are."""
-        rows = _measured(_kernels(weight), metric)
-        return path_sum(rows, _whole(metric), np.arange(len(rows)))
-
-    @staticmethod
-    def path_length(shape: tuple[int, ...]) -> int:
-        """There is no path."""
-        return 0
-
-    @staticmethod
-    def permutations(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """There are none."""
-        return {}
-
-    @staticmethod
-    def from_layers(layers: Sequence[Mapping[str, Tensor]], shapes: Shapes) -> NoOrdering:
-        """Nothing to read."""
-        return NoOrdering()
-
-    def positions(self, shapes: Shapes) -> list[Int[Tensor, " kernels"]]:
-        """See `Ordering.positions`."""
-        return [torch.arange(co * ci) for co, ci, _, _ in shapes]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `Ordering.tensors`."""
-        return {}
-
-    def bits(self) -> float:
-        """Nothing is stored."""
-        return 0.0
+    @classmethod
+    def layer_cost(cls, weight: Array, layer: Layer, metric: str = "cosine") -> float:
+        """See `Ordering.layer_cost`."""
+        return super(InFilterOrdering, cls).layer_cost(weight, layer, metric)
 
 
 def solve_ordering(
@@ -338,7 +241,7 @@ def solve_ordering(
     Raises:
         NernError: unknown mode or metric; a weight with values that are not finite.
     """
-    cls = ORDERINGS[mode]
+    cls: type[Ordering] = ORDERINGS[mode]
     if metric not in METRICS:
         raise unknown_name("metric", metric, METRICS)
     shapes = [tuple(w.shape) for w in weights]
@@ -356,10 +259,11 @@ def solve_ordering(
     with ThreadPoolExecutor(max_workers=num_workers) as pool:
         solved = dict(zip(by_size, pool.map(solve, by_size), strict=True))
     better = _improve(weights, cls, solved, num_workers, improve_seconds, metric) if improve_seconds > 0 else solved
-    ordering: Ordering = cls.from_layers([better[index][0] for index in range(len(weights))], shapes)
+    layers = [{name: torch.from_numpy(order) for name, order in better[i][0].items()} for i in range(len(weights))]
+    ordering = cls.from_layers(layers, shapes)  # type: ignore[arg-type]
     ordering.metric = metric
     if mode != "none":
-        greedy, final = (math.fsum(cost for _, cost in layers.values()) for layers in (solved, better))
+        greedy, final = (math.fsum(cost for _, cost in found.values()) for found in (solved, better))
         ordering.cost = PathCost(greedy, final, metric)
     return ordering
 
@@ -367,18 +271,17 @@ def solve_ordering(
 def approximate_layers(shapes: Shapes, mode: str, exact_limit: int | None) -> list[int]:
     """The layers whose paths hold more than `exact_limit` kernels. Only trees search approximately: kernels of one entry
     and short paths are always exact, and so are kernels too large for trees."""
-    length = ORDERINGS[mode].path_length
-    return [
-        index
-        for index, shape in enumerate(shapes)
-        if exact_limit is not None and length(shape) > exact_limit and has_tree(length(shape), shape[2] * shape[3])
-    ]
+    found = []
+    for index, shape in enumerate(shapes):
+        *_, size = ORDERINGS[mode].permutations(shape).values() or [(0,)]  # the last: filters' paths have no tree
+        if exact_limit is not None and size[-1] > exact_limit and has_tree(size[-1], shape[2] * shape[3]):
+            found.append(index)
+    return found
 
 
 def ordering_bits(mode: str, shapes: Shapes) -> float:
     """`Ordering.bits` of any ordering of this mode of layers of these shapes, known before one is solved."""
-    sizes = [size for shape in shapes for size in ORDERINGS[mode].permutations(shape).values()]
-    return sum(math.prod(size[:-1]) * _log2_factorial(size[-1]) for size in sizes)
+    return sum(_bits(size) for shape in shapes for size in ORDERINGS[mode].permutations(shape).values())
 
 
 def path_cost(weights: Sequence[Tensor], ordering: Ordering, metric: str | None = None) -> float:
@@ -388,17 +291,17 @@ def path_cost(weights: Sequence[Tensor], ordering: Ordering, metric: str | None 
     The paths are those of the ordering's mode: one through each layer; or one through each filter and one through the
     filters of a layer, over all their kernels; or, of 'none', the kernels as they are.
     """
-    cls, tensors = ORDERINGS[ordering.mode], ordering.tensors()
+    layers = ordering.layers or [{}] * len(weights)
     total = 0.0
-    for index, weight in enumerate(weights):
-        layer = {name.rpartition(".")[0]: t for name, t in tensors.items() if name.rpartition(".")[2] == str(index)}
-        total += cls.layer_cost(_array(weight), layer, metric or ordering.metric)
+    for weight, layer in zip(weights, layers, strict=True):
+        arrays = {name: order.numpy() for name, order in layer.items()}
+        total += ordering.layer_cost(_array(weight), arrays, metric or ordering.metric)
     return total
 
 
 def _improve(
     weights: Sequence[Tensor],
-    cls: Any,
+    cls: type[Ordering],
     solved: Mapping[int, tuple[Layer, float]],
     num_workers: int,
     seconds: float,
@@ -426,27 +329,7 @@ def _improve(
         return dict(zip(by_size, pool.map(improve, by_size), strict=True))
 
 
-def _array(weight: Tensor) -> np.ndarray:
-    """In single or double precision, whichever holds its values."""
-    weight = weight.detach().cpu()
-    return (weight if weight.dtype in (torch.float32, torch.float64) else weight.float()).numpy()
-
-
-def _kernels(weight: np.ndarray) -> np.ndarray:
-    return weight.reshape(weight.shape[0] * weight.shape[1], -1)
-
-
-def _whole(metric: str, channels: int = 1) -> float | None:
-    """What `path_sum` takes dot products of `channels` unit vectors from; None: it sums distances."""
-    return None if metric == "distance" else float(channels)
-
-
-def _measured(kernels: np.ndarray, metric: str) -> np.ndarray:
-    """What `layer_cost` compares: unit vectors, or the kernels in their own size."""
-    return np.array(kernels, np.float64, order="C") if metric == "distance" else unit_rows(kernels)
-
-
-def _improved_channels(kernels: np.ndarray, paths: np.ndarray, deadline: float, metric: str) -> np.ndarray:
+def _improved_channels(kernels: Array, paths: Array, deadline: float, metric: str) -> Array:
     """See `InFilterOrdering.improve_layer`."""
     if kernels.shape[2] == 1:
         return np.argsort(kernels[:, :, 0], axis=1, kind="stable")
@@ -458,5 +341,52 @@ def _improved_channels(kernels: np.ndarray, paths: np.ndarray, deadline: float, 
     return channels
 
 
-def _arranged(kernels: np.ndarray, channel_order: np.ndarray) -> np.ndarray:
+def _checked(layer: Mapping[str, Tensor], sizes: Mapping[str, tuple[int, ...]], index: int) -> dict[str, Tensor]:
+    """A layer's permutations. Raises NernError for what is none of this size."""
+    checked = {}
+    for name, size in sizes.items():
+        order, what = layer[name].long(), "cross-filter order" if name == "order" else name.replace("_", " ")
+        if len(size) > 1 and tuple(order.shape) != size:
+            raise NernError(f"the {what}s of layer {index} have shape {tuple(order.shape)}, not {size}")
+        for number, row in enumerate(order if len(size) > 1 else [order]):
+            if row.shape != size[-1:] or not torch.equal(row.sort().values, torch.arange(size[-1])):
+                which = f"{what} {number}" if len(size) > 1 else f"the {what}"
+                raise NernError(
+                    f"{which} of layer {index} is not a permutation of 0..{size[-1] - 1} (it has shape "
+                    f"{tuple(row.shape)})"
+                )
+        checked[name] = order
+    return checked
+
+
+def _inverse(order: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+
+
+def _bits(size: Sequence[int]) -> float:
+    """Of permutations along the last axis of a tensor of this shape, log2 of their number."""
+    return math.prod(size[:-1]) * math.lgamma(size[-1] + 1) / math.log(2)
+
+
+def _array(weight: Tensor) -> Array:
+    """In single or double precision, whichever holds its values."""
+    weight = weight.detach().cpu()
+    return (weight if weight.dtype in (torch.float32, torch.float64) else weight.float()).numpy()
+
+
+def _kernels(weight: Array) -> Array:
+    return weight.reshape(weight.shape[0] * weight.shape[1], -1)
+
+
+def _whole(metric: str, channels: int = 1) -> float | None:
+    """What `path_sum` takes dot products of `channels` unit vectors from; None: it sums distances."""
+    return None if metric == "distance" else float(channels)
+
+
+def _measured(kernels: Array, metric: str) -> Array:
+    """What `layer_cost` compares: unit vectors, or the kernels in their own size."""
+    return np.array(kernels, np.float64, order="C") if metric == "distance" else unit_rows(kernels)
+
+
+def _arranged(kernels: Array, channel_order: Array) -> Array:
     return np.take_along_axis(kernels, channel_order[:, :, None], axis=1)

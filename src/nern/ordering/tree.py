@@ -388,47 +388,6 @@ def _walk(
     return path
 
 
-@_compiled
-def _digests(rows: Any, bits: Any) -> Any:  # pragma: no cover (compiled)
-    """A number for each row, equal for equal rows; `bits`: the rows' memory as integers."""
-    digests = np.empty(len(rows), np.uint64)
-    for i in range(len(rows)):
-        digest = np.uint64(0xCBF29CE484222325)
-        for j in range(rows.shape[1]):
-            if rows[i, j] != 0.0:  # 0 and -0 are one
-                digest ^= bits[i, j] + np.uint64(j)
-            digest *= np.uint64(0x9E3779B97F4A7C15)
-            digest ^= digest >> np.uint64(29)
-        digests[i] = digest
-    return digests
-
-
-@_compiled
-def _groups(rows: Any, order: Any, digests: Any, by_distance: bool) -> Any:  # pragma: no cover (compiled)
-    """Groups of equal rows, which lie side by side in `order`, ascending.
-
-    Returns:
-        (n,) the next row of each row's group, or -1; (n,) whether a row begins a group of the tree; (n,) whether a row
-        is in none, a zero row that is not compared by distance; the largest deviation of a squared length from 1.
-    """
-    n, d = rows.shape
-    following, first, zero = np.full(n, -1, np.int64), np.ones(n, np.bool_), np.zeros(n, np.bool_)
-    deviation = 0.0
-    for i in range(n):
-        row, before = order[i], order[max(i - 1, 0)]
-        squares, same = 0.0, i > 0 and digests[i] == digests[max(i - 1, 0)]
-        for j in range(d):
-            squares += rows[row, j] * rows[row, j]
-            same = same and rows[row, j] == rows[before, j]
-        zero[row] = squares == 0.0 and not by_distance
-        if not zero[row]:
-            deviation = max(deviation, abs(squares - 1.0))
-        if same:
-            following[before] = row
-        first[row] = not (same or zero[row])
-    return following, first, zero, deviation
-
-
 def _whole(by_distance: bool) -> float | None:
     """What compiled functions tell the two similarities by: None stands for distances, and settles it when they are
     compiled."""
@@ -457,13 +416,20 @@ def tree_path(rows: NDArray[np.float64], share: float = 1.0, by_distance: bool =
     Returns:
         (n,) the row at each position; None if the rows are too far from length 1 for the bounds (subnormal kernels).
     """
-    digests = _digests(rows, rows.view(np.uint64))
-    order = np.argsort(digests, kind="stable")
-    following, first, zero, deviation = _groups(rows, order, digests[order], by_distance)
-    if deviation > MOST_DEVIATION and not by_distance:
+    n = len(rows)
+    zero = np.zeros(n, np.bool_) if by_distance else np.logical_not(rows.any(1))
+    squares = np.square(rows).sum(1)
+    if not by_distance and (np.abs(squares - 1) > MOST_DEVIATION)[~zero].any():
         return None
+    order = np.lexsort(rows.T)  # equal rows side by side, ascending
+    same = np.ones(n - 1, np.bool_)
+    for entries in rows.T:
+        same &= entries[order[1:]] == entries[order[:-1]]
+    following, first = np.full(n, -1, np.int64), np.logical_not(zero)
+    following[order[:-1][same]] = order[1:][same]
+    first[order[1:][same]] = False
     numbers = np.flatnonzero(first)
-    points = rows if len(numbers) == len(rows) else rows[numbers]
+    points = rows if len(numbers) == n else rows[numbers]
     return _walk(points, numbers, following, np.flatnonzero(zero), _axes(rows.shape[1]), share, _whole(by_distance))
 
 

@@ -1,0 +1,486 @@
+"""Paths through kernels: greedy, found with trees, approximate, walked filter by filter, improved; and what they cost."""
+
+from __future__ import annotations
+
+import math
+import time
+from itertools import permutations, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from nern.config import NernConfig
+from nern.errors import NernError
+from nern.ordering import PathCost, greedy_filter_path, greedy_path, path_cost, solve_ordering
+from nern.ordering.cost import METRICS
+from nern.ordering.greedy import _greedy_path, comparable_rows, unit_rows
+from nern.ordering.improve import LEAST_ROWS, improved_path, path_sum
+from nern.ordering.order import approximate_layers
+from nern.ordering.tree import build_tree, nearest, tree_path
+from nern.ordering.walk import _sweep, linked_walk
+from nern.representation import KernelTable, build_nern
+
+pytestmark = pytest.mark.usefixtures("rng_untouched")
+
+Array = np.ndarray
+MODES = ["crossfilter", "infilter", "infilter_path"]
+SHAPES = [(9, 7, 3, 3), (12, 6, 1, 1), (1, 9, 3, 3), (30, 1, 3, 3), (3, 2, 5, 5)]
+
+both_metrics = pytest.mark.parametrize("metric", METRICS)
+all_modes = pytest.mark.parametrize("mode", MODES)
+
+
+def weights_of(*shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:
+    """Kernels of very different lengths."""
+    rng = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(shape, generator=rng) * 10 ** torch.randn((*shape[:2], 1, 1), generator=rng) for shape in shapes
+    ]
+
+
+# Kernels that are hard for a tree, each kind in its own way: ties, duplicates, zeros, differences that vanish.
+KINDS: dict[str, Any] = {
+    "normal": lambda rng, n, d: rng.standard_normal((n, d)),
+    "lengths": lambda rng, n, d: rng.standard_normal((n, d)) * 10.0 ** rng.uniform(-6, 2, (n, 1)),
+    "single": lambda rng, n, d: rng.standard_normal((n, d)).astype(np.float32) * np.float32(1e-30),
+    "clustered": lambda rng, n, d: few(rng, n, d) + 1e-4 * rng.standard_normal((n, d)),
+    "quantised": lambda rng, n, d: rng.integers(-1, 2, (n, d)).astype(np.float32),
+    "scaled": lambda rng, n, d: (rng.integers(-1, 2, (n, d)) * rng.standard_normal((n, 1))).astype(np.float32),
+    "sparse": lambda rng, n, d: rng.standard_normal((n, d)) * (rng.random((n, d)) < 0.2),
+    "repeated": lambda rng, n, d: few(rng, n, d),
+    "opposite": lambda rng, n, d: few(rng, n, d) * rng.choice([-1, 1], (n, 1)),
+    "line": lambda rng, n, d: rng.integers(0, n, (n, 1)) * rng.standard_normal((1, d)),
+    "near": lambda rng, n, d: 1.0 * (rng.random((n, 1)) < 0.5) + 1e-170 * rng.standard_normal((n, d)),
+    "axes": lambda rng, n, d: -np.eye(d)[rng.integers(0, d, n)] * (rng.random((n, 1)) < 0.7),
+    "equal": lambda rng, n, d: np.ones((n, d)),
+    "zero": lambda rng, n, d: np.zeros((n, d)) * rng.choice([-1, 1], (n, d)),
+}
+
+
+def few(rng: np.random.Generator, n: int, d: int) -> Array:
+    return rng.standard_normal((3, d))[rng.integers(0, 3, n)]
+
+
+def kernels_of(kind: str, n: int, d: int, seed: int = 0) -> Array:
+    kernels: Array = KINDS[kind](np.random.default_rng(seed), n, d)
+    return kernels
+
+
+def rows_of(kind: str, n: int, d: int, metric: str, seed: int = 0) -> Array:
+    return comparable_rows(kernels_of(kind, n, d, seed), metric)
+
+
+def similarity(a: Array, b: Array, metric: str) -> float:
+    """Of two kernels: cosine (0 with a zero kernel); by distance or of one entry, minus the squared distance."""
+    if metric == "distance" or a.size == 1:
+        return -float(((a - b) ** 2).sum())
+    norms = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(a @ b / norms) if norms else 0.0
+
+
+def slow_path(things: Array, metric: str) -> list[int]:
+    """The greedy path over kernels or filters (of which similarities add up), ties to the lowest."""
+    kernels = things.reshape(len(things), -1, things.shape[-1])
+    table = [[sum(similarity(a, b, metric) for a, b in zip(f, g, strict=True)) for g in kernels] for f in kernels]
+    path = [0]
+    while len(path) < len(things):
+        left = [row for row in range(len(things)) if row not in path]
+        path.append(max(left, key=lambda row: (table[path[-1]][row], -row)))
+    return path
+
+
+def slow_walk(kernels: Array, metric: str) -> list[int]:
+    """Kernel numbers of the greedy walk that leaves a filter only when it is done, ties to the lowest."""
+    filters, channels = kernels.shape[:2]
+    walk, left = [(0, 0)], set(product(range(filters), range(channels))) - {(0, 0)}
+    while left:
+        here = walk[-1]
+        choices = sorted(place for place in left if place[0] == here[0]) or sorted(left)
+        walk.append(max(choices, key=lambda place: similarity(kernels[here], kernels[place], metric)))
+        left.remove(walk[-1])
+    return [f * channels + c for f, c in walk]
+
+
+def is_permutation(path: Any, n: int) -> bool:
+    return sorted(np.asarray(path).tolist()) == list(range(n))
+
+
+def soon(seconds: float = 30) -> float:
+    return time.monotonic() + seconds
+
+
+# --- greedy paths ------------------------------------------------------------------------------------------------
+
+
+@both_metrics
+@given(st.integers(0, 1000), st.integers(1, 40), st.sampled_from([1, 4, 9, 25, 49]))
+def test_the_path_is_the_greedy_one(metric: str, seed: int, count: int, entries: int) -> None:
+    kernels = kernels_of("lengths", count, entries, seed)
+    assert greedy_path(kernels, metric=metric).tolist() == slow_path(kernels, metric)
+
+
+@given(st.integers(1, 60), st.integers(0, 1000))
+def test_equal_kernels_of_one_entry_follow_each_other(count: int, seed: int) -> None:
+    kernels = np.random.default_rng(seed).integers(-4, 5, (count, 1)) / 2
+    assert greedy_path(kernels).tolist() == slow_path(kernels, "distance")
+
+
+@both_metrics
+@given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 6), st.sampled_from([1, 9, 25]))
+def test_the_filter_path_is_the_greedy_one(metric: str, seed: int, filters: int, channels: int, entries: int) -> None:
+    arranged = kernels_of("lengths", filters * channels, entries, seed).reshape(filters, channels, entries)
+    assert greedy_filter_path(arranged, metric).tolist() == slow_path(arranged, metric)
+
+
+@given(
+    st.integers(1, 30),
+    st.sampled_from([1, 9]),
+    st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0, 1e-30, 1e30]), min_size=1, max_size=6),
+    st.integers(0, 100),
+    st.sampled_from(METRICS),
+)
+def test_a_path_is_a_permutation_that_starts_at_row_0_whatever_the_values(
+    count: int, entries: int, values: list[float], seed: int, metric: str
+) -> None:
+    path = greedy_path(np.random.default_rng(seed).choice(values, (count, entries)), metric=metric)
+    assert path[0] == 0
+    assert is_permutation(path, count)
+
+
+def test_lengths_matter_by_distance_alone() -> None:
+    kernels = np.array([[1.0, 0], [100.0, 0], [0, 1.0], [2.0, 0]])
+    assert greedy_path(kernels).tolist() == [0, 1, 3, 2]
+    assert greedy_path(kernels, metric="distance").tolist() == [0, 3, 2, 1]
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e30, 1e300])
+def test_by_distance_the_scale_of_all_kernels_does_not_matter(scale: float) -> None:
+    kernels = kernels_of("normal", 2500, 9)
+    path = greedy_path(kernels, metric="distance")
+    assert np.array_equal(greedy_path(kernels * scale, metric="distance"), path)
+
+
+def test_zero_kernels_have_similarity_0() -> None:
+    up, across = [1.0, 0, 0, 0], [0, 1.0, 0, 0]
+    kernels = np.array([up, [0.0] * 4, [-1.0, 0, 0, 0], up, across])
+    # like itself (1); then the zero kernel and the one across tie at 0, before the opposite (-1)
+    assert greedy_path(kernels).tolist() == [0, 3, 1, 2, 4]
+
+
+@pytest.mark.parametrize("entries", [1, 9])
+def test_ties_go_to_the_lowest_row(entries: int) -> None:
+    a, b = np.full(entries, 1.0), np.full(entries, 2.0 if entries == 1 else -1.0)
+    assert greedy_path(np.stack([a, b, a, b, a])).tolist() == [0, 2, 4, 1, 3]
+
+
+def test_normalising_leaves_the_weights_alone() -> None:
+    kernels = kernels_of("normal", 15, 9)
+    before = kernels.copy()
+    assert np.allclose(np.linalg.norm(unit_rows(kernels), axis=-1), 1)
+    assert np.array_equal(kernels, before)
+
+
+# --- trees -------------------------------------------------------------------------------------------------------
+
+
+@both_metrics
+@settings(max_examples=150)
+@given(st.sampled_from(sorted(KINDS)), st.integers(1, 700), st.sampled_from([2, 3, 4, 9, 25]), st.integers(0, 10**6))
+def test_the_tree_finds_the_plain_path(metric: str, kind: str, n: int, d: int, seed: int) -> None:
+    rows, by_distance = rows_of(kind, n, d, metric, seed), metric == "distance"
+    assert np.array_equal(tree_path(rows, 1.0, by_distance), _greedy_path(rows, by_distance))
+
+
+@both_metrics
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tree_finds_the_plain_path_of_many_rows(kind: str, metric: str) -> None:
+    kernels = kernels_of(kind, 5000, 9)
+    plain = _greedy_path(comparable_rows(kernels, metric), metric == "distance")
+    assert np.array_equal(greedy_path(kernels, metric=metric), plain)
+
+
+@pytest.mark.parametrize("file", ["resnet20-cifar10.pt", "resnet56-cifar10.pt"])
+def test_the_tree_finds_the_plain_path_of_trained_kernels(file: str, shared: Path) -> None:
+    weights = torch.load(shared / "weights" / file, weights_only=True)
+    for weight in [w for w in weights.values() if w.dim() == 4][-6:]:
+        rows = unit_rows(weight.reshape(-1, 9).numpy())
+        assert np.array_equal(tree_path(rows), _greedy_path(rows, False))
+
+
+def test_a_hundred_thousand_equal_kernels_keep_their_order() -> None:
+    assert np.array_equal(greedy_path(np.full((100_000, 9), 0.1, np.float32)), np.arange(100_000))
+
+
+@pytest.mark.parametrize(("scale", "has_lengths_of_1"), [(1e-45, True), (1e-160, False), (1e-300, True)])
+def test_kernels_too_small_for_their_squares_take_the_plain_path(scale: float, has_lengths_of_1: bool) -> None:
+    kernels = scale * kernels_of("normal", 2500, 9)
+    rows = unit_rows(kernels)  # at 1e-300 all are zero
+    assert (tree_path(rows) is not None) == has_lengths_of_1
+    assert np.array_equal(greedy_path(kernels), _greedy_path(rows, False))
+
+
+@both_metrics
+@pytest.mark.parametrize("d", [4, 9, 25])
+def test_the_nearest_rows_are_found(d: int, metric: str) -> None:
+    rows = rows_of("normal", 600, d, metric, 1)
+    similarities = np.array([[similarity(rows[a], b, metric) for b in rows] for a in (0, 5, 599)])
+    similarities[[0, 1, 2], [0, 5, 599]] = -np.inf
+    found = nearest(build_tree(rows), rows, np.array([0, 5, 599]), 5, metric == "distance")
+    assert np.array_equal(found, np.argsort(-similarities, axis=1, kind="stable")[:, :5])
+    assert nearest(build_tree(rows[:3]), rows[:3], np.array([1]), 5)[0, 2:].tolist() == [-1] * 3
+
+
+@both_metrics
+@settings(max_examples=40)
+@given(st.sampled_from(sorted(KINDS)), st.integers(1, 700), st.integers(0, 10**6), st.sampled_from([0.0, 0.3, 0.9]))
+def test_an_approximate_path_is_a_permutation(metric: str, kind: str, n: int, seed: int, share: float) -> None:
+    path = tree_path(rows_of(kind, n, 9, metric, seed), share, metric == "distance")
+    assert path is not None
+    assert path[0] == 0
+    assert is_permutation(path, n)
+
+
+def test_an_approximate_path_is_near_the_exact_one_and_repeats() -> None:
+    rows = rows_of("normal", 10_000, 9, "cosine")
+    exact, path = tree_path(rows), tree_path(rows, 0.3)
+    assert np.array_equal(path, tree_path(rows, 0.3))
+    assert not np.array_equal(path, exact)
+    assert path_sum(rows, 1.0, path) < 1.05 * path_sum(rows, 1.0, exact)
+
+
+def test_layers_above_the_limit_are_approximate() -> None:
+    shapes = [(64, 64, 3, 3), (64, 65, 3, 3), (128, 128, 3, 3), (128, 128, 1, 1), (5, 5, 3, 3), (128, 128, 7, 7)]
+    assert approximate_layers(shapes, "crossfilter", 4096) == [1, 2]
+    assert approximate_layers(shapes, "crossfilter", 4) == [0, 1, 2]  # small layers, 1x1 and 7x7 kernels have no tree
+    assert approximate_layers(shapes, "crossfilter", None) == []
+    assert approximate_layers(shapes, "infilter", 64) == []
+    assert approximate_layers([(2, 4096, 3, 3)], "infilter", 4000) == [0]
+    assert approximate_layers(shapes, "none", 1) == []
+
+
+# --- whole layers ------------------------------------------------------------------------------------------------
+
+
+@both_metrics
+@given(st.integers(1, 6), st.integers(1, 5), st.sampled_from([1, 3, 5]), st.integers(0, 100))
+def test_layers_are_ordered_as_their_mode_says(metric: str, filters: int, channels: int, side: int, seed: int) -> None:
+    weights = weights_of((filters, channels, side, side), seed=seed)
+    kernels = weights[0].double().flatten(2).numpy()
+    cross, inner, walk = (solve_ordering(weights, mode, metric=metric) for mode in MODES)
+    assert cross.tensors()["order.0"].tolist() == slow_path(kernels.reshape(-1, side**2), metric)
+    channel_paths = [slow_path(f, metric) for f in kernels]
+    assert inner.tensors()["channel_order.0"].tolist() == channel_paths
+    arranged = np.stack([f[path] for f, path in zip(kernels, channel_paths, strict=True)])
+    assert inner.tensors()["filter_order.0"].tolist() == slow_path(arranged, metric)
+    assert walk.path(walk.layers[0], weights[0].shape).tolist() == slow_walk(kernels, metric)
+
+
+@both_metrics
+def test_a_walk_jumps_less_than_an_in_filter_order(metric: str) -> None:
+    weights, lengths = [torch.randn(24, 8, 3, 3, generator=torch.Generator().manual_seed(0))], {}
+    for mode in ("infilter", "infilter_path"):
+        ordering = solve_ordering(weights, mode, metric=metric)
+        walk = weights[0].flatten(0, 1).flatten(1)[ordering.path(ordering.layers[0], weights[0].shape)].numpy()
+        lengths[mode] = sum(-similarity(a, b, metric) for a, b in zip(walk[7:-1:8], walk[8::8], strict=True))
+    assert lengths["infilter_path"] < lengths["infilter"]
+
+
+@all_modes
+@pytest.mark.parametrize("shape", [(6, 1, 3, 3), (1, 6, 3, 3), (1, 1, 3, 3), (6, 1, 1, 1), (1, 6, 1, 1), (3, 2, 5, 5)])
+def test_zero_kernels_one_channel_and_one_filter_are_ordered(mode: str, shape: tuple[int, ...]) -> None:
+    (weight,) = weights_of(shape)
+    for broken in (weight, torch.zeros_like(weight), weight * (torch.arange(shape[0]) % 2).view(-1, 1, 1, 1)):
+        ordering = solve_ordering([broken], mode)
+        assert is_permutation(ordering.positions([shape])[0], shape[0] * shape[1])
+        nern = build_nern(NernConfig(output_size=5, hidden_layer_size=4), KernelTable((shape,)), ordering, seed=0)
+        assert all(torch.isfinite(w).all() for w in nern.reconstruct())
+
+
+@all_modes
+def test_threads_do_not_change_the_result(mode: str) -> None:
+    one, three = (solve_ordering(weights_of(*SHAPES), mode, num_workers=n).tensors() for n in (1, 3))
+    assert one.keys() == three.keys()
+    assert all(torch.equal(one[name], three[name]) for name in one)
+
+
+def test_what_cannot_be_ordered_is_refused() -> None:
+    weights = weights_of(*SHAPES)
+    with pytest.raises(NernError, match="crossfilter, infilter, infilter_path, none"):
+        solve_ordering(weights, "cross_filter")
+    with pytest.raises(NernError, match=r"did you mean 'distance'"):
+        solve_ordering(weights, "crossfilter", metric="distnce")
+    weights[1][0, 0] = math.nan
+    with pytest.raises(NernError, match="learnable weight 1 holds values that are not finite"):
+        solve_ordering(weights, "crossfilter")
+
+
+def test_bits_are_the_logarithm_of_the_number_of_orderings() -> None:
+    weights = weights_of(*SHAPES)
+    cross = sum(math.log2(math.factorial(f * c)) for f, c, _, _ in SHAPES)
+    within = sum(math.log2(math.factorial(f)) + f * math.log2(math.factorial(c)) for f, c, _, _ in SHAPES)
+    for mode, bits in zip([*MODES, "none"], [cross, within, within, 0], strict=True):
+        assert solve_ordering(weights, mode).bits() == pytest.approx(bits)
+
+
+# --- improvement -------------------------------------------------------------------------------------------------
+
+
+@both_metrics
+@settings(max_examples=40)
+@given(
+    st.sampled_from(sorted(KINDS)), st.integers(1, 80), st.sampled_from([2, 9]), st.integers(0, 10**6), st.booleans()
+)
+def test_an_improved_path_is_never_longer(metric: str, kind: str, n: int, d: int, seed: int, greedy: bool) -> None:
+    rows, whole = rows_of(kind, n, d, metric, seed), None if metric == "distance" else 1.0
+    path = _greedy_path(rows, whole is None) if greedy else np.random.default_rng(seed).permutation(n)
+    better = improved_path(rows, path, soon(), whole)
+    assert is_permutation(better, n)
+    assert path_sum(rows, whole, better) <= path_sum(rows, whole, path)
+    assert np.array_equal(better, improved_path(rows, path, soon(), whole))
+
+
+def test_small_paths_become_the_shortest_and_the_smallest_are_left_alone() -> None:
+    for seed in range(5):
+        rows = rows_of("normal", 7, 9, "cosine", seed)
+        least = min(path_sum(rows, 1.0, np.array(p)) for p in permutations(range(7)))
+        found = path_sum(rows, 1.0, improved_path(rows, _greedy_path(rows, False), soon()))
+        assert found == pytest.approx(least, rel=0.02)
+    for n in range(1, LEAST_ROWS):
+        assert improved_path(rows[:n], np.arange(n), soon()).tolist() == list(range(n))
+
+
+@both_metrics
+@pytest.mark.parametrize("seconds", [-1, 0.05, 0.4])
+def test_improvement_of_many_rows_keeps_its_time(seconds: float, metric: str) -> None:
+    rows, whole = rows_of("normal", 3000, 9, metric), None if metric == "distance" else 1.0
+    path = _greedy_path(rows, whole is None)
+    better = improved_path(rows, path, soon(seconds), whole)
+    assert is_permutation(better, 3000)
+    assert path_sum(rows, whole, better) <= path_sum(rows, whole, path)
+    assert (better is path) == (seconds < 0)
+
+
+@both_metrics
+@all_modes
+@settings(max_examples=10)
+@given(seed=st.integers(0, 1000), zeros=st.booleans())
+def test_an_improved_ordering_costs_no_more(mode: str, metric: str, seed: int, zeros: bool) -> None:
+    weights = weights_of(*SHAPES, seed=seed)
+    if zeros:
+        weights[1][:, ::2] = 0
+        weights[0][::2] = 0
+    before = solve_ordering(weights, mode, 2, metric=metric)
+    after = solve_ordering(weights, mode, 2, improve_seconds=0.05, metric=metric)
+    assert before.cost is not None
+    assert after.cost is not None
+    assert (after.metric, after.cost.metric) == (metric, metric)
+    assert before.cost.final == before.cost.greedy == after.cost.greedy == pytest.approx(path_cost(weights, before))
+    assert after.cost.final <= after.cost.greedy
+    assert after.cost.final == pytest.approx(path_cost(weights, after))
+    for positions, (filters, channels, _, _) in zip(after.positions(SHAPES), SHAPES, strict=True):
+        assert is_permutation(positions, filters * channels)
+
+
+def test_improved_kernels_of_one_entry_are_sorted() -> None:
+    weights = weights_of((6, 5, 1, 1))
+    (order,) = solve_ordering(weights, "crossfilter", improve_seconds=0.1).tensors().values()
+    assert weights[0].flatten()[order].diff().min() >= 0
+
+
+# --- links of walks ----------------------------------------------------------------------------------------------
+
+
+def links(ends: Array, order: Array, turned: Array) -> float:
+    """Sum of the distances between one filter's exit and the next one's entry."""
+    turned = turned[order].astype(int)
+    enter, leave = ends[2 * order + turned], ends[2 * order + 1 - turned]
+    return float(np.linalg.norm(leave[:-1] - enter[1:], axis=1).sum())
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 5), st.integers(0, 10**6), st.sampled_from(["normal", "quantised", "zero"]))
+def test_directions_are_the_best_ones(filters: int, seed: int, kind: str) -> None:
+    rows, order = rows_of(kind, 2 * filters, 4, "distance", seed), np.random.default_rng(seed).permutation(filters)
+    same, turned = linked_walk(rows, order, soon(-1), None)
+    assert np.array_equal(same, order)
+    least = min(links(rows, order, np.array(choice)) for choice in product((0, 1), repeat=filters))
+    assert links(rows, order, turned) == pytest.approx(least)
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 40), st.integers(0, 10**6), st.sampled_from(["normal", "quantised"]))
+def test_moves_gain_what_they_say_and_keep_all_filters(filters: int, seed: int, kind: str) -> None:
+    rng, rows = np.random.default_rng(seed), rows_of(kind, 2 * filters, 3, "distance", seed)
+    entries = 2 * rng.permutation(filters) + rng.integers(0, 2, filters)
+
+    def length() -> float:
+        turned = np.zeros(filters, bool)
+        turned[entries // 2] = entries % 2 == 1
+        return links(rows, entries // 2, turned)
+
+    before = length()
+    gain = _sweep(rows, None, entries)
+    assert is_permutation(entries // 2, filters)
+    assert before - length() == pytest.approx(gain, abs=1e-9)
+    order, turned = linked_walk(rows, entries // 2, soon(), None)
+    assert is_permutation(order, filters)
+    assert links(rows, order, turned) <= length() + 1e-9
+
+
+def test_few_links_become_the_shortest() -> None:
+    for seed in range(3):
+        rows = rows_of("normal", 10, 4, "distance", seed)
+        found = links(rows, *linked_walk(rows, np.arange(5), soon(), None))
+        choices = product(permutations(range(5)), product((0, 1), repeat=5))
+        least = min(links(rows, np.array(order), np.array(turned)) for order, turned in choices)
+        assert found == pytest.approx(least, rel=0.1)
+
+
+# --- cost --------------------------------------------------------------------------------------------------------
+
+
+def steps(path: Tensor, metric: str) -> float:
+    """Of kernels (positions, ..., entries): 1 - cosine, or the distance of all entries, of successive positions, summed."""
+    if metric == "distance":
+        return float((path[1:] - path[:-1]).flatten(1).norm(dim=1).sum())
+    return float((1 - torch.nn.functional.cosine_similarity(path[1:], path[:-1], dim=-1)).sum())
+
+
+@both_metrics
+def test_the_cost_is_summed_along_the_paths_of_the_mode(metric: str) -> None:
+    weights = weights_of((4, 3, 3, 3), (2, 2, 5, 5))
+    expected = dict.fromkeys(["none", *MODES], 0.0)
+    orderings = {mode: solve_ordering(weights, mode, metric=metric) for mode in expected}
+    for index, weight in enumerate(weights):
+        kernels = weight.double().flatten(2)
+        for mode in ("none", "crossfilter", "infilter_path"):
+            ordering = orderings[mode]
+            path = ordering.path(ordering.layers[index] if ordering.layers else {}, weight.shape)
+            expected[mode] += steps(kernels.flatten(0, 1)[path], metric)
+        within = orderings["infilter"].layers[index]
+        grid = kernels.gather(1, within["channel_order"][:, :, None].expand_as(kernels))
+        expected["infilter"] += sum(steps(f, metric) for f in grid) + steps(grid[within["filter_order"]], metric)
+    for mode, ordering in orderings.items():
+        assert path_cost(weights, ordering) == pytest.approx(expected[mode])
+    other = next(m for m in METRICS if m != metric)
+    assert path_cost(weights, orderings["crossfilter"], other) > path_cost(
+        weights, solve_ordering(weights, "crossfilter", improve_seconds=0.1, metric=other)
+    )
+
+
+def test_a_cost_tells_its_improvement() -> None:
+    assert str(PathCost(1300.2, 1234.5)) == "path cost (cosine) 1,234.5, improved from 1,300.2 (-5.1 %)"
+    assert str(PathCost(1300.2, 1300.2, "distance")) == "path cost (distance) 1,300.2"
+    assert str(PathCost(0.0, 0.0)) == "path cost (cosine) 0.0"
+
+
+@pytest.mark.parametrize("text", ["", "1", "[1]", "[1, 2, 3]", '["a", "b"]', "[1, NaN]", "{"])
+def test_a_damaged_cost_is_refused(text: str) -> None:
+    with pytest.raises(NernError, match="is not a path cost"):
+        PathCost.from_json(text)
