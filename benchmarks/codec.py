@@ -148,7 +148,7 @@ def markdown(rows: list[dict[str, Any]], original: dict[str, Any], size: int) ->
 
 def draw(path: Path, name: str, rows: list[dict[str, Any]], original: float) -> None:
     """Accuracy over bytes, of the codec and of the files."""
-    from nern.analysis.canvas import BEFORE, BLUE, ORANGE, canvas, label, png, say, tidy
+    from nern.analysis.style import BEFORE, BLUE, ORANGE, canvas, label, png, say, tidy
 
     figure = canvas(900, 440)
     axes = figure.subplots()

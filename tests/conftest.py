@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,17 @@ def no_pictures() -> Iterator[None]:
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """One small picture stands in for all figures of a report."""
-    from nern.analysis import report_sections
     from report_parts import PNG
 
-    monkeypatch.setattr(
-        report_sections, "picture", lambda s, alt, caption, _: report_sections.Picture(s, alt, caption, PNG, PNG)
-    )
+    monkeypatch.setattr("nern.analysis.page.drawn", lambda draw, width: PNG)
+
+
+@pytest.fixture
+def few_drops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report drops kernels once of each ranking."""
+    from nern.analysis.dropping import drop_curves
+
+    monkeypatch.setattr("nern.analysis.sections.drop_curves", partial(drop_curves, shares=(0.0, 0.2), draws=1))
 
 
 @pytest.fixture

@@ -19,22 +19,17 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-without_browser = pytest.mark.skipif(
-    BROWSER is None, reason="no Chromium here to open the page in; it is parsed strictly all the same"
-)
+without_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here to open the page in")
 
 
 class Page(HTMLParser):
     """A page taken apart. Fails where an element is closed that is not the open one."""
 
-    VOID = ("meta", "img", "source", "br")
-
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.of_sections: dict[str, str] = {}
+        self.texts: list[tuple[str, str]] = []  # with the section that it is in
         self.section = ""
         self.feed(path.read_text(encoding="utf-8"))
         self.close()
@@ -43,26 +38,30 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         if tag == "section":
-            self.section = dict(attrs)["id"] or ""
-            self.of_sections[self.section] = ""
-        if tag not in self.VOID:
+            self.section = str(dict(attrs)["id"])
+        if tag not in ("meta", "img", "source", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        self.section = "" if tag == "section" else self.section
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] != "style":
-            self.texts.append(data)
-            if "section" in self.open:
-                self.of_sections[self.section] += data
+            self.texts.append((self.section, data))
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
 
     @property
     def text(self) -> str:
-        return " ".join(self.texts).replace("\N{NO-BREAK SPACE}", " ")
+        return " ".join(" ".join(text for _, text in self.texts).split())
+
+    def of(self, section: str) -> str:
+        return " ".join(" ".join(text for own, text in self.texts if own == f"section-{section}").split())
+
+    def sections(self) -> list[str]:
+        return [str(section["id"]).removeprefix("section-") for section in self.all("section")]
 
     def figures(self) -> list[str]:
         return [str(figure["id"]) for figure in self.all("figure")]
@@ -80,27 +79,15 @@ def check_in_browser(page: Path, tmp_path: Path, figures: int) -> None:
       }));
       document.getElementById('found').textContent = JSON.stringify(found);
     }"""
-    both = tmp_path / "both.html"
-    both.write_text(
-        f'<!DOCTYPE html><style>iframe {{ border: 0 }}</style>{frames}<pre id="found"></pre><script>{script}</script>',
-        encoding="utf-8",
-    )
-    options = [
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path}",
-        "--window-size=1300,2000",
-    ]
-    command = [str(BROWSER), *options, "--dump-dom", both.as_uri()]
+    both, body = tmp_path / "both.html", f'{frames}<pre id="found"></pre><script>{script}</script>'
+    both.write_text(f"<!DOCTYPE html><style>iframe {{ border: 0 }}</style>{body}", encoding="utf-8")
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1300,2000"]
+    command = [str(BROWSER), *options, f"--user-data-dir={tmp_path}", "--dump-dom", both.as_uri()]
     environment = os.environ | {"HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
     shown = json.loads(re.findall(r'<pre id="found">(.*?)</pre>', done.stdout)[0])
     assert [of["width"] for of in shown] == [1200, 400]
     for of, natural in zip(shown, (2160, 744), strict=True):
         assert of["wide"] <= of["width"]
-        assert len(of["images"]) == figures
-        for complete, width, right in of["images"]:
-            assert complete
-            assert width == natural
-            assert right <= of["width"]
+        assert [(complete, width) for complete, width, _ in of["images"]] == [(True, natural)] * figures
+        assert all(right <= of["width"] for _, _, right in of["images"])

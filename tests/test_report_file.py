@@ -13,14 +13,13 @@ import torch
 import nern
 from artifact_parts import SHAPES, make, save, with_description
 from nern import DamagedFileError, NernError
-from nern.analysis.subject import Subject
-from nern.artifact import Artifact
+from nern.analysis.content import Evaluation
 from nern.artifact.tensors import tensor_bits
 from nern.cli import main
 from nern.config import TaskConfig
 from nern.evaluation import layer_errors
 from nern.jobs.artifacts import verify
-from nern.jobs.file_subject import file_parts, subject_of_file
+from nern.jobs.report_of_file import content_of_file, file_parts
 from nern.originals import CifarResNet
 from nern.originals.build import build_original
 from nern.shipped import NERN, shipped_file
@@ -31,12 +30,6 @@ from runs import quiet, small_resnet
 ORIGINAL = "pretrained:digits-resnet8"
 DIGITS = TaskConfig(task_name="digits")
 NOTHING_TO_COMPARE = "Left out: the original's weights are not at hand to compare with."
-
-
-@pytest.fixture
-def few_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels are dropped once."""
-    monkeypatch.setattr("nern.analysis.importance.drop_curves.__defaults__", ((0.0, 0.2), 1))
 
 
 @pytest.fixture
@@ -60,8 +53,8 @@ def weights_of(path: Path, **changed: Any) -> Path:
     return path
 
 
-def subject(file: Path, images: int | None = 0, original: str | None = None, task: TaskConfig | None = None) -> Subject:
-    return subject_of_file(nern.load(file), file.name, images, original, task, None, quiet())
+def content(file: Path, *given: Any) -> Any:
+    return content_of_file(nern.load(file), file.name, *given, quiet())
 
 
 def test_page_of_the_file_alone(file: Path, quickly: None) -> None:
@@ -69,52 +62,44 @@ def test_page_of_the_file_alone(file: Path, quickly: None) -> None:
     assert page == file.with_name("net_report.html")
     found = Page(page)
     assert found.figures() == ["predictor"]
-    assert list(found.of_sections) == [f"section-{name}" for name in ("result", "predictor", "training", *SECTIONS)]
-    assert all(NOTHING_TO_COMPARE in found.of_sections[f"section-{name}"] for name in SECTIONS[:-1])
-    assert "--task.task_name says whose to take" in found.of_sections["section-classes"]
-    note = "This page is made of the file alone. There is more to see: --original_model_path WEIGHTS"
-    assert note in found.text
-    assert "--task.task_name NAME" in found.text
+    assert found.sections() == ["result", "predictor", "training", *SECTIONS]
+    assert all(NOTHING_TO_COMPARE in found.of(name) for name in SECTIONS[:-1])
+    assert "--task.task_name says whose to take" in found.of("classes")
     told = nern.load(file).description.networks[0].about["test"]
-    result = found.of_sections["section-result"].replace("\N{NO-BREAK SPACE}", " ")
-    assert f"{told['top1']:.2f} %" in result
-    assert f"{told['images']} test images, as the file says" in result
     size, whole = file.stat().st_size, sum(t.nbytes for t in nern.load(file).network().state_dict().values())
-    headline = f"The file net.nern has {size:,} bytes: {100 * size / whole:.1f} % of the original's {whole:,} bytes."
-    assert headline in found.text
-    assert f"these add up to its {file.stat().st_size:,} bytes" in result
-    assert "file net.nern" in found.text
-    assert "this file" in found.text
+    for text in (
+        f"{told['top1']:.2f} % {told['images']} test images, as the file says",
+        f"The file net.nern has {size:,} bytes: {100 * size / whole:.1f} % of the original's {whole:,} bytes.",
+        f"these add up to its {size:,} bytes",
+        "This page is made of the file alone. There is more to see: --original_model_path WEIGHTS",
+        "--task.task_name NAME",
+        "file net.nern",
+        "this file",
+    ):
+        assert text in found.text
     assert "run" not in found.text.split()
-
-
-def predictor_bits(artifact: Artifact) -> dict[str, tuple[int, int]]:
-    return tensor_bits(artifact.description.predictor, artifact.nern.predictor.state_dict())
 
 
 def test_bytes_and_bits_add_up_to_those_on_disk(file: Path, two: Path, tmp_path: Path) -> None:
     lossless = save(tmp_path / "as.nern", make(step=None)[0])
     for path in (file, two, lossless):
         artifact = nern.load(path)
-        parts = file_parts(artifact)
+        parts, codes = file_parts(artifact), artifact.description.predictor
         assert sum(part.after for part in parts) == path.stat().st_size
-        bits, codes = predictor_bits(artifact), artifact.description.predictor
+        bits = tensor_bits(codes, artifact.nern.predictor.state_dict())
         assert [(name, count) for name, (count, _) in bits.items()] == [(code.name, code.count) for code in codes]
         assert sum(held for _, held in bits.values()) == 8 * parts[0].after
         assert parts[0].numbers == artifact.nern.num_parameters
-    assert {held / count for count, held in predictor_bits(nern.load(lossless)).values()} == {32.0}
-    state = build_original("ResNet8", ORIGINAL, {"in_channels": 1}).network.state_dict()
-    parts = file_parts(nern.load(file))
-    assert sum(part.before or 0 for part in parts) == sum(t.nbytes for t in state.values())
+    assert {held / count for count, held in bits.values()} == {32.0}  # of the lossless one
 
 
 def test_with_the_original_what_compares_is_there(file: Path, quickly: None) -> None:
     found = Page(nern.report(file, original_model_path=ORIGINAL, console=quiet()))
     assert found.figures() == ["predictor", "layers", "kernels", "smoothness", "gallery"]
-    assert "Left out: no test images were asked for" in found.of_sections["section-importance"]
+    assert "Left out: no test images were asked for" in found.of("importance")
     assert "made of the file and the original's weights alone" in found.text
     assert "--original_model_path" not in found.text
-    assert "Along the file's order a step" in found.of_sections["section-smoothness"]
+    assert "Along the file's order a step" in found.of("smoothness")
     original, state = build_original("ResNet8", ORIGINAL, {"in_channels": 1}), nern.load(file).state_dict()
     errors = layer_errors(original.weight_names, original.weights, [state[name] for name in original.weight_names])
     worst = max(errors, key=lambda error: error.relative or 0.0)
@@ -123,71 +108,52 @@ def test_with_the_original_what_compares_is_there(file: Path, quickly: None) -> 
 
 def test_accuracy_is_that_of_verify(file: Path) -> None:
     expected = verify(file, DIGITS, console=quiet())["test"]
-    alone = subject(file, None, None, DIGITS).networks[0]
+    alone = content(file, None, None, DIGITS, None).networks[0]
     assert alone.figures == {"test": {"reconstructed": expected}}
-    assert alone.trial is None
-    beside = subject(file, 20, ORIGINAL, DIGITS).networks[0]
-    found = beside.figures["test"]["reconstructed"]
+    beside = content(file, 20, ORIGINAL, DIGITS, None).networks[0]
+    found, evaluation = beside.figures["test"]["reconstructed"], beside.evaluation
     assert (found["images"], found["top1"], found["top5"]) == tuple(expected[k] for k in ("images", "top1", "top5"))
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     # The two networks, asked here for themselves.
     original = build_original("ResNet8", ORIGINAL, {"in_channels": 1})
-    settings = DataSettings(batch_size=1, eval_batch_size=100, num_workers=0, seed=0)
+    settings = DataSettings(batch_size=1, eval_batch_size=600, num_workers=0, seed=0)
     data = build_task(DIGITS, settings, torch.device("cpu"), False, original).test
     assert data is not None
-    assert beside.trial is not None
-    network, right, same, count = nern.load(file).network(), 0, 0, 0
+    network, (images, labels) = nern.load(file).network(), next(iter(data.batches(600)))
     with torch.no_grad():
-        for images, labels in data.batches(100):
-            assert labels is not None
-            before, after = original.network(images).argmax(1), network(images).argmax(1)
-            right, same, count = (
-                right + int((before == labels).sum()),
-                same + int((before == after).sum()),
-                count + len(labels),
-            )
-    assert beside.figures["test"]["original"]["top1"] == pytest.approx(100 * right / count)
-    assert found["agreement"] == pytest.approx(100 * same / count)
-    assert len(beside.trial.labels) == 20
-    # Its batch norms hold other statistics than the original's: both are its own.
-    images, _ = next(iter(beside.trial.images.batches(20)))
-    with torch.no_grad():
-        assert beside.trial.predicted(beside.weights).tolist() == network(images).argmax(1).tolist()
+        before, after = original.network(images).argmax(1), network(images).argmax(1)
+        # Its batch norms hold other statistics than the original's: both are its own.
+        assert isinstance(evaluation, Evaluation)
+        some, _ = next(iter(evaluation.images.batches(20)))
+        assert evaluation.predicted(beside.weights).tolist() == network(some).argmax(1).tolist()
+    assert len(evaluation.labels) == 20
+    assert beside.figures["test"]["original"]["top1"] == pytest.approx(100 * float((before == labels).double().mean()))
+    assert found["agreement"] == pytest.approx(100 * float((before == after).double().mean()))
 
 
-def test_with_original_and_task_all_is_there(file: Path, tmp_path: Path, quickly: None, few_measurements: None) -> None:
-    numbers = tmp_path / "numbers.json"
-    options = [
-        "--original_model_path",
-        ORIGINAL,
-        "--task.task_name",
-        "digits",
-        "--images",
-        "50",
-        "--json",
-        str(numbers),
-    ]
-    assert main(["report", str(file), *options]) == 0
+def test_with_original_and_task_all_is_there(file: Path, tmp_path: Path, quickly: None, few_drops: None) -> None:
+    options = f"--original_model_path {ORIGINAL} --task.task_name digits --images 50 --json {tmp_path}/numbers.json"
+    assert main(["report", str(file), *options.split()]) == 0
     found = Page(file.with_name("net_report.html"))
     figures = ["predictor", "layers", "kernels", "smoothness", "importance", "gallery", "classes"]
     assert found.figures() == figures
     assert found.text.count("Left out") == 1  # there was no training
-    assert "There is more to see" not in found.text
-    assert "as the file says" not in found.text
+    assert not any(text in found.text for text in ("There is more to see", "as the file says"))
     assert "same prediction as the original" in found.text
-    assert "Of 50 test images" in found.of_sections["section-classes"]
-    assert list(json.loads(numbers.read_text())) == ["predictor", "errors", "smoothness", "importance", "classes"]
+    assert "Of 50 test images (drawn from 597)" in found.of("classes")
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert list(numbers) == ["predictor", "errors", "smoothness", "importance", "classes"]
 
 
 def test_with_the_task_alone_the_accuracy_is_measured(file: Path, quickly: None) -> None:
     found = Page(nern.report(file, task=DIGITS, console=quiet()))
     top1 = verify(file, DIGITS, console=quiet())["test"]["top1"]
-    assert f"{top1:.2f} %" in found.of_sections["section-result"].replace("\N{NO-BREAK SPACE}", " ")
+    assert f"{top1:.2f} %" in found.of("result")
     assert "as the file says" not in found.text
     assert found.text.count(NOTHING_TO_COMPARE) == 5
     assert "made of the file and the images alone. There is more to see: --original_model_path" in found.text
     none = Page(nern.report(file, task=DIGITS, images=0, console=quiet()))
-    assert "no test images were asked for (--images 0)" in none.of_sections["section-classes"]
+    assert "no test images were asked for (--images 0)" in none.of("classes")
     assert "as the file says" in none.text
 
 
@@ -203,17 +169,14 @@ def test_file_that_ships_with_nern(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_several_networks_have_sections_each(two: Path, tmp_path: Path, quickly: None) -> None:
     weights = weights_of(tmp_path / "own.pt")
     page = nern.report(two, tmp_path / "page.html", original_model_path=weights, network=1, console=quiet())
-    found = Page(page)
-    expected = [f"section-{number}-{name}" for number in (1, 2) for name in SECTIONS]
-    assert list(found.of_sections) == ["section-result", "section-predictor", "section-training", *expected]
+    found, of_both = Page(page), [f"{number}-{name}" for number in (1, 2) for name in SECTIONS]
+    assert found.sections() == ["result", "predictor", "training", *of_both]
     assert found.figures() == ["predictor", *(f"2-{name}" for name in ("layers", "kernels", "smoothness", "gallery"))]
     assert "small (2)" in found.text
-    assert NOTHING_TO_COMPARE in found.of_sections["section-1-errors"]
-    told = subject_of_file(nern.load(two), "two", 0, weights, None, 1, quiet())
+    assert NOTHING_TO_COMPARE in found.of("1-errors")
+    told = content(two, 0, weights, None, 1).networks[1]
     state, given = nern.load(two).state_dict(1), torch.load(weights, weights_only=True)
-    for name, own, original in zip(
-        told.networks[1].layers, told.networks[1].weights, told.networks[1].original or [], strict=True
-    ):
+    for name, own, original in zip(told.layers, told.weights, told.original, strict=True):
         assert torch.equal(own.flatten(), state[name].flatten())
         assert torch.equal(original.flatten(), given[name].flatten())
     with pytest.raises(NernError, match="the file holds 2 networks: --network N"):
@@ -226,9 +189,9 @@ def test_weights_of_another_network_are_told_of(file: Path, tmp_path: Path) -> N
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         torch.save(CifarResNet(8, in_channels=1).state_dict(), tmp_path / "other.pt")
-    notes = subject(file, 0, str(tmp_path / "other.pt")).notes
-    assert any("no nearer to the original's than zeros are" in note for note in notes)
-    assert not any("zeros" in note for note in subject(file, 0, ORIGINAL).notes)
+    for original, told in ((tmp_path / "other.pt", True), (ORIGINAL, False)):
+        notes = content(file, 0, original, None, None).notes
+        assert any("no nearer to the original's than zeros" in note for note in notes) == told
 
 
 def test_mistakes_are_told_before_weights_are_predicted(
@@ -243,9 +206,8 @@ def test_mistakes_are_told_before_weights_are_predicted(
     text.write_text("a text")
     empty.mkdir()
     torch.save(small_resnet().state_dict(), tmp_path / "small.pt")
-    calling = with_description(
-        nern.load(file).sections, lambda value: value["networks"][0].update(architecture="os:getcwd")
-    )
+    sections = nern.load(file).sections
+    calling = with_description(sections, lambda value: value["networks"][0].update(architecture="os:getcwd"))
     called = save(tmp_path / "called.nern", calling)
     short = weights_of(tmp_path / "short.pt", w1=torch.zeros(2, 2))
     cases: list[tuple[Path, dict[str, Any], str]] = [

@@ -1,4 +1,4 @@
-"""`nern report`: what it computes, and the page that it writes."""
+"""`nern report` of a run: what it computes, and the page that it writes."""
 
 from __future__ import annotations
 
@@ -22,21 +22,19 @@ from torch import Tensor
 
 import nern
 from nern import Config, NernError
-from nern.analysis.canvas import NARROW, WIDE
-from nern.analysis.class_changes import ClassChange, class_changes
-from nern.analysis.gallery import layers_to_show, shelf_picture, shelves, tile_pair
-from nern.analysis.importance import RANDOM, SHARES, SMALLEST, WORST, drop_curves, measurements, rankings, without
-from nern.analysis.kernel_errors import kernel_errors
-from nern.analysis.kernel_plots import scale_top
-from nern.analysis.report_page import figures_folder, steps, write_report
-from nern.analysis.report_plots import MOST_CLASSES, classes_shown, draw_training
-from nern.analysis.smoothness import mean_step, walk_of
-from nern.analysis.subject import Reconstructed, Subject
+from nern.analysis.content import Content, NetworkContent
+from nern.analysis.dropping import RANDOM, SHARES, SMALLEST, WORST, drop_curves, rankings, without
+from nern.analysis.figures import MOST_CLASSES, classes_shown
+from nern.analysis.kernel_figures import PLACES, layers_to_show, scale_top, shelf_picture, shelves
+from nern.analysis.measures import ClassChange, class_changes, kernel_errors, mean_step
+from nern.analysis.page import figures_folder, write_page
+from nern.analysis.plots import draw_training
+from nern.analysis.style import NARROW, WIDE
 from nern.cli import main
 from nern.config import TaskConfig
 from nern.jobs.packing import pack
-from nern.jobs.report_images import class_names, drawn
-from nern.jobs.run_subject import subject_of_run
+from nern.jobs.report_inputs import class_names, drawn, walks
+from nern.jobs.report_of_run import content_of_run
 from nern.tasks.images import ImageTensors
 from nern.training import RunFolder
 from nern.training.loop import History
@@ -49,6 +47,7 @@ BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
     "nern.embeddings.enc_levels": 4,
     "nern.embeddings.permutations.permute_mode": "crossfilter",
+    "nern.embeddings.permutations.improve_seconds": 0,
     "nern.weights_batch_size": 64,
     "nern.weights_batch_method": "random_weighted_batch",
     "optim.lr": 0.02,
@@ -75,7 +74,7 @@ def train(folder: Path, name: str = "run", **given: Any) -> Path:
 @pytest.fixture
 def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn, but not made into files."""
-    monkeypatch.setattr("nern.analysis.report_sections.png", lambda figure: PNG)
+    monkeypatch.setattr("nern.analysis.page.png", lambda figure: PNG)
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +94,8 @@ def page(run: Path) -> Path:
 
 def two_layers() -> tuple[list[Tensor], list[Tensor]]:
     """Layers of 2 x 1 kernels of one entry and 1 x 2 kernels of four; relative errors 0.1, 0.5, 2, 0.2 of kernels 0 to 3."""
-    original = [
-        torch.tensor([1.0, -10.0]).view(2, 1, 1, 1),
-        torch.tensor([0.1, 3.0]).repeat_interleave(4).view(1, 2, 2, 2),
-    ]
+    single, four = torch.tensor([1.0, -10.0]).view(2, 1, 1, 1), torch.tensor([0.1, 3.0]).repeat_interleave(4)
+    original = [single, four.view(1, 2, 2, 2)]
     factors = [torch.tensor([0.9, 1.5]).view(2, 1, 1, 1), torch.tensor([-1.0, 1.2]).view(1, 2, 1, 1)]
     return original, [o * f for o, f in zip(original, factors, strict=True)]
 
@@ -107,10 +104,7 @@ def test_relative_error_of_each_kernel() -> None:
     errors = kernel_errors(*two_layers())
     assert [e.shape for e in errors] == [(2, 1), (1, 2)]
     assert torch.cat([e.flatten() for e in errors]).tolist() == pytest.approx([0.1, 0.5, 2.0, 0.2], rel=1e-6)
-
-
-def test_kernels_of_zeros_have_no_finite_error_unless_exact() -> None:
-    zeros = torch.zeros(1, 2, 1, 1)
+    zeros = torch.zeros(1, 2, 1, 1)  # have no finite error, unless they are exact
     assert kernel_errors([zeros], [torch.tensor([0.0, 0.5]).view(1, 2, 1, 1)])[0].tolist() == [[0.0, torch.inf]]
 
 
@@ -129,38 +123,29 @@ def test_random_rankings_differ_by_draw_and_seed_alone(rng_untouched: None) -> N
     first, again, other = (rankings(weights, weights, seed)[RANDOM] for seed in (0, 0, 1))
     assert all(sorted(order.tolist()) == list(range(64)) for order in first)
     assert [order.tolist() for order in first] == [order.tolist() for order in again]
-    different = {tuple(order.tolist()) for order in [*first, *other]}
-    assert len(different) == len(first) + len(other)
+    assert len({tuple(order.tolist()) for order in [*first, *other]}) == len(first) + len(other)
 
 
 def test_dropping_sets_these_kernels_to_zero_and_no_others() -> None:
     weights = [torch.arange(1.0, 13).view(3, 2, 1, 2), torch.arange(1.0, 9).view(2, 1, 2, 2)]
-    before = [w.clone() for w in weights]
-    found = without(weights, torch.tensor([1, 5, 7]))
-    assert all(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
     expected = [w.clone() for w in weights]
     expected[0][0, 1] = expected[0][2, 1] = expected[1][1, 0] = 0
+    found = without(weights, torch.tensor([1, 5, 7]))
     assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+    assert weights[0][0, 1].flatten().tolist() == [3.0, 4.0]  # they themselves are as they were
 
 
 def test_curves_drop_the_shares_they_say() -> None:
-    weights, calls = [torch.ones(10, 10, 3, 3)], []
-
-    def accuracy(given: Any) -> float:
-        calls.append(1)
-        return float(100 * given[0].flatten(2).any(2).double().mean())
-
-    curves = drop_curves(accuracy, weights, weights, seed=0)
+    weights = [torch.ones(10, 10, 3, 3)]
+    curves = drop_curves(lambda w: float(100 * w[0].flatten(2).any(2).double().mean()), weights, weights, seed=0)
     assert [curve.ranking for curve in curves] == [WORST, SMALLEST, RANDOM]
     for curve in curves:
         assert all(list(found) == pytest.approx([100 - 100 * s for s in SHARES]) for found in curve.accuracies)
         assert curve.means() == pytest.approx([100, 98, 95, 90, 80, 70, 50])
-    assert len(calls) == measurements()
 
 
 def test_steps_equal_an_independent_computation(rng: torch.Generator) -> None:
-    weight = torch.randn(4, 3, 2, 2, generator=rng)
-    walk = torch.randperm(12, generator=rng)
+    weight, walk = torch.randn(4, 3, 2, 2, generator=rng), torch.randperm(12, generator=rng)
     kernels = weight.numpy().astype(np.float64).reshape(12, 4)
     scale = np.sqrt((kernels**2).sum(1).mean())
     for order, found in ((np.arange(12), mean_step(weight)), (walk.numpy(), mean_step(weight, walk))):
@@ -170,10 +155,81 @@ def test_steps_equal_an_independent_computation(rng: torch.Generator) -> None:
     assert mean_step(torch.zeros(2, 2, 3, 3)) is None
 
 
-def test_the_walk_visits_kernels_in_the_order_of_their_coordinates() -> None:
+def test_the_walk_visits_kernels_in_the_order_of_their_coordinates(run: Path) -> None:
     order = torch.tensor([2, 0, 3, 1])
-    positions = nern.ordering.CrossFilterOrdering([{"order": order}]).positions([(2, 2, 3, 3)])[0]
-    assert walk_of(positions).tolist() == order.tolist()
+    found = walks(nern.ordering.CrossFilterOrdering([{"order": order}]), [(2, 2, 3, 3)])[0]
+    assert found is not None
+    assert found.tolist() == order.tolist()
+    content = content_of_run(RunFolder(run), 0)
+    shapes = [tuple(w.shape) for w in content.networks[0].weights]
+    stored = nern.ordering.load_ordering(run / "ordering.safetensors", "crossfilter", shapes).tensors().values()
+    assert [w.tolist() for w in content.networks[0].ordered or []] == [o.tolist() for o in stored]
+    assert content.ordering.startswith("crossfilter")
+
+
+def test_class_changes() -> None:
+    labels, before, after = (torch.tensor(t) for t in ([0, 0, 0, 0, 2, 2], [0, 0, 1, 1, 2, 0], [1, 0, 0, 0, 0, 1]))
+    changes = class_changes(labels, before, after, classes=4)
+    assert changes == [ClassChange(0, 4, 2, 1), ClassChange(2, 2, 0, 1)]
+    assert [c.change for c in changes] == [25.0, -50.0]
+    # Of many classes those that change most are shown.
+    changes, half = [ClassChange(label, 100, label, 50) for label in range(100)], MOST_CLASSES // 2
+    assert [c.label for c in classes_shown(changes)] == [*range(half), *range(100 - half, 100)]
+    assert classes_shown(changes[:5]) == changes[:5]
+
+
+def test_classes_of_folders_have_the_names_of_the_folders(tmp_path: Path) -> None:
+    for name in ("n01440764", "sparrow", "<b>"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+    assert class_names(TaskConfig(task_name="imagefolder", data_dir=str(tmp_path))) == ["<b>", "tench", "sparrow"]
+    assert class_names(TaskConfig(task_name="imagenet", imagenet_path=str(tmp_path))) == ["<b>", "tench", "sparrow"]
+    assert class_names(TaskConfig(task_name="digits")) is None
+
+
+def test_gallery_shows_best_median_and_worst() -> None:
+    original = [torch.ones(10, 3, 3, 3)]
+    factors = torch.linspace(1.0, 2.0, 30)[torch.randperm(30, generator=torch.Generator().manual_seed(0))]
+    shelf, rank = shelves(original, [original[0] * factors.view(10, 3, 1, 1)])[0], factors.argsort().argsort()
+    expected = [list(range(8)), list(range(11, 19)), list(range(22, 30))]
+    assert [rank[shelf.numbers[place]].tolist() for place in PLACES] == expected
+    assert shelf.errors["worst"].tolist() == pytest.approx((factors.sort().values[-8:] - 1).tolist(), abs=1e-6)
+    few = shelves([original[0][:2]], [original[0][:2]])[0]
+    assert sorted(torch.cat(list(few.numbers.values())).tolist()) == list(range(6))  # no kernel twice
+
+
+def test_gallery_has_a_layer_of_each_kernel_size() -> None:
+    sizes = [7, 1, 3, 1, 3, 1, 3, 5, 3, 1]
+    shown = layers_to_show([torch.ones(2, 2, k, k) for k in sizes])
+    assert {sizes[layer] for layer in shown} == {3, 5, 7}
+    assert len(shown) == 4
+    assert layers_to_show([torch.ones(2, 2, 1, 1)]) == []
+
+
+def test_tiles_are_the_kernels() -> None:
+    original, weights = (torch.randn(2, 2, 2, 3, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    picture = shelf_picture(original, weights, torch.tensor([3, 0]))
+    tiles = [w[n, n].double() / original[n, n].abs().max() for n in (1, 0) for w in (original, weights)]
+    values = set(picture.nan_to_num(0.0).flatten().tolist())  # nan: frames; 0: gaps
+    assert values - {0.0} == set(torch.stack(tiles).flatten().tolist())
+    top_left = [picture[1, 1], picture[len(picture) // 2 + 1, 1]]
+    assert top_left == [tiles[0][0, 0], tiles[1][0, 0]]  # the original above
+
+
+def test_colours_end_where_zeros_would_do_as_well() -> None:
+    good = torch.linspace(0.1, 0.3, 100)
+    assert scale_top([torch.cat([good, torch.full((10,), 20.0)])]) == 1.0
+    assert scale_top([good]) == pytest.approx(0.3, abs=0.01)
+    assert scale_top([good + 3]) == pytest.approx(3.3, abs=0.01)
+    assert scale_top([torch.full((2,), torch.inf)]) == 1.0
+
+
+def test_images_are_drawn_by_the_seed() -> None:
+    images = ImageTensors(torch.arange(200, dtype=torch.uint8).view(200, 1, 1, 1), torch.arange(200), [0.0], [1.0])
+    first, again, other = (drawn(images, 50, seed).labels.tolist() for seed in (0, 0, 1))  # type: ignore[attr-defined]
+    assert first == again != other
+    assert first == sorted(set(first))
+    assert max(first) > 100  # not the first ones: a test set may be sorted by class
+    assert drawn(images, 200, 0) is drawn(images, None, 0) is images
 
 
 PHASES = {
@@ -194,16 +250,16 @@ PHASES = {
 
 
 @pytest.mark.parametrize("width", [WIDE, NARROW])
-@pytest.mark.parametrize("phases", PHASES)
-def test_names_of_phases_are_all_there_and_apart(phases: str, width: int) -> None:
+@pytest.mark.parametrize("phases", PHASES.values(), ids=PHASES)
+def test_names_of_phases_are_all_there_and_apart(phases: list[tuple[str, int]], width: int) -> None:
     records = [{"step": step, "reconstruction": 1.0, "test": {"top1": 50.0, "images": 10}} for step in (0, 1000, 2000)]
-    figure = draw_training(width, History(records, records), {}, PHASES[phases])
+    figure = draw_training(width, History(records, records), {}, phases)
     figure.draw_without_rendering()
     for axes in figure.axes:
         found = [text for text in axes.texts if text.get_text()]
-        assert [text.get_text().strip() for text in found] == [name for name, _ in PHASES[phases]]
+        assert [text.get_text().strip() for text in found] == [name for name, _ in phases]
         boxes = [Text.get_window_extent(text) for text in found]  # without the line
-        marks = [axes.transData.transform((start, 0))[0] for start in [0, *(end for _, end in PHASES[phases][:-1])]]
+        marks = [axes.transData.transform((start, 0))[0] for start in [0, *(end for _, end in phases[:-1])]]
         for number, box in enumerate(boxes):
             assert not any(box.overlaps(other) for other in boxes[number + 1 :])
             higher = [mark for mark, other in zip(marks, boxes, strict=True) if other.y0 > box.y0]
@@ -224,102 +280,19 @@ def test_the_original_in_the_curve_is_of_the_images_of_the_curve() -> None:
         assert flat["original, test images"].get_color() == curves["test images (60)"].get_color()
 
 
-def test_classes_of_folders_have_the_names_of_the_folders(tmp_path: Path) -> None:
-    for name in ("n01440764", "sparrow", "<b>"):
-        (tmp_path / "val" / name).mkdir(parents=True)
-    assert class_names(TaskConfig(task_name="imagefolder", data_dir=str(tmp_path))) == ["<b>", "tench", "sparrow"]
-    assert class_names(TaskConfig(task_name="imagenet", imagenet_path=str(tmp_path))) == ["<b>", "tench", "sparrow"]
-    assert class_names(TaskConfig(task_name="digits")) is None
-
-
-def test_class_changes() -> None:
-    labels = torch.tensor([0, 0, 0, 0, 2, 2])
-    before = torch.tensor([0, 0, 1, 1, 2, 0])
-    after = torch.tensor([1, 0, 0, 0, 0, 1])
-    changes = class_changes(labels, before, after, classes=4)
-    assert changes == [ClassChange(0, 4, 2, 1), ClassChange(2, 2, 0, 1)]
-    assert [c.change for c in changes] == [25.0, -50.0]
-
-
-def test_of_many_classes_those_that_change_most_are_shown() -> None:
-    changes = [ClassChange(label, 100, label, 50) for label in range(100)]
-    half = MOST_CLASSES // 2
-    assert [c.label for c in classes_shown(changes)] == [*range(half), *range(100 - half, 100)]
-    assert classes_shown(changes[:5]) == changes[:5]
-
-
-def test_gallery_shows_best_median_and_worst() -> None:
-    original = [torch.ones(10, 3, 3, 3)]
-    factors = torch.linspace(1.0, 2.0, 30)[torch.randperm(30, generator=torch.Generator().manual_seed(0))]
-    shelf = shelves(original, [original[0] * factors.view(10, 3, 1, 1)], of_each=4)[0]
-    rank = factors.argsort().argsort()
-    assert [rank[shelf.numbers[place]].tolist() for place in ("best", "median", "worst")] == [
-        [0, 1, 2, 3],
-        [13, 14, 15, 16],
-        [26, 27, 28, 29],
-    ]
-    assert shelf.errors["worst"].tolist() == pytest.approx((factors.sort().values[-4:] - 1).tolist(), abs=1e-6)
-    few = shelves([original[0][:2]], [original[0][:2]], of_each=4)[0]
-    assert len(set(torch.cat(list(few.numbers.values())).tolist())) == 6  # no kernel twice
-
-
-def test_gallery_has_a_layer_of_each_kernel_size() -> None:
-    sizes = [7, 1, 3, 1, 3, 1, 3, 5, 3, 1]
-    shown = layers_to_show([torch.ones(2, 2, k, k) for k in sizes], 4)
-    assert {sizes[layer] for layer in shown} == {3, 5, 7}
-    assert len(shown) == 4
-    assert layers_to_show([torch.ones(2, 2, 1, 1)], 4) == []
-
-
-def test_tiles_are_the_kernels() -> None:
-    original, weights = (torch.randn(2, 2, 2, 3, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
-    before, after = tile_pair(original, weights, 3)
-    scale = original[1, 1].abs().max()
-    assert torch.allclose(before.float(), original[1, 1] / scale)
-    assert torch.allclose(after.float(), weights[1, 1] / scale)
-    values = set(shelf_picture(original, weights, torch.tensor([3, 0])).nan_to_num(9.0).flatten().tolist())
-    tiles = [tile for number in (3, 0) for tile in tile_pair(original, weights, number)]
-    assert values == {9.0, *torch.stack(tiles).flatten().tolist()}
-
-
-def test_colours_end_where_zeros_would_do_as_well() -> None:
-    good = torch.linspace(0.1, 0.3, 100)
-    assert scale_top([torch.cat([good, torch.full((10,), 20.0)])]) == 1.0
-    assert scale_top([good]) == pytest.approx(0.3, abs=0.01)
-    assert scale_top([good + 3]) == pytest.approx(3.3, abs=0.01)
-    assert scale_top([torch.full((2,), torch.inf)]) == 1.0
-
-
-def test_images_are_drawn_by_the_seed() -> None:
-    images = ImageTensors(torch.arange(200, dtype=torch.uint8).view(200, 1, 1, 1), torch.arange(200), [0.0], [1.0])
-    first, again, other = (drawn(images, 50, seed).labels.tolist() for seed in (0, 0, 1))  # type: ignore[attr-defined]
-    assert first == again != other
-    assert first == sorted(set(first))
-    assert max(first) > 100  # not the first ones: a test set may be sorted by class
-    assert drawn(images, 200, 0) is images
-
-
 # The page
 
 
-def test_page_needs_nothing_else(page: Path) -> None:
-    found = Page(page)
-    text = page.read_text(encoding="utf-8")
+def test_page_needs_nothing_else_and_has_every_section(page: Path) -> None:
+    found, text = Page(page), page.read_text(encoding="utf-8")
     assert not re.search(r"https?://|url\(|@import|<link|<script|<iframe", text)
     sources = [str(i["src"]) for i in found.all("img")] + [str(s["srcset"]) for s in found.all("source")]
-    assert len(sources) == 2 * len(found.all("figure")) > 0
+    assert len(sources) == 2 * len(found.all("figure"))
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert {name for _, attributes in found.tags for name in attributes} <= {
-        "lang", "charset", "name", "content", "class", "id", "style", "src", "srcset", "media", "width", "alt"
-    }  # fmt: skip
-
-
-def test_every_section_is_there(page: Path) -> None:
-    found = Page(page)
-    assert list(found.of_sections) == [f"section-{name}" for name in ("result", "training", *SECTIONS)]
+    assert found.sections() == ["result", "training", *SECTIONS]
     assert found.figures() == ["training", "layers", "kernels", "smoothness", "importance", "gallery", "classes"]
     assert "Left out" not in found.text
-    captions = re.findall(r"<figcaption>(.+?)</figcaption>", page.read_text(encoding="utf-8"))
+    captions = re.findall(r"<figcaption>(.+?)</figcaption>", text)
     assert len(captions) == 7
     assert min(map(len, captions)) > 50
     assert all(len(str(image["alt"])) > 10 for image in found.all("img"))
@@ -327,145 +300,107 @@ def test_every_section_is_there(page: Path) -> None:
 
 def test_figures_lie_beside_the_page_for_screens_and_phones(page: Path) -> None:
     found, folder = Page(page), figures_folder(page)
-    names = found.figures()
-    assert sorted(p.name for p in folder.iterdir()) == sorted(
-        [f"{name}.png" for name in names] + [f"{name}-narrow.png" for name in names]
-    )
-    for name, image, source in zip(names, found.all("img"), found.all("source"), strict=True):
+    names = [f"{name}{width}.png" for name in found.figures() for width in ("", "-narrow")]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(names)
+    for name, image, source in zip(found.figures(), found.all("img"), found.all("source"), strict=True):
         for file, data, width in ((name, image["src"], 2160), (f"{name}-narrow", source["srcset"], 744)):
             inlined = base64.b64decode(str(data).partition(",")[2])
             assert inlined == (folder / f"{file}.png").read_bytes()
             with Image.open(io.BytesIO(inlined)) as picture:
                 assert picture.width == width
-                grey = np.asarray(picture.convert("L"))
-            assert grey.std() > 5  # something is drawn
+                assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
 
 
 def test_figures_of_the_run_are_told(run: Path, page: Path) -> None:
     text, metrics = Page(page).text, json.loads((run / "metrics.json").read_text())
-    for name, sets in (("original", metrics["original"]), ("best", metrics["best"])):
-        assert f"{sets['test']['top1']:.2f} %" in text, name
-    assert f"{metrics['best']['test']['agreement']:.2f} %" in text
-    assert f"{metrics['best']['held_out']['top1']:.2f} %" in text
-    sizes = metrics["sizes"]
-    assert f"{sizes['predictor_parameters']:,} parameters" in text
-    assert f"{sizes['ordering_bytes'] / 1e3:.1f} kB" in text
+    before, after, sizes = metrics["original"]["test"], metrics["best"]["test"], metrics["sizes"]
     worst = max(metrics["layers"], key=lambda layer: layer["relative"])
-    assert (
-        f"Least exactly reconstructed: {worst['name'].removesuffix('.weight')}, relative error {worst['relative']:.3f}"
-        in text
-    )
-    assert "Of 40 test images (drawn from 60)" in text
-    assert "Measured on 40 test images (drawn from 60)." in text
+    for told in (
+        f"Accuracy {after['top1']:.2f} % original {before['top1']:.2f} %, ",
+        f"{after['agreement']:.2f} % same prediction as the original 60 test images",
+        f"{metrics['best']['held_out']['top1']:.2f} %",
+        f"{sizes['predictor_parameters']:,} parameters",
+        f"{sizes['ordering_bytes'] / 1e3:.1f} kB",
+        f"Least exactly reconstructed: {worst['name'].removesuffix('.weight')}, relative error {worst['relative']:.3f}",
+        "Of 40 test images (drawn from 60)",
+        "Measured on 40 test images (drawn from 60).",
+    ):
+        assert told in text
 
 
-def test_the_same_run_gives_the_same_page(run: Path, tmp_path: Path, quickly: None, rng_untouched: None) -> None:
-    pages = [nern.report(run, tmp_path / f"{n}.html", 40, quiet()).read_text() for n in ("a", "b")]
-    assert pages[0] == pages[1]
-
-
-def test_without_images_what_needs_them_is_left_out(run: Path, tmp_path: Path, quickly: None) -> None:
-    found = Page(nern.report(run, tmp_path / "page.html", images=0, console=quiet()))
-    assert found.figures() == ["training", "layers", "kernels", "smoothness", "gallery"]
-    for name in ("importance", "classes"):
-        assert "Left out: no test images were asked for (--images 0)." in found.of_sections[f"section-{name}"]
+UNTESTED = {
+    "evaluation.test_images": 0,
+    "nern.distillation_loss_weight": 0,
+    "nern.attention_loss_weight": 0,
+    "nern.embeddings.permutations.permute_mode": "none",
+    "nern.method": "basic",
+    "nern.embeddings.num_idxs": 5,
+    "num_iterations": 2,
+}
 
 
 def test_run_without_test_images_or_ordering_of_single_weights(tmp_path: Path, unrendered: None) -> None:
-    given = {
-        "evaluation.test_images": 0,
-        "nern.distillation_loss_weight": 0,
-        "nern.attention_loss_weight": 0,
-        "nern.embeddings.permutations.permute_mode": "none",
-        "nern.method": "basic",
-        "nern.embeddings.num_idxs": 5,
-        "num_iterations": 2,
-    }
-    found = Page(nern.report(train(tmp_path, **given), console=quiet()))
+    found = Page(nern.report(train(tmp_path, **UNTESTED), console=quiet()))
     assert found.figures() == ["training", "layers", "kernels", "smoothness", "gallery"]
-    result = found.of_sections["section-result"]
-    assert "20 held-out training images" in result
-    assert "test images" not in result
+    assert "20 held-out training images" in found.of("result")
+    assert "test images" not in found.of("result")
     reason = "Left out: the run was made without test images (evaluation.test_images is 0)."
-    assert all(reason in found.of_sections[f"section-{name}"] for name in ("importance", "classes"))
-    assert "The run has no ordering" in found.of_sections["section-smoothness"]
+    assert all(reason in found.of(name) for name in ("importance", "classes"))
+    assert "The run has no ordering" in found.of("smoothness")
 
 
-def test_test_images_that_cannot_be_had(
+def test_without_test_images_what_needs_them_is_left_out(
     run: Path, tmp_path: Path, quickly: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*args: Any, **kwargs: Any) -> None:
         raise NernError("digits are sold out")
 
-    monkeypatch.setattr("nern.jobs.run_subject.build_task", gone)
-    found = Page(nern.report(run, tmp_path / "page.html", console=quiet()))
-    assert "the test images cannot be had (digits are sold out)" in found.of_sections["section-importance"]
-    assert "importance" not in found.figures()
+    monkeypatch.setattr("nern.jobs.report_of_run.build_task", gone)
+    reasons = {
+        0: "no test images were asked for (--images 0).",
+        9: "the test images cannot be had (digits are sold out)",
+    }
+    for images, reason in reasons.items():
+        found = Page(nern.report(run, tmp_path / "page.html", images=images, console=quiet()))
+        assert found.figures() == ["training", "layers", "kernels", "smoothness", "gallery"]
+        assert all(f"Left out: {reason}" in found.of(name) for name in ("importance", "classes"))
 
 
-def test_names_are_escaped(tmp_path: Path, unrendered: None) -> None:
-    bad = "<script>alert('&')</script> $x_$"
+def test_names_are_escaped_and_what_is_not_known_is_left_out(tmp_path: Path, unrendered: None) -> None:
+    bad, page = "<script>alert('&')</script> $x_$", tmp_path / "page.html"
     weights = [torch.ones(2, 2, 3, 3), torch.ones(2, 2, 1, 1)]
-    network = Reconstructed(name=bad, layers=[bad, "b"], weights=weights, original=weights, without_images=bad)
-    subject = Subject(title=bad, networks=[network], represented=40, predictor=10, notes=[bad], ordering=bad)
-    write_report(tmp_path / "page.html", subject)
-    found = Page(tmp_path / "page.html")
-    assert "script" not in {tag for tag, _ in found.tags}
-    assert found.text.count(bad) >= 5
-    subject = replace(subject, networks=[replace(network, name=f"{bad}{n}") for n in range(2)])
-    write_report(tmp_path / "page.html", subject)
-    assert "script" not in {tag for tag, _ in Page(tmp_path / "page.html").tags}
-
-
-def test_what_a_filler_does_not_know_is_left_out(tmp_path: Path, quickly: None) -> None:
-    network = Reconstructed(
-        name="net", layers=["a"], weights=[torch.ones(2, 2, 3, 3)], without_images="nobody took any"
-    )
-    subject = Subject(title="t", networks=[network], represented=36, predictor=10)
-    calls: list[int] = []
-    write_report(tmp_path / "page.html", subject, lambda: calls.append(1))
-    assert len(calls) == steps(subject)
-    found = Page(tmp_path / "page.html")
-    assert found.figures() == []
-    assert found.text.count("Left out") == 8  # accuracies, sizes, and the six sections below
-    history = History([{"step": 0, "reconstruction": 1.0}], [{"step": 1}])
-    write_report(tmp_path / "page.html", replace(subject, history=history))
-    assert Page(tmp_path / "page.html").figures() == ["training"]
+    network = NetworkContent(name=bad, layers=[bad, "b"], weights=weights, original=weights, evaluation=bad)
+    content = Content(title=bad, networks=[network], represented=40, predictor=10, notes=[bad], ordering=bad)
+    write_page(page, content)
+    assert Page(page).text.count(bad) >= 5
+    write_page(page, replace(content, networks=[replace(network, name=f"{bad}{n}") for n in range(2)]))
+    assert "script" not in {tag for tag, _ in Page(page).tags}
+    write_page(page, replace(content, networks=[replace(network, original=None)]))
+    assert Page(page).figures() == []
+    assert Page(page).text.count("Left out") == 8  # accuracies, sizes, and the six sections below
 
 
 def test_several_networks_have_sections_each(tmp_path: Path, unrendered: None) -> None:
     small = small_resnet(option="B")
     torch.save(small.state_dict(), tmp_path / "small.pt")
-    globs = ["*conv?.weight", "*shortcut*", "linear.weight"]
+    include = ["*conv?.weight", "*shortcut*", "linear.weight"]
     networks = [
         {"original_model_path": "pretrained:digits-resnet8"},
-        {"original_model_path": str(tmp_path / "small.pt"), "include": globs},
+        {"original_model_path": str(tmp_path / "small.pt"), "include": include},
     ]
-    # Without the keys of a single network, which `networks` stands in for.
     folder = train(tmp_path, networks=networks, original_model_path=None, num_iterations=3)
     found, metrics = (
         Page(nern.report(folder, images=10, console=quiet())),
         json.loads((folder / "metrics.json").read_text()),
     )
-    expected = [f"section-{number}-{name}" for number in (1, 2) for name in SECTIONS]
-    assert list(found.of_sections) == ["section-result", "section-training", *expected]
+    assert found.sections() == ["result", "training", *(f"{number}-{name}" for number in (1, 2) for name in SECTIONS)]
     for name, of_network in metrics["best"]["networks"].items():
         assert f"{name} " in found.text
-        assert f"{of_network['test']['agreement']:.2f} %" in found.text.replace("\N{NO-BREAK SPACE}", " ")
-    second = subject_of_run(RunFolder(folder), 0).networks[1]
+        assert f"{of_network['test']['agreement']:.2f} %" in found.text
+    second = content_of_run(RunFolder(folder), 0).networks[1]
     assert second.layers[-1] == "linear.weight"
     assert second.weights[-1].shape == (10, 8, 1, 1)
     assert torch.equal(second.original[0], small.state_dict()[second.layers[0]])  # type: ignore[index]
-
-
-def test_the_ordered_walk_is_that_of_the_ordering(run: Path) -> None:
-    subject = subject_of_run(RunFolder(run), 0)
-    network = subject.networks[0]
-    stored = nern.ordering.load_ordering(
-        run / "ordering.safetensors", "crossfilter", [tuple(w.shape) for w in network.weights]
-    )
-    assert [w.tolist() for w in network.ordered or []] == [o.tolist() for o in stored.tensors().values()]
-    assert subject.ordering.startswith("crossfilter")
 
 
 # Runs that have not come to their end, and mistakes
@@ -477,50 +412,48 @@ def copy(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("report*")))
 
 
-def test_unfinished_run_is_shown_as_far_as_it_went(run: Path, copy: Path, quickly: None) -> None:
+def test_unfinished_run_is_shown_as_far_as_it_went(run: Path, copy: Path, quickly: None, few_drops: None) -> None:
     (copy / "metrics.json").unlink()
     found = Page(nern.report(copy, images=20, console=quiet()))
     assert "This run is not finished: it has come to step 8. Continue with: nern train --resume" in found.text
     assert "sizes are known when the run is finished" in found.text
-    assert "60 test images" in found.of_sections["section-result"]  # all that the run uses, whatever --images says
-    assert "Of 20 test images (drawn from 60)" in found.of_sections["section-classes"]
+    assert "60 test images" in found.of("result")  # all that the run uses, whatever --images says
+    assert "Of 20 test images (drawn from 60)" in found.of("classes")
     told = json.loads((run / "metrics.json").read_text())
-    network = subject_of_run(RunFolder(copy), 20).networks[0]
+    network = content_of_run(RunFolder(copy), 20).networks[0]
     assert network.figures["test"]["original"] == pytest.approx(told["original"]["test"])
     (copy / "checkpoints" / "best.pt").unlink()
     (copy / "state.pt").unlink()
     found = Page(nern.report(copy, images=0, console=quiet()))
-    assert "nothing is known of how the weights were trained" in found.of_sections["section-training"]
+    assert "nothing is known of how the weights were trained" in found.of("training")
     assert "kernels" in found.figures()
 
 
 def test_the_file_beside_the_run_stands_in_the_headline(copy: Path, quickly: None) -> None:
-    assert subject_of_run(RunFolder(copy), 0).packed is None
+    assert content_of_run(RunFolder(copy), 0).packed is None
     artifact = pack(copy, console=quiet())
     whole = json.loads((copy / "metrics.json").read_text())["sizes"]["original_bytes"]
     share = f"{100 * artifact.size / whole:.1f} %"
     told = f"The file copy.nern has {artifact.size:,} bytes: {share} of the original's {whole:,} bytes."
     assert told in Page(nern.report(copy, images=0, console=quiet())).text
-    file = copy.with_name("copy.nern")
-    other = train(copy.parent, "other", seed=1, num_iterations=1)
-    for of_another in (pack(other, file.with_name("another.nern"), console=quiet()) and "another.nern", None):
-        file.write_bytes(b"" if of_another is None else file.with_name(of_another).read_bytes())
-        assert subject_of_run(RunFolder(copy), 0).packed is None
+    other = copy.with_name("other.nern")  # of another run of this config
+    pack(train(copy.parent, "other", seed=1, num_iterations=1), other, console=quiet())
+    for data in (other.read_bytes(), b""):
+        copy.with_name("copy.nern").write_bytes(data)
+        assert content_of_run(RunFolder(copy), 0).packed is None
 
 
-def remove_checkpoints(folder: Path) -> None:
-    shutil.rmtree(folder / "checkpoints")
-
-
-def remove_all(folder: Path) -> None:
-    remove_checkpoints(folder)
-    (folder / "state.pt").unlink()
+def remove(*names: str) -> Callable[[Path], object]:
+    return lambda folder: [f.unlink() for name in names for f in folder.glob(name)]
 
 
 MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no checkpoint": (remove_checkpoints, "stopped before its first checkpoint.*nern train --resume"),
-    "nothing saved": (remove_all, "nothing was saved; train it again: nern train --config_path"),
-    "no config": (lambda f: (f / "config.yaml").unlink(), "is not a run folder: it has no config.yaml"),
+    "no checkpoint": (remove("checkpoints/*"), "stopped before its first checkpoint.*nern train --resume"),
+    "nothing saved": (
+        remove("checkpoints/*", "state.pt"),
+        "nothing was saved; train it again: nern train --config_path",
+    ),
+    "no config": (remove("config.yaml"), "is not a run folder: it has no config.yaml"),
     "bad metrics": (lambda f: (f / "metrics.json").write_text("{"), "metrics.json is damaged.*--resume"),
     "other metrics": (lambda f: (f / "metrics.json").write_text("[]"), "metrics.json is damaged.*--resume"),
     "no ordering": (lambda f: (f / "ordering.safetensors").write_text(""), "ordering"),
@@ -528,9 +461,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_damaged_runs(copy: Path, mistake: str) -> None:
-    damage, message = MISTAKES[mistake]
+@pytest.mark.parametrize(("damage", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_damaged_runs(copy: Path, damage: Callable[[Path], object], message: str) -> None:
     damage(copy)
     with pytest.raises(NernError, match=message):
         nern.report(copy, console=quiet())
@@ -547,15 +479,15 @@ def test_places_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
         nern.report(run, images=-1, console=quiet())
 
 
-def test_command(run: Path, tmp_path: Path, quickly: None, capfd: pytest.CaptureFixture[str]) -> None:
-    numbers = tmp_path / "numbers.json"
-    assert main(["report", str(run), "-o", str(tmp_path / "page.html"), "--images", "10", "--json", str(numbers)]) == 0
+def test_command(run: Path, tmp_path: Path, quickly: None, few_drops: None, capfd: pytest.CaptureFixture[str]) -> None:
+    page, numbers = tmp_path / "page.html", tmp_path / "numbers.json"
+    assert main(["report", str(run), "-o", str(page), "--images", "10", "--json", str(numbers)]) == 0
     found = json.loads(numbers.read_text())
     assert list(found) == ["errors", "smoothness", "importance", "classes"]
     assert [curve["ranking"] for curve in found["importance"]["curves"]] == [WORST, SMALLEST, RANDOM]
     assert sum(of["images"] for of in found["classes"]["classes"]) == 10
-    assert "Of 10 test images" in Page(tmp_path / "page.html").text
-    assert f"page: {tmp_path / 'page.html'}" in capfd.readouterr().out
+    assert "Of 10 test images" in Page(page).text
+    assert f"page: {page}" in capfd.readouterr().out
     assert main(["report", str(tmp_path)]) == 2
     assert "is not a run folder" in capfd.readouterr().err
 

@@ -6,7 +6,7 @@ from nern.config import Config, OriginalConfig
 from nern.errors import NernError, NonFiniteLossError
 from nern.jobs import evaluate, load_run, resume, resume_original, train, train_original
 from nern.jobs.packing import PackOptions, pack, save
-from nern.jobs.reporting import report
+from nern.jobs.report import report
 from nern.originals.base import OriginalNetwork, register_original
 from nern.originals.input_format import InputFormat
 from nern.tasks.base import register_task

@@ -18,7 +18,7 @@ from nern.config import Config
 from nern.console import PLAIN, CleanConsole
 from nern.jobs import train
 from nern.jobs.packing import PackOptions, pack
-from nern.jobs.reporting import report
+from nern.jobs.report import report
 from nern.shipped import shipped_nerns
 from nern.terminal import bytes_text
 

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from nern.artifact import LIMIT
 from nern.commands.line import Command, command_parser, json_option, network_of, task_of, task_option
-from nern.jobs.report_images import IMAGES
-from nern.jobs.reporting import report
+from nern.jobs.report import report
+from nern.jobs.report_inputs import IMAGES
 
 REPORT_HELP = """Write one page about a run, or about a file of `nern pack`, with figures: accuracies and sizes, where the
 reconstruction errs, how smooth the order is, which kernels matter, what changes for each class. The page needs no other

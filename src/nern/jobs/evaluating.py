@@ -15,7 +15,7 @@ from nern.errors import NernError, plain_errors
 from nern.evaluation import Evaluator
 from nern.experiment import build_checked_original, build_experiment, data_settings, member_names
 from nern.files import check_writable, write_json
-from nern.jobs.report import all_layer_errors, experiment_of_run, take_ordering
+from nern.jobs.results import all_layer_errors, experiment_of_run, take_ordering
 from nern.jobs.session import check_kind
 from nern.tasks.base import build_task
 from nern.terminal import metrics_table

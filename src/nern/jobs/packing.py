@@ -30,7 +30,7 @@ from nern.errors import NernError, plain_errors
 from nern.files import check_free, check_writable, tensors_of
 from nern.jobs.artifacts import tested
 from nern.jobs.evaluating import config_of_run
-from nern.jobs.report import experiment_of_run
+from nern.jobs.results import experiment_of_run
 from nern.naming import joint_name
 from nern.ordering.order import Ordering
 from nern.originals.base import Original

@@ -16,7 +16,7 @@ from nern.console import PLAIN, CleanConsole
 from nern.errors import plain_errors
 from nern.experiment import Experiment, build_experiment
 from nern.files import check_writable, save_safetensors, write_json
-from nern.jobs.report import (
+from nern.jobs.results import (
     check_original,
     digests,
     finish,

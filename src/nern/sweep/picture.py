@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from nern.analysis.plots import INK
+from nern.analysis.style import INK
 from nern.files import atomic_path
 from nern.sweep.table import Group, Row, groups_of
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from nern.analysis.kernel_errors import kernel_errors, kernel_norms
+from nern.analysis.measures import kernel_errors, kernel_norms
 from nern.randomness import generator
 from nern.representation.kernels import KernelTable
 
@@ -100,8 +100,3 @@ def drop_curves(
         ]
         curves.append(DropCurve(name, shares, found))
     return curves
-
-
-def measurements(shares: Sequence[float] = SHARES, draws: int = DRAWS) -> int:
-    """How often `drop_curves` measures accuracy."""
-    return (2 + draws) * sum(share > 0 for share in shares) + (0.0 in shares)

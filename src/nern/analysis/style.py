@@ -1,9 +1,10 @@
-"""What all figures of a report share: sizes in CSS pixels, one typographic scale, calm colours, axes without clutter."""
+"""How figures look: sizes in CSS pixels, one typographic scale, calm colours, axes without clutter."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -11,21 +12,25 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from nern.analysis.plots import INK
+from nern.files import atomic_path
 
 WIDE, NARROW = 1080, 372  # widths of a figure, in CSS pixels: on a screen, on a phone
 PIXELS_PER_INCH, DENSITY = 100, 2  # CSS pixels; pixels of the file to each of them
 TEXT, SMALL = 9.0, 8.1  # points: 12.5 and 11.25 CSS pixels
 BELOW = 36  # points from axes to the legend below: ticks and the name of the axis are between
-RULE = "#e3e6ea"
-BEFORE, AFTER = "#9aa3ad", "#0072b2"  # the original, or what was before; the reconstruction
+INK, SOFT, MUTED, FAINT, RULE = "#222222", "#4a5057", "#8a8a8a", "#b8bec5", "#e3e6ea"
 BLUE, ORANGE, GREEN, YELLOW = "#0072b2", "#d55e00", "#009e73", "#e69f00"  # Okabe and Ito, told apart by all
+SERIES = (BLUE, YELLOW, GREEN, ORANGE, "#cc79a7", "#56b4e9", "#7f3c8d")
+BEFORE, AFTER = "#9aa3ad", BLUE  # the original, or what was before; the reconstruction
+DASHED, DOTTED = (0, (5, 3)), (0, (1, 2))
 
 SEQUENTIAL = LinearSegmentedColormap.from_list("report", ["#f4f8fb", "#a9cfe6", "#3d8fc0", "#0b5a8f", "#06263f"])
-DIVERGING = LinearSegmentedColormap.from_list("report_signed", ["#0b4f82", "#6fb0d8", "#ffffff", "#f0a875", "#b04a00"])
+DIVERGING = LinearSegmentedColormap.from_list(
+    "report_signed", ["#0b4f82", "#6fb0d8", "#ffffff", "#f0a875", "#b04a00"]
+).with_extremes(bad="#aab2ba")
 
 
-def canvas(width: int, height: float) -> Figure:
+def canvas(width: float, height: float) -> Figure:
     """An empty figure of so many CSS pixels."""
     figure = Figure(figsize=(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH), layout="constrained")
     FigureCanvasAgg(figure)
@@ -40,14 +45,20 @@ def png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
+def write_png(path: str | Path, figure: Figure, title: str) -> None:
+    """Write the figure with a title, as a file of its own."""
+    figure.suptitle(title, color=INK, fontsize=12, parse_math=False)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(png(figure))
+
+
 def tidy(axes: Any, grid: str = "y") -> None:
-    """Thin rules along `grid` ('x', 'y', 'both' or ''), no frame, muted ticks."""
+    """Thin rules along `grid` ('x', 'y', 'both'), no frame, muted ticks."""
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color("#b8bec5")
-    axes.tick_params(which="both", labelsize=SMALL, colors="#4a5057", length=0, pad=5)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.tick_params(which="both", labelsize=SMALL, colors=SOFT, length=0, pad=5)
     axes.set_axisbelow(True)
-    if grid:
-        axes.grid(True, axis=grid, color=RULE, lw=0.8)
+    axes.grid(True, axis=grid, color=RULE, lw=0.8)
 
 
 def label(axes: Any, x: str = "", y: str = "") -> None:
@@ -58,9 +69,8 @@ def label(axes: Any, x: str = "", y: str = "") -> None:
 
 def heading(axes: Any, text: str, small: bool = False, pad: float = 9) -> None:
     """A title at the left. Names in it are not formulas, whatever they hold."""
-    axes.set_title(
-        text, fontsize=SMALL if small else TEXT, color=INK, loc="left", pad=6 if small else pad, parse_math=False
-    )
+    size, pad = (SMALL, 6.0) if small else (TEXT, pad)
+    axes.set_title(text, fontsize=size, color=INK, loc="left", pad=pad, parse_math=False)
 
 
 def say(axes: Any, x: float, y: float, text: str, colour: str = INK, **style: Any) -> Any:
@@ -93,8 +103,7 @@ def legend(axes: Any, columns: int, below: bool = False, first: Sequence[str] = 
 
 def rows_of(axes: Any, names: Sequence[str], narrow: bool) -> None:
     """One row for each name, the first on top; long names are cut in the middle."""
-    limit = 20 if narrow else 44
-    shown = [shortened(name, limit) for name in names]
+    shown = [shortened(name, 20 if narrow else 44) for name in names]
     axes.set_yticks(range(len(names)), shown, fontsize=SMALL, color=INK, parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
 

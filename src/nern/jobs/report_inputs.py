@@ -1,4 +1,4 @@
-"""The images that a report looks at: drawn from a test set, and what their classes are called."""
+"""What reports of runs and of files take from elsewhere: drawn test images, names of classes, the order of kernels."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import re
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from torch.utils.data import Subset
 
 from nern.compat import import_torchvision
 from nern.config import TaskConfig
+from nern.ordering.order import Ordering
 from nern.randomness import generator
+from nern.representation.kernels import kernel_shape
 from nern.tasks.class_folders import SplitFolders
 from nern.tasks.image_folder import KEY, TESTS
 from nern.tasks.imagenet import KEY as IMAGENET_KEY
@@ -44,11 +48,23 @@ def class_names(task: TaskConfig) -> Sequence[str] | None:
     return [words.get(name, name) for name in names]
 
 
-def drawn(images: EvalSet, count: int, seed: int) -> EvalSet:
-    """So many of a test set's images, drawn without repetition, in their order; all, if there are no more."""
-    if count >= len(images) or not isinstance(images, ImageTensors | LoaderSet):
+def drawn(images: EvalSet, count: int | None, seed: int) -> EvalSet:
+    """So many of a test set's images, drawn without repetition, in their order; all, if there are no more, or for None."""
+    if count is None or count >= len(images) or not isinstance(images, ImageTensors | LoaderSet):
         return images
     chosen = torch.randperm(len(images), generator=generator(seed, "images of a report"))[:count].sort().values
     if isinstance(images, ImageTensors):
         return images.subset(chosen)
     return LoaderSet(images.loader, Subset(images.items.dataset, chosen.tolist()), images.device, images.skipped)
+
+
+def walks(ordering: Ordering, shapes: Sequence[tuple[int, int, int, int]]) -> list[Int[Tensor, " kernels"] | None]:
+    """Of each layer, the numbers of its kernels in the order in which coordinates visit them; None: of no ordering."""
+    if ordering.mode == "none":
+        return [None] * len(shapes)
+    return [torch.argsort(positions) for positions in ordering.positions(shapes)]
+
+
+def as_kernels(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Weights as (filters, channels, height, width), on the CPU."""
+    return [weight.detach().cpu().float().reshape(kernel_shape(weight.shape)) for weight in weights]

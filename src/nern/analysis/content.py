@@ -1,0 +1,151 @@
+"""What a report tells of, whatever it was read from: networks, and what stands in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nern.devices import computing_in
+from nern.evaluation import Evaluator
+from nern.originals.base import Original
+from nern.tasks.streams import EvalSet
+from nern.training.loop import History
+
+Kernels = Float[Tensor, "filters channels height width"]
+NO_ORIGINAL = "the original's weights are not at hand to compare with"  # why something is left out
+Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """An original network's architecture on labelled images, with its own and with other weights. These may have any shape
+    with as many elements, and be on any device.
+
+    Attributes:
+        original: the network.
+        images: labelled ones, on its device.
+        classes: their number.
+        batch_size: images in one forward pass.
+        extra: parameters besides the represented weights that go with other weights.
+        reconstructed: the network in which other weights are run; None: the original. Its buffers, too, are its own.
+    """
+
+    original: Original
+    images: EvalSet
+    classes: int
+    batch_size: int
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    reconstructed: Original | None = None
+
+    def metrics(self, weights: Sequence[Tensor]) -> dict[str, dict[str, float]]:
+        """Of 'original' and 'reconstructed', what `Metrics.to_dict` gives."""
+        evaluator = Evaluator(self.original, self.batch_size, reconstructed=self.reconstructed)
+        of_both = evaluator(self.images), evaluator(self.images, self._fitted(weights), self.extra)
+        return {name: of.to_dict() for name, of in zip(("original", "reconstructed"), of_both, strict=True)}
+
+    @torch.no_grad()
+    def predicted(self, weights: Sequence[Tensor] | None = None) -> Int[Tensor, " images"]:
+        """The class that is predicted for each image, on the CPU; None: by the original."""
+        own, found = None if weights is None else self._fitted(weights), []
+        network = self.reconstructed or self.original
+        for images, _ in self.images.batches(self.batch_size):
+            with computing_in("float32", images.device):
+                scores = self.original(images) if own is None else network.run(own, images, self.extra)[0]
+            found.append(scores.argmax(1).cpu())
+        return torch.cat(found)
+
+    def accuracy(self, weights: Sequence[Tensor] | None = None) -> float:
+        """In percent; None: of the original."""
+        return 100 * int((self.predicted(weights) == self.labels).sum()) / len(self.labels)
+
+    @cached_property
+    def labels(self) -> Int[Tensor, " images"]:
+        """The right class of each image, on the CPU."""
+        return torch.cat([labels.cpu() for _, labels in self.images.batches(self.batch_size) if labels is not None])
+
+    def _fitted(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        return [w.reshape(o.shape).to(o.device) for w, o in zip(weights, self.original.weights, strict=True)]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NetworkContent:
+    """One network and its reconstruction. All tensors are on the CPU.
+
+    Attributes:
+        name: of the network.
+        layers: names of the represented weights.
+        weights: the reconstructed ones.
+        original: the original's; None: they are not at hand, and whatever compares with them is left out.
+        ordered: of each layer, the numbers (filter * channels + channel) of the kernels in the order in which the
+            coordinates walk through them; None: there is no ordering.
+        figures: by set ('test', 'held_out') and network ('original', 'reconstructed'), what `Metrics.to_dict` gives.
+        measured: by whom the figures were measured, where that is to be said; a few words.
+        evaluation: on test images; or why there is none: the end of a sentence.
+        class_names: None: classes have numbers only.
+    """
+
+    name: str
+    layers: Sequence[str]
+    weights: Sequence[Kernels]
+    original: Sequence[Kernels] | None = None
+    ordered: Sequence[Int[Tensor, " kernels"]] | None = None
+    figures: Figures = field(default_factory=dict)
+    measured: str = ""
+    evaluation: Evaluation | str = "there are no test images"
+    class_names: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes of a part of what a report is about: its name, bytes of the original's tensors in whose place it is (None: the
+    original has no such part), its own, and how many numbers it holds (None: that is not told)."""
+
+    name: str
+    before: float | None
+    after: float
+    numbers: int | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Content:
+    """What a report tells.
+
+    Attributes:
+        title: of the page.
+        source: what it was read from, 'run' or 'file', as the page's texts say it.
+        networks: that one NeRN represents.
+        represented: number of the weights that it represents.
+        predictor: number of the predictor's parameters.
+        sizes: where the bytes are; they add up to all there are. None: unknown.
+        sizes_about: what these bytes are; a sentence or two.
+        bits: of each of the predictor's tensors, how many numbers it has, and the bits that hold all of them; empty: that is
+            not told.
+        packed: the whole .nern file that it is, or that it was packed into; None: there is none.
+        ordering: in a few words; empty: there is none.
+        history: losses and evaluations over the steps; None: unknown.
+        phases: name and last step of each phase.
+        best_step: whose weights are shown; None: unknown.
+        notes: sentences to begin with.
+        seed: of what is drawn.
+    """
+
+    title: str
+    source: str = "run"
+    networks: Sequence[NetworkContent]
+    represented: int
+    predictor: int
+    sizes: Sequence[Part] | None = None
+    sizes_about: str = ""
+    bits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    packed: Part | None = None
+    ordering: str = ""
+    history: History | None = None
+    phases: Sequence[tuple[str, int]] = ()
+    best_step: int | None = None
+    notes: Sequence[str] = ()
+    seed: int = 0
