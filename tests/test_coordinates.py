@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import combinations, permutations
-from typing import Any
 
 import pytest
 import torch
@@ -12,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nern.ordering import NoOrdering, solve_ordering
+from coordinates_parts import listed, served
+from nern.ordering import solve_ordering
 from nern.registry import ORDERINGS
 from nern.representation import KernelTable
-from nern.representation.coordinates import ListedCoordinates, TableCoordinates
+from nern.representation.coordinates import TableCoordinates
 from nern.training import weight_batches
 from nern.training.weight_batches import MANY_TIMES, different_rows
 
@@ -42,21 +42,14 @@ def shuffled(table: KernelTable, seed: int) -> list[Tensor]:
     return [torch.randperm(co * ci, generator=rng) for co, ci, _, _ in table.shapes]
 
 
-def served(coordinates: Any, which: Tensor | slice) -> Tensor:
-    """Coordinates of these rows, (rows, idxs), put together from values and lookups."""
-    pairs = zip(coordinates.values, coordinates.lookups(which), strict=True)
-    return torch.stack([values[lookup] for values, lookup in pairs], dim=1)
-
-
 @given(tables(), st.sampled_from(MODES), st.one_of(st.none(), st.integers(0, 999)), st.data())
 @settings(max_examples=100)
 def test_lookups_give_the_listed_coordinates(
     table: KernelTable, mode: str, ordering: int | None, data: st.DataObject
 ) -> None:
     positions = None if ordering is None else shuffled(table, ordering)
-    expected = table.normalize(table.coordinates(positions), mode)
+    expected = listed(table, positions, mode)
     coordinates = TableCoordinates(table, positions, mode)
-    assert len(coordinates.values) == table.coordinate_size == expected.shape[1]
     assert all(values.dtype == torch.float64 for values in coordinates.values)
     assert torch.equal(served(coordinates, slice(None)), expected)
     start = data.draw(st.integers(0, table.rows + 2))
@@ -65,8 +58,8 @@ def test_lookups_give_the_listed_coordinates(
         start if data.draw(st.booleans()) else start - table.rows - 3, stop, data.draw(st.sampled_from([None, 2]))
     )
     assert torch.equal(served(coordinates, part), expected[part])
-    listed = torch.tensor(data.draw(st.lists(st.integers(0, table.rows - 1), max_size=30)), dtype=torch.int64)
-    assert torch.equal(served(coordinates, listed), expected[listed])
+    some = torch.tensor(data.draw(st.lists(st.integers(0, table.rows - 1), max_size=30)), dtype=torch.int64)
+    assert torch.equal(served(coordinates, some), expected[some])
 
 
 @given(tables(), st.sampled_from(MODES))
@@ -89,20 +82,13 @@ def test_orderings_move_coordinates_as_they_do_listed_ones(
     weights = [torch.randn(shape, generator=rng) for shape in shapes]
     table = KernelTable(shapes, num_idxs, networks=networks)
     positions = solve_ordering(weights, ordering).positions(shapes)
-    expected = table.normalize(table.coordinates(positions), mode)
-    plain = table.normalize(table.coordinates(), mode)
+    expected = listed(table, positions, mode)
+    plain = listed(table, None, mode)
     assert torch.equal(expected, plain) == (ordering == "none")
     coordinates = TableCoordinates(table, positions, mode)
     repeated = torch.tensor([table.rows - 1, 0, 7, 7, 20, 0])
     for which in (slice(None), slice(4, 31), slice(table.rows, None), repeated):
         assert torch.equal(served(coordinates, which), expected[which])
-
-
-def test_no_ordering_and_none_are_the_same() -> None:
-    table = KernelTable(((5, 3, 3, 3), (4, 5, 1, 1)))
-    ordered = TableCoordinates(table, NoOrdering().positions(table.shapes), "local")
-    plain = TableCoordinates(table, None, "local")
-    assert torch.equal(served(ordered, slice(None)), served(plain, slice(None)))
 
 
 def test_rows_do_not_depend_on_what_is_asked_for_beside_them() -> None:
@@ -116,18 +102,7 @@ def test_rows_do_not_depend_on_what_is_asked_for_beside_them() -> None:
 @pytest.mark.parametrize("nothing", [slice(5, 2), slice(10**6, 3)])
 def test_a_slice_that_ends_before_it_begins_is_empty(nothing: slice) -> None:
     table = KernelTable(((5, 3, 3, 3), (4, 5, 1, 1)))
-    listed = ListedCoordinates(table.normalize(table.coordinates(), "none"))
-    assert served(listed, nothing).shape == (0, 3)
     assert served(TableCoordinates(table), nothing).shape == (0, 3)
-
-
-@given(tables(), st.sampled_from(MODES), st.integers(0, 99))
-def test_listed_coordinates_come_back(table: KernelTable, mode: str, seed: int) -> None:
-    listed = table.normalize(table.coordinates(shuffled(table, seed)), mode)
-    coordinates = ListedCoordinates(listed)
-    assert torch.equal(served(coordinates, slice(None)), listed)
-    rows = torch.tensor([table.rows - 1, 0, 0])
-    assert torch.equal(served(coordinates, rows), listed[rows])
 
 
 # --- rows drawn without repeats ------------------------------------------------------------------------------------

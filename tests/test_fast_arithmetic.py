@@ -18,7 +18,7 @@ from nern.objectives.feature_maps import EPSILON, NormalizedDistance, flat, flat
 from nern.objectives.row_arithmetic import combinations, products
 from nern.registry import ACTIVATIONS, FEATURE_MAP_LOSSES, NORM_LAYERS, PREDICTORS
 from nern.representation import KernelTable, build_predictor
-from nern.representation.coordinates import ListedCoordinates, TableCoordinates
+from nern.representation.coordinates import TableCoordinates
 from nern.representation.encoding import BasicEncoding, EncodedRows, Encodings, FourierEncoding
 from nern.representation.linear import MANY, linear
 
@@ -66,15 +66,6 @@ def test_products_are_sums_over_the_entries_of_each_row(
             assert ((value.double() - exact).abs() <= 2e-6 * size).all()
 
 
-@pytest.mark.parametrize("dtype", CPU_TYPES)
-def test_long_rows_are_added_up_in_float32(dtype: torch.dtype) -> None:
-    x, y = randoms(3, 40_001, dtype=dtype), randoms(3, 40_001, seed=1, dtype=dtype)
-    found, exact = products([(x, y)])[0], exact_products(x, y)
-    for value, wanted in zip(found[:2], exact[:2], strict=True):
-        torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=0)
-    torch.testing.assert_close(found[2].double(), exact[2], rtol=0, atol=1e-5 * 40_001)
-
-
 def exact_maps(rows: int, entries: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Maps x, y in bfloat16 and factors a, b, so that a x + b y is exact in float32 but not in bfloat16; many sums lie
     halfway between two bfloat16 numbers."""
@@ -91,16 +82,12 @@ def test_combinations_of_16_bits_are_rounded_to_the_nearest_ties_to_even(rows: i
     exact = a[:, None].double() * x.double() + b[:, None].double() * y.double()
     assert torch.equal(exact.float().double(), exact)
     expected = exact.float().to(torch.bfloat16)
+    if rows * entries >= 200:  # there are ties of both kinds
+        bits = exact.float().view(torch.int32)
+        assert {int(parity) for parity in (bits[(bits & 0xFFFF) == 0x8000] >> 16) & 1} == {0, 1}
     assert torch.equal(found + 0.0, expected + 0.0)
     nonzero = expected != 0  # zeros may have either sign
     assert torch.equal(found.view(torch.uint16)[nonzero].int(), expected.view(torch.uint16)[nonzero].int())
-
-
-def test_the_test_of_rounding_has_ties_of_both_kinds() -> None:
-    x, y, a, b = exact_maps(7, 50, 0)
-    bits = (a[:, None] * x.float() + b[:, None] * y.float()).view(torch.int32)
-    ties = bits[(bits & 0xFFFF) == 0x8000]
-    assert {int(parity) for parity in (ties >> 16) & 1} == {0, 1}
 
 
 def test_every_16_bit_number_comes_through_as_itself() -> None:
@@ -152,24 +139,13 @@ def test_combinations_are_those_of_pytorch(shapes: list[tuple[int, int]], dtype:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_other_types_have_products(dtype: torch.dtype) -> None:
-    x, y = randoms(4, 7, dtype=dtype), randoms(4, 7, seed=1, dtype=dtype)
-    tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-2, "atol": 1e-2}
-    for value, wanted in zip(products([(x, y)])[0], exact_products(x, y), strict=True):
-        assert value.dtype == torch.promote_types(dtype, torch.float32)
-        torch.testing.assert_close(value.double(), wanted, **tolerance)
-
-
 def test_types_may_be_mixed() -> None:
     x, y = randoms(4, 7, dtype=torch.bfloat16), randoms(4, 7, seed=1)
     a, b = randoms(4, seed=2), randoms(4, seed=3)
-    expected = (x.float() * y).sum(1)
-    torch.testing.assert_close(products([(x, y)])[0][2], expected)
+    torch.testing.assert_close(products([(x, y)])[0][2], (x.float() * y).sum(1))
     (found,) = combinations([(x, y)], [(a, b)])
-    torch.testing.assert_close(
-        found, (a[:, None] * x.float() + b[:, None] * y).to(torch.bfloat16), rtol=1e-2, atol=1e-3
-    )
+    expected = (a[:, None] * x.float() + b[:, None] * y).to(torch.bfloat16)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", CPU_TYPES)
@@ -203,16 +179,6 @@ def test_maps_need_not_lie_in_one_piece(dtype: torch.dtype, count: int, threads:
             found = [*products([(x, y)])[0], *combinations([(x, y)], [(a, b)])]
             for one, other in zip(found, expected, strict=True):
                 torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("dtype", CPU_TYPES)
-def test_rows_of_zeros_have_products_of_zero(dtype: torch.dtype) -> None:
-    x, y = randoms(4, 9, dtype=dtype), randoms(4, 9, seed=1, dtype=dtype)
-    x[1], y[2] = 0, 0
-    ((xx, yy, xy),) = products([(x, y)])
-    assert (xx == 0).tolist() == [False, True, False, False]
-    assert (yy == 0).tolist() == [False, False, True, False]
-    assert (xy == 0).tolist() == [False, True, True, False]
 
 
 @pytest.mark.parametrize("dtype", CPU_TYPES)
@@ -338,18 +304,8 @@ def test_equal_maps_have_neither_loss_nor_gradient(scale: float) -> None:
         assert float(gradient.abs().max()) < 1e-6 / (float(m.norm()) / 3 + EPSILON)
 
 
-@pytest.mark.parametrize("distance", [1e-1, 1e-2, 1e-3])
-def test_close_maps_pull_in_the_plain_direction(distance: float) -> None:
-    o = randoms(4, 3, 6, 6)
-    r = o + distance * randoms(4, 3, 6, 6, seed=1)
-    _, (gradient,) = loss_and_gradients(FAST, [o], [r])
-    _, (wanted,) = loss_and_gradients(plain_loss, [o.double()], [r.double()])
-    assert float(F.cosine_similarity(gradient.double().flatten(), wanted.flatten(), dim=0)) > 0.9999
-    assert float(gradient.norm()) == pytest.approx(float(wanted.norm()), rel=1e-3)
-
-
 @pytest.mark.parametrize("dtype", CPU_TYPES)
-@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e-20, 1e-10, 1e-3, 1e3, 1e10, 1e17, 1e20, 1e30])
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-3, 1e3, 1e17, 1e30])
 def test_maps_of_any_size_have_the_plain_loss_and_gradient(scale: float, dtype: torch.dtype) -> None:
     o, r = randoms(4, 3, 9, 9, dtype=dtype), (scale * randoms(4, 3, 9, 9, seed=1)).to(dtype)
     value, (gradient,) = loss_and_gradients(FAST, [o], [r])
@@ -477,11 +433,8 @@ def test_gradients_that_arrive_need_not_lie_in_one_piece(reduce: str) -> None:
         "part": lambda y: y[::3, 1:3].square().sum(),
         "one column": lambda y: y[:, 2].square().sum(),
     }
-    leaves = [randoms(MANY, 7).requires_grad_(), randoms(5, 7, seed=1).requires_grad_(), randoms(5, seed=2)]
-    leaves[2].requires_grad_()
-    found, expected = (
-        torch.autograd.grad(ways[reduce](way(*leaves)), leaves) for way in (linear, lambda r, w, b: F.linear(r, w, b))
-    )
+    leaves = [randoms(*shape, seed=seed).requires_grad_() for seed, shape in enumerate([(MANY, 7), (5, 7), (5,)])]
+    found, expected = (torch.autograd.grad(ways[reduce](way(*leaves)), leaves) for way in (linear, F.linear))
     for one, other in zip(found, expected, strict=True):
         close(one, other)
 
@@ -541,7 +494,7 @@ TABLES = {
 
 
 def encoded_rows(kind: str, table: KernelTable, fusion: str = "concat", levels: int = 6) -> EncodedRows:
-    size = table.coordinate_size
+    size = table.num_idxs + bool(table.networks)
     encoding: Any = (
         FourierEncoding(size, levels, gauss_scale=[1.0, *[0.1] * (size - 1)])
         if kind == "ffn"
@@ -587,13 +540,6 @@ def test_part_of_a_weight_will_do(kind: str, fusion: str) -> None:
     expected = encoded(slice(None)) @ weight[:, :size].T
     close(found, expected)
     close(*gradients(found, [weight]), *gradients(expected, [weight]))
-
-
-def test_encodings_of_listed_coordinates_are_separated_too() -> None:
-    coordinates = torch.tensor([[0.5, 2.0, 0.0], [0.5, -1.0, 3.0], [7.0, 2.0, 3.0], [0.5, 2.0, 0.0]])
-    encoded = BasicEncoding(3, 5).prepare(ListedCoordinates(coordinates))
-    weight = randoms(4, 30)
-    close(encoded.linear(slice(None), weight, None), BasicEncoding(3, 5).encode(coordinates) @ weight.T)
 
 
 @pytest.mark.parametrize(("kind", "fusion"), ENCODED)
@@ -660,28 +606,24 @@ def table_of(method: str) -> KernelTable:
     return table
 
 
-@pytest.mark.parametrize("rows", ["all", "some"])
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize(
+    "settings_",
+    [
+        *({"act_layer": name} for name in sorted(ACTIVATIONS)),
+        *({"norm_layer": norm, "act_layer": name} for norm in sorted(NORM_LAYERS) for name in ("relu", "elu")),
+        *({"num_blocks": blocks} for blocks in (2, 3, 5, 6)),
+    ],
+    ids=lambda given_: " ".join(map(str, given_.values())),
+)
 @pytest.mark.parametrize("method", METHODS)
-def test_predictors_need_no_dense_encodings(method: str, activation: str, rows: str) -> None:
-    which: slice | Tensor = slice(None) if rows == "all" else REPEATED
-    predictors_agree(method, table_of(method), which, "concat", act_layer=activation, num_blocks=4)
+def test_predictors_need_no_dense_encodings(method: str, settings_: dict[str, Any]) -> None:
+    predictors_agree(method, table_of(method), slice(None), "concat", **({"num_blocks": 4} | settings_))
 
 
 @pytest.mark.parametrize("fusion", ["concat", "sum", "ffn"])
-@pytest.mark.parametrize("blocks", [3, 4, 5, 6])
 @pytest.mark.parametrize("method", METHODS)
-def test_predictors_of_every_depth_need_no_dense_encodings(method: str, blocks: int, fusion: str) -> None:
-    predictors_agree(method, table_of(method), slice(None), fusion, num_blocks=blocks)
-
-
-@pytest.mark.parametrize("norm", sorted(NORM_LAYERS))
-@pytest.mark.parametrize("activation", ["relu", "elu"])
-@pytest.mark.parametrize("method", METHODS)
-def test_predictors_with_norms_need_no_dense_encodings(method: str, activation: str, norm: str) -> None:
-    predictors_agree(
-        method, table_of(method), slice(None), "concat", act_layer=activation, norm_layer=norm, num_blocks=4
-    )
+def test_predictors_need_no_dense_encodings_of_drawn_rows(method: str, fusion: str) -> None:
+    predictors_agree(method, table_of(method), REPEATED, fusion, num_blocks=4)
 
 
 def test_every_predictor_says_how_many_indices_it_takes() -> None:

@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -147,49 +148,47 @@ def test_a_tampered_value_is_noticed(
     assert failed[0].split()[1].startswith(topic)
 
 
-def test_a_nan_among_the_stored_values_is_noticed(check: ModuleType, other_vectors: Path) -> None:
-    path = other_vectors / "encoding.safetensors"
+def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    path = folder / "encoding.safetensors"
     tensors = load_file(path)
-    tensors["enc/encoding"][0, 0] = math.nan
+    change(tensors)
     save_file(tensors, path)
-    assert check.main([str(other_vectors)]) == 1
 
 
-def test_another_shape_is_noticed(check: ModuleType, other_vectors: Path) -> None:
-    path = other_vectors / "encoding.safetensors"
-    tensors = load_file(path)
-    tensors["enc/encoding"] = tensors["enc/encoding"][:, :-1].contiguous()
-    save_file(tensors, path)
-    assert check.main([str(other_vectors)]) == 1
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a stored NaN": (lambda f: edit_tensors(f, lambda t: t["enc/encoding"][0].fill_(math.nan)), "FAIL"),
+    "another shape": (
+        lambda f: edit_tensors(f, lambda t: t.update({"enc/encoding": t["enc/encoding"][:, :-1].contiguous()})),
+        "FAIL",
+    ),
+    "an unknown kind": (
+        lambda f: edit_manifest(f / "encoding.json", kind="encodings_of_tomorrow"),
+        "unknown kind 'encodings_of_tomorrow'",
+    ),
+    "an output that is not computed": (
+        lambda f: edit_manifest(f / "encoding.json", outputs={"encoding": "enc/encoding", "more": "enc/encoding"}),
+        "FAIL",
+    ),
+    "a tensor that is not stored": (
+        lambda f: edit_manifest(f / "encoding.json", inputs={"coordinates": "nowhere"}),
+        "FAIL",
+    ),
+    "tensors without a manifest": (
+        lambda f: shutil.copy(f / "losses.safetensors", f / "stray.safetensors"),
+        "stray.safetensors: no manifest refers to it",
+    ),
+    "a manifest without tensors": (lambda f: (f / "losses.safetensors").unlink(), "FAIL"),
+}
 
 
-def test_an_unknown_kind_is_noticed(check: ModuleType, other_vectors: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    edit_manifest(other_vectors / "encoding.json", kind="encodings_of_tomorrow")
-    assert check.main([str(other_vectors)]) == 1
-    assert "unknown kind 'encodings_of_tomorrow'" in capsys.readouterr().out
-
-
-def test_an_output_that_is_not_computed_is_noticed(check: ModuleType, other_vectors: Path) -> None:
-    edit_manifest(other_vectors / "encoding.json", outputs={"encoding": "enc/encoding", "more": "enc/encoding"})
-    assert check.main([str(other_vectors)]) == 1
-
-
-def test_a_tensor_that_is_not_stored_is_noticed(check: ModuleType, other_vectors: Path) -> None:
-    edit_manifest(other_vectors / "encoding.json", inputs={"coordinates": "nowhere"})
-    assert check.main([str(other_vectors)]) == 1
-
-
-def test_tensors_without_a_manifest_are_noticed(
-    check: ModuleType, other_vectors: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(
+    check: ModuleType, other_vectors: Path, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
-    shutil.copy(other_vectors / "losses.safetensors", other_vectors / "stray.safetensors")
+    change, says = FAULTS[fault]
+    change(other_vectors)
     assert check.main([str(other_vectors)]) == 1
-    assert "stray.safetensors: no manifest refers to it" in capsys.readouterr().out
-
-
-def test_a_manifest_without_tensors_is_noticed(check: ModuleType, other_vectors: Path) -> None:
-    (other_vectors / "losses.safetensors").unlink()
-    assert check.main([str(other_vectors)]) == 1
+    assert says in capsys.readouterr().out
 
 
 def test_an_empty_folder_does_not_pass(check: ModuleType, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from nern.config import Config, EmbeddingsConfig, NernConfig
 from nern.errors import NernError
-from nern.ordering import solve_ordering
 from nern.registry import SAMPLING_MODES
 from nern.representation import Heads, KernelTable, build_nern, kernel_shape, sample_kernels
+from nern.representation.coordinates import TableCoordinates
 from nern.representation.nern import build_encoding, build_heads
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
@@ -52,7 +52,9 @@ def exact_predictions(heads: Heads, weights: list[Tensor]) -> list[Tensor]:
 
 
 def to_weights(heads: Heads, predictions: list[Tensor]) -> list[Tensor]:
-    return [heads.table.to_weight(heads.layer(predictions, i), i) for i in range(len(heads.table.shapes))]
+    return [
+        heads.table.to_weight(heads.sampled(heads.part(predictions, i), i), i) for i in range(len(heads.table.shapes))
+    ]
 
 
 # --- weights of all kinds ----------------------------------------------------------------------------------------
@@ -89,12 +91,12 @@ def test_weights_of_all_kinds_survive_the_way_through_rows(shapes: list[tuple[in
     assert all(torch.equal(a, b) for a, b in zip(restored, weights, strict=True))
 
 
-@given(networks_of_all_kinds)
-def test_views_and_norms_are_those_of_the_tensors(shapes: list[tuple[int, ...]]) -> None:
+@given(networks_of_all_kinds, st.sampled_from([3, 5]))
+def test_views_and_norms_are_those_of_the_tensors(shapes: list[tuple[int, ...]], num_idxs: int) -> None:
     weights = random_weights(shapes)
-    table = KernelTable.of(weights)
+    table = KernelTable.of(weights, num_idxs)
     assert [tuple(view.shape) for view in table.views(weights)] == list(table.shapes)
-    expected = [kernel.norm() for weight in weights for kernel in weight.flatten(0, 1)]
+    expected = [row.norm() for w in weights for row in (w.flatten(0, 1) if num_idxs == 3 else w.flatten())]
     torch.testing.assert_close(table.norms(weights), torch.stack(expected))
 
 
@@ -159,7 +161,7 @@ def test_predictions_sorted_by_layer_are_those_of_the_whole(
     assert torch.cat([rows[:0], *begins]).tolist() == rows.tolist()
     for index, local, kernels in parts:
         assert len(kernels) > 0
-        assert torch.equal(kernels, heads.layer(whole, index)[local])
+        assert torch.equal(kernels, heads.sampled(heads.part(whole, index), index)[local])
 
 
 @pytest.mark.parametrize("mode", sorted(SAMPLING_MODES))
@@ -242,40 +244,10 @@ def table_of_two(num_idxs: int = 3) -> KernelTable:
     return KernelTable.of_networks([random_weights(shapes) for shapes in TWO], num_idxs)
 
 
-@pytest.mark.parametrize("num_idxs", [3, 5])
-def test_coordinates_of_several_networks_begin_with_the_network_and_number_layers_on(num_idxs: int) -> None:
-    table = table_of_two(num_idxs)
-    assert table.coordinate_size == num_idxs + 1
-    expected = []
-    for network, shapes in enumerate(TWO):
-        own = KernelTable.of(random_weights(shapes), num_idxs).coordinates()
-        own[:, 0] += sum(map(len, TWO[:network]))
-        expected.append(torch.cat([torch.full((len(own), 1), network), own], dim=1))
-    assert torch.equal(table.coordinates(), torch.cat(expected))
-
-
 def test_one_network_alone_has_no_number() -> None:
     weights = random_weights(TWO[0])
     assert KernelTable.of_networks([weights]) == KernelTable.of(weights)
-    assert KernelTable.of(weights).coordinate_size == 3
-
-
-@pytest.mark.parametrize("num_idxs", [3, 5])
-def test_local_normalisation_divides_by_networks_layers_and_sizes(num_idxs: int) -> None:
-    table = table_of_two(num_idxs)
-    raw = table.coordinates()
-    shapes = [kernel_shape(shape) for shapes in TWO for shape in shapes]
-    for row, normalized in zip(raw.tolist(), table.normalize(raw, "local").tolist(), strict=True):
-        sizes = (len(TWO), len(shapes), *shapes[row[1]])
-        assert normalized == [index / size for index, size in zip(row, sizes, strict=False)]
-        assert all(0 <= value < 1 for value in normalized)
-
-
-def test_global_normalisation_of_several_networks_divides_by_the_largest_size_of_all() -> None:
-    table = table_of_two()
-    raw = table.coordinates()
-    assert torch.equal(table.normalize(raw, "global"), raw.double() / 4)
-    assert torch.equal(table.normalize(raw, "none"), raw.double())
+    assert KernelTable.of(weights).networks == ()
 
 
 @pytest.mark.parametrize("kind", ["basic", "ffn"])
@@ -284,7 +256,8 @@ def test_the_number_of_the_network_is_encoded_as_one_more_index(kind: str) -> No
     alone = KernelTable(table_of_two().shapes)
     one, several = build_encoding(embeddings, alone), build_encoding(embeddings, table_of_two())
     assert several.size == one.size // 3 * 4
-    assert several.encode(table_of_two().coordinates().double()).shape == (table_of_two().rows, several.size)
+    rows = several.prepare(TableCoordinates(table_of_two()))(slice(None))
+    assert rows.shape == (table_of_two().rows, several.size)
 
 
 def test_equal_networks_have_different_encodings() -> None:
@@ -294,16 +267,3 @@ def test_equal_networks_have_different_encodings() -> None:
     assert first.shape == second.shape
     assert not torch.equal(first, second)
     assert len(torch.cat([first, second]).unique(dim=0)) == len(first) + len(second)
-
-
-def test_an_ordering_moves_kernels_within_their_layer_of_their_network() -> None:
-    networks = [random_weights(shapes, seed) for seed, shapes in enumerate(TWO)]
-    table = KernelTable.of_networks(networks)
-    weights = [weight for network in networks for weight in network]
-    positions = solve_ordering(table.views(weights), "crossfilter").positions(table.shapes)
-    own, moved = table.coordinates(), table.coordinates(positions)
-    assert not torch.equal(own, moved)
-    assert torch.equal(own[:, :2], moved[:, :2])
-    for index in range(len(table.shapes)):
-        layer = table.layer(index)
-        assert sorted(own[layer].tolist()) == sorted(moved[layer].tolist())

@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from coordinates_parts import listed
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.errors import NernError
 from nern.files import save_torch
-from nern.ordering import CrossFilterOrdering, InFilterOrdering, NoOrdering, solve_ordering
-from nern.registry import ACTIVATIONS, ENCODINGS, NORM_LAYERS, PREDICTORS, SAMPLING_MODES
+from nern.ordering import solve_ordering
+from nern.registry import ENCODINGS, NORM_LAYERS, PREDICTORS, SAMPLING_MODES
 from nern.representation import Heads, KernelTable, NeRN, build_nern, build_predictor, parameters_of, sample_kernels
-from nern.representation.coordinates import ListedCoordinates
+from nern.representation.coordinates import TableCoordinates
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -36,55 +37,26 @@ def random_weights(shapes: tuple[tuple[int, ...], ...], seed: int = 0) -> list[T
 
 def to_weights(heads: Heads, predictions: list[Tensor]) -> list[Tensor]:
     """The weights that these predictions of all rows stand for."""
-    return [heads.table.to_weight(heads.layer(predictions, i), i) for i in range(len(heads.table.shapes))]
+    return [
+        heads.table.to_weight(heads.sampled(heads.part(predictions, i), i), i) for i in range(len(heads.table.shapes))
+    ]
 
 
 # --- kernel table ------------------------------------------------------------------------------------------------
 
 
-@given(shapes_of_networks)
-def test_coordinates_are_layer_filter_channel_of_every_kernel(shapes: tuple[tuple[int, int, int, int], ...]) -> None:
-    expected = [
-        (layer, f, c)
-        for layer, (filters, channels, _, _) in enumerate(shapes)
-        for f in range(filters)
-        for c in range(channels)
-    ]
-    table = KernelTable(shapes)
-    assert table.coordinates().tolist() == [list(row) for row in expected]
-    assert table.rows == len(expected)
-    assert [table.layer(i).stop - table.layer(i).start for i in range(len(shapes))] == [f * c for f, c, _, _ in shapes]
-
-
-@given(shapes_of_networks)
-def test_five_indices_are_those_of_every_weight(shapes: tuple[tuple[int, int, int, int], ...]) -> None:
-    weights = random_weights(shapes)
-    table = KernelTable(shapes, num_idxs=5)
-    expected = [
-        ((layer, f, c, y, x), weights[layer][f, c, y, x])
-        for layer, (filters, channels, height, width) in enumerate(shapes)
-        for f in range(filters)
-        for c in range(channels)
-        for y in range(height)
-        for x in range(width)
-    ]
-    assert table.coordinates().tolist() == [list(row) for row, _ in expected]
-    rows = torch.cat(table.to_rows(weights)).flatten()
-    assert rows.tolist() == [float(value) for _, value in expected]
-    assert table.rows == table.num_weights
-
-
-@given(shapes_of_networks, st.sampled_from([3, 5]), st.sampled_from(["center", "average", "max"]))
-def test_weights_survive_the_way_through_rows(
-    shapes: tuple[tuple[int, int, int, int], ...], num_idxs: int, mode: str
+@given(shapes_of_networks, st.sampled_from([3, 5]))
+def test_rows_are_kernels_or_weights_in_the_order_of_their_coordinates(
+    shapes: tuple[tuple[int, int, int, int], ...], num_idxs: int
 ) -> None:
     weights = random_weights(shapes)
-    table = KernelTable.of(weights, num_idxs)
-    for index, weight in enumerate(weights):
-        alone = KernelTable.of([weight], num_idxs)
-        heads = Heads.build(alone, "per_size", sampling_mode=mode)
-        (restored,) = to_weights(heads, [table.to_rows(weights)[index]])
-        assert torch.equal(restored, weight)
+    table = KernelTable(shapes, num_idxs)
+    rows = torch.cat([rows.flatten() for rows in table.to_rows(weights)])
+    assert torch.equal(rows, torch.cat([w.flatten() for w in weights]))
+    sizes = [w.numel() if num_idxs == 5 else w.shape[0] * w.shape[1] for w in weights]
+    assert [table.layer(i).stop - table.layer(i).start for i in range(len(shapes))] == sizes
+    assert table.rows == sum(sizes)
+    assert table.num_weights == len(rows)
 
 
 def test_predicted_kernels_are_sampled_to_each_layer() -> None:
@@ -94,34 +66,6 @@ def test_predicted_kernels_are_sampled_to_each_layer() -> None:
     assert [tuple(w.shape) for w in weights] == list(SHAPES)
     assert torch.equal(weights[0][3, 1], predictions[3 * 2 + 1])
     assert torch.equal(weights[1][2, 3], predictions[8 + 2 * 4 + 3, 1:2, 1:2])
-
-
-@given(shapes_of_networks, st.sampled_from([3, 5]))
-def test_norms_are_those_of_the_rows(shapes: tuple[tuple[int, int, int, int], ...], num_idxs: int) -> None:
-    weights = random_weights(shapes)
-    expected = [
-        float(entry.square().sum().sqrt())
-        for weight in weights
-        for entry in (weight.flatten(0, 1) if num_idxs == 3 else weight.flatten())
-    ]
-    norms = KernelTable(shapes, num_idxs).norms(weights)
-    torch.testing.assert_close(norms, torch.tensor(expected))
-
-
-@pytest.mark.parametrize("num_idxs", [3, 5])
-def test_local_normalisation_divides_by_the_sizes_of_the_own_layer(num_idxs: int) -> None:
-    table = KernelTable(SHAPES, num_idxs)
-    raw = table.coordinates()
-    for row, normalized in zip(raw.tolist(), table.normalize(raw, "local").tolist(), strict=True):
-        sizes = (len(SHAPES), *SHAPES[row[0]])
-        assert normalized == [index / size for index, size in zip(row, sizes, strict=False)]
-
-
-def test_global_normalisation_divides_by_the_largest_size_and_none_keeps_indices() -> None:
-    table = KernelTable(((2, 2, 7, 1), (3, 5, 1, 1)))
-    raw = table.coordinates()
-    assert torch.equal(table.normalize(raw, "global"), raw.double() / 7)
-    assert torch.equal(table.normalize(raw, "none"), raw.double())
 
 
 @pytest.mark.parametrize(
@@ -190,14 +134,6 @@ def integer_coordinates(num_idxs: int, seed: int, rows: int = 20) -> Tensor:
     return torch.randint(0, 40, (rows, num_idxs), generator=torch.Generator().manual_seed(seed))
 
 
-@given(st.integers(1, 5), st.integers(1, 7), st.sampled_from(["concat", "sum"]))
-def test_the_basic_encoding_has_two_numbers_a_frequency(num_idxs: int, levels: int, fusion: str) -> None:
-    encoding = ENCODINGS["basic"](num_idxs=num_idxs, enc_levels=levels, base=0.8, fusion_mode=fusion)
-    encoded = encoding.encode(integer_coordinates(num_idxs, levels).double())
-    assert encoding.size == 2 * levels * (num_idxs if fusion == "concat" else 1)
-    assert encoded.shape == (20, encoding.size)
-
-
 @given(st.integers(1, 5), st.integers(1, 5))
 def test_sum_adds_what_concat_joins(num_idxs: int, levels: int) -> None:
     coordinates = integer_coordinates(num_idxs, levels).double()
@@ -229,39 +165,30 @@ def test_fourier_features_are_sines_and_cosines_of_scaled_random_directions(
     torch.testing.assert_close(encoding.encode(coordinates), expected, rtol=0, atol=1e-9)
 
 
-@given(st.integers(1, 5), st.integers(0, 100), st.sampled_from(["concat", "sum"]), st.sampled_from([0.76, 1.25]))
-def test_served_basic_encodings_are_those_of_encode(num_idxs: int, seed: int, fusion: str, base: float) -> None:
-    coordinates = integer_coordinates(num_idxs, seed)
-    encoding = ENCODINGS["basic"](num_idxs=num_idxs, enc_levels=6, base=base, fusion_mode=fusion)
-    served = encoding.prepare(ListedCoordinates(coordinates.double()))
-    whole = encoding.encode(coordinates.float())
+@pytest.mark.parametrize("mode", ["none", "local", "global"])
+@pytest.mark.parametrize("num_idxs", [3, 5])
+@pytest.mark.parametrize("kind", ["basic", "sum", "ffn"])
+def test_served_encodings_are_those_of_encode(kind: str, num_idxs: int, mode: str) -> None:
+    table = KernelTable(SHAPES, num_idxs)
+    name, fusion = ("ffn", "concat") if kind == "ffn" else ("basic", "sum" if kind == "sum" else "concat")
+    scale = [1.0] * num_idxs
+    encoding = ENCODINGS[name](num_idxs=num_idxs, enc_levels=6, base=1.25, fusion_mode=fusion, gauss_scale=scale)
+    served = encoding.prepare(TableCoordinates(table, None, mode))
+    coordinates = listed(table, None, mode)
+    whole = encoding.encode(coordinates if name == "ffn" else coordinates.float()).float()
+    assert served(slice(None)).shape == (table.rows, encoding.size)
     assert served(slice(None)).dtype == torch.float32
-    which = torch.tensor([3, 3, 0, 19])
-    for rows in (slice(None), slice(5, 9), which):
-        torch.testing.assert_close(served(rows), whole[rows], rtol=0, atol=2e-6)
-
-
-@given(st.integers(1, 5), st.integers(0, 100))
-def test_served_fourier_features_are_those_of_encode(num_idxs: int, seed: int) -> None:
-    coordinates = integer_coordinates(num_idxs, seed).double()
-    encoding = ENCODINGS["ffn"](num_idxs=num_idxs, enc_levels=4, gauss_scale=[1.0] * num_idxs)
-    served = encoding.prepare(ListedCoordinates(coordinates))
-    whole = encoding.encode(coordinates)
-    torch.testing.assert_close(served(slice(None)).double(), whole, rtol=0, atol=1e-5)
-    which = torch.tensor([7, 0, 7])
-    torch.testing.assert_close(served(which).double(), whole[which], rtol=0, atol=1e-5)
+    for rows in (slice(None), slice(5, 9), torch.tensor([3, 3, 0, 19])):
+        torch.testing.assert_close(served(rows), whole[rows], rtol=0, atol=1e-5)
 
 
 # --- predictors --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm_layer", sorted(NORM_LAYERS))
-@pytest.mark.parametrize("act_layer", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("method", sorted(PREDICTORS))
-def test_every_predictor_trains_all_its_parameters(
-    method: str, act_layer: str, norm_layer: str, rng: torch.Generator
-) -> None:
-    options = {"hidden_layer_size": 6, "num_blocks": 4, "act_layer": act_layer, "norm_layer": norm_layer}
+def test_every_predictor_trains_all_its_parameters(method: str, norm_layer: str, rng: torch.Generator) -> None:
+    options = {"hidden_layer_size": 6, "num_blocks": 4, "act_layer": "gelu", "norm_layer": norm_layer}
     predictor = build_predictor(method, seed=0, input_size=8, **options)
     kernels = predictor(torch.randn(12, 8, generator=rng))
     side = 1 if method == "basic" else 3
@@ -293,33 +220,6 @@ def test_sizes_of_the_linear_layers_follow_from_the_method() -> None:
     }
     plain = [8, 30, 30, 30]
     assert sizes == {"kxk": plain, "kxk_residual": plain, "basic": plain, "kxk_nerf": [8, 30, 38, 30]}
-
-
-def test_the_plain_predictor_is_linear_layers_with_activations_between(rng: torch.Generator) -> None:
-    predictor = build_predictor("kxk", seed=0, input_size=8, num_blocks=3, hidden_layer_size=6)
-    encodings = torch.randn(5, 8, generator=rng)
-    first, second = predictor.layers
-    expected = predictor.final_linear_layer(second(first(encodings).relu()).relu()).view(5, 3, 3)
-    torch.testing.assert_close(predictor(encodings), expected)
-
-
-@pytest.mark.parametrize("blocks", [2, 3, 4])
-@pytest.mark.parametrize("method", ["kxk", "kxk_nerf", "kxk_residual"])
-def test_a_skip_enters_the_layer_in_the_middle_where_there_is_one(
-    method: str, blocks: int, rng: torch.Generator
-) -> None:
-    predictor = build_predictor(method, seed=0, input_size=8, num_blocks=blocks, hidden_layer_size=6)
-    e, skips = torch.randn(5, 8, generator=rng), method != "kxk"
-    first, *rest = predictor.layers
-    x = first(e) if method == "kxk_residual" else first(e).relu()
-    for number, layer in enumerate(rest, 1):
-        middle = skips and number == blocks // 2
-        if method == "kxk_nerf":
-            x = layer(torch.cat([e, x], dim=1) if middle else x).relu()
-        else:
-            x = (layer(x) + (first(e) if middle else 0)).relu()
-    torch.testing.assert_close(predictor(e), predictor.final_linear_layer(x).view(5, 3, 3))
-    assert [layer.in_features for layer in rest].count(14) == (method == "kxk_nerf" and blocks > 2)
 
 
 @pytest.mark.parametrize("method", sorted(PREDICTORS))
@@ -435,39 +335,6 @@ def test_the_mode_is_restored_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="no"):
         nern.reconstruct()
     assert nern.training
-
-
-def test_a_cross_filter_ordering_gives_the_kernel_at_position_p_the_coordinates_of_row_p() -> None:
-    table = KernelTable(((2, 3, 3, 3), (2, 2, 1, 1)))
-    orders = [torch.tensor([4, 0, 5, 1, 3, 2]), torch.tensor([1, 3, 0, 2])]
-    own = table.coordinates()
-    moved = table.coordinates(CrossFilterOrdering([{"order": order} for order in orders]).positions(table.shapes))
-    for layer, order in enumerate(orders):
-        start = table.starts[layer]
-        for position, kernel in enumerate(order.tolist()):
-            assert torch.equal(moved[start + kernel], own[start + position])
-
-
-def test_an_in_filter_ordering_moves_channels_within_their_filter_and_filters_as_wholes() -> None:
-    table = KernelTable(((2, 3, 3, 3),))
-    filters, channels = torch.tensor([1, 0]), torch.tensor([[2, 0, 1], [1, 2, 0]])
-    moved = table.coordinates(
-        InFilterOrdering([{"filter_order": filters, "channel_order": channels}]).positions(table.shapes)
-    ).tolist()
-    for place, f in enumerate(filters.tolist()):
-        for position, c in enumerate(channels[f].tolist()):
-            assert moved[f * 3 + c] == [0, place, position]
-
-
-def test_no_ordering_leaves_the_coordinates_as_they_are() -> None:
-    table = KernelTable(SHAPES)
-    assert torch.equal(table.coordinates(NoOrdering().positions(table.shapes)), table.coordinates())
-
-
-def test_five_indices_move_with_their_kernel() -> None:
-    table = KernelTable(((2, 2, 2, 2),), num_idxs=5)
-    moved = table.coordinates([torch.tensor([3, 1, 0, 2])])
-    assert moved[:4].tolist() == [[0, 1, 1, y, x] for y in range(2) for x in range(2)]
 
 
 @pytest.mark.parametrize("mode", ["crossfilter", "infilter"])

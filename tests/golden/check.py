@@ -40,7 +40,7 @@ from nern.registry import (
     RECONSTRUCTION_LOSSES,
     TASK_LOSSES,
 )
-from nern.representation.coordinates import ListedCoordinates, TableCoordinates
+from nern.representation.coordinates import TableCoordinates
 from nern.representation.encoding import EncodedRows, FourierEncoding
 from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable
@@ -119,6 +119,19 @@ def encoding_of(config: Mapping[str, Any]) -> Any:
     return ENCODINGS[config["type"]](**{k: config[k] for k in keys if k in config})
 
 
+class Listed:
+    """Coordinates given one by one, (rows, idxs), in the place of a `TableCoordinates`."""
+
+    def __init__(self, coordinates: Tensor) -> None:
+        pairs = [column.double().unique(return_inverse=True) for column in coordinates.unbind(1)]
+        self.values = [values for values, _ in pairs]
+        self._lookups = [lookup for _, lookup in pairs]
+
+    def lookups(self, which: Tensor | slice) -> list[Tensor]:
+        """See `TableCoordinates.lookups`."""
+        return [lookup[which] for lookup in self._lookups]
+
+
 @check("encoding")
 def encoding(case: Case) -> Tensors:
     """`encode`, and for raw float32 cases what `prepare` serves to the predictor."""
@@ -129,7 +142,7 @@ def encoding(case: Case) -> Tensors:
     dtype = torch.float32 if case.outputs["encoding"].dtype == torch.float32 else torch.float64
     encoded: Tensor = encoder.encode(coordinates.to(dtype))
     if dtype == torch.float32:
-        served = encoder.prepare(ListedCoordinates(coordinates.double()))(slice(None))
+        served = encoder.prepare(Listed(coordinates.double()))(slice(None))
         if difference("served", served, case.outputs["encoding"], case.rtol, case.atol)[1]:
             raise NernError("what prepare() serves differs")
     return {"encoding": encoded}
@@ -156,8 +169,10 @@ def mode_of(config: Mapping[str, Any]) -> str:
 def coordinates(case: Case) -> Tensors:
     """Normalised coordinates."""
     table = table_of(case.inputs["shapes"])
-    values = table.normalize(table.coordinates(), mode_of(case.config))
-    return numbered("coordinates", (values[table.layer(i)] for i in range(len(table.shapes))))
+    made = TableCoordinates(table, None, mode_of(case.config))
+    pairs = zip(made.values, made.lookups(slice(None)), strict=True)
+    rows = torch.stack([values[lookup] for values, lookup in pairs], dim=1)
+    return numbered("coordinates", (rows[table.layer(i)] for i in range(len(table.shapes))))
 
 
 def ordering_of(case: Case, shapes: list[tuple[int, ...]]) -> Ordering | None:
@@ -244,7 +259,7 @@ def nern_of(case: Case) -> NeRN:
     stacked = torch.cat(case.listed("embeddings"))
     net = predictor_of(case.config, stacked.shape[1], case.state())
     chunk = case.config.get("weights_batch_size")
-    numbers = ListedCoordinates(torch.arange(len(stacked)).unsqueeze(1))
+    numbers: Any = Listed(torch.arange(len(stacked)).unsqueeze(1))
     encoded = EncodedRows(numbers, [stacked], lambda parts: parts[0], "concat")
     return NeRN(Heads.build(KernelTable(shapes), "shared", size), net, encoded, chunk)
 

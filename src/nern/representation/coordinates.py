@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from nern.representation.kernels import WEIGHT_IDXS, KernelTable
@@ -18,37 +17,20 @@ from nern.representation.kernels import WEIGHT_IDXS, KernelTable
 Rows = Int[Tensor, " r"] | slice
 
 
-class Coordinates(Protocol):
-    """Contract of coordinates. `values[a]`: float64 values that index `a` takes, on the device of the rows."""
-
-    values: list[Float[Tensor, " v"]]
-
-    def lookups(self, which: Rows, /) -> list[Int[Tensor, " r"]]:
-        """Of each index, which of its values every row of `which` has."""
-        ...
-
-
-class ListedCoordinates:
-    """Coordinates given one by one, (rows, idxs)."""
-
-    def __init__(self, coordinates: Float[Tensor, "rows idxs"]) -> None:
-        pairs = [column.double().unique(return_inverse=True) for column in coordinates.unbind(1)]
-        self.values = [values for values, _ in pairs]
-        self._lookups = [lookup for _, lookup in pairs]
-
-    def lookups(self, which: Rows) -> list[Int[Tensor, " r"]]:
-        """See `Coordinates`."""
-        return [lookup[which] for lookup in self._lookups]
-
-
 class TableCoordinates:
     """Coordinates of a kernel table's rows.
 
     Args:
         table: the rows.
-        positions: as for `KernelTable.coordinates`.
-        mode: 'none', 'local' or 'global', as for `KernelTable.normalize`.
+        positions: of each layer, the kernel whose (filter, channel) each kernel takes: an ordering
+            (`Ordering.positions`). None: its own.
+        mode: what indices are divided by (`nern.embeddings.normalization_mode`). 'none': nothing. 'local': the number of
+            networks (where it is an index), of layers, and the sizes of the row's own layer. 'global': the largest entry
+            of all weight shapes, kernel sizes included.
         device: where rows are asked for.
+
+    Attributes:
+        values: of each index, the float64 values that it takes.
     """
 
     def __init__(
@@ -101,7 +83,7 @@ class TableCoordinates:
         return layer, place, self._shapes[layer, 0] * self._shapes[layer, 1]
 
     def lookups(self, which: Rows) -> list[Int[Tensor, " r"]]:
-        """See `Coordinates`."""
+        """Of each index, which of its values every row of `which` has."""
         rows, layer = self.numbers(which), self.layers(which)
         kernel, (_, channels, height, width) = rows - self._starts[layer], self._shapes[layer].unbind(1)
         numbers: list[Tensor] = []

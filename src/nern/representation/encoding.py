@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nern.registry import ENCODINGS
-from nern.representation.coordinates import Coordinates, Rows
+from nern.representation.coordinates import Rows, TableCoordinates
 
 
 class Encoded(Protocol):
@@ -54,7 +54,7 @@ class EncodedRows:
 
     def __init__(
         self,
-        coordinates: Coordinates,
+        coordinates: TableCoordinates,
         tables: Sequence[Float[Tensor, "v d"]],
         combine: Callable[[list[Tensor]], Tensor],
         join: str | None = None,
@@ -138,7 +138,7 @@ class BasicEncoding:
     def _join(self, parts: list[Tensor]) -> Tensor:
         return torch.stack(parts).sum(0) if self.sum else torch.cat(parts, dim=1)
 
-    def prepare(self, coordinates: Coordinates) -> EncodedRows:
+    def prepare(self, coordinates: TableCoordinates) -> EncodedRows:
         """Each index takes few values: encode those once, gather rows when asked."""
         tables = [self._encode_index(values.float()) for values in coordinates.values]
         return EncodedRows(coordinates, tables, self._join, "sum" if self.sum else "concat")
@@ -175,7 +175,7 @@ class FourierEncoding:
         """Vectors, computed in the precision of `coordinates`."""
         return _sin_cos((2 * math.pi * coordinates) @ self.B.to(coordinates).T)
 
-    def prepare(self, coordinates: Coordinates) -> EncodedRows:
+    def prepare(self, coordinates: TableCoordinates) -> EncodedRows:
         """Arguments are sums over indices: multiply each index's few values by B once, gather and add when asked."""
         tables = []
         for values, weights in zip(coordinates.values, self.B.double().unbind(1), strict=True):

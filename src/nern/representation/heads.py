@@ -119,10 +119,6 @@ class Heads:
         start = self.starts[index]
         return predictions[self.of_layer[index]][start : start + self.table.layer_rows[index]]
 
-    def layer(self, predictions: Sequence[Float[Tensor, "r h w"]], index: int) -> Float[Tensor, "rows h w"]:
-        """The kernels of layer `index` from predictions of all rows, one tensor a head; sampled to the layer's size."""
-        return self.sampled(self.part(predictions, index), index)
-
     def sampled(self, kernels: Float[Tensor, "r h w"], index: int) -> Float[Tensor, "r h w"]:
         """Predictions of rows of layer `index`, reduced to its kernel size."""
         if self.table.num_idxs == WEIGHT_IDXS:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from nern.errors import NernError
@@ -76,11 +76,6 @@ class KernelTable:
         several = numbers if len(networks) > 1 else ()
         return KernelTable(tuple(kernel_shape(s) for s in tensor_shapes), num_idxs, tensor_shapes, several)
 
-    @property
-    def coordinate_size(self) -> int:
-        """Length of a coordinate: `num_idxs`, and one more where there are several networks."""
-        return self.num_idxs + bool(self.networks)
-
     @cached_property
     def layer_rows(self) -> tuple[int, ...]:
         """Rows of each layer."""
@@ -117,40 +112,6 @@ class KernelTable:
         if not self.networks:
             return tuple((index,) for index in range(len(self.shapes)))
         return tuple((network, index) for index, network in enumerate(self.networks))
-
-    def coordinates(self, positions: Sequence[Int[Tensor, " kernels"]] | None = None) -> Int[Tensor, "rows idxs"]:
-        """Integer coordinates of every row: (network where there are several, layer, filter, channel, ...).
-
-        Args:
-            positions: of each layer, the kernel whose (filter, channel) each kernel takes: an ordering
-                (`Ordering.positions`). None: its own.
-        """
-        parts = []
-        for index, (co, ci, kh, kw) in enumerate(self.shapes):
-            kernel = torch.arange(co * ci) if positions is None else positions[index]
-            columns = [torch.full_like(kernel, number) for number in self.layer_coordinates[index]]
-            columns += [kernel // ci, kernel % ci]
-            if self.num_idxs == WEIGHT_IDXS:
-                entry = torch.arange(kh * kw).repeat(co * ci)
-                columns = [c.repeat_interleave(kh * kw) for c in columns] + [entry // kw, entry % kw]
-            parts.append(torch.stack(columns, dim=1))
-        return torch.cat(parts)
-
-    def normalize(self, coordinates: Int[Tensor, "rows idxs"], mode: str) -> Float[Tensor, "rows idxs"]:
-        """Coordinates in float64, divided as `nern.embeddings.normalization_mode` says.
-
-        'none': as they are. 'local': by the number of networks (where it is a coordinate), of layers and the sizes of the
-        row's own layer. 'global': by the largest entry of all weight shapes, kernel sizes included.
-        """
-        values = coordinates.double()
-        if mode == "none":
-            return values
-        if mode == "global":
-            return values / max(max(shape) for shape in self.shapes)
-        counts = (max(self.networks) + 1, len(self.shapes)) if self.networks else (len(self.shapes),)
-        sizes = torch.tensor([(*counts, *shape) for shape in self.shapes], dtype=torch.float64)
-        rows = torch.tensor(self.layer_rows)
-        return values / sizes[:, : self.coordinate_size].repeat_interleave(rows, dim=0)
 
     def to_rows(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """The rows of each layer: (rows, height, width) kernels, or (rows, 1, 1) with five indices."""
