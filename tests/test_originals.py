@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -20,7 +19,6 @@ from nern.config import Config
 from nern.errors import NernError, NernWarning
 from nern.evaluation import Evaluator
 from nern.experiment import data_settings
-from nern.files import save_safetensors
 from nern.originals import (
     CifarResNet,
     Original,
@@ -54,14 +52,18 @@ def equal_states(a: nn.Module, b: nn.Module) -> bool:
 @pytest.mark.parametrize("option", ["A", "B"])
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_cifar_resnets(depth: int, option: str, rng: torch.Generator) -> None:
+    assert {name for name in ORIGINALS if name.startswith("ResNet")} == {f"ResNet{n}" for n in (*DEPTHS, 18)}
     network = ORIGINALS[f"ResNet{depth}"](option=option, num_classes=7)
     original = Original(network)
-    batch = torch.randn(2, 3, 32, 32, generator=rng)
+    batch = torch.randn(2, 3, 8, 8, generator=rng)
     output, maps = original.features(batch)
     assert output.shape == (2, 7)
     assert torch.equal(output, original(batch))
     blocks = (depth - 2) // 2
     assert len(maps) == 1 + 3 * blocks
+    stem, _, branch, total = maps[:4]
+    assert all((m < 0).any() for m in maps)  # before the activation
+    torch.testing.assert_close(total, branch + stem.relu())
     assert [m.shape[1] for m in maps] == [16] + [w for w in (16, 32, 64) for _ in range(blocks)]
     expected = ["conv1.weight"] + [
         f"layer{stage}.{block}.conv{conv}.weight"
@@ -72,21 +74,6 @@ def test_cifar_resnets(depth: int, option: str, rng: torch.Generator) -> None:
     assert original.weight_names == expected
     assert all(w.shape[2:] == (3, 3) for w in original.weights)
     assert len([name for name in network.state_dict() if ".shortcut.0" in name]) == (2 if option == "B" else 0)
-
-
-def test_every_registered_cifar_resnet_is_tested() -> None:
-    assert {name for name in ORIGINALS if name.startswith("ResNet")} >= {f"ResNet{depth}" for depth in DEPTHS}
-
-
-def test_feature_maps_are_taken_before_the_activation(rng: torch.Generator) -> None:
-    _, maps = Original(resnet8()).features(torch.randn(2, 3, 16, 16, generator=rng))
-    assert all((m < 0).any() for m in maps)
-
-
-def test_the_third_map_of_a_block_is_the_sum_of_the_second_and_the_shortcut(rng: torch.Generator) -> None:
-    _, maps = Original(resnet8()).features(torch.randn(2, 3, 16, 16, generator=rng))
-    stem, _, branch, total = maps[:4]
-    torch.testing.assert_close(total, branch + stem.relu())
 
 
 @pytest.mark.parametrize(
@@ -138,26 +125,6 @@ def test_state_dict_names_are_those_of_the_shared_weights(shared: Path, depth: i
 
 def save_weights(path: Path, state: dict[str, Any]) -> None:
     save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
-
-
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".safetensors"])
-def test_weights_files_of_all_kinds_are_loaded(suffix: str, prefix: str, tmp_path: Path) -> None:
-    source = resnet8(seed=3)
-    path = tmp_path / f"weights{suffix}"
-    save_weights(path, {prefix + name: value for name, value in source.state_dict().items()})
-    assert equal_states(build_original_network("ResNet8", str(path)), source)
-
-
-@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_the_weights_inside_a_training_checkpoint_are_found(key: str, prefix: str, tmp_path: Path) -> None:
-    source = resnet8(seed=3)
-    optimizer = torch.optim.SGD(source.parameters(), lr=0.1, momentum=0.9)
-    state = {prefix + name: value for name, value in source.state_dict().items()}
-    checkpoint = {"epoch": 7, "best_prec1": 91.7, key: state, "optimizer": optimizer.state_dict()}
-    torch.save(checkpoint, tmp_path / "checkpoint.th")
-    assert equal_states(build_original_network("ResNet8", str(tmp_path / "checkpoint.th")), source)
 
 
 def test_weights_of_before_batch_norm_counted_batches_are_loaded(tmp_path: Path) -> None:
@@ -250,14 +217,8 @@ def test_weights_that_do_not_fit_are_one_clear_error(
         build_original_network("ResNet8", str(tmp_path / f"weights{suffix}"))
 
 
-def test_weights_of_another_depth_are_one_clear_error(tmp_path: Path) -> None:
-    torch.save(resnet8().state_dict(), tmp_path / "weights.pt")
-    with pytest.raises(NernError, match=r"missing: layer1.1.conv1.weight, .*\(\+\d+\)"):
-        build_original_network("ResNet20", str(tmp_path / "weights.pt"))
-
-
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("kept", [0, 10, 1000, -50])
+@pytest.mark.parametrize("kept", [0, 1000, -50])
 def test_truncated_weights_are_one_clear_error(suffix: str, kept: int, tmp_path: Path) -> None:
     path = tmp_path / f"weights{suffix}"
     save_weights(path, resnet8().state_dict())
@@ -274,13 +235,6 @@ def test_what_is_no_weights_file_is_called_so(content: bytes, tmp_path: Path) ->
     assert "weights_only" not in str(error.value)  # no advice to load it unsafely
 
 
-@pytest.mark.parametrize("content", [{}, [torch.zeros(1)], torch.zeros(3), {"epoch": 3}, {"state_dict": {"a": 1}}])
-def test_files_without_a_state_dict_are_one_clear_error(content: Any, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / "weights.pt")
-    with pytest.raises(NernError, match="holds no state dict"):
-        build_original_network("ResNet8", str(tmp_path / "weights.pt"))
-
-
 def test_a_missing_file_lists_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "resnet8.pt").touch()
     with pytest.raises(NernError, match=r"original_model_path.*no such file: .*resnet9.pt; in that folder: resnet8.pt"):
@@ -291,8 +245,9 @@ def test_a_missing_file_lists_what_is_there(tmp_path: Path) -> None:
         build_original_network("ResNet8", str(tmp_path))
 
 
-@pytest.mark.parametrize("how", ["save_torch", "save_pickle"])
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".safetensors"])
+@pytest.mark.parametrize(
+    ("how", "suffix"), [("save_torch", ".pt"), ("save_pickle", ".th"), ("save_torch", ".safetensors")]
+)
 def test_weights_files_with_code_are_refused_and_not_executed(
     how: str, suffix: str, attack: Any, tmp_path: Path
 ) -> None:
@@ -366,67 +321,6 @@ def test_a_network_of_the_user_s_with_its_own_loader(tmp_path: Path) -> None:
 # --- the frozen handle -------------------------------------------------------------------------------------------
 
 
-class Residual(nn.Module):
-    """A block with in-place operations, or without."""
-
-    def __init__(self, inplace: bool) -> None:
-        super().__init__()
-        self.inplace = inplace
-        self.conv1, self.bn1 = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
-        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
-        self.relu = nn.ReLU(inplace)
-
-    def forward(self, x: Tensor) -> Tensor:
-        first = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(first))
-        if self.inplace:
-            out += first
-        else:
-            out = out + first
-        return self.relu(out).mean((2, 3))
-
-
-@pytest.fixture
-def residuals() -> tuple[nn.Module, nn.Module]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = Residual(inplace=True)
-    plain = Residual(inplace=False)
-    plain.load_state_dict(network.state_dict())
-    return network, plain
-
-
-def test_in_place_operations_do_not_corrupt_feature_maps(
-    residuals: tuple[nn.Module, nn.Module], rng: torch.Generator
-) -> None:
-    batch = torch.randn(3, 2, 6, 6, generator=rng)
-    originals = [as_original(network) for network in residuals]
-    weights = [torch.randn(w.shape, generator=rng) for w in originals[0].weights]
-    gradients = []
-    for original in originals:
-        leaves = [w.clone().requires_grad_() for w in weights]
-        output, maps = original.run(leaves, batch, with_maps=True)
-        (output.sum() + sum((m * m).sum() for m in maps)).backward()
-        gradients.append([leaf.grad for leaf in leaves])
-    for (output, maps), (expected, expected_maps) in (
-        [original.features(batch) for original in originals],
-        [original.run(weights, batch, with_maps=True) for original in originals],
-    ):
-        torch.testing.assert_close(output, expected)
-        assert len(maps) == len(expected_maps) == 2
-        for m, n in zip(maps, expected_maps, strict=True):
-            assert (m < 0).any()
-            torch.testing.assert_close(m, n)
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_no_hooks_stay_behind(residuals: tuple[nn.Module, nn.Module], rng: torch.Generator) -> None:
-    original = as_original(residuals[0])
-    original.features(torch.randn(1, 2, 6, 6, generator=rng))
-    assert not any(module._forward_hooks for module in original.network.modules())
-
-
 def test_feature_maps_can_be_chosen_by_name_and_glob(small_cnn: Callable[..., nn.Module], images: Tensor) -> None:
     original = as_original(small_cnn(), ["5", "[13]", "5"])
     _, maps = original.features(images)
@@ -435,41 +329,26 @@ def test_feature_maps_can_be_chosen_by_name_and_glob(small_cnn: Callable[..., nn
         as_original(small_cnn(), ["layer9.*"])
 
 
-def test_networks_without_norms_give_the_outputs_of_their_convolutions(images: Tensor) -> None:
-    original = as_original(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Conv2d(2, 3, 1)))
-    _, maps = original.features(images)
-    assert [m.shape[1] for m in maps] == [2, 3]
-    assert (maps[0] < 0).any()
-
-
-def test_the_original_is_frozen_and_in_eval_mode(small_cnn: Callable[..., nn.Module], images: Tensor) -> None:
-    original = as_original(small_cnn().train())
-    assert not any(module.training for module in original.network.modules())
-    assert not any(p.requires_grad for p in original.network.parameters())
-    assert not original(images).requires_grad
-    assert not original.features(images)[0].requires_grad
-
-
-def test_the_user_s_module_is_not_touched(small_cnn: Callable[..., nn.Module], images: Tensor) -> None:
+def test_the_original_is_frozen_and_the_user_s_module_is_not_touched(
+    small_cnn: Callable[..., nn.Module], images: Tensor
+) -> None:
     network = small_cnn().train()
     before = copy.deepcopy(network)
     original = as_original(network)
+    assert not any(module.training for module in original.network.modules())
+    assert not any(p.requires_grad for p in original.network.parameters())
+    assert not original.features(images)[0].requires_grad
+    output = original(images)
     weights = [torch.zeros_like(w).requires_grad_() for w in original.weights]
     original.run(weights, images, with_maps=True)[0].sum().backward()
     original.rebuild(weights)
+    assert torch.equal(original(images), output)
+    torch.testing.assert_close(original.run(original.weights, images)[0], output)
+    assert equal_states(original.network, before)
     assert equal_states(network, before)
     assert all(module.training for module in network.modules())
     assert all(p.requires_grad and p.grad is None for p in network.parameters())
     assert not any(module._forward_hooks for module in network.modules())
-
-
-def test_running_with_other_weights_changes_nothing(small_cnn: Callable[..., nn.Module], images: Tensor) -> None:
-    original = as_original(small_cnn())
-    before, output = copy.deepcopy(original.network), original(images)
-    original.run([torch.zeros_like(w) for w in original.weights], images)
-    assert equal_states(original.network, before)
-    assert torch.equal(original(images), output)
-    torch.testing.assert_close(original.run(original.weights, images)[0], output)
 
 
 def test_a_rebuilt_network_gives_the_functional_outputs(
@@ -480,30 +359,12 @@ def test_a_rebuilt_network_gives_the_functional_outputs(
     extra = {name: p + 1 for name, p in original.classifier().items()}
     rebuilt = original.rebuild(weights, extra)
     assert type(rebuilt) is nn.Sequential
+    assert {*original.kept(), *original.weight_names} == set(rebuilt.state_dict())
+    assert not set(original.kept()) & set(original.weight_names)
+    assert original.num_parameters == sum(p.numel() for p in rebuilt.parameters())
     assert not rebuilt.training
     torch.testing.assert_close(rebuilt(images), original.run(weights, images, extra)[0])
     assert not torch.allclose(rebuilt(images), original(images))
-
-
-def test_a_registered_network_is_rebuilt_as_itself(rng: torch.Generator) -> None:
-    original = as_original(resnet8())
-    rebuilt = original.rebuild([torch.zeros_like(w) for w in original.weights])
-    assert isinstance(rebuilt, CifarResNet)
-    assert not rebuilt.conv1.weight.any()
-
-
-def test_what_is_kept_and_what_is_represented_make_up_the_network(small_cnn: Callable[..., nn.Module]) -> None:
-    original = as_original(small_cnn())
-    assert {*original.kept(), *original.weight_names} == set(small_cnn().state_dict())
-    assert not set(original.kept()) & set(original.weight_names)
-    assert original.num_parameters == sum(p.numel() for p in small_cnn().parameters())
-
-
-def test_a_network_without_convolutions_is_one_clear_error() -> None:
-    with pytest.raises(
-        NernError, match=r"Linear has no convolutions to represent; choose weights by nern\.include\. There are: weight"
-    ):
-        as_original(nn.Linear(3, 4))
 
 
 @pytest.mark.parametrize("where", ["0.weight", "1.running_mean"])
@@ -533,33 +394,3 @@ def test_a_learnable_weight_that_is_no_parameter_is_one_clear_error() -> None:
 def test_a_network_without_fully_connected_layer_has_no_classifier() -> None:
     with pytest.raises(NernError, match="learn_fc_layer: Conv2d has no fully connected layer"):
         as_original(nn.Conv2d(1, 2, 3)).classifier()
-
-
-class Tied(nn.Module):
-    """Two convolutions share a weight; so do two linear layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1, bias=False)
-        self.second.weight = self.first.weight
-        self.up, self.down = nn.Linear(2, 2, bias=False), nn.Linear(2, 2)
-        self.down.weight = self.up.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.second(F.relu(self.first(x))).mean((2, 3))
-        return self.down(self.up(x))
-
-
-def test_tied_weights_are_represented_once(rng: torch.Generator, tmp_path: Path) -> None:
-    network, batch = Tied(), torch.randn(2, 2, 5, 5, generator=rng)
-    original = as_original(network)
-    assert len(original.weights) == 1
-    weights = [torch.randn(w.shape, generator=rng) for w in original.weights]
-    expected = copy.deepcopy(network)
-    with torch.no_grad():
-        expected.first.weight.copy_(weights[0])
-    torch.testing.assert_close(original.run(weights, batch)[0], expected(batch).detach())
-    torch.testing.assert_close(original.rebuild(weights)(batch), expected(batch).detach())
-    kept = original.kept()
-    assert not {"first.weight", "second.weight"} & set(kept)
-    save_safetensors(tmp_path / "kept.safetensors", kept)

@@ -21,9 +21,8 @@ from nern.devices import select_device
 from nern.errors import NernWarning
 from nern.processes import ALONE, Agreement, Processes, join
 from nern.registry import TASKS
-from nern.tasks.mixing import MixedStream
-from nern.tasks.streams import LoaderSet, LoaderStream, MadeUpStream, TensorStream, TrainStream
-from nern.tasks.unreadable import SkippedImages
+from nern.tasks.loaders import LoaderSet, LoaderStream, SkippedImages
+from nern.tasks.streams import MadeUpStream, MixedStream, TensorStream, TrainStream
 from nern.training import RunFolder
 from runs import quiet
 
@@ -56,7 +55,7 @@ MINE = """
 import torch
 from torch.utils.data import DataLoader, Dataset
 import nern
-from nern.tasks.unreadable import Unreadable
+from nern.tasks import Unreadable
 
 class Patchy(Dataset):
     def __len__(self):
@@ -205,7 +204,7 @@ def made_up_stream() -> MadeUpStream:
 
 def loader_stream() -> LoaderStream:
     data = TensorDataset(torch.rand(30, 1, 4, 4), torch.arange(30) % 3)
-    return LoaderStream(DataLoader(data), data, 8, 1, CPU, SkippedImages())
+    return LoaderStream(DataLoader(data), data, CPU, SkippedImages(), seed=1, batch_size=8)
 
 
 STREAMS: dict[str, Callable[[], TrainStream]] = {
@@ -302,20 +301,22 @@ def test_a_mistake_is_found_before_any_process_is_started(
     assert "batch_size" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("values", [{"num_gpus": 1}, {"num_gpus": 2, "no_cuda": True}, {"num_gpus": 0}])
+@pytest.mark.parametrize(
+    ("values", "environment"),
+    [
+        ({"num_gpus": 1}, {}),
+        ({"num_gpus": 2, "no_cuda": True}, {}),
+        ({"num_gpus": 0}, {}),
+        ({"num_gpus": 2}, {"RANK": "1", "WORLD_SIZE": "2"}),  # one of several starts no others
+    ],
+)
 def test_nothing_is_started_for_one_device(
-    four_gpus: list[Any], monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+    four_gpus: list[Any], monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], environment: dict[str, str]
 ) -> None:
     monkeypatch.setattr("nern.commands.training.train", lambda *args: {})
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     assert main(["train", *options(values)], may_restart=True) == 0
-    assert four_gpus == []
-
-
-def test_one_of_several_processes_starts_no_others(four_gpus: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nern.commands.training.train", lambda *args: {})
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["train", "--num_gpus", "2"], may_restart=True) == 0
     assert four_gpus == []
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -13,17 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 import nern
 from nern import Config, NernError, registry
 from nern.config import TaskConfig
-from nern.originals import Original, as_original, build_original
+from nern.originals import Original, as_original
 from nern.randomness import generator
 from nern.tasks.base import DataSettings, build_task, register_task
 from nern.tasks.inversion import inverted_images
-from nern.training import Interrupted, RunFolder, Trainer
+from nern.training import Interrupted, RunFolder
+from runs import assert_same_result, quiet, stop_after
 
 CPU = torch.device("cpu")
 KINDS = tuple(registry.RANDOM_IMAGES)
@@ -88,23 +86,7 @@ def test_images_are_normalised_whatever_their_shape(kind: str, shape: tuple[int,
     assert (means.abs() < 0.5).all()
     assert (stds > 0.5).all()
     assert (images.flatten(1).std(1) > 0.02).all()  # none is of one colour
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_images_of_a_batch_differ(kind: str) -> None:
-    images = drawn(kind, count=10).flatten(1)
-    assert len(images.unique(dim=0)) > 5  # a pool may be drawn from twice
-
-
-@pytest.mark.usefixtures("rng_untouched")
-@pytest.mark.parametrize("kind", KINDS)
-def test_images_are_a_function_of_their_generator(kind: str) -> None:
-    assert torch.equal(drawn(kind), drawn(kind))
-    assert not torch.equal(drawn(kind), drawn(kind, step=1))
-    draw = drawer(kind)
-    first, second = draw(8, generator(1)), draw(8, generator(2))
-    assert torch.equal(draw(8, generator(1)), first)
-    assert not torch.equal(first, second)
+    assert len(images[:10].flatten(1).unique(dim=0)) > 5  # a pool may be drawn from twice
 
 
 def original_of(kind: str) -> Original | None:
@@ -138,6 +120,8 @@ def test_batches_are_a_function_of_seed_and_step(kind: str) -> None:
     assert not torch.equal(other.batch(5)[0], images)
     assert not torch.equal(one.batch(6)[0], images)
     assert not torch.equal(one.batch(5 + 24)[0], images)  # the next epoch has images of its own
+    large = stream(kind, batch_size=500).train
+    assert [len(large.batch(step)[0]) for step in range(4)] == [500, 500, 200, 500]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,12 +132,6 @@ def test_held_out_images_stay_the_same_and_are_others(kind: str) -> None:
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
     assert not torch.equal(first[0][0], task.train.batch(0)[0][:20])
     assert task.test is None
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_last_batch_of_an_epoch_is_short(kind: str) -> None:
-    batches = stream(kind, batch_size=500).train
-    assert [len(batches.batch(step)[0]) for step in range(4)] == [500, 500, 200, 500]
 
 
 # --- uniform, leaves -------------------------------------------------------------------------------------
@@ -179,32 +157,19 @@ def radial_power(images: Tensor, bands: int = 4) -> list[float]:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_spectrum_of_leaves_falls_as_that_of_natural_images(channels: int) -> None:
-    found = radial_power(drawn("leaves", (channels, 32, 32), count=100))
-    assert found == sorted(found, reverse=True)
-    assert found[0] > 5 * found[1]
-    assert found[0] > 15 * found[3]
-
-
-def test_the_spectrum_of_uniform_noise_is_flat() -> None:
-    found = radial_power(drawn("uniform", (1, 32, 32), count=100))
-    assert max(found) < 1.1 * min(found)
-
-
-def test_leaves_differ_in_brightness_and_contrast() -> None:
-    images = drawn("leaves", (1, 16, 16), count=200).flatten(1)
-    assert images.mean(1).std() > 0.3
-    assert images.std(1).max() > 1.5 * images.std(1).min()
-
-
-def test_leaves_have_areas_of_one_colour_and_edges_between() -> None:
-    steps = drawn("leaves", (1, 32, 32), count=50).diff(dim=3).abs().flatten()
-    assert steps.median() < 0.45 * steps.mean()
-
-
-def test_the_kinds_give_different_images() -> None:
-    images = [drawn(kind) for kind in KINDS]
-    assert all(not torch.equal(a, b) for i, a in enumerate(images) for b in images[:i])
+def test_leaves_look_like_natural_images(channels: int) -> None:
+    images = drawn("leaves", (channels, 32, 32), count=100)
+    power = radial_power(images)
+    assert power == sorted(power, reverse=True)  # falls
+    assert power[0] > 5 * power[1]
+    assert power[0] > 15 * power[3]
+    flat = radial_power(drawn("uniform", (channels, 32, 32), count=100))
+    assert max(flat) < 1.1 * min(flat)
+    steps = images.diff(dim=3).abs().flatten()
+    assert steps.median() < 0.45 * steps.mean()  # areas of one colour, edges between them
+    means, deviations = images[:, 0].mean((1, 2)), images.flatten(1).std(1)
+    assert means.std() > 0.3  # brightness and contrast differ
+    assert deviations.max() > 1.5 * deviations.min()
 
 
 # --- inversion ---------------------------------------------------------------------------------------------------
@@ -237,27 +202,26 @@ def start(rng: torch.Generator) -> Tensor:
 
 def test_inversion_brings_the_statistics_nearer_to_those_of_the_batch_norms(start: Tensor) -> None:
     original = as_original(normed_network(3))
-    images = inverted_images(original, start, 40, 0)
-    assert images.shape == start.shape
-    assert distance(original.network, images) < 0.5 * distance(original.network, start)
-    more = inverted_images(original, start, 120, 0)
-    assert distance(original.network, more) < distance(original.network, images)
+    before, network = original.digest(), original.network
+    none, some, more = (inverted_images(original, start, steps, 0) for steps in (0, 40, 120))
+    torch.testing.assert_close(none, start, rtol=1e-3, atol=1e-3)  # in half precision
+    assert distance(network, some) < 0.5 * distance(network, start)
+    assert distance(network, more) < distance(network, some)
+    scores = [original(images).softmax(1) for images in (start, more)]
+    assert scores[1].amax(1).mean() > scores[0].amax(1).mean()  # each image is of some class
+    assert len(scores[1].argmax(1).unique()) > 1
+    assert original.digest() == before  # the network is left alone
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in network.modules())
+    assert all(p.grad is None for p in network.parameters())
+    assert not network.training
 
 
-def test_inversion_raises_the_score_of_a_class_of_each_image(start: Tensor) -> None:
+def test_images_are_made_in_batches(start: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     original = as_original(normed_network(3))
-    images = inverted_images(original, start, 80, 0)
-
-    def confidence(batch: Tensor) -> float:
-        return float(original(batch).softmax(1).amax(1).mean())
-
-    assert confidence(images) > confidence(start)
-    assert len(original(images).argmax(1).unique()) > 1
-
-
-def test_inversion_without_steps_gives_the_start(start: Tensor) -> None:
-    images = inverted_images(as_original(normed_network(3)), start, 0, 0)
-    torch.testing.assert_close(images, start, rtol=1e-3, atol=1e-3)  # in half precision
+    monkeypatch.setattr(INVERSION, "BATCH", 20)
+    images = inverted_images(original, start, 5, 0)
+    assert images.shape == start.shape
+    assert torch.equal(images[:20], inverted_images(original, start[:20], 5, 0))
 
 
 @pytest.mark.usefixtures("rng_untouched")
@@ -299,24 +263,6 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     assert inverted_images(as_original(normed_network(3)), start, 2, 0).shape == start.shape
 
 
-def test_inversion_leaves_the_network_alone(start: Tensor) -> None:
-    original = as_original(normed_network(3))
-    before = original.digest()
-    inverted_images(original, start, 3, 0)
-    assert original.digest() == before
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in original.network.modules())
-    assert all(p.grad is None for p in original.network.parameters())
-    assert not original.network.training
-
-
-def test_images_are_made_in_batches(start: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = as_original(normed_network(3))
-    monkeypatch.setattr(INVERSION, "BATCH", 20)
-    images = inverted_images(original, start, 5, 0)
-    assert images.shape == start.shape
-    assert torch.equal(images[:20], inverted_images(original, start[:20], 5, 0))
-
-
 @pytest.mark.parametrize("norm", [None, nn.GroupNorm(1, 4), nn.BatchNorm2d(4, track_running_stats=False)])
 def test_inversion_needs_batch_norms_and_says_what_does_not(norm: nn.Module | None) -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3), *([norm] if norm else []), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -343,95 +289,65 @@ def test_draws_are_images_of_the_pool_shifted_and_mirrored() -> None:
 
 # --- runs --------------------------------------------------------------------------------------------------------
 
-BASE: dict[str, Any] = {
-    "original_model_path": "pretrained:digits-resnet8",
-    "nern.hidden_layer_size": 8,
-    "nern.embeddings.enc_levels": 4,
-    "nern.weights_batch_method": "random_batch",
-    "nern.weights_batch_size": 64,
-    "optim.lr": 5e-3,
-    "task.use_random_data": True,
-    "task.inversion_images": 24,
-    "task.inversion_steps": 3,
-    "logging.tracker": "none",
-    "logging.log_interval": 1,
-    "evaluation.held_out_images": 20,
-    "evaluation.test_images": 0,
-    "epochs": None,
-    "num_iterations": 2,
-    "batch_size": 8,
-    "eval_epochs_interval": None,
-    "loss_warmup_iterations": 0,
-}
-
 
 @pytest.fixture
-def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_picture: None) -> Callable[..., Config]:
+def configure(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_picture: None
+) -> Callable[..., Config]:
     """Makes a short run's config. No picture is drawn, and the dataset cannot be read."""
     monkeypatch.setitem(registry.TASKS._entries, "digits", None)
 
     def make(kind: str, **more: Any) -> Config:
-        return Config.from_dict(BASE | {"task.random_data": kind, "logging.log_dir": str(tmp_path / "runs")} | more)
+        values: dict[str, Any] = {
+            "original_model_path": str(original),
+            "task.original_model_name": "ResNet8",
+            "nern.hidden_layer_size": 8,
+            "nern.embeddings.enc_levels": 4,
+            "nern.weights_batch_method": "random_batch",
+            "nern.weights_batch_size": 64,
+            "task.use_random_data": True,
+            "task.random_data": kind,
+            "task.inversion_images": 24,
+            "task.inversion_steps": 3,
+            "logging": {"tracker": "none", "log_interval": 1, "log_dir": str(tmp_path / "runs")},
+            "evaluation.held_out_images": 20,
+            "evaluation.test_images": 0,
+            "epochs": None,
+            "num_iterations": 3,
+            "batch_size": 8,
+            "eval_epochs_interval": None,
+            "loss_warmup_iterations": 0,
+        }
+        return Config.from_dict(values | more)
 
     return make
 
 
 def train(config: Config) -> RunFolder:
-    return RunFolder(nern.train(config, Console(file=io.StringIO()))["run_folder"])
+    return RunFolder(nern.train(config, quiet())["run_folder"])
 
 
 @pytest.mark.usefixtures("rng_untouched")
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_needs_no_dataset(kind: str, configure: Callable[..., Config]) -> None:
-    folder = train(configure(kind))
+def test_a_run_needs_no_dataset_and_goes_on_exactly(kind: str, configure: Callable[..., Config]) -> None:
+    config = configure(kind)
+    folder = train(config)
     metrics = json.loads(folder.metrics.read_text())
     assert set(metrics["best"]) == {"step", "held_out"}
     assert set(metrics["best"]["held_out"]) == {"images", "agreement", "divergence"}
     assert metrics["best"]["held_out"]["images"] == 20
     losses = folder.load_state()["losses"]
-    assert [record["step"] for record in losses] == [0, 1]
+    assert [record["step"] for record in losses] == [0, 1, 2]
     assert all({"feature_maps", "distillation"} <= record.keys() for record in losses)
     assert torch.isfinite(torch.tensor(losses[-1]["total"]))
     nern.load_run(folder.root)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal to the last bit, in containers of any depth."""
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_run_equals_an_uninterrupted_one(kind: str, configure: Callable[..., Config]) -> None:
-    config = configure(kind, num_iterations=5, eval_iterations_interval=2)
-    whole = train(config)
-    train_step = Trainer.train_step
-
-    def stopping(self: Trainer, *args: Any) -> Any:
-        losses = train_step(self, *args)
-        if self.step == 3:
-            signal.raise_signal(signal.SIGINT)
-        return losses
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stopping)
-        with pytest.raises(Interrupted, match="stopped at step 3 of 5"):
+        stop_after(patch, 2)
+        with pytest.raises(Interrupted, match="stopped at step 2 of 3"):
             train(config)
-    folder = RunFolder(whole.root.with_name(f"{whole.root.name}-2"))
-    nern.resume(folder.root, Console(file=io.StringIO()))
-    first, second = whole.load_state(), folder.load_state()
-    for key in first.keys() - {"config", "seconds", "step_seconds"}:
-        assert same(first[key], second[key]), key
-
-
-def test_other_kinds_train_other_weights(configure: Callable[..., Config]) -> None:
-    found = [train(configure(kind)).load_state()["predictor"] for kind in KINDS]
-    assert all(not same(a, b) for i, a in enumerate(found) for b in found[:i])
+    stopped = RunFolder(folder.root.with_name(f"{folder.root.name}-2"))
+    nern.resume(stopped.root, quiet())
+    assert_same_result(folder, stopped)
 
 
 @pytest.fixture
@@ -505,10 +421,3 @@ def test_images_have_the_format_that_the_network_expects() -> None:
         assert task.train.batch(0)[0].shape == (5, 3, 14, 14)
     finally:
         registry.TASKS.unregister("anything")
-
-
-def test_the_network_that_ships_is_inverted(rng: torch.Generator) -> None:
-    original = build_original("ResNet8", "pretrained:digits-resnet8")
-    noise = torch.randn(40, 1, 8, 8, generator=rng)
-    images = inverted_images(original, noise, 30, 0)
-    assert distance(original.network, images) < 0.5 * distance(original.network, noise)

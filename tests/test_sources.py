@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 import urllib.error
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import nern
-from nern import Config, NernError, registry
+from nern import Config, NernError
 from nern.compat import import_torchvision
 from nern.originals import (
     InputFormat,
@@ -64,8 +63,9 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "ownpackage" / "__init__.py").touch()
     for path in (tmp_path / "mine.py", tmp_path / "ownpackage" / "networks.py"):
         path.write_text(MINE)
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
     yield tmp_path / "mine.py"
-    for name in [name for name in sys.modules if name.startswith(("ownpackage", "nern_import_mine"))]:
+    for name in [name for name in sys.modules if name.startswith(("ownpackage", "nern_import_"))]:
         del sys.modules[name]
 
 
@@ -115,7 +115,14 @@ def test_random_weights_are_a_function_of_the_seed(mine: Path, name: str) -> Non
     assert not same_weights(first, other)
 
 
-@pytest.mark.usefixtures("no_connection", "rng_untouched")
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large networks are built without drawing their weights, which takes seconds."""
+    for name in ("trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "normal_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
+
+
+@pytest.mark.usefixtures("no_connection", "undrawn", "rng_untouched")
 @pytest.mark.parametrize(
     "name", ["fcn_resnet50", "fasterrcnn_mobilenet_v3_large_320_fpn", "googlenet", "quantized_mobilenet_v2"]
 )
@@ -139,6 +146,7 @@ def test_random_weights_fetch_nothing(name: str) -> None:
         ("absent.py:make", r"no such file: .*absent\.py.*mine\.py"),
         ("mine.py:listing", r"the network 'mine\.py:listing' is list, not a torch\.nn\.Module"),
         ("mine.py:fails", r"mine\.py:fails cannot be built with \{\}: out of luck"),
+        ("broken.py:make", r"task\.original_model_name: .*broken\.py.*nothing_of_this_name"),
     ],
 )
 def test_names_that_are_not_there_are_one_clear_error(mine: Path, name: str, message: str) -> None:
@@ -161,12 +169,6 @@ def test_arguments_that_do_not_fit_are_one_clear_error(
 ) -> None:
     with pytest.raises(NernError, match=message):
         build_network(name, kwargs)
-
-
-def test_a_file_that_fails_says_how(mine: Path) -> None:
-    mine.write_text("import nothing_of_this_name\n")
-    with pytest.raises(NernError, match=r"task\.original_model_name: .*mine\.py.*nothing_of_this_name"):
-        build_network("mine.py:make")
 
 
 @pytest.mark.parametrize(("source", "name"), [("torchvision", "resnet18"), ("timm", "convnext_atto")])
@@ -240,24 +242,6 @@ def test_the_25_maps_of_resnet18_are_taken_before_the_activation(resnet18: Origi
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_relus_in_place_do_no_harm_to_maps_and_gradients(resnet18: Original, rng: torch.Generator) -> None:
-    info = registry.ORIGINALS.info("ResNet18")
-    plain = copy.deepcopy(resnet18.network)
-    relus = [m for m in plain.modules() if isinstance(m, nn.ReLU)]
-    assert all(relu.inplace for relu in relus)
-    for relu in relus:
-        relu.inplace = False
-    other = Original(plain, info["feature_maps"], represents=info["represents"])
-    batch = torch.randn(1, 3, 32, 32, generator=rng)
-    results = []
-    for original in (resnet18, other):
-        weights = [w.clone().requires_grad_() for w in original.weights]
-        output, maps = original.run(weights, batch, with_maps=True)
-        (output.square().sum() + sum(m.square().mean() for m in maps)).backward()
-        results.append((output, maps, [w.grad for w in weights]))
-    torch.testing.assert_close(*results)
-
-
 @pytest.mark.filterwarnings(RANDOM)
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_squeezenets_represent_the_convolutions_of_their_fire_modules(version: str) -> None:
@@ -301,8 +285,14 @@ def hub_file(hub: Path, entry: Any) -> Path:
 
 
 @pytest.mark.usefixtures("no_connection")
-@pytest.mark.parametrize("name", ["ResNet18", "torchvision:resnet18"])
-@pytest.mark.parametrize("path", ["torchvision", "torchvision:DEFAULT", "torchvision:IMAGENET1K_V1"])
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("ResNet18", "torchvision"),
+        ("ResNet18", "torchvision:DEFAULT"),
+        ("torchvision:resnet18", "torchvision:IMAGENET1K_V1"),
+    ],
+)
 def test_weights_in_the_folder_of_torch_hub_are_taken(hub: Path, name: str, path: str) -> None:
     weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
     trained = build_network("ResNet18", seed=5)
@@ -399,24 +389,15 @@ def test_weights_that_are_not_there_are_one_clear_error(mine: Path, name: str, p
         build_original_network(name, path)
 
 
-@pytest.mark.usefixtures("no_connection")
-def test_weights_of_another_number_of_classes_are_one_clear_error(hub: Path, tmp_path: Path) -> None:
-    state = build_network("SqueezeNet1.1").state_dict()
-    torch.save(state, hub_file(hub, torchvision.models.SqueezeNet1_1_Weights.DEFAULT))
-    torch.save(state, tmp_path / "weights.pt")
-    for path in ("torchvision", str(tmp_path / "weights.pt")):
-        with pytest.raises(
-            NernError, match=r"2 of another shape: classifier\.1\.weight: expected \(7, .*found \(1000,"
-        ):
-            build_original_network("torchvision:squeezenet1_1", path, {"num_classes": 7})
-
-
-def test_weights_from_a_file_fit_networks_of_every_source(mine: Path, tmp_path: Path) -> None:
+def test_weights_from_a_file_fit_networks_of_every_source_with_these_classes(mine: Path, tmp_path: Path) -> None:
     for name in ("timm:resnet10t", "mine.py:make", "SqueezeNet1.1"):
         trained = build_network(name, {"num_classes": 7}, seed=5)
         torch.save(trained.state_dict(), tmp_path / "weights.pt")
         loaded = build_original_network(name, str(tmp_path / "weights.pt"), task_kwargs={"num_classes": 7})
         assert same_weights(loaded, trained)
+    says = r"2 of another shape: classifier\.1\.weight: expected \(9, .*found \(7,"
+    with pytest.raises(NernError, match=says):
+        build_original_network("torchvision:squeezenet1_1", str(tmp_path / "weights.pt"), {"num_classes": 9})
 
 
 # --- what images a network expects -------------------------------------------------------------------------------
@@ -435,9 +416,8 @@ def test_weights_from_a_file_fit_networks_of_every_source(mine: Path, tmp_path: 
     ],
 )
 def test_networks_of_the_libraries_say_what_images_they_expect(
-    mine: Path, name: str, expected: InputFormat | None, monkeypatch: pytest.MonkeyPatch
+    mine: Path, undrawn: None, name: str, expected: InputFormat | None
 ) -> None:
-    monkeypatch.setattr(nn.init, "trunc_normal_", lambda tensor, **kwargs: tensor)  # inception's take seconds
     kwargs = {"weights_backbone": None} if "fcn" in name else {}
     assert input_format(build_network(name, kwargs)) == expected
 
@@ -455,21 +435,6 @@ def with_metadata(**attributes: Any) -> nn.Module:
     for name, value in attributes.items():
         setattr(network, name, value)
     return network
-
-
-def test_metadata_of_one_s_own_networks_count() -> None:
-    own = InputFormat((1, 8, 8), (0.5,), (0.25,))
-    assert input_format(with_metadata(input_format=own, default_cfg={"input_size": (3, 9, 9)})) == own
-    assert input_format(with_metadata(default_cfg={"input_size": [3, 9, 7]})) == InputFormat((3, 9, 7))
-    cfg = {
-        "input_size": (3, 9, 9),
-        "mean": [0.1, 0.2, 0.3],
-        "std": (1, 1, 1),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-    }
-    expected = InputFormat((3, 9, 9), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), "bicubic", 0.9)
-    assert input_format(with_metadata(pretrained_cfg=cfg, default_cfg={"input_size": (3, 1, 1)})) == expected
 
 
 @pytest.mark.parametrize("attributes", [{}, {"default_cfg": None}, {"default_cfg": {}}, {"pretrained_cfg": "resnet"}])
@@ -492,13 +457,22 @@ def test_metadata_that_make_no_sense_are_an_error(metadata: dict[str, Any]) -> N
         input_format(with_metadata(default_cfg=metadata))
 
 
-def test_a_format_needs_numbers_for_each_channel() -> None:
+def test_metadata_of_one_s_own_networks_count() -> None:
+    own = InputFormat((1, 8, 8), (0.5,), (0.25,))
+    assert input_format(with_metadata(input_format=own, default_cfg={"input_size": (3, 9, 9)})) == own
+    assert input_format(with_metadata(default_cfg={"input_size": [3, 9, 7]})) == InputFormat((3, 9, 7))
+    cfg = {
+        "input_size": (3, 9, 9),
+        "mean": [0.1, 0.2, 0.3],
+        "std": (1, 1, 1),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+    }
+    expected = InputFormat((3, 9, 9), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), "bicubic", 0.9)
+    assert input_format(with_metadata(pretrained_cfg=cfg, default_cfg={"input_size": (3, 1, 1)})) == expected
+    assert own.having(size=16, mean=[0.1]) == InputFormat((1, 16, 16), (0.1,), (0.25,))
     with pytest.raises(NernError, match=r"images of 1 channels need as many numbers in mean"):
-        InputFormat((1, 8, 8))
-    given = InputFormat((3, 32, 32)).having(size=16, mean=[0.1, 0.1, 0.1])
-    assert given == InputFormat((3, 16, 16), mean=(0.1, 0.1, 0.1))
-    with pytest.raises(NernError):
-        given.having(std=[1.0])
+        own.having(std=[1.0, 1.0])
 
 
 # --- any network there and back ----------------------------------------------------------------------------------
@@ -524,64 +498,22 @@ def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.LayerNorm(16), nn.Linear(16, 4, bias=False))
 
 
-THIN_VIT = {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 32}
 # name or builder, its arguments, what is included, some of what is taken, some of what is kept
 NETWORKS: dict[str, tuple[Any, dict[str, Any], list[str] | None, list[str], list[str]]] = {
-    "mobilenet": (
-        "torchvision:mobilenet_v3_small",
-        {"width_mult": 0.5},
-        None,
-        ["features.0.0.weight", "features.1.block.1.fc1.weight"],
-        ["classifier.0.weight"],
-    ),
-    "shufflenet": (
-        "torchvision:shufflenet_v2_x0_5",
-        {"num_classes": 10},
-        None,
-        ["conv1.0.weight", "stage2.0.branch1.0.weight"],
-        ["fc.weight"],
-    ),
-    "squeezenet": (
-        "torchvision:squeezenet1_1",
-        {"num_classes": 10},
-        ["features.*.squeeze.weight"],
-        ["features.3.squeeze.weight"],
-        ["features.0.weight", "features.3.expand3x3.weight"],
-    ),
-    "convnext": (
-        "timm:convnext_atto",
-        {"depths": (1, 1, 1, 1), "dims": (16, 24, 32, 40)},
-        None,
-        ["stem.0.weight", "stages.1.blocks.0.conv_dw.weight"],
-        ["head.fc.weight", "stages.1.blocks.0.gamma"],
-    ),
-    "resnet": (
-        "timm:resnet10t",
-        {"num_classes": 10},
-        ["layer[12]*.conv?.weight"],
-        ["layer2.0.conv2.weight"],
-        ["fc.bias"],
-    ),
-    "mobilenetv4": (
-        "timm:mobilenetv4_conv_small",
-        {"num_classes": 10},
-        ["conv_stem.weight", "blocks.[01].*.conv.weight", "blocks.2.?.dw_*"],
-        ["conv_stem.weight", "blocks.1.1.conv.weight", "blocks.2.0.dw_start.conv.weight"],
-        ["classifier.weight", "blocks.2.0.pw_exp.conv.weight"],
-    ),
-    "vit": (
-        "timm:vit_tiny_patch16_224",
-        THIN_VIT,
-        ["*.weight"],
-        ["patch_embed.proj.weight", "blocks.1.mlp.fc2.weight", "head.weight"],
-        ["pos_embed", "cls_token", "norm.weight"],
-    ),
+    "mobilenet": ("torchvision:mobilenet_v3_small", {"width_mult": 0.5}, None,
+                  ["features.0.0.weight", "features.1.block.1.fc1.weight"], ["classifier.0.weight"]),
+    "convnext": ("timm:convnext_atto", {"depths": (1, 1, 1, 1), "dims": (16, 24, 32, 40)}, None,
+                 ["stem.0.weight", "stages.1.blocks.0.conv_dw.weight"], ["head.fc.weight", "stages.1.blocks.0.gamma"]),
+    "mobilenetv4": ("timm:mobilenetv4_conv_small", {"num_classes": 10}, ["conv_stem.weight", "blocks.[01].*.conv.weight"],
+                    ["conv_stem.weight", "blocks.1.1.conv.weight"], ["classifier.weight", "blocks.2.0.pw_exp.conv.weight"]),
+    "vit": ("timm:vit_tiny_patch16_224", {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 32}, ["*.weight"],
+            ["patch_embed.proj.weight", "blocks.1.mlp.fc2.weight"], ["pos_embed", "cls_token", "norm.weight"]),
     "video": ("torchvision:r3d_18", {"num_classes": 10}, ["layer1.*"], ["layer1.0.conv1.0.weight"], ["stem.0.weight"]),
     "sequences": (sequences, {}, None, ["0.weight", "2.weight", "4.weight"], ["3.running_var"]),
     "separable": (separable, {}, None, ["0.weight", "1.weight", "3.weight"], ["1.bias"]),
     "oblong": (oblong, {}, None, ["0.weight", "1.weight", "2.weight"], []),
     "perceptron": (perceptron, {}, ["*.weight"], ["0.weight", "3.weight"], ["0.bias", "2.weight"]),
-}
+}  # fmt: skip
 
 
 def make(name: str) -> nn.Module:
@@ -628,7 +560,7 @@ def test_any_network_is_fitted_and_comes_back(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the convolutions of .* hold only")
-@pytest.mark.parametrize("name", ["mobilenet", "convnext", "mobilenetv4", "sequences", "separable", "oblong"])
+@pytest.mark.parametrize("name", ["mobilenet", "sequences", "separable", "oblong"])
 def test_without_a_choice_every_convolution_is_taken(name: str) -> None:
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
     network = make(name)
@@ -636,7 +568,7 @@ def test_without_a_choice_every_convolution_is_taken(name: str) -> None:
     assert Original(network).weight_names == expected
 
 
-@pytest.mark.parametrize("name", ["sequences", "separable", "oblong", "perceptron"])
+@pytest.mark.parametrize("name", ["sequences", "perceptron"])
 def test_networks_come_back_in_working_order(name: str, rng: torch.Generator) -> None:
     shape = {"sequences": (2, 2, 20), "perceptron": (2, 20)}.get(name, (2, 3, 20, 20))
     network = make(name).eval()
@@ -645,23 +577,3 @@ def test_networks_come_back_in_working_order(name: str, rng: torch.Generator) ->
     expected, found = network(batch), fitted.network()(batch)
     assert found.shape == expected.shape
     assert (found - expected).norm() < 0.9 * expected.norm()
-
-
-def relative_error(fitted: nern.Fitted) -> float:
-    """Norm of all errors over the norm of all weights."""
-    errors = sum(e.rmse**2 * e.weights for e in fitted.layer_errors())
-    return float((errors / sum(w.double().square().sum() for w in fitted.original.weights)) ** 0.5)
-
-
-def test_the_error_of_a_vision_transformer_falls() -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=10, **THIN_VIT)
-    after = []
-    for steps in (1, 20):
-        config = quick(steps, 8)  # random weights are only alike along an order
-        config.nern.embeddings.permutations.permute_mode = "crossfilter"
-        config.nern.embeddings.permutations.improve_seconds = 0.0
-        fitted = nern.fit(network, config=config, ratio=0.5, include=["*.weight"], progress=False)
-        after.append(relative_error(fitted))
-    assert after[1] < 0.95 * after[0]

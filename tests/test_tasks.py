@@ -25,7 +25,7 @@ from nern.experiment import data_settings
 from nern.originals import CifarResNet, InputFormat, as_original
 from nern.registry import TASKS
 from nern.tasks import ImageTensors, Task, build_task, register_task
-from nern.tasks.images import EpochOrder
+from nern.tasks.streams import EpochOrder
 
 CPU = torch.device("cpu")
 
@@ -86,18 +86,13 @@ def test_the_shared_cifar10_is_read(cifar10: Path) -> None:
 def test_batch_files_are_images_by_channel_row_and_column(tmp_path: Path) -> None:
     folder = write_cifar10(tmp_path)
     stored = pickle.loads((folder / "test_batch").read_bytes())
-    test = task_of(config("cifar10", data_dir=str(tmp_path)), CPU, train=False).test
+    test = task_of(config("cifar10", data_dir=str(folder)), CPU, train=False).test  # the folder itself will do, too
     assert test.images[3, 1, 5, 7] == stored["data"][3, 1 * 1024 + 5 * 32 + 7]
     assert test.labels.tolist() == stored["labels"]
     normalized = next(test.batches(20))[0]
     for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
         expected = (test.images[:, channel].double() / 255 - mean) / std
         torch.testing.assert_close(normalized[:, channel].double(), expected, rtol=0, atol=1e-5)
-
-
-def test_the_batch_folder_itself_will_do_as_data_dir(tmp_path: Path) -> None:
-    folder = write_cifar10(tmp_path)
-    assert len(task_of(config("cifar10", data_dir=str(folder)), CPU, train=False).test) == 20
 
 
 def test_data_in_the_working_directory_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,12 +135,6 @@ def test_cifar_is_normalised_as_the_task_says_else_the_network_else_as_usual(sai
     for data in (task.train.data, task.held_out):
         assert torch.equal(torch.tensor(data.mean), mean.flatten())
         assert torch.equal(torch.tensor(data.std), std.flatten())
-
-
-def test_digits_are_normalised_as_they_are_told() -> None:
-    usual, given = (whole(task_of(config(**keys), CPU).test)[0] for keys in ({}, {"mean": [0.0], "std": [1.0]}))
-    torch.testing.assert_close(usual * 0.376 + 0.306, given, rtol=0, atol=1e-6)
-    assert given.max() == 1
 
 
 @pytest.mark.parametrize(
@@ -220,12 +209,6 @@ def test_downloaded_data_are_read_from_the_cache(
     assert downloads == [str(cache_dir / "data")]
 
 
-def test_a_missing_batch_file_is_named(tmp_path: Path) -> None:
-    (write_cifar10(tmp_path) / "data_batch_4").unlink()
-    with pytest.raises(NernError, match=r"data_batch_4 is missing"):
-        task_of(config("cifar10", data_dir=str(tmp_path)), CPU)
-
-
 def test_a_malicious_batch_file_is_refused_and_not_executed(tmp_path: Path, attack: Any) -> None:
     folder = write_cifar10(tmp_path)
     attack.save_pickle(folder / "test_batch", data=np.zeros((2, 3072), np.uint8), labels=[0, 1])
@@ -234,17 +217,19 @@ def test_a_malicious_batch_file_is_refused_and_not_executed(tmp_path: Path, atta
     assert not attack.executed
 
 
-@pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps({"data": [1]})])
-def test_a_damaged_batch_file_is_named(content: bytes, tmp_path: Path) -> None:
-    (write_cifar10(tmp_path) / "data_batch_2").write_bytes(content)
-    with pytest.raises(NernError, match=r"data_batch_2 is not a batch file of this dataset"):
-        task_of(config("cifar10", data_dir=str(tmp_path)), CPU)
-
-
-def test_a_truncated_batch_file_is_named(tmp_path: Path) -> None:
-    path = write_cifar10(tmp_path) / "data_batch_2"
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(NernError, match=r"data_batch_2 is not a batch file"):
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_bytes(b""), "is not a batch file of this dataset"),
+        (lambda path: path.write_bytes(b"not a pickle"), "is not a batch file"),
+        (lambda path: path.write_bytes(pickle.dumps([1, 2])), "is not a batch file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is not a batch file"),
+    ],
+)
+def test_a_damaged_batch_file_is_named(damage: Callable[[Path], Any], says: str, tmp_path: Path) -> None:
+    damage(write_cifar10(tmp_path) / "data_batch_2")
+    with pytest.raises(NernError, match=f"data_batch_2 {says}"):
         task_of(config("cifar10", data_dir=str(tmp_path)), CPU)
 
 
@@ -286,13 +271,11 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert set(labels.tolist()) == set(range(10))
     assert abs(float(images.mean())) < 0.1
     assert abs(float(images.std()) - 1) < 0.1
-
-
-def test_test_images_can_be_limited_or_left_out() -> None:
-    everything = task_of(config(), CPU).test
+    given = whole(task_of(config(mean=[0.0], std=[1.0]), CPU).test)[0]
+    torch.testing.assert_close(images * 0.376 + 0.306, given, rtol=0, atol=1e-6)
+    assert given.max() == 1
     some = task_of(config(test_images=50), CPU).test
-    assert len(some) == 50
-    assert torch.equal(some.images, everything.images[:50])
+    assert torch.equal(some.images, first.test.images[:50])
     assert task_of(config(test_images=0), CPU).test is None
 
 
@@ -311,33 +294,6 @@ def test_only_the_splits_that_are_needed_are_asked_for() -> None:
         task_of(config("mine", use_random_data=True), CPU)
         task_of(config("mine", use_random_data=True, test_images=0), CPU)
     assert asked == [("train", "test"), ("test",), ("train",), ("test",)]
-
-
-@pytest.mark.usefixtures("rng_untouched")
-def test_random_data_are_uniform_images_without_labels() -> None:
-    stream = task_of(config(use_random_data=True, batch_size=100), CPU).train
-    images, labels = stream.batch(0)
-    assert labels is None
-    assert images.shape == (100, 1, 8, 8)
-    assert -2 <= float(images.min()) < -1.99
-    assert 1.99 < float(images.max()) <= 2
-    assert abs(float(images.mean())) < 0.05
-    assert stream.steps_per_epoch == 12  # as many images an epoch as the training set has
-
-
-def test_random_data_are_a_function_of_seed_and_step() -> None:
-    one, again, other = (task_of(config(use_random_data=True, seed=seed), CPU) for seed in (1, 1, 2))
-    assert torch.equal(one.train.batch(7)[0], again.train.batch(7)[0])
-    assert not torch.equal(one.train.batch(7)[0], one.train.batch(8)[0])
-    assert not torch.equal(one.train.batch(7)[0], other.train.batch(7)[0])
-    held_out = [images for images, labels in one.held_out.batches(100) if labels is None]
-    assert sum(map(len, held_out)) == len(one.held_out) == 1000
-    assert torch.equal(torch.cat(held_out), torch.cat([images for images, _ in one.held_out.batches(100)]))
-    assert not torch.equal(held_out[0][:16], one.train.batch(0)[0])
-
-
-def test_random_data_with_best_on_test_have_no_held_out_images() -> None:
-    assert task_of(config(use_random_data=True, best_on="test"), CPU).held_out is None
 
 
 # --- images in memory --------------------------------------------------------------------------------------------
@@ -367,34 +323,19 @@ def crops(image: Tensor, pad: int, flip: bool) -> dict[bytes, tuple[int, int, bo
     return allowed
 
 
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("pad", [0, 1, 2])
+@pytest.mark.parametrize(("pad", "flip"), [(0, False), (2, False), (0, True), (1, True)])
 def test_each_augmented_image_is_a_crop_of_its_own(pad: int, flip: bool) -> None:
     data = numbered_images(pad=pad, flip=flip)
     rng = torch.Generator().manual_seed(1)
     drawn = set()
-    for _ in range(40):
-        for image, augmented in zip(data.images, data.augmented(data.images, rng), strict=True):
-            allowed = crops_of(image, pad, flip)
-            assert augmented.numpy().tobytes() in allowed
-            drawn.add(allowed[augmented.numpy().tobytes()])
-    assert len(drawn) == (2 * pad + 1) ** 2 * (2 if flip else 1)  # every shift and mirroring occurs
-
-
-_known: dict[Any, Any] = {}
-
-
-def crops_of(image: Tensor, pad: int, flip: bool) -> dict[bytes, tuple[int, int, bool]]:
-    key = (image.numpy().tobytes(), pad, flip)
-    if key not in _known:
-        _known[key] = crops(image, pad, flip)
-    return _known[key]
-
-
-def test_images_of_a_batch_are_augmented_each_on_its_own() -> None:
-    data = numbered_images(count=1, pad=2, flip=True)
-    batch = data.augmented(data.images.repeat(64, 1, 1, 1), torch.Generator().manual_seed(0))
-    assert len({image.numpy().tobytes() for image in batch}) > 20
+    variants = (2 * pad + 1) ** 2 * (2 if flip else 1)
+    allowed = [crops(image, pad, flip) for image in data.images]
+    for _ in range(25):
+        for of_image, augmented in zip(allowed, data.augmented(data.images, rng), strict=True):
+            drawn.add(of_image[augmented.numpy().tobytes()])
+    assert len(drawn) == variants  # every shift and mirroring occurs
+    one = data.augmented(data.images[:1].repeat(64, 1, 1, 1), rng)  # each image of a batch on its own
+    assert len({image.numpy().tobytes() for image in one}) > variants / 2
 
 
 @pytest.mark.usefixtures("rng_untouched")
@@ -443,24 +384,14 @@ def test_batches_are_the_same_reached_one_by_one_or_at_once() -> None:
     stream = task_of(config(), CPU).train
     assert stream.steps_per_epoch == steps // 2
     reached = [stream.batch(step) for step in range(steps)]
+    numbers = [torch.cat([stream.order.indices(step) for step in range(68 * e, 68 * e + 68)]) for e in (0, 1)]
+    images = [torch.cat([i for i, _ in reached[68 * e : 68 * e + 68]])[n.argsort()] for e, n in enumerate(numbers)]
+    same = (images[0] == images[1]).flatten(1).all(1)
+    assert same.double().mean() < 0.3  # an image is augmented anew in each epoch
     for step in (steps - 1, 3, 70):
         images, labels = task_of(config(), CPU).train.batch(step)
         assert torch.equal(images, reached[step][0])
         assert torch.equal(labels, reached[step][1])
-
-
-def test_an_image_is_augmented_anew_in_each_epoch() -> None:
-    stream = task_of(config(), CPU).train
-    images, _ = stream.batch(0)
-    number = int(stream.order.indices(0)[0])
-    later = [step for step in range(68, 136) if number in stream.order.indices(step).tolist()]
-    place = stream.order.indices(later[0]).tolist().index(number)
-    variants = {stream.batch(later[0])[0][place].numpy().tobytes(), images[0].numpy().tobytes()}
-    for epoch in range(2, 8):
-        step = next(s for s in range(68 * epoch, 68 * epoch + 68) if number in stream.order.indices(s).tolist())
-        place = stream.order.indices(step).tolist().index(number)
-        variants.add(stream.batch(step)[0][place].numpy().tobytes())
-    assert len(variants) > 1
 
 
 # --- held-out images ---------------------------------------------------------------------------------------------
@@ -502,40 +433,23 @@ def seen_labels(task: Task) -> set[int]:
 
 
 @pytest.mark.parametrize("loaders", [False, True])
-@pytest.mark.parametrize(("held_out", "aside"), [(5, 5), (1000, 10)])
-def test_held_out_images_are_training_images_that_are_not_trained_on(loaders: bool, held_out: int, aside: int) -> None:
-    with registered(label_task(100, loaders)):
-        task = task_of(config("mine", held_out=held_out), CPU)
-        apart = set(whole(task.held_out)[1].tolist())
-        trained = seen_labels(task)
-        tested = set(whole(task.test)[1].tolist())
-    assert len(apart) == len(task.held_out) == aside
-    assert not apart & trained
-    assert apart | trained == set(range(100))
-    assert tested == set(range(100, 107))
-
-
-@pytest.mark.parametrize("loaders", [False, True])
-def test_with_best_on_test_nothing_is_set_aside(loaders: bool) -> None:
-    with registered(label_task(100, loaders)):
-        task = task_of(config("mine", best_on="test"), CPU)
-        assert task.held_out is None
-        assert seen_labels(task) == set(range(100))
-
-
-@pytest.mark.parametrize("loaders", [False, True])
-def test_which_images_are_held_out_depends_on_the_seed(loaders: bool) -> None:
-    with registered(label_task(100, loaders)):
-        one, again, other = (whole(task_of(config("mine", seed=s), CPU).held_out)[1].tolist() for s in (1, 1, 2))
-    assert one == again != other
-
-
-@pytest.mark.parametrize("loaders", [False, True])
-def test_sets_too_small_to_set_any_image_aside_have_no_held_out_images(loaders: bool) -> None:
-    with registered(label_task(9, loaders)):
-        task = task_of(config("mine"), CPU)
-        assert task.held_out is None
-        assert seen_labels(task) == set(range(9))
+@pytest.mark.parametrize(
+    ("count", "given", "aside"),
+    [(100, {"held_out": 5}, 5), (100, {}, 10), (9, {}, 0), (100, {"best_on": "test"}, 0)],
+)
+def test_held_out_images_are_training_images_that_are_not_trained_on(
+    loaders: bool, count: int, given: dict[str, Any], aside: int
+) -> None:
+    with registered(label_task(count, loaders)):
+        task, again, other = (task_of(config("mine", seed=seed, **given), CPU) for seed in (1, 1, 2))
+        apart = [set(whole(t.held_out)[1].tolist()) if t.held_out else set() for t in (task, again, other)]
+        trained, tested = seen_labels(task), set(whole(task.test)[1].tolist())
+    assert len(apart[0]) == aside
+    assert apart[0] == apart[1]
+    assert not aside or apart[0] != apart[2]
+    assert not apart[0] & trained
+    assert apart[0] | trained == set(range(count))
+    assert tested == set(range(count, count + 7))
 
 
 # --- tasks of the user's with data loaders -----------------------------------------------------------------------
@@ -585,6 +499,7 @@ def test_loader_batches_are_the_same_reached_one_by_one_or_at_once() -> None:
         images, labels = loader_stream().batch(step)
         assert torch.equal(images, reached[step][0])
         assert torch.equal(labels, reached[step][1])
+    assert not torch.equal(loader_stream(seed=1).batch(3)[0], reached[3][0])
     resumed = loader_stream()
     for step in range(11, 20):
         assert torch.equal(resumed.batch(step)[0], reached[step][0])
@@ -603,35 +518,17 @@ def test_loader_epochs_cover_each_image_once_with_new_noise() -> None:
 
 
 @pytest.mark.usefixtures("jittered", "rng_untouched")
-def test_loader_noise_depends_on_the_seed() -> None:
-    one, again, other = (loader_stream(seed=seed).batch(3)[0] for seed in (1, 1, 2))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
-
-
-@pytest.mark.usefixtures("jittered", "rng_untouched")
 @pytest.mark.parametrize("name", ["held_out", "test"])
 def test_loader_images_to_evaluate_on_are_the_same_every_time(name: str) -> None:
     task = task_of(config("mine"), CPU)
     first, second = (whole(getattr(task, name))[0] for _ in range(2))
     assert torch.equal(first, second)
-
-
-@pytest.mark.usefixtures("jittered")
-def test_stopping_an_evaluation_early_leaves_the_generators() -> None:
-    before = torch.get_rng_state()
-    batches = task_of(config("mine"), CPU).test.batches(4)
+    batches = getattr(task, name).batches(4)  # stopped early, it leaves the generators alone
     next(batches)
     batches.close()
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.usefixtures("jittered")
-def test_loader_test_images_can_be_limited() -> None:
-    test = task_of(config("mine", test_images=5), CPU).test
-    images, labels = whole(test)
-    assert len(test) == len(images) == len(labels) == 5
-    assert len(whole(task_of(config("mine", test_images=99), CPU).test)[0]) == 13
+    few, many = (task_of(config("mine", test_images=count), CPU).test for count in (5, 99))
+    assert len(few) == len(whole(few)[0]) == 5
+    assert len(many) == len(whole(many)[0]) == 13
 
 
 def test_a_task_is_called_as_the_published_guide_says() -> None:

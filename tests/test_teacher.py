@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from nern.originals.mirrored import Mirrored
 from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, TASKS
 from nern.tasks.base import register_task
 from nern.training import Interrupted, RunFolder, Trainer
-from runs import quiet, small_resnet
+from runs import assert_same_result, quiet, small_resnet, stop_after
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -49,6 +47,7 @@ BASE: dict[str, Any] = {
     "loss_warmup_iterations": 1,
 }
 TEACHER = {"teacher.original_model_name": "ResNet8", "teacher.original_model_kwargs": {"widths": [6, 8, 10]}}
+NONE = {"teacher.original_model_name": None, "teacher.original_model_path": None}
 Configure = Callable[..., Config]
 
 
@@ -93,7 +92,7 @@ def moved(original: Original) -> list[Tensor]:
 def test_outputs_are_the_teachers_and_feature_maps_the_originals(images: Tensor, maps: float) -> None:
     original, teacher = Original(small_resnet()), Original(small_resnet(4, widths=[6, 8, 10]))
     config = Config.from_dict({"nern.attention_loss_weight": maps, "nern.distillation_loss_weight": 0.25}).nern
-    weights = moved(original)
+    weights = [w.requires_grad_() for w in moved(original)]
     with_teacher, without = Objective(config, original, teacher), Objective(config, original)
     found, plain = with_teacher(weights, images), without(weights, images)
     outputs, own_maps = original.run(weights, images, None, True)
@@ -110,24 +109,12 @@ def test_outputs_are_the_teachers_and_feature_maps_the_originals(images: Tensor,
     assert torch.equal(found.terms["reconstruction"], plain.terms["reconstruction"])
     terms = {"reconstruction": 1.0, "distillation": 0.25, "feature_maps": maps}
     torch.testing.assert_close(found.total, sum(terms[name] * value for name, value in found.terms.items()))
-
-
-def test_the_teacher_gets_no_gradient(images: Tensor) -> None:
-    original, teacher = Original(small_resnet()), Original(small_resnet(4, widths=[6, 8, 10]))
-    weights = [w.requires_grad_() for w in moved(original)]
-    Objective(Config().nern, original, teacher)(weights, images).total.backward()
+    found.total.backward()
     assert all(w.grad is not None for w in weights)
     assert not any(p.requires_grad for p in teacher.network.parameters())
     assert not teacher.network.training
-
-
-def test_a_teacher_that_is_the_original_changes_nothing(images: Tensor) -> None:
-    original = Original(small_resnet())
-    config, weights = Config().nern, moved(original)
-    twin = Original(small_resnet())
-    found = [Objective(config, original, each)(weights, images).total for each in (None, original, twin)]
-    assert torch.equal(found[0], found[1])
-    torch.testing.assert_close(found[0], found[2])
+    twin = Objective(config, original, Original(small_resnet()))(weights, images)  # the original as its own teacher
+    torch.testing.assert_close(twin.total, plain.total)
 
 
 @pytest.mark.parametrize("maps", [0.0, 0.5])
@@ -148,11 +135,6 @@ def test_mirrored_outputs_are_means_over_both_views_and_feature_maps_are_of_the_
     assert all(torch.equal(found.terms[name], plain.terms[name]) for name in found.terms if name != "distillation")
 
 
-def test_an_image_and_its_mirror_image_have_the_same_mirrored_outputs(images: Tensor) -> None:
-    mirrored = Mirrored(Original(small_resnet()))
-    torch.testing.assert_close(mirrored(images), mirrored(images.flip(-1)))
-
-
 # --- built from a config -------------------------------------------------------------------------------------------
 
 
@@ -166,11 +148,7 @@ def test_the_teacher_of_a_config_is_built_from_its_file(configure: Configure, im
     trainer = Trainer(experiment.config, experiment.members, experiment.nern, experiment.extra)
     assert trainer.differentiate.objectives[0].teacher is teacher
     assert build_experiment(configure(), train=False).members[0].teacher is None
-
-
-def test_without_a_teacher_it_is_the_original(configure: Configure) -> None:
-    given = {"teacher.original_model_name": None, "teacher.original_model_path": None}
-    experiment = build_experiment(configure(given))
+    experiment = build_experiment(configure(NONE))
     assert experiment.members[0].teacher is None
     objective = Trainer(experiment.config, experiment.members, experiment.nern).differentiate.objectives[0]
     assert objective.teacher is objective.original
@@ -188,10 +166,9 @@ def test_a_teacher_may_have_arguments_and_random_weights_with_a_warning(configur
 def test_a_mirrored_teacher_is_the_named_network_or_the_original(
     configure: Configure, images: Tensor, named: bool
 ) -> None:
-    none = {"teacher.original_model_name": None, "teacher.original_model_path": None}
-    (member,) = build_experiment(configure({"teacher.mirrored": True} | ({} if named else none))).members
+    (member,) = build_experiment(configure({"teacher.mirrored": True} | ({} if named else NONE))).members
     assert member.teacher is not None
-    (plain,) = build_experiment(configure({} if named else none)).members
+    (plain,) = build_experiment(configure({} if named else NONE)).members
     single = plain.teacher or plain.original
     torch.testing.assert_close(member.teacher(images), (single(images) + single(images.flip(-1))) / 2)
     assert member.teacher.digest() == single.digest()
@@ -211,7 +188,7 @@ def test_each_of_several_networks_is_mirrored_by_itself(files: Path, images: Ten
     [("cifar10", True), ("cifar100", True), ("imagenet", True), ("imagefolder", True), ("digits", False)],
 )
 def test_tasks_say_whether_images_are_mirrored(configure: Configure, task: str, mirrors: bool) -> None:
-    config = configure({"teacher.original_model_name": None, "teacher.original_model_path": None})
+    config = configure(NONE)
     config.task.task_name, config.teacher.mirrored = task, None
     original = Original(small_resnet())
     (found,) = build_teachers(config, torch.device("cpu"), [original])
@@ -228,7 +205,7 @@ def test_what_is_no_image_has_no_mirror_image(configure: Configure) -> None:
         raise AssertionError("not built")
 
     original = Original(small_resnet())
-    config = configure({"teacher.original_model_name": None, "teacher.original_model_path": None})
+    config = configure(NONE)
     config.teacher.mirrored = True
     config.task.task_name = "series"
     try:
@@ -238,12 +215,6 @@ def test_what_is_no_image_has_no_mirror_image(configure: Configure) -> None:
             build_teachers(config, torch.device("cpu"), [original])
     finally:
         TASKS.unregister("series")
-
-
-def test_a_teacher_with_weights_gives_no_warning(configure: Configure) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        build_experiment(configure())
 
 
 def test_paths_of_the_teacher_are_named_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,23 +232,15 @@ def test_paths_of_the_teacher_are_named_from_the_root(tmp_path: Path, monkeypatc
     [
         ({"teacher.original_model_name": "ResNet9"}, r"unknown .*'ResNet9'.*ResNet8"),
         ({"teacher.original_model_name": None}, r"teacher\.original_model_name is null, which makes the original"),
-        (
-            {
-                "teacher.original_model_name": None,
-                "teacher.original_model_path": None,
-                "teacher.original_model_kwargs": {"a": 1},
-            },
-            r"teacher\.original_model_name is null",
-        ),
+        (NONE | {"teacher.original_model_kwargs": {"a": 1}}, r"teacher\.original_model_name is null"),
         ({"nern.distillation_loss_weight": 0.0}, r"set nern\.distillation_loss_weight above 0"),
         (
-            {
-                "teacher.original_model_name": None,
-                "teacher.original_model_path": None,
-                "teacher.mirrored": True,
-                "nern.distillation_loss_weight": 0.0,
-            },
+            NONE | {"teacher.mirrored": True, "nern.distillation_loss_weight": 0.0},
             r"set nern\.distillation_loss_weight above 0",
+        ),
+        (
+            {"networks": [{"original_model_path": "a.pt"}] * 2, "original_model_path": None},
+            r"teacher\.original_model_name works with one original network; networks lists several",
         ),
     ],
 )
@@ -288,32 +251,21 @@ def test_mistakes_are_named_before_anything_is_built(
         configure(values)
 
 
-def test_several_networks_have_no_teacher(files: Path) -> None:
-    networks = [{"original_model_path": str(files / "original.pt")}] * 2
-    with pytest.raises(
-        NernError, match=r"teacher\.original_model_name works with one original network; networks lists several"
-    ):
-        Config.from_dict({"networks": networks, "teacher.original_model_name": "ResNet8"})
-
-
-def test_a_teacher_of_other_classes_is_refused(configure: Configure, files: Path) -> None:
-    config = configure({"teacher.original_model_path": str(files / "seven.pt")})
-    with pytest.raises(NernError, match=r"ResNet8 gives outputs of shape \(7,\) an image; task digits has 10 classes"):
-        build_experiment(config)
-
-
-def test_a_teacher_of_other_images_is_refused(configure: Configure) -> None:
-    given = TEACHER | {"teacher.original_model_path": None, "teacher.original_model_kwargs": {"in_channels": 3}}
-    with (
-        pytest.raises(NernError, match=r"ResNet8 does not take the \(1, 8, 8\) images of digits"),
-        pytest.warns(NernWarning, match="random weights"),
-    ):
-        build_experiment(configure(given))
-
-
-def test_a_missing_file_of_the_teacher_is_named(configure: Configure, tmp_path: Path) -> None:
-    with pytest.raises(NernError, match=r"gone\.pt"):
-        build_experiment(configure({"teacher.original_model_path": str(tmp_path / "gone.pt")}))
+@pytest.mark.filterwarnings("ignore:.* has random weights")
+@pytest.mark.parametrize(
+    ("path", "kwargs", "message"),
+    [
+        ("seven.pt", {}, r"ResNet8 gives outputs of shape \(7,\) an image; task digits has 10 classes"),
+        (None, {"in_channels": 3}, r"ResNet8 does not take the \(1, 8, 8\) images of digits"),
+        ("gone.pt", {}, r"gone\.pt"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(
+    configure: Configure, files: Path, path: str | None, kwargs: dict[str, Any], message: str
+) -> None:
+    of_file = {"teacher.original_model_path": None if path is None else str(files / path)}
+    with pytest.raises(NernError, match=message):
+        build_experiment(configure(of_file | {"teacher.original_model_kwargs": kwargs}))
 
 
 # --- runs ----------------------------------------------------------------------------------------------------------
@@ -326,8 +278,7 @@ def losses(folder: RunFolder, term: str) -> list[float]:
 def test_a_run_follows_its_teacher_and_is_evaluated_against_the_original(
     configure: Configure, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    none = {"teacher.original_model_name": None, "teacher.original_model_path": None}
-    folder, plain = train(configure()), train(configure(none))
+    folder, plain = train(configure()), train(configure(NONE))
     assert losses(folder, "reconstruction")[0] == losses(plain, "reconstruction")[0]
     assert losses(folder, "feature_maps")[0] == pytest.approx(losses(plain, "feature_maps")[0])
     assert losses(folder, "distillation")[0] != pytest.approx(losses(plain, "distillation")[0])
@@ -342,27 +293,14 @@ def test_a_run_follows_its_teacher_and_is_evaluated_against_the_original(
     assert figures["reconstructed"]["agreement"] == metrics["best"]["test"]["agreement"]
 
 
-def test_a_run_with_a_teacher_goes_on_as_if_uninterrupted(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_a_teacher_goes_on_as_if_uninterrupted(configure: Configure) -> None:
     config = configure()
-    whole = train(config).load_state()
-    train_step = Trainer.train_step
-
-    def stopping(self: Trainer, *args: Any) -> Any:
-        found = train_step(self, *args)
-        if self.step == 3:
-            signal.raise_signal(signal.SIGINT)
-        return found
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stopping)
+    whole = train(config)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)
         with pytest.raises(Interrupted):
             nern.train(config, quiet())
     folder = RunFolder(Path(config.logging.log_dir) / "NeRN_Train-2")
     assert folder.load_state()["step"] == 3
     nern.resume(folder.root, quiet())
-    resumed = folder.load_state()
-    assert resumed["losses"] == whole["losses"]
-    assert resumed["evaluations"] == whole["evaluations"]
-    assert all(torch.equal(value, whole["predictor"][name]) for name, value in resumed["predictor"].items())
+    assert_same_result(folder, whole)

@@ -83,22 +83,21 @@ class Processes:
         """What `make` returns in the main process, where alone it is called. A NernError that it raises is raised in all."""
         if not self.several:
             return make()
-        result: list[Any] = [None, None]
-        error: BaseException | None = None
+        result, error, told = None, None, None
         if self.main:
             try:
-                result[0] = make()
-            except NernError as raised:
-                error = result[1] = raised
+                result = make()
             except BaseException as raised:
-                error, result[1] = raised, NernError(f"process 0 ended: {type(raised).__name__}: {raised}")
+                error = raised
+                name = type(raised).__name__
+                told = raised if isinstance(raised, NernError) else NernError(f"process 0 ended: {name}: {raised}")
+        both: list[Any] = [result, told]
         with self._in_touch():
-            dist.broadcast_object_list(result, device=torch.device("cpu"))
-        if error is not None:
-            raise error
-        if result[1] is not None:
-            raise result[1]
-        return result[0]
+            dist.broadcast_object_list(both, device=torch.device("cpu"))
+        result, told = both
+        if error is not None or told is not None:
+            raise error or told
+        return result
 
     def collect(self, item: T) -> list[T]:
         """The items of all processes, in their order."""
@@ -106,10 +105,7 @@ class Processes:
             return [item]
         items: list[Any] = [None] * self.count
         with self._in_touch():
-            for rank in range(self.count):
-                one = [item]
-                dist.broadcast_object_list(one, src=rank, device=torch.device("cpu"))
-                items[rank] = one[0]
+            dist.all_gather_object(items, item)
         return items
 
     @contextmanager

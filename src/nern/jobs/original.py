@@ -17,10 +17,9 @@ from nern.errors import plain_errors
 from nern.experiment import check_outputs
 from nern.files import check_writable, save_safetensors, tensors_of, write_json, write_text
 from nern.jobs.session import common_metrics, continue_from, new_folder, resumable, run_loop, saved_run
-from nern.originals.base import own_weights
+from nern.originals.base import own_names
 from nern.originals.build import build_network, build_original_network
 from nern.originals.input_format import input_format
-from nern.originals.selection import own_names
 from nern.processes import check_alone
 from nern.registry import ORIGINALS
 from nern.tasks.base import DataSettings, build_task, network_arguments
@@ -96,7 +95,7 @@ def _build(config: OriginalConfig) -> OriginalTrainer:
     with torch.no_grad():
         check_outputs(network, task, input_format(network), device)
     info = ORIGINALS.info(name) if name in ORIGINALS else {}
-    smooth = own_names(network, own_weights(network, info.get("represents")))
+    smooth = own_names(network, info.get("represents"))
     settings = DataSettings(
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,

@@ -15,12 +15,10 @@ from nern.config import TaskConfig
 from nern.ordering.order import Ordering
 from nern.randomness import generator
 from nern.representation.kernels import kernel_shape
-from nern.tasks.class_folders import SplitFolders
-from nern.tasks.image_folder import KEY, TESTS
-from nern.tasks.imagenet import KEY as IMAGENET_KEY
-from nern.tasks.imagenet import TESTS as IMAGENET_TESTS
+from nern.tasks.image_folder import imagenet_folders, own_folders
 from nern.tasks.images import ImageTensors
-from nern.tasks.streams import EvalSet, LoaderSet
+from nern.tasks.loaders import LoaderSet
+from nern.tasks.streams import EvalSet
 
 IMAGES = 2000
 NO_IMAGES_ASKED_FOR = "no test images were asked for (--images 0)"
@@ -33,9 +31,9 @@ def class_names(task: TaskConfig) -> Sequence[str] | None:
     """Of the classes of a task whose test images are there, by their numbers; None: they have numbers only. Folders named
     as ImageNet's are (n01440764) give the words that these stand for."""
     if task.task_name == "imagefolder":
-        names = SplitFolders.at(task.data_dir, TESTS, KEY).classes()
+        names = own_folders(task.data_dir).classes()
     elif task.task_name == "imagenet":
-        names = SplitFolders.at(task.imagenet_path, IMAGENET_TESTS, IMAGENET_KEY).classes()
+        names = imagenet_folders(task.imagenet_path).classes()
     else:
         return CLASS_NAMES.get(task.task_name)
     if not any(re.fullmatch(r"n\d{8}", name) for name in names):
@@ -55,7 +53,7 @@ def drawn(images: EvalSet, count: int | None, seed: int) -> EvalSet:
     chosen = torch.randperm(len(images), generator=generator(seed, "images of a report"))[:count].sort().values
     if isinstance(images, ImageTensors):
         return images.subset(chosen)
-    return LoaderSet(images.loader, Subset(images.items.dataset, chosen.tolist()), images.device, images.skipped)
+    return LoaderSet(images.loader, Subset(images.dataset, chosen.tolist()), images.device, images.skipped)
 
 
 def walks(ordering: Ordering, shapes: Sequence[tuple[int, int, int, int]]) -> list[Int[Tensor, " kernels"] | None]:

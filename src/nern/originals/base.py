@@ -13,15 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nern.devices import computing_in
 from nern.errors import NernError, NernWarning
 from nern.files import tensors_of
 from nern.originals.checked import check_network, copy_of
-from nern.originals.folding import folded
+from nern.originals.folding import channels_last, fastest_way
 from nern.originals.input_format import InputFormat, input_format
-from nern.originals.selection import choose_parameters, convolution_weights, matching, named_weights
+from nern.originals.selection import checked_names, choose_parameters, convolution_weights, matching, names_of
 from nern.originals.taps import NORMS, FeatureMaps, Taps, default_taps, matching_taps
-from nern.randomness import generator
 from nern.registry import ORIGINALS
 from nern.weights_file import STATISTICS, load_weights, split_key
 
@@ -70,13 +68,14 @@ class OriginalNetwork(nn.Module):
         return {}
 
 
-def own_weights(network: nn.Module, represents: Sequence[str] | None = None) -> list[Tensor]:
-    """The weights that a network wants represented: its own choice, else `represents` (globs), else all convolutions."""
+def own_names(network: nn.Module, represents: Sequence[str] | None = None) -> list[str]:
+    """Names of the weights that a network wants represented: its own choice, else `represents` (globs), else all
+    convolutions."""
     if isinstance(network, OriginalNetwork):
-        return network.get_learnable_weights()
+        return names_of(network, network.get_learnable_weights())
     if represents is None:
-        return convolution_weights(network)
-    return [network.get_parameter(name) for name in matching(network, represents, "represents")]
+        return names_of(network, convolution_weights(network))
+    return matching(network, represents, "represents")
 
 
 class Original:
@@ -110,19 +109,17 @@ class Original:
     ) -> None:
         check_network(network)
         self.network = network.eval().requires_grad_(False)
-        chooses = isinstance(network, OriginalNetwork)
-        own = own_weights(network, represents) if names is None else named_weights(network, names)
+        own: list[str] = []  # what a glob leaves out need not be a parameter
+        if names is not None:
+            own = checked_names(network, names)
+        elif include is None:
+            own = own_names(network, represents)
         self.choices = choose_parameters(network, own, include, exclude)
         self.weight_names = [choice.name for choice in self.choices if choice.taken]
         self._check_weights(include is None and names is None)
         self.input_format: InputFormat | None = input_format(network)
-        own_maps = chooses and feature_maps is None
-        taps = default_taps(network) if feature_maps is None else matching_taps(network, feature_maps)
-        if own_maps and type(network).get_feature_maps is OriginalNetwork.get_feature_maps:  # type: ignore[attr-defined]
-            own_maps, taps = False, network.feature_map_modules()  # type: ignore[operator]
-        self._taps = None if own_maps else Taps(taps)
+        self._taps = _chosen_taps(network, feature_maps)
         self._way: tuple[nn.Module, bool] | None = None  # not chosen yet
-        self._images = any(isinstance(module, nn.Conv2d) for module in network.modules())
 
     def _check_weights(self, by_default: bool) -> None:
         if not self.weight_names:
@@ -224,30 +221,9 @@ class Original:
     def _ready(self, batch: Tensor) -> tuple[nn.Module, Tensor]:
         """What runs in place of the network, and the images arranged for it."""
         if self._way is None and len(batch):
-            self._way = self._fastest_way(batch[:2])
-        network, channels_last = self._way or (self.network, False)
-        return network, _channels_last(batch) if channels_last else batch
-
-    def _fastest_way(self, images: Tensor) -> tuple[nn.Module, bool]:
-        """Which network to run, and whether with channels last, the faster layout for convolutions: the fastest that gives
-        what the network gives for noise in the place of these images."""
-        if images.is_floating_point():
-            noise = torch.randn(images.shape, generator=generator(0, "fastest way"))
-            images = noise.to(images.device, images.dtype)
-        exact = computing_in("float32", images.device)
-        with torch.inference_mode(False), torch.no_grad(), exact, torch.autocast(images.device.type, enabled=False):
-            output, maps = self._with_maps(self.network, images)
-            twin = folded(self.network, [] if self._taps is None else self._taps.names)
-            layouts = (True, False) if self._images and images.dim() == 4 else (False,)
-            for network in [self.network] if twin is None else [twin, self.network]:
-                for channels_last in layouts:
-                    try:
-                        found = self._with_maps(network, _channels_last(images) if channels_last else images)
-                        if _close([output, *maps], [found[0], *found[1]]):
-                            return network, channels_last
-                    except Exception:  # it reads what was folded away, or views what is now in another order
-                        continue
-        return self.network, False
+            self._way = fastest_way(self.network, batch[:2], self._with_maps, self._taps.names if self._taps else [])
+        network, last = self._way or (self.network, False)
+        return network, channels_last(batch) if last else batch
 
     def run(
         self,
@@ -260,20 +236,22 @@ class Original:
 
         Gradients flow to `weights` and `extra`. Without `with_maps` the list of maps is empty.
         """
-        replaced = dict(zip(self.weight_names, weights, strict=True)) | (extra or {})
         network, images = self._ready(batch)
-        call = _Call(network, self._with_maps if with_maps else None)
-        own = self.network.get_parameter
+        call = _Call(network, self._with_maps if with_maps else lambda network, images: (network(images), []))
+        own, replaced = self.network.get_parameter, self.replaced(weights, extra)
         replaced = {f"network.{name}": value.to(own(name).dtype) for name, value in replaced.items()}
         output: tuple[Tensor, FeatureMaps] = functional_call(call, replaced, (images,))
         return output
 
+    def replaced(self, weights: Sequence[Tensor], extra: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Learnable weights (and `extra` parameters) by name."""
+        return dict(zip(self.weight_names, weights, strict=True)) | (extra or {})
+
     def rebuild(self, weights: Sequence[Tensor], extra: dict[str, Tensor] | None = None) -> nn.Module:
         """A copy of the network with these learnable weights (and `extra` parameters), `usable`."""
-        replaced = dict(zip(self.weight_names, weights, strict=True)) | (extra or {})
         network = copy.deepcopy(self.network)
         with torch.no_grad():
-            for name, value in replaced.items():
+            for name, value in self.replaced(weights, extra).items():
                 network.get_parameter(name).copy_(value)
         return usable(network)
 
@@ -284,31 +262,25 @@ class Original:
         return output
 
 
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-def _close(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-    """Whether tensors are the same up to the rounding of another order of sums."""
-    if len(expected) != len(found):
-        return False
-    pairs = [(e, f, 1e-4 * float(e.abs().max()) if e.numel() else 0.0) for e, f in zip(expected, found, strict=True)]
-    return all(e.shape == f.shape and torch.allclose(f, e, rtol=1e-3, atol=atol) for e, f, atol in pairs)
+def _chosen_taps(network: nn.Module, feature_maps: Sequence[str] | None) -> Taps | None:
+    """Where feature maps are taken; None: by the network's own method."""
+    if feature_maps is not None:
+        return Taps(matching_taps(network, feature_maps))
+    if not isinstance(network, OriginalNetwork):
+        return Taps(default_taps(network))
+    plain = type(network).get_feature_maps is OriginalNetwork.get_feature_maps
+    return Taps(network.feature_map_modules()) if plain else None
 
 
 class _Call(nn.Module):
-    """What `functional_call` runs: the network, plain or with its feature maps."""
+    """What `functional_call` runs: the network, by a function of it and the images."""
 
-    def __init__(self, network: nn.Module, with_maps: Callable[..., Any] | None) -> None:
+    def __init__(self, network: nn.Module, run: Callable[[nn.Module, Tensor], tuple[Tensor, FeatureMaps]]) -> None:
         super().__init__()
-        self.network = network
-        self._with_maps = with_maps
+        self.network, self.run = network, run
 
-    def forward(self, batch: Tensor) -> tuple[Tensor, FeatureMaps]:
-        if self._with_maps is None:
-            return self.network(batch), []
-        output: tuple[Tensor, FeatureMaps] = self._with_maps(self.network, batch)
-        return output
+    def forward(self, images: Tensor) -> tuple[Tensor, FeatureMaps]:
+        return self.run(self.network, images)
 
 
 def as_original(

@@ -50,10 +50,21 @@ def build_network(
     Raises:
         NernError: no such network; arguments that do not fit; or see `check_network`.
     """
-    build = builder_of(name)
-    taken = _taken(build, name, kwargs or {}, optional or {})
-    with forked_rng(seed, "original"):
-        built = _call(build, name, taken)
+    build, kwargs = builder_of(name), kwargs or {}
+    parameters = inspect.signature(build).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key in kwargs:
+        if key not in parameters and not takes_any:
+            raise unknown_name(f"argument of {name}", key, parameters)
+    taken = {key: value for key, value in (optional or {}).items() if key in parameters} | kwargs
+    try:
+        with forked_rng(seed, "original"):
+            built = build(**taken)
+    except NernError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        detail = " ".join(str(error).split())[:400]
+        raise NernError(f"{name} cannot be built with {repr(taken)[:400]}: {detail}") from error
     if not isinstance(built, nn.Module):
         raise NernError(f"the network {name!r} is {type(built).__name__}, not a torch.nn.Module")
     check_network(built)
@@ -77,27 +88,27 @@ def build_original_network(
     Raises:
         NernError: no such file, weights or arguments that do not fit.
     """
-    device = torch.device(device)
     source, _, entry = (path or "").partition(":")
     if source in ("torchvision", "timm"):
         network = build_network(name, kwargs, seed=seed)  # with the classes it was trained on
         _load_pretrained(network, name, source, entry)
         return network.to(device)
     file = None if path is None else resolve_weights(path)
-    build, arguments, beside = builder_of(name), dict(task_kwargs or {}), dict[str, Any]()
+    of_task, beside = task_kwargs or {}, dict[str, Any]()
+    told = dict[str, Any]()  # by the weights and the file beside them
     if file is not None:
+        build = builder_of(name)
         if hasattr(build, "infer_kwargs") and getattr(build, "load", None) in (None, OriginalNetwork.load):
             states = plain_state_dicts(file, "original network's weights")
-            told: list[dict[str, Any]] = [build.infer_kwargs(state) for state in states]
-            most: dict[str, Any] = max(told, key=len)
-            arguments |= most
+            by_weights: list[dict[str, Any]] = [build.infer_kwargs(state) for state in states]
+            told = max(by_weights, key=len)
         if kwargs_file(file).is_file():
             beside = _read_kwargs(kwargs_file(file))
-            arguments |= beside
-    known = {k: v for k, v in arguments.items() if k not in (task_kwargs or {})}
-    optional = {k: v for k, v in arguments.items() if k in (task_kwargs or {})}
+            told |= beside
+    known = {key: value for key, value in told.items() if key not in of_task} | (kwargs or {})
+    optional = {key: told.get(key, value) for key, value in of_task.items()}
     try:
-        network = build_network(name, known | (kwargs or {}), optional, seed)
+        network = build_network(name, known, optional, seed)
     except NernError as error:
         if not beside:
             raise
@@ -108,7 +119,7 @@ def build_original_network(
     if file is None:
         warnings.warn(f"original_model_path is not set: {name} has random weights", NernWarning, stacklevel=2)
     elif isinstance(network, OriginalNetwork):
-        network.load(str(file), device)
+        network.load(str(file), torch.device(device))
     else:
         load_weights(network, file)
     return network.to(device)
@@ -158,23 +169,3 @@ def _read_kwargs(path: Path) -> dict[str, Any]:
     if not isinstance(kwargs, dict):
         raise NernError(f"arguments of the original network: {path} holds {type(kwargs).__name__}, not an object")
     return kwargs
-
-
-def _taken(build: Any, name: str, kwargs: dict[str, Any], optional: dict[str, Any]) -> dict[str, Any]:
-    """`kwargs`, and those of `optional` that the builder names. Raises NernError for one of `kwargs` that it refuses."""
-    parameters = inspect.signature(build).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for key in kwargs:
-            if key not in parameters:
-                raise unknown_name(f"argument of {name}", key, parameters)
-    return {k: v for k, v in optional.items() if k in parameters} | kwargs
-
-
-def _call(build: Any, name: str, kwargs: dict[str, Any]) -> Any:
-    try:
-        return build(**kwargs)
-    except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, NernError):
-            raise
-        detail = " ".join(str(error).split())[:400]
-        raise NernError(f"{name} cannot be built with {repr(kwargs)[:400]}: {detail}") from error

@@ -9,8 +9,9 @@ Nagel et al. 2019, arXiv 1906.04721.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def fitted_norms(
         like: weights of all represented layers with which channels have the moments that are wanted; None: its own.
     """
     network, trained = original.network, original.norms()
-    norms = {
+    norms: dict[str, Any] = {
         name: module
         for name, module in network.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -56,36 +57,51 @@ def fitted_norms(
     if not norms or not len(images):
         return {}
     beside = {name: value for name, value in (extra or {}).items() if name not in trained}
-    replaced = dict(zip(original.weight_names, weights, strict=True)) | beside
-    reference = {} if like is None else dict(zip(original.weight_names, like, strict=True)) | beside
-    sums: dict[str, list[_Moments]] = {name: [_Moments(), _Moments()] for name in norms}
+    replaced = original.replaced(weights, beside)
+    reference = {} if like is None else original.replaced(like, beside)
+    wanted, found = ({name: _Moments() for name in norms} for _ in range(2))
     with computing_in("float32", images.device):
         for part in images.split(IMAGES_AT_ONCE):
-            expected: dict[str, list[Moments]] = {name: [] for name in norms}
-
-            def note(name: str, x: Tensor, expected: dict[str, list[Moments]] = expected) -> None:
-                expected[name].append(sums[name][0].add(x))
-
-            def correct(name: str, x: Tensor, expected: dict[str, list[Moments]] = expected) -> Tensor:
-                mean, variance = sums[name][1].add(x)
-                wanted_mean, wanted = expected[name].pop(0)
-                scale = ((wanted + norms[name].eps) / (variance + norms[name].eps)).sqrt()
-                return _by_channel(x, scale, wanted_mean - mean * scale)
-
-            with _before(norms, note):
-                functional_call(network, reference, (part,))
-            with _before(norms, correct):
-                functional_call(network, replaced, (part,))
-    found = {}
-    for name, module in norms.items():
-        (wanted_mean, wanted), (mean, variance) = (moments.result() for moments in sums[name])
-        root = (module.running_var.double() + module.eps).sqrt()  # type: ignore[operator, union-attr]
-        scale = ((wanted + module.eps) / (variance + module.eps)).sqrt()
-        center = module.running_mean.double()  # type: ignore[operator, union-attr]
+            _measure(network, norms, (reference, wanted), (replaced, found), part)
+    fitted = {}
+    for name, norm in norms.items():
+        (wanted_mean, wanted_variance), (mean, variance) = wanted[name].result(), found[name].result()
+        scale = ((wanted_variance + norm.eps) / (variance + norm.eps)).sqrt()
+        root, center = (norm.running_var.double() + norm.eps).sqrt(), norm.running_mean.double()
         shift = (scale * (center - mean) + wanted_mean - center) / root
-        found[f"{name}.weight"] = (module.weight.double() * scale).to(module.weight.dtype)
-        found[f"{name}.bias"] = (module.bias.double() + module.weight.double() * shift).to(module.bias.dtype)
-    return found
+        fitted[f"{name}.weight"] = (norm.weight.double() * scale).to(norm.weight.dtype)
+        fitted[f"{name}.bias"] = (norm.bias.double() + norm.weight.double() * shift).to(norm.bias.dtype)
+    return fitted
+
+
+def _measure(
+    network: nn.Module,
+    norms: dict[str, Any],
+    reference: tuple[dict[str, Tensor], dict[str, _Moments]],
+    other: tuple[dict[str, Tensor], dict[str, _Moments]],
+    images: Tensor,
+) -> None:
+    """Add the moments of what goes into each norm to those of all images: with the reference weights, then with the others,
+    each norm's input corrected before it goes on."""
+    (reference_weights, wanted), (weights, found) = reference, other
+    expected: dict[str, list[Moments]] = {name: [] for name in norms}
+
+    def note(name: str, norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        expected[name].append(wanted[name].add(inputs[0]))
+
+    def correct(name: str, norm: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+        x = inputs[0]
+        mean, variance = found[name].add(x)
+        wanted_mean, wanted_variance = expected[name].pop(0)
+        scale = ((wanted_variance + norm.eps) / (variance + norm.eps)).sqrt()
+        shape = (-1, *[1] * (x.dim() - 2))
+        return x * scale.view(shape) + (wanted_mean - mean * scale).view(shape)
+
+    for hook, replaced in ((note, reference_weights), (correct, weights)):
+        with ExitStack() as hooks:
+            for name, norm in norms.items():
+                hooks.enter_context(norm.register_forward_pre_hook(partial(hook, name)))
+            functional_call(network, replaced, (images,))
 
 
 class _Moments:
@@ -98,34 +114,11 @@ class _Moments:
         """Mean and variance of these inputs of a norm, (images, channels, *places)."""
         channels = x.double().transpose(0, 1).flatten(1)
         total, squares = channels.sum(1), channels.square().sum(1)
-        self.count, self.total, self.squares = (
-            self.count + channels.shape[1],
-            self.total.to(total) + total,
-            self.squares.to(total) + squares,
-        )
+        self.count += channels.shape[1]
+        self.total, self.squares = self.total.to(total) + total, self.squares.to(total) + squares
         mean = total / channels.shape[1]
         return mean.to(x.dtype), (squares / channels.shape[1] - mean.square()).clamp_min(0).to(x.dtype)
 
     def result(self) -> Moments:
         mean = self.total / self.count
         return mean, (self.squares / self.count - mean.square()).clamp_min(0)
-
-
-def _by_channel(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    shape = (-1, *[1] * (x.dim() - 2))
-    return x * scale.view(shape) + shift.view(shape)
-
-
-@contextmanager
-def _before(norms: dict[str, Any], look: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
-    """Within, `look(name, input)` is called before each norm; what it returns takes the input's place."""
-
-    def hook_of(name: str) -> Callable[..., Any]:
-        return lambda module, inputs: look(name, inputs[0])
-
-    handles = [module.register_forward_pre_hook(hook_of(name)) for name, module in norms.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

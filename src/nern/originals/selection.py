@@ -38,8 +38,20 @@ def convolution_weights(network: nn.Module) -> list[Tensor]:
     return [m.weight for m in network.modules() if isinstance(m, _ConvNd)]
 
 
-def named_weights(network: nn.Module, names: Iterable[str]) -> list[Tensor]:
-    """The parameters of these exact names. Raises NernError for one that the network does not have, or has twice."""
+def names_of(network: nn.Module, weights: Sequence[Tensor]) -> list[str]:
+    """Names of these weights, each once. Raises NernError for one that is no parameter of the network."""
+    names = {id(p): name for name, p in network.named_parameters()}
+    for index, weight in enumerate(weights):
+        if id(weight) not in names:
+            raise NernError(
+                f"learnable weight {index} is not a parameter of {type(network).__name__}, but computed from some (by "
+                "weight_norm, say): make it one (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
+    return [names[key] for key in dict.fromkeys(id(weight) for weight in weights)]
+
+
+def checked_names(network: nn.Module, names: Iterable[str]) -> list[str]:
+    """These exact names of parameters. Raises NernError for one that the network does not have, or has twice."""
     own, found = dict(network.named_parameters(remove_duplicate=False)), dict[int, Tensor]()
     for name in names:
         if name not in own:
@@ -49,7 +61,7 @@ def named_weights(network: nn.Module, names: Iterable[str]) -> list[Tensor]:
                 f"{name} of {type(network).__name__} is one parameter with another; two of their own are needed"
             )
         found[id(own[name])] = own[name]
-    return list(found.values())
+    return names_of(network, list(found.values()))
 
 
 def globbed(pattern: str, names: Iterable[str], kind: str) -> list[str]:
@@ -77,56 +89,41 @@ def matching(network: nn.Module, patterns: Sequence[str], key: str) -> list[str]
 
 
 def choose_parameters(
-    network: nn.Module, own: Sequence[Tensor], include: Sequence[str] | None, exclude: Sequence[str]
+    network: nn.Module, own: Sequence[str], include: Sequence[str] | None, exclude: Sequence[str]
 ) -> list[ParameterChoice]:
     """What becomes of every parameter (tied ones appear once).
 
     Args:
         network: owns the parameters.
-        own: the network's own choice, where `include` is None.
+        own: names of the network's own choice, where `include` is None.
         include, exclude: globs on names.
 
     Raises:
-        NernError: a glob matches nothing, `include` nothing of two or more dimensions; `own` holds what is no parameter.
+        NernError: a glob matches nothing, `include` nothing of two or more dimensions; `own` holds a vector.
     """
     parameters = dict(network.named_parameters())
-    chosen = own_names(network, own) if include is None else matching(network, include, "nern.include")
+    chosen = list(own) if include is None else matching(network, include, "nern.include")
     vectors = [name for name in chosen if parameters[name].dim() < 2]
     if include is None and vectors:
         raise NernError(f"the network wants {vectors[0]} represented, a vector; weights need two or more dimensions")
-    dropped = set(matching(network, exclude, "nern.exclude"))
+    dropped, of_choice = set(matching(network, exclude, "nern.exclude")), set(chosen)
+    taken = "chosen" if include is None else "included"
     choices = []
-    for name in [*chosen, *(n for n in parameters if n not in set(chosen))]:
+    for name in [*chosen, *(name for name in parameters if name not in of_choice)]:
         parameter = parameters[name]
-        if name in dropped:
-            taken, reason = False, "excluded"
-        elif name not in chosen:
-            taken, reason = False, "not included" if include is not None else "not chosen"
-        elif parameter.dim() < 2:
-            taken, reason = False, "a vector"
-        elif not parameter.numel():
-            taken, reason = False, "empty"
-        else:
-            taken, reason = True, "included" if include is not None else "chosen"
-        choices.append(ParameterChoice(name, tuple(parameter.shape), taken, reason))
-    if any(c.taken for c in choices):
-        return choices
-    if any(name in dropped for name in chosen):
-        raise NernError(f"nern.exclude {list(exclude)} leaves nothing to represent")
-    if include is not None:
-        raise NernError(
-            f"nern.include {list(include)} matches vectors only; weights of two or more dimensions are needed"
-        )
-    return choices
-
-
-def own_names(network: nn.Module, own: Sequence[Tensor]) -> list[str]:
-    """Names of the weights `own`, each once. Raises NernError for one that is no parameter of the network."""
-    names = {id(p): name for name, p in network.named_parameters()}
-    for index, weight in enumerate(own):
-        if id(weight) not in names:
+        reasons = {
+            "excluded": name in dropped,
+            f"not {taken}": name not in of_choice,
+            "a vector": parameter.dim() < 2,
+            "empty": not parameter.numel(),
+        }
+        reason = next((reason for reason, holds in reasons.items() if holds), taken)
+        choices.append(ParameterChoice(name, tuple(parameter.shape), reason == taken, reason))
+    if not any(choice.taken for choice in choices):
+        if dropped & of_choice:
+            raise NernError(f"nern.exclude {list(exclude)} leaves nothing to represent")
+        if include is not None:
             raise NernError(
-                f"learnable weight {index} is not a parameter of {type(network).__name__}, but computed from some (by "
-                "weight_norm, say): make it one (torch.nn.utils.parametrize.remove_parametrizations)"
+                f"nern.include {list(include)} matches vectors only; weights of two or more dimensions are needed"
             )
-    return [names[key] for key in dict.fromkeys(id(weight) for weight in own)]
+    return choices

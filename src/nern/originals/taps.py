@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -68,35 +69,21 @@ class Taps:
         """Output and maps of `batch`."""
         while True:
             maps: dict[str, list[tuple[Tensor, int]]] = {name: [] for name in self.names}
-            with _hooks(network, maps, self._clone):
+            with ExitStack() as hooks:
+                for name, found in maps.items():
+                    module, of_input = tapped(network, name)
+                    register = module.register_forward_pre_hook if of_input else module.register_forward_hook
+                    hooks.enter_context(register(partial(self._keep, name, found)))
                 result = network(batch)
-            if self._clone or all(t._version == version for taps in maps.values() for t, version in taps):
+            if self._clone or all(t._version == version for found in maps.values() for t, version in found):
                 return result, [tensor for name in self.names for tensor, _ in maps[name]]
             self._clone = True
 
-
-@contextmanager
-def _hooks(network: nn.Module, maps: dict[str, list[tuple[Tensor, int]]], clone: bool) -> Iterator[None]:
-    def keep(name: str, value: Any) -> None:
+    def _keep(
+        self, name: str, found: list[tuple[Tensor, int]], module: nn.Module, inputs: tuple[Any, ...], *output: Any
+    ) -> None:
+        value = output[0] if output else inputs[0] if inputs else None
         if not isinstance(value, Tensor):
             raise NernError(f"module {name!r} gives {type(value).__name__}, not a tensor: no feature map")
-        kept = value.clone() if clone else value
-        maps[name].append((kept, kept._version))
-
-    def after(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: keep(name, output)
-
-    def before(name: str) -> Callable[..., None]:
-        return lambda module, inputs: keep(name, inputs[0] if inputs else None)
-
-    handles = []
-    for name in maps:
-        module, tap_input = tapped(network, name)
-        handles.append(
-            module.register_forward_pre_hook(before(name)) if tap_input else module.register_forward_hook(after(name))
-        )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        kept = value.clone() if self._clone else value
+        found.append((kept, kept._version))

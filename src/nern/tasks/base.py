@@ -16,9 +16,8 @@ from nern.originals.input_format import InputFormat
 from nern.randomness import forked_rng, generator
 from nern.registry import RANDOM_IMAGES, TASKS
 from nern.tasks.images import ImageTensors
-from nern.tasks.mixing import MixedStream
-from nern.tasks.streams import EvalSet, LoaderSet, LoaderStream, MadeUpStream, TensorStream, TrainStream
-from nern.tasks.unreadable import SkippedImages
+from nern.tasks.loaders import LoaderSet, LoaderStream, SkippedImages
+from nern.tasks.streams import EvalSet, MadeUpStream, MixedStream, TensorStream, TrainStream
 
 DEFAULTS = ("mixup", "cutmix", "auto_augment")
 
@@ -91,15 +90,10 @@ def classes_of(task: TaskConfig) -> int:
     return classes(task) if callable(classes) else classes
 
 
-def channels_of(task: TaskConfig) -> int:
-    """Channels of the task's images, before a network is there to ask."""
-    shape = TASKS.info(task.task_name)["input_shape"]
-    return shape[0] if shape else InputFormat().shape[0]
-
-
 def network_arguments(task: TaskConfig) -> dict[str, int]:
     """What the task tells a network that is built for it, as far as it takes such arguments."""
-    return {"num_classes": classes_of(task), "in_channels": channels_of(task)}
+    shape = TASKS.info(task.task_name)["input_shape"] or InputFormat().shape
+    return {"num_classes": classes_of(task), "in_channels": shape[0]}
 
 
 def stated_format(task: TaskConfig, expected: InputFormat | None) -> InputFormat | None:
@@ -182,17 +176,15 @@ def build_task(
     stream: TrainStream | None = None
     held_out: EvalSet | None = None
     skipped = SkippedImages()
+
+    def make_up(count: int, purpose: str, held_out: bool) -> MadeUpStream:
+        draw = RANDOM_IMAGES[task.random_data](images.shape, task, settings.seed, device, original, held_out=held_out)
+        return MadeUpStream(draw, count, settings.batch_size, settings.seed, purpose)
+
     if made_up:
-        kind, apart = RANDOM_IMAGES[task.random_data], (images.shape, task, settings.seed, device, original)
-        seed, aside = settings.seed, settings.held_out_images
-        stream = MadeUpStream(
-            kind(*apart, held_out=False), info["train_images"], settings.batch_size, seed, "random images"
-        )
-        held_out = (
-            MadeUpStream(kind(*apart, held_out=True), aside, settings.batch_size, seed, "held-out images")
-            if aside
-            else None
-        )
+        stream = make_up(info["train_images"], "random images", False)
+        if settings.held_out_images:
+            held_out = make_up(settings.held_out_images, "held-out images", True)
     elif train:
         stream, held_out = _train_streams(train_data, settings, device, skipped)
         mixup, cutmix = (default_of(task, key) or 0.0 for key in ("mixup", "cutmix"))
@@ -211,16 +203,25 @@ def default_of(task: TaskConfig, key: str) -> Any:
 def _train_streams(
     data: Any, settings: DataSettings, device: torch.device, skipped: SkippedImages
 ) -> tuple[TrainStream, EvalSet | None]:
-    count, seed = len(data) if isinstance(data, ImageTensors) else len(data.dataset), settings.seed
+    count, batch_size, seed = _length(data), settings.batch_size, settings.seed
     aside = min(settings.held_out_images, count // 10)
     order = torch.randperm(count, generator=generator(seed, "held-out"))
     kept, apart = order[aside:].sort().values, order[:aside].sort().values
+    held_out: EvalSet | None = None
     if isinstance(data, ImageTensors):
-        held_out: EvalSet | None = data.subset(apart).to(device) if aside else None
-        return TensorStream(data.subset(kept).to(device), settings.batch_size, seed), held_out
-    plain = getattr(data.dataset, "evaluation", data.dataset)
-    held_out = LoaderSet(data, Subset(plain, apart.tolist()), device, skipped) if aside else None
-    return LoaderStream(data, Subset(data.dataset, kept.tolist()), settings.batch_size, seed, device, skipped), held_out
+        if aside:
+            held_out = data.subset(apart).to(device)
+        return TensorStream(data.subset(kept).to(device), batch_size, seed), held_out
+    if aside:
+        plain = getattr(data.dataset, "evaluation", None)
+        held_out = LoaderSet(data, Subset(data.dataset if plain is None else plain, apart.tolist()), device, skipped)
+    rest = Subset(data.dataset, kept.tolist())
+    return LoaderStream(data, rest, device, skipped, seed, batch_size=batch_size), held_out
+
+
+def _length(data: ImageTensors | DataLoader[Any]) -> int:
+    """Images of a split."""
+    return len(data) if isinstance(data, ImageTensors) else len(data.dataset)  # type: ignore[arg-type]
 
 
 def _load_splits(
@@ -256,26 +257,23 @@ def _check_split(part: Any, name: str, split: str, shape: tuple[int, int, int], 
         raise NernError(
             f"task {name!r} gave {type(part).__name__} as its {split} split; an ImageTensors or a DataLoader is expected"
         )
-    if isinstance(part, ImageTensors) and len(part):
-        if tuple(part.images.shape[1:]) != tuple(shape):
-            given = tuple(part.images.shape[1:])
+    try:
+        count = _length(part)
+    except TypeError as error:
+        raise NernError(f"task {name!r} needs map-style datasets, with a length and items by number") from error
+    if not count:
+        raise NernError(f"the {split} split of task {name!r} is empty")
+    if isinstance(part, ImageTensors):
+        given = tuple(part.images.shape[1:])
+        if given != tuple(shape):
             raise NernError(f"the {split} images of task {name!r} have shape {given}, not {tuple(shape)}")
         if not 0 <= int(part.labels.min()) <= int(part.labels.max()) < classes:
             raise NernError(f"the {split} labels of task {name!r} are not all within 0..{classes - 1}")
-    if not (len(part) if isinstance(part, ImageTensors) else _dataset_length(part, name)):
-        raise NernError(f"the {split} split of task {name!r} is empty")
-
-
-def _dataset_length(loader: DataLoader[Any], task: str) -> int:
-    try:
-        return len(loader.dataset)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise NernError(f"task {task!r} needs map-style datasets, with a length and items by number") from error
 
 
 def _eval_set(
     data: ImageTensors | DataLoader[Any], limit: int | None, device: torch.device, skipped: SkippedImages
 ) -> EvalSet:
     if isinstance(data, DataLoader):
-        return LoaderSet(data, data.dataset, device, skipped, limit)
+        return LoaderSet(data, data.dataset, device, skipped, limit=limit)
     return (data if limit is None or limit >= len(data) else data.subset(torch.arange(limit))).to(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,21 +23,22 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FORMAT = InputFormat((3, 32, 32), MEAN, STD)
 PAD = 4
 
-_LAYOUTS: dict[str, dict[str, Any]] = {
-    "cifar10": {
-        "folder": "cifar-10-batches-py",
-        "train": [f"data_batch_{i}" for i in range(1, 6)],
-        "test": ["test_batch"],
-        "labels": "labels",
-        "dataset": "CIFAR10",
-    },
-    "cifar100": {
-        "folder": "cifar-100-python",
-        "train": ["train"],
-        "test": ["test"],
-        "labels": "fine_labels",
-        "dataset": "CIFAR100",
-    },
+
+class Layout(NamedTuple):
+    """How a dataset lies on disk: its folder, its batch files, what labels are called in them, torchvision's class."""
+
+    folder: str
+    train: list[str]
+    test: list[str]
+    labels: str
+    dataset: str
+
+
+LAYOUTS = {
+    "cifar10": Layout(
+        "cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "labels", "CIFAR10"
+    ),
+    "cifar100": Layout("cifar-100-python", ["train"], ["test"], "fine_labels", "CIFAR100"),
 }
 
 
@@ -64,39 +65,39 @@ def _load(
     splits: tuple[str, ...] = ("train", "test"),
     **kwargs: Any,
 ) -> tuple[ImageTensors | None, ImageTensors | None]:
-    folder = _find(name, data_dir)
+    folder, layout = _find(name, data_dir), LAYOUTS[name]
+    files = {"train": layout.train, "test": layout.test}
     train, test = (
-        _read_split(name, folder, split, input_format) if split in splits else None for split in ("train", "test")
+        _read_split(name, folder, of_split, input_format) if split in splits else None
+        for split, of_split in files.items()
     )
     return train, test
 
 
 def _find(name: str, data_dir: str | None) -> Path:
     """The folder with the batch files: under (or at) data_dir, or in the cache, downloaded if need be."""
-    layout = _LAYOUTS[name]
+    layout, cache = LAYOUTS[name], cache_dir() / "data"
+    places = [root / layout.folder for root in (Path("data"), cache)]  # the first as the published framework has it
     if data_dir is not None:
         root = Path(data_dir).expanduser()
-        for folder in (root / layout["folder"], root):
-            if (folder / layout["test"][0]).is_file():
-                return folder
+        places = [root / layout.folder, root]
+    for folder in places:
+        if (folder / layout.test[0]).is_file():
+            return folder
+    if data_dir is not None:
         there = sorted(p.name for p in root.iterdir())[:8] if root.is_dir() else None
         found = "there is no such folder" if there is None else f"it holds: {', '.join(there) or 'nothing'}"
         raise NernError(
-            f"task.data_dir {data_dir!r} does not hold {name}: {layout['folder']}/{layout['test'][0]} is expected; {found}"
+            f"task.data_dir {data_dir!r} does not hold {name}: {layout.folder}/{layout.test[0]} is expected; {found}"
         )
-    if (Path("data") / layout["folder"] / layout["test"][0]).is_file():  # where the published framework puts it
-        return Path("data") / layout["folder"]
-    root = cache_dir() / "data"
-    if not (root / layout["folder"] / layout["test"][0]).is_file():
-        dataset = getattr(import_torchvision().datasets, layout["dataset"])
-        try:
-            dataset(root=str(root), train=False, download=True)
-        except Exception as error:  # URLError, a broken archive, no space: all need the same remedy
-            raise NernError(
-                f"{name} could not be downloaded to {root} ({error}). Put {layout['folder']}/ there yourself, or set "
-                "task.data_dir to a folder that holds it."
-            ) from error
-    return root / layout["folder"]
+    try:
+        getattr(import_torchvision().datasets, layout.dataset)(root=str(cache), train=False, download=True)
+    except Exception as error:  # URLError, a broken archive, no space: all need the same remedy
+        raise NernError(
+            f"{name} could not be downloaded to {cache} ({error}). Put {layout.folder}/ there yourself, or set "
+            "task.data_dir to a folder that holds it."
+        ) from error
+    return cache / layout.folder
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -112,25 +113,23 @@ class _ArraysOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"refused to load {module}.{name}")
 
 
-def _read_split(name: str, folder: Path, split: str, expected: InputFormat) -> ImageTensors:
-    layout = _LAYOUTS[name]
-    images, labels = [], []
-    for file_name in layout[split]:
-        path = folder / file_name
+def _read_split(name: str, folder: Path, files: list[str], expected: InputFormat) -> ImageTensors:
+    key, classes = LAYOUTS[name].labels, TASKS.info(name)["num_classes"]
+    images, labels = [], list[int]()
+    for path in (folder / file for file in files):
         try:
             with path.open("rb") as file:
                 entry = _ArraysOnly(file, encoding="latin1").load()
-            data = np.asarray(entry["data"])
-            if data.dtype != np.uint8 or data.shape != (len(entry[layout["labels"]]), 3072):
+            data, numbers = np.asarray(entry["data"]), entry[key]
+            if data.dtype != np.uint8 or data.shape != (len(numbers), 3072):
                 raise ValueError(f"data of shape {data.shape} and type {data.dtype}")
-            classes = TASKS.info(name)["num_classes"]
-            if not all(type(label) is int and 0 <= label < classes for label in entry[layout["labels"]]):
+            if not all(type(label) is int and 0 <= label < classes for label in numbers):
                 raise ValueError(f"labels that are not whole numbers from 0 to {classes - 1}")
         except FileNotFoundError as error:
             raise NernError(f"{name}: {path} is missing") from error
         except Exception as error:  # whatever a damaged or foreign pickle raises
             raise NernError(f"{name}: {path} is not a batch file of this dataset ({error})") from error
         images.append(data.reshape(-1, 3, 32, 32))
-        labels.extend(entry[layout["labels"]])
+        labels.extend(numbers)
     pixels = torch.from_numpy(np.concatenate(images))
     return ImageTensors(pixels, torch.tensor(labels), expected.mean, expected.std, pad=PAD, flip=True)

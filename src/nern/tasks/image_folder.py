@@ -1,16 +1,18 @@
-"""imagefolder: any images of one's own, from `task.data_dir` with a folder for each split and in it one for each class."""
+"""imagefolder: any images of one's own, in `task.data_dir`; imagenet: ILSVRC 2012, in `task.imagenet_path`. Each holds a
+folder for each split, and in it one for each class."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from rich.progress import track
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from nern.compat import import_torchvision
 from nern.config import TaskConfig
@@ -21,12 +23,15 @@ from nern.tasks.base import register_task
 from nern.tasks.class_folders import SplitFolders
 from nern.tasks.image_files import read_image
 from nern.tasks.images import ImageTensors
-from nern.tasks.unreadable import ReadableOnly, SkippedImages, Unreadable, nothing_readable
+from nern.tasks.loaders import LoaderSet, SkippedImages, Unreadable
 
 MEMORY_BYTES = 512_000_000  # of pixels: a split that needs no more is held in memory
 LONGEST = 16  # times the shorter side; a longer strip is cut before resizing, or it would fill the memory
 MANY = 2000  # images from which on loading shows its progress
 
+CLASSES = 1000  # of ImageNet
+
+Kwargs = dict[str, Any]
 Split = ImageTensors | DataLoader[Any]
 
 
@@ -85,6 +90,7 @@ def _timm_transform(images: InputFormat, **options: Any) -> Any:
     )
 
 
+@dataclass(eq=False)
 class FolderImages(Dataset[Any]):
     """Items (image, label), or `Unreadable`, of image files.
 
@@ -92,28 +98,16 @@ class FolderImages(Dataset[Any]):
         files: paths as bytes.
         labels: class numbers.
         transform: of a Pillow image.
-        channels: 1 or 3.
-        upright: see `read_image`.
-        evaluation: the same items without augmentation; None: these.
+        channels, upright: see `read_image`.
+        evaluation: the same items without augmentation, see `register_task`.
     """
 
-    def __init__(
-        self,
-        files: np.ndarray,
-        labels: np.ndarray,
-        transform: Any,
-        channels: int,
-        upright: bool,
-        evaluation: FolderImages | None = None,
-    ) -> None:
-        self.files, self.labels, self.transform, self.channels, self.upright = (
-            files,
-            labels,
-            transform,
-            channels,
-            upright,
-        )
-        self.evaluation = self if evaluation is None else evaluation
+    files: np.ndarray
+    labels: np.ndarray
+    transform: Any
+    channels: int
+    upright: bool
+    evaluation: FolderImages | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -135,8 +129,8 @@ class FolderImages(Dataset[Any]):
 
 def load_splits(
     folders: SplitFolders,
-    train_kwargs: dict[str, Any],
-    test_kwargs: dict[str, Any],
+    train_kwargs: Kwargs,
+    test_kwargs: Kwargs,
     splits: Sequence[str],
     input_format: InputFormat,
     auto_augment: str | None = None,
@@ -154,69 +148,99 @@ def load_splits(
     if policy is not None and in_memory:
         raise NernError("task.auto_augment works on images that are streamed; set task.in_memory to false or null")
     of_test, of_train = evaluation_transform(input_format), training_transform(input_format, policy)
-    skipped, (channels, height, width) = SkippedImages(), input_format.shape
-    images = folders.images(splits)
-    found: dict[str, Split] = {}
-    for split, loader_kwargs in (("train", train_kwargs), ("test", test_kwargs)):
-        if split not in splits:
-            continue
-        files, labels = images[split]
-        small = len(files) * channels * height * width <= MEMORY_BYTES and (split == "test" or policy is None)
+    found, skipped = dict[str, Split](), SkippedImages()
+    for split, (files, labels) in folders.images(splits).items():
+        loader_kwargs = train_kwargs if split == "train" else test_kwargs
+        data = FolderImages(files, labels, of_test, input_format.shape[0], upright)
+        small = len(files) * np.prod(input_format.shape) <= MEMORY_BYTES and (split == "test" or policy is None)
         if small if in_memory is None else in_memory:
-            whole = FolderImages(files, labels, evaluation_transform(input_format, normalize=False), channels, upright)
-            found[split] = _load(whole, input_format, loader_kwargs["num_workers"], skipped)
-        else:
-            data = FolderImages(files, labels, of_test, channels, upright)
-            if split == "train":
-                data = FolderImages(files, labels, of_train, channels, upright, evaluation=data)
+            whole = replace(data, transform=evaluation_transform(input_format, normalize=False))
+            found[split] = _in_memory(whole, input_format, loader_kwargs["num_workers"], skipped)
+        elif split == "test":
             found[split] = DataLoader(data, **loader_kwargs)
+        else:
+            found[split] = DataLoader(replace(data, transform=of_train, evaluation=data), **loader_kwargs)
     return found.get("train"), found.get("test")
 
 
-def _load(data: FolderImages, images: InputFormat, num_workers: int, skipped: SkippedImages) -> ImageTensors:
+def _in_memory(data: FolderImages, images: InputFormat, num_workers: int, skipped: SkippedImages) -> ImageTensors:
+    """All images, shown as they are read if it takes long and a person is watching."""
     pixels = torch.empty((len(data), *images.shape), dtype=torch.uint8)
     labels, count = torch.empty(len(data), dtype=torch.int64), 0
-    loader = DataLoader(data, batch_size=64, num_workers=num_workers, collate_fn=ReadableOnly(default_collate))
-    for batch, unreadable in _shown(loader, len(data)):
-        skipped.add(unreadable.values())
-        if batch is not None:
-            part = slice(count, count + len(batch[1]))
-            pixels[part], labels[part] = batch
-            count = part.stop
-    if not count:
-        raise nothing_readable(len(data), skipped)
-    pad = min(images.shape[1:]) // 8
-    return ImageTensors(
-        pixels[:count], labels[:count], images.mean, images.std, pad=pad, flip=True, skipped=tuple(skipped)
+    at_once, console = 64, CleanConsole(stderr=True)
+    readable = LoaderSet(DataLoader(data, num_workers=num_workers), data, torch.device("cpu"), skipped).batches(at_once)
+    shown: Iterable[Any] = track(
+        readable,
+        f"reading {len(data):,} images",
+        -(-len(data) // at_once),
+        console=console,
+        transient=True,
+        disable=len(data) < MANY or not console.is_terminal,
     )
+    for batch, numbers in shown:
+        part = slice(count, count + len(numbers))
+        pixels[part], labels[part], count = batch, numbers, part.stop
+    pixels, labels = pixels[:count], labels[:count]
+    pad = min(images.shape[1:]) // 8
+    return ImageTensors(pixels, labels, images.mean, images.std, pad=pad, flip=True, skipped=tuple(skipped))
 
 
-def _shown(loader: DataLoader[Any], count: int) -> Iterable[Any]:
-    """The loader, with a progress bar on standard error if it takes long and a person is watching."""
-    console = CleanConsole(stderr=True)
-    if count < MANY or not console.is_terminal:
-        return loader
-    return track(loader, f"reading {count:,} images", len(loader), console=console, transient=True)
+# --- tasks -------------------------------------------------------------------------------------------------------
 
 
-TESTS, KEY = ("val", "test", "validation", "valid"), "task.data_dir"
+def _own_folders(path: str | None) -> SplitFolders:
+    return SplitFolders(path, ("val", "test", "validation", "valid"), "task.data_dir")
 
 
 def _count_classes(task: TaskConfig) -> int:
-    return len(SplitFolders.at(task.data_dir, TESTS, KEY).classes())
+    return len(_own_folders(task.data_dir).classes())
 
 
 @register_task("imagefolder", num_classes=_count_classes, mirrors=True)
 def imagefolder(
-    train_kwargs: dict[str, Any],
-    test_kwargs: dict[str, Any],
-    use_workers: bool = True,
-    data_dir: str | None = None,
-    **kwargs: Any,
+    train_kwargs: Kwargs, test_kwargs: Kwargs, use_workers: bool = True, data_dir: str | None = None, **kwargs: Any
 ) -> tuple[Split | None, Split | None]:
     """Images of `data_dir`/train and /val (or test, validation, valid); classes are numbered in the order of their names.
 
     A split in memory is mirrored and cropped at random from a padded copy, one that is streamed augmented as timm does.
     Null `in_memory` means: in memory up to 512 MB of pixels, training images only if there is no `auto_augment`.
     """
-    return load_splits(SplitFolders.at(data_dir, TESTS, KEY), train_kwargs, test_kwargs, **kwargs)
+    return load_splits(_own_folders(data_dir), train_kwargs, test_kwargs, **kwargs)
+
+
+@register_task(
+    "imagenet",
+    num_classes=CLASSES,
+    train_images=1_281_167,
+    mirrors=True,
+    mixup=0.8,
+    cutmix=1.0,
+    auto_augment="rand-m9-mstd0.5-inc1",
+)
+def imagenet(
+    train_kwargs: Kwargs,
+    test_kwargs: Kwargs,
+    use_workers: bool = True,
+    imagenet_path: str | None = None,
+    in_memory: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Split | None, Split | None]:
+    """Images of `imagenet_path`/train and /val (or validation, valid), streamed, augmented as timm does."""
+    if in_memory:
+        raise NernError("task.in_memory is for imagefolder; imagenet is always streamed")
+    folders = SplitFolders(imagenet_path, ("val", "validation", "valid"), "task.imagenet_path")
+    flat = next((file for folder in folders.there("test")[:1] for file in folder.glob("ILSVRC2012_val_*")), None)
+    if flat is not None and not any(p.is_dir() for p in flat.parent.iterdir()):  # as they are distributed
+        raise NernError(
+            f"{flat.parent} holds the images themselves ({flat.name}, ...). Sort them into a folder for each class "
+            "(n01440764, ...): torchvision.datasets.ImageNet(FOLDER, 'val') does so from the archives "
+            "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, the widely used script valprep.sh from the images."
+        )
+    found = len(folders.classes())
+    if found != CLASSES:
+        raise NernError(
+            f"{folders.key} {str(folders.root)!r} has {found} class folders in a split; ImageNet has {CLASSES}. Other "
+            "folders of images are task 'imagefolder', with task.data_dir."
+        )
+    # Published figures of networks are of images as they are stored, whatever their EXIF data say.
+    return load_splits(folders, train_kwargs, test_kwargs, in_memory=False, upright=False, **kwargs)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from nern.devices import send
 from nern.errors import NernError
-from nern.randomness import generator
 
 Batch = tuple[Tensor, Tensor | None]
 Share = Callable[[int], slice]  # of so many items, those of one of several processes
@@ -115,23 +114,3 @@ def mirrored(images: Tensor, which: Tensor) -> Tensor:
 def shared(items: Sequence[int], share: Share | None) -> Sequence[int]:
     """A share of the items; None: all."""
     return items if share is None else items[share(len(items))]
-
-
-class EpochOrder:
-    """Which images form step `step`: a new permutation each epoch, derived from the seed; nothing to save for resuming.
-
-    The last batch of an epoch may be short.
-    """
-
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.steps_per_epoch = -(-count // batch_size)
-        self._epoch, self._permutation = -1, torch.empty(0)
-
-    def indices(self, step: int) -> Int[Tensor, " b"]:
-        """Image numbers of this step."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._permutation = torch.randperm(self.count, generator=generator(self.seed, "images", epoch))
-            self._epoch = epoch
-        return self._permutation[index * self.batch_size : (index + 1) * self.batch_size]

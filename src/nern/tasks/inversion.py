@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +41,7 @@ def inverted_images(original: Original, start: Tensor, steps: int, seed: int) ->
     Raises:
         NernError: the network has no batch norms with running averages.
     """
-    norms = [m for m in original.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not any(norm.running_mean is not None for norm in norms):
+    if not _norms(original.network):
         raise NernError(
             f"task.random_data 'inversion' needs a network with batch norms, whose statistics {original.name} lacks; "
             "'leaves' needs none"
@@ -71,7 +71,10 @@ def _invert(original: Original, start: Tensor, steps: int, seed: int, number: in
         for group in optimizer.param_groups:
             group["lr"] = LR * (1 - step / steps)
         shift = torch.randint(-2, 3, (2,), generator=generator(seed, "inversion", number, step)).tolist()
-        with _statistics(original.network) as distances:
+        distances: list[Tensor] = []
+        with ExitStack() as hooks:
+            for norm in _norms(original.network):
+                hooks.enter_context(norm.register_forward_pre_hook(partial(_measure, distances)))
             outputs = original.network(images.roll(shift, dims=(2, 3)))
         if classes is None:
             rng = generator(seed, "inversion classes", number)
@@ -87,26 +90,15 @@ def _invert(original: Original, start: Tensor, steps: int, seed: int, number: in
     return images.detach()
 
 
-@contextmanager
-def _statistics(network: nn.Module) -> Iterator[list[Tensor]]:
-    """While entered, every batch norm adds how far its batch is from its running averages, in units of these."""
-    distances: list[Tensor] = []
+def _norms(network: nn.Module) -> list[nn.Module]:
+    """The batch norms with running averages."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return [m for m in network.modules() if isinstance(m, kind) and m.running_mean is not None]
 
-    def hook(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        axes = [0, *range(2, inputs[0].dim())]
-        mean, variance = inputs[0].mean(axes), inputs[0].var(axes, unbiased=False)
-        assert isinstance(norm.running_mean, Tensor)
-        assert isinstance(norm.running_var, Tensor)
-        scale = norm.running_var + 1e-5
-        distances.append(((mean - norm.running_mean).square() / scale + (variance / scale - 1).square()).mean())
 
-    handles = [
-        m.register_forward_pre_hook(hook)
-        for m in network.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None
-    ]
-    try:
-        yield distances
-    finally:
-        for handle in handles:
-            handle.remove()
+def _measure(distances: list[Tensor], norm: Any, inputs: tuple[Tensor, ...]) -> None:
+    """Add how far a batch is from a norm's running averages, in units of these."""
+    axes = [0, *range(2, inputs[0].dim())]
+    mean, variance = inputs[0].mean(axes), inputs[0].var(axes, unbiased=False)
+    scale = norm.running_var + 1e-5
+    distances.append(((mean - norm.running_mean).square() / scale + (variance / scale - 1).square()).mean())

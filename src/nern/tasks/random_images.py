@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,14 +30,7 @@ DISCS, SMALLEST, LARGEST = 40, 0.06, 0.5  # a leaf's radius as a share of the im
 
 
 @RANDOM_IMAGES.register("uniform")
-def uniform(
-    shape: Shape,
-    settings: TaskConfig,
-    seed: int,
-    device: torch.device,
-    original: Original | None,
-    held_out: bool = False,
-) -> Draw:
+def uniform(shape: Shape, settings: TaskConfig, seed: int, device: torch.device, *_: Any, **__: Any) -> Draw:
     """Every value uniform in [-2, 2], as published."""
 
     def draw(count: int, rng: torch.Generator) -> Tensor:
@@ -69,14 +63,7 @@ def _exposed(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 @RANDOM_IMAGES.register("leaves")
-def leaves(
-    shape: Shape,
-    settings: TaskConfig,
-    seed: int,
-    device: torch.device,
-    original: Original | None,
-    held_out: bool = False,
-) -> Draw:
+def leaves(shape: Shape, settings: TaskConfig, seed: int, device: torch.device, *_: Any, **__: Any) -> Draw:
     """Dead leaves: overlapping discs of random colour, their radii distributed as in natural images (Lee, Mumford and
     Huang 2001; Baradad et al. 2021), each with a texture of spectral noise."""
     channels, height, width = shape
@@ -102,19 +89,12 @@ def leaves(
 
 @RANDOM_IMAGES.register("inversion")
 def inversion(
-    shape: Shape,
-    settings: TaskConfig,
-    seed: int,
-    device: torch.device,
-    original: Original | None,
-    held_out: bool = False,
+    shape: Shape, settings: TaskConfig, seed: int, device: torch.device, original: Original, held_out: bool = False
 ) -> Draw:
     """Images optimised until the original's batch-norm statistics match (DeepInversion, Yin et al. 2020): a pool made
     once and cached, of which batches are drawn, shifted and mirrored."""
-    assert original is not None
-    start = leaves(shape, settings, seed, torch.device("cpu"), None)(
-        settings.inversion_images, generator(seed, "inversion")
-    )
+    make = leaves(shape, settings, seed, torch.device("cpu"))
+    start = make(settings.inversion_images, generator(seed, "inversion"))
     pool = inverted_images(original, start.to(device), settings.inversion_steps, seed)
     apart = max(len(pool) // 10, 1) if len(pool) > 1 else 0
     pool = pool[:apart] if held_out and apart else pool[apart:]
@@ -122,8 +102,7 @@ def inversion(
 
     def draw(count: int, rng: torch.Generator) -> Tensor:
         images = pool[torch.randint(len(pool), (count,), generator=rng).to(device)]
-        flip = torch.rand(count, generator=rng) < 0.5
-        images = mirrored(images, flip)
+        images = mirrored(images, torch.rand(count, generator=rng) < 0.5)
         rows, columns = torch.randint(-most, most + 1, (2,), generator=rng).tolist()
         return images.roll((rows, columns), dims=(2, 3))
 
