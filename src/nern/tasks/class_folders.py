@@ -181,24 +181,28 @@ def files_of_classes(folder: Path, classes: Sequence[str], passed: Counter[str])
     images, found = suffixes(), [list[bytes]() for _ in classes]  # bytes: a fraction of the memory
     top = os.path.realpath(folder)
     seen = {os.fsencode(path) for path in (Path(top), *Path(top).parents)}
-    waiting: list[tuple[int, int, str, str]] = []  # a heap: links gone through, class, path, path without links
+    # A heap: links gone through, class, path, path without links; whether it is a folder, and whether a file.
+    waiting: list[tuple[int, int, str, str, bool, bool]] = []
 
     def enqueue(entry: os.DirEntry[str], links: int, label: int, real_folder: str) -> None:
         link = entry.is_symlink()
-        real = os.path.realpath(entry.path) if link else os.path.join(real_folder, entry.name)
-        heapq.heappush(waiting, (links + link, label, entry.path, real))
+        if link:  # of a link to itself the entry would raise an error
+            real, kind = os.path.realpath(entry.path), (os.path.isdir(entry.path), os.path.isfile(entry.path))
+        else:  # known without asking the system again
+            real, kind = os.path.join(real_folder, entry.name), (entry.is_dir(), entry.is_file())
+        heapq.heappush(waiting, (links + link, label, entry.path, real, *kind))
 
     folders = class_folders(folder)
     for label, name in enumerate(classes):
         for entry in folders.get(name, ()):
             enqueue(entry, 0, label, top)
     while waiting:
-        links, label, path, real = heapq.heappop(waiting)
+        links, label, path, real, is_folder, is_file = heapq.heappop(waiting)
         suffix, again = os.path.splitext(path)[1].lower(), os.fsencode(real) in seen
-        if os.path.isdir(path):
+        if is_folder:
             for entry in [] if again else _entries(path):
                 enqueue(entry, links, label, real)
-        elif not os.path.isfile(path):
+        elif not is_file:
             passed[NO_FILE] += 1
         elif suffix not in images:
             passed[suffix or "without suffix"] += 1

@@ -188,12 +188,18 @@ def _in_memory(data: FolderImages, images: InputFormat, num_workers: int, skippe
 # --- tasks -------------------------------------------------------------------------------------------------------
 
 
-def _own_folders(path: str | None) -> SplitFolders:
+def own_folders(path: str | None) -> SplitFolders:
+    """Those of imagefolder, in `task.data_dir`."""
     return SplitFolders(path, ("val", "test", "validation", "valid"), "task.data_dir")
 
 
+def imagenet_folders(path: str | None) -> SplitFolders:
+    """Those of imagenet, in `task.imagenet_path`."""
+    return SplitFolders(path, ("val", "validation", "valid"), "task.imagenet_path")
+
+
 def _count_classes(task: TaskConfig) -> int:
-    return len(_own_folders(task.data_dir).classes())
+    return len(own_folders(task.data_dir).classes())
 
 
 @register_task("imagefolder", num_classes=_count_classes, mirrors=True)
@@ -205,7 +211,7 @@ def imagefolder(
     A split in memory is mirrored and cropped at random from a padded copy, one that is streamed augmented as timm does.
     Null `in_memory` means: in memory up to 512 MB of pixels, training images only if there is no `auto_augment`.
     """
-    return load_splits(_own_folders(data_dir), train_kwargs, test_kwargs, **kwargs)
+    return load_splits(own_folders(data_dir), train_kwargs, test_kwargs, **kwargs)
 
 
 @register_task(
@@ -228,7 +234,7 @@ def imagenet(
     """Images of `imagenet_path`/train and /val (or validation, valid), streamed, augmented as timm does."""
     if in_memory:
         raise NernError("task.in_memory is for imagefolder; imagenet is always streamed")
-    folders = SplitFolders(imagenet_path, ("val", "validation", "valid"), "task.imagenet_path")
+    folders = imagenet_folders(imagenet_path)
     flat = next((file for folder in folders.there("test")[:1] for file in folder.glob("ILSVRC2012_val_*")), None)
     if flat is not None and not any(p.is_dir() for p in flat.parent.iterdir()):  # as they are distributed
         raise NernError(
