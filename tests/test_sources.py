@@ -21,7 +21,6 @@ from nern.originals import (
     build_network,
     build_original,
     build_original_network,
-    source_names,
 )
 from nern.originals.input_format import input_format
 
@@ -169,14 +168,6 @@ def test_arguments_that_do_not_fit_are_one_clear_error(
 ) -> None:
     with pytest.raises(NernError, match=message):
         build_network(name, kwargs)
-
-
-@pytest.mark.parametrize(("source", "name"), [("torchvision", "resnet18"), ("timm", "convnext_atto")])
-def test_names_of_a_source_are_sorted_and_can_be_built(source: str, name: str) -> None:
-    names = source_names(source)
-    assert name in names
-    assert names == sorted(set(names))
-    assert len(names) > 50
 
 
 def test_a_run_keeps_the_file_s_absolute_path(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
