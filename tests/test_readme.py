@@ -49,8 +49,8 @@ def test_ten_lines_fit_a_network(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_own_network_and_task_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python", EXTENDING)
-    (config,) = blocks("yaml", EXTENDING)
+    code, _ = blocks("python", EXTENDING)
+    config, _ = blocks("yaml", EXTENDING)
     Path("mine.py").write_text(code)
     Path("config.yaml").write_text(config)
     names: dict[str, object] = {}
@@ -64,6 +64,26 @@ def test_own_network_and_task_train(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     finally:
         registry.ORIGINALS.unregister("MyNetwork")
         registry.TASKS.unregister("mybenchmark")
+
+
+def test_components_of_the_docs_train_and_are_kept(
+    tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("omega.py").write_text(blocks("python", EXTENDING)[1])
+    Path("config.yaml").write_text(blocks("yaml", EXTENDING)[1])
+    omega = re.search(r"`(--nern.method.name [^`]*)`", EXTENDING)
+    assert omega is not None
+    options = [*omega.group(1).split(), "--original_model_path", str(original), "--loss_warmup_iterations", "0"]
+    try:
+        assert main(["train", "--config_path", "config.yaml", *SHORT, *options]) == 0
+        state = torch.load("outputs/NeRN_Train/state.pt", weights_only=True)
+        assert {"agreement", "distillation"} <= state["losses"][-1].keys()
+        assert main(["pack", "outputs/NeRN_Train", "-o", "run.nern"]) == 0
+        assert main(["info", "run.nern"]) == 0
+    finally:
+        registry.PREDICTORS.unregister("kxk_omega")
+        registry.LOSS_TERMS.unregister("agreement")
 
 
 @pytest.fixture

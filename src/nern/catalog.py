@@ -31,6 +31,7 @@ SECTIONS: dict[str, Iterable[str]] = {
     "inits": registry.INITS,
     "sampling-modes": registry.SAMPLING_MODES,
     "losses": TERMS,
+    "loss-terms": registry.LOSS_TERMS,
     "reconstruction-losses": registry.RECONSTRUCTION_LOSSES,
     "feature-map-losses": registry.FEATURE_MAP_LOSSES,
     "distillation-losses": registry.DISTILLATION_LOSSES,

@@ -19,7 +19,7 @@ from nern.config import EmbeddingsConfig, NernConfig
 from nern.errors import NernError
 from nern.naming import joint_name
 from nern.originals.checked import DTYPES
-from nern.registry import ACTIVATIONS, ENCODINGS, NORM_LAYERS, PREDICTORS, SAMPLING_MODES
+from nern.registry import ACTIVATIONS, ENCODINGS, NORM_LAYERS, PREDICTORS, SAMPLING_MODES, Registry
 from nern.representation.kernels import WEIGHT_IDXS, KernelTable, kernel_shape
 from nern.untrusted import parse_json
 
@@ -250,7 +250,7 @@ def _check_nern(nern: dict[str, Any]) -> None:
     scales, num_idxs = embeddings["gauss_scale"], embeddings["num_idxs"]
     if not isinstance(scales, list) or not all(_allowed(scale, (0.0, 2.0**20)) for scale in scales):
         raise NernError("its description has a gauss_scale that is not all numbers from 0 on")
-    by_order = ENCODINGS.info(embeddings["type"]).get("by_order")
+    by_order = ENCODINGS.info(embeddings["type"])["by_order"]
     rows_of_weights = num_idxs == WEIGHT_IDXS and by_order
     if num_idxs != PREDICTORS.info(nern["method"])["num_idxs"] or rows_of_weights:
         raise NernError(f"its description has num_idxs = {num_idxs}, which its predictor or its encoding does not take")
@@ -264,6 +264,8 @@ def _allowed(found: Any, wanted: Any) -> bool:
         whole = isinstance(wanted[0], int)
         fits = is_int(found) or (isinstance(found, float) and not whole)
         return fits and wanted[0] <= found <= wanted[1]
+    if isinstance(found, dict) and isinstance(wanted, Registry):  # a component with settings of its own
+        return found in wanted and set(found) - {"name"} <= wanted.settings_of(found)
     return isinstance(found, str) and found in wanted
 
 

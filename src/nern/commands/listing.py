@@ -69,7 +69,8 @@ def _list_parser() -> ArgumentParser:
 def _run_list(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     import_modules(given["imports"])
     text = networks_and_tasks() if given["what"] is None else "\n".join(names_of(given["what"]))
-    console.print(text, **PLAIN)
+    if text:
+        console.print(text, **PLAIN)
 
 
 COMMANDS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 
@@ -93,8 +93,14 @@ def _settings(parser: ArgumentParser, argv: Sequence[str], cls: type[Settings]) 
             )
         if text is None:
             raise NernError(f"--{name} needs a value")
-        values[name] = None if text == "null" else text if known.get(name) in (str, str | None) else parse_yaml(text)
+        values[name] = _value(text, known.get(name))
     return over(beneath, checked_keys(nested(values), cls, "", beneath)), rest
+
+
+def _value(text: str, hint: Any) -> Any:
+    """What is typed for a key of this type: text stays text where text is allowed, but for null and {a mapping}."""
+    stays = str in (hint, *get_args(hint)) and text != "null" and not text.startswith("{")
+    return text if stays else parse_yaml(text)
 
 
 def _own_options(parser: ArgumentParser, cls: type[Settings]) -> set[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from nern import registry
 from nern.config.phases import KNOWN, PhaseConfig, listed_phases, settings_of
 from nern.config.recipes import recipe_values
-from nern.config.schema import Config, LoggingConfig, OptimConfig, TaskConfig
+from nern.config.schema import Config, LoggingConfig, NernConfig, OptimConfig, TaskConfig
 from nern.config.settings import check_above_zero, check_at_least, choose, nested_attribute
 from nern.config.yaml_files import nested_value
 from nern.errors import NernError
@@ -64,11 +64,25 @@ def _check_names(config: Config) -> None:
         check_task(member.task)
 
 
-def _check_choice(key: str, given: str | None, choices: registry.Registry | tuple[str, ...]) -> None:
+def _check_choice(key: str, given: Any, choices: registry.Registry | tuple[str, ...]) -> None:
     if isinstance(choices, registry.Registry):
         choices["none" if given is None else given]
     elif given is not None:
         choose(key, given, choices)
+
+
+def loss_weights(nern: NernConfig) -> dict[str, float]:
+    """The weight of each term of the objective. Raises NernError for a further one that is unknown, or whose weight is no
+    number."""
+    weights = {term: getattr(nern, key) for term, key in TERMS.items()}
+    for term, given in nern.losses.items():
+        settings = dict(given) if isinstance(given, dict) else {"weight": given}
+        weight = settings.pop("weight", None)
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise NernError(f"nern.losses.{term} needs a weight, a finite number, not {weight!r}")
+        _check_choice(f"nern.losses.{term}", {"name": term} | settings, registry.LOSS_TERMS)
+        weights[term] = float(weight)
+    return weights
 
 
 def check_task(task: TaskConfig) -> None:
@@ -76,7 +90,7 @@ def check_task(task: TaskConfig) -> None:
     registry.TASKS[task.task_name]
     if ":" not in task.original_model_name:  # others name their source, which is asked when the network is built
         registry.ORIGINALS[task.original_model_name]
-    registry.RANDOM_IMAGES[task.random_data]
+    _check_choice("task.random_data", task.random_data, registry.RANDOM_IMAGES)
     for key in ("mean", "std"):
         value = getattr(task, key)
         if value is not None and not (value and all(math.isfinite(v) and (key == "mean" or v > 0) for v in value)):
@@ -174,8 +188,9 @@ def _check_phase(config: Config, phase: PhaseConfig) -> None:
             _check_choice(f"{name}.{key}", getattr(phase, key), choices)
     if phase.errors == "curvature" and phase.images == 0:
         raise NernError(f"{name}.images (=0) must be at least 1: the curvature is measured on them")
+    weights = loss_weights(config.nern)
     for term in phase.losses or []:
-        choose(f"{name}.losses", term, TERMS)
+        choose(f"{name}.losses", term, weights)
     if phase.bits is not None and not phase.bits <= 24:
         raise NernError(f"{name}.bits (={phase.bits}) must be at most 24")
     method = phase.weights_batch_method or config.nern.weights_batch_method
@@ -193,9 +208,8 @@ def _check_phase(config: Config, phase: PhaseConfig) -> None:
         )
     if phase.epochs is not None and not phase.needs_images:
         raise NernError(f"{name}.epochs (={phase.epochs}) counts images, and {name} has none; set {name}.iterations")
-    weights = {term: getattr(config.nern, key) for term, key in TERMS.items()}
-    if phase.length and not any(weights[term] > 0 for term in phase.losses or TERMS):
-        keys = ", ".join(f"nern.{TERMS[term]}" for term in phase.losses or TERMS)
+    if phase.length and not any(weights[term] > 0 for term in phase.losses or weights):
+        keys = ", ".join(f"nern.{TERMS.get(term, f'losses.{term}')}" for term in phase.losses or weights)
         raise NernError(f"no loss of {name} has a weight above 0 ({keys}), but {name}.iterations is not 0")
 
 
@@ -242,9 +256,9 @@ def _check_parts_of_phases(config: Config) -> None:
 def _check_filters(config: Config, phase: PhaseConfig) -> None:
     """Raise NernError for weight batches of a phase by curvature that do not draw whole filters where they have to."""
     method = phase.weights_batch_method or config.nern.weights_batch_method
-    whole = registry.WEIGHT_BATCHES.info(method).get("whole_filters", False)
+    whole = registry.WEIGHT_BATCHES.info(method)["whole_filters"]
     if config.nern.reconstruction_rows == "drawn" and not whole:
-        choices = [m for m in registry.WEIGHT_BATCHES if registry.WEIGHT_BATCHES.info(m).get("whole_filters", False)]
+        choices = [m for m in registry.WEIGHT_BATCHES if registry.WEIGHT_BATCHES.info(m)["whole_filters"]]
         raise NernError(
             f"{phase.name} compares whole filters, but nern.reconstruction_rows is 'drawn' and its weight batch method is "
             f"{method!r}; set {phase.name}.weights_batch_method to one of {', '.join(choices)}"
@@ -293,8 +307,8 @@ def _plain(value: Any) -> Any:
 
 def check_optim(optim: OptimConfig, section: str = "optim") -> None:
     """Names, numbers and combinations of an `optim` section, beyond the lower limits of numbers."""
-    registry.OPTIMIZERS[optim.optimizer_type]
-    registry.SCHEDULES[optim.lr_scheduler_type]
+    _check_choice(f"{section}.optimizer_type", optim.optimizer_type, registry.OPTIMIZERS)
+    _check_choice(f"{section}.lr_scheduler_type", optim.lr_scheduler_type, registry.SCHEDULES)
     if not 0 < optim.lr < float("inf"):
         raise NernError(f"{section}.lr (={optim.lr}) must be above 0")
     for key in ("max_gradient_norm", "max_gradient"):
@@ -324,8 +338,7 @@ def check_logging(logging: LoggingConfig) -> None:
 
 def _check_combinations(config: Config) -> None:
     n, e = config.nern, config.nern.embeddings
-    terms = ("reconstruction", "attention", "distillation", "task")
-    weights = [getattr(n, f"{term}_loss_weight") for term in terms]
+    weights = loss_weights(n).values()
     if not all(math.isfinite(number) for number in (*weights, *e.gauss_scale)):
         raise NernError("the loss weights under nern and nern.embeddings.gauss_scale must be finite numbers")
     if n.reconstruction_loss_weight < 0 or not any(weight > 0 for weight in weights):
@@ -338,7 +351,7 @@ def _check_combinations(config: Config) -> None:
     wanted = registry.PREDICTORS.info(n.method)["num_idxs"]
     if e.num_idxs != wanted:
         raise NernError(f"nern.method {n.method!r} needs nern.embeddings.num_idxs {wanted}, not {e.num_idxs}")
-    if registry.ENCODINGS.info(e.type).get("by_order"):
+    if registry.ENCODINGS.info(e.type)["by_order"]:
         if e.fusion_mode != "concat":
             raise NernError(
                 f"nern.embeddings.type {e.type!r} has one index; nern.embeddings.fusion_mode must be 'concat'"

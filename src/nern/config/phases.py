@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from nern.errors import NernError
+from nern.registry import Choice
 
 LENGTHS = ("iterations", "epochs")  # keys of a phase that set its steps
 CURVATURE_IMAGES, ROUNDING_IMAGES = 1024, 128  # what `images` null means
@@ -50,7 +51,7 @@ class PhaseConfig:
     images: int | None = None
     """Training images on which the curvature (null: 1,024; normal noise where there are none) and what rounding does (null:
     128; 0, or where there are none: the weights are compared) are measured."""
-    weights_batch_method: str | None = None
+    weights_batch_method: Choice | None = None
     """As nern.weights_batch_method. With errors 'curvature' and nern.reconstruction_rows 'drawn' one that draws whole
     filters."""
     weights_batch_size: int | None = None

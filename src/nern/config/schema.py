@@ -7,7 +7,6 @@ under a field is its documentation: `nern train --help` prints it.
 from __future__ import annotations
 
 import copy
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,11 @@ from typing import Any
 
 from nern.config.phases import KNOWN, PhaseConfig, listed_phases, section_names
 from nern.config.recipes import recipe_values
-from nern.config.settings import Settings, built, check_keys, typed
+from nern.config.settings import Settings, built, check_keys
+from nern.config.yaml_files import parse_yaml
 from nern.errors import unknown_name
+from nern.registry import Choice
+from nern.typed import hints_of, typed
 
 
 def none_name(value: str | None) -> str:
@@ -59,7 +61,7 @@ class PermutationsConfig:
 class EmbeddingsConfig:
     """Encoding: how a coordinate becomes the vector that the predictor sees."""
 
-    type: str = "basic"
+    type: Choice = "basic"
     """Kind of encoding: 'basic' (sines and cosines of pi * base**level * index), 'ffn' (random Fourier features); of a
     kernel's place along the order of its layer, with a one-hot of the layer: 'order' (frequencies in equal ratios, from
     one half-turn a layer to `bandwidth` half-turns a kernel), 'order_random' (random Fourier features of that scale)."""
@@ -94,7 +96,7 @@ class NernConfig:
     checkpoint_path)."""
     checkpoint_path: str | None = None
     """File of predictor weights for init 'checkpoint': a state dict of ours or of the published framework."""
-    method: str = "kxk"
+    method: Choice = "kxk"
     """Predictor: 'kxk' (an MLP that gives a K x K kernel), 'kxk_nerf' (the encoding enters again half-way),
     'kxk_residual' (the first layer's output is added half-way), 'basic' (one weight for each of five indices)."""
     output_size: int = 3
@@ -109,7 +111,7 @@ class NernConfig:
     (of all weights of their kernel size). These numbers are kept with the predictor, and counted among its parameters."""
     norm_layer: str | None = "none"
     """Normalisation after each hidden linear layer: 'none' (what published runs do, whatever they set), 'bn', 'ln'."""
-    act_layer: str = "relu"
+    act_layer: Choice = "relu"
     """Activation: 'relu', 'leaky_relu', 'hardswish', 'gelu', 'relu6', 'elu', 'sine' (with init 'siren')."""
     num_blocks: int = 3
     """Number of linear layers, the final one included; at least 2."""
@@ -117,7 +119,7 @@ class NernConfig:
     """Width of the hidden layers."""
     weights_batch_size: int | None = 65536
     """Rows (kernels) that carry gradient in the random methods, and rows in one forward call; null: no limit."""
-    weights_batch_method: str = "all"
+    weights_batch_method: Choice = "all"
     """Which rows carry gradient in a step: 'all', 'sequential_layer', 'random_layer', 'random_batch',
     'random_batch_without_replacement', 'random_weighted_batch' (80 % uniform, 20 % by kernel norm; all published
     experiments), 'random_filters' (all kernels of filters, of each layer the same share)."""
@@ -130,15 +132,18 @@ class NernConfig:
     """Weight of the output distillation loss; 0 or below switches it off."""
     task_loss_weight: float = 0.0
     """Weight of the task loss (needs labels); 0 or below switches it off, as in all published runs."""
-    task_loss_type: str = "CELoss"
+    task_loss_type: Choice = "CELoss"
     """Task loss: 'CELoss', 'StableCELoss', 'NLLLoss' (expects log-probabilities), 'NoLoss'."""
-    reconstruction_loss_type: str = "L2Loss"
+    reconstruction_loss_type: Choice = "L2Loss"
     """Reconstruction loss: 'L2Loss' (root of the mean squared error of all weights), 'MSELoss' (mean over layers)."""
-    attention_loss_type: str = "L2BatchedAttentionLoss"
+    attention_loss_type: Choice = "L2BatchedAttentionLoss"
     """Feature-map loss: 'L2BatchedAttentionLoss', 'L2AttentionLoss', 'SPAttentionLoss'."""
-    distillation_loss_type: str = "KLDivLoss"
+    distillation_loss_type: Choice = "KLDivLoss"
     """Distillation loss: 'KLDivLoss', 'StableKLDivLoss', 'MultiStableKLDivLoss', 'TempStableKLDivLoss' (divergences of the
     softmaxed outputs), 'LogitsL2Loss' (squared errors of the logits)."""
+    losses: dict[str, Any] = field(default_factory=dict)
+    """Further terms of the objective, registered by you (docs/extending.md): the weight of each by its name, or a mapping of
+    `weight` and settings of its own."""
     sampling_mode: str = "center"
     """How a predicted kernel is reduced to a smaller one (heads 'shared'): 'center', 'average', 'max'."""
     reconstruction_rows: str = "all"
@@ -205,7 +210,7 @@ class TaskConfig:
     """Arguments of the architecture, over those of the JSON file beside the weights."""
     use_random_data: bool = False
     """Train on made-up images in place of the training set; no labels are used."""
-    random_data: str = "uniform"
+    random_data: Choice = "uniform"
     """How they are made (use_random_data): 'uniform' (noise in [-2, 2], as published), 'leaves' (overlapping discs of
     random colours), 'inversion' (optimised until the original's batch-norm statistics match)."""
     inversion_images: int = 512
@@ -235,7 +240,7 @@ class TaskConfig:
 class OptimConfig:
     """Optimizer and learning-rate schedule."""
 
-    optimizer_type: str = "adamw"
+    optimizer_type: Choice = "adamw"
     """Optimizer: 'sgd' (Nesterov), 'adamw', 'adadelta', 'ranger', 'muon', 'soap'."""
     lr: float = 1e-4
     """Learning rate at the start; with onecycle the highest."""
@@ -251,7 +256,7 @@ class OptimConfig:
     """Clip the global gradient norm to this; null or 0: no clipping."""
     max_gradient: float | None = None
     """Clip each gradient entry to this; null or 0: no clipping."""
-    lr_scheduler_type: str = "cosine"
+    lr_scheduler_type: Choice = "cosine"
     """Schedule: 'cosine', 'exponential', 'onecycle' (up to lr, then a cosine down), 'constant'."""
     warmup: float = 0.3
     """Share of the run in which onecycle's rate rises, from lr / 25."""
@@ -491,8 +496,8 @@ def _typed_phase(item: Mapping[str, Any]) -> PhaseConfig:
     prefix = f"{item['name']}.optim."
     optim = {key: value for key, value in (item.get("optim") or {}).items() if value is not None}
     check_keys(optim, OptimConfig, prefix)
-    hints = typing.get_type_hints(OptimConfig)
-    values = {key: typed(value, hints[key], prefix + key) for key, value in optim.items()}
+    hints = hints_of(OptimConfig)
+    values = {key: typed(value, hints[key], prefix + key, parse_yaml) for key, value in optim.items()}
     phase: PhaseConfig = built(PhaseConfig, {**item, "optim": values}, f"{item['name']}.")
     return phase
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import types
@@ -16,6 +15,7 @@ from nern.config.retired import RETIRED, retired_key, without_retired
 from nern.config.yaml_files import at, dump_yaml, is_length, nested, over, parse_yaml, read_yaml
 from nern.errors import NernError, unknown_name
 from nern.files import write_text
+from nern.typed import hints_of, typed
 
 
 class Settings:
@@ -101,7 +101,7 @@ def item_class(hint: Any) -> Any:
 def known_keys(cls: Any, prefix: str = "") -> dict[str, Any]:
     """Every dotted key with its field type, sections included (their type is the dataclass); of a list of sections
     `name.key` stands for the key in any of them."""
-    hints = _hints(cls)
+    hints = hints_of(cls)
     keys: dict[str, Any] = {}
     for f in dataclasses.fields(cls):
         keys[prefix + f.name] = hints[f.name]
@@ -130,7 +130,7 @@ def check_key(key: str, cls: Any, where: str = "", before: str = "", more: Mappi
     if before + key in RETIRED:
         raise retired_key(before + key, where=where)
     section = key.rpartition(".")[0]
-    if typing.get_origin(known.get(section)) is dict:  # an entry of a free mapping
+    if _takes_entries(known.get(section)):
         return
     while section and not dataclasses.is_dataclass(known.get(section)) and not item_class(known.get(section)):
         section = section.rpartition(".")[0]
@@ -144,6 +144,12 @@ def check_key(key: str, cls: Any, where: str = "", before: str = "", more: Mappi
     hint = f" (there is {', '.join(elsewhere)})" if elsewhere else ""
     error = unknown_name("configuration key", before + key, choices)
     raise NernError(f"{at(where)}{error}{hint}")
+
+
+def _takes_entries(hint: Any) -> bool:
+    """Whether a key holds a free mapping, or the name of a component with settings of its own."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return any(typing.get_origin(option) is dict for option in options)
 
 
 def checked_keys(
@@ -234,7 +240,7 @@ def built(cls: Any, values: Mapping[str, Any], prefix: str = "", default: Any = 
     Raises:
         NernError: a value of another type than its key's.
     """
-    hints, found, default = _hints(cls), {}, cls() if default is None and not _required(cls) else default
+    hints, found, default = hints_of(cls), {}, cls() if default is None and not _required(cls) else default
     for name, value in values.items():
         hint, key = hints[name], f"{prefix}{name}"
         if dataclasses.is_dataclass(hint):
@@ -242,7 +248,7 @@ def built(cls: Any, values: Mapping[str, Any], prefix: str = "", default: Any = 
         elif (item := item_class(hint)) is not None:
             found[name] = [v if isinstance(v, item) else built(item, v, f"{key}.") for v in value]
         else:
-            found[name] = typed(value, hint, key)
+            found[name] = typed(value, hint, key, parse_yaml)
     return cls(**found) if default is None else dataclasses.replace(default, **found)
 
 
@@ -250,56 +256,6 @@ def _required(cls: Any) -> bool:
     """Whether a dataclass has fields without defaults."""
     missing = dataclasses.MISSING
     return any(f.default is missing and f.default_factory is missing for f in dataclasses.fields(cls))
-
-
-_hints = functools.cache(typing.get_type_hints)
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-
-
-def typed(value: Any, hint: Any, key: str) -> Any:
-    """`value` as the key `key` of this type holds it: a whole number is a number, too, a list serves as a tuple, and text
-    where none is expected as what YAML makes of it. Raises NernError for a value of another type."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    given = [value]
-    if isinstance(value, str) and str not in options:
-        with contextlib.suppress(NernError):
-            given.append(parse_yaml(value))
-    for candidate in given:
-        for option in options:
-            fits, found = _as(candidate, option)
-            if fits:
-                return found
-    wanted, shown = " or ".join(map(_words, options)), "null" if value is None else repr(value)
-    raise NernError(f"bad configuration: {key} needs {wanted}, not {shown}")
-
-
-def _as(value: Any, hint: Any) -> tuple[bool, Any]:
-    """Whether a value is of a type, and the value in that type."""
-    origin, of = typing.get_origin(hint), typing.get_args(hint)
-    if hint is typing.Any:
-        return True, value
-    if origin in (list, tuple):
-        if not isinstance(value, list | tuple) or (origin is tuple and len(value) != len(of)):
-            return False, value
-        pairs = [
-            _as(entry, inner) for entry, inner in zip(value, of * len(value) if origin is list else of, strict=False)
-        ]
-        return all(fits for fits, _ in pairs), origin(entry for _, entry in pairs)
-    if origin is dict:
-        return isinstance(value, Mapping), dict(value) if isinstance(value, Mapping) else value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return True, float(value)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), value
-
-
-def _words(hint: Any) -> str:
-    """A type in words."""
-    origin, of = typing.get_origin(hint), typing.get_args(hint)
-    if origin is list:
-        return f"a list, each entry {_words(of[0])}"
-    if origin is tuple:
-        return f"a list of {len(of)}, each {_words(of[0])}"
-    return "a mapping" if origin is dict else _WORDS.get(hint, str(hint))
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

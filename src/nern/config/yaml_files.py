@@ -119,7 +119,12 @@ def replaced(base: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
 def _over(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in values.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        there = merged.get(key)
+        both = (
+            isinstance(value, dict)
+            and isinstance(there, dict)
+            and value.get("name", there.get("name")) == there.get("name")
+        )
         merged[key] = _over(merged[key], value) if both else value
     return merged
 

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from nern.config import NernConfig
+from nern.config.checks import loss_weights
 from nern.errors import NernError, NonFiniteLossError
 from nern.originals.base import Original
 from nern.originals.mirrored import Mirrored
 from nern.originals.taps import FeatureMaps
-from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, RECONSTRUCTION_LOSSES, TASK_LOSSES
-
-IMAGE_TERMS = ("feature_maps", "distillation", "task")
+from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, LOSS_TERMS, RECONSTRUCTION_LOSSES, TASK_LOSSES
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,28 @@ class Losses:
             raise NonFiniteLossError(f"step {step}: {listing}. A lower optim.lr or optim.max_gradient_norm may help.")
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What a registered loss term may look at, of one network and a batch.
+
+    Attributes:
+        images, labels: the batch; labels are None where there are none.
+        outputs, target: of the reconstructed network, and of the network whose outputs are distilled; (images, ...) in
+            float32.
+        maps, target_maps: their feature maps, where the term was registered with `maps=True`; else empty.
+        weights, originals: of all represented layers, predicted and as they are.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    outputs: Tensor
+    target: Tensor
+    maps: FeatureMaps
+    target_maps: FeatureMaps
+    weights: Sequence[Tensor]
+    originals: Sequence[Tensor]
+
+
 class Objective:
     """The losses that a config selects.
 
@@ -70,16 +91,16 @@ class Objective:
 
     def __init__(self, config: NernConfig, original: Original, teacher: Original | Mirrored | None = None) -> None:
         self.config, self.original, self.teacher = config, original, teacher or original
-        self.all_weights = {
-            "reconstruction": config.reconstruction_loss_weight,
-            "feature_maps": config.attention_loss_weight,
-            "distillation": config.distillation_loss_weight,
-            "task": config.task_loss_weight,
-        }
+        self.all_weights = loss_weights(config)
         self.weights = dict(self.all_weights)
+        settings = {name: dict(given) if isinstance(given, dict) else {} for name, given in config.losses.items()}
+        self._further = {
+            name: LOSS_TERMS[{"name": name} | {key: v for key, v in own.items() if key != "weight"}]
+            for name, own in settings.items()
+        }
         self._reconstruction = RECONSTRUCTION_LOSSES[config.reconstruction_loss_type]
         self._feature_maps = FEATURE_MAP_LOSSES[config.attention_loss_type]
-        self._maps_in_any_precision = FEATURE_MAP_LOSSES.info(config.attention_loss_type).get("any_precision", False)
+        self._maps_in_any_precision = FEATURE_MAP_LOSSES.info(config.attention_loss_type)["any_precision"]
         self._distillation = DISTILLATION_LOSSES[config.distillation_loss_type]
         self._task = TASK_LOSSES[config.task_loss_type]
 
@@ -96,7 +117,12 @@ class Objective:
     @property
     def needs_images(self) -> bool:
         """Whether any term that takes part runs the network."""
-        return any(self.active(name) for name in IMAGE_TERMS)
+        return bool(self._of_images)
+
+    @property
+    def _of_images(self) -> list[str]:
+        """The active terms that run the network."""
+        return [name for name in self.weights if name != "reconstruction" and self.active(name)]
 
     def reconstruction(self, original: Sequence[Tensor], predicted: Sequence[Tensor]) -> Losses:
         """The reconstruction loss alone, of any share of the weights, layer by layer."""
@@ -106,20 +132,28 @@ class Objective:
         self, weights: Sequence[Tensor], images: Tensor, labels: Tensor | None, extra: dict[str, Tensor] | None = None
     ) -> Losses:
         """The terms that run the networks; zero without images (a batch may be smaller than the number of processes)."""
-        with_maps = self.active("feature_maps")
+        active = self._of_images
+        with_maps = any(
+            name == "feature_maps" or (name in self._further and LOSS_TERMS.info(name)["maps"]) for name in active
+        )
         if not len(images):
-            return self.weighted({name: images.new_zeros(()) for name in IMAGE_TERMS if self.active(name)})
+            return self.weighted({name: images.new_zeros(()) for name in active})
         terms = {}
         outputs, maps = self.original.run(weights, images, extra, with_maps)
         target, target_maps = self._target(images, with_maps)
         with torch.autocast(images.device.type, enabled=False):
-            if with_maps:
+            if self.active("feature_maps"):
                 terms["feature_maps"] = self._compare_maps(target_maps, maps)
             if self.active("distillation"):
                 terms["distillation"] = self._distillation(target.float(), outputs.float())
             if self.active("task"):
                 assert labels is not None  # the config's check
                 terms["task"] = self._task(outputs.float(), labels)
+            for name in [name for name in active if name in self._further]:
+                seen = Outputs(
+                    images, labels, outputs.float(), target.float(), maps, target_maps, weights, self.original.weights
+                )
+                terms[name] = self._further[name](seen)
         return self.weighted(terms)
 
     def weighted(self, terms: dict[str, Tensor]) -> Losses:
@@ -134,7 +168,8 @@ class Objective:
             "distillation": DISTILLATION_LOSSES.info(self.config.distillation_loss_type),
             "task": TASK_LOSSES.info(self.config.task_loss_type),
         }
-        return all(info.get("by_image", False) for name, info in kinds.items() if self.active(name))
+        kinds |= {name: LOSS_TERMS.info(name) for name in self._further}
+        return all(info["by_image"] for name, info in kinds.items() if self.active(name))
 
     def __call__(
         self,
@@ -157,11 +192,12 @@ class Objective:
         return losses
 
     def _target(self, images: Tensor, with_maps: bool) -> tuple[Tensor, FeatureMaps]:
-        """The teacher's outputs, if any term asks for them, and the original's feature maps."""
+        """The teacher's outputs, if a term asks for them, and the original's feature maps."""
         if with_maps and self.teacher is self.original:
             return self.original.features(images)
         maps = self.original.features(images)[1] if with_maps else []
-        return (self.teacher(images) if self.active("distillation") else images), maps
+        wanted = self.active("distillation") or any(map(self.active, self._further))
+        return (self.teacher(images) if wanted else images), maps
 
     def _compare_maps(self, target: FeatureMaps, maps: FeatureMaps) -> Tensor:
         if not maps:

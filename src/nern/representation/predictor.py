@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nern.errors import NernError
 from nern.randomness import forked_rng
-from nern.registry import ACTIVATIONS, INITS, NORM_LAYERS, PREDICTORS
+from nern.registry import ACTIVATIONS, INITS, NORM_LAYERS, PREDICTORS, Choice
 from nern.representation.encoding import Encodings
 from nern.representation.linear import linear
 from nern.weights_file import load_weights
@@ -228,7 +228,7 @@ def checkpoint_init(predictor: nn.Module, checkpoint_path: str | None) -> None:
 
 
 def build_predictor(
-    method: str, seed: int, init: str = "default", checkpoint_path: str | None = None, **kwargs: Any
+    method: Choice, seed: int, init: str = "default", checkpoint_path: str | None = None, **kwargs: Any
 ) -> Any:
     """The predictor registered as `method`, initialised from `seed` (or the checkpoint); kwargs: its arguments."""
     with forked_rng(seed, "predictor"):

@@ -59,7 +59,12 @@ def register_task(
     if (mean is None) != (std is None) or (mean is not None and input_shape is None):
         raise NernError(f"task {name!r}: mean and std are given together, beside input_shape")
     images = None if input_shape is None or mean is None or std is None else InputFormat(input_shape, mean, std)
-    facts = {"input_shape": input_shape, "num_classes": num_classes, "train_images": train_images, "mirrors": mirrors}
+    facts: dict[str, Any] = {
+        "input_shape": input_shape,
+        "num_classes": num_classes,
+        "train_images": train_images,
+        "mirrors": mirrors,
+    }
     return TASKS.register(name, **facts, images=images, defaults=defaults)
 
 

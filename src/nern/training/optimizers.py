@@ -78,7 +78,7 @@ class RatedOptimizer:
 def build_optimizer(config: OptimConfig, parameters: Parameters) -> RatedOptimizer:
     """The optimizer that `config` names."""
     parameters = list(parameters)
-    capturable = OPTIMIZERS.info(config.optimizer_type).get("capturable", False) and all(p.is_cuda for p in parameters)
+    capturable = OPTIMIZERS.info(config.optimizer_type)["capturable"] and all(p.is_cuda for p in parameters)
     return RatedOptimizer(OPTIMIZERS[config.optimizer_type](parameters, config), config.lr, capturable)
 
 

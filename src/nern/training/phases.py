@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from nern.config import CURVATURE_IMAGES, ROUNDING_IMAGES, Config, OptimConfig, PhaseConfig
 from nern.errors import NernError
+from nern.registry import Choice
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Phase:
     steps: int
     optim: OptimConfig
     images_from: int
-    weights_batch_method: str
+    weights_batch_method: Choice
     weights_batch_size: int | None
     losses: Sequence[str] | None = None
     curvature_images: int = 0
@@ -96,7 +97,7 @@ def phase_optim(config: Config, phase: PhaseConfig) -> OptimConfig:
     return replace(config.optim, **{key: value for key, value in phase.optim.items() if value is not None})
 
 
-def phase_batches(config: Config, phase: PhaseConfig) -> tuple[str, int | None]:
+def phase_batches(config: Config, phase: PhaseConfig) -> tuple[Choice, int | None]:
     """Method and size of a phase's weight batches (None: no limit): those of the section `nern` with what the phase sets
     apart."""
     size = config.nern.weights_batch_size if phase.weights_batch_size is None else phase.weights_batch_size

@@ -90,7 +90,7 @@ class Schedule:
                 )
         self.interval, self.min_lr = interval, config.min_lr
         self._rate: Rate = SCHEDULES[config.lr_scheduler_type](config, iterations, interval)
-        self._rises = SCHEDULES.info(config.lr_scheduler_type).get("rises", False)
+        self._rises = SCHEDULES.info(config.lr_scheduler_type)["rises"]
         self.advances = 0
 
     @property

@@ -260,7 +260,7 @@ class Step:
         """The original kernels of each head in one tensor, where the loss of some rows does not ask for their layers."""
         originals = self.nern.table.to_rows(self.targets)
         heads, size = self.nern.heads, sum(rows.numel() * rows.element_size() for rows in originals)
-        pooled = RECONSTRUCTION_LOSSES.info(self.config.reconstruction_loss_type).get("pooled", False)
+        pooled = RECONSTRUCTION_LOSSES.info(self.config.reconstruction_loss_type)["pooled"]
         if not pooled or self.curvatures is not None or len(self.members) > 1 or heads.samples or size > POOLED_BYTES:
             return None
         return self._of_each_head(originals)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nern.randomness import generator
-from nern.registry import WEIGHT_BATCHES
+from nern.registry import WEIGHT_BATCHES, Choice
 from nern.representation.kernels import KernelTable
 
 MANY_TIMES = 16  # as many rows as are drawn, from which on they are drawn one by one
@@ -37,7 +37,7 @@ class WeightBatches:
     """
 
     def __init__(
-        self, method: str, table: KernelTable, norms: Float[Tensor, " rows"], size: int | None, seed: int
+        self, method: Choice, table: KernelTable, norms: Float[Tensor, " rows"], size: int | None, seed: int
     ) -> None:
         self.method: Method = WEIGHT_BATCHES[method]
         self.table = table
