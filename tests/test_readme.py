@@ -108,9 +108,10 @@ def test_documented_commands_run(cifar_folder: Path) -> None:
             short = (SHORT_PHASES if by_phases else SHORT) if command[0] == "train" else FEW[2:]
             short = [] if command[0] == "sweep" else short
             short = ["--images", "2"] if command[0] == "pack" else short if "--config_path" in command else []
-            assert main([*command, *short]) == 0, command
+            few = ["4" if part == "4000" else part for part in command]  # steps of a run made longer
+            assert main([*few, *short]) == 0, command
         ran.append(command[0])
-    assert ran.count("train") == 4
+    assert ran.count("train") == 5
     assert ran.count("evaluate") == 3
     for network in (nern.load_run("outputs/resnet20"), nern.load("resnet20.nern").network()):
         assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
