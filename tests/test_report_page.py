@@ -24,7 +24,7 @@ import nern
 from nern import Config, NernError
 from nern.analysis.content import Content, NetworkContent
 from nern.analysis.dropping import RANDOM, SHARES, SMALLEST, WORST, drop_curves, rankings, without
-from nern.analysis.figures import MOST_CLASSES, classes_shown
+from nern.analysis.figures import MOST_CLASSES, classes_shown, draw_classes
 from nern.analysis.kernel_figures import PLACES, layers_to_show, scale_top, shelf_picture, shelves
 from nern.analysis.measures import ClassChange, class_changes, kernel_errors, mean_step
 from nern.analysis.page import figures_folder, write_page
@@ -181,7 +181,10 @@ def test_class_changes() -> None:
 def test_classes_of_folders_have_the_names_of_the_folders(tmp_path: Path) -> None:
     for name in ("n01440764", "sparrow", "<b>"):
         (tmp_path / "val" / name).mkdir(parents=True)
-    assert class_names(TaskConfig(task_name="imagefolder", data_dir=str(tmp_path))) == ["<b>", "tench", "sparrow"]
+    names = class_names(TaskConfig(task_name="imagefolder", data_dir=str(tmp_path)))
+    assert names == ["<b>", "tench", "sparrow"]
+    rows = draw_classes(WIDE, [ClassChange(1, 10, 1, 2), ClassChange(2, 10, 0, 0)], names).axes[0].get_yticklabels()
+    assert [row.get_text() for row in rows] == ["tench", "sparrow"]
     assert class_names(TaskConfig(task_name="imagenet", imagenet_path=str(tmp_path))) == ["<b>", "tench", "sparrow"]
     assert class_names(TaskConfig(task_name="digits")) is None
 
