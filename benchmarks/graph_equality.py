@@ -30,7 +30,7 @@ def trained(config: Config, steps: int, switch: int, graph: bool) -> tuple[dict[
     values = config.to_dict() | {"epochs": None, "num_iterations": steps, "loss_warmup_iterations": switch}
     if KEY in known_keys(Config):
         values[KEY] = graph
-    trainer = build_trainer(Config.from_dict(values), True)
+    trainer = build_trainer(Config.from_dict(values))
     quieten(trainer.nern)
     losses = []
     while trainer.step < steps:

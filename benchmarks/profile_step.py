@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from nern import Config
-from nern.benchmarks.parts import build_trainer, endless, quieten, without_evaluation
+from nern.benchmarks.parts import build_trainer, endless, quieten
 from nern.devices import keep_memory
 from nern.errors import NernError
 
@@ -50,7 +50,7 @@ def main() -> None:
         config.original_model_path = given.weights or config.original_model_path
         config.task.data_dir = given.data_dir or config.task.data_dir
         keep_memory()
-        trainer = build_trainer(without_evaluation(endless(config, True)), True)
+        trainer = build_trainer(endless(config, True))
         quieten(trainer.nern)
         for _ in range(3):
             trainer.do_step()

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 import shlex
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nern.files import check_writable, write_text
+from nern.errors import NernError
+from nern.files import check_writable, existing_file, write_text
 from nern.sweep.picture import draw
-from nern.sweep.table import ORDERS, Group, Row, Spread, groups_of, read_tables
+from nern.sweep.table import COLUMNS, ORDERS, Group, Row, checked, groups_of
 
 ABOUT = 0.05  # predictors whose numbers of parameters differ by no more than this share are of one size
 OWN_HEADINGS = (
@@ -62,6 +65,34 @@ class Published:
     def label(self) -> str:
         """Method, ordering and source."""
         return f"{self.method}{f', {ORDERS[self.order]}' if self.order else ''} ({self.source})"
+
+
+def read_tables(paths: Iterable[str | Path]) -> list[Row]:
+    """The rows of CSV files, one file after the other; unknown columns are left out, absent ones empty.
+
+    Raises:
+        NernError: a file is missing or no such table, or a value is not of its column's kind.
+    """
+    rows: list[Row] = []
+    for path in paths:
+        file = existing_file(path, "table of a sweep")
+        try:
+            text = file.read_text(encoding="utf-8-sig")  # spreadsheets write a mark
+            for line in csv.DictReader(io.StringIO(text, newline=""), strict=True):
+                values = {name: kind(line[name]) if line.get(name) else None for name, kind in COLUMNS.items()}
+                rows.append({name: checked(name, value) for name, value in values.items()})
+        except (csv.Error, ValueError, TypeError) as error:
+            raise NernError(f"{path} is not a table of `nern sweep`: row {len(rows) + 1}: {error}") from error
+    return rows
+
+
+def spread(values: Iterable[float | None], digits: int, sign: bool = False) -> str:
+    """Mean and sample standard deviation of the values there are: `91.29 ± 0.10`; of one without ±, of none `-`."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    text = f"{statistics.fmean(known):{'+' if sign else ''},.{digits}f}"
+    return f"{text} ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else text
 
 
 def published(network: str, task: str) -> list[Published]:
@@ -120,58 +151,60 @@ def page_text(tables: Sequence[str | Path], page: str | Path, figure: str | None
 
 
 def _section(network: str, task: str, groups: Sequence[Group]) -> list[str]:
-    original = Spread.of(row["original_test"] for group in groups for row in group.rows)
-    represented = sorted(
-        {row["represented"] for group in groups for row in group.rows if row["represented"] is not None}
-    )
-    about = [] if original is None else [f"Accuracy of the original: {original.mean:.2f} %."]
+    rows = [row for group in groups for row in group.rows]
+    originals = [row["original_test"] for row in rows if row["original_test"] is not None]
+    represented = sorted({row["represented"] for row in rows if row["represented"] is not None})
+    about = [f"Accuracy of the original: {statistics.fmean(originals):.2f} %."] if originals else []
     if represented:
         about.append(f"Weights represented: {' or '.join(f'{count:,}' for count in represented)}.")
     lines = [_own_line(network, task, group) for group in groups]
     keep = [i for i in range(len(OWN_HEADINGS)) if any(line[i] != "-" for line in lines)]  # no empty columns
-    parts = [f"## {network} on {task}", " ".join(about)] if about else [f"## {network} on {task}"]
+    parts = [f"## {network} on {task}", *([" ".join(about)] if about else [])]
     parts.append(_table([OWN_HEADINGS[i] for i in keep], [[line[i] for i in keep] for line in lines]))
     if theirs := published(network, task):
-        their_lines = [
-            [
-                point.method,
-                ORDERS.get(point.order, point.order) or "-",
-                _count(point.hidden),
-                f"{point.parameters:,}",
-                f"{point.accuracy:.2f}",
-                f"{point.original:.2f}",
-                f"{point.gap:+.2f}",
-                ", ".join(filter(None, [_link(point.source), point.note])),
-            ]
-            for point in theirs
-        ]
-        parts += ["Published:", _table(THEIR_HEADINGS, their_lines)]
+        parts += ["Published:", _table(THEIR_HEADINGS, [_their_line(point) for point in theirs])]
     return parts
+
+
+def _their_line(point: Published) -> list[str]:
+    return [
+        point.method,
+        ORDERS.get(point.order, point.order) or "-",
+        _count(point.hidden),
+        f"{point.parameters:,}",
+        f"{point.accuracy:.2f}",
+        f"{point.original:.2f}",
+        f"{point.gap:+.2f}",
+        ", ".join(filter(None, [_link(point.source), point.note])),
+    ]
 
 
 def _own_line(network: str, task: str, group: Group) -> list[str]:
     row = group.rows[0]
     best = best_published(network, task, group.parameters)
     share = "" if row["share"] is None else f" ({row['share']:.1%})"
-    sizes, error = group.spread("ordering_bytes"), group.spread("relative_error")
-    minutes = Spread.of(row["seconds"] / 60 if row["seconds"] is not None else None for row in group.rows)
+    of = {name: [row[name] for row in group.rows] for name in COLUMNS}
     return [
         row["series"],
         ORDERS.get(row["order"], row["order"]),
         _count(row["hidden"]),
         f"{group.parameters:,}{share}",
-        "-" if sizes is None else f"{sizes.mean:,.0f}",
-        _spread(group, "last_test", 2),
-        _spread(group, "gap", 2, sign=True),
+        _mean(of["ordering_bytes"], 0),
+        spread(of["last_test"], 2),
+        spread(of["gap"], 2, sign=True),
         str(len(group.rows)),
-        _spread(group, "agreement_test", 2),
+        spread(of["agreement_test"], 2),
         "-" if best is None else f"{best.gap:+.2f} ({best.method})",
-        _spread(group, "reconstruction_test", 2),
-        _spread(group, "refinement_test", 2),
-        "-" if error is None else f"{error.mean:.3f}",
+        spread(of["reconstruction_test"], 2),
+        spread(of["refinement_test"], 2),
+        _mean(of["relative_error"], 3),
         _count(row["steps"]),
-        "-" if minutes is None else f"{minutes.mean:.1f}",
+        _mean([None if seconds is None else seconds / 60 for seconds in of["seconds"]], 1),
     ]
+
+
+def _mean(values: Iterable[float | None], digits: int) -> str:
+    return spread(values, digits).partition(" ")[0]
 
 
 def _circumstances(rows: Sequence[Row]) -> list[str]:
@@ -198,11 +231,6 @@ def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rules = ["---:" if all(line[i][:1] in "-+0123456789" for line in lines) else "---" for i in range(len(headings))]
     cells = [headings, rules, *([cell.replace("|", "\\|") for cell in line] for line in lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def _spread(group: Group, column: str, digits: int, sign: bool = False) -> str:
-    found = group.spread(column)
-    return "-" if found is None else found.text(digits, sign)
 
 
 def _count(value: int | None) -> str:

@@ -13,15 +13,16 @@ import matplotlib.image
 import pytest
 import torch
 
-from nern.benchmarks import KINDS
-from nern.benchmarks.measure import PeakMemory, Spread, ratio_text, seconds_per_call, seconds_text
+from nern.benchmarks.measure import CPU, PeakMemory, seconds_per_call
+from nern.benchmarks.report import ratio_text, seconds_text, spread, spread_cells
 from nern.benchmarks.scaling import sizes_between, stack_of
 from nern.benchmarks.worker import Worker, in_process
 from nern.cli import main
+from nern.commands.bench import BENCHMARKS
+from nern.config import parse_yaml
 from nern.errors import NernError
 
 ROOT = Path(__file__).resolve().parents[1]
-CPU = torch.device("cpu")
 TINY = """
 original_model_path: pretrained:digits-resnet8
 nern:
@@ -63,58 +64,41 @@ def check_spread(found: dict[str, Any], n: int = 2) -> None:
 
 
 def test_order_measures_random_kernels_and_the_network(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = bench("order", "--config_path", "tiny.yaml", "--kernels", "200")
+    settings = {"permute_mode": "crossfilter", "improve_seconds": "1", "exact_limit": "500"}
+    options = [part for key, value in settings.items() for part in (f"--nern.embeddings.permutations.{key}", value)]
+    found = bench("order", "--config_path", "tiny.yaml", "--kernels", "600", "--seed", "3", *options)
     kernels, network = found["results"]["measured"].values()
-    assert (kernels["kernels"], kernels["layers"], kernels["weight_bytes"]) == (200, 1, 200 * 9 * 4)
+    assert (kernels["kernels"], kernels["layers"], kernels["weight_bytes"]) == (600, 1, 600 * 9 * 4)
     assert (network["kernels"], network["layers"]) == (8208, 7)
     for of in (kernels, network):
         check_spread(of["seconds"])
-        assert 0 < of["cost"] < of["cost_unordered"]
-        assert of["cost"] == pytest.approx(of["cost_greedy"])
+        assert 0 < of["cost"] < of["cost_greedy"] < of["cost_unordered"]
         assert of["peak_memory_bytes"] >= 0
     cache = Path(os.environ["NERN_CACHE_DIR"])
     assert not [*folder.rglob("*.safetensors"), *cache.rglob("*.safetensors")]  # the cache has no part
-    assert "200 random 3x3 kernels" in capsys.readouterr().out
+    assert "600 random 3x3 kernels" in capsys.readouterr().out
 
-
-def test_order_takes_the_settings_of_the_config(folder: Path) -> None:
-    settings = {"permute_mode": "crossfilter", "improve_seconds": "2", "exact_limit": "900"}
-    options = [part for key, value in settings.items() for part in (f"--nern.embeddings.permutations.{key}", value)]
-    found = bench("order", "--config_path", "tiny.yaml", "--kernels", "700", *options)["results"]["measured"]
-    assert all(of["cost"] < of["cost_greedy"] < of["cost_unordered"] for of in found.values())
-    text = (folder / "out.md").read_text()
-    assert "greedy, exact up to 900 kernels a layer, then improved for up to 2 s" in text
-    assert "greedy (change)" in text
-
-
-def test_what_is_written_tells_the_machine(folder: Path) -> None:
-    found = bench("order", "--kernels", "50", "--seed", "3")
-    assert found["benchmark"] == "order"
-    assert found["seed"] == 3
-    assert found["n"] == 2
-    assert found["settings"] == {"repeats": 2, "warmup": 1, "threads": 1, "kernels": 50}
+    assert (found["benchmark"], found["seed"], found["n"]) == ("order", 3, 2)
+    assert found["settings"] == {"repeats": 2, "warmup": 1, "threads": 1, "kernels": 600}
     assert found["versions"]["torch"] == torch.__version__
     assert {"nern", "python", "numpy", "numba", "system"} <= set(found["versions"])
     assert found["machine"]["cpu"]
     assert found["machine"]["cores"] >= 1
     assert (found["machine"]["gpu"] is None) == (not torch.cuda.is_available())
-    # The quickstart's, where none is given.
-    assert found["config"]["original_model_path"] == "pretrained:digits-resnet8"
     text = (folder / "out.md").read_text()
     assert found["command"].startswith("nern bench order --repeats 2")
-    assert f"`{found['command']}`" in text
-    assert "| median time |" in text
+    assert text.startswith(f"`{found['command']}`\n\n**Ordering**\n\n|  | kernels in layers | median time |")
+    assert "greedy, exact up to 500 kernels a layer, then improved for up to 1 s" in text
+    assert "greedy (change)" in text
     assert torch.__version__ in text
 
 
 def test_step_is_compared_with_plain_pytorch(folder: Path) -> None:
     options = ["--config_path", "tiny.yaml", "--most_steps", "1", "--no_cuda", "true"]
     options += ["--task.use_random_data", "true"]
-    found = bench("step", *options, "--precisions", "float32", "bf16")["results"]
+    found = bench("step", *options, "--precisions", "bf16")["results"]
     measured = found["measured"]
-    names = ["plain", "ours, float32", "ours, bf16", "plain MLP"]
-    names += [f"{rows} rows, {precision}" for precision in ("float32", "bf16") for rows in ("drawn", "all")]
-    assert list(measured) == names
+    assert list(measured) == ["plain", "ours, bf16", "plain MLP", "drawn rows, bf16", "all rows, bf16"]
     for name, of in measured.items():
         check_spread(of["seconds"])
         assert of["steps_a_round"] == 1
@@ -125,27 +109,31 @@ def test_step_is_compared_with_plain_pytorch(folder: Path) -> None:
         else:
             assert name.startswith("plain")
     assert measured["ours, bf16"]["ratio_of"] == ["ours, bf16", "plain"]
-    assert measured["all rows, float32"]["ratio_of"] == ["all rows, float32", "plain MLP"]
+    assert measured["all rows, bf16"]["ratio_of"] == ["all rows, bf16", "plain MLP"]
     assert measured["plain"]["images"] == [4]
-    assert measured["plain MLP"]["rows"] == measured["drawn rows, float32"]["rows"] == 64
+    assert measured["plain MLP"]["rows"] == measured["drawn rows, bf16"]["rows"] == 64
     check_spread(found["images_seconds"])
     assert "| ours, bf16 |" in (folder / "out.md").read_text()
 
 
 def test_reconstruct_counts_weights(folder: Path) -> None:
-    of = bench("reconstruct", "--config_path", "tiny.yaml")["results"]["measured"]
+    found = bench("reconstruct")
+    assert (
+        found["config"]["original_model_path"] == "pretrained:digits-resnet8"
+    )  # the quickstart's, where none is given
+    of = found["results"]["measured"]
     check_spread(of["seconds"])
     assert (of["represented_weights"], of["kernels"], of["layers"]) == (73872, 8208, 7)
     assert of["weight_bytes"] == 4 * 73872
 
 
 def test_scaling_draws_a_figure(folder: Path) -> None:
-    options = ["--smallest", "1e4", "--largest", "1e5", "--figure", "scaling.png", "--nern.hidden_layer_size", "8"]
+    options = ["--smallest", "1e3", "--largest", "1e4", "--figure", "scaling.png", "--nern.hidden_layer_size", "8"]
     found = bench("scaling", *options, "--nern.embeddings.permutations.permute_mode", "none")
     small, large = found["results"]["measured"]
-    assert (small["asked_for"], large["asked_for"]) == (10_000, 100_000)
+    assert (small["asked_for"], large["asked_for"]) == (1000, 10_000)
     for of in (small, large):
-        assert of["weights"] == pytest.approx(of["asked_for"], rel=0.1)
+        assert of["weights"] == pytest.approx(of["asked_for"], rel=0.2)
         assert set(of["seconds"]) == set(of["peak_memory_bytes"]) - {"all"} == {"order", "build", "step"}
         check_spread(of["seconds"]["step"])
         assert of["memory_over_weights"] > 0
@@ -157,11 +145,8 @@ def test_scaling_draws_a_figure(folder: Path) -> None:
 def test_run_adds_up_the_parts(folder: Path) -> None:
     of = bench("run", "--config_path", "tiny.yaml", "--steps", "4")["results"]["measured"]
     parts = of["parts"]
-    assert {name: part["count"] for name, part in parts.items()} == {
-        "reconstruction only": 30,
-        "full step": 10,
-        "evaluation": 4,
-    }
+    counts = {name: part["count"] for name, part in parts.items()}
+    assert counts == {"reconstruction only": 30, "full step": 10, "evaluation": 4}
     assert of["run_seconds"] == pytest.approx(sum(p["count"] * p["seconds"]["median"] for p in parts.values()))
     assert (of["steps"], of["steps_timed"]) == (40, 4)
 
@@ -177,20 +162,15 @@ def test_run_adds_up_the_parts(folder: Path) -> None:
         (["step", "--repeats", "0"], "--repeats (=0) must be at least 1"),
         (["scaling", "--largest", "5000"], "--largest (=5000) must be at least --smallest (=10000)"),
         (["order", "--kernls", "10"], "unknown option 'kernls'; did you mean 'kernels'?"),
-        (["order", "--nern.hiden_layer_size", "10"], "unknown configuration key 'nern.hiden_layer_size'"),
         (["order", "--json", "."], "--json: . cannot be written: it is a folder"),
         (["scaling", "--figure", "."], "--figure: . cannot be written"),
-        (["order", "--config_path", "none.yaml"], "none.yaml"),
     ],
 )
 def test_mistakes_stop_before_any_work(
-    arguments: list[str],
-    message: str,
-    folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nern.benchmarks.command.BENCHMARKS", dict.fromkeys(KINDS))  # nothing that could be called
+    nothing = {name: (None, about) for name, (_, about) in BENCHMARKS.items()}  # that could be called
+    monkeypatch.setattr("nern.commands.bench.BENCHMARKS", nothing)
     assert main(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err
 
@@ -202,47 +182,23 @@ def test_mistakes_found_while_building_are_told(folder: Path, capsys: pytest.Cap
     assert "Traceback" not in error
 
 
-class Counter:
-    """Lives in another process."""
-
-    def __init__(self, start: int) -> None:
-        self.count = start
-
-    def add(self, number: int) -> int:
-        """Count on."""
-        self.count += number
-        return self.count
-
-    def fail(self) -> None:
-        """A mistake."""
-        raise NernError("what was given is wrong")
-
-    def break_down(self) -> None:
-        """A fault."""
-        raise ZeroDivisionError("inside")
-
-
 def test_workers_keep_state_and_pass_on_failures() -> None:
-    with Worker(Counter, 3, threads=1) as worker:
-        assert worker.call("add", 4) == 7
-        with pytest.raises(NernError, match="what was given is wrong"):
-            worker.call("fail")
-        with pytest.raises(RuntimeError, match="ZeroDivisionError: inside"):
-            worker.call("break_down")
-        assert worker.call("add", 1) == 8
-    assert in_process(sum, [1, 2]) == 3
-
-
-def test_a_worker_that_ends_early_is_reported() -> None:
+    with Worker(list, [3], threads=1) as worker:
+        worker.call("append", 4)
+        with pytest.raises(ValueError, match="not in list"):
+            worker.call("remove", 5)
+        assert worker.call("copy") == [3, 4]
+    with pytest.raises(NernError, match="while parsing"):
+        in_process(parse_yaml, "[")
     with pytest.raises(NernError, match="ended early"):
         in_process(os._exit, 3)
 
 
 def test_spread_is_median_and_quartiles() -> None:
-    spread = Spread.of([5.0, 1.0, 3.0, 2.0, 4.0])
-    assert spread.to_dict() == {"median": 3, "quartiles": [2, 4], "n": 5, "values": [5, 1, 3, 2, 4]}
-    assert Spread.ratio([2.0, 9.0], [1.0, 3.0]).values == (2, 3)
-    assert spread.cells(seconds_text) == ["3.00 s", "2.00 to 4.00 s"]
+    found = spread([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert found == {"median": 3, "quartiles": [2, 4], "n": 5, "values": [5, 1, 3, 2, 4]}
+    assert spread_cells("time", found) == [("time", "3.00 s"), ("quartiles", "2.00 to 4.00 s")]
+    assert spread_cells("ratio", found, ratio_text)[1] == ("quartiles", "2.00 to 4.00")
 
 
 def test_numbers_for_people() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import EngFormatter
 
 from nern.analysis.style import BLUE, GREEN, MUTED, ORANGE, SERIES, canvas, heading, label, legend, tidy, write_png
 
@@ -15,8 +15,6 @@ PARTS = {
     "build": ("building the NeRN", ORANGE, "s"),
     "step": ("one step, drawn rows", GREEN, "^"),
 }
-SECONDS = ((1, "s"), (1e-3, "ms"), (1e-6, "µs"))
-BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 
 
 def plot_scaling(path: str | Path, measured: Sequence[dict[str, Any]], title: str) -> None:
@@ -37,18 +35,13 @@ def plot_scaling(path: str | Path, measured: Sequence[dict[str, Any]], title: st
     memory.plot(sizes, peak, color=SERIES[4], marker="o", ms=5, lw=1.6, label="all of that, beyond the weights")
     own = [of["weight_bytes"] for of in measured]
     memory.plot(sizes, own, color=MUTED, ls="--", lw=1.2, label="the weights themselves")
-    for axes, text, units in ((times, "Time", SECONDS), (memory, "Memory at its highest", BYTES)):
+    for axes, text, unit in ((times, "Time", "s"), (memory, "Memory at its highest", "B")):
         axes.set_xscale("log")
         axes.set_yscale("log")
         heading(axes, text)
         label(axes, "represented weights")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _, units=units: _in_units(value, units)))
+        axes.yaxis.set_major_formatter(EngFormatter(unit))
         tidy(axes, "both")
         axes.minorticks_off()
         legend(axes, 2, below=True)
     write_png(path, figure, title)
-
-
-def _in_units(value: float, units: Sequence[tuple[float, str]]) -> str:
-    least, unit = next((unit for unit in units if value >= unit[0] * 0.99), units[-1])
-    return f"{value / least:g} {unit}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import nern
 
 
 def machine() -> dict[str, Any]:
-    """Hardware: CPU name, cores, GPU name, driver."""
+    """Hardware: CPU name, cores that this process may use, GPU name, driver."""
     gpu = None
     if torch.cuda.is_available():
         gpu = {
@@ -22,7 +23,7 @@ def machine() -> dict[str, Any]:
             "driver": _driver(),
             "memory_bytes": torch.cuda.get_device_properties(0).total_memory,
         }
-    return {"cpu": _cpu_name(), "cores": _cores(), "architecture": platform.machine(), "gpu": gpu}
+    return {"cpu": _cpu_name(), "cores": cores(), "architecture": platform.machine(), "gpu": gpu}
 
 
 def versions() -> dict[str, str | None]:
@@ -46,32 +47,29 @@ def versions() -> dict[str, str | None]:
 def machine_text(hardware: dict[str, Any], software: dict[str, Any], threads: int) -> str:
     """One line for people."""
     gpu = hardware["gpu"]
-    parts = [f"{gpu['name']}, driver {gpu['driver']}"] if gpu else []
-    parts.append(f"{hardware['cpu']}, {hardware['cores']} cores, {threads} threads")
-    parts.append(f"torch {software['torch']}, Python {software['python']}, nern {software['nern']}")
-    return "; ".join(parts)
+    return (
+        (f"{gpu['name']}, driver {gpu['driver']}; " if gpu else "")
+        + f"{hardware['cpu']}, {hardware['cores']} cores, {threads} threads; torch {software['torch']}, "
+        f"Python {software['python']}, nern {software['nern']}"
+    )
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
+    with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.splitlines()[0].strip() if done.stdout else None
+        return done.stdout.partition("\n")[0].strip() or None
+    return None

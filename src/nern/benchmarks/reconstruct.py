@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from nern.benchmarks.measure import PeakMemory, Spread, repeat, seconds_per_call, seconds_text
+from nern.benchmarks.measure import first_and_repeated
 from nern.benchmarks.parts import build_trainer, endless
-from nern.benchmarks.report import Report, Sheet
-from nern.benchmarks.settings import BenchSettings, Say
+from nern.benchmarks.report import Report, Sheet, spread, spread_cells
+from nern.benchmarks.settings import BenchSettings
 from nern.benchmarks.worker import in_process
 from nern.config import Config
 from nern.ordering.order import CrossFilterOrdering
@@ -18,38 +19,34 @@ from nern.representation.nern import build_nern
 from nern.terminal import bytes_text
 
 
-def bench_reconstruct(config: Config, settings: BenchSettings, say: Say) -> Report:
+def bench_reconstruct(config: Config, settings: BenchSettings, say: Callable[[str], None]) -> Report:
     """Time and memory of building coordinates, encodings and predictor, and of `NeRN.reconstruct`."""
     names = ", ".join(network.task.original_model_name for network in config.members())
     say(names)
     of = in_process(_measure, config, settings.repeats, settings.warmup, threads=settings.threads)
-    seconds = Spread.of(of["seconds"]["values"])
-    row = [
-        names,
-        f"{of['represented_weights']:,} in {of['layers']}",
-        f"{of['predictor_parameters']:,}",
-        *seconds.cells(seconds_text),
-        f"{of['represented_weights'] / seconds.median / 1e6:,.1f}",
-        bytes_text(of["peak_memory_bytes"]),
-        bytes_text(of["weight_bytes"]),
+    weights = of["represented_weights"]
+    reconstruction = [
+        ("", names),
+        ("weights in layers", f"{weights:,} in {of['layers']}"),
+        ("predictor", f"{of['predictor_parameters']:,}"),
+        *spread_cells("median time", of["seconds"]),
+        ("million weights a second", f"{weights / of['seconds']['median'] / 1e6:,.1f}"),
+        ("peak memory", bytes_text(of["peak_memory_bytes"])),
+        ("weights", bytes_text(of["weight_bytes"])),
     ]
-    headings = (
-        "", "weights in layers", "predictor", "median time", "quartiles", "million weights a second", "peak memory",
-        "weights",
-    )  # fmt: skip
     note = f"On {of['device']}; peak memory holds the reconstructed weights themselves."
-    building = Spread.of(of["build_seconds"]["values"])
-    built = [names, f"{of['kernels']:,}", *building.cells(seconds_text), bytes_text(of["build_memory_bytes"])]
-    sheets = [
-        Sheet("Reconstruction of all weights", headings, [row], note),
-        Sheet(
-            "Building of coordinates, encodings and predictor",
-            ("", "kernels", "median time", "quartiles", "peak memory"),
-            [built],
-            "With an ordering across filters, which is there already.",
-        ),
+    building = [
+        ("", names),
+        ("kernels", f"{of['kernels']:,}"),
+        *spread_cells("median time", of["build_seconds"]),
+        ("peak memory", bytes_text(of["build_memory_bytes"])),
     ]
-    return Report(sheets, {"measured": of})
+    about = "With an ordering across filters, which is there already."
+    sheets = [
+        Sheet("Reconstruction of all weights", [reconstruction], note),
+        Sheet("Building of coordinates, encodings and predictor", [building], about),
+    ]
+    return sheets, {"measured": of}
 
 
 def _measure(config: Config, repeats: int, warmup: int) -> dict[str, Any]:
@@ -63,18 +60,12 @@ def _measure(config: Config, repeats: int, warmup: int) -> dict[str, Any]:
     def build() -> None:
         build_nern(config.nern, nern.table, ordering, config.seed, device)
 
-    memory = PeakMemory(device)
-    first_build = seconds_per_call(build, device)
-    build_peak = memory.growth()
-    building = [first_build, *repeat(build, device, max(repeats - 1, 1), 0)]
-    memory.restart()
-    first = seconds_per_call(nern.reconstruct, device)
-    peak = memory.growth()
-    seconds = repeat(nern.reconstruct, device, repeats, max(warmup - 1, 0))
+    first_build, build_peak, building = first_and_repeated(build, device, max(repeats - 1, 1), 1)
+    first, peak, seconds = first_and_repeated(nern.reconstruct, device, repeats, warmup)
     return {
-        "seconds": Spread.of(seconds).to_dict(),
+        "seconds": spread(seconds),
         "first_seconds": first,
-        "build_seconds": Spread.of(building).to_dict(),
+        "build_seconds": spread([first_build, *building]),
         "build_memory_bytes": build_peak,
         "peak_memory_bytes": peak,
         "weight_bytes": 4 * nern.table.num_weights,

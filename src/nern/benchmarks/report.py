@@ -1,72 +1,66 @@
-"""What a benchmark found: tables for the terminal and for Markdown, figures for JSON."""
+"""What a benchmark found: figures for JSON, tables for the terminal and for Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
+import numpy as np
 from rich.table import Table
 
-from nern.console import PLAIN
-from nern.files import write_json, write_text
+Cells = list[tuple[str, str]]  # a row of a table: headings, each with its text
+Report = tuple[list["Sheet"], dict[str, Any]]  # what people read; what JSON holds, with every single value
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """One table: a title, headings, rows of texts, and a note on how to read it."""
+    """One table: a title, rows with the same headings, and a note on how to read it."""
 
     title: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
+    rows: Sequence[Cells]
+    note: str
 
     def rich(self) -> Table:
         """For the terminal."""
         table = Table(title=self.title, title_justify="left", title_style="bold")
-        for number, heading in enumerate(self.headings):
+        for number, (heading, _) in enumerate(self.rows[0]):
             table.add_column(heading, justify="right" if number else "left")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*(text for _, text in row))
         return table
 
     def markdown(self) -> str:
         """For a Markdown file."""
-        lines = [f"**{self.title}**", "", _line(self.headings), "|---" + "|---:" * (len(self.headings) - 1) + "|"]
-        return "\n".join([*lines, *map(_line, self.rows), *(["", self.note] if self.note else [])])
+        lines = [[heading for heading, _ in self.rows[0]], *([text for _, text in row] for row in self.rows)]
+        texts = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines]
+        rule = "|---" + "|---:" * (len(lines[0]) - 1) + "|"
+        return "\n".join([f"**{self.title}**", "", texts[0], rule, *texts[1:], "", self.note])
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Repeated measurements of one thing: `median`, `quartiles`, `n` and the `values` themselves."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return {"median": median, "quartiles": [low, high], "n": len(values), "values": list(values)}
 
 
-@dataclass
-class Report:
-    """Everything a benchmark found.
+def seconds_text(seconds: float) -> str:
+    """A time for people: 850 µs, 12.3 ms, 4.56 s, 12.3 min, 5.67 h."""
+    for least, length, unit, digits in ((3600, 3600, "h", 2), (120, 60, "min", 1), (1, 1, "s", 2)):
+        if seconds >= least:
+            return f"{seconds / length:,.{digits}f} {unit}"
+    if seconds >= 1e-3:
+        return f"{seconds * 1e3:.{3 - len(str(int(seconds * 1e3)))}f} ms"
+    return f"{seconds * 1e6:.0f} µs"
 
-    Attributes:
-        sheets: what people read.
-        figures: what JSON holds: medians, quartiles, and every single value.
-    """
 
-    sheets: list[Sheet] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
+def ratio_text(ratio: float) -> str:
+    """A ratio for people: 0.52, 1.07, 12.3, 1,230."""
+    return f"{ratio:,.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
 
-    def show(self, console: Console, about: str) -> None:
-        """Print all tables; `about`: the machine, in a line."""
-        for sheet in self.sheets:
-            console.print(sheet.rich())
-            if sheet.note:
-                console.print(sheet.note, style="dim", highlight=False)
-        console.print(about, style="dim", **PLAIN)
 
-    def write_markdown(self, path: str | Path, command: str, about: str) -> None:
-        """Write the command, all tables and the machine."""
-        parts = [f"`{command}`", *(sheet.markdown() for sheet in self.sheets), about]
-        write_text(path, "\n\n".join(parts) + "\n")
-
-    def write_json(self, path: str | Path, facts: dict[str, Any]) -> None:
-        """Write `facts` (settings, machine, versions) and all figures."""
-        write_json(path, facts | {"results": self.figures})
+def spread_cells(heading: str, of: dict[str, Any], text: Callable[[float], str] = seconds_text) -> Cells:
+    """Median and quartiles of a `spread`; a unit that both quartiles have is written once."""
+    low, high = map(text, of["quartiles"])
+    number, _, unit = low.rpartition(" ")
+    return [(heading, text(of["median"])), ("quartiles", f"{number if high.endswith(f' {unit}') else low} to {high}")]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from nern.benchmarks.measure import PeakMemory, Spread, seconds_per_call, seconds_text
+from nern.benchmarks.measure import PeakMemory, repeat
 from nern.benchmarks.parts import build_trainer, endless, quieten
-from nern.benchmarks.report import Report, Sheet
-from nern.benchmarks.settings import BenchSettings, Say
+from nern.benchmarks.report import Cells, Report, Sheet, seconds_text, spread, spread_cells
+from nern.benchmarks.settings import BenchSettings
 from nern.benchmarks.worker import in_process
 from nern.config import Config
 from nern.devices import keep_memory, select_device
@@ -18,30 +19,30 @@ from nern.training.phases import Phase, phases_of
 STEPS = {"cpu": 30, "cuda": 300}
 
 
-def bench_run(config: Config, settings: BenchSettings, say: Say) -> Report:
+def bench_run(config: Config, settings: BenchSettings, say: Callable[[str], None]) -> Report:
     """Steps of reconstruction only, full steps and an evaluation, times their number in the run."""
     say("building")
     of = in_process(_measure, config, settings.steps, settings.repeats, settings.warmup, threads=settings.threads)
-    rows = []
+    rows: list[Cells] = []
     for name, part in of["parts"].items():
-        seconds = Spread.of(part["seconds"]["values"])
-        share = seconds.median * part["count"]
-        rows.append([name, *seconds.cells(seconds_text), f"{part['count']:,}", seconds_text(share)])
-    rows.append(["whole run", "", "", "", seconds_text(of["run_seconds"])])
+        whole = seconds_text(part["seconds"]["median"] * part["count"])
+        cells = [*spread_cells("median time of one", part["seconds"]), ("in the run", f"{part['count']:,}")]
+        rows.append([("", name), *cells, ("together", whole)])
+    headings = [heading for heading, _ in rows[0][1:-1]]
+    rows.append([("", "whole run"), *((h, "") for h in headings), ("together", seconds_text(of["run_seconds"]))])
     of_it = f"{of['steps_timed']} steps of each kind timed" if of["steps_timed"] else "no steps"
     note = (
         f"On {of['device']}, {of['precision']}; {of_it}, images included; evaluations at their fixed intervals and at the "
         f"end. Peak memory {bytes_text(of['peak_memory_bytes'])}."
     )
-    headings = ("", "median time of one", "quartiles", "in the run", "together")
-    return Report([Sheet(f"A run of {config.logging.exp_name}", headings, rows, note)], {"measured": of})
+    return [Sheet(f"A run of {config.logging.exp_name}", rows, note)], {"measured": of}
 
 
 def _measure(config: Config, steps: int | None, repeats: int, warmup: int) -> dict[str, Any]:
     keep_memory()  # as `nern train` does
     device = select_device(config)
     memory = PeakMemory(device)
-    trainer = build_trainer(endless(config, True), True)
+    trainer = build_trainer(endless(config, True, evaluated=True))
     quieten(trainer.nern)
     trainer.rehearse()
     per_epoch, interval = trainer.steps_per_epoch, config.logging.log_interval
@@ -60,15 +61,13 @@ def _measure(config: Config, steps: int | None, repeats: int, warmup: int) -> di
     for name, count, images in (("reconstruction only", total - with_images, False), ("full step", with_images, True)):
         if count:
             trainer.take_phases(phases_of(endless(config, images), per_epoch))
-            for _ in range(max(warmup, WARM_UP + 2 if trainer.device.type == "cuda" else 1)):
+            for _ in range(max(warmup, WARM_UP + 2 if device.type == "cuda" else 1)):
                 trainer.do_step()
-            values = [seconds_per_call(stretch, device) / each for _ in range(repeats)]
-            parts[name] = {"seconds": Spread.of(values).to_dict(), "count": count}
-    evaluated = any(member.sets for member in trainer.members)
-    if evaluated:
-        trainer.metrics()
-        values = [seconds_per_call(trainer.metrics, device) for _ in range(min(repeats, 3))]
-        parts["evaluation"] = {"seconds": Spread.of(values).to_dict(), "count": _evaluations(config, phases, per_epoch)}
+            seconds = [took / each for took in repeat(stretch, device, repeats, 0)]
+            parts[name] = {"seconds": spread(seconds), "count": count}
+    if any(member.sets for member in trainer.members):
+        seconds = repeat(trainer.metrics, device, min(repeats, 3), 1)
+        parts["evaluation"] = {"seconds": spread(seconds), "count": _evaluations(config, phases, per_epoch)}
     return {
         "parts": parts,
         "run_seconds": sum(part["seconds"]["median"] * part["count"] for part in parts.values()),
@@ -83,9 +82,6 @@ def _measure(config: Config, steps: int | None, repeats: int, warmup: int) -> di
 
 def _evaluations(config: Config, phases: list[Phase], per_epoch: int) -> int:
     """Evaluations of the run: after steps that end an interval, and at the end of each phase."""
-    intervals, total = (
-        [config.eval_iterations_interval, per_epoch * (config.eval_epochs_interval or 0)],
-        phases[-1].ends,
-    )
-    due = {step for interval in intervals if interval for step in range(interval, total + 1, interval)}
+    intervals = config.eval_iterations_interval, per_epoch * (config.eval_epochs_interval or 0)
+    due = {step for interval in intervals if interval for step in range(interval, phases[-1].ends + 1, interval)}
     return len(due | {phase.ends for phase in phases})

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
-from nern.benchmarks.measure import PeakMemory, Spread, repeat, seconds_per_call, seconds_text
+from nern.benchmarks.measure import CPU, PeakMemory, repeat, seconds_per_call
 from nern.benchmarks.parts import endless
-from nern.benchmarks.report import Report, Sheet
-from nern.benchmarks.settings import BenchSettings, Say
+from nern.benchmarks.report import Cells, Report, Sheet, seconds_text, spread
+from nern.benchmarks.settings import BenchSettings
 from nern.benchmarks.worker import in_process
 from nern.config import Config
 from nern.ordering import solve_ordering
@@ -23,8 +23,8 @@ from nern.terminal import bytes_text
 from nern.training import Member, Trainer
 
 SMALL = 30_000  # weights of a network to warm up with: some hundred kernels a layer
-CPU = torch.device("cpu")
 WIDEST, LAYERS = 512, 8  # channels, as in ResNet18; layers of the networks that are narrower
+PARTS = ("order", "build", "step")
 
 
 def sizes_between(smallest: float, largest: float) -> list[int]:
@@ -43,40 +43,37 @@ def stack_of(weights: int, seed: int) -> nn.Sequential:
         return nn.Sequential(*(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(layers)))
 
 
-def bench_scaling(config: Config, settings: BenchSettings, say: Say) -> Report:
+def bench_scaling(config: Config, settings: BenchSettings, say: Callable[[str], None]) -> Report:
     """Networks of growing size, each in a process of its own, on the CPU."""
     found = []
     for size in sizes_between(settings.smallest, settings.largest):
         say(f"{size:,} weights")
-        arguments = (config, size, settings.repeats, settings.warmup)
+        arguments = config, size, settings.repeats, settings.warmup
         found.append(in_process(_measure, *arguments, threads=settings.threads))
     mode = config.nern.embeddings.permutations.permute_mode
     if settings.figure is not None:
         from nern.analysis.scaling_plot import plot_scaling  # matplotlib takes a second to import
 
         plot_scaling(settings.figure, found, f"Stacks of 3 x 3 convolutions, ordering {mode}")
-    rows = [
-        [
-            f"{of['weights']:,}",
-            f"{of['layers']} of {of['channels']}",
-            *(seconds_text(of["seconds"][part]["median"]) for part in ("order", "build", "step")),
-            *(bytes_text(of["peak_memory_bytes"][part]) for part in ("order", "build", "step")),
-            bytes_text(of["weight_bytes"]),
-            f"{of['memory_over_weights']:,.1f}",
-        ]
-        for of in found
-    ]
-    headings = (
-        "weights", "layers of channels", "order: time", "build: time", "step: time", "order: memory",
-        "build: memory", "step: memory", "weights' bytes", "memory over weights",
-    )  # fmt: skip
     note = (
         f"Ordering {mode}, once; build, once: coordinates, encodings, predictor, trainer; step: reconstruction of "
         f"{config.nern.weights_batch_size} drawn rows, hidden layers of {config.nern.hidden_layer_size}, median. Memory: "
         "highest growth of the process while it orders, builds, and takes its first steps; the last column is the highest "
         "point of all over the weights' own bytes, which are not counted in it."
     )
-    return Report([Sheet("Over the size of the network", headings, rows, note)], {"measured": found, "mode": mode})
+    sheet = Sheet("Over the size of the network", [_row(of) for of in found], note)
+    return [sheet], {"measured": found, "mode": mode}
+
+
+def _row(of: dict[str, Any]) -> Cells:
+    return [
+        ("weights", f"{of['weights']:,}"),
+        ("layers of channels", f"{of['layers']} of {of['channels']}"),
+        *((f"{part}: time", seconds_text(of["seconds"][part]["median"])) for part in PARTS),
+        *((f"{part}: memory", bytes_text(of["peak_memory_bytes"][part])) for part in PARTS),
+        ("weights' bytes", bytes_text(of["weight_bytes"])),
+        ("memory over weights", f"{of['memory_over_weights']:,.1f}"),
+    ]
 
 
 def _measure(config: Config, size: int, repeats: int, warmup: int) -> dict[str, Any]:
@@ -90,32 +87,26 @@ def _measure(config: Config, size: int, repeats: int, warmup: int) -> dict[str, 
 
 
 def _job(config: Config, network: nn.Module, repeats: int, warmup: int) -> dict[str, Any]:
-    original = Original(network)
-    weights, mode = original.weights, config.nern.embeddings.permutations.permute_mode or "none"
+    original, permutations = Original(network), config.nern.embeddings.permutations
+    weights, mode = original.weights, permutations.permute_mode or "none"
     table = KernelTable.of(weights)
-    workers = config.nern.embeddings.permutations.num_workers
+    held = whole = PeakMemory(CPU).held
     peaks, seconds = {}, {}
-    whole = 0
 
-    def watched(part: str, call: Any) -> tuple[Any, float]:
+    def watched(part: str, call: Callable[[], Any]) -> Any:
         nonlocal whole
         made: list[Any] = []
         memory = PeakMemory(CPU)
-        took = seconds_per_call(lambda: made.append(call()), CPU)
+        seconds[part] = [seconds_per_call(lambda: made.append(call()), CPU)]
         peaks[part] = memory.growth()
         whole = max(whole, memory.held + peaks[part])
-        return made[0], took
-
-    held = PeakMemory(CPU).held
-    ordering, took = watched("order", lambda: solve_ordering(table.views(weights), mode, workers))
-    seconds["order"] = [took]
+        return made[0]
 
     def build() -> Trainer:
-        nern = build_nern(config.nern, table, ordering, config.seed)
-        return Trainer(config, [Member(original)], nern)
+        return Trainer(config, [Member(original)], build_nern(config.nern, table, ordering, config.seed))
 
-    trainer, took = watched("build", build)
-    seconds["build"] = [took]
+    ordering = watched("order", lambda: solve_ordering(table.views(weights), mode, permutations.num_workers))
+    trainer = watched("build", build)
     watched("step", lambda: [trainer.do_step() for _ in range(max(warmup, 1))])
     seconds["step"] = repeat(trainer.do_step, CPU, repeats, 0)
     own = sum(w.numel() * w.element_size() for w in weights)
@@ -124,7 +115,7 @@ def _job(config: Config, network: nn.Module, repeats: int, warmup: int) -> dict[
         "kernels": table.rows,
         "layers": len(weights),
         "weight_bytes": own,
-        "seconds": {part: Spread.of(values).to_dict() for part, values in seconds.items()},
+        "seconds": {part: spread(values) for part, values in seconds.items()},
         "peak_memory_bytes": peaks | {"all": whole - held},
         "memory_over_weights": (whole - held) / own,
     }

@@ -1,93 +1,53 @@
-"""What `nern bench` can measure, and how."""
+"""How `nern bench` measures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from nern.errors import NernError, unknown_name
 
-Say = Callable[[str], None]  # tells the user what is under way
 PRECISIONS = ("float32", "tf32", "bf16")
-KINDS = {
-    "order": "exact greedy orderings: of random 3x3 kernels, and of a config's network",
-    "step": "a training step over what plain PyTorch needs for the same work",
-    "reconstruct": "all weights of a config's network from its predictor",
-    "scaling": "building, ordering and a step over the size of the network",
-    "run": "what a whole run of a config would take",
-}
 
 
-class Option(NamedTuple):
-    """Of a setting: its help, its least value, and the one kind of benchmark that has it (None: all)."""
-
-    about: str
-    least: float = 1
-    of: str | None = None
-
-
-OPTIONS = {
-    "repeats": Option("measurements of each thing"),
-    "warmup": Option("calls or steps before them", 0),
-    "threads": Option("threads of PyTorch; null: its own choice"),
-    "kernels": Option("random kernels to order", 2, "order"),
-    "precisions": Option("of our steps, beside each other: float32, tf32, bf16; null: the config's", of="step"),
-    "most_steps": Option("steps in a round, at most; else what fills half a second", of="step"),
-    "smallest": Option("represented weights of the smallest network", 1000, "scaling"),
-    "largest": Option("represented weights of the largest", 1000, "scaling"),
-    "figure": Option("write a picture (PNG) here", of="scaling"),
-    "steps": Option("timed steps of each kind; null: 30, on a GPU 300", of="run"),
-}
+def _about(text: str, least: float = 1, of: str | None = None) -> dict[str, Any]:
+    """Of a setting: its help, its least value, and the one benchmark that has it (None: all)."""
+    return {"about": f"{of}: {text}" if of else text, "least": least, "of": of}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
-    """Settings of `nern bench`, told in OPTIONS; None: the benchmark's own choice."""
+    """Settings of `nern bench`, each an option of the command; None: the benchmark's own choice."""
 
-    repeats: int = 7
-    warmup: int = 3
-    threads: int | None = None
-    kernels: int = 16384
-    precisions: list[str] | None = None
-    most_steps: int = 200
-    smallest: float = 1e4
-    largest: float = 1e8
-    figure: str | None = None
-    steps: int | None = None
+    repeats: int = field(default=7, metadata=_about("measurements of each thing"))
+    warmup: int = field(default=3, metadata=_about("calls or steps before them", least=0))
+    threads: int | None = field(default=None, metadata=_about("threads of PyTorch; null: its own choice"))
+    kernels: int = field(default=16384, metadata=_about("random kernels to order", least=2, of="order"))
+    precisions: list[str] | None = field(
+        default=None,
+        metadata=_about("of our steps, beside each other: float32, tf32, bf16; null: the config's", of="step"),
+    )
+    most_steps: int = field(
+        default=200, metadata=_about("steps in a round, at most; else what fills half a second", of="step")
+    )
+    smallest: float = field(
+        default=1e4, metadata=_about("represented weights of the smallest network", least=1000, of="scaling")
+    )
+    largest: float = field(default=1e8, metadata=_about("represented weights of the largest", least=1000, of="scaling"))
+    figure: str | None = field(default=None, metadata=_about("write a picture (PNG) here", of="scaling"))
+    steps: int | None = field(
+        default=None, metadata=_about("timed steps of each kind; null: 30, on a GPU 300", of="run")
+    )
 
     def check(self) -> BenchSettings:
         """Raise NernError for the first number or name that cannot work; return self otherwise."""
-        for name, option in OPTIONS.items():
-            value = getattr(self, name)
-            if isinstance(value, int | float) and not option.least <= value < float("inf"):
-                raise NernError(f"--{name} (={value:g}) must be at least {option.least:g}")
+        for f in fields(self):
+            value, least = getattr(self, f.name), f.metadata["least"]
+            if isinstance(value, int | float) and not least <= value < float("inf"):
+                raise NernError(f"--{f.name} (={value:g}) must be at least {least:g}")
         if not self.smallest <= self.largest:
             raise NernError(f"--largest (={self.largest:g}) must be at least --smallest (={self.smallest:g})")
         for precision in self.precisions or ():
             if precision not in PRECISIONS:
                 raise unknown_name("precision (--precisions)", precision, PRECISIONS)
         return self
-
-    def of(self, what: str) -> dict[str, object]:
-        """The settings that the benchmark `what` goes by."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if OPTIONS[f.name].of in (None, what)}
-
-
-def check_kind(what: str, given: Sequence[str] = ()) -> str:
-    """The benchmark that `what` names.
-
-    Args:
-        given: names of options on the command line.
-
-    Raises:
-        NernError: an unknown name, or an option that belongs to another benchmark.
-    """
-    if what not in KINDS:
-        raise unknown_name("benchmark", what, KINDS)
-    for name in given:
-        own = OPTIONS[name].of if name in OPTIONS else None
-        if own not in (None, what):
-            has = ", ".join(f"--{option}" for option, of in OPTIONS.items() if of.of == what)
-            raise NernError(f"--{name} belongs to nern bench {own}; {what} has {has or 'no options of its own'}")
-    return what

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-import time
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nern.benchmarks.measure import PeakMemory, seconds_per_call, synchronize
-from nern.benchmarks.parts import build_nern_of, build_originals, build_trainer, endless, quieten, without_evaluation
+from nern.benchmarks.measure import PeakMemory, seconds_per_call
+from nern.benchmarks.parts import build_trainer, endless, quieten
 from nern.config import Config
 from nern.devices import keep_memory, select_device
 from nern.experiment import build_experiment
-from nern.originals.base import Original
 from nern.registry import ACTIVATIONS, NORM_LAYERS
-from nern.representation.nern import NeRN
 from nern.training.graph import WARM_UP
-from nern.training.weight_batches import WeightBatches
 
 IMAGE_BATCHES = 4  # different ones that the plain networks see in turn
 
@@ -60,10 +56,9 @@ class OurSteps(Steps):
     def __init__(self, config: Config, images: bool) -> None:
         super().__init__(config)
         keep_memory()  # as `nern train` does
-        self.trainer = build_trainer(without_evaluation(endless(config, images)), images)
+        self.trainer = build_trainer(endless(config, images), images)
         quieten(self.trainer.nern)
-        rows = self.trainer.batches.rows(0)
-        nern = self.trainer.nern
+        rows, nern = self.trainer.batches.rows(0), self.trainer.nern
         self.facts = {
             "rows": nern.table.rows if rows is None else len(rows.unique()),
             "all_rows": nern.table.rows,
@@ -77,14 +72,14 @@ class OurSteps(Steps):
 
     def time_images(self, count: int) -> float:
         """Seconds of making the images of a step alone."""
-        streams = [m.stream for m in self.trainer.members if m.stream is not None]
-        synchronize(self.device)
-        began = time.perf_counter()
-        for number in range(count):
+        streams, numbers = [m.stream for m in self.trainer.members if m.stream is not None], itertools.count()
+
+        def make() -> None:
+            number = next(numbers)
             for stream in streams:
                 stream.batch(number)
-        synchronize(self.device)
-        return (time.perf_counter() - began) / count
+
+        return seconds_per_call(make, self.device, count)
 
 
 class PlainSteps(Steps):
@@ -99,34 +94,24 @@ class PlainSteps(Steps):
         super().__init__(config)
         if strict:
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        config = without_evaluation(endless(config, True))
+        config = endless(config, True)
         config.nern.embeddings.permutations.permute_mode = "none"  # the NeRN has no part here
         members = build_experiment(config).members
         self.originals = [m.original.network for m in members]
         self.students = [copy.deepcopy(network).requires_grad_(True) for network in self.originals]
         streams = [m.stream for m in members if m.stream is not None]
-        self.images = [[stream.batch(number)[0] for stream in streams] for number in range(IMAGE_BATCHES)]
-        self.taken = 0
-        self.facts = {"images": [len(batch) for batch in self.images[0]]}
+        images = [[stream.batch(number)[0] for stream in streams] for number in range(IMAGE_BATCHES)]
+        self.images = itertools.cycle(images)
+        self.facts = {"images": [len(batch) for batch in images[0]]}
 
     def step(self) -> None:
         """Both networks, and the student's gradients; no update."""
-        batches = self.images[self.taken % IMAGE_BATCHES]
-        self.taken += 1
-        for original, student, images in zip(self.originals, self.students, batches, strict=True):
+        for original, student, images in zip(self.originals, self.students, next(self.images), strict=True):
             with torch.no_grad():
                 target: Tensor = original(images)
             for parameter in student.parameters():
                 parameter.grad = None
             F.kl_div(F.log_softmax(student(images), 1), F.log_softmax(target, 1), log_target=True).backward()
-
-
-def drawn_rows(config: Config, nern: NeRN, originals: list[Original]) -> Tensor:
-    """The rows of the first step, without repeats; all where the config draws none."""
-    n, weights = config.nern, [weight for original in originals for weight in original.weights]
-    norms = nern.table.norms(weights)
-    rows = WeightBatches(n.weights_batch_method, nern.table, norms, n.weights_batch_size, config.seed).rows(0)
-    return torch.arange(nern.table.rows) if rows is None else rows.unique()
 
 
 class PlainMLPSteps(Steps):
@@ -135,22 +120,23 @@ class PlainMLPSteps(Steps):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        config = endless(config, False)
-        originals, device = build_originals(config)
-        nern = build_nern_of(config, originals, device)
-        rows = drawn_rows(config, nern, originals)
-        n, outputs = config.nern, math.prod(nern.heads.sizes[0])
+        trainer = build_trainer(endless(config, False), images=False)
+        nern, rows = trainer.nern, trainer.batches.rows(0)
+        rows = torch.arange(nern.table.rows) if rows is None else rows.unique()
         with torch.no_grad():
-            self.inputs = torch.cat([nern.encoded(piece.to(device)) for piece in rows.split(65536)]).clone()
-        self.targets = torch.randn(len(rows), outputs, generator=torch.Generator().manual_seed(config.seed)).to(device)
+            pieces = [nern.encoded(piece.to(self.device)) for piece in rows.split(65536)]
+            self.inputs = torch.cat(pieces).clone()
+        n, outputs = config.nern, math.prod(nern.heads.sizes[0])
+        random = torch.Generator().manual_seed(config.seed)
+        self.targets = torch.randn(len(rows), outputs, generator=random).to(self.device)
         sizes = [self.inputs.shape[1]] + [n.hidden_layer_size] * (n.num_blocks - 1)
         layers: list[nn.Module] = []
-        for wide, narrow in pairwise(sizes):
+        for wide, narrow in itertools.pairwise(sizes):
             layers.append(nn.Linear(wide, narrow))
             if norm := NORM_LAYERS[n.norm_layer or "none"]:
                 layers.append(norm(narrow))
             layers.append(ACTIVATIONS[n.act_layer]())
-        self.network = nn.Sequential(*layers, nn.Linear(sizes[-1], outputs)).to(device)
+        self.network = nn.Sequential(*layers, nn.Linear(sizes[-1], outputs)).to(self.device)
         self.optimizer = torch.optim.Adam(self.network.parameters())
         self.facts = {"rows": len(rows), "parameters": sum(p.numel() for p in self.network.parameters())}
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import traceback
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,20 +36,18 @@ class Worker:
         context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         if forks:
             context.set_forkserver_preload(_PRELOAD)  # imported once for all of them
-        self._pool = ProcessPoolExecutor(1, context)
-        self._made: Future[Any] | None = self._pool.submit(_make, factory, arguments, threads)
+        begin = () if threads is None else (torch.set_num_threads, (threads,))
+        self._pool = ProcessPoolExecutor(1, context, *begin)
+        self._made = self._pool.submit(_told, _make, factory, *arguments)
 
-    def ready(self) -> Worker:
-        """Wait until the object is made; returns itself. Raises what making it raised."""
-        made, self._made = self._made, None
-        if made is not None:
-            _answer(made)
-        return self
+    def ready(self) -> None:
+        """Wait until the object is made. Raises what making it raised."""
+        _answer(self._made)
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the object. Raises the NernError that it raises; RuntimeError for any other failure."""
+        """Call a method of the object. Raises what it raises; NernError if the process ended."""
         self.ready()
-        return _answer(self._pool.submit(_call, method, arguments))
+        return _answer(self._pool.submit(_told, _call, method, *arguments))
 
     def __enter__(self) -> Worker:
         return self
@@ -60,54 +58,35 @@ class Worker:
 
 def in_process(function: Callable[..., Any], *arguments: Any, threads: int | None = None) -> Any:
     """What `function` gives in a process of its own."""
-    with Worker(_Call, function, threads=threads) as worker:
-        return worker.call("run", *arguments)
+    with Worker(partial, function, *arguments, threads=threads) as worker:
+        return worker.call("__call__")
 
 
-class _Call:
-    """A function as an object with a method."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.run = function
-
-
-def _answer(future: Future[Any]) -> Any:
+def _answer(future: Future[tuple[Any, list[str]]]) -> Any:
     try:
-        value, warned, failure = future.result()
+        value, warned = future.result()
     except BrokenProcessPool as error:
         raise NernError("a measuring process ended early (often for lack of memory)") from error
     for message in warned:
         if message not in _TOLD:
             _TOLD.add(message)
             warnings.warn(message, NernWarning, stacklevel=3)
-    if failure is not None:
-        raise NernError(value) if failure == "mistake" else RuntimeError(f"a measuring process failed:\n{value}")
     return value
 
 
-def _make(factory: Callable[..., Any], arguments: tuple[Any, ...], threads: int | None) -> Any:
-    def make() -> None:
-        global _subject
-        if threads is not None:
-            torch.set_num_threads(threads)
-        _subject = factory(*arguments)
-
-    return _told(make)
+def _make(factory: Callable[..., Any], *arguments: Any) -> None:
+    global _subject
+    _subject = factory(*arguments)
 
 
-def _call(method: str, arguments: tuple[Any, ...]) -> Any:
-    return _told(lambda: getattr(_subject, method)(*arguments))
+def _call(method: str, *arguments: Any) -> Any:
+    return getattr(_subject, method)(*arguments)
 
 
-def _told(work: Callable[[], Any]) -> tuple[Any, list[str], str | None]:
-    """What `work` gives, its warnings, and how it failed."""
+def _told(work: Callable[..., Any], *arguments: Any) -> tuple[Any, list[str]]:
+    """What `work` gives, and its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", NernWarning)
-        try:
-            value, failure = work(), None
-        except NernError as error:
-            value, failure = str(error), "mistake"
-        except Exception:
-            value, failure = traceback.format_exc(), "failure"
-    return value, [str(w.message) for w in caught], failure
+        value = work(*arguments)
+    return value, [str(w.message) for w in caught]

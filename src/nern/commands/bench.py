@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, get_type_hints
 
+import torch
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
-from nern.benchmarks import KINDS, OPTIONS, BenchSettings, bench, check_kind
+from nern.benchmarks.machine import machine, machine_text, versions
+from nern.benchmarks.order import bench_order
+from nern.benchmarks.reconstruct import bench_reconstruct
+from nern.benchmarks.run import bench_run
+from nern.benchmarks.scaling import bench_scaling
+from nern.benchmarks.settings import BenchSettings
+from nern.benchmarks.step import bench_step
 from nern.commands.line import (
     Command,
     MissingError,
@@ -21,7 +29,18 @@ from nern.commands.line import (
     own_config,
 )
 from nern.config import Config
+from nern.console import PLAIN
+from nern.errors import NernError, unknown_name
+from nern.files import write_json, write_text
 
+BENCHMARKS = {
+    "order": (bench_order, "exact greedy orderings: of random 3x3 kernels, and of a config's network"),
+    "step": (bench_step, "a training step over what plain PyTorch needs for the same work"),
+    "reconstruct": (bench_reconstruct, "all weights of a config's network from its predictor"),
+    "scaling": (bench_scaling, "building, ordering and a step over the size of the network"),
+    "run": (bench_run, "what a whole run of a config would take"),
+}
+OF = {f.name: f.metadata["of"] for f in fields(BenchSettings)}  # the benchmark that has an option; None: all
 BENCH_HELP = """Measure speed and memory on this machine: medians and quartiles, each after a warm-up.
 
 {kinds}
@@ -35,18 +54,16 @@ nern.fit's, hidden layers of 128). Orderings are solved anew; what is compared i
 
 def _bench_parser() -> ArgumentParser:
     usage = (
-        f"nern bench {{{' | '.join(KINDS)}}} [--repeats N] [--warmup N] [--threads N] [--json FILE] [--markdown FILE]\n"
+        f"nern bench {{{' | '.join(BENCHMARKS)}}} [--repeats N] [--warmup N] [--threads N] [--json FILE] [--markdown FILE]\n"
         "       [options of its own] [--config_path FILE] [--dotted.key VALUE ...]"
     )
-    text = BENCH_HELP.format(kinds="\n".join(f"  {name:<12} {about}" for name, about in KINDS.items()))
-    parser = command_parser(text, usage)
+    kinds = "\n".join(f"  {name:<12} {about}" for name, (_, about) in BENCHMARKS.items())
+    parser = command_parser(BENCH_HELP.format(kinds=kinds), usage)
     parser.add_argument("what", type=str, nargs="?", default=None, help="the benchmark")
-    for name, hint in get_type_hints(BenchSettings).items():
-        option, default = OPTIONS[name], getattr(BenchSettings, name)
-        about = f"{option.of}: {option.about}" if option.of else option.about
-        several: dict[str, Any] = {"nargs": "+"} if name == "precisions" else {}
-        kind = str if several else hint
-        parser.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=about, **several)
+    hints = get_type_hints(BenchSettings)
+    for f in fields(BenchSettings):
+        kind: dict[str, Any] = {"type": str, "nargs": "+"} if f.name == "precisions" else {"type": hints[f.name]}
+        parser.add_argument(f"--{f.name}", default=f.default, metavar="N", help=f.metadata["about"], **kind)
     json_option(parser)
     parser.add_argument("--markdown", type=str, default=None, metavar="FILE", help="also write the tables here")
     config_options(parser)
@@ -57,23 +74,48 @@ def _bench_file(argv: Sequence[str]) -> str:
     return own_config("scaling" if "scaling" in argv else "quickstart")
 
 
+def _check(what: str | None, given: Sequence[str]) -> str:
+    """The name of a benchmark, if it is one that has all options given."""
+    if what is None:
+        raise MissingError(f"the name of a benchmark is required: {', '.join(BENCHMARKS)}")
+    if what not in BENCHMARKS:
+        raise unknown_name("benchmark", what, BENCHMARKS)
+    for name in given:
+        if OF.get(name) not in (None, what):
+            own = ", ".join(f"--{option}" for option, of in OF.items() if of == what)
+            raise NernError(f"--{name} belongs to nern bench {OF[name]}; {what} has {own or 'no options of its own'}")
+    return what
+
+
 def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    if given["what"] is None:
-        raise MissingError(f"the name of a benchmark is required: {', '.join(KINDS)}")
-    what = check_kind(given["what"], option_names(argv))
-    settings = BenchSettings(**{name: given[name] for name in OPTIONS})
-    command = shlex.join(["nern", "bench", *given["typed"]])
-    bench(
-        what,
-        config_given(given, Config),
-        settings,
-        console,
-        given["json"],
-        given["markdown"],
-        command,
-    )
+    what = _check(given["what"], option_names(argv))
+    settings = BenchSettings(**{name: given[name] for name in OF}).check()
+    config, command = config_given(given, Config), shlex.join(["nern", "bench", *given["typed"]])
+    with console.status(f"nern bench {what}") as status:
+        measure, _ = BENCHMARKS[what]
+        sheets, results = measure(config, settings, lambda text: status.update(f"nern bench {what}: {text}"))
+    threads = settings.threads or torch.get_num_threads()
+    hardware, software = machine(), versions()
+    about = f"n = {settings.repeats}, seed {config.seed}; {machine_text(hardware, software, threads)}"
+    for sheet in sheets:
+        console.print(sheet.rich())
+        console.print(sheet.note, style="dim", highlight=False)
+    console.print(about, style="dim", **PLAIN)
+    if given["markdown"] is not None:
+        texts = [f"`{command}`", *(sheet.markdown() for sheet in sheets), about]
+        write_text(given["markdown"], "\n\n".join(texts) + "\n")
+    if given["json"] is not None:
+        facts = {
+            "benchmark": what,
+            "command": command,
+            "settings": {name: given[name] for name, of in OF.items() if of in (None, what)} | {"threads": threads},
+            "seed": config.seed,
+            "n": settings.repeats,
+            "machine": hardware,
+            "versions": software,
+            "config": config.to_dict(),
+        }
+        write_json(given["json"], facts | {"results": results})
 
 
-COMMANDS = {
-    "bench": Command(_bench_parser, _run_bench, Config, _bench_file),
-}
+COMMANDS = {"bench": Command(_bench_parser, _run_bench, Config, _bench_file)}

@@ -2,6 +2,6 @@
 
 from nern.sweep.file import PlannedRun, load_sweep
 from nern.sweep.run import sweep
-from nern.sweep.table import COLUMNS, read_tables
+from nern.sweep.table import COLUMNS
 
-__all__ = ["COLUMNS", "PlannedRun", "load_sweep", "read_tables", "sweep"]
+__all__ = ["COLUMNS", "PlannedRun", "load_sweep", "sweep"]

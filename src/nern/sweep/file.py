@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,6 @@ SIZE = "nern.hidden_layer_size"
 ORDER = "nern.embeddings.permutations.permute_mode"
 OWN = {"logging.exp_name": "the name of the run", "logging.log_dir": "the sweep's folder (--out)"}
 _NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+=-]{0,150}")
-
-Point = tuple[tuple[str, Any], ...]  # a point of the grid: each key with its value
 
 
 @dataclass(frozen=True)
@@ -51,38 +50,39 @@ def load_sweep(path: str | Path, folder: str | Path, options: Mapping[str, Any] 
     Raises:
         NernError: the file is missing or malformed; a key is unknown; two runs have one name; a config cannot work.
     """
-    options = dict(options or {})
-    values = load_yaml(path, "sweep file", parse_yaml)
-    values = _mapping(values, f"{path}", KEYS, "key of a sweep file")
-    typed = _settings(options, "command line")
+    path, options = Path(path), options or {}
+    values = _mapping(load_yaml(path, "sweep file", parse_yaml), str(path), KEYS, "key of a sweep file")
+    typed, common = _settings(options, "command line"), _settings(values.get("settings", {}), f"{path}: settings")
     grid, seeds = _grid(values.get("grid"), str(path)), _seeds(values.get("seeds"), str(path))
-    for key in grid:
-        if key in options:
-            raise NernError(f"{path}: grid varies {key}, --{key} sets it for all runs; drop one of the two")
+    if both := [key for key in grid if key in options]:
+        raise NernError(f"{path}: grid varies {both[0]}, --{both[0]} sets it for all runs; drop one of the two")
     if "seed" in options:
         seeds = [typed.pop("seed")]
-    common, own = _settings(values.get("settings", {}), f"{path}: settings"), list(_runs(values.get("runs"), str(path)))
-    files: dict[Path, dict[str, Any]] = {}
     planned: list[PlannedRun] = []
-    for run, point in itertools.product(own, _points(grid)):
-        variant = "-".join([*([run["name"]] if "name" in run else []), *(_text(key, value) for key, value in point)])
-        variant = variant or re.sub(r"[^A-Za-z0-9_+-]", "-", Path(path).stem)
-        where = f"{path}, run {variant}"
-        if not _NAME.fullmatch(variant):
-            raise NernError(f"{where}: its name is empty, too long or cannot be a folder's; set name under runs")
-        merged = over(_config_file(run.get("config", values.get("config")), Path(path), files), common)
-        merged = over(merged, _settings(run.get("settings", {}), f"{where}: settings"))
-        merged = over(over(merged, nested(dict(point))), typed)
-        if seeds and _has(_settings(run.get("settings", {}), where), "seed"):
-            raise NernError(f"{where}: settings has seed, and there are seeds (={seeds}); drop one of the two")
-        for seed in seeds or [merged.get("seed", 0)]:
-            name = f"{variant}-s{seed}"
-            logging = {"exp_name": name, "log_dir": str(Path(folder) / "runs")}
+    for run in _runs(values.get("runs"), str(path)):
+        own = _settings(run.get("settings", {}), f"{path}, run {run.get('name')}: settings")
+        if seeds and _has(own, "seed"):
+            raise NernError(
+                f"{path}, run {run['name']}: settings has seed, and there are seeds (={seeds}); drop one of the two"
+            )
+        base = over(over(_config_file(run.get("config", values.get("config")), path), common), own)
+        for point in itertools.product(*grid.values()):
+            at = dict(zip(grid, point, strict=True))
+            variant = "-".join([*filter(None, [run.get("name")]), *(_text(key, value) for key, value in at.items())])
+            variant = variant or re.sub(r"[^A-Za-z0-9_+-]", "-", path.stem)
+            where = f"{path}, run {variant}"
+            if not _NAME.fullmatch(variant):
+                raise NernError(f"{where}: its name is empty, too long or cannot be a folder's; set name under runs")
+            merged = over(over(base, nested(at)), typed)
+            logging = {"exp_name": variant, "log_dir": str(Path(folder) / "runs")}
             try:
-                config = Config.from_dict(over(merged, {"seed": seed, "logging": logging}))
+                config = Config.from_dict(over(merged, {"logging": logging} | ({"seed": seeds[0]} if seeds else {})))
             except NernError as error:
                 raise NernError(f"{where}: {error}") from error
-            planned.append(PlannedRun(name, _series(run, point, config), config))
+            for seed in seeds or [config.seed]:
+                own_config = copy.deepcopy(config)
+                own_config.seed, own_config.logging.exp_name = seed, f"{variant}-s{seed}"
+                planned.append(PlannedRun(own_config.logging.exp_name, _series(run, at, config), own_config))
     names = [run.name for run in planned]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise NernError(f"{path}: several runs are named {', '.join(twice)}; give runs names that differ")
@@ -114,16 +114,11 @@ def _has(values: Any, key: str) -> bool:
     return nested_value(values, key, missing) is not missing
 
 
-def _config_file(name: Any, sweep: Path, read: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+def _config_file(name: Any, sweep: Path) -> dict[str, Any]:
     """Values of a config file that is named relative to the sweep file; null: none."""
-    if name is None:
-        return {}
-    if not isinstance(name, str):
+    if not isinstance(name, str | None):
         raise NernError(f"{sweep}: config names a config file, not {name!r}")
-    path = sweep.parent / Path(name).expanduser()
-    if path not in read:
-        read[path] = read_config_file(path, Config)
-    return read[path]
+    return {} if name is None else read_config_file(sweep.parent / Path(name).expanduser(), Config)
 
 
 def _grid(values: Any, where: str) -> dict[str, list[Any]]:
@@ -143,37 +138,30 @@ def _grid(values: Any, where: str) -> dict[str, list[Any]]:
     return values
 
 
-def _points(grid: Mapping[str, list[Any]]) -> list[Point]:
-    return [tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
-
 def _seeds(values: Any, where: str) -> list[int]:
     if values is None:
         return []
     good = isinstance(values, list) and values and all(type(v) is int and v >= 0 for v in values)
     if not good or len(set(values)) < len(values):
-        raise NernError(
-            f"{where}: seeds is a list of different whole numbers from 0 on, such as [0, 1, 2], not {values!r}"
-        )
+        what = "seeds is a list of different whole numbers from 0 on, such as [0, 1, 2]"
+        raise NernError(f"{where}: {what}, not {values!r}")
     return values
 
 
-def _runs(values: Any, where: str) -> Iterator[dict[str, Any]]:
+def _runs(values: Any, where: str) -> list[dict[str, Any]]:
     if values is None:
-        yield {}
-        return
+        return [{}]
     if not isinstance(values, list) or not values:
         raise NernError(f"{where}: runs is a list of entries with {', '.join(RUN_KEYS)}, not {values!r}")
     for number, run in enumerate(values, 1):
         here = f"{where}: entry {number} of runs"
-        run = _mapping(run, here, RUN_KEYS, "key of a run")
-        if not isinstance(run.get("name"), str) or not _NAME.fullmatch(run["name"]):
-            raise NernError(
-                f"{here}: name (={run.get('name')!r}) must be a text of letters, digits and . _ + = - (quote numbers)"
-            )
-        if not isinstance(run.get("series", ""), str):
-            raise NernError(f"{here}: series (={run['series']!r}) must be a text")
-        yield run
+        name, series = (_mapping(run, here, RUN_KEYS, "key of a run").get(key, "") for key in ("name", "series"))
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            what = "must be a text of letters, digits and . _ + = - (quote numbers)"
+            raise NernError(f"{here}: name (={run.get('name')!r}) {what}")
+        if not isinstance(series, str):
+            raise NernError(f"{here}: series (={series!r}) must be a text")
+    return values
 
 
 def _text(key: str, value: Any) -> str:
@@ -183,18 +171,18 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, list):
         return "_".join(_text(key, v) for v in value)
     text = "none" if value is None else str(value)
-    if isinstance(value, int | float):
-        text = text.replace("-", "minus") if text.startswith("-") else text
+    if isinstance(value, int | float) and text.startswith("-"):
+        text = text.replace("-", "minus")
     return re.sub(r"[^A-Za-z0-9._+=-]+", "-", text).strip("-") or "empty"
 
 
-def _series(run: Mapping[str, Any], point: Point, config: Config) -> str:
+def _series(run: Mapping[str, Any], at: Mapping[str, Any], config: Config) -> str:
+    """The series of a run at a point of the grid."""
     named = run.get("series") or run.get("name")
     told = (SIZE, ORDER) if named else (SIZE, ORDER, "recipe")
-    others = [_pair(key, value) for key, value in point if key not in told]
+    others = []
+    for key, value in at.items():
+        if key not in told:
+            text = _text(key, value)
+            others.append(text if isinstance(value, bool) else f"{key.rpartition('.')[2]} {text}")
     return ", ".join([named or f"{config.recipe} recipe", *others])
-
-
-def _pair(key: str, value: Any) -> str:
-    text = _text(key, value)
-    return text if isinstance(value, bool) else f"{key.rpartition('.')[2]} {text}"

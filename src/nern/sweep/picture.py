@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
 
 from nern.analysis.style import INK
 from nern.files import atomic_path
@@ -21,6 +21,7 @@ LINES = ("-", "--", ":", "-.")
 MARKS = ("D", "^", "s", "*", "v", "p", "h", "8")
 LINEAR_DOWN_TO = -6.0  # points; a wider range is drawn linear near the original and logarithmic below
 COLUMNS = 3
+ORIGINAL = "the original network"
 
 Mark = tuple[str, int, float]  # label, parameters, gap
 
@@ -37,30 +38,34 @@ def draw(
     """
     panels = groups_of(rows)
     marks = {panel: list((published or {}).get(panel, [])) for panel in panels}
-    columns = 2 if len(panels) == 4 else max(min(len(panels), COLUMNS), 1)
-    lines = max(-(-len(panels) // columns), 1)
     labels = list(dict.fromkeys(group.label for groups in panels.values() for group in groups))
-    others = list(dict.fromkeys(mark[0] for own in marks.values() for mark in own))
-    per_line = columns + (columns == 1)
-    legend_height = 0.22 * (1 + -(-(len(labels) + len(others) + 1) // per_line))
-    figure = Figure(figsize=(7.5 if columns == 1 else 5.2 * columns, 4.0 * lines + legend_height), layout="constrained")
+    others = list(dict.fromkeys(label for own in marks.values() for label, _, _ in own))
+    columns = 2 if len(panels) == 4 else max(min(len(panels), COLUMNS), 1)
+    lines, per_line = max(-(-len(panels) // columns), 1), max(columns, 2)
+    height = 4.0 * lines + 0.22 * (1 + -(-(len(labels) + len(others) + 1) // per_line))
+    figure = Figure(figsize=(7.5 if columns == 1 else 5.2 * columns, height), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     handles: dict[str, Any] = {}
     for axes, (panel, groups) in zip(grid, panels.items(), strict=False):
         axes.set_title(" on ".join(panel), color=INK, fontsize=11, parse_math=False)
-        handles["the original network"] = axes.axhline(0, color=INK, lw=1, ls="--")
-        gaps = _draw_marks(axes, marks[panel], others, handles) + _draw_groups(axes, groups, labels, handles)
-        sizes = [group.parameters for group in groups] + [parameters for _, parameters, _ in marks[panel]]
+        handles[ORIGINAL] = axes.axhline(0, color=INK, lw=1, ls="--")
+        for label, parameters, gap in marks[panel]:
+            marker = MARKS[others.index(label) % len(MARKS)]
+            style = {"s": 62, "facecolors": "none", "edgecolors": INK, "linewidths": 1.3, "zorder": 6}
+            handles[label] = axes.scatter([parameters], [gap], marker=marker, **style)
+        for number, label in enumerate(labels):
+            if curve := _draw_curve(axes, [group for group in groups if group.label == label], look(number)):
+                handles[label] = curve
         represented = {row["represented"] for group in groups for row in group.rows}
         whole = represented.pop() if len(represented) == 1 else None
         axes.set_xlabel("parameters of the predictor" + (f" (the network's weights: {whole:,})" if whole else ""))
-        _scale(axes, sizes, gaps)
+        _scale(axes, [group.parameters for group in groups] + [parameters for _, parameters, _ in marks[panel]])
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    ordered = {label: handles[label] for label in [*labels, "the original network", *others] if label in handles}
+    shown = {label: handles[label] for label in [*labels, ORIGINAL, *others] if label in handles}
     legend = figure.legend(
-        list(ordered.values()), list(ordered), loc="outside lower center", ncols=per_line, frameon=False, fontsize=8,
+        list(shown.values()), list(shown), loc="outside lower center", ncols=per_line, frameon=False, fontsize=8,
         title="means over seeds, bars: standard deviations, dots: single runs; hollow: published", title_fontsize=8,
     )  # fmt: skip
     for text in legend.get_texts():
@@ -76,36 +81,22 @@ def look(number: int) -> dict[str, str]:
     return {"color": COLOURS[number], "marker": marker, "ls": LINES[again % len(LINES)]}
 
 
-def _draw_marks(axes: Any, marks: Sequence[Mark], labels: Sequence[str], handles: dict[str, Any]) -> list[float]:
-    for label, parameters, gap in marks:
-        style = {"s": 62, "facecolors": "none", "edgecolors": INK, "linewidths": 1.3, "zorder": 6}
-        marker = MARKS[labels.index(label) % len(MARKS)]
-        handles[label] = axes.scatter([parameters], [gap], marker=marker, **style)
-    return [gap for _, _, gap in marks]
+def _draw_curve(axes: Any, groups: Sequence[Group], style: Mapping[str, str]) -> Any:
+    """Draw the groups of one label; returns what the legend shows; None: they have no gaps."""
+    known = [(group.parameters, [row["gap"] for row in group.rows if row["gap"] is not None]) for group in groups]
+    points = [(size, gaps) for size, gaps in known if gaps]
+    if not points:
+        return None
+    spreads = [statistics.stdev(gaps) if len(gaps) > 1 else 0.0 for _, gaps in points]
+    single = [(size, gap) for size, gaps in points if len(gaps) > 1 for gap in gaps]
+    if single:
+        axes.scatter(*zip(*single, strict=True), s=9, color=style["color"], alpha=0.4, lw=0, zorder=3)
+    sizes, means = [size for size, _ in points], [statistics.fmean(gaps) for _, gaps in points]
+    bars = spreads if any(spreads) else None
+    return axes.errorbar(sizes, means, yerr=bars, ms=5.5, lw=1.6, capsize=3, elinewidth=1.2, **style)
 
 
-def _draw_groups(axes: Any, groups: Sequence[Group], labels: Sequence[str], handles: dict[str, Any]) -> list[float]:
-    """Draw curves; returns the gaps that must be seen."""
-    curves: dict[str, list[tuple[int, list[float]]]] = {}
-    for group in groups:
-        if gaps := [row["gap"] for row in group.rows if row["gap"] is not None]:
-            curves.setdefault(group.label, []).append((group.parameters, gaps))
-    seen: list[float] = []
-    for label, points in curves.items():
-        style = look(labels.index(label))
-        sizes, means = [size for size, _ in points], [statistics.fmean(gaps) for _, gaps in points]
-        spreads = [statistics.stdev(gaps) if len(gaps) > 1 else 0.0 for _, gaps in points]
-        single = [(size, gap) for size, gaps in points if len(gaps) > 1 for gap in gaps]
-        if single:
-            axes.scatter(*zip(*single, strict=True), s=9, color=style["color"], alpha=0.4, lw=0, zorder=3)
-        bars = spreads if any(spreads) else None
-        handles[label] = axes.errorbar(sizes, means, yerr=bars, ms=5.5, lw=1.6, capsize=3, elinewidth=1.2, **style)
-        seen += [mean + sign * spread for mean, spread in zip(means, spreads, strict=True) for sign in (-1, 1)]
-        seen += [gap for _, gap in single]
-    return seen
-
-
-def _scale(axes: Any, sizes: Sequence[int], gaps: Sequence[float]) -> None:
+def _scale(axes: Any, sizes: Sequence[int]) -> None:
     """Logarithmic in parameters; linear in the gap, or, over a wide range, logarithmic away from the original."""
     low, high = min(sizes), max(sizes)
     room = max(high / low, 1.5) ** 0.08
@@ -114,10 +105,10 @@ def _scale(axes: Any, sizes: Sequence[int], gaps: Sequence[float]) -> None:
     ticks = (1, 2, 5) if high / low > 5 else (1, 1.5, 2, 3, 5, 7) if high / low > 2 else (1, *range(2, 10), 1.5)
     axes.xaxis.set_major_locator(LogLocator(subs=ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(_count))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, which="major", alpha=0.25)
-    worst, best = min([*gaps, 0.0]), max([*gaps, 0.0])
+    worst, best = axes.dataLim.intervaly
     if worst >= LINEAR_DOWN_TO:
         margin = 0.06 * max(best - worst, 0.5)
         axes.set_ylim(worst - margin, best + margin)
@@ -131,7 +122,3 @@ def _scale(axes: Any, sizes: Sequence[int], gaps: Sequence[float]) -> None:
     axes.set_ylim(bottom, top)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
-
-
-def _count(value: float, _: Any) -> str:
-    return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"

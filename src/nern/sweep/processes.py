@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nern.training.interrupt import Interrupted, StopRequest
@@ -17,7 +17,7 @@ POLL_SECONDS = 0.05
 TAIL_LINES = 4  # of a log, to tell why a command failed
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Job:
     """A command to run.
 
@@ -26,110 +26,90 @@ class Job:
         command: with its arguments.
         log: file that gets what it prints.
         append: after what the file holds already.
+        seconds: that it took, once it has ended.
+        error: why it failed; None: it did not.
     """
 
     name: str
     command: Sequence[str]
     log: Path
     append: bool = False
+    seconds: float = 0.0
+    error: str | None = None
+    process: subprocess.Popen[bytes] = field(init=False)
+    _log_start: int = 0
 
+    def start(self, variables: Mapping[str, str]) -> None:
+        """Start the process, with these environment variables besides those of this one."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab" if self.append else "wb") as log:
+            self._log_start, self.seconds = log.tell(), -time.monotonic()
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | variables,
+                start_new_session=True,  # Ctrl-C in the terminal reaches this process alone, which passes it on once
+            )
 
-@dataclass(frozen=True)
-class Ended:
-    """A command that has ended: after how many seconds, and why it failed (None: it did not)."""
-
-    job: Job
-    seconds: float
-    error: str | None
-
-
-@dataclass
-class _Running:
-    job: Job
-    process: subprocess.Popen[bytes]
-    since: float
-    log_start: int
+    def end(self) -> None:
+        """Note how long the process took and why it failed: the error that it printed, or the last lines of what it did."""
+        self.seconds += time.monotonic()
+        code = self.process.returncode
+        if code == 0:
+            return
+        text = self.log.read_bytes()[self._log_start :].decode("utf-8", "replace")
+        lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+        errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+        told = "\n".join(lines[errors[-1] :] if errors else lines[-TAIL_LINES:]).removeprefix("error: ")
+        if code < 0:
+            names = {number.value: number.name for number in signal.Signals}
+            memory = " (was there memory enough?)" if -code == signal.SIGKILL else ""
+            told = f"ended by {names.get(-code, f'signal {-code}')}{memory}\n{told}".rstrip()
+        self.error = told or f"exit status {code}, nothing printed"
 
 
 def run_side_by_side(
     jobs: Sequence[Job],
     places: Sequence[Mapping[str, str]],
     on_start: Callable[[Job], None] = lambda job: None,
-    on_end: Callable[[Ended], None] = lambda ended: None,
-) -> list[Ended]:
+    on_end: Callable[[Job], None] = lambda job: None,
+) -> None:
     """Run all jobs, at most one in each place at a time; one that fails does not keep others from running.
 
     Args:
         places: environment variables that a job in this place gets besides those of this process.
         on_start, on_end: called in this process.
 
-    Returns:
-        What ended, in that order.
-
     Raises:
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP; running jobs got SIGTERM and have ended. A second Ctrl-C kills them.
     """
-    waiting, free = deque(jobs), deque(range(len(places)))
-    running: dict[int, _Running] = {}
-    ended: list[Ended] = []
+    waiting, free = deque(jobs), deque(places)
+    running: dict[Job, Mapping[str, str]] = {}
     told = False
     with StopRequest() as stop:
         try:
             while running or (waiting and stop.signal_number is None):
                 if stop.signal_number is not None and not told:
                     told = True
-                    for one in running.values():
-                        one.process.terminate()
+                    for job in running:
+                        job.process.terminate()
                 while waiting and free and not told:
-                    place = free.popleft()
-                    running[place] = _start(waiting.popleft(), places[place])
-                    on_start(running[place].job)
-                for place, one in list(running.items()):
-                    if one.process.poll() is not None:
-                        del running[place]
-                        free.append(place)
-                        if told and one.process.returncode:  # it was told to stop
-                            continue
-                        ended.append(Ended(one.job, time.monotonic() - one.since, _failure(one)))
-                        on_end(ended[-1])
+                    job, place = waiting.popleft(), free.popleft()
+                    job.start(place)
+                    running[job] = place
+                    on_start(job)
+                for job in [job for job in running if job.process.poll() is not None]:
+                    free.append(running.pop(job))
+                    if not (told and job.process.returncode):  # else it was told to stop
+                        job.end()
+                        on_end(job)
                 if running:
                     time.sleep(POLL_SECONDS)
         finally:  # an error here, or a second Ctrl-C
-            for one in running.values():
-                one.process.kill()
-                one.process.wait()
+            for job in running:
+                job.process.kill()
+                job.process.wait()
         if stop.signal_number is not None:
             raise Interrupted(stop.signal_number, f"stopped by {signal.Signals(stop.signal_number).name}")
-    return ended
-
-
-def _start(job: Job, place: Mapping[str, str]) -> _Running:
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("ab" if job.append else "wb") as log:
-        process = subprocess.Popen(
-            job.command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | place,
-            start_new_session=True,  # Ctrl-C in the terminal reaches this process alone, which passes it on once
-        )
-        return _Running(job, process, time.monotonic(), log.tell() if job.append else 0)
-
-
-def _failure(one: _Running) -> str | None:
-    """Why a process failed: the error that it printed, or the last lines of what it did."""
-    code = one.process.returncode
-    if code == 0:
-        return None
-    with one.job.log.open("rb") as log:
-        log.seek(one.log_start)
-        lines = [line.rstrip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-    told = "\n".join(lines[errors[-1] :] if errors else lines[-TAIL_LINES:]).removeprefix("error: ")
-    if code < 0:
-        by = f"ended by {signal.Signals(-code).name}" if -code in set(signal.Signals) else f"ended by signal {-code}"
-        return (
-            f"{by} (was there memory enough?)\n{told}".rstrip() if -code == signal.SIGKILL else f"{by}\n{told}".rstrip()
-        )
-    return told or f"exit status {code}, nothing printed"

@@ -5,14 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nern.errors import NernError
-from nern.files import existing_file, write_text
 from nern.sweep.file import PlannedRun
 
 Row = dict[str, Any]  # a value for each of COLUMNS; None where there is none
@@ -35,6 +32,7 @@ COLUMNS: dict[str, type] = {
     **dict.fromkeys(("precision", "nern", "torch", "python", "config", "command"), str),
 }
 NEEDED = ("name", "series", "seed", "network", "task", "order", "parameters")
+KINDS = {int: "a whole number", float: "a number", str: "a text"}
 ORDERS = {"crossfilter": "cross-filter", "infilter": "in-filter", "none": "no ordering"}
 DIGITS = {"share": 6, "relative_error": 6, "divergence_test": 6, "seconds": 1}
 
@@ -53,7 +51,7 @@ def row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
     """
     try:
         found = _found(run, metrics, hardware) | {"config": config, "command": command}
-        return {name: _checked(name, found[name]) for name in COLUMNS}
+        return {name: checked(name, found[name]) for name in COLUMNS}
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise NernError(f"{type(error).__name__}: {error}") from error
 
@@ -76,8 +74,6 @@ def _found(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
         "parameters": sizes["predictor_parameters"],
         "share": sizes["predictor_share"],
         "ordering_bytes": sizes["ordering_bytes"],
-        "original_test": _original(metrics, "test"),
-        "original_held_out": _original(metrics, "held_out"),
         "agreement_test": _figure(last, "test", "agreement"),
         "divergence_test": _figure(last, "test", "divergence"),
         "relative_error": relative_error(metrics.get("layers") or []),
@@ -88,28 +84,25 @@ def _found(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
         **{name: versions.get(name) for name in ("nern", "torch", "python")},
     }
     records = {"last": last, "best": best} | {name: earlier.get(name, {}) for name in ("reconstruction", "refinement")}
-    for name, record in records.items():
-        found |= {f"{name}_{images}": _figure(record, images, "top1") for images in ("test", "held_out")}
-    both = (found["last_test"], found["original_test"])
+    for images in ("test", "held_out"):
+        found[f"original_{images}"] = _original(metrics, images)
+        found |= {f"{name}_{images}": _figure(record, images, "top1") for name, record in records.items()}
+    both = found["last_test"], found["original_test"]
     return found | {"gap": None if None in both else both[0] - both[1]}
 
 
-def _checked(name: str, value: Any) -> Any:
+def checked(name: str, value: Any) -> Any:
     """A value of a column. Raises ValueError for one of another kind."""
     kind: Any = COLUMNS[name]
     if value is None and name not in NEEDED:
         return None
-    kinds: Any = (int, float) if kind is float else kind
-    if isinstance(value, bool) or not isinstance(value, kinds):
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise ValueError(f"{name} (={value!r:.60}) must be {KINDS[kind]}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} (={value}) must be finite")
     if name == "parameters" and not value > 0:
         raise ValueError(f"{name} (={value}) must be at least 1")
     return value
-
-
-KINDS = {int: "a whole number", float: "a number", str: "a text"}
 
 
 def _figure(record: Mapping[str, Any], images: str, name: str) -> float | None:
@@ -145,62 +138,11 @@ def table_text(rows: Iterable[Row]) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _cell(name, row[name]) for name in COLUMNS} for row in rows)
+    for row in rows:
+        numbers = {name: row[name] for name, kind in COLUMNS.items() if kind is float and row[name] is not None}
+        texts = {name: f"{value:.{DIGITS.get(name, 4)}f}" for name, value in numbers.items()}
+        writer.writerow({name: row[name] for name in COLUMNS} | texts)
     return stream.getvalue()
-
-
-def _cell(name: str, value: Any) -> Any:
-    return f"{value:.{DIGITS.get(name, 4)}f}" if COLUMNS[name] is float and value is not None else value
-
-
-def write_table(path: Path, rows: Iterable[Row]) -> None:
-    """Write the CSV, atomically."""
-    write_text(path, table_text(rows))
-
-
-def read_tables(paths: Iterable[str | Path]) -> list[Row]:
-    """The rows of CSV files, one file after the other; unknown columns are left out, absent ones empty.
-
-    Raises:
-        NernError: a file is missing or no such table, or a value is not of its column's kind.
-    """
-    rows: list[Row] = []
-    for path in paths:
-        try:
-            text = existing_file(path, "table of a sweep").read_text(encoding="utf-8-sig")  # spreadsheets write a mark
-            for line in csv.DictReader(io.StringIO(text, newline=""), strict=True):
-                values = {name: COLUMNS[name](line[name]) if line.get(name) else None for name in COLUMNS}
-                rows.append({name: _checked(name, value) for name, value in values.items()})
-        except (csv.Error, ValueError, TypeError) as error:
-            if isinstance(error, NernError):
-                raise
-            raise NernError(f"{path} is not a table of `nern sweep`: row {len(rows) + 1}: {error}") from error
-    return rows
-
-
-# --- over seeds ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation (None: of a single value) of n values."""
-
-    mean: float
-    deviation: float | None
-    n: int
-
-    @staticmethod
-    def of(values: Iterable[float | None]) -> Spread | None:
-        """Of the values there are; None: there is none."""
-        known = [value for value in values if value is not None]
-        if not known:
-            return None
-        return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
-
-    def text(self, digits: int, sign: bool = False) -> str:
-        """`91.29 ± 0.10`, or without ± of a single value."""
-        shown = f"{self.mean:{'+' if sign else ''}.{digits}f}"
-        return shown if self.deviation is None else f"{shown} ± {self.deviation:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -220,10 +162,6 @@ class Group:
         """Of the predictor."""
         return int(self.rows[0]["parameters"])
 
-    def spread(self, column: str) -> Spread | None:
-        """Of a column, over the seeds."""
-        return Spread.of(row[column] for row in self.rows)
-
 
 def groups_of(rows: Iterable[Row]) -> dict[tuple[str, str], list[Group]]:
     """Groups of each network and task; both in the order of rows, groups of a series and ordering by parameters.
@@ -231,27 +169,20 @@ def groups_of(rows: Iterable[Row]) -> dict[tuple[str, str], list[Group]]:
     Raises:
         NernError: a group holds a seed twice: its runs differ in more than the seed, a mean of them says nothing.
     """
-    panels: dict[tuple[str, str], dict[tuple, list[Row]]] = {}
+    panels: dict[tuple[str, str], dict[tuple, dict[int, Row]]] = {}
     for row in rows:
-        key = (row["series"], row["order"], row["parameters"], row["hidden"], row["steps"])
-        panels.setdefault((row["network"], row["task"]), {}).setdefault(key, []).append(row)
-    found = {}
-    for panel, groups in panels.items():
-        lines = list(dict.fromkeys(key[:2] for key in groups))
-        for group in groups.values():
-            _check_seeds(group)
-        in_order = sorted(groups, key=lambda key: (lines.index(key[:2]), key[2]))
-        found[panel] = [Group(groups[key]) for key in in_order]
-    return found
-
-
-def _check_seeds(rows: Sequence[Row]) -> None:
-    by_seed: dict[int, str] = {}
-    for row in rows:
+        key = row["series"], row["order"], row["parameters"], row["hidden"], row["steps"]
+        by_seed = panels.setdefault((row["network"], row["task"]), {}).setdefault(key, {})
         if row["seed"] in by_seed:
             raise NernError(
-                f"runs {by_seed[row['seed']]} and {row['name']} are both of series {row['series']!r}, ordering "
+                f"runs {by_seed[row['seed']]['name']} and {row['name']} are both of series {row['series']!r}, ordering "
                 f"{row['order']}, {row['parameters']:,} parameters and seed {row['seed']}: they differ in more than the "
                 "seed and cannot be averaged. Give them different series in the sweep file; nothing is trained again."
             )
-        by_seed[row["seed"]] = row["name"]
+        by_seed[row["seed"]] = row
+    found = {}
+    for panel, groups in panels.items():
+        lines = list(dict.fromkeys(key[:2] for key in groups))
+        in_order = sorted(groups, key=lambda key: (lines.index(key[:2]), key[2]))
+        found[panel] = [Group(list(groups[key].values())) for key in in_order]
+    return found
