@@ -139,7 +139,7 @@ def test_scaling_draws_a_figure(folder: Path) -> None:
         assert of["memory_over_weights"] > 0
     assert found["results"]["mode"] == "none"
     assert found["config"]["nern"]["reconstruction_rows"] == "drawn"
-    assert matplotlib.image.imread(folder / "scaling.png").shape[:2] == pytest.approx((559, 1365), abs=5)
+    assert matplotlib.image.imread(folder / "scaling.png").shape[:2] == pytest.approx((860, 2100), abs=5)
 
 
 def test_run_adds_up_the_parts(folder: Path) -> None:
