@@ -283,6 +283,15 @@ def test_the_original_in_the_curve_is_of_the_images_of_the_curve() -> None:
         assert flat["original, test images"].get_color() == curves["test images (60)"].get_color()
 
 
+def test_losses_of_every_term_are_drawn() -> None:
+    records = [{"step": step, "lr": 0.1, "total": 3.0, "phase": "p", "task": 1.0, "own_term": 2.0} for step in (0, 9)]
+    axes = draw_training(NARROW, History(records, []), {}).axes[0]
+    assert {str(line.get_label()): list(line.get_ydata()) for line in axes.lines} == {
+        "task": [1, 1],
+        "own term": [2, 2],
+    }
+
+
 # The page
 
 

@@ -21,6 +21,7 @@ COLOURS = {
     "distillation": style.GREEN,
     "task": style.SERIES[4],
 }
+NO_TERMS = ("step", "lr", "total", "phase")  # what records of losses hold besides
 SETS = {"test": "test images", "held_out": "held-out training images"}
 ROW, GAP = 11, 4  # of the names of phases: points of a row, pixels between names
 MOST_NAMES = 24  # layers with their names in the picture of a run
@@ -134,7 +135,11 @@ def _over_steps(axes: Any, last: int) -> None:
 def _draw_losses(axes: Any, records: Records) -> None:
     style.heading(axes, "Losses")
     style.label(axes, y="loss, unweighted (log scale)")
-    for name, colour in COLOURS.items():
+    numbers = [name for record in records for name, value in record.items() if isinstance(value, float)]
+    terms = dict.fromkeys(name for name in numbers if name not in NO_TERMS)
+    others = iter(style.SERIES[5:] * len(terms))  # of terms that users register
+    for name in terms:
+        colour = COLOURS.get(name) or next(others)
         points = [(record["step"], record[name]) for record in records if record.get(name, 0) > 0]
         if points:
             axes.plot(*zip(*points, strict=True), color=colour, lw=1.3, label=name.replace("_", " "))
