@@ -57,7 +57,7 @@ SETTINGS: dict[str, Any] = {
     "quantisation.bits": 5.0,
     "quantisation.images": 8,
 }
-FEW = PackOptions(images=8)  # images to measure on
+PLAIN = "distillation"  # a checkpoint that was not trained to be rounded
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +81,23 @@ def configure(original: Path) -> Callable[..., Config]:
 
 @pytest.fixture(scope="module")
 def run(configure: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run of all three phases."""
+    """A run of all three phases. Before the last one its predictor is not trained to be rounded."""
     return RunFolder(nern.train(configure(tmp_path_factory.mktemp("runs")), quiet())["run_folder"])
 
 
 @pytest.fixture(scope="module")
-def plain(configure: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run without quantisation."""
-    given = {"quantisation.iterations": None, "quantisation.bits": 6.0, "quantisation.images": 128}
-    folder = tmp_path_factory.mktemp("plain")
-    return RunFolder(nern.train(configure(folder, given), quiet())["run_folder"])
+def packed(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Packs the run; with the same options it is the same file."""
+    folder, made = tmp_path_factory.mktemp("packed"), {}
+
+    def pack(checkpoint: str = "best", images: int = 8, **options: Any) -> Path:
+        asked = PackOptions(checkpoint, images=images, **options)
+        if repr(asked) not in made:
+            path = made[repr(asked)] = folder / f"{len(made)}.nern"
+            assert nern.pack(run.root, path, asked, quiet()).size == path.stat().st_size
+        return made[repr(asked)]
+
+    return pack
 
 
 def state_of(folder: RunFolder, checkpoint: str = "best") -> dict[str, Tensor]:
@@ -98,36 +105,26 @@ def state_of(folder: RunFolder, checkpoint: str = "best") -> dict[str, Tensor]:
     return found
 
 
-def packed(folder: RunFolder, out: Path, options: PackOptions = FEW) -> nern.Artifact:
-    """A packed run, read back from its file."""
-    made = nern.pack(folder.root, out, options, quiet())
-    assert out.stat().st_size == made.size
-    return nern.load(out)
-
-
 # --- pack -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last", "reconstruction"])
-def test_lossless_weights_are_those_of_the_run(plain: RunFolder, checkpoint: str, tmp_path: Path) -> None:
-    artifact = packed(plain, tmp_path / "net.nern", PackOptions(checkpoint=checkpoint, lossless=True))
-    expected = nern.load_run(plain.root, checkpoint).state_dict()
-    state = artifact.state_dict()
-    assert state.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert same_tensor(state[name], tensor), name
-    nern.jobs.artifacts.unpack(tmp_path / "net.nern", tmp_path / "net.safetensors", console=quiet())
-    unpacked = load_file(tmp_path / "net.safetensors")
-    assert all(same_tensor(unpacked[name], tensor) for name, tensor in expected.items())
+def test_lossless_weights_are_those_of_the_run(
+    run: RunFolder, packed: Callable[..., Path], checkpoint: str, tmp_path: Path
+) -> None:
+    file = packed(checkpoint, lossless=True)
+    expected, artifact = nern.load_run(run.root, checkpoint).state_dict(), nern.load(file)
+    nern.jobs.artifacts.unpack(file, tmp_path / "net.safetensors", console=quiet())
     built = artifact.network()
     assert isinstance(built, CifarResNet)
-    assert all(same_tensor(built.state_dict()[name], tensor) for name, tensor in expected.items())
+    for found in (artifact.state_dict(), load_file(tmp_path / "net.safetensors"), built.state_dict()):
+        assert found.keys() == expected.keys()
+        assert all(same_tensor(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_networks_of_runs_and_files_can_be_trained(plain: RunFolder, tmp_path: Path) -> None:
-    packed(plain, tmp_path / "net.nern", PackOptions(lossless=True))
+def test_networks_of_runs_and_files_can_be_trained(run: RunFolder, packed: Callable[..., Path]) -> None:
     images, after = torch.ones(2, 1, 8, 8), []
-    for network in (nern.load_run(plain.root), nern.load(tmp_path / "net.nern").network()):
+    for network in (nern.load_run(run.root), nern.load(packed(lossless=True)).network()):
         assert not any(module.training for module in network.modules())
         assert all(p.requires_grad and p.is_leaf for p in network.parameters())
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -139,19 +136,16 @@ def test_networks_of_runs_and_files_can_be_trained(plain: RunFolder, tmp_path: P
     torch.testing.assert_close(*after)
 
 
-def test_more_bits_give_larger_files_nearer_to_the_run(plain: RunFolder, tmp_path: Path) -> None:
-    expected = nern.load_run(plain.root)
-    sizes, errors = [], []
+def test_more_bits_give_larger_files_nearer_to_the_run(run: RunFolder, packed: Callable[..., Path]) -> None:
+    expected, sizes, errors = nern.load_run(run.root, PLAIN).state_dict(), [], []
     for bits in (3.0, 6.0, 12.0):
-        artifact = packed(plain, tmp_path / "net.nern", PackOptions(bits=bits, images=8))
+        artifact = nern.load(packed(PLAIN, bits=bits))
         sizes.append(artifact.size)
         state = artifact.state_dict()
         names = [name for name, _, _ in artifact.description.networks[0].represented]
-        errors.append(sum(float((state[name] - expected.state_dict()[name]).norm()) for name in names))
-        grid = [code for code in artifact.description.predictor if code.held == "grid"]
-        numbers = sum(code.count for code in grid)
-        held = 8 * artifact.sizes["PRED"] / numbers
-        assert bits - 0.5 < held < bits + 1.5  # models learn their counts from few numbers
+        errors.append(sum(float((state[name] - expected[name]).norm()) for name in names))
+        numbers = sum(code.count for code in artifact.description.predictor if code.held == "grid")
+        assert bits - 0.5 < 8 * artifact.sizes["PRED"] / numbers < bits + 1.5  # models learn counts from few numbers
     assert sizes == sorted(sizes)
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.02 * errors[0]
@@ -169,45 +163,38 @@ def channel_means(network: nn.Module, images: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("size", [None, 2600], ids=["bits", "bytes"])
+@pytest.mark.parametrize("options", [{"bits": 3.0}, {"size": 2600}], ids=["bits", "bytes"])
 def test_norms_follow_what_rounding_does_where_there_are_images(
-    plain: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    stream = build_experiment(Config.load(plain.config)).members[0].task
+    stream = build_experiment(Config.load(run.config)).members[0].stream
     assert stream is not None
-    assert stream.train is not None
-    images = first_images(stream.train, 40)
-    wanted = channel_means(nern.load_run(plain.root), images)
-    options, errors = PackOptions(bits=3.0 if size is None else None, size=size, images=40), []
+    images, errors = first_images(stream, 40), []
+    wanted = channel_means(nern.load_run(run.root, PLAIN), images)
     for fitted in (True, False):
         if not fitted:
             monkeypatch.setattr("nern.jobs.packing.fitted_norms", lambda *args, **more: {})
-        found = packed(plain, tmp_path / "net.nern", options)
-        assert size is None or found.size <= size
-        network = found.network()
-        assert isinstance(network, nn.Module)
-        errors.append(float((channel_means(network, images) - wanted).norm()))
+        found = nern.pack(run.root, tmp_path / "x.nern", PackOptions(PLAIN, images=40, **options), quiet())
+        assert found.size <= options.get("size", found.size)
+        errors.append(float((channel_means(found.network(), images) - wanted).norm()))
     assert errors[0] < 0.5 * errors[1]
 
 
-@pytest.mark.parametrize("evaluate", [False, True])
-def test_bytes_are_kept_and_nearly_reached(plain: RunFolder, evaluate: bool, tmp_path: Path) -> None:
-    least = packed(plain, tmp_path / "least.nern", PackOptions(bits=1.0, images=0)).size
-    for size in (least + 900, least + 1800):
-        options = PackOptions(size=size, images=0, evaluate=evaluate)
-        found = packed(plain, tmp_path / "net.nern", options).size
-        assert size - 150 <= found <= size
+def test_bytes_are_kept_and_nearly_reached(packed: Callable[..., Path], run: RunFolder, tmp_path: Path) -> None:
+    least = packed(PLAIN, 0, bits=1.0).stat().st_size
+    for more, evaluate in ((900, False), (1800, True)):
+        size = least + more
+        assert size - 150 <= packed(PLAIN, 0, size=size, evaluate=evaluate).stat().st_size <= size
     with pytest.raises(NernError, match="even at one bit for each number"):
-        packed(plain, tmp_path / "small.nern", PackOptions(size=least - 100, images=0))
-    assert not (tmp_path / "small.nern").exists()
+        nern.pack(run.root, tmp_path / "x.nern", PackOptions(PLAIN, size=least - 100, images=0), quiet())
+    assert not (tmp_path / "x.nern").exists()
 
 
-def test_bytes_leave_a_predictor_that_was_trained_to_be_rounded_as_it_was(run: RunFolder, tmp_path: Path) -> None:
-    whole = packed(run, tmp_path / "whole.nern", PackOptions(images=0))
+def test_bytes_leave_a_predictor_that_was_trained_to_be_rounded_as_it_was(packed: Callable[..., Path]) -> None:
+    whole = nern.load(packed(images=0))
     for less, kept in ((0, True), (20, True), (whole.sizes["KEPT"], False)):
-        size = whole.size - less
-        found = packed(run, tmp_path / "less.nern", PackOptions(size=size, images=0))
-        assert found.size <= size
+        found = nern.load(packed(images=0, size=whole.size - less))
+        assert found.size <= whole.size - less
         assert (found.sections["PRED"] == whole.sections["PRED"]) is kept
         assert (found.sections["KEPT"] == whole.sections["KEPT"]) is (less == 0)
 
@@ -226,34 +213,36 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=lambda value: repr(value)[:30])
-def test_options_that_cannot_be(plain: RunFolder, options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_options_that_cannot_be(run: RunFolder, options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(NernError) as caught:
-        nern.pack(plain.root, tmp_path / "net.nern", PackOptions(**options), quiet())
+        nern.pack(run.root, tmp_path / "net.nern", PackOptions(**options), quiet())
     assert message in str(caught.value)
     assert not (tmp_path / "net.nern").exists()
 
 
-def test_places_that_cannot_be_written(plain: RunFolder, tmp_path: Path) -> None:
+def test_places_that_cannot_be_written(run: RunFolder, tmp_path: Path) -> None:
+    options = PackOptions(lossless=True)
     with pytest.raises(NernError, match="it is a folder"):
-        nern.pack(plain.root, tmp_path, FEW, quiet())
-    with pytest.raises(NernError):
-        nern.pack(tmp_path / "nothing", tmp_path / "net.nern", FEW, quiet())
-    folder = plain.root.parent
-    before = set(folder.iterdir())
-    nern.pack(plain.root, None, PackOptions(lossless=True), quiet())  # beside the run
-    assert set(folder.iterdir()) - before == {folder / "run.nern"}
+        nern.pack(run.root, tmp_path, options, quiet())
+    with pytest.raises(NernError, match="nothing"):
+        nern.pack(tmp_path / "nothing", tmp_path / "net.nern", options, quiet())
+    before = set(run.root.parent.iterdir())
+    nern.pack(run.root, None, options, quiet())  # beside the run
+    assert set(run.root.parent.iterdir()) - before == {run.root.parent / "run.nern"}
+    with pytest.raises(NernError, match="-o"):
+        nern.pack(run.root, None, options, quiet())
 
 
-def test_figures_and_metadata_are_in_the_file(plain: RunFolder, tmp_path: Path) -> None:
-    options = PackOptions(lossless=True, evaluate=True, checkpoint="last", metadata={"licence": "MIT", "empty": ""})
-    artifact = packed(plain, tmp_path / "net.nern", options)
-    network = artifact.description.networks[0]
+def test_figures_and_metadata_are_in_the_file(run: RunFolder, packed: Callable[..., Path]) -> None:
+    metadata = {"licence": "MIT", "empty": ""}
+    file = packed("last", lossless=True, evaluate=True, metadata=metadata)
+    description = nern.load(file).description
+    network = description.networks[0]
     assert (network.name, network.architecture, network.about["task"]) == ("ResNet8", "ResNet8", "digits")
-    assert artifact.description.metadata == options.metadata
-    expected = json.loads(plain.metrics.read_text())["last"]["test"]
+    assert description.metadata == metadata
+    expected = json.loads(run.metrics.read_text())["last"]["test"]
     assert network.about["test"] == {name: expected[name] for name in ("images", "top1", "top5", "loss")}
-    task = nern.config.TaskConfig(task_name="digits")
-    found = verify(tmp_path / "net.nern", task, console=quiet())
+    found = verify(file, nern.config.TaskConfig(task_name="digits"), console=quiet())
     assert found["difference"] == 0
     assert found["test"]["images"] == expected["images"] == 100  # as many as the file tells of
 
@@ -273,28 +262,25 @@ def test_checkpoints_are_on_the_grid_that_they_keep(run: RunFolder) -> None:
         assert load_steps(run.checkpoint(name)) is None
 
 
-def test_pack_keeps_the_steps_of_training(run: RunFolder, tmp_path: Path) -> None:
-    artifact = packed(run, tmp_path / "net.nern")
-    quantised, state = load_steps(run.checkpoint("best")), state_of(run)
+def test_pack_keeps_the_steps_of_training(run: RunFolder, packed: Callable[..., Path]) -> None:
+    artifact, quantised, state = nern.load(packed()), load_steps(run.checkpoint("best")), state_of(run)
     assert quantised is not None
     codes = {code.name: code for code in artifact.description.predictor}
-    assert {name: codes[name].step for name in quantised.steps} == quantised.steps
-    assert all(codes[name].held == "grid" for name in quantised.steps)
-    for name in quantised.steps:
+    for name, step in quantised.steps.items():
+        assert (codes[name].held, codes[name].step) == ("grid", step)
         assert torch.equal(artifact.nern.predictor.state_dict()[name], state[name]), name
-    other = packed(run, tmp_path / "other.nern", PackOptions(bits=9.0, images=8))
-    assert other.sizes["PRED"] > 1.3 * artifact.sizes["PRED"]
+    assert nern.load(packed(bits=9.0)).sizes["PRED"] > 1.3 * artifact.sizes["PRED"]
 
 
-def test_the_packed_network_is_as_good_as_the_run_says(run: RunFolder, tmp_path: Path) -> None:
-    metrics = json.loads(run.metrics.read_text())
-    for checkpoint in ("best", "last"):
-        options = PackOptions(images=8, evaluate=True, checkpoint=checkpoint)
-        figures = packed(run, tmp_path / "net.nern", options).description.networks[0].about["test"]
-        said = metrics[checkpoint]["test"]
-        assert figures["images"] == said["images"] == 100
-        assert abs(figures["top1"] - said["top1"]) <= 1.0  # the rest of the network is rounded, too
-        assert figures["loss"] == pytest.approx(said["loss"], rel=0.02)
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_the_packed_network_is_as_good_as_the_run_says(
+    run: RunFolder, packed: Callable[..., Path], checkpoint: str
+) -> None:
+    figures = nern.load(packed(checkpoint, evaluate=True)).description.networks[0].about["test"]
+    said = json.loads(run.metrics.read_text())[checkpoint]["test"]
+    assert figures["images"] == said["images"] == 100
+    assert abs(figures["top1"] - said["top1"]) <= 1.0  # the rest of the network is rounded, too
+    assert figures["loss"] == pytest.approx(said["loss"], rel=0.02)
 
 
 def test_the_best_is_chosen_among_what_is_rounded(run: RunFolder) -> None:
@@ -307,7 +293,7 @@ def test_the_best_is_chosen_among_what_is_rounded(run: RunFolder) -> None:
     assert state["best"]["test"] == best["test"]
 
 
-@pytest.mark.parametrize("step", [5, 6, 8])
+@pytest.mark.parametrize("step", [5, 8])  # where the phase begins, and within it
 def test_a_resumed_run_equals_the_uninterrupted_one(
     run: RunFolder, configure: Callable[..., Config], step: int, tmp_path: Path
 ) -> None:
@@ -391,9 +377,10 @@ def test_the_commands(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads(Path(told).read_text())["bytes"] == size
 
 
-def test_commands_that_fail(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "net.nern"
-    nern.pack(run.root, file, PackOptions(lossless=True), quiet())
+def test_commands_that_fail(
+    run: RunFolder, packed: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = packed(lossless=True)
     damaged = tmp_path / "damaged.nern"
     damaged.write_bytes(file.read_bytes()[:-1])
     for arguments, message in (
@@ -415,11 +402,9 @@ def test_commands_that_fail(run: RunFolder, tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "w.safetensors").exists()
 
 
-def test_info_is_what_python_gets(run: RunFolder, tmp_path: Path) -> None:
-    artifact = packed(run, tmp_path / "net.nern")
-    console = Console(file=io.StringIO(), width=160)
-    told = nern.jobs.artifacts.info(tmp_path / "net.nern", console=console)
-    assert told.sizes == artifact.sizes
+def test_info_is_what_python_gets(packed: Callable[..., Path]) -> None:
+    artifact, console = nern.load(packed()), Console(file=io.StringIO(), width=160)
+    assert nern.jobs.artifacts.info(packed(), console=console).sizes == artifact.sizes
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for size in (artifact.size, artifact.sizes["ORDR"], artifact.sizes["META"]):
         assert f"{size:,}" in text

@@ -112,12 +112,13 @@ class StepChooser:
         finite = [ratio for ratio in self._ratios.values() if ratio < math.inf]
         largest = max(finite, default=1.0)
         self._ratios = {name: min(ratio, largest) for name, ratio in self._ratios.items()}
+        self._deviations = {name: float(tensor.std()) for name, tensor in self.tensors.items()}
+        self._bits: dict[tuple[str, int], float] = {}  # of a tensor at a step: searches ask for them again and again
 
     def steps(self, level: float) -> dict[str, int]:
         """The step of each tensor, at this level; none is so coarse that all is rounded to zero, or uselessly fine."""
-        deviations = {name: float(tensor.std()) for name, tensor in self.tensors.items()}
-        wanted = {name: math.sqrt(level * ratio) / deviations[name] for name, ratio in self._ratios.items()}
-        return {n: step_number(deviations[n] * max(min(step, COARSEST), FINEST)) for n, step in wanted.items()}
+        wanted = {name: math.sqrt(level * ratio) / self._deviations[name] for name, ratio in self._ratios.items()}
+        return {n: step_number(self._deviations[n] * max(min(step, COARSEST), FINEST)) for n, step in wanted.items()}
 
     def level_of_bits(self, bits: float, names: Iterable[str]) -> float:
         """The level at which the values of these tensors need so many bits each, on average."""
@@ -126,7 +127,9 @@ class StepChooser:
 
         def found(exponent: float) -> float:
             steps = self.steps(2.0**exponent)
-            return sum(entropy_bits(self.tensors[name], steps[name]) for name in names) / count
+            for at in ((name, steps[name]) for name in names if (name, steps[name]) not in self._bits):
+                self._bits[at] = entropy_bits(self.tensors[at[0]], at[1])
+            return sum(self._bits[name, steps[name]] for name in names) / count
 
         low, high = -200.0, 200.0  # bits fall with the level
         for _ in range(40):
