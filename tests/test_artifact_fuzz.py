@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import random
@@ -10,7 +11,7 @@ import struct
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,13 @@ def _memory(what: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
+def one_line(error: Exception, part: str = "") -> None:
+    """Asserts that an error says this, in one line that can be shown."""
+    assert part in str(error)
+    assert str(error).isprintable()
+    assert len(str(error)) < 1500
+
+
 def consistent(artifact: Artifact, limit: int) -> None:
     """Asserts that an artifact is what it says; its weights are predicted, or are none."""
     description = artifact.description
@@ -85,13 +93,10 @@ def consistent(artifact: Artifact, limit: int) -> None:
         assert tensor.dtype == DTYPES[code.dtype]
     for place in artifact.ordering.positions(artifact.nern.table.shapes):
         assert sorted(place.tolist()) == list(range(len(place)))
-    problem: Exception | None = None
     try:
         weights = artifact.predict()
     except DamagedFileError as error:
-        problem = error
-    if problem is not None:
-        assert "differ from the writer's" in str(problem)
+        one_line(error, "differ from the writer's")
         return
     assert all(torch.isfinite(w).all() for w in weights)
     for number, network in enumerate(description.networks):
@@ -106,18 +111,13 @@ def consistent(artifact: Artifact, limit: int) -> None:
 
 def tried(path: Path, limit: int = LIMIT) -> bool:
     """Whether a file is read; what is read is consistent, and what is not gives one line."""
-    problem: Exception | None = None
     try:
         artifact = load(path, limit)
-    except NernError as error:
-        problem = error
-    if problem is None:
-        consistent(artifact, limit)
-        return True
-    assert isinstance(problem, DamagedFileError)
-    assert str(problem).isprintable()
-    assert len(str(problem)) < 1500
-    return False
+    except DamagedFileError as error:
+        one_line(error)
+        return False
+    consistent(artifact, limit)
+    return True
 
 
 # --- damage: checksums find all of it -------------------------------------------------------------------------------
@@ -142,17 +142,12 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_damage_is_found(files: list[Sections], seed: int, path: Path) -> None:
-    data, rng, changed = to_bytes(files[seed]), random.Random(seed), 0
+    data, rng = to_bytes(files[seed]), random.Random(seed)
     with bounded(60):
-        while changed < 500:
+        for _ in range(400):
             other = damaged(data, rng)
-            if other == data:
-                continue
             path.write_bytes(other)
-            with pytest.raises(DamagedFileError) as caught:
-                load(path)
-            assert str(caught.value).isprintable()
-            changed += 1
+            assert tried(path) == (other == data)
 
 
 def test_every_byte_of_the_header_is_looked_at(files: list[Sections], path: Path) -> None:
@@ -161,8 +156,7 @@ def test_every_byte_of_the_header_is_looked_at(files: list[Sections], path: Path
         changed = bytearray(data)
         changed[byte] ^= 1 << byte % 7
         path.write_bytes(changed)
-        with pytest.raises(DamagedFileError):
-            load(path)
+        assert not tried(path)
 
 
 def test_every_length_that_is_cut(files: list[Sections], path: Path) -> None:
@@ -185,13 +179,9 @@ def test_headers_that_lie(files: list[Sections], path: Path) -> None:
     lies = [raw_container(entries, version=v) for v in (0, 2, 2**16 - 1)]
     lies += [raw_container(entries, count=c) for c in (0, 1, len(entries) + 1, 65, 2**16 - 1)]
     lies += [raw_container(entries, zero=1), raw_container(entries, total=2**64 - 1), raw_container(entries, total=0)]
-    lies += [
-        raw_container([*entries, entries[0]]),
-        raw_container([]),
-        raw_container([(b"\xff\x00\x1b[", b"x"), *entries]),
-    ]
-    lies += [raw_container([*entries, (b"MORE", b"x")]), raw_container([(b"PRED", b"")] * 65)]
-    lies += [raw_container(entries[1:]), raw_container([entry for entry in entries if entry[0] != b"PROB"])]
+    others = [[*entries, entries[0]], [], [(b"\xff\x00\x1b[", b"x"), *entries], [*entries, (b"MORE", b"x")]]
+    others += [[(b"PRED", b"")] * 65, entries[1:], [entry for entry in entries if entry[0] != b"PROB"]]
+    lies += [raw_container(other) for other in others]
     for count in (1, 2):  # sections that are larger than any file
         fields = (b"\x89NERN\r\n\x1a", 1, count, 0, 40 + 28 * count)
         table = huge + huge.replace(b"META", b"PRED")
@@ -209,14 +199,14 @@ def test_headers_that_lie(files: list[Sections], path: Path) -> None:
 def test_sections_of_other_bytes(files: list[Sections], seed: int, path: Path) -> None:
     sections, rng, kept = files[seed], random.Random(100 + seed), 0
     with bounded(60):
-        for _ in range(100):
+        for _ in range(60):
             name = rng.choice([name for name in SECTIONS if name != "META"])
             data = damaged(sections[name], rng) if sections.get(name) else rng.randbytes(rng.choice([1, 4, 8, 12, 64]))
             kept += tried(save(path, sections | {name: data}))
         names = [name for name in sections if name != "META"]
         for one, other in zip(names, names[1:] + names[:1], strict=True):  # each in the place of another one
             tried(save(path, sections | {one: sections[other], other: sections[one]}))
-    assert kept < 100  # some are read: a code is what it is
+    assert kept < 60  # some are read: a code is what it is
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -224,7 +214,7 @@ def test_descriptions_of_other_bytes(files: list[Sections], seed: int, path: Pat
     sections, rng = files[seed], random.Random(200 + seed)
     text = zlib.decompress(sections["META"])
     with bounded(60):
-        for number in range(120):
+        for number in range(80):
             packed = damaged(sections["META"], rng) if number % 2 else zlib.compress(damaged(text, rng))
             tried(save(path, sections | {"META": packed}))
 
@@ -248,12 +238,20 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(item, (*path, key))
 
 
+def at(value: Any, path: Iterable[Any]) -> Any:
+    """What is in JSON at a place."""
+    return functools.reduce(lambda inside, key: inside[key], path, value)
+
+
+def put(value: Any, path: Sequence[Any], item: Any) -> None:
+    """Put something in the place of what is there."""
+    at(value, path[:-1])[path[-1]] = item
+
+
 def changed_value(value: Any, rng: random.Random) -> None:
     """Change a random place of JSON."""
     *path, last = rng.choice(list(places(value)))
-    inside = value
-    for key in path:
-        inside = inside[key]
+    inside = at(value, path)
     found = inside[last]
     number = isinstance(found, int | float) and not isinstance(found, bool)
     how = rng.randrange(8)
@@ -269,35 +267,26 @@ def changed_value(value: Any, rng: random.Random) -> None:
         inside[last] = copy.deepcopy(rng.choice(HOSTILE))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_descriptions_of_other_values(files: list[Sections], seed: int, path: Path) -> None:
-    sections, rng, kept = files[seed % 4], random.Random(300 + seed), 0
+    sections, rng, kept = files[seed], random.Random(300 + seed), 0
     with bounded(60):
         for _ in range(150):
             times = rng.choice([1, 1, 1, 2, 5])
-            kept += tried(
-                save(path, with_description(sections, lambda d, n=times: [changed_value(d, rng) for _ in range(n)]))
-            )
+            changed = with_description(sections, lambda d, n=times: [changed_value(d, rng) for _ in range(n)])
+            kept += tried(save(path, changed))
     assert 0 < kept < 100  # what means nothing, such as the writer's name, may be anything
 
 
 @pytest.mark.parametrize("value", HOSTILE, ids=lambda value: repr(value)[:24])
 def test_every_key_of_any_value(files: list[Sections], value: Any, path: Path) -> None:
-    sections = files[0]
-    whole = json.loads(zlib.decompress(sections["META"]))
-    keys = [
-        place for place in places(whole) if place[0] in ("nern", "ordering", "writer", "outliers") or len(place) == 1
-    ]
-    keys += [place for place in places(whole) if place[0] == "networks" and len(place) < 5]
-    with bounded(30):
-        for *inside, last in keys:
-            changed = copy.deepcopy(whole)
-            at = changed
-            for key in inside:
-                at = at[key]
-            at[last] = value
-            tried(save(path, sections | {"META": zlib.compress(json.dumps(changed).encode())}))
+    tops = ("nern", "ordering", "writer", "outliers")
+    every = [*places(json.loads(zlib.decompress(files[0]["META"])))]
+    keys = [at for at in every if len(at) == 1 or at[0] in tops or (at[0] == "networks" and len(at) < 5)]
     assert len(keys) > 20
+    with bounded(30):
+        for key in keys:
+            tried(save(path, with_description(files[0], lambda d, key=key: put(d, key, value))))
 
 
 # --- hostile descriptions, one by one -------------------------------------------------------------------------------
@@ -325,6 +314,16 @@ def layers_of(*shapes: list[int], **values: Any) -> Callable[[dict[str, Any]], o
     return change
 
 
+def network_of(**values: Any) -> Callable[[dict[str, Any]], object]:
+    """Sets keys of the first network."""
+    return lambda description: description["networks"][0].update(values)
+
+
+def weight_of(place: int, value: Any) -> Callable[[dict[str, Any]], object]:
+    """Describes the first predicted weight otherwise."""
+    return lambda description: put(description, ("networks", 0, "represented", 0, place), value)
+
+
 def tensor_of(group: str, *tensor: Any) -> Callable[[dict[str, Any]], object]:
     """One more tensor."""
     return lambda description: description[group].append(list(tensor))
@@ -333,7 +332,7 @@ def tensor_of(group: str, *tensor: Any) -> Callable[[dict[str, Any]], object]:
 BOMBS: dict[str, Callable[[dict[str, Any]], object]] = {
     "weights": layers_of([2**30, 2**30]),
     "weights within the limit": layers_of([2**27, 1], ordering="none"),
-    "many layers": layers_of(*[[1, 1]] * 100_000),
+    "many layers": layers_of(*[[1, 1]] * (2**14 + 1)),
     "many sizes of kernels": layers_of(*[[1, 1, i + 1, 1] for i in range(10_000)]),
     "a head for each layer": layers_of(*[[1, 1, i + 1, 1] for i in range(10_000)], heads="per_layer"),
     "large kernels": layers_of([1, 1, 2**13, 2**13]),
@@ -358,19 +357,12 @@ BOMBS: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
-@pytest.mark.parametrize("change", BOMBS.values(), ids=BOMBS)
-def test_bombs_are_refused(change: Callable[[dict[str, Any]], object], files: list[Sections], path: Path) -> None:
-    save(path, with_description(files[0], change))
-    with bounded(), pytest.raises(DamagedFileError):
-        load(path)
-
-
 def test_bombs_of_zlib_and_json(files: list[Sections], path: Path) -> None:
     whole = zlib.decompress(files[0]["META"])
     texts = [
-        b"{}", b"", b"[]", b"null", b"1" * 5000, b"[" * 10**6, b'{"a":' * 10**6, b'{"writer":"x","writer":"y"}',
-        b"\xef\xbb\xbf" + whole, whole + b" x", whole.decode().encode("utf-16"), b"\xff" + whole, b" " * 10**8,
-        b"[" + b"[]," * 10**6 + b"1]", b'{"writer":' + b"9" * 5000 + b"}", b'{"writer": 1e999}', b'{"writer": NaN}',
+        b"{}", b"", b"[]", b"null", b"1" * 5000, b"[" * 10**5, b'{"a":' * 10**5, b'{"writer":"x","writer":"y"}',
+        b"\xef\xbb\xbf" + whole, whole + b" x", whole.decode().encode("utf-16"), b"\xff" + whole, b" " * 10**7,
+        b"[" + b"[]," * 10**5 + b"1]", b'{"writer":' + b"9" * 5000 + b"}", b'{"writer": 1e999}', b'{"writer": NaN}',
         b'{"writer": -Infinity}', whole[:-1] + b',"metadata":{"a":"b"}}', whole[:-1] + b',"about":[1e400]}',
     ]  # fmt: skip
     with bounded(20):
@@ -465,25 +457,25 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown ordering": (lambda d: d.update(ordering="best"), "ordering 'best' is unknown"),
     "ordering of networks": (lambda d: d.update(ordering="channels"), "ordering 'channels' is unknown"),
     "no network": (lambda d: d.update(networks=[]), "names no network"),
-    "no weights": (lambda d: d["networks"][0].update(represented=[]), "names no predicted weights"),
+    "no weights": (network_of(represented=[]), "names no predicted weights"),
     "a weight twice": (lambda d: d["networks"][0]["represented"].append(d["networks"][0]["represented"][0]), "twice"),
     "a tensor twice": (lambda d: d["kept"].append(d["kept"][0]), "twice"),
     "a weight that is kept": (tensor_of("kept", "w0", [], "f32", "grid", 0, 0, 1), "twice"),
-    "another name of nothing": (lambda d: d["networks"][0].update(aliases={"a": "nothing"}), "does not hold"),
-    "another name of itself": (lambda d: d["networks"][0].update(aliases={"a": "a"}), "does not hold"),
-    "another name that is taken": (lambda d: d["networks"][0].update(aliases={"w1": "w0"}), "twice"),
-    "another name that is kept": (lambda d: d["networks"][0].update(aliases={"steps": "w0"}), "twice"),
-    "a weight of whole numbers": (lambda d: d["networks"][0]["represented"][0].__setitem__(2, "i64"), "whole numbers"),
-    "an empty weight": (lambda d: d["networks"][0]["represented"][0][1].__setitem__(0, 0), "has no kernels"),
-    "a vector": (lambda d: d["networks"][0]["represented"][0].__setitem__(1, [3]), "has no kernels"),
-    "a name that commands": (lambda d: d["networks"][0].update(name="\x1b[2J"), "no name of a network"),
-    "a name as long as a book": (lambda d: d["networks"][0].update(name="x" * 1000), "no name of a network"),
-    "an architecture that commands": (lambda d: d["networks"][0].update(architecture="\x07"), "no name of an arch"),
-    "an architecture that is a number": (lambda d: d["networks"][0].update(architecture=3), "architecture"),
+    "another name of nothing": (network_of(aliases={"a": "nothing"}), "does not hold"),
+    "another name of itself": (network_of(aliases={"a": "a"}), "does not hold"),
+    "another name that is taken": (network_of(aliases={"w1": "w0"}), "twice"),
+    "another name that is kept": (network_of(aliases={"steps": "w0"}), "twice"),
+    "a weight of whole numbers": (weight_of(2, "i64"), "whole numbers"),
+    "an empty weight": (weight_of(1, [0, 4, 3, 3]), "has no kernels"),
+    "a vector": (weight_of(1, [3]), "has no kernels"),
+    "a name that commands": (network_of(name="\x1b[2J"), "no name of a network"),
+    "a name as long as a book": (network_of(name="x" * 1000), "no name of a network"),
+    "an architecture that commands": (network_of(architecture="\x07"), "no name of an arch"),
+    "an architecture that is a number": (network_of(architecture=3), "architecture"),
     "half a character": (lambda d: d.update(metadata={"a": "\ud800"}), "not all text"),
     "metadata of numbers": (lambda d: d.update(metadata={"a": 1}), "not all text"),
-    "figures that are none": (lambda d: d["networks"][0].update(about={"test": {"top1": "99"}}), "is no number"),
-    "figures of another kind": (lambda d: d["networks"][0].update(about={"test": [1]}), "lacks 'test'"),
+    "figures that are none": (network_of(about={"test": {"top1": "99"}}), "is no number"),
+    "figures of another kind": (network_of(about={"test": [1]}), "lacks 'test'"),
     "a negative number of outliers": (lambda d: d.update(outliers=[-1, 3]), "no two numbers"),
     "three numbers of outliers": (lambda d: d.update(outliers=[1, 3, 5]), "no two numbers"),
     "a predictor that is not finite": (lambda d: _infinite(d["predictor"]), "not finite"),
@@ -496,15 +488,16 @@ def _infinite(codes: list[list[Any]]) -> None:
     code[2], code[4] = "f16", 200
 
 
-@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(
+    ("change", "message"), [*((bomb, "") for bomb in BOMBS.values()), *REFUSED.values()], ids=[*BOMBS, *REFUSED]
+)
 def test_what_a_description_must_not_say(
     change: Callable[[dict[str, Any]], object], message: str, files: list[Sections], path: Path
 ) -> None:
     save(path, with_description(files[0], change))
     with bounded(), pytest.raises(DamagedFileError) as caught:
-        load(path, LIMIT)
-    assert message in str(caught.value)
-    assert str(caught.value).isprintable()
+        load(path)
+    one_line(caught.value, message)
 
 
 def test_tensors_of_several_networks_are_of_one_of_them(files: list[Sections], path: Path) -> None:
