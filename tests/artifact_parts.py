@@ -107,8 +107,8 @@ def make(
         nern.keep_outliers(apart)
         counted, bare["OUTL"], bare["ORAW"] = encode_outliers(apart)
         bare["META"] = replace(Description.from_bytes(bare["META"]), outliers=counted).to_bytes()
-    sections, artifact = probed(bare)
-    return sections, artifact, nern.eval()
+    artifact = probed(bare)
+    return artifact.sections, artifact, nern.eval()
 
 
 def encode_outliers(outliers: Outliers) -> tuple[tuple[int, int], bytes, bytes]:

@@ -551,7 +551,7 @@ def test_probes_notice_other_weights(tmp_path: Path) -> None:
         load(save(tmp_path / "x.nern", {name: data for name, data in sections.items() if name != "PROB"}))
 
 
-def test_a_predictor_of_zeros_predicts_zeros(tmp_path: Path) -> None:
+def test_a_predictor_of_zeros_predicts_zeros() -> None:
     config = nern_config(act_layer="relu")
     weights = [torch.zeros(3, 2, 3, 3)]
     nern_ = build_nern(config, KernelTable.of(weights), None, 0)
@@ -559,8 +559,8 @@ def test_a_predictor_of_zeros_predicts_zeros(tmp_path: Path) -> None:
         for parameter in nern_.predictor.parameters():
             parameter.zero_()
     parts = NetworkParts("zeros", None, {}, {"w": weights[0]}, {})
-    sections, _ = probed(encoded(nern_, config, random_ordering("none", [(3, 2, 3, 3)], torch.Generator()), [parts]))
-    assert not load(save(tmp_path / "net.nern", sections)).weights[0].any()
+    ordering = random_ordering("none", [(3, 2, 3, 3)], torch.Generator())
+    assert not probed(encoded(nern_, config, ordering, [parts])).weights[0].any()
 
 
 def test_the_limit_is_kept(tmp_path: Path) -> None:
@@ -603,8 +603,7 @@ def pack_network(
     nern_ = build_nern(config, table, ordering, 0)
     represented = dict(zip(original.weight_names, original.weights, strict=True))
     parts = NetworkParts("net", architecture, arguments, represented, original.kept())
-    sections, _ = probed(encoded(nern_, config, ordering, [parts], Holding(), Holding()))
-    write_artifact(path, sections)
+    write_artifact(path, probed(encoded(nern_, config, ordering, [parts])).sections)
     return load(path)
 
 

@@ -144,7 +144,7 @@ TRIES = 3  # of each key, every one with another value
 def test_arguments_of_any_kind_cost_little(
     architecture: str, told: Callable[[str, dict[str, Any]], Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "_SECONDS", 0.4)
+    monkeypatch.setattr(building, "_SECONDS", 0.1)
     builder_of(architecture)
     start = sum(len(keys.split()) for name, keys in KEYS.items() if name < architecture) * TRIES
     for number, key in enumerate(KEYS[architecture].split() * TRIES):
@@ -178,7 +178,7 @@ def _stubborn() -> nn.Module:
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where it was stopped within a callback
 def test_the_cost_of_building_is_bounded(build: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "_SECONDS", 0.5)
+    monkeypatch.setattr(building, "_SECONDS", 0.1)
     start, threads = time.process_time(), threading.active_count()
     with pytest.raises(NernError, match=r"of ResNet8 ask for a far larger network than it holds"):
         build_bounded("ResNet8", build, [(3, 3)])

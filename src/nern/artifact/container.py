@@ -34,11 +34,13 @@ def header_size(sections: int) -> int:
     return _FIXED.size + sections * _ENTRY.size
 
 
-def write_container(path: str | Path, sections: Mapping[str, bytes]) -> None:
-    """Write sections, atomically, in this order. Names are four ASCII letters."""
+def write_artifact(path: str | Path, sections: Mapping[str, bytes]) -> int:
+    """Write the sections of an artifact, atomically, in this order; names are four ASCII letters. Returns the bytes of the
+    file. Raises NernError where it cannot be written."""
     data = to_bytes(sections)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+    return len(data)
 
 
 def to_bytes(sections: Mapping[str, bytes]) -> bytes:

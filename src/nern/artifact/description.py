@@ -26,14 +26,18 @@ from nern.untrusted import parse_json
 MOST_BYTES = 2**23  # of the description, unpacked
 MOST_LAYERS, MOST_TENSORS = 2**14, 2**16  # of predicted weights; of the predictor, and of those that are kept
 MOST_WIDTH = 2**14  # of hidden layers, and of the encoding of one index
-# What the NeRN of an artifact is built from: keys of `nern`, and of `nern.embeddings`.
-NERN_KEYS = (
-    "method", "hidden_layer_size", "num_blocks", "act_layer", "norm_layer", "heads", "output_size", "sampling_mode",
-    "output_scales",
-)  # fmt: skip
-EMBEDDING_KEYS = (
-    "type", "num_idxs", "enc_levels", "base", "fusion_mode", "gauss_scale", "bandwidth", "normalization_mode",
-)  # fmt: skip
+# What the NeRN of an artifact is built from: keys of `nern`, and of `nern.embeddings`; of each what a file may say: one of a
+# registry or of some names, or a number within limits.
+_NERN: dict[str, Any] = {
+    "method": PREDICTORS, "hidden_layer_size": (1, MOST_WIDTH), "num_blocks": (2, MOST_TENSORS),
+    "act_layer": ACTIVATIONS, "norm_layer": NORM_LAYERS, "heads": ("per_size", "per_layer", "shared"),
+    "output_size": (1, MOST_WIDTH), "sampling_mode": SAMPLING_MODES, "output_scales": ("none", "per_layer", "per_size"),
+}  # fmt: skip
+_EMBEDDINGS: dict[str, Any] = {
+    "type": ENCODINGS, "num_idxs": (1, WEIGHT_IDXS), "enc_levels": (1, MOST_WIDTH // 2), "base": (0.0, 2.0**20),
+    "fusion_mode": ("concat", "sum"), "gauss_scale": [(0.0, 2.0**20)], "bandwidth": (0.0, 2.0**20),
+    "normalization_mode": ("none", "local", "global"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Description:
     Args:
         writer: what wrote it.
         networks: see there.
-        nern: how the NeRN is built: `NERN_KEYS` and, as 'embeddings', `EMBEDDING_KEYS`.
+        nern: how the NeRN is built: keys of its config and, as 'embeddings', of its section of this name.
         ordering: mode of the ordering.
         predictor: how the predictor's tensors are held.
         kept: how all tensors are held that are not predicted; of several networks named '0.NAME', '1.NAME', ...
@@ -128,9 +132,9 @@ class Description:
 
 def nern_description(config: NernConfig) -> dict[str, Any]:
     """What a NeRN is built from."""
-    embeddings = {key: getattr(config.embeddings, key) for key in EMBEDDING_KEYS}
+    embeddings = {key: getattr(config.embeddings, key) for key in _EMBEDDINGS}
     embeddings["normalization_mode"] = embeddings["normalization_mode"] or "none"
-    own = {key: getattr(config, key) for key in NERN_KEYS}
+    own = {key: getattr(config, key) for key in _NERN}
     return own | {"norm_layer": config.norm_layer or "none", "heads": config.kind_of_heads, "embeddings": embeddings}
 
 
@@ -172,8 +176,16 @@ def _description(value: dict[str, Any]) -> Description:
     metadata = _take(value, "metadata", dict, {})
     if not all(isinstance(item, str) and _is_text(key + item) for key, item in metadata.items()):
         raise NernError("metadata of its description is not all text")
-    nern = {key: nern.get(key) for key in NERN_KEYS} | {"embeddings": _embeddings(_take(nern, "embeddings", dict))}
-    _check_nern(nern)
+    embeddings = _checked(_take(nern, "embeddings", dict), _EMBEDDINGS)
+    nern = _checked(nern, _NERN) | {"embeddings": embeddings}
+    num_idxs, by_order = embeddings["num_idxs"], ENCODINGS.info(embeddings["type"])["by_order"]
+    rows_of_weights = num_idxs == WEIGHT_IDXS and by_order
+    if num_idxs != PREDICTORS.info(nern["method"])["num_idxs"] or rows_of_weights:
+        raise NernError(f"its description has num_idxs = {num_idxs}, which its predictor or its encoding does not take")
+    if embeddings["type"] == "ffn" and len(embeddings["gauss_scale"]) != num_idxs:
+        raise NernError(
+            f"its description has {len(embeddings['gauss_scale'])} numbers in gauss_scale, and {num_idxs = }"
+        )
     writer, ordering = _take(value, "writer", str), _take(value, "ordering", str)
     check_name(writer, "what wrote the file")
     return Description(writer, networks, nern, ordering, **codes, outliers=tuple(outliers), metadata=metadata)
@@ -228,38 +240,19 @@ def _check_names(networks: Sequence[NetworkDescription], kept: Sequence[str]) ->
                 raise NernError(f"its description has another name of {target[:80]!r}, which it does not hold")
 
 
-def _embeddings(value: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.get(key) for key in EMBEDDING_KEYS}
-
-
-def _check_nern(nern: dict[str, Any]) -> None:
-    """Raise NernError for what is of another kind than the config's, unknown, or absurdly large."""
-    embeddings = nern["embeddings"]
-    wanted: dict[str, Any] = {  # a registry, a choice of names, or limits
-        "method": PREDICTORS, "hidden_layer_size": (1, MOST_WIDTH), "num_blocks": (2, MOST_TENSORS),
-        "act_layer": ACTIVATIONS, "norm_layer": NORM_LAYERS, "heads": ("per_size", "per_layer", "shared"),
-        "output_size": (1, MOST_WIDTH), "sampling_mode": SAMPLING_MODES,
-        "output_scales": ("none", "per_layer", "per_size"), "type": ENCODINGS, "num_idxs": (1, WEIGHT_IDXS),
-        "enc_levels": (1, MOST_WIDTH // 2), "base": (0.0, 2.0**20), "fusion_mode": ("concat", "sum"),
-        "bandwidth": (0.0, 2.0**20), "normalization_mode": ("none", "local", "global"),
-    }  # fmt: skip
-    for section in (nern, embeddings):
-        for key, found in section.items():
-            if key in wanted and not _allowed(found, wanted[key]):
-                raise NernError(f"its description has {key} = {repr(found)[:40]}")
-    scales, num_idxs = embeddings["gauss_scale"], embeddings["num_idxs"]
-    if not isinstance(scales, list) or not all(_allowed(scale, (0.0, 2.0**20)) for scale in scales):
-        raise NernError("its description has a gauss_scale that is not all numbers from 0 on")
-    by_order = ENCODINGS.info(embeddings["type"])["by_order"]
-    rows_of_weights = num_idxs == WEIGHT_IDXS and by_order
-    if num_idxs != PREDICTORS.info(nern["method"])["num_idxs"] or rows_of_weights:
-        raise NernError(f"its description has num_idxs = {num_idxs}, which its predictor or its encoding does not take")
-    if embeddings["type"] == "ffn" and len(scales) != num_idxs:
-        raise NernError(f"its description has {len(scales)} numbers in gauss_scale, and num_idxs = {num_idxs}")
+def _checked(value: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What is wanted of it. Raises NernError for what is of another kind than the config's, unknown, or absurdly large."""
+    for key, allowed in wanted.items():
+        if not _allowed(value.get(key), allowed):
+            not_all = " that is not all numbers from 0 on" if isinstance(allowed, list) else ""
+            raise NernError(f"its description has {key}{not_all or f' = {repr(value.get(key))[:40]}'}")
+    return {key: value.get(key) for key in wanted}
 
 
 def _allowed(found: Any, wanted: Any) -> bool:
-    """Whether a value is one of the names that are wanted, or within limits and of their kind."""
+    """Whether a value is one of the names that are wanted, within limits and of their kind, or a list of such."""
+    if isinstance(wanted, list):
+        return isinstance(found, list) and all(_allowed(item, wanted[0]) for item in found)
     if isinstance(wanted, tuple) and not isinstance(wanted[0], str):
         whole = isinstance(wanted[0], int)
         fits = is_int(found) or (isinstance(found, float) and not whole)

@@ -38,16 +38,16 @@ class Encoder:
 
     def adaptive(self, values: Integers, symbols: int) -> None:
         """Code values from 0 to `symbols` - 1, by how often each has occurred so far. At most 2**33 symbols."""
-        shift = _low_bits(symbols)
+        shift, alphabet = _split(symbols)
         high, low = values >> shift, values & ((1 << shift) - 1)
-        if _alphabet(symbols, shift) > 1:
+        if alphabet > 1:
 
             def code(model: Any, start: int, end: int) -> np.ndarray:
                 block = high[start:end]
                 self._coder.encode(block.astype(np.int32), model)
                 return block
 
-            _in_blocks(len(values), _alphabet(symbols, shift), code)
+            _in_blocks(len(values), alphabet, code)
         if shift:
             self.uniform(low, np.full(len(values), 1 << shift))
 
@@ -83,15 +83,15 @@ class Decoder:
         """See `Encoder.adaptive`."""
         if symbols > MOST_ADAPTIVE:
             raise NernError(f"an alphabet of {symbols:,} symbols is too large; at most {MOST_ADAPTIVE:,}")
-        shift = _low_bits(symbols)
+        shift, alphabet = _split(symbols)
         values: np.ndarray[Any, np.dtype[np.integer]] = np.zeros(count, np.int32 if symbols <= 2**31 else np.int64)
-        if _alphabet(symbols, shift) > 1:
+        if alphabet > 1:
 
             def decode(model: Any, start: int, end: int) -> np.ndarray:
                 values[start:end] = self._decode(model, end - start)
                 return values[start:end]
 
-            _in_blocks(count, _alphabet(symbols, shift), decode)
+            _in_blocks(count, alphabet, decode)
         if shift:
             for start in range(0, count, AT_ONCE):
                 high = values[start : start + AT_ONCE]
@@ -113,13 +113,10 @@ class Decoder:
             raise NernError("a code is none that an encoder writes") from error
 
 
-def _low_bits(symbols: int) -> int:
-    """Bits of each value that are coded as they are."""
-    return max(0, (symbols - 1).bit_length() - (MOST_SYMBOLS - 1).bit_length())
-
-
-def _alphabet(symbols: int, shift: int) -> int:
-    return ((symbols - 1) >> shift) + 1
+def _split(symbols: int) -> tuple[int, int]:
+    """Bits of each value that are coded as they are, and how many symbols the model of the others has."""
+    shift = max(0, (symbols - 1).bit_length() - (MOST_SYMBOLS - 1).bit_length())
+    return shift, ((symbols - 1) >> shift) + 1
 
 
 def _in_blocks(count: int, symbols: int, code: Callable[[Any, int, int], np.ndarray]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelHubMixin, hf_hub_download
 
-from nern.artifact.container import write_container
+from nern.artifact.container import write_artifact
 from nern.artifact.reading import LIMIT, Artifact, load_as
 from nern.errors import NernError
 
@@ -35,7 +35,7 @@ class HubArtifact(ModelHubMixin, Artifact, library_name="nern", model_card_templ
         self._hub_mixin_config = None  # the file says everything
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        write_container(save_directory / FILE, self.sections)
+        write_artifact(save_directory / FILE, self.sections)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
         """The card, which tells what the file is."""

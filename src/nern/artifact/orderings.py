@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from nern.artifact.entropy import Decoder, Encoder
@@ -23,7 +25,7 @@ def check_ordering(mode: str, shapes: Shapes) -> None:
     """Raise NernError for an ordering that a file does not hold."""
     if mode not in ORDERINGS:
         raise NernError(f"its ordering {mode[:64]!r} is unknown")
-    count = sum(_count(size) for shape in shapes for size in paths(mode, shape).values())
+    count = sum(math.prod(size[:-1]) for shape in shapes for size in paths(mode, shape).values())
     if count > MOST_PATHS:
         raise NernError(f"its ordering has {count:,} permutations; at most {MOST_PATHS:,} are read")
 
@@ -41,19 +43,16 @@ def decode_ordering(mode: str, code: bytes, shapes: Shapes) -> Ordering:
     """The ordering that was coded. Raises NernError where it cannot be."""
     check_ordering(mode, shapes)
     decoder, layers = Decoder(code), []
-    needed = sum(_count(size) * least_bits(size[-1]) for shape in shapes for size in paths(mode, shape).values())
+    needed = sum(
+        math.prod(size[:-1]) * least_bits(size[-1]) for shape in shapes for size in paths(mode, shape).values()
+    )
     if needed > decoder.bits + 1:  # before room is made for what is not there
         raise NernError(f"its ordering needs {needed / 8:,.0f} bytes at least, {len(code):,} are there")
     for shape in shapes:
         layer = {}
         for kind, size in paths(mode, shape).items():
-            layer[kind] = torch.from_numpy(decode_permutations(decoder, _count(size), size[-1])).reshape(size)
+            layer[kind] = torch.from_numpy(decode_permutations(decoder, math.prod(size[:-1]), size[-1])).reshape(size)
         layers.append(layer)
     decoder.finish()
     ordering: Ordering = ORDERINGS[mode].from_layers(layers, shapes)
     return ordering
-
-
-def _count(size: tuple[int, ...]) -> int:
-    """Permutations in a tensor of this shape."""
-    return 1 if len(size) == 1 else size[0]

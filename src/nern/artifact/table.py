@@ -9,7 +9,6 @@ from rich.table import Table
 from nern.artifact.description import NetworkDescription
 from nern.artifact.reading import Artifact
 from nern.artifact.tensors import TensorCode
-from nern.ordering.order import Ordering
 from nern.representation.nern import share_of
 
 
@@ -29,7 +28,7 @@ def artifact_table(artifact: Artifact) -> Table:
 
     predictor, kept = _count(description.predictor), _count(description.kept)
     add(f"predictor ({_held(description.predictor)})", predictor, ("PRED", "PRAW"))
-    kernels = _kernels(artifact.ordering)
+    kernels = sum(tensor.numel() for tensor in artifact.ordering.tensors().values())
     add(f"ordering of kernels ({description.ordering})", kernels or None, ("ORDR",))
     add(f"other parameters and buffers ({_held(description.kept)})", kept, ("KEPT", "KRAW"))
     add("outliers", description.outliers[0] or None, ("OUTL", "ORAW"))
@@ -87,7 +86,3 @@ def _held(codes: Sequence[TensorCode]) -> str:
     counts = {how: _count([c for c in codes if c.held == how]) for how in ("grid", "f16", "as")}
     names = {"grid": "quantised", "f16": "16 bits", "as": "as they are"}
     return names[max(counts, key=lambda how: counts[how])]
-
-
-def _kernels(ordering: Ordering) -> int:
-    return sum(tensor.numel() for tensor in ordering.tensors().values())

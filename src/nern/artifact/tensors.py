@@ -71,9 +71,8 @@ class TensorCode:
             raise NernError(f"{repr(value)[:80]} does not describe a tensor")
         name, shape, dtype, held = head
         check_name(name, "a tensor")
-        if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(is_int(n) for n in shape):
-            raise NernError(f"tensor {name!r} has the shape {repr(shape)[:80]}")
-        if not all(0 <= n < MOST_AXIS for n in shape) or math.prod(max(n, 1) for n in shape) >= 2**62:
+        axes: list[Any] = shape if isinstance(shape, list) and len(shape) <= MOST_AXES else [None]
+        if not all(is_int(n) and 0 <= n < MOST_AXIS for n in axes) or math.prod(max(n, 1) for n in axes) >= 2**62:
             raise NernError(f"tensor {name!r} has the shape {repr(shape)[:80]}")
         if dtype not in DTYPES or held not in ("as", "f16", "grid"):
             raise NernError(f"tensor {name!r} is held as {dtype[:16]!r}, {held[:16]!r}; neither is known")
@@ -109,15 +108,15 @@ def _range(dtype: torch.dtype) -> tuple[int, int]:
 
 
 def encode_tensors(
-    tensors: Mapping[str, Tensor], held: Mapping[str, int | str]
+    tensors: Mapping[str, Tensor], held: Mapping[str, int | str], otherwise: int | str = "as"
 ) -> tuple[list[TensorCode], bytes, bytes]:
     """Code tensors: their descriptions, the code of those on a grid, and the bytes of the others.
 
     Args:
         tensors: by name.
-        held: of each name, the number of a step, 'f16', or 'as'; a name that is missing: 'as', every bit as it is, in the
-            fewest bytes. Whole numbers are held so at any rate, and in more than 16 bits is held what would not be itself
-            in these, to about three digits.
+        held: of each name, the number of a step, 'f16', or 'as': every bit as it is, in the fewest bytes. Whole numbers are
+            held so at any rate, and in more than 16 bits is held what would not be itself in these, to about three digits.
+        otherwise: how those are held whose names are missing.
 
     Raises:
         NernError: a step so small that a tensor has more multiples than can be coded; a kind of number that cannot be held.
@@ -129,7 +128,7 @@ def encode_tensors(
             raise NernError(
                 f"{name} holds {tensor.dtype}, which an artifact cannot; {', '.join(map(str, NAMES))} can be"
             )
-        how = held.get(name, "as") if tensor.is_floating_point() else "as"
+        how = held.get(name, otherwise) if tensor.is_floating_point() else "as"
         if how == "as" and _few_whole_numbers(tensor):
             how = 0  # multiples of 1
         elif how == "as" and tensor.is_floating_point() and _same_bits(tensor.half().to(tensor.dtype), tensor):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 import nern as package
-from nern.artifact.container import header_size, write_container
+from nern.artifact.container import header_size
 from nern.artifact.description import Description, NetworkDescription, nern_description
 from nern.artifact.orderings import encode_ordering, paths
 from nern.artifact.reading import PROBES, Artifact
@@ -19,8 +18,6 @@ from nern.config import NernConfig
 from nern.naming import joint_name
 from nern.ordering.order import Ordering
 from nern.representation.nern import NeRN
-
-Held = Mapping[str, int | str]
 
 
 @dataclass(frozen=True)
@@ -58,10 +55,6 @@ class Holding:
     tensors: Mapping[str, int | str] = field(default_factory=dict)
     otherwise: str = "as"
 
-    def of(self, names: Mapping[str, Tensor]) -> dict[str, int | str]:
-        """For each of these names."""
-        return {name: self.tensors.get(name, self.otherwise) for name in names}
-
 
 def encoded(
     nern: NeRN,
@@ -90,11 +83,11 @@ def encoded(
     shapes, count = nern.table.shapes, len(networks)
     mode = ordering.mode if any(paths(ordering.mode, shape) for shape in shapes) else "none"
     all_kept = {joint_name(name, i, count): t for i, network in enumerate(networks) for name, t in network.kept.items()}
-    state = nern.predictor.state_dict()
     parts: dict[str, bytes] = {"META": b""}
-    predictor_codes, parts["PRED"], parts["PRAW"] = encode_tensors(state, predictor.of(state))
+    state = nern.predictor.state_dict()
+    predictor_codes, parts["PRED"], parts["PRAW"] = encode_tensors(state, predictor.tensors, predictor.otherwise)
     parts["ORDR"] = encode_ordering(ordering, shapes) if mode != "none" else b""
-    kept_codes, parts["KEPT"], parts["KRAW"] = encode_tensors(all_kept, kept.of(all_kept))
+    kept_codes, parts["KEPT"], parts["KRAW"] = encode_tensors(all_kept, kept.tensors, kept.otherwise)
     parts["META"] = Description(
         writer=f"nern {package.__version__}",
         networks=[network.description() for network in networks],
@@ -107,26 +100,22 @@ def encoded(
     return {name: data for name, data in parts.items() if data}
 
 
-def probed(sections: Mapping[str, bytes]) -> tuple[dict[str, bytes], Artifact]:
-    """The sections with their probes; and what a reader makes of these."""
+def probed(sections: Mapping[str, bytes]) -> Artifact:
+    """What a reader makes of these sections and their probes, which are added."""
     read = Artifact(sections, limit=2**62)
-    whole = dict(sections) | {"PROB": read.probes(read.predict()).numpy().astype("<f4").tobytes()}
-    return whole, Artifact(whole, limit=2**62)
+    return _with(read, "PROB", read.probes(read.predict()).numpy().astype("<f4").tobytes())
+
+
+def described_anew(artifact: Artifact, description: Description) -> Artifact:
+    """The same artifact with another description."""
+    return _with(artifact, "META", description.to_bytes())
+
+
+def _with(artifact: Artifact, section: str, data: bytes) -> Artifact:
+    return Artifact(artifact.sections | {section: data}, limit=2**62)
 
 
 def size_of(sections: Mapping[str, bytes]) -> int:
     """Bytes of the file that holds these sections and their probes."""
     parts = {"PROB": bytes(4 * PROBES), **sections}
     return header_size(len(parts)) + sum(len(data) for data in parts.values())
-
-
-def described_anew(sections: Mapping[str, bytes], description: Description) -> tuple[dict[str, bytes], Artifact]:
-    """The same artifact with another description."""
-    changed = dict(sections) | {"META": description.to_bytes()}
-    return changed, Artifact(changed, limit=2**62)
-
-
-def write_artifact(path: str | Path, sections: Mapping[str, bytes]) -> int:
-    """Write the sections of an artifact, atomically; the bytes of the file. Raises NernError where that cannot be."""
-    write_container(path, sections)
-    return Path(path).stat().st_size

@@ -80,15 +80,8 @@ def _pack_parser() -> ArgumentParser:
 
 
 def _run_pack(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    options = PackOptions(
-        given["checkpoint"],
-        given["bits"],
-        given["bytes"],
-        given["lossless"],
-        given["images"],
-        given["evaluate"],
-        given["metadata"],
-    )
+    own = ("checkpoint", "bits", "lossless", "images", "evaluate", "metadata")
+    options = PackOptions(size=given["bytes"], **{name: given[name] for name in own})
     _write(given["json"], pack(given["run"], given["out"], options, console))
 
 

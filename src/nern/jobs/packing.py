@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from nern.api import Fitted
 from nern.artifact import (
@@ -138,15 +140,13 @@ def pack(
     if not named:
         check_free(out, "-o (in Python `out`)")
     packable = _of_run(run, options)
-    sections, artifact = sections_of(packable, options)
+    artifact, room = artifact_of(packable, options), options.size or 0
     if options.evaluate:
-        sections, artifact = _with_figures(packable.members, artifact, sections)
-        room = options.size
-        while options.size is not None and room is not None and artifact.size > options.size:  # figures need bytes, too
+        artifact = _with_figures(packable.members, artifact)
+        while options.size is not None and artifact.size > options.size:  # figures need bytes, too
             room -= artifact.size - options.size
-            sections, artifact = sections_of(packable, replace(options, size=room))
-            sections, artifact = _with_figures(packable.members, artifact, sections)
-    write_artifact(out, sections)
+            artifact = _with_figures(packable.members, artifact_of(packable, replace(options, size=room)))
+    write_artifact(out, artifact.sections)
     console.print(artifact_table(artifact))
     for network in artifact.description.networks:
         if accuracy := accuracy_text(network):
@@ -178,8 +178,8 @@ def save(fitted: Fitted, path: str | Path, options: PackOptions | None = None) -
     check_writable(path, "save")
     original = Original(copy.deepcopy(fitted.original.network), names=fitted.original.weight_names)
     packable = Packable(fitted.nern, fitted.config, fitted.ordering, [Member(original)], [None])
-    sections, artifact = sections_of(packable, options)
-    write_artifact(path, sections)
+    artifact = artifact_of(packable, options)
+    write_artifact(path, artifact.sections)
     return artifact
 
 
@@ -202,32 +202,38 @@ def _of_run(run: str | Path, options: PackOptions) -> Packable:
     return Packable(experiment.nern, config.nern, experiment.ordering, experiment.members, tasks, trained)
 
 
-def sections_of(packable: Packable, options: PackOptions) -> tuple[dict[str, bytes], Artifact]:
-    """The sections of the file, and what a reader makes of them."""
+def artifact_of(packable: Packable, options: PackOptions) -> Artifact:
+    """What a reader makes of the file, whose sections it has; figures aside."""
     nern, members, count = packable.nern, packable.members, len(packable.members)
     if not options.lossless:
         for member in members:
             member.original.absorb_statistics()
     parts = [network_parts(member.original, task) for member, task in zip(members, packable.tasks, strict=True)]
-    own = [dict(member.original.network.named_parameters(remove_duplicate=False)) for member in members]
-    # Buffers may hold any values.
-    buffers = {joint_name(n, i, count) for i, part in enumerate(parts) for n in part.kept if n not in own[i]}
-
-    def write(predictor: Holding, kept: Holding, of: Sequence[NetworkParts] = parts) -> dict[str, bytes]:
-        exact = Holding({**kept.tensors, **dict.fromkeys(buffers, "as")}, kept.otherwise)
-        return encoded(nern, packable.config, packable.ordering, of, predictor, exact, options.metadata)
-
+    every = partial(encoded, nern, packable.config, packable.ordering, metadata=options.metadata)
     if options.lossless:
-        return probed(write(Holding(), Holding()))
+        return probed(every(parts))
+    own = [dict(member.original.network.named_parameters(remove_duplicate=False)) for member in members]
+    kept: dict[str, Tensor] = {}
+    buffers: dict[str, str] = {}  # they may hold any values
+    for number, (part, parameters) in enumerate(zip(parts, own, strict=True)):
+        for name, tensor in part.kept.items():
+            if name in parameters:
+                kept[joint_name(name, number, count)] = tensor
+            else:
+                buffers[joint_name(name, number, count)] = "as"
+
+    def write(
+        of_predictor: Mapping[str, int], of_kept: Mapping[str, int], of: Sequence[NetworkParts]
+    ) -> dict[str, bytes]:
+        return every(of, Holding(of_predictor, "f16"), Holding({**of_kept, **buffers}, "f16"))
+
     predictor = {n: t for n, t in nern.predictor.state_dict().items() if n != SCALES}
-    kept = {joint_name(name, i, count): t for i, part in enumerate(parts) for name, t in part.kept.items()}
-    kept = {name: t for name, t in kept.items() if name not in buffers}
     effects, of_kept = Effects(nern, members, options.images), {KEPT + n: t for n, t in kept.items()}
     if packable.trained is not None and options.bits is None:
         trained, kept_chooser = packable.trained, StepChooser(of_kept, effects)
         for halving in range(COARSER + 1 if options.size is not None else 1):
             steps = kept_chooser.steps(trained.level * KEPT_SHARE * 2**halving)
-            sections = write(Holding(trained.steps, "f16"), Holding(under(steps, KEPT), "f16"))
+            sections = write(trained.steps, under(steps, KEPT), parts)
             if options.size is None or size_of(sections) <= options.size:
                 return probed(sections)
     chooser = StepChooser({PREDICTOR + n: t for n, t in predictor.items()} | of_kept, effects)
@@ -236,7 +242,7 @@ def sections_of(packable: Packable, options: PackOptions) -> tuple[dict[str, byt
     def at(bits: float, fit: bool = True) -> dict[str, bytes]:
         steps = chooser.steps(chooser.level_of_bits(bits, counted))
         of = _with_norms_fitted(packable, effects, under(steps, PREDICTOR), parts) if fit else parts
-        return write(Holding(under(steps, PREDICTOR), "f16"), Holding(under(steps, KEPT), "f16"), of)
+        return write(under(steps, PREDICTOR), under(steps, KEPT), of)
 
     return probed(at(options.bits or DEFAULT_BITS) if options.size is None else _within(at, options.size))
 
@@ -274,20 +280,15 @@ def network_parts(original: Original, task: TaskConfig | None) -> NetworkParts:
     return NetworkParts(Path(name).name, name if known else None, arguments, represented, kept, aliases, about)
 
 
-def _with_figures(
-    members: Sequence[Member], artifact: Artifact, sections: Mapping[str, bytes]
-) -> tuple[dict[str, bytes], Artifact]:
+def _with_figures(members: Sequence[Member], artifact: Artifact) -> Artifact:
     """The same file, with the accuracy of each network that it gives."""
     networks = []
     for number, (member, described) in enumerate(zip(members, artifact.description.networks, strict=True)):
-        assert member.task is not None
-        assert member.task.test is not None
-        state = artifact.state_dict(number)
         network = copy.deepcopy(member.original.network)
-        network.load_state_dict(state)
-        figures = tested(Original(network, names=member.original.weight_names), member.task.test)
+        network.load_state_dict(artifact.state_dict(number))
+        figures = tested(Original(network, names=member.original.weight_names), member.sets["test"])
         networks.append(replace(described, about=described.about | {"test": figures}))
-    return described_anew(sections, replace(artifact.description, networks=networks))
+    return described_anew(artifact, replace(artifact.description, networks=networks))
 
 
 def _within(at: Callable[[float, bool], dict[str, bytes]], size: int) -> dict[str, bytes]:
