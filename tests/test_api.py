@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import nern
 from nern import Config, NernError, registry
 from nern.config import NernConfig
+from nern.evaluation import layer_errors
 
 
 class Mixed(nn.Module):
@@ -104,7 +105,7 @@ def test_module_of_the_user_is_not_changed(batch: Tensor) -> None:
 
 def test_more_steps_reconstruct_better() -> None:
     def error(iterations: int) -> float:
-        return max(layer.relative or 0.0 for layer in fit(mixed(), iterations=iterations, ratio=2.0).layer_errors())
+        return max(layer.relative for layer in fit(mixed(), iterations=iterations, ratio=2.0).layer_errors())
 
     assert error(200) < 0.75 * error(1)
 
@@ -166,6 +167,24 @@ def test_layer_errors_name_the_convolutions(fitted: nern.Fitted) -> None:
     for error, original, weight in zip(errors, fitted.original.weights, fitted.nern.reconstruct(), strict=True):
         assert error.rmse == pytest.approx((weight - original).square().mean().sqrt().item())
         assert error.relative == pytest.approx(((weight - original).norm() / original.norm()).item())
+
+
+@pytest.mark.parametrize(
+    ("original", "predicted", "relative"),
+    [
+        (0.0, 0.0, 0.0),
+        (0.0, 0.5, 1.0),
+        (1e-200, 0.0, 1.0),  # the square is zero, also in float64
+        (1e-200, 4e-200, 3.0),
+        (1e200, 0.0, 1.0),  # and this one infinite
+        (5e-324, 1.0, sys.float_info.max),
+    ],
+)
+def test_relative_errors_are_finite_numbers(original: float, predicted: float, relative: float) -> None:
+    tensors = ([torch.full((2, 3), value, dtype=torch.float64)] for value in (original, predicted))
+    (error,) = layer_errors(["layer"], *tensors)
+    assert error.relative == pytest.approx(relative)
+    assert error.rmse == pytest.approx(abs(predicted - original))
 
 
 @pytest.mark.parametrize("kind", ["depthwise", "transposed beside", "dilated", "oblong", "single kernel"])

@@ -321,18 +321,40 @@ def test_a_file_that_was_not_named_is_never_overwritten(
         ["evaluate", "--run", "{run}", "--json", "{run}/metrics.json"],
         ["pack", "{run}", "-o", "{run}/state.pt"],
         ["unpack", "net.nern", "-o", "{run}/kept.safetensors"],
+        ["pack", "{run}", "-o", "{run}/checkpoints/best.pt"],
+        ["unpack", "net.nern", "-o", "{run}/checkpoints/../checkpoints/last.pt"],
+        ["evaluate", "--run", "{run}", "--json", "{run}/checkpoints/best.pt"],
+        ["pack", "{run}", "-o", "link.yaml"],
+        ["unpack", "net.nern", "-o", "folder/last.pt"],
+        ["info", "net.nern", "--json", "folder/last.pt"],
+        ["train", "--config_path", "base.yaml", "--json", "base.yaml"],
+        ["train", "--config_path", "child.yaml", "--json", "./base.yaml"],
+        ["train", "--config_path", "base.yaml", "--json", "{original}"],
+        ["train", "--config_path=child.yaml", "--json", "own.json"],
+        ["train", "--config_path", "child.yaml", "--nern.checkpoint_path", "start.pt", "--json", "start.pt"],
+        ["train", "--resume", "{run}", "--json", "{original}"],
+        ["bench", "step", "--config_path", "child.yaml", "--markdown", "child.yaml"],
+        ["evaluate", "--run", "{run}", "--json", "{original}"],
+        ["pack", "{run}", "-o", "{original}"],
+        ["report", "{run}", "-o", "{original}"],
     ],
 )
 def test_what_is_read_and_what_a_run_needs_is_not_replaced(
-    command: list[str], run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command: list[str], run: RunFolder, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Path("net.nern").write_bytes(shipped_file(SHIPPED, ".nern", "a NeRN").read_bytes())  # type: ignore[union-attr]
+    Path("link.yaml").symlink_to(run.config)
+    Path("folder").symlink_to(run.root / "checkpoints")
+    Path("base.yaml").write_text(f"original_model_path: {original}")
+    Path("child.yaml").write_text("base: base.yaml\noriginal_model_path: own.pt#ema")
+    for name in ("own.pt", "own.json", "start.pt"):
+        Path(name).write_text("{}")
     before = {
-        path: path.read_bytes() for folder in (run.root, tmp_path) for path in folder.rglob("*") if path.is_file()
+        path: path.read_bytes() for path in (original, *run.root.rglob("*"), *tmp_path.rglob("*")) if path.is_file()
     }
-    assert main([word.format(run=run.root) for word in command]) == 2
+    assert main([word.format(run=run.root, original=original) for word in command]) == 2
     assert "would be lost" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
 

@@ -700,6 +700,7 @@ def spoilt(folder: Path) -> Path:
         ("val", {}, r"has no folder val/ or test/ or validation/ or valid/; it holds: ant/, bee/, cat/"),
         ("flat", {}, r"val has no class folders; .*a folder of images for each class.*holds: x.png"),
         ("raw", {"test_images": 0}, r"class folders without images in .*train: ant, bee\. Images .* \.jpg, .*\.png"),
+        ("raw", {"test_images": 0}, r"whatever links lead to it\. Passed over: 2 \.raw$"),
         ("other", {}, r"val/ has class folders that train/ lacks: dog, more0, more1, more2, more3, ... \(10 in all\)"),
         ("other", {"train": False}, r"lacks: dog, .*Rename or remove them"),  # their numbers would be wrong
         ("", {"auto_augment": "rand-x9"}, r"task.auto_augment \(='rand-x9'\) is no policy of timm's"),
@@ -716,6 +717,16 @@ def test_what_cannot_be_loaded_is_one_clear_error(
 ) -> None:
     with pytest.raises(NernError, match=message):
         load(None if root is None else spoilt / root, **given)
+
+
+def test_what_lies_beside_the_class_folders_is_counted(folder: Path) -> None:
+    for name in ("0.png", "1.JPG"):
+        write_image(folder / "val" / name)
+    os.mkfifo(folder / "val" / "dog")
+    (folder / "val" / "fox").symlink_to("fox")
+    said = r"^4 files in .* are passed over as no images: 2 in no class folder, 2 pipe, socket, device or broken link$"
+    with pytest.warns(NernWarning, match=said):
+        assert len(load(folder, train=False).test) == 12
 
 
 def test_a_policy_that_fails_is_one_clear_error(folder: Path) -> None:

@@ -153,6 +153,12 @@ TAKEN: dict[str, Change] = {
     "instance norm": lambda network: setattr(network, "norm", nn.InstanceNorm2d(3, affine=True)),
     "lstm": lambda network: setattr(network, "lstm", nn.LSTM(3, 3)),
 }
+
+
+class OwnTensor(torch.Tensor):
+    """A class of the user's."""
+
+
 REFUSED: dict[str, tuple[Change, str]] = {
     "lock": (attribute(threading.Lock()), "cannot be copied .*lock"),
     "generator": (attribute(generator()), "cannot be copied .*generator"),
@@ -183,6 +189,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "quantised buffer": (
         lambda network: buffer(torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8))(network),
         "more is sparse, quantised or wrapped",
+    ),
+    "parameter of a class of its own": (
+        parameter(torch.ones(2, 2).as_subclass(OwnTensor)),
+        "more is of a class of its own, OwnTensor; plain tensors are needed",
     ),
     "expanded buffer": (buffer(torch.ones(1).expand(4)), "more holds one number in several places"),
     "same data": (same_data, "second.weight and fourth.weight share memory"),

@@ -317,8 +317,14 @@ def test_a_loss_that_is_not_finite_names_step_and_term(original: Original, image
     weights = [w.detach().clone() for w in original.weights]
     weights[-1][0] = math.inf
     losses = Objective(config(0.5, 0, 1), original)(weights, images)
-    with pytest.raises(NonFiniteLossError, match=r"step 17: reconstruction loss is inf, distillation loss is nan"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"step 17: reconstruction loss is inf, distillation loss is nan. A lower"
+    ):
         losses.check_finite(17)
+    with pytest.raises(
+        NonFiniteLossError, match=r"step 0: .*\. The original's weights are too large: their squares must"
+    ):
+        losses.check_finite(0)  # nothing was learnt
 
 
 def test_only_the_terms_at_fault_are_named() -> None:

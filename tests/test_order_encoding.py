@@ -373,7 +373,7 @@ def test_training_lowers_the_error_of_every_layer(rows: str) -> None:
 
     def errors() -> list[float]:
         found = layer_errors(original.weight_names, original.weights, nern.reconstruct())
-        return [error.relative or 0.0 for error in found]
+        return [error.relative for error in found]
 
     before = errors()
     trainer = Trainer(config, [Member(original)], nern)

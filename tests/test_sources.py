@@ -154,6 +154,37 @@ def test_names_that_are_not_there_are_one_clear_error(mine: Path, name: str, mes
 
 
 @pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyError("x"), "KeyError: 'x'"),
+        (AssertionError(), "AssertionError"),
+        (AttributeError("no width"), "AttributeError: no width"),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero"),
+        (ModuleNotFoundError("No module named 'einops'"), "No module named 'einops'"),
+        (StopIteration(), "StopIteration"),
+        (NernError("its own words"), "its own words"),
+    ],
+)
+def test_whatever_building_raises_is_one_clear_error(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(**kwargs: Any) -> nn.Module:
+        raise error
+
+    monkeypatch.setattr("nern.originals.build.find_builder", lambda name: build)
+    with pytest.raises(NernError) as caught:
+        build_network("mine:make", {"width": 0})
+    text = str(caught.value)
+    assert text.endswith(said)
+    assert text.startswith("mine:make cannot be built with {'width': 0}: ") or text == said
+
+
+def test_what_does_not_tell_its_arguments_is_one_clear_error() -> None:
+    with pytest.raises(NernError, match=r"the network 'builtins:dict' is dict, not a torch\.nn\.Module"):
+        build_network("builtins:dict", {"width": 0}, {"num_classes": 10})
+
+
+@pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
         ("mine.py:make", {"classes": 3}, "unknown argument of mine.py:make 'classes'; did you mean 'num_classes'"),

@@ -7,6 +7,7 @@ import collections
 import datetime
 import json
 import pathlib
+import re
 import types
 import warnings
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.errors import NernError, NernWarning
-from nern.originals import build_original_network
+from nern.originals import Original, build_original_network
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern
 from nern.weights_file import load_weights, state_dicts
@@ -78,7 +79,8 @@ def save_safe(value: State, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["w.pth.tar", "w.ckpt", "w.bin", "w.PTH", "w.t7", "w", "w.model", "w.pt.backup", "w#1.pt"]
+    "name",
+    ["w.pth.tar", "w.ckpt", "w.bin", "w.PTH", "w.t7", "w", "w.model", "w.pt.backup", "w#1.pt", "w.safetensors"],
 )
 @pytest.mark.parametrize("save", [save_zip, save_legacy, save_safe])
 def test_the_suffix_says_nothing(name: str, save: Callable[[Any, Path], None], source: Net, tmp_path: Path) -> None:
@@ -100,9 +102,16 @@ def write_quantised(source: Net, path: Path) -> None:
     torch.save(state, path)
 
 
+def write_dynamically_quantised(source: Net, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(torch.ao.quantization.quantize_dynamic(source, {nn.Linear}).state_dict(), path)
+
+
 @pytest.mark.parametrize(
     ("write", "says"),
     [
+        (write_dynamically_quantised, "It is of a quantised module: weights as they were before are needed"),
         (write_script, "is a TorchScript file, which holds code. Save its weights instead"),
         (write_quantised, r"conv.weight is quantised \(torch.qint8\)"),
         (lambda source, path: path.write_bytes(b"GGUF" + b"\0" * 40), "is a GGUF file"),
@@ -125,7 +134,9 @@ def test_what_is_no_state_dict_is_told_by_its_name(
 # --- where the state dict is -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["net", "model", "state_dict", "model_state_dict", "weights", "ema", "a.b", "module"])
+@pytest.mark.parametrize(
+    "key", ["net", "model", "state_dict", "model_state_dict", "weights", "ema", "a.b", "module", "a.b.c.d.e"]
+)
 def test_a_state_dict_under_any_key_is_found(key: str, source: Net, tmp_path: Path) -> None:
     state: Any = source.state_dict()
     for part in reversed(key.split(".")):
@@ -227,12 +238,57 @@ class Wrapped(nn.Module):
         self.module, self._orig_mod = Net(seed), nn.Linear(2, 2)
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_names_that_fit_as_they_are_are_not_unwrapped(prefix: str, tmp_path: Path) -> None:
-    source, network = Wrapped(1), Wrapped(0)
-    torch.save(prefixed(prefix)(source.state_dict()), tmp_path / "w.pt")
+class Inner(nn.Sequential):
+    """A part of its own is called as one of a wrapper's."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(collections.OrderedDict(module=Net(seed)))
+
+
+@pytest.mark.parametrize(
+    ("make", "wrap"),
+    [
+        (Wrapped, dict),
+        (Wrapped, prefixed("module.")),
+        (Inner, lambda state: {name.replace("conv.", "conv._orig_mod."): value for name, value in state.items()}),
+        (Inner, lambda state: {name.replace("module.", "_orig_mod.module."): value for name, value in state.items()}),
+    ],
+)
+def test_names_that_fit_as_they_are_are_not_unwrapped(
+    make: Callable[[int], nn.Module], wrap: Callable[[State], State], tmp_path: Path
+) -> None:
+    source, network = make(1), make(0)
+    torch.save(wrap(dict(source.state_dict())), tmp_path / "w.pt")
     load_weights(network, tmp_path / "w.pt")
     assert equal(network, source)
+
+
+@pytest.mark.parametrize("parameters_only", [False, True])
+@pytest.mark.parametrize("prefix", ["ema.", "module.", "a.ema_model."])
+def test_weights_beside_a_copy_under_a_prefix(prefix: str, parameters_only: bool, tmp_path: Path) -> None:
+    first, average = Net(1), Net(2)
+    copy = dict(average.named_parameters()) if parameters_only else average.state_dict()
+    torch.save(dict(first.state_dict()) | prefixed(prefix)(copy), tmp_path / "w.pt")
+    says = rf"tensors beside '' were left out: {prefix}conv" if parameters_only else r"the outermost was taken\. .*#"
+    with pytest.warns(NernWarning, match=says):
+        assert equal(loaded(tmp_path / "w.pt"), first)
+    assert equal(loaded(f"{tmp_path}/w.pt#"), first)
+    if not parameters_only:
+        assert equal(loaded(f"{tmp_path}/w.pt#{prefix.rstrip('.')}"), average)
+
+
+def test_an_average_is_told_by_whole_words(tmp_path: Path) -> None:
+    first, second = Net(1), Net(2)
+    for name, average in (
+        ("semantic", False),
+        ("themes", False),
+        ("modelEma", True),
+        ("EMA", True),
+        ("swa_model", True),
+    ):
+        torch.save({name: first.state_dict(), "other": second.state_dict()}, tmp_path / "w.pt")
+        with pytest.warns(NernWarning, match="several weights that fit"):
+            assert equal(loaded(tmp_path / "w.pt"), second if average else first), name
 
 
 def test_of_several_that_fit_the_weights_go_before_their_average_and_the_others_have_a_key(tmp_path: Path) -> None:
@@ -347,6 +403,7 @@ def test_files_in_parts_are_read_by_their_index(kind: str, source: Net, tmp_path
     [
         ({"weight_map": {"conv.weight": "../w.safetensors"}}, "outside its folder; that is refused"),
         ({"weight_map": {"conv.weight": "/etc/passwd"}}, "outside its folder; that is refused"),
+        ({"weight_map": {"conv.weight": "m.index.json"}}, "names an index as one of its parts; that is refused"),
         ({"weight_map": {"conv.weight": "none.safetensors"}}, "no such file"),
         ({"weight_map": {"other": "w.safetensors"}}, "other is not in w.safetensors"),
         ({"weight_map": [1]}, "is not the index of a file in parts"),
@@ -405,7 +462,10 @@ def test_other_floating_numbers_are_converted(dtype: torch.dtype, source: Net, t
         (torch.ones(3, 1, 3, 3, dtype=torch.complex64), r"holds torch.complex64"),
         (torch.ones(3, 1, 3, 3).to(torch.float8_e4m3fn), r"holds torch.float8_e4m3fn"),
         (torch.ones(3, 1, 3, 3).to_sparse(), r"conv.weight is sparse"),
-        (torch.full((3, 1, 3, 3), 1e300, dtype=torch.float64), r"numbers too large for the network's torch.float32"),
+        (
+            torch.full((3, 1, 3, 3), 1e300, dtype=torch.float64),
+            r"conv.weight holds 1e\+300, beyond the network's torch.float32",
+        ),
         (torch.full((3, 1, 3, 3), float("nan")), r"values that are not finite"),
         (torch.full((3, 1, 3, 3), float("-inf")), r"values that are not finite"),
     ],
@@ -414,6 +474,51 @@ def test_one_kind_of_number_never_stands_for_another(value: Tensor, says: str, s
     torch.save(source.state_dict() | {"conv.weight": value}, tmp_path / "w.pt")
     with pytest.raises(NernError, match=says):
         loaded(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        (torch.int8, torch.tensor([1, 300])),
+        (torch.int8, torch.tensor([1, 200], dtype=torch.uint8)),
+        (torch.uint8, torch.tensor([1, -3])),
+        (torch.float32, torch.tensor([1.0, 1e300], dtype=torch.float64)),
+        (torch.float16, torch.tensor([1.0, 1e6])),
+    ],
+)
+def test_values_that_a_buffer_cannot_hold_are_refused(own: torch.dtype, given: Tensor, tmp_path: Path) -> None:
+    network = Net()
+    network.register_buffer("more", torch.zeros(2, dtype=own))
+    torch.save(network.state_dict() | {"more": given}, tmp_path / "w.pt")
+    with pytest.raises(NernError, match=rf"more holds {re.escape(str(given[1].item()))}, beyond the network's {own}"):
+        load_weights(network, tmp_path / "w.pt")
+
+
+def test_tied_tensors_that_differ_in_the_file_are_refused(source: Net, tmp_path: Path) -> None:
+    torch.save(source.state_dict() | {"tied.weight": torch.zeros(3, 3)}, tmp_path / "w.pt")
+    with pytest.raises(NernError, match=r"head\.weight and tied\.weight are one tensor in Net, and differ in the file"):
+        loaded(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("name", ["n_averaged", "num_batches_tracked", "_extra_state"])
+def test_a_parameter_is_needed_whatever_its_name(name: str, source: Net, tmp_path: Path) -> None:
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    network = Net()
+    network.head.register_parameter(name, nn.Parameter(torch.ones(2)))
+    with pytest.raises(NernError, match=rf"missing: head\.{name}"):
+        load_weights(network, tmp_path / "w.pt")
+
+
+def test_a_buffer_of_ones_own_may_hold_anything_whatever_its_name(tmp_path: Path) -> None:
+    network = Net()
+    network.register_buffer("running_var", torch.tensor([torch.inf, torch.nan]))
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    load_weights(network, tmp_path / "w.pt")
+    Original(network)
+    network.norm.running_var.fill_(torch.inf)
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(NernError, match=r"norm\.running_var holds values that are not finite"):
+        load_weights(network, tmp_path / "w.pt")
 
 
 def test_a_network_of_whole_numbers_takes_whole_numbers(tmp_path: Path) -> None:
@@ -459,6 +564,20 @@ def test_what_wrapped_weights_tell_need_not_be_said(wrap: Callable[[State], Stat
     source = build_original_network("ResNet8", None, {"option": "B", "num_classes": 13, "widths": [4, 8, 10]})
     torch.save(wrap(dict(source.state_dict())), tmp_path / "w.pth.tar")
     assert equal(build_original_network("ResNet8", str(tmp_path / "w.pth.tar")), source)
+
+
+def test_arguments_are_those_of_the_first_weights_that_are_no_average_and_others_have_a_key(tmp_path: Path) -> None:
+    student, teacher = (
+        build_original_network("ResNet8", None, {"in_channels": 1, "widths": widths})
+        for widths in ([4, 6, 8], [4, 8, 16])
+    )
+    torch.save({"teacher": teacher.state_dict(), "model": student.state_dict()}, tmp_path / "w.pt")
+    with pytest.warns(NernWarning, match=r"w\.pt holds several networks: that of 'model' is built.*w\.pt#teacher"):
+        assert equal(build_original_network("ResNet8", f"{tmp_path}/w.pt"), student)
+    assert equal(build_original_network("ResNet8", f"{tmp_path}/w.pt#teacher"), teacher)
+    for key in ("mod", "x"):
+        with pytest.raises(NernError, match=rf"'{key}' is no state dict that fits; choose one of: .*teacher"):
+            build_original_network("ResNet8", f"{tmp_path}/w.pt#{key}")
 
 
 def test_the_file_beside_the_weights_is_named_where_its_arguments_do_not_fit(tmp_path: Path) -> None:

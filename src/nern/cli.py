@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
 import nern
-from nern.errors import NernError, NernWarning, ResourceError, plain_errors, unknown_name
 from nern.stopping import stopped_by_signals
 
 # Of each command its module in nern.commands, imported when it is run (torch alone takes seconds), and what it is for.
@@ -55,14 +53,16 @@ def main(argv: Sequence[str] | None = None, may_restart: bool = False) -> int:
         return 0
     with stopped_by_signals():
         try:
+            from nern.errors import ResourceError, plain_errors  # from here on, so that signals are heard early
+
             with plain_errors():
                 return _run(arguments[0], arguments[1:], may_restart or argv is None)
-        except ResourceError as error:
-            _say(f"error: {error}")
-            return 2
         except KeyboardInterrupt as error:  # a Stopped says by which signal
             _say(f"{str(error) or 'stopped'}; nothing since the last save was kept")
             return 128 + int(getattr(error, "signal_number", signal.SIGINT))
+        except ResourceError as error:
+            _say(f"error: {error}")
+            return 2
 
 
 def _say(text: str) -> None:
@@ -71,9 +71,12 @@ def _say(text: str) -> None:
 
 
 def _run(name: str, typed: Sequence[str], may_restart: bool) -> int:
+    import warnings
+
     from nern.commands.line import MissingError
     from nern.commands.running import run_command
     from nern.console import PLAIN, CleanConsole
+    from nern.errors import NernError, NernWarning, unknown_name
     from nern.processes import process_number
     from nern.training.interrupt import Interrupted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -133,20 +134,28 @@ def accuracy(network: nn.Module, data: EvalSet, batch_size: int) -> dict[str, fl
 
 @dataclass(frozen=True)
 class LayerError:
-    """Reconstruction error of one layer: root mean squared error, and error norm over weight norm (None where all weights
-    of the layer are zero)."""
+    """Reconstruction error of one layer: root mean squared error, and error norm over weight norm (finite; where all weights
+    are zero 0 if they are predicted so, else 1)."""
 
     name: str
     weights: int
     rmse: float
-    relative: float | None
+    relative: float
 
 
 def layer_errors(names: Sequence[str], original: Sequence[Tensor], weights: Sequence[Tensor]) -> list[LayerError]:
     """`LayerError` of every layer."""
     errors = []
     for name, o, r in zip(names, original, weights, strict=True):
-        difference, norm = (r - o).double().norm().item(), o.double().norm().item()
-        relative = difference / norm if norm else None
-        errors.append(LayerError(name, o.numel(), difference / o.numel() ** 0.5, relative))
+        error, size = _norm(r - o), _norm(o)
+        relative = min(error / size, sys.float_info.max) if size else float(error > 0)
+        errors.append(LayerError(name, o.numel(), error / o.numel() ** 0.5, relative))
     return errors
+
+
+def _norm(values: Tensor) -> float:
+    """The Euclidean norm in float64, also of numbers whose squares it cannot hold."""
+    values = values.double()
+    largest = values.abs().max().item()
+    scale = 1.0 if largest == 0 or 1e-100 < largest < 1e100 else largest
+    return scale * (values / scale).norm().item()

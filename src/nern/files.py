@@ -32,7 +32,7 @@ except ImportError:  # Windows
     fcntl = None
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
-RUN_SUFFIXES = (".pt", ".safetensors", ".yaml", ".json")
+RUN_SUFFIXES, CHECKPOINTS = (".pt", ".safetensors", ".yaml", ".json"), "checkpoints"  # of what a run needs
 _MOST_UNPACKED = 10  # bytes for each byte of a zip archive: torch.save does not compress
 
 
@@ -119,16 +119,17 @@ def locked(path: str | Path, busy: str) -> Iterator[None]:
         os.close(handle)
 
 
-def check_writable(path: str | Path | None, what: str, source: str | Path | None = None) -> None:
+def check_writable(path: str | Path | None, what: str, *read: Any) -> None:
     """A check before long work: nothing is written. What a user names may be there already, and is replaced then.
 
     Args:
         path: of the file; None: none is asked for.
         what: the option that names it, for the error.
-        source: what is read meanwhile.
+        read: what is read meanwhile: paths, or values of a config, of which any text may name a file.
 
     Raises:
-        NernError: a file could not be written at `path`; or it would replace `source`, or what a run folder needs.
+        NernError: a file could not be written at `path`; or it would replace what is read, or what a run needs, by its own
+            name or behind a link.
     """
     if path is None:
         return
@@ -138,9 +139,33 @@ def check_writable(path: str | Path | None, what: str, source: str | Path | None
         raise NernError(
             f"{what}: {path} cannot be written: " + ("it is a folder" if path.is_dir() else f"see {folder}")
         )
-    run = all((path.parent / name).is_file() for name in ("config.yaml", "state.pt")) and path.suffix in RUN_SUFFIXES
-    if path.is_file() and (run or (source is not None and Path(source).is_file() and path.samefile(source))):
+    if not path.is_file():
+        return
+    run = any(_of_run(file) for file in (path.absolute(), Path(os.path.realpath(path))))
+    if run or any(path.samefile(file) for file in _files_named(read)):
         raise NernError(f"{what}: {path} would be lost: {'a run needs it' if run else 'it is read'}. Name another file")
+
+
+def _of_run(file: Path) -> bool:
+    """Whether a file is one that a run needs: in its folder, or among its checkpoints."""
+    folders = [file.parent, *([file.parent.parent] if file.parent.name == CHECKPOINTS else [])]
+    return file.suffix in RUN_SUFFIXES and any(
+        (folder / "config.yaml").is_file() and ((folder / "state.pt").is_file() or (folder / CHECKPOINTS).is_dir())
+        for folder in folders
+    )
+
+
+def _files_named(value: Any) -> Iterator[str]:
+    """Files that texts in a value of any depth name: FILE, FILE#KEY, FILE.py:FUNCTION; and of weights their arguments."""
+    if isinstance(value, Mapping | list | tuple):
+        for entry in value.values() if isinstance(value, Mapping) else value:
+            yield from _files_named(entry)
+    elif isinstance(value, str | Path):
+        text = os.path.expanduser(value)
+        for file in (text, text.rpartition("#")[0], text.rpartition(":")[0]):
+            stem, suffix = os.path.splitext(file)
+            arguments = [f"{stem}.json"] if suffix in WEIGHT_SUFFIXES else []
+            yield from filter(os.path.isfile, [file, *arguments])
 
 
 def check_free(path: str | Path, option: str) -> None:
@@ -212,9 +237,10 @@ def load_torch(path: str | Path, what: str, kinds: Mapping[str, Any] | None = No
     path, allowed = existing_file(path, what), list[Any]((made, name) for name, made in (kinds or {}).items())
     try:
         _check_pickles(path, [name for _, name in allowed])
-        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+        # Opened here: of a path, PyTorch goes by its suffix.
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # of torch, about how old files are made
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except NernError as error:
         raise NernError(f"{what} {path} {error}") from error
     except Exception as error:  # zip, pickle, EOF and runtime errors, by defect

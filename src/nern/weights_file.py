@@ -7,7 +7,6 @@ versions), or the index of a file in parts. Nothing in a file is executed.
 from __future__ import annotations
 
 import argparse
-import itertools
 import re
 import types
 import warnings
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from nern.errors import NernError, NernWarning
 from nern.files import existing_file, load_safetensors, load_torch, some_names, tensors_of
@@ -27,14 +27,17 @@ from nern.untrusted import parse_json
 
 KEY = "#"  # FILE#KEY: the state dict of that name in the file
 INDEX = ".index.json"  # of a file in parts
-DEPTH = 4  # of the mappings and lists that are looked into
+DEPTH = 8  # of the mappings and lists that are looked into
 _NEAR = 32  # state dicts among which the nearest is looked for
-WRAPPERS = re.compile(
-    r"(?:^|(?<=\.))(?:module|_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+_INNER = "_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+_NOTHING, _ODD, WRAPPERS = (  # what is taken out of names; a network may have a part named `module` itself
+    re.compile(rf"(?:^|(?<=\.))(?:{names})\.") for names in ("(?!)", _INNER, f"module|{_INNER}")
 )
 COUNTERS = ("num_batches_tracked", "n_averaged", "_extra_state")  # last parts of names that a network can do without
-STATISTICS = ("running_mean", "running_var")  # buffers that must be finite; others may hold anything
-AVERAGES = re.compile(r"ema|average|swa|teacher|momentum", re.IGNORECASE)  # names of second weights in a file
+STATISTICS = ("running_mean", "running_var")  # buffers of norms that must be finite; others may hold anything
+AVERAGES = re.compile(  # whole words, of snake_case and camelCase, in names of second weights in a file
+    r"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))(?i:ema|averaged?|averages|swa|teacher|momentum)(?![a-z])"
+)
 OTHER_FILES = {
     b"GGUF": "a GGUF file (quantised)",
     b"\x89HDF": "an HDF5 file (Keras)",
@@ -112,7 +115,8 @@ def state_dicts(path: str | Path, what: str = "weights file") -> list[StateDict]
         start = stream.read(16)
     if kind := next((kind for begins, kind in OTHER_FILES.items() if start.startswith(begins)), None):
         raise NernError(f"{what} {file} is {kind}; a state dict is needed")
-    if start[8:9] == b"{" or file.suffix.lower() == ".safetensors":
+    called_safe = file.suffix.lower() == ".safetensors" and not start.startswith((b"PK", b"\x80"))  # zip, pickle
+    if start[8:9] == b"{" or called_safe:
         tensors, metadata = load_safetensors(file, what)
         return [StateDict("", tensors, {k: v for k, v in metadata.items() if v in tensors and k not in tensors})]
     _refuse_scripts(file, what)
@@ -135,6 +139,8 @@ def _parts(index: Path, what: str) -> dict[str, Tensor]:
         ) from error
     if not plain:
         raise NernError(f"{what} {index} names files outside its folder; that is refused")
+    if any(name.endswith(INDEX) for name in files):
+        raise NernError(f"{what} {index} names an index as one of its parts; that is refused")
     parts: dict[str, Tensor] = {}
     for name in files:
         for found in state_dicts(index.parent / name, what)[:1]:
@@ -248,7 +254,7 @@ def load_weights(
     chosen = sorted(fitting, key=lambda view: bool(AVERAGES.search(view.label)))  # the first in the file comes first
     taken = chosen[0]
     own.take(taken, f"{what} {file}")
-    others = {view.label: view for view in chosen[1:] if not _equal(view.tensors, taken.tensors)}
+    others = {view.label: view for view in chosen[1:] if not own.equal(view, taken)}
     if others:
         choices = some_names([f"{file}{KEY}{label}" for label in others])
         which = f"{taken.label!r} was taken" if taken.label else "the outermost was taken"
@@ -259,9 +265,19 @@ def load_weights(
         warnings.warn(left, NernWarning, stacklevel=2)
 
 
-def plain_state_dicts(path: str | Path, what: str = "weights file") -> list[dict[str, Tensor]]:
+def norm_buffers(network: nn.Module, *names: str) -> set[str]:
+    """Full names of those of these buffers that a network's batch norms have, told by their running means and variances."""
+    norms = [
+        (path, module._buffers)
+        for path, module in network.named_modules(remove_duplicate=False)
+        if module._buffers.keys() >= set(STATISTICS)
+    ]
+    return {f"{path}.{name}".lstrip(".") for path, buffers in norms for name in names if name in buffers}
+
+
+def plain_state_dicts(path: str | Path, what: str = "weights file") -> list[StateDict]:
     """Every state dict in a file without names of wrappers and without a prefix that all its names share, then as it is:
-    what they tell before there is a network to compare with. Of FILE#KEY those that the key may mean."""
+    what they tell before there is a network to compare with; averages last. Of FILE#KEY those that the key may mean."""
     key = split_key(path)[1]
     found = []
     for state in state_dicts(path, what):
@@ -269,14 +285,14 @@ def plain_state_dicts(path: str | Path, what: str = "weights file") -> list[dict
             continue
         tensors = {WRAPPERS.sub("", name): tensor for name, tensor in state.tensors.items() if not _counter(name)}
         for _ in range(DEPTH):
-            found.append(tensors)
+            found.append(StateDict(state.key, tensors))
             heads = {name.partition(".")[0] for name in tensors}
             if len(heads) != 1 or not all("." in name for name in tensors):
                 break
             tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
         if any(WRAPPERS.search(name) for name in state.tensors):  # a network's own names, perhaps
-            found.append(state.tensors)
-    return found
+            found.append(state)
+    return sorted(found, key=lambda state: bool(AVERAGES.search(state.key)))
 
 
 def _counter(name: str) -> bool:
@@ -284,20 +300,39 @@ def _counter(name: str) -> bool:
 
 
 def _views(state: StateDict, own: _Own) -> Iterator[_View]:
-    """The state dict as it is; then under each prefix after which a name of the network follows; then without wrappers."""
-    for stripped in (False, True):
-        names = {name: WRAPPERS.sub("", name) if stripped else name for name in state.tensors}
-        if stripped and (all(a == b for a, b in names.items()) or len(set(names.values())) < len(names)):
-            return
+    """The state dict as it is; then under each prefix after which a name of the network follows; then without wrappers.
+    Where all parameters are there again under a further prefix, as an average of them is, those are left out."""
+    done: list[dict[str, str]] = []
+    for wrappers in (_NOTHING, _ODD, WRAPPERS):
+        names = {name: wrappers.sub("", name) for name in state.tensors}
+        if names in done or len(set(names.values())) < len(names):
+            continue
+        done.append(names)
         ends = [(name, anchor) for name in names.values() for anchor in own.anchors if name.endswith(anchor)]
         prefixes = {name.removesuffix(anchor) for name, anchor in ends}
-        under: dict[str, list[str]] = {prefix: [] for prefix in sorted(prefixes, key=len) if prefix.endswith(".")}
-        for old, new in names.items() if under else ():
-            for dot in re.finditer(r"\.", new):
-                if new[: dot.end()] in under:
-                    under[new[: dot.end()]].append(old)
-        for prefix, olds in itertools.chain([("", list(names))], under.items()):
-            yield _View(state, prefix, {names[old][len(prefix) :]: state.tensors[old] for old in olds}, olds)
+        under: dict[str, list[str]] = {p: [] for p in sorted(prefixes | {""}, key=len) if not p or p.endswith(".")}
+        copies: set[str] = set()
+        for _ in range(2):  # with all names; without those of copies
+            found: dict[str, list[str]] = {prefix: [] for prefix in under}
+            for old, new in names.items():
+                heads = [head for head in _heads(new) if head in under]
+                for number, head in enumerate(heads):
+                    further = copies.intersection(heads[number + 1 :])
+                    if all(copy[len(head) :] in own.heads for copy in further):
+                        found[head].append(old)
+            views = [
+                _View(state, prefix, {names[old][len(prefix) :]: state.tensors[old] for old in olds}, olds)
+                for prefix, olds in found.items()
+            ]
+            copies = {view.prefix for view in views if view.prefix and own.has_parameters(view)}
+            if not copies:
+                break
+        yield from views
+
+
+def _heads(name: str) -> list[str]:
+    """The beginnings of a name that end with a dot, and the empty one, the shortest first."""
+    return ["", *(name[: dot.end()] for dot in re.finditer(r"\.", name))]
 
 
 class _Own:
@@ -306,8 +341,17 @@ class _Own:
     def __init__(self, network: nn.Module) -> None:
         self.network, self.name = network, type(network).__name__
         self.tensors = tensors_of(network)
-        self.needed = [name for name in self.tensors if not _counter(name)]
+        named = {
+            name for of in (network.named_parameters, network.named_buffers) for name, _ in of(remove_duplicate=False)
+        }
+        averaged = [path for path, module in network.named_modules() if isinstance(module, AveragedModel)]
+        self.optional = {name for name in self.tensors if name not in named}  # extra state
+        self.optional |= {f"{path}.n_averaged".lstrip(".") for path in averaged}
+        self.optional |= norm_buffers(network, "num_batches_tracked")
+        self.statistics = norm_buffers(network, *STATISTICS)
+        self.needed = [name for name in self.tensors if name not in self.optional]
         self.anchors = self.needed[:3]  # one of them may be tied and left out
+        self.heads = {head for name in self.tensors for head in _heads(name)}
         self.parameters = {id(p) for p in network.parameters()}
         self.tied: dict[int, list[str]] = {}
         for name, tensor in self.tensors.items():
@@ -321,7 +365,7 @@ class _Own:
 
     def _lists(self, view: _View) -> tuple[list[str], list[str], list[str]]:
         sources = {name: self.source(view, name) for name in self.tensors}
-        missing = [name for name, source in sources.items() if source is None and not _counter(name)]
+        missing = [name for name, source in sources.items() if source is None and name not in self.optional]
         unexpected = [name for name in view.tensors if name not in self.tensors and not _counter(name)]
         shapes = [
             f"{name}: expected {tuple(self.tensors[name].shape)}, found {tuple(view.tensors[source].shape)}"
@@ -333,6 +377,18 @@ class _Own:
     def fits(self, view: _View) -> bool:
         """Whether it holds what the network has, and nothing else."""
         return len(view.tensors) + len(view.state.left_out) >= self.least and not any(self._lists(view))
+
+    def has_parameters(self, view: _View) -> bool:
+        """Whether it holds at least all parameters, in their shapes."""
+        if len(view.tensors) < len(self.parameters):
+            return False
+        missing, _, shapes = self._lists(view)
+        return not shapes and not any(id(self.tensors[name]) in self.parameters for name in missing)
+
+    def equal(self, first: _View, second: _View) -> bool:
+        """Whether two views that fit hold the same weights."""
+        sources = [(self.source(first, name) or "", self.source(second, name) or "") for name in self.needed]
+        return all(_alike(first.tensors[one], second.tensors[other]) for one, other in sources)
 
     def problems(self, view: _View) -> str:
         """Why a view does not fit."""
@@ -353,9 +409,13 @@ class _Own:
         for name, own in self.tensors.items():
             source = self.source(view, name)
             given = own if source is None else view.tensors[source]
-            if _counter(name) and _kind(given.dtype) != _kind(own.dtype):  # rounded with the weights; nothing reads it
-                given = own
+            if name in self.optional and _kind(given.dtype) != _kind(own.dtype):  # rounded with the weights
+                given = own  # nothing reads it
             values[name] = self._checked(name, given, own, what)
+        for first, *rest in self.tied.values():
+            for name in rest:
+                if not _alike(*(values[one].to(self.tensors[one].dtype) for one in (first, name))):
+                    raise NernError(f"{what}: {first} and {name} are one tensor in {self.name}, and differ in the file")
         self.network.load_state_dict(values, strict=False)  # extra state that is no tensor stays the network's own
 
     def _checked(self, name: str, given: Tensor, own: Tensor, what: str) -> Tensor:
@@ -365,11 +425,17 @@ class _Own:
             raise NernError(f"{what}: {name} is sparse; a dense tensor is needed")
         if _kind(given.dtype) != _kind(own.dtype):
             raise NernError(f"{what}: {name} holds {given.dtype}, the network has {own.dtype} there; convert it first")
-        if own.is_floating_point() and (id(own) in self.parameters or name.endswith(STATISTICS)):
-            if not torch.isfinite(given.double()).all():
+        lost = torch.zeros(given.shape, dtype=torch.bool)
+        if own.is_floating_point():
+            finite = given.double().isfinite()
+            lost = finite & ~given.to(own.dtype).double().isfinite()
+            if not finite.all() and (id(own) in self.parameters or name in self.statistics):
                 raise NernError(f"{what}: {name} holds values that are not finite (NaN or infinity)")
-            if not torch.isfinite(given.to(own.dtype).double()).all():
-                raise NernError(f"{what}: {name} holds numbers too large for the network's {own.dtype}")
+        elif _kind(own.dtype) == "whole":
+            limits, numbers = torch.iinfo(own.dtype), given.long()
+            lost = (numbers < limits.min) | (numbers > limits.max)
+        if lost.any():
+            raise NernError(f"{what}: {name} holds {given[lost][0].item()}, beyond the network's {own.dtype}")
         return given
 
 
@@ -380,14 +446,16 @@ def _kind(dtype: torch.dtype) -> str:
     return "whole" if not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool else str(dtype)
 
 
-def _equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    named, other = ({n: t for n, t in of.items() if not _counter(n)} for of in (first, second))
-    return named.keys() == other.keys() and all(_alike(t, other[n]) for n, t in named.items())
-
-
 def _alike(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; NaN is like itself."""
+    if first is second:
+        return True
     plain = all(t.layout == torch.strided and not t.is_quantized for t in (first, second))
-    return plain and first.dtype == second.dtype and torch.equal(first, second)
+    if not plain or first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    if first.is_floating_point():
+        first, second = first.double(), second.double()
+    return bool(((first == second) | (first.isnan() & second.isnan())).all())
 
 
 def _hint(tensors: Iterable[str], own: Iterable[str], file: str) -> str:
@@ -395,6 +463,8 @@ def _hint(tensors: Iterable[str], own: Iterable[str], file: str) -> str:
     of_predictor = [any(name.startswith("final_linear_layer") for name in names) for names in (tensors, own)]
     if of_predictor == [True, False]:
         return "These are the weights of a NeRN's predictor: nern.init 'checkpoint' takes them"
+    if any(name.rpartition(".")[2] == "zero_point" for name in tensors):
+        return "It is of a quantised module: weights as they were before are needed"
     if re.search(r"-\d+-of-\d+\.", file):
         return f"This is one part of several: give the index, NAME{INDEX}"
     return ""

@@ -22,15 +22,14 @@ RANKINGS = {
 }
 
 
-def draw_layers(width: int, names: Sequence[str], errors: Sequence[float | None]) -> Figure:
+def draw_layers(width: int, names: Sequence[str], errors: Sequence[float]) -> Figure:
     """Relative error of each layer, bars."""
     axis = "relative error of the layer"
     if width != style.NARROW:
         axis += " (norm of the error / norm of the weights)"
-    values = [error or 0.0 for error in errors]
-    texts = [f"{value:.3f}" if value < 9.9995 else f"{value:.3g}" for value in values]
+    texts = [f"{value:.3f}" if value < 9.9995 else f"{value:.3g}" for value in errors]
     return _bars(
-        width, style.plain_names(names), values, texts, axis, ("layer, counted from the input", "relative error")
+        width, style.plain_names(names), errors, texts, axis, ("layer, counted from the input", "relative error")
     )
 
 

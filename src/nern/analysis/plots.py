@@ -56,7 +56,7 @@ def plot_run(
         _over_steps(axes, last)
         style.legend(axes, 1, below=True)
     style.heading(layers, "Reconstruction error of each layer")
-    layers.bar(range(len(errors)), [error.relative or 0.0 for error in errors], color=style.AFTER)
+    layers.bar(range(len(errors)), [error.relative for error in errors], color=style.AFTER)
     style.tidy(layers)
     style.label(layers, "" if len(errors) <= MOST_NAMES else "layer", "error norm / weight norm")
     if len(errors) <= MOST_NAMES:

@@ -115,10 +115,10 @@ def _evaluation(network: NetworkContent) -> tuple[Evaluation, str]:
 def _errors(network: NetworkContent, content: Content) -> Section:
     original = _original(network)
     found, names = layer_errors(network.layers, original, network.weights), plain_names(network.layers)
-    ranked = sorted(zip(names, found, strict=True), key=lambda pair: pair[1].relative or 0.0)
-    lead = f"Least exactly reconstructed: {ranked[-1][0]}, relative error {ranked[-1][1].relative or 0.0:.3f}."
+    ranked = sorted(zip(names, found, strict=True), key=lambda pair: pair[1].relative)
+    lead = f"Least exactly reconstructed: {ranked[-1][0]}, relative error {ranked[-1][1].relative:.3f}."
     if len(found) > 1:
-        lead += f" Most exactly: {ranked[0][0]}, {ranked[0][1].relative or 0.0:.3f}."
+        lead += f" Most exactly: {ranked[0][0]}, {ranked[0][1].relative:.3f}."
     order = "from the input at the top to the output"
     order = f" ({order.replace('at the top', 'on the left')})" if len(found) > MOST_ROWS else f", {order}"
     layers = Picture(

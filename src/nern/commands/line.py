@@ -36,12 +36,14 @@ class Command(NamedTuple):
         run: does it; takes what was given, the arguments, and where to print.
         settings: whose keys are among the options.
         default_file: the config file to take for these arguments where none is given, if any.
+        writes: options that name a file to write, of those commands that have them.
     """
 
     parser: Callable[[], ArgumentParser]
     run: Callable[[dict[str, Any], Sequence[str], Console], None]
     settings: type[Settings] | None = None
     default_file: Callable[[Sequence[str]], str | None] | None = None
+    writes: Sequence[str] = ("json", "markdown", "figure", "out")
 
 
 class Formatter(DefaultHelpFormatter):  # type: ignore[misc, valid-type]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 
 from nern.commands.line import Command, MissingError, option_names
-from nern.config import Settings, check_key, checked_keys, item_class, known_keys, nested, parse_yaml, read_config_file
-from nern.config.yaml_files import over
+from nern.config import Settings, check_key, checked_keys, item_class, known_keys, nested, parse_yaml
+from nern.config.yaml_files import over, read_yaml
 from nern.console import CleanConsole
 from nern.errors import NernError, unknown_name
 from nern.files import check_writable
 
-WRITES = ("json", "markdown", "figure")  # options of several commands that name a file to write
 PRINT = "--print_config"
 
 
@@ -28,7 +28,7 @@ def run_command(module: str, name: str, typed: Sequence[str], may_restart: bool)
         NernError: a mistake in what was typed, or of the job.
     """
     command: Command = importlib.import_module(f"nern.commands.{module}").COMMANDS[name]
-    parser, cls, rest = command.parser(), command.settings, list(typed)
+    parser, cls, rest, configs = command.parser(), command.settings, list(typed), list[str]()
     parser.prog = f"nern {name}"
     parser.exit_on_error = False
     settings: dict[str, Any] = {}
@@ -38,19 +38,28 @@ def run_command(module: str, name: str, typed: Sequence[str], may_restart: bool)
             if default is not None and "config_path" not in option_names(rest):
                 rest = [*rest, "--config_path", default]
             if {"-h", "--help"}.isdisjoint(rest):
-                settings, rest = _settings(parser, rest, cls)
+                settings, rest = _settings(parser, rest, cls, configs)
             if PRINT in rest:
                 print(cls.from_dict(settings).to_yaml(), end="")
                 return
         _check_options(parser, rest, cls)
         given = _parsed(parser, name, rest)
-        for option in WRITES:
-            check_writable(given.get(option), f"--{option}", given.get("file"))
+        _check_writes(command.writes, given, [*configs, settings])
         own = {"settings": settings, "typed": list(typed), "may_restart": may_restart}
         command.run(given | own, list(typed), CleanConsole())
     except MissingError as error:
         error.usage = parser.format_usage().strip()
         raise
+
+
+def _check_writes(writes: Sequence[str], given: dict[str, Any], read: Sequence[Any]) -> None:
+    """Raise NernError where a file to write cannot be written, or is in use: `read`, or named by another option or in the
+    config of a run that is."""
+    others = {name: value for name, value in given.items() if name not in writes}
+    runs = [Path(value).expanduser() / "config.yaml" for value in others.values() if isinstance(value, str)]
+    of_runs = [read_yaml(file, lambda values, *_: values) for file in runs if file.is_file()]
+    for option in writes:
+        check_writable(given.get(option), f"--{option}", read, others, of_runs)
 
 
 def _parsed(parser: ArgumentParser, name: str, argv: Sequence[str]) -> dict[str, Any]:
@@ -61,10 +70,18 @@ def _parsed(parser: ArgumentParser, name: str, argv: Sequence[str]) -> dict[str,
         raise (MissingError if "arguments are required" in text else NernError)(text) from error
 
 
-def _settings(parser: ArgumentParser, argv: Sequence[str], cls: type[Settings]) -> tuple[dict[str, Any], list[str]]:
-    """The config that was typed: files, and over them dotted options, wherever they stand; and all other arguments."""
+def _settings(
+    parser: ArgumentParser, argv: Sequence[str], cls: type[Settings], configs: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The config that was typed: files (named in `configs`), and over them dotted options, wherever they stand; and all
+    other arguments."""
     typed, files, rest = list[tuple[str, str | None]](), list[dict[str, Any]](), list[str]()
     own, arguments = _own_options(parser, cls), list(argv)
+
+    def note(values: dict[str, Any], file: str, beneath: dict[str, Any]) -> dict[str, Any]:
+        configs.append(file)
+        return checked_keys(values, cls, file, beneath)
+
     while arguments:
         argument = arguments.pop(0)
         name, equals, given = argument.removeprefix("--").partition("=")
@@ -77,7 +94,7 @@ def _settings(parser: ArgumentParser, argv: Sequence[str], cls: type[Settings]) 
         if name == "config_path":
             if text is None:
                 raise NernError("--config_path needs a file")
-            files.append(read_config_file(text, cls))
+            files.append(read_yaml(text, note))
         else:
             typed.append((name, text))
     beneath: dict[str, Any] = functools.reduce(over, files, {})

@@ -64,4 +64,4 @@ def _given(values: Any, key: str) -> Any:
     return list(values) if isinstance(values, tuple) else values
 
 
-COMMANDS = {"sweep": Command(_sweep_parser, _run_sweep, Config)}
+COMMANDS = {"sweep": Command(_sweep_parser, _run_sweep, Config, writes=("json",))}

@@ -53,9 +53,9 @@ def evaluate(
         console.print(metrics_table(name or member_names(config.members())[0], rows))
         report_skipped(console, of_network.get("skipped_images"))
     if "layers" in metrics:
-        worst = max(metrics["layers"], key=lambda e: e["relative"] or 0.0)
+        worst = max(metrics["layers"], key=lambda e: e["relative"])
         console.print(
-            f"largest reconstruction error: {worst['relative'] or 0.0:.3f} of the weights' norm, in {worst['name']}",
+            f"largest reconstruction error: {worst['relative']:.3f} of the weights' norm, in {worst['name']}",
             **PLAIN,
         )
     return metrics

@@ -143,7 +143,8 @@ def _original(
         original = build_original(described.architecture, str(path), dict(described.arguments), names=names)
     else:
         states = plain_state_dicts(resolve_weights(str(path)), "original network's weights")
-        state = max(states, key=lambda found: sum(name in found for name in names))
+        tensors = [state.tensors for state in states]
+        state = max(tensors, key=lambda found: sum(name in found for name in names), default={})
         for name, shape, _ in described.represented:
             found = f"has the shape {tuple(state[name].shape)}" if name in state else "is not there"
             if name not in state or tuple(state[name].shape) != shape:

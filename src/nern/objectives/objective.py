@@ -55,7 +55,11 @@ class Losses:
             bad = {name: float(value.detach()) for name, value in self.terms.items() if not torch.isfinite(value)}
             listing = ", ".join(f"{name} loss is {value}" for name, value in bad.items())
             listing = listing or f"the weighted sum of the losses is {float(self.total.detach())}"
-            raise NonFiniteLossError(f"step {step}: {listing}. A lower optim.lr or optim.max_gradient_norm may help.")
+            help = "A lower optim.lr or optim.max_gradient_norm may help."
+            if step == 0:  # nothing was learnt yet
+                what = "weights" if "reconstruction" in bad else "outputs or feature maps"
+                help = f"The original's {what} are too large: their squares must be finite in float32 (below 3e38)."
+            raise NonFiniteLossError(f"step {step}: {listing}. {help}")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nern.errors import NernError, NernWarning, unknown_name
-from nern.files import existing_file
+from nern.files import existing_file, some_names
 from nern.originals.base import Original, OriginalNetwork, kwargs_file
 from nern.originals.checked import check_network
 from nern.originals.sources import find_builder, load_timm, load_torchvision
@@ -51,8 +51,11 @@ def build_network(
         NernError: no such network; arguments that do not fit; or see `check_network`.
     """
     build, kwargs = builder_of(name), kwargs or {}
-    parameters = inspect.signature(build).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    try:
+        parameters: Mapping[str, Any] = inspect.signature(build).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    except (TypeError, ValueError):  # of a builtin: it does not tell
+        parameters, takes_any = kwargs, True
     for key in kwargs:
         if key not in parameters and not takes_any:
             raise unknown_name(f"argument of {name}", key, parameters)
@@ -62,8 +65,10 @@ def build_network(
             built = build(**taken)
     except NernError:
         raise
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever it raises
         detail = " ".join(str(error).split())[:400]
+        if not isinstance(error, TypeError | ValueError | RuntimeError) or not detail:  # their text alone says little
+            detail = f"{type(error).__name__}{f': {detail}' if detail else ''}"
         raise NernError(f"{name} cannot be built with {repr(taken)[:400]}: {detail}") from error
     if not isinstance(built, nn.Module):
         raise NernError(f"the network {name!r} is {type(built).__name__}, not a torch.nn.Module")
@@ -99,9 +104,7 @@ def build_original_network(
     if file is not None:
         build = builder_of(name)
         if hasattr(build, "infer_kwargs") and getattr(build, "load", None) in (None, OriginalNetwork.load):
-            states = plain_state_dicts(file, "original network's weights")
-            by_weights: list[dict[str, Any]] = [build.infer_kwargs(state) for state in states]
-            told = max(by_weights, key=len)
+            told = _told(build, file)
         if kwargs_file(file).is_file():
             beside = _read_kwargs(kwargs_file(file))
             told |= beside
@@ -159,6 +162,19 @@ def build_original(
     info = ORIGINALS.info(name) if name in ORIGINALS else {}
     taps = info.get("feature_maps") if feature_maps is None else feature_maps
     return Original(network, taps, include, exclude, info.get("represents"), names)
+
+
+def _told(build: Any, file: Path) -> dict[str, Any]:
+    """The arguments that weights in a file tell; a warning where others in it tell others."""
+    states = plain_state_dicts(file, "original network's weights")
+    told: list[tuple[dict[str, Any], str]] = [(build.infer_kwargs(state.tensors), state.key) for state in states]
+    most, key = max(told, key=lambda found: len(found[0]), default=({}, ""))
+    others = dict.fromkeys(other for found, other in told if len(found) == len(most) and found != most and other != key)
+    if others and split_key(file)[1] is None:
+        choices = some_names([f"{file}{KEY}{other}" for other in others])
+        which = f"that of {key!r}" if key else "the outermost"
+        warnings.warn(f"{file} holds several networks: {which} is built. To take others: {choices}", NernWarning, 3)
+    return most
 
 
 def _read_kwargs(path: Path) -> dict[str, Any]:

@@ -58,6 +58,10 @@ def check_network(network: nn.Module) -> None:
             raise _refused(network, f"{name} has no values (it is on device meta)")
         if tensor.layout != torch.strided or tensor.is_quantized or is_traceable_wrapper_subclass(tensor):
             raise _refused(network, f"{name} is sparse, quantised or wrapped; plain tensors are needed")
+        if type(tensor) not in (Tensor, nn.Parameter):
+            raise _refused(
+                network, f"{name} is of a class of its own, {type(tensor).__name__}; plain tensors are needed"
+            )
     try:
         state = network.state_dict(keep_vars=True)
     except Exception as error:  # whatever a module raises

@@ -17,7 +17,7 @@ import numpy as np
 from nern.errors import NernError, NernWarning
 from nern.tasks.image_files import suffixes
 
-NO_FILE, AGAIN = "pipe, socket, device or broken link", "further link to an image"
+NO_FILE, AGAIN, OUTSIDE = "pipe, socket, device or broken link", "further link to an image", "in no class folder"
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,7 @@ class SplitFolders:
         names, passed = self.classes(), Counter[str]()
         found = {split: self._images(split, names, passed) for split in splits}
         if passed:
-            parts = [f"{count} {what}" for what, count in sorted(passed.items(), key=lambda item: (-item[1], item[0]))]
-            _warn(f"{passed.total()} files in {self.root} are passed over as no images: {_few(parts, 8)}")
+            _warn(f"{passed.total()} files in {self.root} are passed over as no images: {_counted(passed)}")
         if names != sorted(names, key=_by_number):
             numbered = [f"{number} is {name!r}" for number, name in enumerate(names)]
             _warn(
@@ -108,13 +107,16 @@ class SplitFolders:
 
     def _images(self, split: str, classes: Sequence[str], passed: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
         folder = self.folder(split)
-        by_class = files_of_classes(folder, classes, passed)
+        here = Counter[str]()
+        by_class = files_of_classes(folder, classes, here)
+        passed.update(here)
         empty = [name for name, files in zip(classes, by_class, strict=True) if not files]
         if (empty and split == "train") or not any(by_class):
+            others = f". Passed over: {_counted(here)}" if here else ""
             raise NernError(
                 f"class folders without images in {folder}: {_few(empty)}. Images are files that end in "
                 f"{', '.join(sorted(suffixes()))}; remove what is no class from all splits. An image counts once, in the "
-                "class whose folder holds the file itself, whatever links lead to it"
+                f"class whose folder holds the file itself, whatever links lead to it{others}"
             )
         labels = np.repeat(np.arange(len(classes)), [len(files) for files in by_class])
         turns = np.concatenate([np.arange(len(files)) for files in by_class])
@@ -135,6 +137,12 @@ def _few(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
 
 
+def _counted(passed: Counter[str]) -> str:
+    """What was passed over, the most frequent first."""
+    most = sorted(passed.items(), key=lambda item: (-item[1], item[0]))
+    return _few([f"{count} {what}" for what, count in most], 8)
+
+
 def _content(folder: Path) -> str:
     """What a folder holds, in words."""
     return _few(sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir()), 8) or "nothing"
@@ -149,7 +157,7 @@ def class_folders(folder: Path) -> dict[str, list[os.DirEntry[str]]]:
     """
     found: dict[str, list[os.DirEntry[str]]] = {}
     for entry in _entries(str(folder)):
-        if entry.is_dir():
+        if os.path.isdir(entry.path):  # of a link to itself the entry would raise an error
             found.setdefault(unicodedata.normalize("NFC", entry.name), []).append(entry)
     if not found:
         raise NernError(
@@ -176,7 +184,7 @@ def files_of_classes(folder: Path, classes: Sequence[str], passed: Counter[str])
     Args:
         folder: of the split.
         classes: their names.
-        passed: files that are no images are added here, by suffix; hidden ones are not.
+        passed: files that are no images are added here, by suffix, and images in no class's folder; hidden ones are not.
     """
     images, found = suffixes(), [list[bytes]() for _ in classes]  # bytes: a fraction of the memory
     top = os.path.realpath(folder)
@@ -192,6 +200,11 @@ def files_of_classes(folder: Path, classes: Sequence[str], passed: Counter[str])
             real, kind = os.path.join(real_folder, entry.name), (entry.is_dir(), entry.is_file())
         heapq.heappush(waiting, (links + link, label, entry.path, real, *kind))
 
+    for entry in _entries(str(folder)):  # beside the class folders; other files there are no one's mistake
+        if not os.path.exists(entry.path) or not (entry.is_dir() or entry.is_file()):
+            passed[NO_FILE] += 1
+        elif entry.is_file() and os.path.splitext(entry.name)[1].lower() in images:
+            passed[OUTSIDE] += 1
     folders = class_folders(folder)
     for label, name in enumerate(classes):
         for entry in folders.get(name, ()):
