@@ -74,9 +74,8 @@ def permuted(orders: np.ndarray) -> bytes:
 @st.composite
 def sequences(draw: st.DrawFn) -> tuple[int, np.ndarray]:
     """An alphabet, and numbers of it: spread or concentrated, its ends among them."""
-    symbols = draw(
-        st.one_of(st.integers(1, 40), st.sampled_from([1023, 1024, 1025, 2048, 65_536]), st.integers(1, 70_000))
-    )
+    some = st.sampled_from([1023, 1024, 1025, 2048, 65_536])
+    symbols = draw(st.one_of(st.integers(1, 40), some, st.integers(1, 70_000)))
     count, seed, spread = draw(st.integers(0, 400)), draw(st.integers(0, 99)), draw(st.sampled_from([0.0, 0.01, 1.0]))
     rng = np.random.default_rng(seed)
     values = np.minimum((rng.random(count) * symbols * spread).astype(np.int64), symbols - 1)
@@ -222,9 +221,8 @@ def tensors(draw: st.DrawFn) -> Tensor:
     shape = draw(st.lists(st.integers(0, 5), max_size=4))
     rng = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     if dtype.is_floating_point:
-        return (torch.randn(shape, generator=rng, dtype=torch.float64) * draw(st.sampled_from([1e-3, 1.0, 50.0]))).to(
-            dtype
-        )
+        scale = draw(st.sampled_from([1e-3, 1.0, 50.0]))
+        return (torch.randn(shape, generator=rng, dtype=torch.float64) * scale).to(dtype)
     if dtype == torch.bool:
         return torch.rand(shape, generator=rng) > 0.5
     most = torch.iinfo(dtype).max
@@ -392,11 +390,10 @@ def test_a_file_of_the_version_that_wrote_outliers_opens() -> None:
 # --- container and description --------------------------------------------------------------------------------------
 
 
-@given(
-    sections=st.dictionaries(
-        st.text("ABCDEFGHIJ", min_size=4, max_size=4), st.binary(max_size=50), min_size=1, max_size=10
-    )
-)
+NAMES = st.text("ABCDEFGHIJ", min_size=4, max_size=4)
+
+
+@given(sections=st.dictionaries(NAMES, st.binary(max_size=50), min_size=1, max_size=10))
 def test_containers_come_back(sections: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = save(tmp_path_factory.getbasetemp() / "sections.nern", sections)
     assert container.read_container(path) == sections
@@ -445,32 +442,17 @@ def test_descriptions_that_json_cannot_hold() -> None:
 # --- whole files ----------------------------------------------------------------------------------------------------
 
 
+OF_WEIGHTS = [(6, 5, 3, 3), (7, 3, 1, 1), (4, 2, 5, 5), (5, 9), (3, 4, 7), (8, 1, 3, 3), (2, 3, 1, 2, 3), (1, 1)]
+
+
 @settings(max_examples=20)
-@given(
-    shapes=st.lists(
-        st.sampled_from(
-            [(6, 5, 3, 3), (7, 3, 1, 1), (4, 2, 5, 5), (5, 9), (3, 4, 7), (8, 1, 3, 3), (2, 3, 1, 2, 3), (1, 1)]
-        ),
-        min_size=1,
-        max_size=4,
-    ),
-    mode=st.sampled_from(MODES),
-    step=st.one_of(st.none(), st.integers(-60, -8)),
-    networks=st.integers(1, 2),
-    outliers=st.sampled_from([0.0, 0.1]),
-    scales=st.sampled_from(["none", "per_layer", "per_size"]),
-    seed=st.integers(0, 99),
-)
+@given(data=st.data(), shapes=st.lists(st.sampled_from(OF_WEIGHTS), min_size=1, max_size=4))
 def test_files_come_back(
-    shapes: list[tuple[int, ...]],
-    mode: str,
-    step: int | None,
-    networks: int,
-    outliers: float,
-    scales: str,
-    seed: int,
-    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject, shapes: list[tuple[int, ...]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    step, seed = data.draw(st.one_of(st.none(), st.integers(-60, -8))), data.draw(st.integers(0, 99))
+    mode, scales = data.draw(st.sampled_from(MODES)), data.draw(st.sampled_from(["none", "per_layer", "per_size"]))
+    networks, outliers = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([0.0, 0.1]))
     config = nern_config(output_scales=scales)
     sections, made, original = make(shapes, mode, step, config=config, networks=networks, seed=seed, outliers=outliers)
     path = tmp_path_factory.mktemp("files") / "net.nern"
@@ -487,9 +469,8 @@ def test_files_come_back(
     else:
         named = found.nern.predictor.state_dict()
         for name, tensor in original.predictor.state_dict().items():
-            assert (named[name] - tensor).abs().max() <= max(
-                step_size(step) / 2, 2**-10 * float(tensor.abs().max())
-            ) * 1.01
+            most = max(step_size(step) / 2, 2**-10 * float(tensor.abs().max()))
+            assert (named[name] - tensor).abs().max() <= 1.01 * most
 
 
 ENCODINGS: dict[str, dict[str, Any]] = {
@@ -643,9 +624,8 @@ def test_a_state_dict_goes_into_a_module_of_yours(small_cnn: Callable[..., nn.Mo
 
 
 def test_linear_and_grouped_layers(tmp_path: Path) -> None:
-    network = nn.Sequential(
-        nn.Conv1d(4, 6, 3), nn.Conv2d(6, 6, 3, groups=3), nn.Conv3d(2, 3, (1, 2, 3)), nn.Linear(5, 4)
-    )
+    layers = nn.Conv1d(4, 6, 3), nn.Conv2d(6, 6, 3, groups=3), nn.Conv3d(2, 3, (1, 2, 3)), nn.Linear(5, 4)
+    network = nn.Sequential(*layers)
     artifact = pack_network(network, tmp_path / "net.nern", ["*.weight"])
     assert [tuple(w.shape) for w in artifact.weights] == [tuple(m.weight.shape) for m in network]
     assert set(artifact.kept) == {f"{i}.bias" for i in range(4)}
@@ -665,10 +645,8 @@ def test_networks_are_built_in_threads(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("rng_untouched")
 def test_reading_and_building_draw_nothing_of_yours(tmp_path: Path) -> None:
-    path = save(
-        tmp_path / "net.nern", make([(4, 3, 3, 3)], config=nern_config({"type": "ffn"}), architecture="ResNet8")[0]
-    )
-    artifact = load(path)
+    sections = make([(4, 3, 3, 3)], config=nern_config({"type": "ffn"}), architecture="ResNet8")[0]
+    artifact = load(save(tmp_path / "net.nern", sections))
     assert artifact.weights[0].shape == (4, 3, 3, 3)
     with pytest.raises(NernError, match="does not fit"):
         artifact.network()

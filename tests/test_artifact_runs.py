@@ -24,8 +24,8 @@ from nern.originals import CifarResNet
 from nern.representation.grid import on_grid
 from nern.tasks.streams import first_images
 from nern.training import Interrupted, RunFolder
-from nern.training.run_folder import attached_to, load_steps
-from runs import quiet, same, small_resnet, stop_after
+from nern.training.run_folder import load_steps
+from runs import assert_same_result, quiet, small_resnet, stop_after
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -57,6 +57,7 @@ SETTINGS: dict[str, Any] = {
     "quantisation.bits": 5.0,
     "quantisation.images": 8,
 }
+Pack = Callable[..., Path]
 PLAIN = "distillation"  # a checkpoint that was not trained to be rounded
 
 
@@ -86,7 +87,7 @@ def run(configure: Callable[..., Config], tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def packed(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def packed(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Pack:
     """Packs the run; with the same options it is the same file."""
     folder, made = tmp_path_factory.mktemp("packed"), {}
 
@@ -109,9 +110,7 @@ def state_of(folder: RunFolder, checkpoint: str = "best") -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last", "reconstruction"])
-def test_lossless_weights_are_those_of_the_run(
-    run: RunFolder, packed: Callable[..., Path], checkpoint: str, tmp_path: Path
-) -> None:
+def test_lossless_weights_are_those_of_the_run(run: RunFolder, packed: Pack, checkpoint: str, tmp_path: Path) -> None:
     file = packed(checkpoint, lossless=True)
     expected, artifact = nern.load_run(run.root, checkpoint).state_dict(), nern.load(file)
     nern.jobs.artifacts.unpack(file, tmp_path / "net.safetensors", console=quiet())
@@ -122,7 +121,7 @@ def test_lossless_weights_are_those_of_the_run(
         assert all(same_tensor(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_networks_of_runs_and_files_can_be_trained(run: RunFolder, packed: Callable[..., Path]) -> None:
+def test_networks_of_runs_and_files_can_be_trained(run: RunFolder, packed: Pack) -> None:
     images, after = torch.ones(2, 1, 8, 8), []
     for network in (nern.load_run(run.root), nern.load(packed(lossless=True)).network()):
         assert not any(module.training for module in network.modules())
@@ -136,7 +135,7 @@ def test_networks_of_runs_and_files_can_be_trained(run: RunFolder, packed: Calla
     torch.testing.assert_close(*after)
 
 
-def test_more_bits_give_larger_files_nearer_to_the_run(run: RunFolder, packed: Callable[..., Path]) -> None:
+def test_more_bits_give_larger_files_nearer_to_the_run(run: RunFolder, packed: Pack) -> None:
     expected, sizes, errors = nern.load_run(run.root, PLAIN).state_dict(), [], []
     for bits in (3.0, 6.0, 12.0):
         artifact = nern.load(packed(PLAIN, bits=bits))
@@ -180,7 +179,7 @@ def test_norms_follow_what_rounding_does_where_there_are_images(
     assert errors[0] < 0.5 * errors[1]
 
 
-def test_bytes_are_kept_and_nearly_reached(packed: Callable[..., Path], run: RunFolder, tmp_path: Path) -> None:
+def test_bytes_are_kept_and_nearly_reached(packed: Pack, run: RunFolder, tmp_path: Path) -> None:
     least = packed(PLAIN, 0, bits=1.0).stat().st_size
     for more, evaluate in ((900, False), (1800, True)):
         size = least + more
@@ -190,7 +189,7 @@ def test_bytes_are_kept_and_nearly_reached(packed: Callable[..., Path], run: Run
     assert not (tmp_path / "x.nern").exists()
 
 
-def test_bytes_leave_a_predictor_that_was_trained_to_be_rounded_as_it_was(packed: Callable[..., Path]) -> None:
+def test_bytes_leave_a_predictor_that_was_trained_to_be_rounded_as_it_was(packed: Pack) -> None:
     whole = nern.load(packed(images=0))
     for less, kept in ((0, True), (20, True), (whole.sizes["KEPT"], False)):
         found = nern.load(packed(images=0, size=whole.size - less))
@@ -233,7 +232,7 @@ def test_places_that_cannot_be_written(run: RunFolder, tmp_path: Path) -> None:
         nern.pack(run.root, None, options, quiet())
 
 
-def test_figures_and_metadata_are_in_the_file(run: RunFolder, packed: Callable[..., Path]) -> None:
+def test_figures_and_metadata_are_in_the_file(run: RunFolder, packed: Pack) -> None:
     metadata = {"licence": "MIT", "empty": ""}
     file = packed("last", lossless=True, evaluate=True, metadata=metadata)
     description = nern.load(file).description
@@ -262,7 +261,7 @@ def test_checkpoints_are_on_the_grid_that_they_keep(run: RunFolder) -> None:
         assert load_steps(run.checkpoint(name)) is None
 
 
-def test_pack_keeps_the_steps_of_training(run: RunFolder, packed: Callable[..., Path]) -> None:
+def test_pack_keeps_the_steps_of_training(run: RunFolder, packed: Pack) -> None:
     artifact, quantised, state = nern.load(packed()), load_steps(run.checkpoint("best")), state_of(run)
     assert quantised is not None
     codes = {code.name: code for code in artifact.description.predictor}
@@ -273,9 +272,7 @@ def test_pack_keeps_the_steps_of_training(run: RunFolder, packed: Callable[..., 
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
-def test_the_packed_network_is_as_good_as_the_run_says(
-    run: RunFolder, packed: Callable[..., Path], checkpoint: str
-) -> None:
+def test_the_packed_network_is_as_good_as_the_run_says(run: RunFolder, packed: Pack, checkpoint: str) -> None:
     figures = nern.load(packed(checkpoint, evaluate=True)).description.networks[0].about["test"]
     said = json.loads(run.metrics.read_text())[checkpoint]["test"]
     assert figures["images"] == said["images"] == 100
@@ -302,13 +299,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
         with pytest.raises(Interrupted, match=f"stopped at step {step} of 9"):
             nern.train(configure(tmp_path), quiet())
     resumed = RunFolder(nern.resume(tmp_path / "run", quiet())["run_folder"])
-    one, other = run.load_state(), resumed.load_state()
-    assert one.keys() == other.keys()
-    for key in one.keys() - {"config", "seconds", "step_seconds"}:
-        assert same(one[key], other[key]), key
-    for name in ("best", "last", "quantisation"):
-        assert same(state_of(run, name), state_of(resumed, name)), name
-        assert same(attached_to(run.checkpoint(name)), attached_to(resumed.checkpoint(name))), name
+    assert_same_result(run, resumed)
 
 
 BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
@@ -331,17 +322,6 @@ def test_configs_that_cannot_be(
     with pytest.raises(NernError) as caught:
         configure(tmp_path, given).check()
     assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"level": 1.0}', '{"level": 0.0, "steps": {}}', '{"level": NaN, "steps": {}}',
-             '{"level": 1.0, "steps": {"a": 1.5}}', '{"level": 1.0, "steps": {"a": 801}}'],
-)  # fmt: skip
-def test_steps_that_are_damaged(text: str, tmp_path: Path) -> None:
-    torch.save({}, tmp_path / "last.pt")
-    (tmp_path / "last.steps.json").write_text(text)  # where earlier versions kept them
-    with pytest.raises(NernError):
-        load_steps(tmp_path / "last.pt")
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -377,9 +357,7 @@ def test_the_commands(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads(Path(told).read_text())["bytes"] == size
 
 
-def test_commands_that_fail(
-    run: RunFolder, packed: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_that_fail(run: RunFolder, packed: Pack, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = packed(lossless=True)
     damaged = tmp_path / "damaged.nern"
     damaged.write_bytes(file.read_bytes()[:-1])
@@ -402,7 +380,7 @@ def test_commands_that_fail(
     assert not (tmp_path / "w.safetensors").exists()
 
 
-def test_info_is_what_python_gets(packed: Callable[..., Path]) -> None:
+def test_info_is_what_python_gets(packed: Pack) -> None:
     artifact, console = nern.load(packed()), Console(file=io.StringIO(), width=160)
     assert nern.jobs.artifacts.info(packed(), console=console).sizes == artifact.sizes
     text = console.file.getvalue()  # type: ignore[attr-defined]

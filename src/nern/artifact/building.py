@@ -26,6 +26,7 @@ from nern.errors import NernError
 from nern.originals.build import builder_of
 
 T = TypeVar("T")
+GIVE_ONE = "build the network, and give it: network(MODULE)"
 _LOADING = ("checkpoint_path", "cache_dir", "scriptable", "exportable", "file", "path", "url")
 _NUMBER = re.compile(r"\d[\d_]*(\.\d+)?([eE][+-]?\d+)?")
 _NO_WORD = re.compile(r"[/\\:]")  # of paths and addresses
@@ -50,7 +51,7 @@ def check_buildable(architecture: str, arguments: Mapping[str, Any], longest: in
     """
     source = architecture.rpartition(":")[0]
     if source not in ("", "torchvision", "timm"):
-        raise NernError(f"a file does not get {architecture!r} called; build the network, and give it: network(MODULE)")
+        raise NernError(f"a file does not get {architecture!r} called; {GIVE_ONE}")
     largest, entries = max(_LARGEST, longest), 0
     for key, argument in arguments.items():
         about = f"the file's argument {key[:80]!r} of {architecture}"
@@ -62,12 +63,10 @@ def check_buildable(architecture: str, arguments: Mapping[str, Any], longest: in
                 raise NernError(f"{about} is refused: it holds keys and values")
             if isinstance(value, str) and (len(value) > _LETTERS or _NO_WORD.search(value) or not value.isprintable()):
                 raise NernError(f"{about} is refused: it holds {value[:40]!r}, which is no plain word")
-            for number in _numbers(value):
-                if not abs(number) <= largest:
-                    raise NernError(
-                        f"{about} is refused: it holds {repr(value)[:40]}, but at most {largest:,} is taken; build the "
-                        "network, and give it: network(MODULE)"
-                    )
+            if not all(abs(number) <= largest for number in _numbers(value)):
+                raise NernError(
+                    f"{about} is refused: it holds {repr(value)[:40]}, but at most {largest:,} is taken; {GIVE_ONE}"
+                )
     if entries > _ENTRIES:
         raise NernError(
             f"the file's arguments of {architecture} hold {entries:,} values; at most {_ENTRIES:,} are taken"
@@ -156,16 +155,16 @@ def _made(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
     """Numbers that an operator is going to make, found by tensors that have shapes only."""
     if torch.Tag.pointwise in func.tags:
         return math.prod(torch.broadcast_shapes(*[a.shape for a in tree_iter((args, kwargs)) if isinstance(a, Tensor)]))
+
+    def shape_only(t: Tensor) -> Tensor:
+        return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+
     device = {"device": torch.device("meta")} if any(a.name == "device" for a in func._schema.arguments) else {}
     try:
-        args, kwargs = tree_map_only(Tensor, _shape_only, (args, kwargs))
+        args, kwargs = tree_map_only(Tensor, shape_only, (args, kwargs))
         return sum(value.numel() for value in tree_iter(func(*args, **kwargs | device)) if isinstance(value, Tensor))
     except Exception:  # the values themselves decide, as of `nonzero`; or the call itself is wrong
         return 0
-
-
-def _shape_only(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def _stopped_after(seconds: float, work: Callable[[], T]) -> T:

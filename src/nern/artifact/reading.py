@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nern.artifact.building import build_bounded, check_buildable
+from nern.artifact.building import GIVE_ONE, build_bounded, check_buildable
 from nern.artifact.container import DamagedFileError, header_size, read_container
 from nern.artifact.description import Description
 from nern.artifact.orderings import check_ordering, decode_ordering
@@ -148,7 +148,7 @@ class Artifact:
 
     def state_dict(self, network: int = 0) -> dict[str, Tensor]:
         """All parameters and buffers of the reconstructed network (of several, the one of this number)."""
-        own = self._network(network)
+        own = self.described(network)
         start = sum(len(n.represented) for n in self.description.networks[:network])
         state = of_number(self.kept, network, len(self.description.networks))
         for (name, shape, dtype), weight in zip(own.represented, self.weights[start:], strict=False):
@@ -166,11 +166,11 @@ class Artifact:
                 network given does not fit.
         """
         number = 0 if isinstance(network, nn.Module) else network
-        own, state = self._network(number), self.state_dict(number)
+        own, state = self.described(number), self.state_dict(number)
         if isinstance(network, nn.Module):
             built = copy_of(network)
         elif own.architecture is None:
-            raise NernError(f"{own.name} is held as a state dict only; build the network, and give it: network(MODULE)")
+            raise NernError(f"{own.name} is held as a state dict only; {GIVE_ONE}")
         else:
             built = self.build(number, build_network)
         load_into(built, state, f"the reconstructed {own.name}")
@@ -183,7 +183,7 @@ class Artifact:
             NernError: a file does not get that built, or it costs more than goes with the file's tensors; what `build`
                 raises.
         """
-        own = self._network(network)
+        own = self.described(network)
         kept = of_number(self.kept, network, len(self.description.networks))
         shapes = [shape for _, shape, _ in own.represented] + [tuple(tensor.shape) for tensor in kept.values()]
         check_buildable(own.architecture, own.arguments, max(n for shape in shapes if 0 not in shape for n in shape))
@@ -213,8 +213,9 @@ class Artifact:
 
         return HubArtifact(self.sections, self.limit)
 
-    def _network(self, number: int) -> Any:
-        networks = self.description.networks
+    def described(self, network: int | nn.Module = 0) -> Any:
+        """What the file says of a network; for one of yours, of its first. Raises NernError for a number it has none of."""
+        number, networks = 0 if isinstance(network, nn.Module) else network, self.description.networks
         if not 0 <= number < len(networks):
             raise NernError(f"network (={number}) must be below {len(networks)}, the number of networks in the file")
         return networks[number]

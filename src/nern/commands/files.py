@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
@@ -42,13 +42,19 @@ with a task the accuracy.
   nern verify mine.nern --task.task_name cifar10 --task.original_model_name mine.py:make   a network of your own code"""
 
 
-def _file_parser(text: str, usage: str) -> ArgumentParser:
+def _file_parser(text: str, usage: str, *options: Callable[[ArgumentParser], None]) -> ArgumentParser:
     parser = command_parser(text, usage)
     parser.add_argument("file", type=str, help="the artifact, or pretrained:NAME.nern")
     parser.add_argument(
         "--limit", type=int, default=LIMIT, metavar="N", help="most numbers (weights, parameters) that are read"
     )
+    for option in options:
+        option(parser)
     return parser
+
+
+def _network_option(parser: ArgumentParser) -> None:
+    parser.add_argument("--network", type=int, default=0, metavar="N", help="which of several, counted from 0")
 
 
 def _pack_parser() -> ArgumentParser:
@@ -59,21 +65,14 @@ def _pack_parser() -> ArgumentParser:
     parser.add_argument("run", type=str, help="the run folder")
     parser.add_argument("-o", "--out", type=str | None, default=None, metavar="FILE", help="null: RUN_FOLDER.nern")
     parser.add_argument("--checkpoint", type=str | None, default=None, metavar="NAME", help="null: the run's best")
-    parser.add_argument(
-        "--bits", type=float | None, default=None, metavar="N", help="of a number of the predictor, on average; null: 8"
-    )
+    about = "of a number of the predictor, on average; null: 8"
+    parser.add_argument("--bits", type=float | None, default=None, metavar="N", help=about)
     parser.add_argument("--bytes", type=int | None, default=None, metavar="N", help="most bytes of the file")
     parser.add_argument("--lossless", type=bool, default=False, help="keep every number as it is")
-    parser.add_argument(
-        "--images",
-        type=int,
-        default=PackOptions().images,
-        metavar="N",
-        help="training images on which the effect of rounding is measured; 0: none are needed",
-    )
-    parser.add_argument(
-        "--evaluate", type=bool, default=False, help="evaluate what the file gives, and keep the accuracy in it"
-    )
+    about = "training images on which the effect of rounding is measured; 0: none are needed"
+    parser.add_argument("--images", type=int, default=PackOptions().images, metavar="N", help=about)
+    about = "evaluate what the file gives, and keep the accuracy in it"
+    parser.add_argument("--evaluate", type=bool, default=False, help=about)
     parser.add_argument("--metadata", type=dict[str, str] | None, default=None, help="text to keep, yours")
     json_option(parser)
     return parser
@@ -93,9 +92,8 @@ def _write(path: str | None, artifact: Artifact) -> None:
 
 
 def _unpack_parser() -> ArgumentParser:
-    parser = _file_parser(UNPACK_HELP, "nern unpack FILE [-o WEIGHTS] [--network N]")
+    parser = _file_parser(UNPACK_HELP, "nern unpack FILE [-o WEIGHTS] [--network N]", _network_option)
     parser.add_argument("-o", "--out", type=str | None, default=None, metavar="FILE", help="null: FILE.safetensors")
-    parser.add_argument("--network", type=int, default=0, metavar="N", help="which of several, counted from 0")
     return parser
 
 
@@ -108,9 +106,7 @@ def _run_unpack(given: dict[str, Any], argv: Sequence[str], console: Console) ->
 
 
 def _info_parser() -> ArgumentParser:
-    parser = _file_parser(INFO_HELP, "nern info FILE [--json FILE]")
-    json_option(parser)
-    return parser
+    return _file_parser(INFO_HELP, "nern info FILE [--json FILE]", json_option)
 
 
 def _run_info(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
@@ -118,11 +114,8 @@ def _run_info(given: dict[str, Any], argv: Sequence[str], console: Console) -> N
 
 
 def _verify_parser() -> ArgumentParser:
-    parser = _file_parser(VERIFY_HELP, "nern verify FILE [--task.task_name NAME] [--task.data_dir DIR] [--json FILE]")
-    parser.add_argument("--network", type=int, default=0, metavar="N", help="which of several, counted from 0")
-    json_option(parser)
-    task_option(parser)
-    return parser
+    usage = "nern verify FILE [--task.task_name NAME] [--task.data_dir DIR] [--json FILE]"
+    return _file_parser(VERIFY_HELP, usage, _network_option, json_option, task_option)
 
 
 def _run_verify(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:

@@ -69,7 +69,7 @@ def unpack(
     check_writable(out, "unpack", file)
     artifact = load(file, limit)
     state = predicted(artifact, console).state_dict(network)
-    name = artifact.description.networks[network].name
+    name = artifact.described(network).name
     save_state_dict(out, state, {"network": name, "from": Path(file).name})
     numbers = sum(tensor.numel() for tensor in state.values())
     console.print(f"{name}: {len(state)} tensors, {numbers:,} numbers, in {out}", **PLAIN)
@@ -108,7 +108,7 @@ def images_of(task: TaskConfig, original: Original, count: int | None = None) ->
 def reconstructed(artifact: Artifact, network: int | torch.nn.Module) -> Original:
     """A network of a file, or the file's weights in a copy of one of the user's. Raises NernError where it is not known how
     to build it."""
-    described = artifact.description.networks[network if isinstance(network, int) else 0]
+    described = artifact.described(network)
     if described.architecture is None and isinstance(network, int):
         raise NernError(
             f"{described.name} is held as a state dict only: the file does not tell how to build it. "
@@ -151,7 +151,7 @@ def verify(
     )
     if task is None:
         return found
-    described = artifact.description.networks[network if isinstance(network, int) else 0]
+    described = artifact.described(network)
     said, of_task = described.about.get("test", {}), described.about.get("task") == task.task_name
     told = accuracy_text(described)
     count = said["images"] if told and of_task and isinstance(said["images"], int) and said["images"] > 0 else None
