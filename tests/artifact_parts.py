@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nern.artifact import Artifact, Holding, NetworkParts, encoded, probed
 from nern.artifact.container import to_bytes
-from nern.artifact.description import Description
+from nern.artifact.description import Description, NetworkDescription, represented_as
 from nern.artifact.entropy import Encoder
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.ordering.order import Ordering, Shapes
@@ -82,7 +82,7 @@ def make(
         dtype: of weights.
         seed: of weights, ordering, predictor.
         outliers: share of the weights that are kept apart, as version 0.1.0 did.
-        parts: further arguments of `NetworkParts`.
+        parts: further arguments of `NetworkDescription`.
     """
     rng = torch.Generator().manual_seed(seed)
     config = config or nern_config(output_scales="per_layer")
@@ -96,8 +96,9 @@ def make(
         "mask": torch.arange(15).reshape(3, 5) % 4 == 0,
         "empty": torch.zeros(0, 3), "scalar": torch.tensor(0.1).to(dtype),
     }  # fmt: skip
-    own = {"name": "small", "architecture": None, "arguments": {}, "kept": others} | parts
-    described = [NetworkParts(represented={f"w{i}": w for i, w in enumerate(ws)}, **own) for ws in weights]
+    own = {"name": "small", "architecture": None, "arguments": {}} | parts
+    predicted = [represented_as({f"w{i}": w for i, w in enumerate(ws)}) for ws in weights]
+    described = [NetworkParts(NetworkDescription(represented=each, **own), others) for each in predicted]
     steps = {} if step is None else dict.fromkeys(quantised_names(nern.predictor.state_dict()), step)
     holding = Holding(steps, "as" if step is None else "f16")
     bare = encoded(nern, config, ordering, described, holding, kept, {"who": "tests"})

@@ -33,7 +33,7 @@ from artifact_parts import (
 )
 from nern import DamagedFileError, NernError
 from nern.artifact import Artifact, Holding, NetworkParts, container, encoded, load, probed, write_artifact
-from nern.artifact.description import Description
+from nern.artifact.description import Description, NetworkDescription, represented_as
 from nern.artifact.entropy import AT_ONCE, MOST_ADAPTIVE, MOST_UNIFORM, Decoder, Encoder
 from nern.artifact.orderings import decode_ordering, encode_ordering
 from nern.artifact.outliers import decode_outliers
@@ -539,7 +539,7 @@ def test_a_predictor_of_zeros_predicts_zeros() -> None:
     with torch.no_grad():
         for parameter in nern_.predictor.parameters():
             parameter.zero_()
-    parts = NetworkParts("zeros", None, {}, {"w": weights[0]}, {})
+    parts = NetworkParts(NetworkDescription("zeros", None, {}, represented_as({"w": weights[0]})), {})
     ordering = random_ordering("none", [(3, 2, 3, 3)], torch.Generator())
     assert not probed(encoded(nern_, config, ordering, [parts])).weights[0].any()
 
@@ -582,8 +582,8 @@ def pack_network(
     table = KernelTable.of(original.weights)
     ordering = random_ordering("infilter_path", table.shapes, torch.Generator().manual_seed(0))
     nern_ = build_nern(config, table, ordering, 0)
-    represented = dict(zip(original.weight_names, original.weights, strict=True))
-    parts = NetworkParts("net", architecture, arguments, represented, original.kept())
+    represented = represented_as(dict(zip(original.weight_names, original.weights, strict=True)))
+    parts = NetworkParts(NetworkDescription("net", architecture, arguments, represented), original.kept())
     write_artifact(path, probed(encoded(nern_, config, ordering, [parts])).sections)
     return load(path)
 

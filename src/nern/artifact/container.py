@@ -70,46 +70,40 @@ def read_container(path: str | Path, most: int = 2**62) -> dict[str, bytes]:
 
 
 def _read(file: BinaryIO, path: Path, most: int) -> dict[str, bytes]:
-    size = os.fstat(file.fileno()).st_size
-    count = _check_fixed(file.read(_FIXED.size), size, path)
-    if size > most:
-        raise DamagedFileError(f"artifact {path} has {size:,} bytes; at most {most:,} are read: see `limit`")
-    table = file.read(count * _ENTRY.size)
-    file.seek(0)
-    if file.read(_FIXED.size) != _fixed(count, size, table):
-        raise DamagedFileError(f"artifact {path} is damaged: its header does not match its checksum")
-    entries = [_ENTRY.unpack_from(table, index * _ENTRY.size) for index in range(count)]
-    if header_size(count) + sum(length for _, length, _ in entries) != size:
-        raise DamagedFileError(f"artifact {path} is damaged: its sections do not add up to its {size:,} bytes")
-    file.seek(header_size(count))
-    sections: dict[str, bytes] = {}
-    for name, length, digest in entries:
-        label, data = name.decode("ascii", "replace"), file.read(length)
-        if label in sections:
-            raise DamagedFileError(f"artifact {path} is damaged: it has two sections {label!r}")
-        if _digest(data) != digest:
-            raise DamagedFileError(f"artifact {path} is damaged: section {label!r} does not match its checksum")
-        sections[label] = data
-    return sections
+    def damaged(why: str, how: str = "damaged") -> DamagedFileError:
+        return DamagedFileError(f"artifact {path} is {how}: {why}")
 
-
-def _check_fixed(data: bytes, size: int, path: Path) -> int:
-    """The number of sections; DamagedFileError where the first bytes are not those of a whole artifact."""
-    if not data.startswith(MAGIC):
+    size, start = os.fstat(file.fileno()).st_size, file.read(_FIXED.size)
+    if not start.startswith(MAGIC):
         raise DamagedFileError(f"{path} is not a nern artifact (it does not begin as one)")
-    if len(data) < _FIXED.size:
-        raise DamagedFileError(f"artifact {path} is truncated: it has {size:,} bytes")
-    _, version, count, _, total, _ = _FIXED.unpack(data)
+    if len(start) < _FIXED.size:
+        raise damaged(f"it has {size:,} bytes", "truncated")
+    _, version, count, _, total, _ = _FIXED.unpack(start)
     if version != VERSION:
         raise DamagedFileError(
             f"artifact {path} is of format version {version}; this nern reads version {VERSION}. A newer nern may read it."
         )
     if total != size:
-        how = "truncated" if size < total else "damaged"
-        raise DamagedFileError(f"artifact {path} is {how}: it has {size:,} bytes and says {total:,}")
+        raise damaged(f"it has {size:,} bytes and says {total:,}", "truncated" if size < total else "damaged")
     if not 0 < count <= MOST_SECTIONS or header_size(count) > size:
-        raise DamagedFileError(f"artifact {path} is damaged: it says that it has {count} sections")
-    return count
+        raise damaged(f"it says that it has {count} sections")
+    if size > most:
+        raise DamagedFileError(f"artifact {path} has {size:,} bytes; at most {most:,} are read: see `limit`")
+    table = file.read(count * _ENTRY.size)
+    if start != _fixed(count, size, table):
+        raise damaged("its header does not match its checksum")
+    entries = list(_ENTRY.iter_unpack(table))
+    if header_size(count) + sum(length for _, length, _ in entries) != size:
+        raise damaged(f"its sections do not add up to its {size:,} bytes")
+    sections: dict[str, bytes] = {}
+    for name, length, digest in entries:
+        label, data = name.decode("ascii", "replace"), file.read(length)
+        if label in sections:
+            raise damaged(f"it has two sections {label!r}")
+        if _digest(data) != digest:
+            raise damaged(f"section {label!r} does not match its checksum")
+        sections[label] = data
+    return sections
 
 
 def _fixed(count: int, total: int, table: bytes) -> bytes:

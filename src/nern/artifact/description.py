@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nern.artifact.tensors import TensorCode, check_name, is_int
+from torch import Tensor
+
+from nern.artifact.tensors import NAMES, TensorCode, check_name, is_int
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.errors import NernError
 from nern.naming import joint_name
@@ -128,6 +130,11 @@ class Description:
     def from_bytes(data: bytes) -> Description:
         """What `to_bytes` gave. Raises NernError for anything else."""
         return _description(_json(data))
+
+
+def represented_as(weights: Mapping[str, Tensor]) -> list[tuple[str, tuple[int, ...], str]]:
+    """How predicted weights are described."""
+    return [(name, tuple(weight.shape), NAMES[weight.dtype]) for name, weight in weights.items()]
 
 
 def nern_description(config: NernConfig) -> dict[str, Any]:

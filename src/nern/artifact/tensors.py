@@ -239,10 +239,7 @@ def _to_bytes(tensor: Tensor) -> bytes:
 
 
 def _from_bytes(data: bytes, dtype: torch.dtype) -> Tensor:
-    plain = torch.int16 if dtype == torch.bfloat16 else dtype
+    plain = {torch.bfloat16: torch.int16, torch.bool: torch.uint8}.get(dtype, dtype)
     kind = torch.empty(0, dtype=plain).numpy().dtype
-    array = np.frombuffer(data, kind.newbyteorder("<")).astype(kind)
-    if kind == np.bool_:
-        array = np.frombuffer(data, np.uint8) != 0
-    tensor = torch.from_numpy(array.copy())
-    return tensor.view(torch.bfloat16) if dtype == torch.bfloat16 else tensor
+    tensor = torch.from_numpy(np.frombuffer(data, kind.newbyteorder("<")).astype(kind))
+    return tensor.view(dtype) if dtype == torch.bfloat16 else tensor.to(dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from nern.artifact.container import header_size
 from nern.artifact.description import Description, NetworkDescription, nern_description
 from nern.artifact.orderings import encode_ordering, paths
 from nern.artifact.reading import PROBES, Artifact
-from nern.artifact.tensors import NAMES, encode_tensors
+from nern.artifact.tensors import encode_tensors
 from nern.config import NernConfig
 from nern.naming import joint_name
 from nern.ordering.order import Ordering
@@ -22,29 +21,10 @@ from nern.representation.nern import NeRN
 
 @dataclass(frozen=True)
 class NetworkParts:
-    """What an artifact holds of one network.
+    """What an artifact holds of one network: its description, and all parameters and buffers that are not predicted."""
 
-    Args:
-        name: in words.
-        architecture, arguments: how it is built (see `NetworkDescription`).
-        represented: its predicted weights by name, of which shapes and kinds matter.
-        kept: all other parameters and buffers.
-        aliases: further names of tensors of either.
-        about: what else is known.
-    """
-
-    name: str
-    architecture: str | None
-    arguments: dict[str, Any]
-    represented: Mapping[str, Tensor]
+    description: NetworkDescription
     kept: Mapping[str, Tensor]
-    aliases: dict[str, str] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)
-
-    def description(self) -> NetworkDescription:
-        """Of this network."""
-        represented = [(name, tuple(w.shape), NAMES[w.dtype]) for name, w in self.represented.items()]
-        return NetworkDescription(self.name, self.architecture, self.arguments, represented, self.aliases, self.about)
 
 
 @dataclass(frozen=True)
@@ -90,7 +70,7 @@ def encoded(
     kept_codes, parts["KEPT"], parts["KRAW"] = encode_tensors(all_kept, kept.tensors, kept.otherwise)
     parts["META"] = Description(
         writer=f"nern {package.__version__}",
-        networks=[network.description() for network in networks],
+        networks=[network.description for network in networks],
         nern=nern_description(config),
         ordering=mode,
         predictor=predictor_codes,

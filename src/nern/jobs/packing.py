@@ -25,6 +25,7 @@ from nern.artifact import (
     size_of,
     write_artifact,
 )
+from nern.artifact.description import NetworkDescription, represented_as
 from nern.artifact.table import accuracy_text, artifact_table
 from nern.config import NernConfig, TaskConfig
 from nern.console import PLAIN, CleanConsole
@@ -271,13 +272,14 @@ def network_parts(original: Original, task: TaskConfig | None) -> NetworkParts:
     for key, value in state.items():
         first.setdefault(id(value), key)
     aliases = {key: first[id(value)] for key, value in state.items() if first[id(value)] != key}
-    represented = {first[id(weight)]: weight for weight in original.weights}
+    represented = represented_as({first[id(weight)]: weight for weight in original.weights})
     kept = {key: value for key, value in original.kept().items() if key not in aliases}
     source = name.rpartition(":")[0]
     known = task is not None and (source in ("torchvision", "timm") or (not source and name in ORIGINALS))
     arguments = dict(getattr(original.network, "built_with", {})) if known else {}
     about: dict[str, Any] = {} if task is None else {"task": task.task_name}
-    return NetworkParts(Path(name).name, name if known else None, arguments, represented, kept, aliases, about)
+    built_as = name if known else None
+    return NetworkParts(NetworkDescription(Path(name).name, built_as, arguments, represented, aliases, about), kept)
 
 
 def _with_figures(members: Sequence[Member], artifact: Artifact) -> Artifact:
