@@ -34,8 +34,8 @@ def run_command(module: str, name: str, typed: Sequence[str], may_restart: bool)
     settings: dict[str, Any] = {}
     try:
         if cls is not None and "config_path" in known_options(parser):
-            default = command.default_file(rest) if command.default_file is not None else None
-            if default is not None and "config_path" not in option_names(rest):
+            make_default = None if "config_path" in option_names(rest) else command.default_file
+            if make_default is not None and (default := make_default(rest)) is not None:
                 rest = [*rest, "--config_path", default]
             if {"-h", "--help"}.isdisjoint(rest):
                 settings, rest = _settings(parser, rest, cls, configs)
