@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import signal
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from rich.console import Console
 from nern import Config
 from nern.experiment import build_experiment
 from nern.originals import CifarResNet
+from nern.registry import TASKS
 from nern.training import RunFolder, Trainer
 from nern.training.run_folder import attached_to
 
@@ -31,6 +33,11 @@ def without_pictures() -> Iterator[None]:
         for name in ("plot_run", "plot_original"):
             patch.setattr(f"nern.analysis.plots.{name}", lambda *args: None)
         yield
+
+
+def without_digits(patch: pytest.MonkeyPatch) -> None:
+    """The task digits is known, but loading it would fail."""
+    patch.setitem(TASKS._entries, "digits", dataclasses.replace(TASKS.entry("digits"), component=None))
 
 
 def small_resnet(seed: int = 3, **changes: Any) -> CifarResNet:

@@ -228,7 +228,7 @@ def test_published_options_work_as_written(run: Run, configs: list[Config]) -> N
         "tensorboard",
     ]
     assert run("train", *options, "--config_path", "short.yaml").code == 0
-    assert configs[0].logging.use_tensorboard is True
+    assert configs[0].logging.tracker == "tensorboard"
     assert configs[0].nern.weights_batch_method == "all"
 
 

@@ -114,9 +114,8 @@ def _tiny_imagenet(train_kwargs: Any, test_kwargs: Any, **kwargs: Any) -> tuple[
 @pytest.fixture
 def imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few made-up images of 1000 classes in place of the task of this name."""
-    for entries in ("_entries", "_info"):
-        others = {name: entry for name, entry in getattr(TASKS, entries).items() if name != "imagenet"}
-        monkeypatch.setattr(TASKS, entries, others)
+    others = {name: entry for name, entry in TASKS._entries.items() if name != "imagenet"}
+    monkeypatch.setattr(TASKS, "_entries", others)
     register_task("imagenet", input_shape=(3, 64, 64), num_classes=CLASSES)(_tiny_imagenet)
 
 

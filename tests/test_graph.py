@@ -263,6 +263,6 @@ def test_real_graphs_train_as_plain_steps(optimizer: str, precision: str) -> Non
 
 
 def test_a_cpu_needs_no_graph() -> None:
-    assert make(cuda_graph=True, no_cuda=True).graph is None
+    assert make(cuda_graph=True, num_gpus=0).graph is None
     assert make().graph is None  # nowhere, unless asked for
     assert CudaRecorder.__doc__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from nern.randomness import generator
 from nern.tasks.base import DataSettings, build_task, register_task
 from nern.tasks.inversion import inverted_images
 from nern.training import Interrupted, RunFolder
-from runs import assert_same_result, quiet, stop_after
+from runs import assert_same_result, quiet, stop_after, without_digits
 
 CPU = torch.device("cpu")
 KINDS = tuple(registry.RANDOM_IMAGES)
@@ -52,8 +53,8 @@ def normed_network(channels: int, seed: int = 0) -> nn.Module:
 
 def section(kind: str, **given: Any) -> TaskConfig:
     """A `task` section; its pool is small."""
-    small = {"inversion_images": 40, "inversion_steps": 10}
-    return TaskConfig(**({"use_random_data": True, "random_data": kind} | small | given))
+    small = {"name": "inversion", "images": 40, "steps": 10} | given
+    return TaskConfig(use_random_data=True, random_data=small if kind == "inversion" else kind)
 
 
 def drawer(
@@ -274,16 +275,14 @@ def test_inversion_needs_batch_norms_and_says_what_does_not(norm: nn.Module | No
 
 def test_draws_are_images_of_the_pool_shifted_and_mirrored() -> None:
     original = as_original(normed_network(1))
-    draw = registry.RANDOM_IMAGES["inversion"](
-        (1, 16, 16), section("inversion", inversion_images=3, inversion_steps=2), 0, CPU, original
-    )
+    task = section("inversion", images=3, steps=2)
+    made = registry.RANDOM_IMAGES[task.random_data]
+    draw = made((1, 16, 16), task, 0, CPU, original)
     images = draw(40, generator(0))
     contents = {tuple(sorted(image.flatten().tolist())) for image in images}
     assert len(contents) == 2  # the third is kept for the held-out set
     assert len(images.flatten(1).unique(dim=0)) == 4  # of each image itself and its mirror image
-    apart = registry.RANDOM_IMAGES["inversion"](
-        (1, 16, 16), section("inversion", inversion_images=3, inversion_steps=2), 0, CPU, original, held_out=True
-    )(40, generator(0))
+    apart = made((1, 16, 16), task, 0, CPU, original, held_out=True)(40, generator(0))
     assert {tuple(sorted(image.flatten().tolist())) for image in apart}.isdisjoint(contents)
 
 
@@ -295,7 +294,7 @@ def configure(
     original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_picture: None
 ) -> Callable[..., Config]:
     """Makes a short run's config. No picture is drawn, and the dataset cannot be read."""
-    monkeypatch.setitem(registry.TASKS._entries, "digits", None)
+    without_digits(monkeypatch)
 
     def make(kind: str, **more: Any) -> Config:
         values: dict[str, Any] = {
@@ -379,9 +378,9 @@ def test_a_run_that_cannot_make_its_images_leaves_nothing(configure: Callable[..
         ({"task.random_data": "leafs", "task.use_random_data": True}, "made-up images .*did you mean 'leaves'"),
         (
             {"task.use_random_data": True, "task.inversion_images": 0},
-            r"task\.inversion_images \(=0\) must be at least 1",
+            r"images of task\.random_data 'inversion' \(=0\) must be at least 1",
         ),
-        ({"task.use_random_data": True, "task.inversion_steps": -1}, r"task\.inversion_steps"),
+        ({"task.use_random_data": True, "task.inversion_steps": -1}, r"steps of task\.random_data"),
     ],
 )
 def test_bad_settings_are_one_clear_error(values: dict[str, Any], message: str) -> None:
@@ -415,7 +414,8 @@ def test_images_have_the_format_that_the_network_expects() -> None:
         network = normed_network(3)
         network.default_cfg = {"input_size": (3, 14, 14)}  # type: ignore[assignment]
         settings = DataSettings(batch_size=5, eval_batch_size=5, num_workers=0, seed=0, test_images=0)
-        task = build_task(section("inversion", task_name="anything"), settings, CPU, original=as_original(network))
+        named = dataclasses.replace(section("inversion"), task_name="anything")
+        task = build_task(named, settings, CPU, original=as_original(network))
         assert task.train is not None
         assert task.train.steps_per_epoch == 3
         assert task.train.batch(0)[0].shape == (5, 3, 14, 14)

@@ -11,7 +11,7 @@ import pytest
 import nern
 from nern import Config, NernError
 from nern.cli import main
-from nern.config.retired import RETIRED
+from nern.config.published import RETIRED
 from nern.jobs.evaluating import config_of_run
 from runs import quiet
 
@@ -80,9 +80,9 @@ def test_a_retired_key_that_asks_for_something_is_refused(key: str, value: objec
 
 @pytest.mark.parametrize("key", RETIRED)
 def test_a_retired_key_is_no_option(key: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", f"--{key}", "1"]) == 2
+    assert main(["train", f"--{key}", "7"]) == 2
     shown = " ".join(capsys.readouterr().err.split())
-    assert f"{key} was removed: " in shown
+    assert f"{key} (=7) was removed: " in shown
     assert "Version 0.1.0 has it" in shown
 
 

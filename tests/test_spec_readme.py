@@ -114,7 +114,7 @@ def test_documented_overrides_reach_the_run(folder: Path, readme: str, monkeypat
     assert "400" in command
     assert main(command) == 128 + signal.SIGINT
     config = Config.load(RUN / "config.yaml")
-    assert (config.logging.use_tensorboard, config.epochs, config.nern.weights_batch_method) == (True, 400, "all")
+    assert (config.logging.tracker, config.epochs, config.nern.weights_batch_method) == ("tensorboard", 400, "all")
     assert torch.load(RUN / "state.pt", weights_only=True)["step"] == 1
 
 
@@ -122,7 +122,7 @@ def test_tensorboard_is_switched_on_by_the_documented_key(folder: Path, readme: 
     config = yaml.safe_load(Path("config.yaml").read_text())
     config["logging"] |= yaml.safe_load(block(readme, "logging:\n    use_tensorboard"))["logging"]
     Path("config.yaml").write_text(yaml.safe_dump(config))
-    assert Config.load("config.yaml").logging.use_tensorboard is True
+    assert Config.load("config.yaml").logging.tracker == "tensorboard"
 
 
 def test_example_runs_on_a_network_of_the_other_shortcut(folder: Path, readme: str) -> None:

@@ -25,7 +25,7 @@ from nern.experiment import build_experiment
 from nern.originals import CifarResNet
 from nern.training import Interrupted, Member, RunFolder, Trainer
 from nern.training.run_folder import attached_to
-from runs import assert_same_result, quiet, same, small_resnet, stop_after
+from runs import assert_same_result, quiet, same, small_resnet, stop_after, without_digits
 
 BASE: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
@@ -600,7 +600,7 @@ def test_best_is_the_evaluation_with_the_highest_score(configure: Configure, bes
 
 @pytest.mark.usefixtures("no_picture")
 def test_data_free_run_reports_agreement_only(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.TASKS._entries, "digits", None)  # loading it would fail
+    without_digits(monkeypatch)  # loading it would fail
     folder = train(configure({"task.use_random_data": True, "evaluation.test_images": 0}))
     metrics = json.loads(folder.metrics.read_text())
     assert set(metrics["best"]) == {"step", "held_out"}

@@ -21,11 +21,11 @@ from torch import nn
 
 from nern.config import Config, LoggingConfig, OptimConfig
 from nern.errors import NernError, NernWarning
-from nern.registry import OPTIMIZERS, SCHEDULES, TRACKERS
+from nern.registry import OPTIMIZERS, SCHEDULES
 from nern.training import tracking
 from nern.training.optimizers import clip_gradients
 from nern.training.schedules import Schedule
-from nern.training.tracking import build_tracker, tracker_name
+from nern.training.tracking import build_tracker
 
 # --- schedules ---------------------------------------------------------------------------------------------------
 
@@ -257,44 +257,50 @@ def test_the_tracker_none_writes_nothing(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_disabled_logging_writes_nothing_whatever_tracker_is_named(tmp_path: Path) -> None:
-    for use_tensorboard in (True, False, None):
-        config = config_of(disable_logging=True, use_tensorboard=use_tensorboard)
-        tracker = build_tracker(config, tmp_path)
-        tracker.log({"loss/total": 1.0}, 0)
-        tracker.close()
+@pytest.mark.parametrize(
+    ("logging", "tracker"),
+    [
+        ({}, "tensorboard"),
+        ({"use_tensorboard": None, "tracker": "none"}, "none"),
+        ({"use_tensorboard": True}, "tensorboard"),
+        ({"use_tensorboard": "true", "tracker": "tensorboard"}, "tensorboard"),
+        ({"use_tensorboard": False}, "clearml"),
+        ({"disable_logging": True}, "none"),
+        ({"disable_logging": True, "tracker": "tensorboard"}, "none"),
+        ({"disable_logging": True, "use_tensorboard": False}, "none"),
+        ({"disable_logging": False, "tracker": "clearml"}, "clearml"),
+    ],
+)
+def test_published_keys_choose_the_tracker(logging: dict[str, Any], tracker: str) -> None:
+    config = Config.from_dict({"logging": logging})
+    assert config.logging.tracker == tracker
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_no_tracker_writes_nothing(tmp_path: Path) -> None:
+    tracker = build_tracker(config_of(tracker="none"), tmp_path)
+    tracker.log({"loss/total": 1.0}, 0)
+    tracker.close()
     assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("tracker", sorted(TRACKERS))
-def test_use_tensorboard_null_leaves_the_choice_to_the_tracker_key(tracker: str) -> None:
-    assert tracker_name(LoggingConfig(use_tensorboard=None, tracker=tracker)) == tracker
-
-
-def test_use_tensorboard_true_is_tensorboard() -> None:
-    assert tracker_name(config_of(use_tensorboard=True).check().logging) == "tensorboard"
 
 
 @pytest.mark.parametrize("tracker", ["clearml", "none"])
 def test_use_tensorboard_true_contradicts_another_tracker(tracker: str) -> None:
     with pytest.raises(NernError, match=rf"use_tensorboard is true but logging.tracker is '{tracker}'"):
-        config_of(use_tensorboard=True, tracker=tracker).check()
+        Config.from_dict({"logging": {"use_tensorboard": True, "tracker": tracker}})
 
 
-def test_use_tensorboard_false_is_clearml_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "clearml_installed", lambda: True)
-    assert tracker_name(LoggingConfig(use_tensorboard=False)) == "clearml"
-
-
-def test_use_tensorboard_false_warns_where_clearml_is_not_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tracking, "clearml_installed", lambda: False)
+def test_use_tensorboard_false_warns_where_clearml_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nern.config.published.clearml_installed", lambda: False)
     with pytest.warns(NernWarning, match="use_tensorboard is false, but ClearML is not installed: TensorBoard is used"):
-        tracker = build_tracker(config_of(use_tensorboard=False), tmp_path)
-    tracker.log({"loss/total": 1.0}, 0)
-    tracker.close()
-    assert set(tensorboard_scalars(tmp_path)) == {"loss/total"}
+        assert Config.from_dict({"logging.use_tensorboard": False}).logging.tracker == "tensorboard"
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus"), [({"no_cuda": True, "num_gpus": 2}, 0), ({"no_cuda": False, "num_gpus": 2}, 2)]
+)
+def test_no_cuda_is_no_gpus(given: dict[str, Any], gpus: int) -> None:
+    assert Config.from_dict(given).num_gpus == gpus
 
 
 def test_asking_for_clearml_without_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +325,7 @@ socket.getaddrinfo = socket.create_connection = os.fork = refuse
 from nern.config import Config, LoggingConfig
 from nern.training.tracking import build_tracker
 
-config = Config(logging=LoggingConfig(exp_name="offline run", use_tensorboard=False)).check()
+config = Config(logging=LoggingConfig(exp_name="offline run", tracker="clearml")).check()
 tracker = build_tracker(config, Path(sys.argv[1]))
 assert type(tracker).__name__ == "ClearMLTracker"
 for step in range(3):

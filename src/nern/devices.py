@@ -20,13 +20,12 @@ from nern.processes import ALONE, Processes
 class Run(Protocol):
     """What a configuration says of devices."""
 
-    no_cuda: bool
     num_gpus: int
 
 
 def available_gpus(config: Run) -> int:
     """GPUs of this machine that a run may use."""
-    return 0 if config.no_cuda or config.num_gpus == 0 else torch.cuda.device_count()
+    return 0 if config.num_gpus == 0 else torch.cuda.device_count()
 
 
 def processes_to_start(config: Run) -> int:
@@ -45,7 +44,7 @@ def select_device(config: Run, processes: Processes = ALONE) -> torch.device:
     if 0 < available < processes.local_count:
         raise NernError(
             f"{processes.local_count} processes were started on a machine with {available} GPUs; start {available}, or set "
-            "no_cuda"
+            "num_gpus to 0"
         )
     device = torch.device("cuda", processes.local_rank) if available else torch.device("cpu")
     if processes.several and available:

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nern.config import Config, NernConfig, OptimConfig, check_keys, known_keys
+from nern.config.published import TRANSLATED
 from nern.errors import NernError
 from nern.objectives.objective import Losses, Objective
 from nern.objectives.smoothness import cosine_smoothness, l2_smoothness
@@ -627,7 +628,6 @@ def check_config(path: Path) -> tuple[float, str]:
         "nern.embeddings.normalization_mode": "none",  # published code encodes raw indices whatever it says
         "nern.embeddings.permutations.permute_mode": "none",  # null and 'none' mean the same
         "nern.norm_layer": "none",  # published predictors have none whatever it says
-        "logging.use_tensorboard": None,  # TensorBoard is the default tracker
         "task.task_name": "digits",  # the published default is not registered
         "task.original_model_name": "ResNet8",
     }
@@ -637,7 +637,9 @@ def check_config(path: Path) -> tuple[float, str]:
     def walk(fields: dict[str, Any], values: Any, prefix: str) -> None:
         for name, field in fields.items():
             key = prefix + name
-            if key not in known:
+            if key in TRANSLATED:  # into a key of ours, whose default is TensorBoard
+                Config.from_dict({key: field["default"]})
+            elif key not in known:
                 problems.append(f"{key} is not known")
             elif "fields" in field:
                 walk(field["fields"], values[name], f"{key}.")

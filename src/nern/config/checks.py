@@ -100,7 +100,7 @@ def check_task(task: TaskConfig) -> None:
     for key in ("mixup", "cutmix", "auto_augment"):
         if task.use_random_data and getattr(task, key) not in (None, 0, "none"):
             raise NernError(f"task.{key} has no part in images made up by task.use_random_data")
-    if task.random_data != "uniform" and not task.use_random_data:
+    if registry.name_of(task.random_data) != "uniform" and not task.use_random_data:
         raise NernError(f"task.random_data is {task.random_data!r}, but task.use_random_data is not set")
 
 
@@ -111,7 +111,7 @@ TERMS = {
     "task": "task_loss_weight",
 }  # of the objective, each with the key of its weight under `nern`
 KERNEL_INDICES = 3  # of a kernel's coordinate; single weights have five
-_TASK_AT_LEAST = {"input_size": 1, "mixup": 0, "cutmix": 0, "inversion_images": 1, "inversion_steps": 0}
+_TASK_AT_LEAST = {"input_size": 1, "mixup": 0, "cutmix": 0}
 _OPTIM_AT_LEAST = {
     "optim.step_interval": 0,
     "optim.weight_decay": 0,
@@ -332,8 +332,6 @@ def check_logging(logging: LoggingConfig) -> None:
     name, parts = logging.exp_name, Path(logging.exp_name).parts
     if not name.strip() or "\0" in name or not parts or Path(name).is_absolute() or ".." in parts:
         raise NernError(f"logging.exp_name (={name!r}) must name a folder in logging.log_dir: 'NAME', or 'GROUP/NAME'")
-    if logging.use_tensorboard and logging.tracker != "tensorboard":
-        raise NernError(f"logging.use_tensorboard is true but logging.tracker is {logging.tracker!r}; drop one")
 
 
 def _check_combinations(config: Config) -> None:

@@ -60,8 +60,6 @@ class OriginalConfig(Settings):
     """Worker processes of data loaders."""
     num_gpus: int = 1
     """0: the CPU; above: the first GPU, if there is one."""
-    no_cuda: bool = False
-    """Run on the CPU even where a GPU is available."""
     save_minutes: float = 5.0
     """Save the state for --resume at least every so many minutes (and at every evaluation)."""
     seed: int = 0

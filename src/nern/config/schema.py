@@ -179,14 +179,11 @@ class LoggingConfig:
     """Log scalars every so many steps."""
     log_dir: str = "outputs"
     """Folder of run folders."""
-    disable_logging: bool = False
-    """Track nothing (checkpoints and results are written all the same)."""
     verbose: bool = False
     """Also log the norms of weights and gradients of each predictor parameter."""
-    use_tensorboard: bool | None = None
-    """true: TensorBoard; false: ClearML (TensorBoard, with a warning, where it is not installed); null: `tracker`."""
     tracker: str = "tensorboard"
-    """Where scalars go: 'tensorboard', 'clearml' (the clearml extra), 'none'."""
+    """Where scalars go: 'tensorboard', 'clearml' (the clearml extra), 'none' (checkpoints and results are written all the
+    same)."""
     progress: bool = True
     """Show a live progress bar (in a terminal) or a line at each evaluation (elsewhere)."""
 
@@ -212,11 +209,8 @@ class TaskConfig:
     """Train on made-up images in place of the training set; no labels are used."""
     random_data: Choice = "uniform"
     """How they are made (use_random_data): 'uniform' (noise in [-2, 2], as published), 'leaves' (overlapping discs of
-    random colours), 'inversion' (optimised until the original's batch-norm statistics match)."""
-    inversion_images: int = 512
-    """Images in the pool that 'inversion' makes."""
-    inversion_steps: int = 150
-    """Optimisation steps of each of them."""
+    random colours), 'inversion' (optimised until the original's batch-norm statistics match; a pool of so many images, so
+    many steps each: {name: inversion, images: 512, steps: 150})."""
     input_size: int | None = None
     """Side of the images in pixels, for imagenet and imagefolder; null: what the network's metadata says, else 224."""
     mean: list[float] | None = None
@@ -377,8 +371,6 @@ class Config(Settings):
     """Save the state for --resume at least every so many minutes (and at every evaluation)."""
     loss_warmup_iterations: int = 10000
     """During so many first steps only the reconstruction loss is used."""
-    no_cuda: bool = False
-    """Run on the CPU even where a GPU is available."""
     precision: str = "float32"
     """Arithmetic of training: 'float32'; 'tf32' (on a GPU, products of float32 numbers rounded to 10 bits of mantissa);
     'bf16' (16 bits, on CPU and GPU; kernels, losses and parameters stay in float32); 'auto' (bf16 where the machine has

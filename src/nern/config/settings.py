@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nern.config.imports import import_modules
-from nern.config.retired import RETIRED, retired_key, without_retired
+from nern.config.published import RETIRED, current, retired_key
 from nern.config.yaml_files import at, dump_yaml, is_length, nested, over, parse_yaml, read_yaml
 from nern.errors import NernError, unknown_name
 from nern.files import write_text
@@ -155,8 +155,8 @@ def _takes_entries(hint: Any) -> bool:
 def checked_keys(
     values: Mapping[str, Any], cls: type[Settings], where: str = "", beneath: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """A nested mapping without retired keys, every other one checked (`check_keys`), over another mapping."""
-    values = without_retired(values, where)
+    """A nested mapping in keys of today, every other one checked (`check_keys`), over another mapping."""
+    values = current(values, where)
     check_keys(values, cls, where=where, more=cls.sections(beneath or {}, values))
     return values
 

@@ -134,7 +134,7 @@ def load_run(path: str | Path, checkpoint: str = "best", network: int = 0) -> to
         NernError: no run there, no such checkpoint or network, or files that do not fit.
     """
     config = config_of_run(path, checkpoint)
-    config.no_cuda, config.evaluation.test_images = True, 0
+    config.num_gpus, config.evaluation.test_images = 0, 0
     experiment = experiment_of_run(config, RunFolder.open(path))
     if not 0 <= network < len(experiment.members):
         raise NernError(

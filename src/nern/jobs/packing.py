@@ -188,7 +188,7 @@ def _of_run(run: str | Path, options: PackOptions) -> Packable:
     """A run with its predictor, and with what was trained beside it in its place."""
     folder = RunFolder.open(run)
     config = config_of_run(run, options.checkpoint or "best")
-    config.no_cuda = True
+    config.num_gpus = 0
     config.evaluation.test_images = config.evaluation.test_images if options.evaluate else 0
     if options.evaluate and config.evaluation.test_images == 0:
         raise NernError(f"there are no test images to evaluate on: evaluation.test_images of {folder.root} is 0")

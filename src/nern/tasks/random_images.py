@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nern.config import TaskConfig
+from nern.errors import NernError
 from nern.originals.base import Original
 from nern.randomness import generator
 from nern.registry import RANDOM_IMAGES
@@ -87,15 +89,42 @@ def leaves(shape: Shape, settings: TaskConfig, seed: int, device: torch.device, 
     return draw
 
 
-@RANDOM_IMAGES.register("inversion")
+@dataclass
+class InversionSettings:
+    """Settings of `inversion`.
+
+    Attributes:
+        images: in the pool.
+        steps: of the optimisation of each.
+    """
+
+    images: int = 512
+    steps: int = 150
+
+    def __post_init__(self) -> None:
+        for name, least in (("images", 1), ("steps", 0)):
+            if getattr(self, name) < least:
+                raise NernError(
+                    f"{name} of task.random_data 'inversion' (={getattr(self, name)}) must be at least {least}"
+                )
+
+
+@RANDOM_IMAGES.register("inversion", settings=InversionSettings)
 def inversion(
-    shape: Shape, settings: TaskConfig, seed: int, device: torch.device, original: Original, held_out: bool = False
+    shape: Shape,
+    task: TaskConfig,
+    seed: int,
+    device: torch.device,
+    original: Original,
+    held_out: bool = False,
+    *,
+    settings: InversionSettings,
 ) -> Draw:
     """Images optimised until the original's batch-norm statistics match (DeepInversion, Yin et al. 2020): a pool made
     once and cached, of which batches are drawn, shifted and mirrored."""
-    make = leaves(shape, settings, seed, torch.device("cpu"))
-    start = make(settings.inversion_images, generator(seed, "inversion"))
-    pool = inverted_images(original, start.to(device), settings.inversion_steps, seed)
+    make = leaves(shape, task, seed, torch.device("cpu"))
+    start = make(settings.images, generator(seed, "inversion"))
+    pool = inverted_images(original, start.to(device), settings.steps, seed)
     apart = max(len(pool) // 10, 1) if len(pool) > 1 else 0
     pool = pool[:apart] if held_out and apart else pool[apart:]
     most = max(shape[1] // 8, 1)

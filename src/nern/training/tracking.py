@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from nern.config import LoggingConfig
-from nern.errors import NernError, NernWarning
+from nern.config.published import clearml_installed
+from nern.errors import NernError
 from nern.registry import TRACKERS
 
 
@@ -105,41 +104,13 @@ class ClearMLTracker:
         self._task.close()
 
 
-def clearml_installed() -> bool:
-    """Whether the clearml extra is there."""
-    return importlib.util.find_spec("clearml") is not None
-
-
-def tracker_name(config: LoggingConfig) -> str:
-    """The tracker that the logging keys ask for, the published `use_tensorboard` included."""
-    if config.disable_logging:
-        return "none"
-    if config.use_tensorboard is False:
-        if clearml_installed():
-            return "clearml"
-        warnings.warn(
-            "logging.use_tensorboard is false, but ClearML is not installed: TensorBoard is used",
-            NernWarning,
-            stacklevel=2,
-        )
-        return "tensorboard"
-    return config.tracker
-
-
 def check_tracker(config: LoggingConfig) -> None:
     """Raise NernError if the tracker that is asked for is not installed."""
-    if not config.disable_logging and config.tracker == "clearml" and not clearml_installed():
+    if config.tracker == "clearml" and not clearml_installed():
         raise NernError("logging.tracker 'clearml' needs the clearml extra: pip install 'nern[clearml]'")
 
 
 def build_tracker(config: Run, folder: Path, first_step: int = 0) -> Tracker:
     """The tracker of a run that starts at (or is resumed from) `first_step`."""
-    name = tracker_name(config.logging)
-    try:
-        tracker: Tracker = TRACKERS[name](folder, config, first_step)
-    except NernError as error:
-        if config.logging.use_tensorboard is not False:
-            raise
-        warnings.warn(f"{error}: TensorBoard is used", NernWarning, stacklevel=2)  # as where ClearML is not installed
-        tracker = TensorBoardTracker(folder, config, first_step)
+    tracker: Tracker = TRACKERS[config.logging.tracker](folder, config, first_step)
     return tracker

@@ -1,0 +1,113 @@
+"""Keys of the published framework, and of our versions before this one, made into those of today.
+
+Nothing else in the package knows them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from nern.config.yaml_files import at, nested_value, parse_yaml
+from nern.errors import NernError, NernWarning
+from nern.typed import typed
+
+VERSION = "0.1.0"  # the last one with the retired keys
+
+_WEIGHTING = "refinement weights errors better"
+# of each key: the value that means "off", and in whose favour it was removed
+RETIRED: dict[str, tuple[object, str]] = {
+    "nern.weighting": ("none", _WEIGHTING),
+    "nern.weighting_power": (0.5, _WEIGHTING),
+    "nern.weighting_images": (512, _WEIGHTING),
+    "nern.frequency_loss_weight": (0, "it did not help"),
+    "nern.outliers": (0, "it did not help"),
+    "reconstruction.rounds": (1, "they did not help"),
+    "reconstruction.round_share": (1, "they did not help"),
+}
+# keys that others have taken the place of, and what they may hold
+TRANSLATED: dict[str, Any] = {
+    "no_cuda": bool,
+    "logging.disable_logging": bool,
+    "logging.use_tensorboard": bool | None,
+    "task.inversion_images": int,
+    "task.inversion_steps": int,
+}
+_INVERSION = {"inversion_images": ("images", 512), "inversion_steps": ("steps", 150)}  # names of today, and defaults
+
+
+def current(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """A nested dict of keys, in those of today; retired ones that are off are left out.
+
+    Raises:
+        NernError: a retired key asks for what was removed; a translated one contradicts the key in its place.
+    """
+    found = dict(values)
+    for key, (off, _) in RETIRED.items():
+        given = _taken(found, key)
+        if given is not _MISSING and given != off:
+            raise retired_key(key, given, where)
+    if _taken(found, "no_cuda") is True:
+        found["num_gpus"] = 0
+    _tracker(found, where)
+    _inversion(found)
+    if isinstance(found.get("networks"), list):
+        found["networks"] = [dict(n) if isinstance(n, Mapping) else n for n in found["networks"]]
+        for network in [n for n in found["networks"] if isinstance(n, dict)]:
+            _inversion(network)
+    return found
+
+
+def retired_key(key: str, value: object = None, where: str = "") -> NernError:
+    """The error for a retired key."""
+    given = key if value is None else f"{key} (={value})"
+    return NernError(f"{at(where)}{given} was removed: {RETIRED[key][1]} (docs/tried.md). Version {VERSION} has it")
+
+
+def clearml_installed() -> bool:
+    """Whether the clearml extra is there."""
+    return importlib.util.find_spec("clearml") is not None
+
+
+_MISSING = object()
+
+
+def _taken(values: dict[str, Any], key: str) -> Any:
+    """What a dotted key holds, which is removed; `_MISSING`: it is not there."""
+    section, _, name = key.rpartition(".")
+    keys = values.get(section) if section else values
+    if not isinstance(keys, Mapping) or name not in keys:
+        return _MISSING
+    given = keys[name]
+    if section:
+        values[section] = {other: value for other, value in keys.items() if other != name}
+    else:
+        del values[name]
+    return typed(given, TRANSLATED.get(key, Any), key, parse_yaml)
+
+
+def _tracker(values: dict[str, Any], where: str) -> None:
+    """`disable_logging` and `use_tensorboard` as `tracker`: ClearML where TensorBoard is not wanted, if it is installed."""
+    disabled, tensorboard = _taken(values, "logging.disable_logging"), _taken(values, "logging.use_tensorboard")
+    named = nested_value(values, "logging.tracker")
+    if tensorboard is True and named not in (None, "tensorboard"):
+        raise NernError(f"{at(where)}logging.use_tensorboard is true but logging.tracker is {named!r}; drop one")
+    tracker = {True: "tensorboard", False: "clearml"}.get(tensorboard) if isinstance(tensorboard, bool) else None
+    if tracker == "clearml" and disabled is not True and not clearml_installed():
+        text = "logging.use_tensorboard is false, but ClearML is not installed: TensorBoard is used"
+        warnings.warn(text, NernWarning, stacklevel=2)
+        tracker = "tensorboard"
+    tracker = "none" if disabled is True else tracker
+    if tracker is not None:
+        values["logging"] = {**values["logging"], "tracker": tracker}
+
+
+def _inversion(values: dict[str, Any]) -> None:
+    """The sizes of `inversion` as settings of that kind of made-up images."""
+    given = {new: _taken(values, f"task.{old}") for old, (new, _) in _INVERSION.items()}
+    usual = dict(_INVERSION.values())
+    settings = {name: value for name, value in given.items() if value not in (_MISSING, usual[name])}
+    if settings and nested_value(values, "task.random_data") in (None, "inversion"):
+        values["task"] = {**values["task"], "random_data": {"name": "inversion", **settings}}
