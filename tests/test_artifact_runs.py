@@ -162,7 +162,7 @@ def channel_means(network: nn.Module, images: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("options", [{"bits": 3.0}, {"size": 2600}], ids=["bits", "bytes"])
+@pytest.mark.parametrize("options", [{"bits": 3.0}, {"size": 2500}], ids=["bits", "bytes"])
 def test_norms_follow_what_rounding_does_where_there_are_images(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:

@@ -251,8 +251,9 @@ def _checked(value: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, A
     """What is wanted of it. Raises NernError for what is of another kind than the config's, unknown, or absurdly large."""
     for key, allowed in wanted.items():
         if not _allowed(value.get(key), allowed):
-            not_all = " that is not all numbers from 0 on" if isinstance(allowed, list) else ""
-            raise NernError(f"its description has {key}{not_all or f' = {repr(value.get(key))[:40]}'}")
+            whole = f"= {repr(value.get(key))[:40]}"
+            told = "that is not all numbers from 0 on" if isinstance(allowed, list) else whole
+            raise NernError(f"its description has {key} {told}")
     return {key: value.get(key) for key in wanted}
 
 

@@ -13,6 +13,7 @@ from nern.artifact.reading import LIMIT, Artifact, load_as
 from nern.errors import NernError
 
 FILE = "network.nern"
+OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")  # of the download
 CARD = """---
 {{ card_data }}
 ---
@@ -43,34 +44,13 @@ class HubArtifact(ModelHubMixin, Artifact, library_name="nern", model_card_templ
         return super().generate_model_card(*args, name=names, size=f"{self.size:,}", **kwargs)
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str | Path,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        limit: int = LIMIT,
-        **others: Any,
-    ) -> HubArtifact:
-        if others:
+    def _from_pretrained(cls, *, model_id: str | Path, limit: int = LIMIT, **options: Any) -> HubArtifact:
+        if others := [name for name in options if name not in OPTIONS]:
             raise NernError(f"from_pretrained takes no {', '.join(others)}")
         file = Path(model_id) / FILE
         if not file.parent.is_dir():
             try:
-                file = Path(
-                    hf_hub_download(
-                        str(model_id),
-                        FILE,
-                        revision=revision,
-                        cache_dir=cache_dir,
-                        force_download=force_download,
-                        local_files_only=local_files_only,
-                        token=token,
-                    )
-                )
+                file = Path(hf_hub_download(str(model_id), FILE, **options))
             except Exception as error:  # no such name, no network connection, not allowed: told by the hub's library
                 detail = " ".join(str(error).split())[:300]
                 raise NernError(
