@@ -49,8 +49,7 @@ def small_resnet(seed: int = 3, **changes: Any) -> CifarResNet:
 
 def build(config: Config) -> Trainer:
     """The trainer of a run of this config, which writes nothing."""
-    experiment = build_experiment(config)
-    return Trainer(experiment.config, experiment.members, experiment.nern, experiment.extra)
+    return build_experiment(config).trainer()
 
 
 def same(a: Any, b: Any) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from nern.cli import main
 from nern.config import Config
 from nern.errors import NernError, NernWarning
-from nern.experiment import joint_ordering
+from nern.experiment import represent
 from nern.files import load_safetensors, save_safetensors
 from nern.ordering import (
     CrossFilterOrdering,
@@ -30,7 +30,8 @@ from nern.ordering import (
 )
 from nern.ordering.cost import METRICS
 from nern.ordering.store import FILE_NAME, cache_key, content_key
-from nern.representation import KernelTable
+from nern.originals.base import as_original
+from runs import small_resnet
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -420,11 +421,11 @@ def test_a_damaged_cache_is_mended_with_one_warning(damage: Callable[[Path], obj
 
 
 def test_the_config_chooses_the_metric() -> None:
-    weights = random_weights()
+    original = as_original(small_resnet())
     chosen = {"permute_mode": "crossfilter", "metric": "distance"}
     config = Config.from_dict({"nern": {"embeddings": {"permutations": chosen}}})
-    ordering, _ = joint_ordering(KernelTable(tuple(SHAPES)), weights, config)
-    assert same(ordering, solve_ordering(weights, "crossfilter", metric="distance"))
+    _, ordering, _ = represent(config, [original], torch.device("cpu"))
+    assert same(ordering, solve_ordering(original.weights, "crossfilter", metric="distance"))
     assert str(ordering.cost).startswith("path cost (distance) ")
 
 

@@ -17,12 +17,12 @@ from nern.config import Config, NernConfig, import_modules
 from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, NernWarning, plain_errors
 from nern.evaluation import LayerError, layer_errors
-from nern.experiment import announced_ordering
+from nern.experiment import kernel_table, represent
 from nern.ordering.order import Ordering
 from nern.originals.base import Original, as_original
 from nern.registry import PREDICTORS
 from nern.representation.kernels import KernelTable
-from nern.representation.nern import NeRN, build_heads, build_nern, predictor_arguments, share_of
+from nern.representation.nern import NeRN, build_heads, predictor_arguments, share_of
 from nern.representation.predictor import parameters_of
 from nern.terminal import ProgressDisplay
 from nern.training.interrupt import Interrupted
@@ -142,16 +142,13 @@ def fit(
         config.epochs, config.num_iterations = None, iterations
     import_modules(config.imports)
     config.check()
-    num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
-    table = KernelTable.of(original.weights, num_idxs)
     console = console or CleanConsole()
     tell = partial(console.print, **PLAIN) if progress else None
-    ordering, _ = announced_ordering(table, original.weights, config, tell=tell)
     if ratio is not None:
-        config.nern = replace(config.nern, hidden_layer_size=_width(config.nern, table, ratio))
+        width = _width(config.nern, kernel_table(config.nern, [original]), ratio)
+        config.nern = replace(config.nern, hidden_layer_size=width)
     config.check()
-    device = original.weights[0].device
-    nern = build_nern(config.nern, table, ordering, config.seed, device, original.weights)
+    nern, ordering, _ = represent(config, [original], original.weights[0].device, tell=tell)
     trainer = Trainer(config, [Member(original)], nern)
     display = ProgressDisplay(console, trainer.total_steps, trainer.total_steps, live=progress)
     trainer.on_step = display.on_step

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nern.config import Config, NetworkConfig, TaskConfig, import_modules
+from nern.config import Config, NernConfig, NetworkConfig, TaskConfig, import_modules
 from nern.devices import select_device
 from nern.errors import NernError, NernWarning
 from nern.naming import of_number
@@ -29,6 +29,7 @@ from nern.tasks.base import DataSettings, build_task, classes_of, format_of, net
 from nern.terminal import ordering_text, ordering_warning
 from nern.training.members import Member, trained_beside
 from nern.training.run_folder import RunFolder, load_beside
+from nern.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Experiment:
     def beside(self, number: int) -> dict[str, Tensor]:
         """What was trained beside the predictor of one of the networks, counted from 0."""
         return of_number(self.extra, number, len(self.members))
+
+    def trainer(self, processes: Processes = ALONE) -> Trainer:
+        """What trains it, from the first step on."""
+        return Trainer(self.config, self.members, self.nern, self.extra, processes)
 
 
 def build_checked_original(network: NetworkConfig, seed: int, device: torch.device) -> Original:
@@ -158,20 +163,6 @@ def member_names(networks: list[NetworkConfig]) -> list[str]:
     return names
 
 
-def joint_ordering(table: KernelTable, weights: list[Tensor], config: Config) -> tuple[Ordering, str]:
-    """The ordering of all networks' layers, and where it came from."""
-    permutations = config.nern.embeddings.permutations
-    return get_ordering(
-        table.views(weights),
-        permutations.permute_mode or "none",
-        permutations.path,
-        permutations.num_workers,
-        permutations.exact_limit,
-        permutations.improve_seconds,
-        permutations.metric,
-    )
-
-
 def ordering_beside(config: Config) -> str | None:
     """The ordering that a checkpoint of a run was trained with, where the predictor begins with one: solved again it may be
     another. None: the file does not lie in a run folder, or its ordering is of another kind."""
@@ -192,25 +183,37 @@ def solved_by_the_clock(config: Config) -> bool:
     return permutations.permute_mode not in (None, "none") and permutations.improve_seconds > 0
 
 
-def announced_ordering(
-    table: KernelTable,
-    weights: list[Tensor],
+def kernel_table(config: NernConfig, originals: Sequence[Original]) -> KernelTable:
+    """The kernels of all represented weights, as the predictor of `config` sees them."""
+    return KernelTable.of_networks([o.weights for o in originals], PREDICTORS.info(config.method)["num_idxs"])
+
+
+def represent(
     config: Config,
+    originals: Sequence[Original],
+    device: torch.device,
     processes: Processes = ALONE,
     tell: Callable[[str], None] | None = None,
-) -> tuple[Ordering, str]:
-    """As `joint_ordering`, solved by the main process; `tell` is told what the ordering takes, before it is solved."""
-    permutations = config.nern.embeddings.permutations
-    _say_cost(permutations.permute_mode or "none", table, tell, permutations.path is None and processes.main)
-    return processes.from_main(lambda: joint_ordering(table, weights, config))
+) -> tuple[NeRN, Ordering, str]:
+    """The NeRN that `config` describes for these networks, untrained; the ordering of their kernels, solved by the main
+    process; and where that came from. `tell` is told what the ordering takes, before it is solved.
 
-
-def _say_cost(mode: str, table: KernelTable, tell: Callable[[str], None] | None, warn: bool) -> None:
-    """Tell what an ordering takes; warn where that is much."""
+    Raises:
+        NernError: a kernel larger than a shared head's; an ordering or a checkpoint that does not fit.
+    """
+    table, order = kernel_table(config.nern, originals), config.nern.embeddings.permutations
+    build_heads(config.nern, table)  # fails before the ordering takes its time
+    weights = [weight for original in originals for weight in original.weights]
+    mode = order.permute_mode or "none"
     if tell is not None and ordering_bits(mode, table.shapes):
         tell(ordering_text(mode, table.shapes))
-    if warn and (text := ordering_warning(mode, table.shapes)):
+    if order.path is None and processes.main and (text := ordering_warning(mode, table.shapes)):
         warnings.warn(text, NernWarning, stacklevel=3)
+    limits = order.num_workers, order.exact_limit, order.improve_seconds
+    ordering, source = processes.from_main(
+        lambda: get_ordering(table.views(weights), mode, order.path, *limits, order.metric)
+    )
+    return build_nern(config.nern, table, ordering, config.seed, device, weights), ordering, source
 
 
 def build_experiment(
@@ -218,7 +221,7 @@ def build_experiment(
 ) -> Experiment:
     """Build what `config` describes; `train` False: without the training sets. Several processes do so together: each has
     all of it, but the main one alone solves the ordering, and downloads are made once on each machine. `tell`: see
-    `announced_ordering`.
+    `represent`.
 
     Raises:
         NernError: anything in the config that cannot work, before any training starts.
@@ -230,12 +233,7 @@ def build_experiment(
     device, networks = select_device(config, processes), config.members()
     with processes.first_here():
         originals = [build_checked_original(network, config.seed, device) for network in networks]
-    num_idxs = PREDICTORS.info(config.nern.method)["num_idxs"]
-    table = KernelTable.of_networks([original.weights for original in originals], num_idxs)
-    build_heads(config.nern, table)  # fails before the ordering takes its time
-    weights = [w for original in originals for w in original.weights]
-    ordering, source = announced_ordering(table, weights, config, processes, tell)
-    nern = build_nern(config.nern, table, ordering, config.seed, device, weights)
+    nern, ordering, source = represent(config, originals, device, processes, tell)
     extra = trained_beside(originals, config.learn_fc_layer, config.learn_norms)
     checkpoint = config.nern.checkpoint_path if config.nern.init == "checkpoint" else None
     if extra and checkpoint is not None:

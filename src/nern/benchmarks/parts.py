@@ -31,8 +31,7 @@ def endless(config: Config, images: bool, evaluated: bool = False) -> Config:
 
 def build_trainer(config: Config, images: bool = True) -> Trainer:
     """A trainer of `config` as it is; without `images` the training images are not read."""
-    experiment = build_experiment(config, train=images)
-    return Trainer(config, experiment.members, experiment.nern, experiment.extra)
+    return build_experiment(config, train=images).trainer()
 
 
 def quieten(nern: NeRN) -> None:

@@ -56,7 +56,7 @@ def train(config: Config, console: Console | None = None, json_path: str | Path 
     processes.from_main(lambda: check_writable(json_path, "--json"))
     check_tracker(config.logging)
     experiment = build_experiment(config, processes=processes, tell=_tell(console))
-    trainer = _trainer(experiment, processes)
+    trainer = experiment.trainer(processes)
     with new_folder(config) if processes.main else nullcontext() as folder:
         if folder is not None:
             config.with_absolute_paths().save(folder.config)
@@ -103,7 +103,7 @@ def resume(
             check_original(experiment, folder)
             if not folder.ordering.is_file():
                 store_ordering(experiment, folder)
-        trainer = _trainer(experiment, processes)
+        trainer = experiment.trainer(processes)
         check_extension(phases_of(before, trainer.steps_per_epoch), trainer.phases, state.get("step", 0))
         continue_from(trainer, state, folder)
         if written != before and processes.main:
@@ -125,10 +125,6 @@ def _console(given: Console | None, processes: Processes) -> Console:
 
 def _tell(console: Console) -> Callable[[str], None]:
     return partial(console.print, **PLAIN)
-
-
-def _trainer(experiment: Experiment, processes: Processes) -> Trainer:
-    return Trainer(experiment.config, experiment.members, experiment.nern, experiment.extra, processes)
 
 
 def _run(
