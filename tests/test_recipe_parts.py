@@ -120,7 +120,7 @@ def test_a_teacher_that_expects_other_images_is_refused(configure: Configure, mo
 
     config = configure(PHASES | {"teacher.original_model_name": "ResNet8"})
     built = experiment.build_experiment(configure(PHASES))
-    monkeypatch.setitem(experiment.TASKS._info["digits"], "input_shape", None)
+    monkeypatch.setitem(experiment.TASKS.info("digits"), "input_shape", None)
     monkeypatch.setattr(experiment, "format_of", lambda *_: InputFormat((1, 8, 8), (0.0,), (1.0,)))
     monkeypatch.setattr(experiment, "check_outputs", lambda *_: None)
     monkeypatch.setattr("nern.originals.base.input_format", lambda _: InputFormat((1, 8, 8), (0.5,), (0.5,)))
