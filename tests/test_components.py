@@ -50,10 +50,10 @@ class MarginSettings:
 
 
 @pytest.fixture(autouse=True)
-def mine(original: Path) -> Iterator[None]:
+def mine(original: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Registers a predictor and a loss term, both with settings, and an optimizer without."""
     plain = registry.PREDICTORS["kxk"]
-    BASE["original_model_path"] = str(original)
+    monkeypatch.setitem(BASE, "original_model_path", str(original))
 
     @registry.PREDICTORS.register("gained", settings=GainSettings)
     class Gained(plain):  # type: ignore[misc, valid-type]

@@ -132,7 +132,7 @@ def _changes(config: Settings) -> str:
 def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     _check_given(given["typed"])
     resumes, lengths = given["resume"] is not None, {} if given["resume"] is None else _lengths(given)
-    config = Config.load(RunFolder.open(given["resume"]).config) if resumes else config_given(given, Config)
+    config = config_given(given, Config)  # of the run that is resumed, with its new lengths
     count = processes_to_start(config)
     if count > 1 and given["may_restart"] and not launched():
         config.check()

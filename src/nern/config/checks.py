@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from nern import registry
 from nern.config.phases import KNOWN, PhaseConfig, listed_phases, settings_of
 from nern.config.recipes import recipe_values
-from nern.config.schema import Config, LoggingConfig, NernConfig, OptimConfig, TaskConfig
-from nern.config.settings import check_above_zero, check_at_least, choose, nested_attribute
+from nern.config.schema import Config, LoggingConfig, NernConfig, OptimConfig, TaskConfig, phase_batches, phase_optim
+from nern.config.settings import check_above_zero, check_at_least, choose, nested_attribute, plain
 from nern.config.yaml_files import nested_value
 from nern.errors import NernError
 
@@ -75,14 +75,21 @@ def loss_weights(nern: NernConfig) -> dict[str, float]:
     """The weight of each term of the objective. Raises NernError for a further one that is unknown, or whose weight is no
     number."""
     weights = {term: getattr(nern, key) for term, key in TERMS.items()}
-    for term, given in nern.losses.items():
-        settings = dict(given) if isinstance(given, dict) else {"weight": given}
-        weight = settings.pop("weight", None)
+    for term, (weight, choice) in further_terms(nern).items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             raise NernError(f"nern.losses.{term} needs a weight, a finite number, not {weight!r}")
-        _check_choice(f"nern.losses.{term}", {"name": term} | settings, registry.LOSS_TERMS)
+        registry.LOSS_TERMS[choice]
         weights[term] = float(weight)
     return weights
+
+
+def further_terms(nern: NernConfig) -> dict[str, tuple[Any, registry.Choice]]:
+    """Of each registered term of the objective its weight, and its name with settings."""
+    found: dict[str, tuple[Any, registry.Choice]] = {}
+    for term, given in nern.losses.items():
+        settings = dict(given) if isinstance(given, dict) else {"weight": given}
+        found[term] = settings.pop("weight", None), {"name": term} | settings
+    return found
 
 
 def check_task(task: TaskConfig) -> None:
@@ -176,9 +183,9 @@ def _check_phases(config: Config) -> None:
 
 
 def _check_phase(config: Config, phase: PhaseConfig) -> None:
-    name, by_phases = phase.name, config.by_phases
+    name = phase.name
     check_at_least(phase, _PHASE_AT_LEAST, f"{name}.")
-    optim = replace(config.optim, **{key: value for key, value in phase.optim.items() if value is not None})
+    optim = phase_optim(config, phase)
     check_at_least(
         optim, {key.removeprefix("optim."): least for key, least in _OPTIM_AT_LEAST.items()}, f"{name}.optim."
     )
@@ -193,9 +200,8 @@ def _check_phase(config: Config, phase: PhaseConfig) -> None:
         choose(f"{name}.losses", term, weights)
     if phase.bits is not None and not phase.bits <= 24:
         raise NernError(f"{name}.bits (={phase.bits}) must be at most 24")
-    method = phase.weights_batch_method or config.nern.weights_batch_method
-    size = config.nern.weights_batch_size if phase.weights_batch_size is None else phase.weights_batch_size
-    if by_phases and registry.WEIGHT_BATCHES.info(method)["needs_size"] and not size:
+    method, size = phase_batches(config, phase)
+    if config.by_phases and registry.WEIGHT_BATCHES.info(method)["needs_size"] and size is None:
         raise NernError(
             f"the weight batch method {method!r} of {name} needs {name}.weights_batch_size (or nern.weights_batch_size)"
         )
@@ -255,7 +261,7 @@ def _check_parts_of_phases(config: Config) -> None:
 
 def _check_filters(config: Config, phase: PhaseConfig) -> None:
     """Raise NernError for weight batches of a phase by curvature that do not draw whole filters where they have to."""
-    method = phase.weights_batch_method or config.nern.weights_batch_method
+    method, _ = phase_batches(config, phase)
     whole = registry.WEIGHT_BATCHES.info(method)["whole_filters"]
     if config.nern.reconstruction_rows == "drawn" and not whole:
         choices = [m for m in registry.WEIGHT_BATCHES if registry.WEIGHT_BATCHES.info(m)["whole_filters"]]
@@ -284,13 +290,13 @@ def _check_teacher(config: Config) -> None:
 
 def _check_optim_over_recipe(config: Config, usual: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise NernError for a key of `optim` that was set over a recipe, but that the recipe sets for each phase."""
-    phases = [phase for phase in config.phases if phase.length]
+    phases, recipe = [phase for phase in config.phases if phase.length], recipe_values(config.recipe)
     for field in fields(OptimConfig):
         key, given = field.name, getattr(config.optim, field.name)
-        standard = nested_value(recipe_values(config.recipe), f"optim.{key}", getattr(OptimConfig(), key))
+        standard = nested_value(recipe, f"optim.{key}", getattr(OptimConfig(), key))
         by_recipe = [usual.get(phase.name, {}).get("optim", {}).get(key) for phase in phases]
         now = [phase.optim.get(key) for phase in phases]
-        if phases and None not in by_recipe and _plain(now) == by_recipe and _plain(given) != _plain(standard):
+        if phases and None not in by_recipe and plain(now) == by_recipe and plain(given) != plain(standard):
             names = ", ".join(f"{phase.name}.optim.{key}" for phase in phases)
             raise NernError(
                 f"optim.{key} (={given}) has no part: {names} are set by recipe {config.recipe!r}; set those"
@@ -299,10 +305,6 @@ def _check_optim_over_recipe(config: Config, usual: Mapping[str, Mapping[str, An
 
 def _by_recipe(config: Config) -> str:
     return "" if config.recipe == "published" else f" (recipe {config.recipe!r} sets distillation.iterations)"
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def check_optim(optim: OptimConfig, section: str = "optim") -> None:

@@ -79,6 +79,13 @@ class PhaseConfig:
         return self.losses != ["reconstruction"]
 
 
+def place_of(name: str, names: Iterable[str]) -> int:
+    """Where a known phase that is added stands among others: before the known ones that follow it."""
+    order, listed = list(KNOWN), list(names)
+    later = order[order.index(name) + 1 :]
+    return next((place for place, other in enumerate(listed) if other in later), len(listed))
+
+
 def section_names(*layers: Mapping[str, Any]) -> list[str]:
     """Names under which a layer may set phases: the known ones, and those of the lists in these layers."""
     listed = [item.get("name") for layer in layers for item in _items(layer)]
@@ -158,8 +165,5 @@ def _says_something(section: Mapping[str, Any]) -> bool:
 
 def _with_room(items: Mapping[str, dict[str, Any]], name: str) -> dict[str, dict[str, Any]]:
     """`items` and an empty one of this known name, before the known ones that follow it."""
-    order = list(KNOWN)
-    later = order[order.index(name) + 1 :]
-    before = next((number for number, other in enumerate(items) if other in later), len(items))
-    listed = list(items.items())
+    before, listed = place_of(name, items), list(items.items())
     return dict([*listed[:before], (name, {}), *listed[before:]])

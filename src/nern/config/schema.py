@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nern.config.phases import KNOWN, PhaseConfig, listed_phases, section_names
+from nern.config.phases import KNOWN, PhaseConfig, listed_phases, place_of, section_names
 from nern.config.recipes import recipe_values
 from nern.config.settings import Settings, built, check_keys
 from nern.config.yaml_files import parse_yaml
@@ -432,9 +432,7 @@ class Config(Settings):
         if name not in KNOWN:
             raise unknown_name("phase", name, section_names({"phases": [vars(phase) for phase in self.phases]}))
         new = PhaseConfig(name=name, **copy.deepcopy(KNOWN[name]))
-        later = [known for known in KNOWN if list(KNOWN).index(known) > list(KNOWN).index(name)]
-        place = next((i for i, phase in enumerate(self.phases) if phase.name in later), len(self.phases))
-        self.phases.insert(place, new)
+        self.phases.insert(place_of(name, [phase.name for phase in self.phases]), new)
         return new
 
     @classmethod
@@ -486,12 +484,23 @@ class PhaseSection(PhaseConfig):
 def _typed_phase(item: Mapping[str, Any]) -> PhaseConfig:
     """An item of `phases`. Raises NernError for unknown keys of its `optim`, and for values of wrong types."""
     prefix = f"{item['name']}.optim."
-    optim = {key: value for key, value in (item.get("optim") or {}).items() if value is not None}
-    check_keys(optim, OptimConfig, prefix)
+    check_keys(item["optim"], OptimConfig, prefix)
     hints = hints_of(OptimConfig)
-    values = {key: typed(value, hints[key], prefix + key, parse_yaml) for key, value in optim.items()}
+    values = {key: typed(value, hints[key], prefix + key, parse_yaml) for key, value in item["optim"].items()}
     phase: PhaseConfig = built(PhaseConfig, {**item, "optim": values}, f"{item['name']}.")
     return phase
+
+
+def phase_optim(config: Config, phase: PhaseConfig) -> OptimConfig:
+    """The section `optim` with what a phase sets apart."""
+    return replace(config.optim, **{key: value for key, value in phase.optim.items() if value is not None})
+
+
+def phase_batches(config: Config, phase: PhaseConfig) -> tuple[Choice, int | None]:
+    """Method and size of a phase's weight batches (None: no limit): those of the section `nern` with what the phase sets
+    apart."""
+    size = config.nern.weights_batch_size if phase.weights_batch_size is None else phase.weights_batch_size
+    return phase.weights_batch_method or config.nern.weights_batch_method, size or None
 
 
 def absolute(path: str | None) -> str | None:

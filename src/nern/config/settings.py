@@ -48,7 +48,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, keys as in a configuration file."""
-        return _plain(dataclasses.asdict(self))  # type: ignore[call-overload]
+        return plain(dataclasses.asdict(self))  # type: ignore[call-overload]
 
     def to_yaml(self) -> str:
         """The configuration file that reproduces this one."""
@@ -69,22 +69,14 @@ class Settings:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """From a nested dict, keys as in a file. Raises NernError for unknown keys, wrong types and bad values."""
         values = checked_keys(nested(values), cls)
-        return from_namespace(cls.complete(over(cls.beneath(values), values)), cls)
+        config: Self = built(cls, cls.complete(over(cls.beneath(values), values)))
+        import_modules(config.imports)
+        return config.check()
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """From a YAML file; NernError as in `from_dict`."""
         return cls.from_dict(read_config_file(path, cls))
-
-
-S = typing.TypeVar("S", bound=Settings)
-
-
-def from_namespace(values: Mapping[str, Any], cls: type[S]) -> S:
-    """A configuration from a nested dict of its fields. Raises NernError for wrong types and bad values."""
-    config: S = built(cls, values)
-    import_modules(config.imports)
-    return config.check()
 
 
 def read_config_file(path: str | Path, cls: type[Settings]) -> dict[str, Any]:
@@ -271,9 +263,10 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{name}", value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as a file holds it: tuples as lists, at any depth."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nern.config import NernConfig
-from nern.config.checks import loss_weights
+from nern.config.checks import further_terms, loss_weights
 from nern.errors import NernError, NonFiniteLossError
 from nern.originals.base import Original
 from nern.originals.mirrored import Mirrored
@@ -97,11 +97,7 @@ class Objective:
         self.config, self.original, self.teacher = config, original, teacher or original
         self.all_weights = loss_weights(config)
         self.weights = dict(self.all_weights)
-        settings = {name: dict(given) if isinstance(given, dict) else {} for name, given in config.losses.items()}
-        self._further = {
-            name: LOSS_TERMS[{"name": name} | {key: v for key, v in own.items() if key != "weight"}]
-            for name, own in settings.items()
-        }
+        self._further = {name: LOSS_TERMS[choice] for name, (_, choice) in further_terms(config).items()}
         self._reconstruction = RECONSTRUCTION_LOSSES[config.reconstruction_loss_type]
         self._feature_maps = FEATURE_MAP_LOSSES[config.attention_loss_type]
         self._maps_in_any_precision = FEATURE_MAP_LOSSES.info(config.attention_loss_type)["any_precision"]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from nern.config import CURVATURE_IMAGES, ROUNDING_IMAGES, Config, OptimConfig, PhaseConfig
+from nern.config import CURVATURE_IMAGES, ROUNDING_IMAGES, Config, OptimConfig, phase_batches, phase_optim
 from nern.errors import NernError
 from nern.registry import Choice
 
@@ -90,18 +90,6 @@ def check_extension(before: Sequence[Phase], after: Sequence[Phase], step: int) 
                 f"{'no' if new is None else new.steps} steps now. Give another length to the phase that the run is in, or "
                 "to those after it"
             )
-
-
-def phase_optim(config: Config, phase: PhaseConfig) -> OptimConfig:
-    """The section `optim` with what a phase sets apart."""
-    return replace(config.optim, **{key: value for key, value in phase.optim.items() if value is not None})
-
-
-def phase_batches(config: Config, phase: PhaseConfig) -> tuple[Choice, int | None]:
-    """Method and size of a phase's weight batches (None: no limit): those of the section `nern` with what the phase sets
-    apart."""
-    size = config.nern.weights_batch_size if phase.weights_batch_size is None else phase.weights_batch_size
-    return phase.weights_batch_method or config.nern.weights_batch_method, size or None
 
 
 def one_phase(config: Config, steps: int, images: bool) -> Config:

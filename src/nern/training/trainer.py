@@ -42,6 +42,9 @@ class Trainer(Loop):
         extra: start of what is trained beside the predictor (`learn_fc_layer`, `learn_norms`); None: the originals'.
         processes: that train it together. Each has a trainer of its own, and all take the same steps.
 
+    Attributes:
+        needs_images: whether any term of the config runs the networks, in whatever phase.
+
     Raises:
         NernError: several processes, and a batch norm in the predictor.
     """
@@ -69,7 +72,7 @@ class Trainer(Loop):
         self.extra = {name: nn.Parameter(p.detach().clone().to(self.device)) for name, p in extra.items()}
         self.precision = processes.from_main(lambda: precision_of(config.precision, self.device))
         self.differentiate = Step(config.nern, nern, members, self.extra, self.precision, processes)
-        self._needs_images = self.differentiate.objectives[0].needs_images
+        self.needs_images = self.differentiate.objectives[0].needs_images
         self.parameters = [*nern.predictor.parameters(), *self.extra.values()]
         self.graph: GraphedStep | None = None
         self._terms: dict[bool, list[str]] = {}  # with images or without
@@ -159,11 +162,6 @@ class Trainer(Loop):
         """Steps of reconstruction only at the beginning of the run."""
         first = next((p.images_from for p in self.phases if p.images_from < p.ends), self.total_steps)
         return first if self.needs_images else self.total_steps
-
-    @property
-    def needs_images(self) -> bool:
-        """Whether any term of the config runs the networks."""
-        return self._needs_images
 
     def named_parameters(self) -> dict[str, Tensor]:
         """The predictor's, and what is trained beside it ('original.NAME')."""
@@ -276,7 +274,7 @@ class Trainer(Loop):
         reconstruction only."""
         streams = [m.stream for m in self.members if m.stream is not None]
         phase = next((p for p in self.phases if step < p.ends), self.phases[-1])
-        if step < phase.images_from or not self._needs_images or len(streams) < len(self.members):
+        if step < phase.images_from or not self.needs_images or len(streams) < len(self.members):
             return None, None
         step -= phase.begins
         if not self.processes.several:
