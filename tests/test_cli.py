@@ -245,6 +245,15 @@ def test_names_stay_text(run: Run, configs: list[Config], name: str) -> None:
     assert configs[0].logging.exp_name == name
 
 
+def test_entries_are_added_to_lists(run: Run, configs: list[Config], tmp_path: Path) -> None:
+    (tmp_path / "lists.yaml").write_text("nern: {exclude: [a]}\n")
+    typed = ["--nern.exclude+", "*.bias", "--nern.exclude+=['b', 'c']", "--nern.embeddings.gauss_scale+", "0.5"]
+    assert run("train", "--config_path", "lists.yaml", *typed, "--nern.include+", "*.weight").code == 0
+    assert configs[0].nern.exclude == ["a", "*.bias", "b", "c"]
+    assert configs[0].nern.include == ["*.weight"]
+    assert configs[0].nern.embeddings.gauss_scale == [1.0, 0.1, 0.1, 0.5]
+
+
 def test_numbers_in_files_are_numbers_on_both_ways_in(run: Run, configs: list[Config], tmp_path: Path) -> None:
     assert run("train", "--config_path", "short.yaml").code == 0
     assert configs[0] == Config.load(tmp_path / "short.yaml")

@@ -146,6 +146,21 @@ def test_names_and_series(write: Write, values: dict[str, Any], names: list[str]
     assert [run.series for run in found] == series
 
 
+def test_phases_are_set_by_the_grid_and_on_the_command_line(
+    write: Write, tmp_path: Path, fake: None, undrawn: None
+) -> None:
+    grid = {"distillation.iterations": [3, 4], "quantisation.optim.lr": [0.5]}
+    path = write(grid=grid, settings={"recipe": "nern"}, seeds=[0])
+    found = [run.config for run in load_sweep(path, tmp_path)]
+    assert [config.phase("distillation").iterations for config in found] == [3, 4]
+    assert all(config.phase("quantisation").optim["lr"] == 0.5 for config in found)
+    typed = ["--refinement.iterations", "7", "--no_cuda", "true", "--out", str(tmp_path / "out")]
+    assert main(["sweep", str(path), *typed]) == 0
+    made = [Config.load(file) for file in sorted((tmp_path / "out" / "runs").glob("*.yaml"))]
+    assert [config.phase("refinement").iterations for config in made] == [7, 7]
+    assert [config.num_gpus for config in made] == [0, 0]
+
+
 def test_config_file_lies_beneath_settings_runs_and_options(write: Write, tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
         yaml.safe_dump(TINY | {"nern.num_blocks": 7, "nern.act_layer": "gelu", "batch_size": 5})
@@ -219,6 +234,8 @@ def test_files_that_are_no_sweep(tmp_path: Path) -> None:
         (["--nern.hidden_layer_size", "3"], "grid varies nern.hidden_layer_size, --nern.hidden_layer_size sets it"),
         (["--logging.exp_name", "x"], "command line: logging.exp_name is set by the sweep itself"),
         (["--nern", "{}"], "--nern: nern sweep takes single keys, whole"),
+        (["--nern.exclude+", "*.bias"], "--nern.exclude+: nern sweep takes single keys, whole"),
+        (["--distillation", "{iterations: 3}"], "--distillation: nern sweep takes single keys, whole"),
         (["--config_path", "x.yaml"], "unknown option 'config_path'"),
     ],
 )  # fmt: skip

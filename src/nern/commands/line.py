@@ -76,10 +76,15 @@ def typed_values(argv: Sequence[str]) -> dict[str, str]:
 
 
 def config_options(parser: ArgumentParser, cls: type[Settings] = Config) -> None:
-    """Add --config_path, and the keys of `cls`: for the help (they are read by `run_command`)."""
+    """Add --config_path, and the keys of `cls`."""
     about = "YAML file; may be given several times, later ones win"
     parser.add_argument("--config_path", type=str, default=None, metavar="FILE", help=about)
     parser.add_argument("--print_config", action="store_true", help="print the whole config, and stop")
+    key_options(parser, cls)
+
+
+def key_options(parser: ArgumentParser, cls: type[Settings]) -> None:
+    """Add the keys of `cls`: for the help (they are read by `run_command`)."""
     parser.add_class_arguments(cls)
     for section in dict.fromkeys(cls.sections().values()):
         parser.add_class_arguments(section, "PHASE", skip={"name", "optim"})

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from nern.commands.line import Command, MissingError, option_names
 from nern.config import Settings, check_key, checked_keys, item_class, known_keys, nested, parse_yaml
 from nern.config.published import TRANSLATED
-from nern.config.yaml_files import over, read_yaml
+from nern.config.yaml_files import nested_value, over, read_yaml
 from nern.console import CleanConsole
 from nern.errors import NernError, unknown_name
 from nern.files import check_writable
@@ -32,21 +32,21 @@ def run_command(module: str, name: str, typed: Sequence[str], may_restart: bool)
     parser, cls, rest, configs = command.parser(), command.settings, list(typed), list[str]()
     parser.prog = f"nern {name}"
     parser.exit_on_error = False
-    settings: dict[str, Any] = {}
+    settings, options = dict[str, Any](), dict[str, Any]()
     try:
-        if cls is not None and "config_path" in known_options(parser):
+        if cls is not None:
             make_default = None if "config_path" in option_names(rest) else command.default_file
             if make_default is not None and (default := make_default(rest)) is not None:
                 rest = [*rest, "--config_path", default]
             if {"-h", "--help"}.isdisjoint(rest):
-                settings, rest = _settings(parser, rest, cls, configs)
-            if PRINT in rest:
+                settings, options, rest = _settings(parser, rest, cls, configs)
+            if PRINT in rest and PRINT.removeprefix("--") in known_options(parser):
                 print(cls.from_dict(settings).to_yaml(), end="")
                 return
         _check_options(parser, rest, cls)
         given = _parsed(parser, name, rest)
         _check_writes(command.writes, given, [*configs, settings])
-        own = {"settings": settings, "typed": list(typed), "may_restart": may_restart}
+        own = {"settings": settings, "options": options, "typed": list(typed), "may_restart": may_restart}
         command.run(given | own, list(typed), CleanConsole())
     except MissingError as error:
         error.usage = parser.format_usage().strip()
@@ -73,11 +73,11 @@ def _parsed(parser: ArgumentParser, name: str, argv: Sequence[str]) -> dict[str,
 
 def _settings(
     parser: ArgumentParser, argv: Sequence[str], cls: type[Settings], configs: list[str]
-) -> tuple[dict[str, Any], list[str]]:
-    """The config that was typed: files (named in `configs`), and over them dotted options, wherever they stand; and all
-    other arguments."""
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """The config that was typed: files (named in `configs`), and over them dotted options, wherever they stand; these
+    options by themselves, each with its value; and all other arguments."""
     typed, files, rest = list[tuple[str, str | None]](), list[dict[str, Any]](), list[str]()
-    own, arguments = _own_options(parser, cls), list(argv)
+    own, takes_files, arguments = _own_options(parser, cls), "config_path" in known_options(parser), list(argv)
 
     def note(values: dict[str, Any], file: str, beneath: dict[str, Any]) -> dict[str, Any]:
         configs.append(file)
@@ -92,7 +92,7 @@ def _settings(
             continue
         if not equals:
             text = arguments.pop(0) if arguments and not arguments[0].startswith("--") else None
-        if name == "config_path":
+        if name == "config_path" and takes_files:
             if text is None:
                 raise NernError("--config_path needs a file")
             files.append(read_yaml(text, note))
@@ -111,14 +111,28 @@ def _settings(
             )
         if text is None:
             raise NernError(f"--{name} needs a value")
-        values[name] = _value(text, known.get(name))
-    return over(beneath, checked_keys(nested(values), cls, "", beneath)), rest
+        key = name.removesuffix("+")
+        if key == name:
+            values[key] = _value(text, known.get(key))
+        else:
+            held = values.get(key, nested_value(beneath, key)) or nested_value(cls().to_dict(), key)
+            values[key] = [*(held or []), *_entries(text, known.get(key))]
+    return over(beneath, checked_keys(nested(values), cls, "", beneath)), values, rest
 
 
 def _value(text: str, hint: Any) -> Any:
     """What is typed for a key of this type: text stays text where text is allowed, but for null and {a mapping}."""
     stays = str in (hint, *get_args(hint)) and text != "null" and not text.startswith("{")
     return text if stays else parse_yaml(text)
+
+
+def _entries(text: str, hint: Any) -> list[Any]:
+    """What is typed to be added to a list of this type: one entry, or [several]."""
+    if text.startswith("["):
+        found: list[Any] = parse_yaml(text)
+        return found
+    of_text = any(str in get_args(option) for option in (hint, *get_args(hint)))
+    return [text if of_text else parse_yaml(text)]
 
 
 def _own_options(parser: ArgumentParser, cls: type[Settings]) -> set[str]:

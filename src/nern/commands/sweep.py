@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
-from nern.commands.line import Command, command_parser, json_option, option_names
+from nern.commands.line import Command, command_parser, json_option, key_options, option_names
 from nern.config import Config, item_class, known_keys
 from nern.errors import NernError
 from nern.files import write_json
@@ -23,8 +23,6 @@ SWEEP_HELP = """Train the runs of a sweep file side by side, and compare them: o
   nern sweep FILE --task.data_dir DIR                dotted options win over the file, in all runs
 
 docs/sweeps.md describes the file."""
-
-OWN_OPTIONS = ("out", "jobs", "json")
 
 
 def _sweep_parser() -> ArgumentParser:
@@ -42,26 +40,21 @@ def _sweep_parser() -> ArgumentParser:
         "--jobs", type=int | None, default=None, metavar="N", help="runs at a time; null: one a GPU, or one on the CPU"
     )
     json_option(parser)
-    parser.add_class_arguments(Config)
+    key_options(parser, Config)
     return parser
 
 
 def _run_sweep(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     check_alone("nern sweep")
-    options = {name: _given(given, name) for name in option_names(argv) if name not in OWN_OPTIONS}
-    rows = sweep(given["file"], given["out"], given["jobs"], options, console)
+    known = known_keys(Config) | Config.sections()
+    for key in option_names(argv):
+        if key.endswith("+") or dataclasses.is_dataclass(known.get(key)) or item_class(known.get(key)):
+            raise NernError(
+                f"--{key}: nern sweep takes single keys, whole; write this one into the file, under settings"
+            )
+    rows = sweep(given["file"], given["out"], given["jobs"], given["options"], console)
     if given["json"] is not None:
         write_json(given["json"], rows)
-
-
-def _given(values: Any, key: str) -> Any:
-    """What was given for a dotted key."""
-    cls = known_keys(Config).get(key)
-    if key.endswith("+") or dataclasses.is_dataclass(cls) or item_class(cls):
-        raise NernError(f"--{key}: nern sweep takes single keys, whole; write this one into the file, under settings")
-    for part in key.split("."):
-        values = values[part]
-    return list(values) if isinstance(values, tuple) else values
 
 
 COMMANDS = {"sweep": Command(_sweep_parser, _run_sweep, Config, writes=("json",))}

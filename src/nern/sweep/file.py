@@ -127,8 +127,8 @@ def _grid(values: Any, where: str) -> dict[str, list[Any]]:
     if not isinstance(values, dict):
         raise NernError(f"{where}: grid maps dotted config keys to lists of values, not {values!r}")
     for key, choices in values.items():
-        check_key(str(key), Config, f"{where}: grid")
-        kind = known_keys(Config).get(key)
+        check_key(str(key), Config, f"{where}: grid", more=Config.sections())
+        kind = (known_keys(Config) | Config.sections()).get(key)
         if dataclasses.is_dataclass(kind) or item_class(kind):
             raise NernError(f"{where}: grid: {key} is a section; name one of its keys, as in {SIZE}")
         if key in OWN or key == "seed":
