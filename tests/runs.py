@@ -20,6 +20,20 @@ from nern.registry import TASKS
 from nern.training import RunFolder, Trainer
 from nern.training.run_folder import attached_to
 
+# A run of a few steps on digits; without its length and the original's weights.
+TINY: dict[str, Any] = {
+    "nern.hidden_layer_size": 8,
+    "nern.embeddings.enc_levels": 4,
+    "task.task_name": "digits",
+    "task.original_model_name": "ResNet8",
+    "logging.tracker": "none",
+    "evaluation.held_out_images": 20,
+    "evaluation.test_images": 20,
+    "batch_size": 8,
+    "eval_epochs_interval": None,
+    "save_epochs_interval": None,
+}
+
 
 def quiet() -> Console:
     """A console that shows nothing."""

@@ -16,22 +16,9 @@ from nern import Config, NernError, registry
 from nern.cli import main
 from nern.objectives.objective import Outputs
 from nern.registry import Registry
-from runs import build, quiet, without_pictures
+from runs import TINY, build, quiet, without_pictures
 
-BASE: dict[str, Any] = {
-    "nern.hidden_layer_size": 8,
-    "nern.embeddings.enc_levels": 4,
-    "task.task_name": "digits",
-    "task.original_model_name": "ResNet8",
-    "logging.tracker": "none",
-    "evaluation.held_out_images": 20,
-    "evaluation.test_images": 20,
-    "batch_size": 8,
-    "eval_epochs_interval": None,
-    "save_epochs_interval": None,
-    "num_iterations": 2,
-    "loss_warmup_iterations": 0,
-}
+BASE: dict[str, Any] = TINY | {"num_iterations": 2, "loss_warmup_iterations": 0}
 
 
 @dataclass

@@ -16,22 +16,9 @@ from nern.cli import main
 from nern.config.phases import KNOWN
 from nern.training import RunFolder
 from nern.training.phases import phases_of
-from runs import assert_same_result, build, quiet, without_pictures
+from runs import TINY, assert_same_result, build, quiet, without_pictures
 
-BASE: dict[str, Any] = {
-    "nern.hidden_layer_size": 8,
-    "nern.embeddings.enc_levels": 4,
-    "task.task_name": "digits",
-    "task.original_model_name": "ResNet8",
-    "logging.tracker": "none",
-    "logging.log_interval": 1,
-    "evaluation.held_out_images": 20,
-    "evaluation.test_images": 20,
-    "batch_size": 8,
-    "eval_epochs_interval": None,
-    "save_epochs_interval": None,
-    "epochs": None,
-}
+BASE: dict[str, Any] = TINY | {"logging.log_interval": 1, "epochs": None}
 LIST: list[dict[str, Any]] = [
     {"name": "rough", "iterations": 2, "losses": ["reconstruction"], "optim": {"lr": 0.02}},
     {"name": "reconstruction", "iterations": 2},

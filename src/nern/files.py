@@ -258,9 +258,8 @@ def _check_pickles(path: Path, kinds: Collection[str]) -> None:
     for one that is damaged."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if (
-            file.read(4) != b"PK\3\4"
-        ):  # of old versions: pickles of a number, a version, the system, the values, their keys
+        if file.read(4) != b"PK\3\4":
+            # of old versions: pickles of a number, a version, the system, the values, their keys
             file.seek(0)
             for _ in range(5):
                 check_pickle(file, kinds, size)

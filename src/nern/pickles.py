@@ -18,9 +18,8 @@ from nern.errors import NernError
 _COST, _COST_EACH = 2**20, 2  # of all calls: values copied, and so many more for each byte of the file
 _ODD_KEYS = 1000  # keys besides text and plain numbers: their hashes can be made to collide
 _KEY_SIZE, _ENDLESS = 1000, 2**60  # values in a key, those within it written out; no sizes beyond are told apart
-_OF_SIZE = {
-    f"torch._utils._rebuild_{name}" for name in ("tensor", "tensor_v2", "tensor_v3", "qtensor")
-}  # third argument
+# whose third argument is a shape
+_OF_SIZE = {f"torch._utils._rebuild_{name}" for name in ("tensor", "tensor_v2", "tensor_v3", "qtensor")}
 _CONTAINERS = {"builtins.set", "collections.Counter", "collections.OrderedDict"}
 _CALLED = _OF_SIZE | _CONTAINERS | {
     "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state", "torch._utils._rebuild_sparse_tensor",
@@ -138,10 +137,8 @@ class _Follower:
             raise NernError(code_refused(name if called.kind == "global" else called.kind))
         self._pay(sum(1 if item.kind == "stored" else item.size for item in items))
         made = _Value(name, min(1 + sum(item.size for item in items), _ENDLESS), items)
-        if name == "_codecs.encode" and items[1].plain not in (
-            "latin1",
-            "latin-1",
-        ):  # others make it grow, again and again
+        if name == "_codecs.encode" and items[1].plain not in ("latin1", "latin-1"):
+            # others make it grow, again and again
             raise NernError("encodes text as no pickle does, and is refused")
         if name in _CONTAINERS:
             made.items = []

@@ -90,7 +90,7 @@ def _check(what: str | None, given: Sequence[str]) -> str:
 def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     what = _check(given["what"], option_names(argv))
     settings = BenchSettings(**{name: given[name] for name in OF}).check()
-    config, command = config_given(given, Config), shlex.join(["nern", "bench", *given["typed"]])
+    config, command = config_given(given, Config), shlex.join(["nern", "bench", *argv])
     with console.status(f"nern bench {what}") as status:
         measure, _ = BENCHMARKS[what]
         sheets, results = measure(config, settings, lambda text: status.update(f"nern bench {what}: {text}"))

@@ -46,7 +46,7 @@ def run_command(module: str, name: str, typed: Sequence[str], may_restart: bool)
         _check_options(parser, rest, cls)
         given = _parsed(parser, name, rest)
         _check_writes(command.writes, given, [*configs, settings])
-        own = {"settings": settings, "options": options, "typed": list(typed), "may_restart": may_restart}
+        own = {"settings": settings, "options": options, "may_restart": may_restart}
         command.run(given | own, list(typed), CleanConsole())
     except MissingError as error:
         error.usage = parser.format_usage().strip()

@@ -19,7 +19,7 @@ from nern.commands.line import (
     option_names,
     typed_values,
 )
-from nern.config import Config, OriginalConfig, Settings, parse_yaml
+from nern.config import Config, OriginalConfig, Settings
 from nern.config.yaml_files import is_length
 from nern.console import PLAIN
 from nern.devices import processes_to_start
@@ -107,14 +107,15 @@ def _resumed_config(argv: Sequence[str]) -> str | None:
     return str(RunFolder.open(run).config) if run else None
 
 
-def _lengths(given: dict[str, Any]) -> dict[str, Any]:
+def _lengths(given: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     """What was typed beside --resume: new lengths."""
-    typed = {name: text for name, text in typed_values(given["typed"]).items() if name not in ("resume", "json")}
-    if others := [name for name in typed if not is_length(name)]:
+    others = [name for name in option_names(argv) if name not in ("resume", "json") and not is_length(name)]
+    if others:
         raise NernError(
             f"--resume continues a run with its own settings, but for its lengths; drop --{', --'.join(others)}"
         )
-    return {name: parse_yaml(text) for name, text in typed.items()}
+    options: dict[str, Any] = given["options"]
+    return options
 
 
 def _check_given(argv: Sequence[str]) -> None:
@@ -130,13 +131,14 @@ def _changes(config: Settings) -> str:
 
 
 def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    _check_given(given["typed"])
-    resumes, lengths = given["resume"] is not None, {} if given["resume"] is None else _lengths(given)
+    _check_given(argv)
+    resumes = given["resume"] is not None
+    lengths = _lengths(given, argv) if resumes else {}
     config = config_given(given, Config)  # of the run that is resumed, with its new lengths
     count = processes_to_start(config)
     if count > 1 and given["may_restart"] and not launched():
         config.check()
-        restart(count, ["train", *given["typed"]])
+        restart(count, ["train", *argv])
     if resumes:
         resume(given["resume"], console, given["json"], lengths)
         return
@@ -146,9 +148,9 @@ def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
 
 
 def _run_original(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    _check_given(given["typed"])
+    _check_given(argv)
     if given["resume"] is not None:
-        resume_original(given["resume"], console, given["json"], _lengths(given))
+        resume_original(given["resume"], console, given["json"], _lengths(given, argv))
         return
     config = config_given(given, OriginalConfig)
     console.print(f"defaults{_changes(config)}", style="dim", **PLAIN)
@@ -156,14 +158,14 @@ def _run_original(given: dict[str, Any], argv: Sequence[str], console: Console) 
 
 
 def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    _check_given(given["typed"])
+    _check_given(argv)
     check_alone("nern evaluate")
     if given["run"] is None:
         if given["checkpoint"] is not None:
             raise NernError("--checkpoint names a checkpoint of --run; without a run, set nern.checkpoint_path")
         evaluate(config_given(given, Config), given["original"], given["json"], console)
         return
-    rest = [a for a in option_names(given["typed"]) if a not in ("run", "checkpoint", "original", "json")]
+    rest = [a for a in option_names(argv) if a not in ("run", "checkpoint", "original", "json")]
     if rest:
         raise NernError(f"--run takes its settings from the run folder; drop --{', --'.join(rest)}")
     config = config_of_run(given["run"], given["checkpoint"] or "best")

@@ -71,9 +71,8 @@ class _SeededItems(Dataset[Any]):
 
 
 Keys = list[tuple[int, int]]  # epoch and item, of each image of a batch
-_Read = tuple[
-    Any, dict[int, Unreadable]
-]  # a batch, None if nothing is left of it; what could not be read, by its place
+# a batch, None if nothing is left of it; what could not be read, by its place
+_Read = tuple[Any, dict[int, Unreadable]]
 
 
 def _collated(collate: Callable[[list[Any]], Any], items: Sequence[Any]) -> _Read:
