@@ -1,7 +1,7 @@
 """A second reader of artifacts, written from docs/format.md: standard library and NumPy, nothing of nern.
 
-It reads every file; it predicts weights of kxk predictors with ReLU or sine and without norms, heads 'per_size' or
-'per_layer'. It trusts the file: it is for comparing, not for use.
+It reads every file; it predicts weights of codes, and of kxk predictors with ReLU or sine and without norms, heads
+'per_size' or 'per_layer'. It trusts the file: it is for comparing, not for use.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ def read(path: str | Path) -> Read:
     places = ordering(description["ordering"], Coder(sections.get("ORDR", b"")), shapes)
     groups = [
         tensors(description.get(key, []), sections.get(code, b""), sections.get(raw, b""))
-        for key, code, raw in (("predictor", "PRED", "PRAW"), ("kept", "KEPT", "KRAW"))
+        for key, code, raw in (
+            ("predictor", "CODE" if "CODE" in sections else "PRED", "PRAW"),
+            ("kept", "KEPT", "KRAW"),
+        )
     ]
     count, largest = description.get("outliers") or (0, 0)
     steps = Coder(sections.get("OUTL", b"")).adaptive(count, largest + 1)
@@ -76,8 +79,8 @@ def read(path: str | Path) -> Read:
 def container(data: bytes) -> dict[str, bytes]:
     """The sections of a file."""
     magic, version, count, zero, size, digest = struct.unpack_from("<8sHHIQ16s", data)
-    if (magic, version, zero, size) != (MAGIC, 1, 0, len(data)):
-        raise ValueError("no artifact of version 1")
+    if (magic, zero, size) != (MAGIC, 0, len(data)) or version not in (1, 2):
+        raise ValueError("no artifact of version 1 or 2")
     start = 40 + 28 * count
     if hashlib.blake2b(data[:24] + bytes(16) + data[40:start], digest_size=16).digest() != digest:
         raise ValueError("the header is damaged")
@@ -90,6 +93,8 @@ def container(data: bytes) -> dict[str, bytes]:
         start += length
     if start != len(data) or len(sections) != count:
         raise ValueError("the sections are not the file")
+    if ("CODE" in sections) != (version == 2):
+        raise ValueError("the sections are not those of the version")
     return sections
 
 
@@ -158,6 +163,48 @@ class Coder:
             numbers = (numbers << shift) + np.array([self.uniform(1 << shift) for _ in range(count)], np.int64)
         return numbers
 
+    def codes(self, shape: list[int], models: list[list[int]]) -> np.ndarray:
+        """The next codes of this shape; the models learn."""
+        filters, channels, entries = shape
+        if entries == 1:
+            entries = next(n for n in range(8, 0, -1) if channels % n == 0)
+            channels //= entries
+        sizes = np.zeros((filters, channels, entries), np.int64)
+        edges = [step_size(-66 + 3 * number) for number in range(39)]
+        mean = 0.5
+        for k in range(entries):
+            usual, total, count, mean_before = float(sizes.sum()) / max(k * filters * channels, 1), 0, 0, mean
+            by_filter = ratios(sizes.sum((1, 2)), usual, k * channels)
+            for tile in range(16):
+                first, last = filters * tile // 16, filters * (tile + 1) // 16
+                if first == last:
+                    continue
+                mean = (total + 16.0 * mean_before) / (count + 16.0)
+                seen = k * filters + first
+                by_channel = ratios(sizes.sum((0, 2)), float(sizes.sum()) / max(seen * channels, 1), seen)
+                found = []
+                for f in range(first, last):
+                    for c in range(channels):
+                        place = by_filter[f] * by_channel[c]
+                        expected = mean * place
+                        if usual > 0:
+                            here = usual * place
+                            expected *= ((float(sizes[f, c, :k].sum()) + 8.0 * here) / (k + 8.0)) / here
+                        model = sum(edge <= expected for edge in edges)
+                        found.append((f, c, model, self.symbol(weights_of(models[model]))))
+                for f, c, model, size in found:
+                    models[model][size] += 32
+                    sizes[f, c, k] = size
+                    total, count = total + size, count + 1
+        values = sizes.ravel()
+        negative = [index for index in np.flatnonzero(values) if self.uniform(2)]
+        large = np.flatnonzero(values == 15)
+        lengths = [self.uniform(24) for _ in large]
+        for index, length in zip(large, lengths, strict=True):
+            values[index] += (1 << length) + self.uniform(1 << length) - 1
+        values[negative] *= -1
+        return values.reshape(shape)
+
     def finish(self) -> None:
         """ValueError where the code does not end here."""
         started = self.range != ALL
@@ -165,6 +212,27 @@ class Coder:
             raise ValueError("the code is too long")
         if started and ((self.point - self.lower) & ALL) >= 2**33 - 1:
             raise ValueError("the code does not end here")
+
+
+def ratios(sums: np.ndarray, mean: float, count: int) -> list[float]:
+    """Means of some sums over the mean of all."""
+    if count == 0 or mean == 0:
+        return [1.0] * len(sums)
+    return [((float(x) + 4.0 * mean) / (count + 4.0)) / mean for x in sums]
+
+
+def new_models() -> list[list[int]]:
+    """How often the models of codes count each size as seen."""
+    models = []
+    for number in range(40):
+        expected = step_size(-66 + 3 * number - 1)
+        ratio = expected / (1 + expected)
+        share, counts = 1 - ratio, []
+        for _ in range(16):
+            counts.append(max(1, int(512 * share)))
+            share *= ratio
+        models.append(counts)
+    return models
 
 
 def weights_of(counts: list[int]) -> list[int]:
@@ -186,13 +254,15 @@ def weights_of(counts: list[int]) -> list[int]:
 
 def tensors(described: list[list[Any]], code: bytes, raw: bytes) -> dict[str, np.ndarray]:
     """A group of tensors."""
-    coder, start, found = Coder(code), 0, {}
+    coder, start, found, models = Coder(code), 0, {}, new_models()
     for name, shape, dtype, held, *grid in described:
         count = math.prod(shape)
         if held == "grid":
             step, low, symbols = grid
             values = (coder.adaptive(count, symbols) + low).astype(np.float64) * step_size(step)
             values = to_dtype(values, dtype)
+        elif held == "codes":
+            values = to_dtype(coder.codes(shape, models).astype(np.float64) * step_size(*grid), dtype)
         else:
             kind = np.dtype(DTYPES["f16" if held == "f16" else dtype])
             values = np.frombuffer(raw, kind, count, start)
@@ -266,6 +336,12 @@ def ordering(mode: str, coder: Coder, shapes: list[tuple[int, int, int, int]]) -
 def predict(read: Read, index: int, shape: tuple[int, int, int, int]) -> np.ndarray:
     """The kernels of a layer, outliers aside: (kernels, height, width)."""
     nern, shapes = read.description["nern"], layer_shapes(read.description)
+    if nern["method"] == "codes":
+        sizes = [s[2:] for s in shapes]
+        head = index if nern["heads"] == "per_layer" else list(dict.fromkeys(sizes)).index(shape[2:])
+        basis = read.predictor[f"bases.{head}"]
+        codes = read.predictor[f"codes.{index}"] * (read.predictor["steps"][index] * np.float32(16))
+        return (codes.reshape(-1, len(basis)) @ basis.T).reshape(-1, *shape[2:])
     if nern["method"] != "kxk" or nern["norm_layer"] != "none" or nern["heads"] == "shared":
         raise NotImplementedError("kxk predictors without norms, with heads of their own")
     act = {"sine": np.sin, "relu": lambda x: np.maximum(x, np.float32(0))}[nern["act_layer"]]

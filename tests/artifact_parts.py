@@ -19,9 +19,11 @@ from nern.artifact import Artifact, Holding, NetworkParts, encoded, probed
 from nern.artifact.container import to_bytes
 from nern.artifact.description import Description, NetworkDescription, represented_as
 from nern.artifact.entropy import Encoder
+from nern.artifact.tensors import Coded
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.ordering.order import Ordering, Shapes
 from nern.registry import ORDERINGS
+from nern.representation.codes import UNIT_STEP
 from nern.representation.grid import quantised_names
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_nern
@@ -99,7 +101,11 @@ def make(
     own = {"name": "small", "architecture": None, "arguments": {}} | parts
     predicted = [represented_as({f"w{i}": w for i, w in enumerate(ws)}) for ws in weights]
     described = [NetworkParts(NetworkDescription(represented=each, **own), others) for each in predicted]
-    steps = {} if step is None else dict.fromkeys(quantised_names(nern.predictor.state_dict()), step)
+    steps: dict[str, Any] = {} if step is None else dict.fromkeys(quantised_names(nern.predictor.state_dict()), step)
+    if config.method == "codes":
+        nern.predictor.take([(value / 0.25).round() for value in nern.predictor.values()], [0.25] * len(table.shapes))
+        steps |= {f"codes.{index}": Coded(UNIT_STEP) for index in range(len(table.shapes))}
+        steps["steps"] = "as"
     holding = Holding(steps, "as" if step is None else "f16")
     bare = encoded(nern, config, ordering, described, holding, kept, {"who": "tests"})
     if places := round(outliers * table.num_weights):

@@ -26,7 +26,8 @@ from nern.artifact import Artifact, Holding, load
 from nern.artifact.container import to_bytes
 from nern.artifact.entropy import Encoder
 from nern.artifact.reading import SECTIONS
-from nern.artifact.table import about, artifact_table
+from nern.artifact.table import about, artifact_table, layer_table
+from nern.config import NernConfig
 from nern.originals.checked import DTYPES
 
 LIMIT = 2**18  # of the files that are read here
@@ -45,6 +46,7 @@ def files() -> list[Sections]:
         ],
         make(shapes, "infilter", -40, tensors, nern_config({"type": "ffn"}), outliers=0.1, architecture="ResNet8")[0],
         make(shapes, "none", -9, tensors, nern_config({"type": "basic"}, heads="shared", output_scales="per_size"))[0],
+        make(shapes, "none", kept=tensors, config=NernConfig(method="codes"), about={"errors": [120, 40, 7]})[0],
     ]
 
 
@@ -87,6 +89,7 @@ def consistent(artifact: Artifact, limit: int) -> None:
     for line in about(artifact):
         assert line.isprintable()
     assert int(str(list(artifact_table(artifact).columns[3].cells)[-1]).replace(",", "")) == artifact.size
+    layer_table(artifact)
     for code in description.kept:
         tensor = artifact.kept[code.name]
         assert tuple(tensor.shape) == code.shape

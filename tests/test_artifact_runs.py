@@ -199,13 +199,15 @@ def test_bytes_leave_a_predictor_that_was_trained_to_be_rounded_as_it_was(packed
 
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"bits": 0.5}, "bits (=0.5) must be from 1 to 24"),
-    ({"bits": 25.0}, "bits (=25.0) must be from 1 to 24"),
-    ({"bits": float("nan")}, "must be from 1 to 24"),
+    ({"bits": 0.5}, "bits (=0.5) must be at least 1"),
+    ({"bits": 25.0}, "bits (=25.0) must be above 0, and at most 24"),
+    ({"bits": float("nan")}, "must be above 0, and at most 24"),
     ({"bits": 8.0, "size": 1000}, "give one of them"),
     ({"lossless": True, "bits": 8.0}, "drop one of them"),
     ({"lossless": True, "size": 1000}, "drop one of them"),
     ({"size": 0}, "bytes (=0) must be at least 1"),
+    ({"gap": 0.5}, "gap is of a network"),
+    ({"gap": 0.5, "bits": 8.0}, "give one of them"),
     ({"images": -1}, "images (=-1) must be 0 or more"),
     ({"checkpoint": "worst"}, "has no checkpoint 'worst'; it has: best"),
 ]
@@ -369,7 +371,7 @@ def test_commands_that_fail(run: RunFolder, packed: Pack, tmp_path: Path, capsys
         (["unpack", str(file), "--network", "1", "-o", str(tmp_path / "w.safetensors")], "must be below 1"),
         (["info", str(file), "--limit", "10"], "more than 10"),
         (["verify", str(file), "--task.data_dir", "x"], "--task.task_name says"),
-        (["pack", str(run.root), "-o", str(tmp_path / "x.nern"), "--bits", "99"], "from 1 to 24"),
+        (["pack", str(run.root), "-o", str(tmp_path / "x.nern"), "--bits", "99"], "at most 24"),
         (["pack", str(run.root), "-o", str(tmp_path / "x.nern"), "--bits", "8", "--bytes", "9"], "give one of them"),
     ):
         assert main(arguments) != 0

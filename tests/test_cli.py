@@ -137,7 +137,7 @@ def test_choices_are_there_whatever_is_imported_first(module: str) -> None:
         ("train --json m.json", "no settings were given"),
         ("bench", "the name of a benchmark is required: order, step, reconstruct, scaling, run"),
         ("bench --repeats 3", "the name of a benchmark is required"),
-        ("pack --bits 4", "required: run"),
+        ("pack --bits 4", "required: source"),
         *((name, "required: file") for name in ("unpack", "info", "verify", "sweep")),
         ("inspect", "required: network"),
         ("report", "required: source"),

@@ -19,11 +19,13 @@ from artifact_parts import SHAPES, make, nern_config, save
 from nern.artifact import Holding, container, load, reading
 from nern.artifact.entropy import Encoder
 from nern.artifact.tensors import NAMES
+from nern.config import NernConfig
 from nern.originals.checked import DTYPES as TORCH_DTYPES
 from nern.representation.grid import step_size
 
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
 RELU = {"act_layer": "relu", "init": "fmod"}
+CODES = NernConfig(method="codes")
 SMALL = ((4, 3, 3, 3), (5, 4, 3, 3))
 FILES: dict[str, dict[str, Any]] = {
     "quantised": {},
@@ -42,6 +44,10 @@ FILES: dict[str, dict[str, Any]] = {
     "64 bits": {"dtype": torch.float64, "kept": Holding({"norm.weight": -90})},
     "relu": {"config": nern_config(**RELU)},
     "deep": {"config": nern_config(num_blocks=6, output_scales="per_size")},
+    "codes": {"config": CODES, "mode": "none"},
+    "codes, a basis for each layer": {"config": NernConfig(method="codes", heads="per_layer"), "mode": "none"},
+    "codes of several networks": {"config": CODES, "mode": "none", "networks": 2, "shapes": ((33, 4, 3, 3), (5, 24))},
+    "codes, outliers": {"config": CODES, "mode": "none", "outliers": 0.3},
     "heads of layers": {"config": nern_config(heads="per_layer"), "shapes": SMALL},
     "one frequency": {"config": nern_config({"enc_levels": 1})},
     "order_random": {"config": nern_config({"type": "order_random", "enc_levels": 5})},
@@ -139,7 +145,7 @@ def test_what_the_page_says_of_constants() -> None:
     for bits in STEPS:
         assert f"`{bits}`" in text
     assert " ".join(f"{byte:02X}" for byte in container.MAGIC) in text
-    assert f"version {container.VERSION}\n" in text.splitlines(keepends=True)[0]
+    assert f"versions {' and '.join(map(str, container.VERSIONS))}\n" in text.splitlines(keepends=True)[0]
     for name in reading.SECTIONS:
         assert f"`{name}`" in text
     for name in TORCH_DTYPES:

@@ -182,11 +182,14 @@ def test_served_encodings_are_those_of_encode(kind: str, num_idxs: int, mode: st
         torch.testing.assert_close(served(rows), whole[rows], rtol=0, atol=1e-5)
 
 
+MLPS = sorted(name for name in PREDICTORS if not PREDICTORS.info(name)["of_kernels"])
+
+
 # --- predictors --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm_layer", sorted(NORM_LAYERS))
-@pytest.mark.parametrize("method", sorted(PREDICTORS))
+@pytest.mark.parametrize("method", MLPS)
 def test_every_predictor_trains_all_its_parameters(method: str, norm_layer: str, rng: torch.Generator) -> None:
     options = {"hidden_layer_size": 6, "num_blocks": 4, "act_layer": "gelu", "norm_layer": norm_layer}
     predictor = build_predictor(method, seed=0, input_size=8, **options)
@@ -201,7 +204,7 @@ def test_every_predictor_trains_all_its_parameters(method: str, norm_layer: str,
             assert parameter.grad.any(), name  # a batch norm takes the bias before it away
 
 
-@pytest.mark.parametrize("method", sorted(PREDICTORS))
+@pytest.mark.parametrize("method", MLPS)
 def test_state_dicts_have_the_published_names(method: str) -> None:
     predictor = build_predictor(method, seed=0, input_size=8, num_blocks=4, hidden_layer_size=6)
     layers = [f"layers.{i}.{name}" for i in range(3) for name in ("weight", "bias")]
@@ -216,13 +219,13 @@ def test_norm_layers_are_named_beside_the_linear_layers() -> None:
 def test_sizes_of_the_linear_layers_follow_from_the_method() -> None:
     sizes = {
         method: [layer.in_features for layer in build_predictor(method, 0, input_size=8, num_blocks=5).layers]
-        for method in PREDICTORS
+        for method in MLPS
     }
     plain = [8, 30, 30, 30]
     assert sizes == {"kxk": plain, "kxk_residual": plain, "basic": plain, "kxk_nerf": [8, 30, 38, 30]}
 
 
-@pytest.mark.parametrize("method", sorted(PREDICTORS))
+@pytest.mark.parametrize("method", MLPS)
 def test_too_few_blocks_are_refused(method: str) -> None:
     build_predictor(method, seed=0, input_size=8, num_blocks=2)
     with pytest.raises(NernError, match=r"nern.num_blocks \(=1\) must be at least 2"):
@@ -299,7 +302,7 @@ def test_many_rows_are_predicted_in_parts_with_the_same_values_and_gradients(
     assert (calls > once) == (norm_layer == "none")  # statistics are those of all rows of a step
 
 
-@pytest.mark.parametrize("method", sorted(PREDICTORS))
+@pytest.mark.parametrize("method", MLPS)
 @pytest.mark.parametrize("sampling_mode", [None, *sorted(SAMPLING_MODES)])
 def test_a_nern_gives_weights_of_the_original_shapes(method: str, sampling_mode: str | None) -> None:
     num_idxs = PREDICTORS.info(method)["num_idxs"]

@@ -17,7 +17,8 @@ from nern.files import atomic_path, existing_file
 from nern.shipped import NERN, shipped_file
 
 MAGIC = b"\x89NERN\r\n\x1a"  # not text, and broken by whatever converts ends of lines
-VERSION = 1
+VERSIONS = (1, 2)  # that are read; files without codes are written as version 1
+CODES = "CODE"  # the section that version 2 added
 MOST_SECTIONS = 64
 # Magic, version, sections, zero, size of the file, digest of the rest of the header.
 _FIXED = struct.Struct("<8sHHIQ16s")
@@ -47,7 +48,7 @@ def to_bytes(sections: Mapping[str, bytes]) -> bytes:
     """The container's bytes."""
     table = b"".join(_ENTRY.pack(name.encode("ascii"), len(data), _digest(data)) for name, data in sections.items())
     total = header_size(len(sections)) + sum(map(len, sections.values()))
-    return _fixed(len(sections), total, table) + table + b"".join(sections.values())
+    return _fixed(VERSIONS[CODES in sections], len(sections), total, table) + table + b"".join(sections.values())
 
 
 def read_container(path: str | Path, most: int = 2**62) -> dict[str, bytes]:
@@ -79,9 +80,10 @@ def _read(file: BinaryIO, path: Path, most: int) -> dict[str, bytes]:
     if len(start) < _FIXED.size:
         raise damaged(f"it has {size:,} bytes", "truncated")
     _, version, count, _, total, _ = _FIXED.unpack(start)
-    if version != VERSION:
+    if version not in VERSIONS:
         raise DamagedFileError(
-            f"artifact {path} is of format version {version}; this nern reads version {VERSION}. A newer nern may read it."
+            f"artifact {path} is of format version {version}; this nern reads versions {' and '.join(map(str, VERSIONS))}. "
+            "A newer nern may read it."
         )
     if total != size:
         raise damaged(f"it has {size:,} bytes and says {total:,}", "truncated" if size < total else "damaged")
@@ -90,7 +92,7 @@ def _read(file: BinaryIO, path: Path, most: int) -> dict[str, bytes]:
     if size > most:
         raise DamagedFileError(f"artifact {path} has {size:,} bytes; at most {most:,} are read: see `limit`")
     table = file.read(count * _ENTRY.size)
-    if start != _fixed(count, size, table):
+    if start != _fixed(version, count, size, table):
         raise damaged("its header does not match its checksum")
     entries = list(_ENTRY.iter_unpack(table))
     if header_size(count) + sum(length for _, length, _ in entries) != size:
@@ -103,13 +105,15 @@ def _read(file: BinaryIO, path: Path, most: int) -> dict[str, bytes]:
         if _digest(data) != digest:
             raise damaged(f"section {label!r} does not match its checksum")
         sections[label] = data
+    if version != VERSIONS[CODES in sections]:
+        raise damaged(f"it is of version {version}, and section {CODES!r} is of version 2 alone")
     return sections
 
 
-def _fixed(count: int, total: int, table: bytes) -> bytes:
+def _fixed(version: int, count: int, total: int, table: bytes) -> bytes:
     """The first bytes of the header; its digest is that of itself, the digest being zeros, and the table."""
-    blank = _FIXED.pack(MAGIC, VERSION, count, 0, total, bytes(16))
-    return _FIXED.pack(MAGIC, VERSION, count, 0, total, _digest(blank + table))
+    blank = _FIXED.pack(MAGIC, version, count, 0, total, bytes(16))
+    return _FIXED.pack(MAGIC, version, count, 0, total, _digest(blank + table))
 
 
 def _digest(data: bytes) -> bytes:

@@ -106,7 +106,7 @@ class Description:
     def config(self) -> NernConfig:
         """The NeRN's configuration, as far as it matters for what it predicts."""
         own = {key: value for key, value in self.nern.items() if key != "embeddings"}
-        return NernConfig(**own, embeddings=EmbeddingsConfig(**self.nern["embeddings"]))
+        return NernConfig(**own, embeddings=EmbeddingsConfig(**self.nern.get("embeddings", {})))
 
     @property
     def values(self) -> int:
@@ -139,6 +139,8 @@ def represented_as(weights: Mapping[str, Tensor]) -> list[tuple[str, tuple[int, 
 
 def nern_description(config: NernConfig) -> dict[str, Any]:
     """What a NeRN is built from."""
+    if PREDICTORS.info(config.method)["of_kernels"]:
+        return {"method": config.method, "heads": config.kind_of_heads}
     embeddings = {key: getattr(config.embeddings, key) for key in _EMBEDDINGS}
     embeddings["normalization_mode"] = embeddings["normalization_mode"] or "none"
     own = {key: getattr(config, key) for key in _NERN}
@@ -183,8 +185,18 @@ def _description(value: dict[str, Any]) -> Description:
     metadata = _take(value, "metadata", dict, {})
     if not all(isinstance(item, str) and _is_text(key + item) for key, item in metadata.items()):
         raise NernError("metadata of its description is not all text")
-    embeddings = _checked(_take(nern, "embeddings", dict), _EMBEDDINGS)
-    nern = _checked(nern, _NERN) | {"embeddings": embeddings}
+    nern = _nern(nern)
+    writer, ordering = _take(value, "writer", str), _take(value, "ordering", str)
+    check_name(writer, "what wrote the file")
+    return Description(writer, networks, nern, ordering, **codes, outliers=tuple(outliers), metadata=metadata)
+
+
+def _nern(value: Mapping[str, Any]) -> dict[str, Any]:
+    method = _checked(value, {"method": PREDICTORS})
+    if PREDICTORS.info(method["method"])["of_kernels"]:
+        return method | _checked(value, {"heads": ("per_size", "per_layer")})
+    embeddings = _checked(_take(value, "embeddings", dict), _EMBEDDINGS)
+    nern = _checked(value, _NERN) | {"embeddings": embeddings}
     num_idxs, by_order = embeddings["num_idxs"], ENCODINGS.info(embeddings["type"])["by_order"]
     rows_of_weights = num_idxs == WEIGHT_IDXS and by_order
     if num_idxs != PREDICTORS.info(nern["method"])["num_idxs"] or rows_of_weights:
@@ -193,9 +205,7 @@ def _description(value: dict[str, Any]) -> Description:
         raise NernError(
             f"its description has {len(embeddings['gauss_scale'])} numbers in gauss_scale, and {num_idxs = }"
         )
-    writer, ordering = _take(value, "writer", str), _take(value, "ordering", str)
-    check_name(writer, "what wrote the file")
-    return Description(writer, networks, nern, ordering, **codes, outliers=tuple(outliers), metadata=metadata)
+    return nern
 
 
 def _network(value: dict[str, Any]) -> NetworkDescription:
@@ -213,6 +223,8 @@ def _network(value: dict[str, Any]) -> NetworkDescription:
         check_name(_take(value, "architecture", str), "an architecture")
     arguments, about = _take(value, "arguments", dict, {}), _take(value, "about", dict, {})
     _take(about, "task", str, "")
+    if not all(is_int(error) for error in _take(about, "errors", list, [])):
+        raise NernError("its description tells of errors of layers by what is no whole number")
     if not all(isinstance(figure, int | float) for figure in _take(about, "test", dict, {}).values()):
         raise NernError("its description tells of a test by what is no number")
     check_name(_take(value, "name", str), "a network")

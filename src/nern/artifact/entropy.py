@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from constriction import stream
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from nern.errors import NernError
 
@@ -50,6 +50,10 @@ class Encoder:
             _in_blocks(len(values), alphabet, code)
         if shift:
             self.uniform(low, np.full(len(values), 1 << shift))
+
+    def drawn(self, values: Integers, shares: Float[np.ndarray, "n symbols"]) -> None:
+        """Code values, each as likely as its row of `shares` says."""
+        self._coder.encode(values.astype(np.int32), Categorical(perfect=False), shares)
 
     def finish(self) -> bytes:
         """The code: 32-bit words, little-endian."""
@@ -99,6 +103,10 @@ class Decoder:
             if count and int(values.max()) >= symbols:
                 raise NernError(f"a code holds {int(values.max()):,}, beyond its {symbols:,} symbols")
         return values
+
+    def drawn(self, shares: Float[np.ndarray, "n symbols"]) -> Integers:
+        """See `Encoder.drawn`."""
+        return self._decode(Categorical(perfect=False), shares).astype(np.int64)
 
     def finish(self) -> None:
         """Raises NernError if something is left of the code."""

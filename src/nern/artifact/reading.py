@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nern.artifact.building import GIVE_ONE, build_bounded, check_buildable
-from nern.artifact.container import DamagedFileError, header_size, read_container
+from nern.artifact.container import CODES, DamagedFileError, header_size, read_container
 from nern.artifact.description import Description
 from nern.artifact.orderings import check_ordering, decode_ordering
 from nern.artifact.outliers import decode_outliers
@@ -30,7 +30,7 @@ from nern.representation.kernels import WEIGHT_IDXS, kernel_shape
 from nern.representation.nern import CACHED_ROWS, NeRN, build_heads, build_nern, predictor_arguments
 
 T = TypeVar("T")
-SECTIONS = ("META", "PRED", "PRAW", "ORDR", "KEPT", "KRAW", "OUTL", "ORAW", "PROB")
+SECTIONS = ("META", "PRED", CODES, "PRAW", "ORDR", "KEPT", "KRAW", "OUTL", "ORAW", "PROB")
 LIMIT = 2**28  # numbers that reading makes, unless the caller allows more
 PROBES = 16
 _LEAST_BYTES, _MOST_BYTES = 2**26, 16  # of a file that is read, and for each number of `limit`
@@ -68,7 +68,10 @@ class Artifact:
         check_size(self.description, limit)
         table, config = self.description.table, self.description.config
         self.ordering: Ordering = decode_ordering(self.description.ordering, parts["ORDR"], table.shapes)
-        predictor = decode_tensors(self.description.predictor, parts["PRED"], parts["PRAW"])
+        if parts["PRED"] and parts[CODES]:
+            raise NernError(f"it has both sections, 'PRED' and {CODES!r}; a predictor is in one of them")
+        code = parts["PRED"] or parts[CODES]
+        predictor = decode_tensors(self.description.predictor, code, parts["PRAW"])
         for name, tensor in predictor.items():
             if not tensor.isfinite().all():
                 raise NernError(f"the predictor's {name} holds values that are not finite")
@@ -265,6 +268,9 @@ def check_size(description: Description, limit: int) -> None:
     _check_within(description.values, limit, "numbers")
     table, nern = description.table, description.config
     rows, e = table.rows, nern.embeddings
+    if PREDICTORS.info(nern.method)["of_kernels"]:
+        _check_predictor(description)
+        return
     _check_within(len(table.shapes) * e.enc_levels, limit, "frequencies")
     of_kernels = table.num_idxs != WEIGHT_IDXS
     several = {"per_size": len({shape[2:] for shape in table.shapes}), "per_layer": len(table.shapes)}
@@ -279,6 +285,12 @@ def check_size(description: Description, limit: int) -> None:
     _check_within(values * max(2 * e.enc_levels * (e.num_idxs + 1), nern.hidden_layer_size), limit, "coordinates")
     numbers = sum(c.count for c in description.predictor)
     _check_within(rows * (numbers + heads), _MOST_PRODUCTS * limit, "products")
+    _check_predictor(description)
+
+
+def _check_predictor(description: Description) -> None:
+    """Raise NernError for tensors of the predictor that are others than its description asks for."""
+    nern, table = description.config, description.table
     arguments = predictor_arguments(nern, build_heads(nern, table))
     with torch.device("meta"):  # shapes only
         expected = PREDICTORS[nern.method](**arguments).state_dict()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 from rich.table import Table
 
+from nern.artifact.container import CODES
 from nern.artifact.description import NetworkDescription
 from nern.artifact.reading import Artifact
-from nern.artifact.tensors import TensorCode
+from nern.artifact.tensors import TensorCode, tensor_bits
+from nern.representation.codes import Codes, is_identity
 from nern.representation.nern import share_of
 
 
@@ -27,7 +30,8 @@ def artifact_table(artifact: Artifact) -> Table:
             table.add_row(what, shown, bits, f"{size:,}", f"{size / total:.1%}", style=style)
 
     predictor, kept = _count(description.predictor), _count(description.kept)
-    add(f"predictor ({_held(description.predictor)})", predictor, ("PRED", "PRAW"))
+    name = "codes of kernels" if CODES in artifact.sections else f"predictor ({_held(description.predictor)})"
+    add(name, predictor, ("PRED", CODES, "PRAW"))
     kernels = sum(tensor.numel() for tensor in artifact.ordering.tensors().values())
     add(f"ordering of kernels ({description.ordering})", kernels or None, ("ORDR",))
     add(f"other parameters and buffers ({_held(description.kept)})", kept, ("KEPT", "KRAW"))
@@ -46,12 +50,14 @@ def about(artifact: Artifact) -> list[str]:
     description, lines = artifact.description, []
     for network in description.networks:
         how = f"built as {network.architecture}" if network.architecture else "state dict only"
-        lines.append(
-            f"{network.name}: {network.weights:,} weights predicted, in {len(network.represented)} layers; {how}"
-        )
+        kind = "coded" if CODES in artifact.sections else "predicted"
+        lines.append(f"{network.name}: {network.weights:,} weights {kind}, in {len(network.represented)} layers; {how}")
         if accuracy := accuracy_text(network):
             lines.append(f"{network.name}: accuracy {accuracy}, as the writer measured it")
     nern = description.nern
+    if CODES in artifact.sections:
+        lines.append(f"weights: codes, in a basis for each size of kernels; written by {description.writer}")
+        return lines + _told(description.metadata)
     lines.append(
         f"predictor: {nern['method']}, {nern['num_blocks']} layers of width {nern['hidden_layer_size']}, "
         f"{nern['act_layer']}; encoding {nern['embeddings']['type']}; written by {description.writer}"
@@ -61,7 +67,32 @@ def about(artifact: Artifact) -> list[str]:
     lines.append(
         f"share of the weights, all at 32 bits: predictor {100 * own / weights:.1f} %, with the ordering {100 * whole:.1f} %"
     )
-    return lines + [f"{_plain(key)}: {_plain(value)}" for key, value in description.metadata.items()]
+    return lines + _told(description.metadata)
+
+
+def layer_table(artifact: Artifact) -> Table | None:
+    """How each layer is held, of a file of codes; None: of a predictor, which holds all layers together."""
+    if CODES not in artifact.sections:
+        return None
+    table = Table(box=None, pad_edge=False)
+    for heading in ("layer", "weights", "held as", "bits each", "error"):
+        table.add_column(heading, justify="left" if heading in ("layer", "held as") else "right")
+    bits = tensor_bits(artifact.description.predictor, artifact.nern.predictor.state_dict())
+    number, predictor = 0, cast(Codes, artifact.nern.predictor)
+    for network in artifact.description.networks:
+        errors = network.about.get("errors", [])
+        for at, (name, shape, _) in enumerate(network.represented):
+            count, used = bits[f"codes.{number}"]
+            basis = predictor.bases[artifact.nern.heads.of_layer[number]]
+            how = "whole numbers" if is_identity(basis) else "codes in a basis"
+            error = f"{errors[at] / 10:.1f} %" if at < len(errors) else ""
+            table.add_row(_plain(name), " x ".join(map(str, shape)), how, f"{used / count:.2f}", error)
+            number += 1
+    return table
+
+
+def _told(metadata: Mapping[str, str]) -> list[str]:
+    return [f"{_plain(key)}: {_plain(value)}" for key, value in metadata.items()]
 
 
 def accuracy_text(network: NetworkDescription) -> str:
@@ -83,6 +114,6 @@ def _count(codes: Sequence[TensorCode]) -> int:
 
 def _held(codes: Sequence[TensorCode]) -> str:
     """How most numbers are held."""
-    counts = {how: _count([c for c in codes if c.held == how]) for how in ("grid", "f16", "as")}
-    names = {"grid": "quantised", "f16": "16 bits", "as": "as they are"}
+    counts = {how: _count([c for c in codes if c.held == how]) for how in ("grid", "codes", "f16", "as")}
+    names = {"grid": "quantised", "codes": "codes", "f16": "16 bits", "as": "as they are"}
     return names[max(counts, key=lambda how: counts[how])]

@@ -1,5 +1,7 @@
 """Tensors as bytes: as they are, in 16 bits, or as multiples of a step, entropy-coded.
 
+Multiples are held as a 'grid' (each by how often it has occurred in the tensor) or as 'codes' (each by the sizes near it).
+
 A group of tensors is described by a list, `TensorCode` each, and held in two strings of bytes: the code of the multiples,
 and the rest as it is, little-endian, one tensor after the other.
 """
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nern.artifact.codes import decode_codes, encode_codes, new_models
 from nern.artifact.entropy import AT_ONCE, Decoder, Encoder, Integers
 from nern.errors import NernError
 from nern.originals.checked import DTYPES, MOST_AXES, MOST_NAME
@@ -23,6 +26,7 @@ from nern.representation.grid import step_size
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MOST_SYMBOLS = 2**24  # of a tensor of multiples
+TAILS = {"grid": 3, "codes": 1}  # numbers that a description says beside how it is held
 MOST_AXIS = 2**31
 HALF_ERROR = 2**-10  # relative, by which a value may change where 16 bits are asked for
 
@@ -33,8 +37,8 @@ class TensorCode:
 
     Args:
         name, shape, dtype: of the tensor ('f32', ...).
-        held: 'as' it is; 'f16', its values in 16 bits; 'grid', multiples of a step.
-        step: number of the step ('grid').
+        held: 'as' it is; 'f16', its values in 16 bits; 'grid' and 'codes', multiples of a step.
+        step: number of the step ('grid', 'codes').
         low, symbols: the smallest multiple, and how many there are up to the largest ('grid').
     """
 
@@ -54,13 +58,13 @@ class TensorCode:
     @property
     def raw_bytes(self) -> int:
         """Bytes among those that are as they are."""
-        if self.held == "grid":
+        if self.held in TAILS:
             return 0
         return self.count * DTYPES["f16" if self.held == "f16" else self.dtype].itemsize
 
     def to_json(self) -> list[Any]:
         """As a list, for the description."""
-        tail = [self.step, self.low, self.symbols] if self.held == "grid" else []
+        tail = [self.step, self.low, self.symbols][: TAILS.get(self.held, 0)]
         return [self.name, list(self.shape), self.dtype, self.held, *tail]
 
     @staticmethod
@@ -74,13 +78,15 @@ class TensorCode:
         axes: list[Any] = shape if isinstance(shape, list) and len(shape) <= MOST_AXES else [None]
         if not all(is_int(n) and 0 <= n < MOST_AXIS for n in axes) or math.prod(max(n, 1) for n in axes) >= 2**62:
             raise NernError(f"tensor {name!r} has the shape {repr(shape)[:80]}")
-        if dtype not in DTYPES or held not in ("as", "f16", "grid"):
+        if dtype not in DTYPES or held not in ("as", "f16", *TAILS):
             raise NernError(f"tensor {name!r} is held as {dtype[:16]!r}, {held[:16]!r}; neither is known")
-        if len(tail) != (3 if held == "grid" else 0) or not all(is_int(n) for n in tail):
+        if len(tail) != TAILS.get(held, 0) or not all(is_int(n) for n in tail):
             raise NernError(f"tensor {name!r} is not described in full")
         code = TensorCode(name, tuple(shape), dtype, held, *tail)
         if held == "grid" and not (1 <= code.symbols <= MOST_SYMBOLS and abs(code.low) <= MOST_SYMBOLS):
             raise NernError(f"tensor {name!r} has {code.symbols} multiples from {code.low} on")
+        if held == "codes" and (len(code.shape) != 3 or 0 in code.shape or not DTYPES[dtype].is_floating_point):
+            raise NernError(f"tensor {name!r} is held as codes, which have three axes and are real numbers")
         if not DTYPES[dtype].is_floating_point:
             if held == "f16" or code.step != 0:
                 raise NernError(f"tensor {name!r} of whole numbers ({dtype}) is held as {held!r} with step {code.step}")
@@ -107,28 +113,39 @@ def _range(dtype: torch.dtype) -> tuple[int, int]:
     return (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
 
 
+@dataclass(frozen=True)
+class Coded:
+    """That a tensor is held as codes, multiples of the step of this number."""
+
+    step: int
+
+
+How = int | str | Coded
+
+
 def encode_tensors(
-    tensors: Mapping[str, Tensor], held: Mapping[str, int | str], otherwise: int | str = "as"
+    tensors: Mapping[str, Tensor], held: Mapping[str, How], otherwise: int | str = "as"
 ) -> tuple[list[TensorCode], bytes, bytes]:
     """Code tensors: their descriptions, the code of those on a grid, and the bytes of the others.
 
     Args:
         tensors: by name.
-        held: of each name, the number of a step, 'f16', or 'as': every bit as it is, in the fewest bytes. Whole numbers are
-            held so at any rate, and in more than 16 bits is held what would not be itself in these, to about three digits.
+        held: of each name, the number of a step, `Coded`, 'f16', or 'as': every bit as it is, in the fewest bytes. Whole
+            numbers are held so at any rate, and in more than 16 bits is held what would not be itself in these, to about
+            three digits.
         otherwise: how those are held whose names are missing.
 
     Raises:
         NernError: a step so small that a tensor has more multiples than can be coded; a kind of number that cannot be held.
     """
-    codes, encoder, raw = [], Encoder(), bytearray()
+    codes, encoder, raw, models = [], Encoder(), bytearray(), new_models()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu()
         if tensor.dtype not in NAMES:
             raise NernError(
                 f"{name} holds {tensor.dtype}, which an artifact cannot; {', '.join(map(str, NAMES))} can be"
             )
-        how = held.get(name, otherwise) if tensor.is_floating_point() else "as"
+        how: How = held.get(name, otherwise) if tensor.is_floating_point() else "as"
         if how == "as" and _few_whole_numbers(tensor):
             how = 0  # multiples of 1
         elif how == "as" and tensor.is_floating_point() and _same_bits(tensor.half().to(tensor.dtype), tensor):
@@ -138,6 +155,10 @@ def encode_tensors(
             how = "as" if how == "f16" and (tensor.dtype.itemsize <= 2 or not _fits_half(tensor)) else how
             codes.append(TensorCode(name, shape, dtype, how))
             raw += _to_bytes(tensor.half() if how == "f16" else tensor)
+            continue
+        if isinstance(how, Coded):
+            codes.append(TensorCode(name, shape, dtype, "codes", how.step))
+            encode_codes(encoder, _multiples_of(tensor, how.step).reshape(shape), models)
             continue
         multiples = _multiples_of(tensor, how)
         low, high = (int(multiples.min()), int(multiples.max())) if len(multiples) else (0, 0)
@@ -156,8 +177,10 @@ def tensor_bits(codes: Sequence[TensorCode], tensors: Mapping[str, Tensor]) -> d
         codes: what `encode_tensors` gave.
         tensors: by name.
     """
-    encoder, ends = Encoder(), [0]
+    encoder, ends, models = Encoder(), [0], new_models()
     for c in codes:
+        if c.held == "codes":
+            encode_codes(encoder, _multiples_of(tensors[c.name], c.step).reshape(c.shape), models)
         if c.held == "grid":
             encoder.adaptive(_multiples_of(tensors[c.name], c.step) - c.low, c.symbols)
         ends.append(len(encoder.finish()))
@@ -204,11 +227,14 @@ def decode_tensors(codes: Sequence[TensorCode], code: bytes, raw: bytes) -> dict
     expected = sum(c.raw_bytes for c in codes)
     if len(raw) != expected:
         raise NernError(f"{len(raw):,} bytes of tensors are there, {expected:,} are described")
-    decoder, tensors, start = Decoder(code), {}, 0
+    decoder, tensors, start, models = Decoder(code), dict[str, Tensor](), 0, new_models()
     for c in codes:
         dtype = DTYPES[c.dtype]
         if c.held == "grid":
             values = _multiples(decoder, c)
+        elif c.held == "codes":
+            whole = torch.from_numpy(decode_codes(decoder, c.shape, models))
+            values = (whole.double() * step_size(c.step)).to(dtype)
         else:
             held = torch.float16 if c.held == "f16" else dtype
             values = _from_bytes(raw[start : start + c.raw_bytes], held).to(dtype)

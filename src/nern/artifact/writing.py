@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 import nern as package
-from nern.artifact.container import header_size
+from nern.artifact.container import CODES, header_size
 from nern.artifact.description import Description, NetworkDescription, nern_description
 from nern.artifact.orderings import encode_ordering, paths
 from nern.artifact.reading import PROBES, Artifact
-from nern.artifact.tensors import encode_tensors
+from nern.artifact.tensors import How, encode_tensors
 from nern.config import NernConfig
 from nern.naming import joint_name
 from nern.ordering.order import Ordering
@@ -29,10 +29,10 @@ class NetworkParts:
 
 @dataclass(frozen=True)
 class Holding:
-    """How tensors are held, by name: the number of a step (`step_number`), 'f16', or 'as' they are; names that are missing:
-    `otherwise`."""
+    """How tensors are held, by name: the number of a step (`step_number`), `Coded`, 'f16', or 'as' they are; names that are
+    missing: `otherwise`."""
 
-    tensors: Mapping[str, int | str] = field(default_factory=dict)
+    tensors: Mapping[str, How] = field(default_factory=dict)
     otherwise: str = "as"
 
 
@@ -65,7 +65,8 @@ def encoded(
     all_kept = {joint_name(name, i, count): t for i, network in enumerate(networks) for name, t in network.kept.items()}
     parts: dict[str, bytes] = {"META": b""}
     state = nern.predictor.state_dict()
-    predictor_codes, parts["PRED"], parts["PRAW"] = encode_tensors(state, predictor.tensors, predictor.otherwise)
+    predictor_codes, code, parts["PRAW"] = encode_tensors(state, predictor.tensors, predictor.otherwise)
+    parts[CODES if any(c.held == "codes" for c in predictor_codes) else "PRED"] = code
     parts["ORDR"] = encode_ordering(ordering, shapes) if mode != "none" else b""
     kept_codes, parts["KEPT"], parts["KRAW"] = encode_tensors(all_kept, kept.tensors, kept.otherwise)
     parts["META"] = Description(

@@ -10,13 +10,31 @@ from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
 from nern.artifact import LIMIT, Artifact
-from nern.commands.line import Command, command_parser, json_option, network_of, task_of, task_option
+from nern.commands.line import (
+    Command,
+    command_parser,
+    json_option,
+    network_of,
+    option_names,
+    task_of,
+    task_option,
+)
+from nern.config import TaskConfig, import_modules
 from nern.files import check_free, write_json
 from nern.jobs.artifacts import info, unpack, verify
 from nern.jobs.packing import PackOptions, pack
 from nern.shipped import NERN, SHIPPED
 
-PACK_HELP = """Write the NeRN of a run into one small file (.nern) that rebuilds the network anywhere.
+PACK_HELP = """Write a network, or the NeRN of a run, into one small file (.nern) that rebuilds the network anywhere.
+
+A network is rounded without training, on images of its task (or made-up ones, where no task is named):
+
+  nern pack net.pth -o net.nern --bytes 60000 --task.original_model_name ResNet20 --task.task_name cifar10 \\
+    --task.data_dir data
+  nern pack net.pth -o net.nern --gap 0.5 --task.original_model_name timm:resnet18   0.5 % other classes at most
+  nern pack net.pth -o net.nern --bits 2 --task.original_model_name timm:resnet18
+
+The NeRN of a run:
 
   nern pack outputs/my-run -o net.nern                  8 bits for each number of the predictor
   nern pack outputs/my-run -o net.nern --bits 6
@@ -59,29 +77,39 @@ def _network_option(parser: ArgumentParser) -> None:
 
 def _pack_parser() -> ArgumentParser:
     usage = (
-        "nern pack RUN_FOLDER [-o FILE] [--bits N | --bytes N | --lossless true] [--checkpoint NAME] [--evaluate true]"
+        "nern pack WEIGHTS [-o FILE] [--bits N | --bytes N | --gap N] --task.original_model_name NAME [--task.KEY ...]\n"
+        "       nern pack RUN_FOLDER [-o FILE] [--bits N | --bytes N | --lossless true] [--checkpoint NAME]"
     )
     parser = command_parser(PACK_HELP, usage)
-    parser.add_argument("run", type=str, help="the run folder")
-    parser.add_argument("-o", "--out", type=str | None, default=None, metavar="FILE", help="null: RUN_FOLDER.nern")
-    parser.add_argument("--checkpoint", type=str | None, default=None, metavar="NAME", help="null: the run's best")
-    about = "of a number of the predictor, on average; null: 8"
+    about = "a file of weights as original_model_path (also pretrained:NAME, timm, torchvision), or a run folder"
+    parser.add_argument("source", type=str, help=about)
+    parser.add_argument("-o", "--out", type=str | None, default=None, metavar="FILE", help="null: SOURCE.nern")
+    about = "of a weight, or of a number of a run's predictor, on average; null: near the original, of a run 8"
     parser.add_argument("--bits", type=float | None, default=None, metavar="N", help=about)
     parser.add_argument("--bytes", type=int | None, default=None, metavar="N", help="most bytes of the file")
-    parser.add_argument("--lossless", type=bool, default=False, help="keep every number as it is")
-    about = "training images on which the effect of rounding is measured; 0: none are needed"
-    parser.add_argument("--images", type=int, default=PackOptions().images, metavar="N", help=about)
+    about = "of a network: most calibration images, in percent, with another class than the original gives"
+    parser.add_argument("--gap", type=float | None, default=None, metavar="N", help=about)
+    parser.add_argument("--checkpoint", type=str | None, default=None, metavar="NAME", help="of a run; null: its best")
+    parser.add_argument("--lossless", type=bool, default=False, help="of a run: keep every number as it is")
+    about = "on which the effect of rounding is measured; 0: none are needed; null: 128 of a run, else up to 1,024"
+    parser.add_argument("--images", type=int | None, default=None, metavar="N", help=about)
     about = "evaluate what the file gives, and keep the accuracy in it"
     parser.add_argument("--evaluate", type=bool, default=False, help=about)
     parser.add_argument("--metadata", type=dict[str, str] | None, default=None, help="text to keep, yours")
     json_option(parser)
+    task_option(parser)
     return parser
 
 
 def _run_pack(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    own = ("checkpoint", "bits", "lossless", "images", "evaluate", "metadata")
+    own = ("checkpoint", "bits", "gap", "lossless", "images", "evaluate", "metadata")
     options = PackOptions(size=given["bytes"], **{name: given[name] for name in own})
-    _write(given["json"], pack(given["run"], given["out"], options, console))
+    import_modules(given["imports"])
+    typed = [name for name in option_names(argv) if name.startswith("task.")]
+    task = TaskConfig(**dict(given["task"])) if typed else None
+    if task is not None and "task.task_name" not in typed:
+        task.task_name = ""  # no images of its own
+    _write(given["json"], pack(given["source"], given["out"], options, console, task))
 
 
 def _write(path: str | None, artifact: Artifact) -> None:

@@ -348,6 +348,10 @@ def _check_combinations(config: Config) -> None:
     if not config.by_phases and (config.epochs is None) == (config.num_iterations is None):
         given = f"epochs is {config.epochs} and num_iterations is {config.num_iterations}"
         raise NernError(f"set exactly one of epochs and num_iterations, the other to null ({given})")
+    if registry.PREDICTORS.info(n.method)["of_kernels"] and n.kind_of_heads == "shared":
+        raise NernError(
+            f"nern.method {n.method!r} holds kernels as they are; nern.heads must be 'per_size' or 'per_layer'"
+        )
     wanted = registry.PREDICTORS.info(n.method)["num_idxs"]
     if e.num_idxs != wanted:
         raise NernError(f"nern.method {n.method!r} needs nern.embeddings.num_idxs {wanted}, not {e.num_idxs}")

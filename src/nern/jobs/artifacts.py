@@ -13,7 +13,7 @@ from rich.progress import Progress
 from nern.artifact import LIMIT, Artifact, load
 from nern.artifact.description import NetworkDescription
 from nern.artifact.reading import TOLERANCE
-from nern.artifact.table import about, accuracy_text, artifact_table
+from nern.artifact.table import about, accuracy_text, artifact_table, layer_table
 from nern.config import TaskConfig
 from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, plain_errors
@@ -40,6 +40,8 @@ def info(file: str | Path, limit: int = LIMIT, console: Console | None = None) -
     for line in about(artifact):
         console.print(line, **PLAIN)
     console.print(artifact_table(artifact))
+    if (layers := layer_table(artifact)) is not None:
+        console.print(layers)
     return artifact
 
 

@@ -1,4 +1,4 @@
-"""Pack a run into one file: choose how its tensors are held, and write it."""
+"""Pack a run, or a network, into one file: choose how its tensors are held, and write it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from nern.api import Fitted
 from nern.artifact import (
@@ -25,45 +24,54 @@ from nern.artifact import (
     size_of,
     write_artifact,
 )
-from nern.artifact.description import NetworkDescription, represented_as
+from nern.artifact.description import NetworkDescription
 from nern.artifact.table import accuracy_text, artifact_table
 from nern.config import NernConfig, TaskConfig
 from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, plain_errors
-from nern.files import check_free, check_writable, tensors_of
-from nern.jobs.artifacts import tested
+from nern.files import check_free, check_writable
+from nern.jobs.artifacts import images_of, tested
+from nern.jobs.coding import IMAGES, Coder, Wanted, calibration_images, coded_network, coded_original
 from nern.jobs.evaluating import config_of_run
+from nern.jobs.parts import network_parts
 from nern.jobs.results import experiment_of_run
 from nern.naming import joint_name
 from nern.ordering.order import Ordering
 from nern.originals.base import Original
+from nern.originals.build import build_original_network
 from nern.originals.norm_fitting import fitted_norms
-from nern.registry import ORIGINALS
 from nern.representation.grid import Quantised, StepChooser, on_grid, quantised_names
 from nern.representation.nern import NeRN
 from nern.representation.predictor import SCALES
+from nern.shipped import SHIPPED
+from nern.tasks.base import network_arguments
+from nern.tasks.streams import EvalSet
 from nern.training.effects import KEPT, PREDICTOR, Effects, under
 from nern.training.members import Member, split_by_network
 from nern.training.run_folder import RunFolder, load_steps
 
 DEFAULT_BITS, MOST_BITS = 8.0, 24.0
+RUN_IMAGES = 128  # on which the effect of rounding is measured
+SEED = 0  # of what is drawn
 KEPT_SHARE = 1 / 16  # of the level of a predictor that was trained to be rounded: the other tensors were not
 COARSER = 6  # times that the level of the other tensors is doubled, half a bit each, to fit them into so many bytes
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How a run is packed.
+    """How a run, or a network, is packed.
 
     Attributes:
         checkpoint: of the run: 'best', 'last', ...; None: 'best'.
         bits: of a number of the predictor, on average; None: what it was trained to be rounded to, else 8, or what `size`
-            leaves.
+            leaves. Of a network: of each of its weights; None: as many as keep it near the original.
         size: most bytes of the file; None: what comes of `bits`. A predictor that was trained to be rounded stays as it
             was, as long as coarser steps of the other tensors are enough.
-        lossless: everything as it is, in 32 bits.
-        images: training images on which it is measured what rounding does; 0: it is measured on the weights. Where the
-            predictor was not trained to be rounded, batch norms are fitted on them to what rounding makes of the weights.
+        gap: of a network: most images, in percent, of which the file's network may give another class than the original.
+        lossless: of a run: everything as it is, in 32 bits.
+        images: training images on which it is measured what rounding does; 0: it is measured on the weights; None: 128 for
+            a run, up to 1,024 for a network, as many as its layers leave room for. Where the predictor was not trained to
+            be rounded, batch norms are fitted on them to what rounding makes of the weights.
         evaluate: also evaluate what the file gives on the test images, and keep the figures in the file.
         metadata: text by name, kept in the file.
     """
@@ -71,22 +79,25 @@ class PackOptions:
     checkpoint: str | None = None
     bits: float | None = None
     size: int | None = None
+    gap: float | None = None
     lossless: bool = False
-    images: int = 128
+    images: int | None = None
     evaluate: bool = False
     metadata: Mapping[str, str] | None = None
 
     def check(self) -> None:
         """Raise NernError for what cannot be asked for."""
-        if self.bits is not None and not 1 <= self.bits <= MOST_BITS:
-            raise NernError(f"bits (={self.bits}) must be from 1 to {MOST_BITS:g}, for each number of the predictor")
+        if self.bits is not None and not 0 < self.bits <= MOST_BITS:
+            raise NernError(f"bits (={self.bits}) must be above 0, and at most {MOST_BITS:g}")
         if self.lossless and (self.bits is not None or self.size is not None):
             raise NernError("lossless keeps every number as it is; bits and bytes have no part in it, drop one of them")
-        if self.bits is not None and self.size is not None:
-            raise NernError("bits and bytes both say how large the file becomes; give one of them")
+        if sum(value is not None for value in (self.bits, self.size, self.gap)) > 1:
+            raise NernError("bits, bytes and gap each say how large the file becomes; give one of them")
+        if self.gap is not None and not 0 <= self.gap < 100:
+            raise NernError(f"gap (={self.gap}) is a share of the images in percent, from 0 to 100")
         if self.size is not None and self.size < 1:
             raise NernError(f"bytes (={self.size}) must be at least 1")
-        if self.images < 0:
+        if self.images is not None and self.images < 0:
             raise NernError(f"images (={self.images}) must be 0 or more")
 
 
@@ -113,29 +124,41 @@ class Packable:
 
 @plain_errors()
 def pack(
-    run: str | Path,
+    source: str | Path | nn.Module,
     out: str | Path | None = None,
     options: PackOptions | None = None,
     console: Console | None = None,
+    task: TaskConfig | None = None,
+    images: Tensor | None = None,
 ) -> Artifact:
-    """Write the NeRN of a run, with all that its networks have besides, into one file.
+    """Write into one file: the NeRN of a run, or a network, rounded without training.
 
     Args:
-        run: the run folder.
-        out: the file, in place of one that is there; None: RUN.nern beside the folder, unless there is one.
+        source: a run folder; a network; or a file of weights, whose network `task.original_model_name` names.
+        out: the file, in place of one that is there; None: SOURCE.nern beside the source, unless there is one.
         options: how.
         console: where the table of bytes goes; None: standard output.
+        task: of a network: whose training images it is calibrated on (`task_name` '': made-up ones).
+        images: of a network: the images themselves, as it takes them, (images, ...).
 
     Returns:
         What a reader of the file gets.
 
     Raises:
-        NernError: no run there, its original has changed, its images are not to be had (`images` 0 needs none), the file
-            cannot be written, not within so many bytes, or is there without having been named.
+        NernError: no run there, its original has changed, its images are not to be had (`images` 0 needs none) or do not
+            fit, the file cannot be written, not within so many bytes, or is there without having been named.
     """
     options, console = options or PackOptions(), console or CleanConsole()
     options.check()
-    run = Path(run)
+    if isinstance(source, nn.Module) or not Path(source).is_dir():
+        return _pack_network(source, out, options, console, task, images)
+    if options.gap is not None:
+        raise NernError("gap is of a network; of a run say bits or bytes")
+    if options.bits is not None and options.bits < 1:
+        raise NernError(f"bits (={options.bits}) must be at least 1, for each number of the predictor")
+    if task is not None or images is not None:
+        raise NernError("a run knows its task and its images; leave task and images out")
+    run = Path(source)
     named, out = out is not None, Path(out) if out is not None else run.with_name(run.resolve().name + SUFFIX)
     check_writable(out, "pack")
     if not named:
@@ -147,6 +170,10 @@ def pack(
         while options.size is not None and artifact.size > options.size:  # figures need bytes, too
             room -= artifact.size - options.size
             artifact = _with_figures(packable.members, artifact_of(packable, replace(options, size=room)))
+    return _written(artifact, out, console)
+
+
+def _written(artifact: Artifact, out: Path, console: Console) -> Artifact:
     write_artifact(out, artifact.sections)
     console.print(artifact_table(artifact))
     for network in artifact.description.networks:
@@ -154,6 +181,76 @@ def pack(
             console.print(f"{network.name}: accuracy {accuracy}, by what the file gives", **PLAIN)
     console.print(f"file: {out}", **PLAIN)
     return artifact
+
+
+def _pack_network(
+    source: str | Path | nn.Module,
+    out: str | Path | None,
+    options: PackOptions,
+    console: Console,
+    task: TaskConfig | None,
+    images: Tensor | None,
+) -> Artifact:
+    """`pack`, of a network."""
+    refused = {"lossless": options.lossless, "checkpoint": options.checkpoint is not None}
+    for option, given in refused.items():
+        if given:
+            raise NernError(
+                f"{option} is of runs; {source if isinstance(source, str | Path) else 'a module'} is a network"
+            )
+    task_name = task.task_name if task is not None and task.task_name else None
+    if options.evaluate and task_name is None:
+        raise NernError("evaluate needs test images: --task.task_name says whose")
+    name, network = _network(source, task)
+    if isinstance(source, nn.Module) and out is None:
+        raise NernError("a network in memory has no name; say `out`, the file to write")
+    place = Path("") if isinstance(source, nn.Module) else Path(str(source).removeprefix(SHIPPED)).with_suffix(SUFFIX)
+    target = place if out is None else Path(out)
+    check_writable(target, "pack")
+    if out is None:
+        check_free(target, "-o (in Python `out`)")
+    original = coded_original(network)
+    known = task if task_name is not None else None
+    count = options.images if options.images is not None else IMAGES
+    seen = calibration_images(original, known, count, SEED, images)
+    told = Wanted(options.size, options.bits, options.gap)
+    coder = Coder(original, name, task_name, seen, SEED, options.metadata, console)
+    console.print(f"calibrated on {0 if seen is None else len(seen):,} {_whose(known, images, seen)}", **PLAIN)
+    artifact, found = coded_network(coder, told, console)
+    if options.evaluate:
+        assert known is not None
+        data = images_of(known, original)
+        artifact = _with_test(artifact, original, data)
+        while options.size is not None and artifact.size > options.size:  # figures need bytes, too
+            room = options.size - (artifact.size - options.size)
+            artifact, found = coded_network(coder, replace(told, size=room), console)
+            artifact = _with_test(artifact, original, data)
+    if found.agreement is not None:
+        console.print(f"agreement with the original on the calibration images: {found.agreement:.2f} %", **PLAIN)
+    return _written(artifact, target, console)
+
+
+def _network(source: str | Path | nn.Module, task: TaskConfig | None) -> tuple[str | None, nn.Module]:
+    """A network, and how it is built, if that is known."""
+    if isinstance(source, nn.Module):
+        return None, source
+    if task is None:
+        raise NernError(f"{source} is no run folder; of a file of weights, --task.original_model_name says the network")
+    arguments = network_arguments(task) if task.task_name else {}
+    name = task.original_model_name
+    return name, build_original_network(name, str(source), task.original_model_kwargs, arguments)
+
+
+def _whose(task: TaskConfig | None, images: Tensor | None, seen: Tensor | None) -> str:
+    if seen is None or images is not None:
+        return "images"
+    return "made-up images" if task is None else f"training images of {task.task_name}"
+
+
+def _with_test(artifact: Artifact, original: Original, data: EvalSet) -> Artifact:
+    """The same file, with the accuracy of the network that it gives."""
+    described = _tested(artifact, 0, artifact.description.networks[0], original, data)
+    return described_anew(artifact, replace(artifact.description, networks=[described]))
 
 
 @plain_errors()
@@ -192,7 +289,7 @@ def _of_run(run: str | Path, options: PackOptions) -> Packable:
     config.evaluation.test_images = config.evaluation.test_images if options.evaluate else 0
     if options.evaluate and config.evaluation.test_images == 0:
         raise NernError(f"there are no test images to evaluate on: evaluation.test_images of {folder.root} is 0")
-    images = options.images > 0 and not options.lossless
+    images = options.images != 0 and not options.lossless
     experiment = experiment_of_run(config, folder, train=images)
     with torch.no_grad():
         for number, member in enumerate(experiment.members):
@@ -209,7 +306,9 @@ def artifact_of(packable: Packable, options: PackOptions) -> Artifact:
     if not options.lossless:
         for member in members:
             member.original.absorb_statistics()
-    parts = [network_parts(member.original, task) for member, task in zip(members, packable.tasks, strict=True)]
+    parts = [
+        network_parts(member.original, *_named(task)) for member, task in zip(members, packable.tasks, strict=True)
+    ]
     every = partial(encoded, nern, packable.config, packable.ordering, metadata=options.metadata)
     if options.lossless:
         return probed(every(parts))
@@ -229,7 +328,10 @@ def artifact_of(packable: Packable, options: PackOptions) -> Artifact:
         return every(of, Holding(of_predictor, "f16"), Holding({**of_kept, **buffers}, "f16"))
 
     predictor = {n: t for n, t in nern.predictor.state_dict().items() if n != SCALES}
-    effects, of_kept = Effects(nern, members, options.images), {KEPT + n: t for n, t in kept.items()}
+    effects, of_kept = (
+        Effects(nern, members, RUN_IMAGES if options.images is None else options.images),
+        {KEPT + n: t for n, t in kept.items()},
+    )
     if packable.trained is not None and options.bits is None:
         trained, kept_chooser = packable.trained, StepChooser(of_kept, effects)
         for halving in range(COARSER + 1 if options.size is not None else 1):
@@ -264,33 +366,27 @@ def _with_norms_fitted(
     return found
 
 
-def network_parts(original: Original, task: TaskConfig | None) -> NetworkParts:
-    """What an artifact holds of one network; `task` names its architecture, if that is known."""
-    name = original.name if task is None else task.original_model_name
-    state = tensors_of(original.network)
-    first: dict[int, str] = {}
-    for key, value in state.items():
-        first.setdefault(id(value), key)
-    aliases = {key: first[id(value)] for key, value in state.items() if first[id(value)] != key}
-    represented = represented_as({first[id(weight)]: weight for weight in original.weights})
-    kept = {key: value for key, value in original.kept().items() if key not in aliases}
-    source = name.rpartition(":")[0]
-    known = task is not None and (source in ("torchvision", "timm") or (not source and name in ORIGINALS))
-    arguments = dict(getattr(original.network, "built_with", {})) if known else {}
-    about: dict[str, Any] = {} if task is None else {"task": task.task_name}
-    built_as = name if known else None
-    return NetworkParts(NetworkDescription(Path(name).name, built_as, arguments, represented, aliases, about), kept)
+def _named(task: TaskConfig | None) -> tuple[str | None, str | None]:
+    """How a network is built, and whose images it takes; None: it is not known."""
+    return (None, None) if task is None else (task.original_model_name, task.task_name)
 
 
 def _with_figures(members: Sequence[Member], artifact: Artifact) -> Artifact:
     """The same file, with the accuracy of each network that it gives."""
     networks = []
     for number, (member, described) in enumerate(zip(members, artifact.description.networks, strict=True)):
-        network = copy.deepcopy(member.original.network)
-        network.load_state_dict(artifact.state_dict(number))
-        figures = tested(Original(network, names=member.original.weight_names), member.sets["test"])
-        networks.append(replace(described, about=described.about | {"test": figures}))
+        networks.append(_tested(artifact, number, described, member.original, member.sets["test"]))
     return described_anew(artifact, replace(artifact.description, networks=networks))
+
+
+def _tested(
+    artifact: Artifact, number: int, described: NetworkDescription, original: Original, data: EvalSet
+) -> NetworkDescription:
+    """What is said of a network, with the accuracy that the file gives it."""
+    network = copy.deepcopy(original.network)
+    network.load_state_dict(artifact.state_dict(number))
+    figures = tested(Original(network, names=original.weight_names), data)
+    return replace(described, about=described.about | {"test": figures})
 
 
 def _within(at: Callable[[float, bool], dict[str, bytes]], size: int) -> dict[str, bytes]:

@@ -205,7 +205,7 @@ def file_parts(artifact: Artifact) -> list[Part]:
     of_kept, of_predictor = (sum(code.count for code in codes) for codes in (description.kept, description.predictor))
     kernels = sum(tensor.numel() for tensor in artifact.ordering.tensors().values())
     rows: list[tuple[str, float | None, tuple[str, ...], int | None]] = [
-        ("represented weights, by the predictor", represented, ("PRED", "PRAW"), of_predictor),
+        ("represented weights, by the predictor", represented, ("PRED", "CODE", "PRAW"), of_predictor),
         ("order of the kernels", None, ("ORDR",), kernels),
         ("weights kept apart (outliers)", None, ("OUTL", "ORAW"), description.outliers[0]),
         ("all other parameters and buffers", kept, ("KEPT", "KRAW"), of_kept),

@@ -127,20 +127,25 @@ def curvatures(
 
 def _noise(original: Original, count: int, seed: int) -> Tensor:
     """Normal noise in the shape that the network expects, as its `input_format` says or as its first layer may take."""
-    device, dtype = original.weights[0].device, original.weights[0].dtype
-    known = original.input_format
+    shape = next(shapes_taken(original), None)
+    if shape is None:
+        raise NernError(
+            f"refinement runs {original.name} on noise, but no shape of its inputs was found; give the network an "
+            "attribute input_format (a nern.originals.InputFormat), or set refinement.iterations to null"
+        )
+    rng = generator(seed, "weighting noise", shape)
+    return torch.randn(count, *shape, generator=rng).to(original.weights[0])
+
+
+def shapes_taken(original: Original) -> Iterator[tuple[int, ...]]:
+    """Shapes of inputs that a network takes: what its `input_format` says, or those that its first layer may take."""
+    known, like = original.input_format, original.weights[0]
     for shape in [known.shape] if known is not None else _shapes(original.network):
-        rng = generator(seed, "weighting noise", shape)
         try:
-            original(torch.randn(2, *shape, generator=rng).to(device, dtype))
+            original(torch.randn(2, *shape, generator=generator(0, "shape", shape)).to(like))
         except Exception:  # images of a size that it does not take
             continue
-        rng = generator(seed, "weighting noise", shape)
-        return torch.randn(count, *shape, generator=rng).to(device, dtype)
-    raise NernError(
-        f"refinement runs {original.name} on noise, but no shape of its inputs was found; give the network an attribute "
-        "input_format (a nern.originals.InputFormat), or set refinement.iterations to null"
-    )
+        yield shape
 
 
 def _shapes(network: nn.Module) -> Iterator[tuple[int, ...]]:

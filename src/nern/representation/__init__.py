@@ -1,5 +1,6 @@
 """The representation itself: coordinates in, weights out. Knows nothing of data or training."""
 
+from nern.representation.codes import Codes
 from nern.representation.encoding import BasicEncoding, Encoding, FourierEncoding
 from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable, kernel_shape
@@ -10,6 +11,7 @@ from nern.representation.sampling import sample_kernels
 
 __all__ = [
     "BasicEncoding",
+    "Codes",
     "Encoding",
     "FourierEncoding",
     "Heads",

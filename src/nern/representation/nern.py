@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.ordering.order import Ordering
-from nern.registry import ENCODINGS
+from nern.registry import ENCODINGS, PREDICTORS
 from nern.representation.coordinates import TableCoordinates
 from nern.representation.encoding import Encoded, Encoding, Encodings
 from nern.representation.heads import Heads
@@ -92,6 +92,10 @@ class NeRN(nn.Module):
 
     def _predict(self, rows: Tensor | None, head: int) -> Tensor:
         count = self.table.rows if rows is None else len(rows)
+        if hasattr(self.predictor, "rows"):  # it holds something of each kernel
+            of_kernels: Any = self.predictor
+            held: Tensor = of_kernels.rows(rows, head)
+            return held
         if count == 0:
             return next(self.predictor.parameters()).new_zeros(0, *self.heads.sizes[head])
         whole_batch = count <= FEW_ROWS or (self.by_batch and self.training)
@@ -174,6 +178,8 @@ def build_heads(config: NernConfig, table: KernelTable) -> Heads:
 
 def predictor_arguments(config: NernConfig, heads: Heads) -> dict[str, Any]:
     """Arguments of the predictor that `config` describes."""
+    if PREDICTORS.info(config.method)["of_kernels"]:
+        return {"heads": heads}
     scales = 0 if config.output_scales == "none" else max(scale_groups(heads.table, config.output_scales)) + 1
     return {
         "input_size": build_encoding(config.embeddings, heads.table).size,
@@ -211,7 +217,11 @@ def build_nern(
     device = torch.device(device)
     heads = build_heads(config, table)
     arguments = predictor_arguments(config, heads)
-    predictor: Any = build_predictor(config.method, seed, config.init, config.checkpoint_path, **arguments)
+    of_kernels = PREDICTORS.info(config.method)["of_kernels"]
+    init = "default" if of_kernels and config.init != "checkpoint" else config.init
+    predictor: Any = build_predictor(config.method, seed, init, config.checkpoint_path, **arguments)
+    if of_kernels and weights is not None and config.init != "checkpoint":
+        predictor.fit(weights)
     if config.output_scales != "none" and weights is not None and config.init != "checkpoint":
         with torch.no_grad():
             predictor.output_scales.copy_(output_scales(weights, scale_groups(table, config.output_scales)))

@@ -1,0 +1,158 @@
+"""Rounding a layer's codes one input after the other, each time moving the numbers that are still to be rounded such that
+they make up for the error (optimal brain quantisation: Frantar et al. 2022, arXiv 2210.17323, section 3), and choosing each
+number by its error and by its bits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+DAMPING = 0.01  # of the mean of a diagonal, added to it
+LAGRANGE = 0.1  # error that a bit is worth, in squares of a step at mean sensitivity
+COLUMNS = 64  # rounded before all further ones are moved
+PRIOR = 8.0  # numbers that a filter's or an input's mean size counts as seen at the layer's
+LEAST = 0.02  # mean size of numbers, in steps: what occurs less often costs no more bits
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Second moments of what a layer's filters multiply.
+
+    Attributes:
+        moments: of the inputs that the rounded network gives, (groups, n, n).
+        mixed: of the original network's with these, (groups, n, n).
+    """
+
+    moments: Float[Tensor, "groups n n"]
+    mixed: Float[Tensor, "groups n n"]
+
+    def rotated(self, basis: Float[Tensor, "k k"]) -> Inputs:
+        """Of inputs in which weights are codes in this basis."""
+        return Inputs(_rotated(self.moments, basis), _rotated(self.mixed, basis))
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Codes that were rounded.
+
+    Attributes:
+        multiples: whole numbers, of the shape of the codes.
+        step: in 16 bits, where these hold it.
+    """
+
+    multiples: Tensor
+    step: float
+
+    @property
+    def values(self) -> Tensor:
+        """The codes, in float32."""
+        return (self.multiples.double() * self.step).float()
+
+
+def rounded(
+    codes: Float[Tensor, "filters channels k"],
+    inputs: Inputs,
+    importance: Float[Tensor, " filters"],
+    quality: float,
+    step: float | None = None,
+) -> Rounded:
+    """Round the codes of a layer.
+
+    Args:
+        codes: of its kernels.
+        inputs: rotated into the basis of the codes.
+        importance: of a squared error of each filter's outputs.
+        quality: root of the error that a number may have at mean importance: steps are in proportion to it.
+        step: None: the one that goes with the quality.
+    """
+    groups, n = inputs.moments.shape[:2]
+    moments = inputs.moments.double() if n <= 1024 else inputs.moments.float()
+    weights = codes.reshape(groups, -1, n).to(moments)
+    importance = importance.reshape(groups, -1).to(moments)
+    diagonal = moments.diagonal(dim1=1, dim2=2)
+    damping = DAMPING * diagonal.mean(1).clamp_min(1e-12)
+    moments = moments + torch.diag_embed(damping[:, None].expand_as(diagonal))
+    wanted = weights @ inputs.mixed.to(moments) + damping[:, None, None] * weights
+    weights = torch.linalg.solve(
+        moments, wanted.mT
+    ).mT  # what gives the original's outputs from the rounded one's inputs
+    order = moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True)
+    back = order.argsort(dim=1)
+    moments = moments.gather(1, order[:, :, None].expand_as(moments)).gather(2, order[:, None].expand_as(moments))
+    factor = torch.linalg.cholesky(torch.linalg.inv(moments), upper=True).float()
+    own = factor.diagonal(dim1=1, dim2=2).float().pow(-2)  # what the square of a number's error costs, after feedback
+    if step is None:
+        mean = float(importance.mean()) * math.exp(float(own.log().mean()))
+        step = short(quality / math.sqrt(max(mean, 1e-60)))
+    weights = (weights.gather(2, order[:, None].expand_as(weights)) / step).float()
+    scaled = weights.gather(2, back[:, None].expand_as(weights)).view(codes.shape)
+    sizes = _sizes(scaled).view(groups, -1, n).gather(2, order[:, None].expand_as(weights))
+    each = LAGRANGE * quality**2 * ((1 + sizes) / sizes).log2()  # for each unit of a number's size
+    sign = LAGRANGE * quality**2
+    cost = importance.float()[:, :, None] * own[:, None] * step**2
+    found = _fed_back(weights, factor, cost, each, sign)
+    return Rounded(found.gather(2, back[:, None].expand_as(found)).view(codes.shape).to(torch.int32), step)
+
+
+def short(step: float) -> float:
+    """A step as it is held: in 16 bits, or where these do not hold it nearly in 32."""
+    half = float(torch.tensor(step).half())
+    return half if abs(half / step - 1) < 2**-10 else float(torch.tensor(step).float())
+
+
+def _fed_back(weights: Tensor, factor: Tensor, cost: Tensor, each: Tensor, sign: float) -> Tensor:
+    """Weights (groups, f, n), in steps, as whole numbers. `cost`: of squared errors; `each`, `sign`: of sizes."""
+    n, found = weights.shape[2], torch.empty_like(weights)
+    for start in range(0, n, COLUMNS):
+        end = min(start + COLUMNS, n)
+        block, errors = weights[:, :, start:end].clone(), torch.empty_like(weights[:, :, start:end])
+        for column in range(start, end):
+            at = column - start
+            value = block[:, :, at]
+            chosen = _nearest(value, cost[:, :, column], each[:, :, column], sign)
+            found[:, :, column] = chosen
+            errors[:, :, at] = (value - chosen) / factor[:, column, column][:, None]
+            block[:, :, at + 1 :] -= errors[:, :, at, None] * factor[:, None, column, column + 1 : end]
+        weights[:, :, end:] -= errors @ factor[:, start:end, end:]
+    return found
+
+
+def _nearest(value: Tensor, cost: Tensor, each: Tensor, sign: float) -> Tensor:
+    """The whole number that costs least, among both neighbours of a value and 0."""
+    size = value.abs()
+    low = size.floor()
+    high = low + 1
+    of_low = cost * (size - low).square() + each * low + sign * (low > 0)
+    of_high = cost * (size - high).square() + each * high + sign
+    best = torch.where(of_high < of_low, high, low)
+    best = torch.where(cost * size.square() < torch.minimum(of_low, of_high), 0.0, best)
+    return best * value.sign()
+
+
+def _sizes(scaled: Float[Tensor, "filters channels k"]) -> Tensor:
+    """Of each number the size to expect, from those of its filter, its channel and its place in the code."""
+    size = scaled.abs().round()
+    mean = size.mean().clamp_min(LEAST)
+    filters, channels, k = size.shape
+
+    def ratio(axes: tuple[int, ...], count: int) -> Tensor:
+        return (size.sum(axes, keepdim=True) / mean + PRIOR) / (count + PRIOR)
+
+    expected = mean * ratio((1, 2), channels * k) * ratio((0, 2), filters * k) * ratio((0, 1), filters * channels)
+    return expected.clamp_min(LEAST)
+
+
+def _rotated(moments: Tensor, basis: Tensor) -> Tensor:
+    """R^T M R with R the basis repeated along a diagonal."""
+    groups, n, _ = moments.shape
+    k = len(basis)
+    if k == 1:
+        return moments * basis[0, 0] ** 2
+    basis = basis.to(moments)
+    half = (moments.view(groups, n, n // k, k) @ basis).view(groups, n, n)
+    return (half.mT.reshape(groups, n, n // k, k) @ basis).view(groups, n, n).mT

@@ -1,0 +1,318 @@
+"""Write a network into one file without training: its weights as codes, rounded on some images."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor, nn
+
+from nern.artifact import Artifact, Holding, NetworkParts, encoded, probed, size_of
+from nern.artifact.container import CODES
+from nern.artifact.tensors import Coded
+from nern.calibration import Calibrated, calibrate
+from nern.calibration.network import measured
+from nern.config import NernConfig, TaskConfig
+from nern.console import PLAIN
+from nern.errors import NernError
+from nern.experiment import kernel_table
+from nern.jobs.parts import network_parts
+from nern.objectives.curvature import shapes_taken
+from nern.ordering.order import Ordering
+from nern.originals.base import Original
+from nern.originals.checked import copy_of
+from nern.randomness import generator
+from nern.registry import RANDOM_IMAGES
+from nern.representation.codes import BASIS_STEP, UNIT_STEP
+from nern.representation.nern import build_nern
+from nern.tasks.base import DataSettings, build_task
+from nern.tasks.streams import first_images
+from nern.terminal import shows_bars
+
+IMAGES = 1024  # that a network is calibrated on, unless fewer fill MOST_NUMBERS
+MOST_NUMBERS = 2**26  # in the largest output of a layer, of all images together
+FEW = 8  # the first passes of a search take so many times fewer images
+NEAR = 0.99  # of the bytes that were asked for, that the file has at least
+PASSES = 6  # with all images, of a search
+USUAL_ERROR = 1.0  # of the outputs' deviation, over the root of the number of weights: quality unless a size is given
+UNSEEN_QUALITY = 0.35  # without images: step as a share of a layer's deviation
+SLOPE = 0.8  # bits that a weight loses where the quality doubles, before two sizes tell it
+KIND = "leaves"  # of made-up images
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a file should be like: at most so many bytes, so many bits a weight, or so many points of agreement lost. All
+    None: near the original."""
+
+    size: int | None = None
+    bits: float | None = None
+    gap: float | None = None
+
+
+def coded_original(network: nn.Module) -> Original:
+    """A frozen copy of a network, all of whose matrices and kernels are to be coded.
+
+    Raises:
+        NernError: see `Original`; it has none.
+    """
+    copied = copy_of(network)
+    names = [name for name, p in copied.named_parameters() if p.dim() > 1 and p.is_floating_point() and p.numel()]
+    if not names:
+        raise NernError(f"{type(network).__name__} has no parameters of two or more axes: there is nothing to code")
+    return Original(copied, names=names)
+
+
+def calibration_images(
+    original: Original, task: TaskConfig | None, count: int, seed: int, given: Tensor | None = None
+) -> Tensor | None:
+    """Images on which a network is calibrated: those given, of a task's training set, or made-up ones.
+
+    Args:
+        original: the network.
+        task: None: made-up images are taken.
+        count: how many at most; 0: none.
+        seed: of their order.
+        given: a tensor of them.
+
+    Raises:
+        NernError: the task's images cannot be had, or those given do not fit the network; nothing is known of the images
+            that it takes.
+    """
+    if count == 0:
+        return None
+    if given is not None:
+        images = given[:count]
+    elif task is not None:
+        settings = DataSettings(batch_size=256, eval_batch_size=256, num_workers=0, seed=seed, test_images=0)
+        stream = build_task(task, settings, torch.device("cpu"), original=original).train
+        assert stream is not None
+        images = first_images(stream, count)
+    else:
+        shape = next(shapes_taken(original), None)
+        if shape is None:
+            raise NernError(
+                f"nothing is known of the images that {original.name} takes; give some (--task.task_name, in Python "
+                "`images`), or none (--images 0)"
+            )
+        rng = generator(seed, "calibration images")
+        if len(shape) == 3:
+            images = RANDOM_IMAGES[KIND](shape, TaskConfig(), seed, torch.device("cpu"), original)(count, rng)
+        else:
+            images = torch.randn(count, *shape, generator=rng)
+    try:
+        largest = _largest_output(original.network, images[:1])
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise NernError(
+            f"the calibration images, {tuple(images.shape[1:])} each, do not fit {original.name}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+    return images[: max(1, MOST_NUMBERS // max(largest, 1))]
+
+
+@torch.no_grad()
+def _largest_output(network: nn.Module, image: Tensor) -> int:
+    """Numbers in the largest output of a module, for one image."""
+    largest = [image.numel()]
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            largest.append(output.numel())
+
+    handles = [module.register_forward_hook(note) for module in network.modules()]
+    try:
+        network(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(largest)
+
+
+class Coder:
+    """Rounds a network to codes and writes them, at any quality.
+
+    Args:
+        original: the network, which is not changed.
+        name: how it is built; None: it is not known.
+        task_name: of the images that it was trained on; None: it is not known.
+        images: on which it is calibrated; None: none.
+        seed: of what is drawn.
+        metadata: text by name, kept in the file.
+        console: for the progress bar.
+    """
+
+    def __init__(
+        self,
+        original: Original,
+        name: str | None,
+        task_name: str | None,
+        images: Tensor | None,
+        seed: int,
+        metadata: Mapping[str, str] | None,
+        console: Console,
+    ) -> None:
+        self.original = Original(copy.deepcopy(original.network), names=original.weight_names)
+        self.original.absorb_statistics()
+        self.images, self.seed, self.metadata, self.console = images, seed, metadata, console
+        self.parts = network_parts(self.original, name, task_name)
+        self.config = NernConfig(method="codes")
+        table = kernel_table(self.config, [self.original])
+        self.nern = build_nern(self.config, table, None, seed, weights=self.original.weights)
+        self.weights = table.num_weights
+        self.known = None if images is None else measured(self.original, images, seed)
+        self.passes = 0
+
+    @property
+    def usual(self) -> float:
+        """The quality unless a size is asked for, and where a search begins."""
+        if self.images is None:
+            return UNSEEN_QUALITY
+        with torch.no_grad():
+            outputs = self.original(self.images[:64])
+        return USUAL_ERROR * float(outputs.std()) / math.sqrt(self.weights)
+
+    def at(self, quality: float, few: bool = False) -> tuple[dict[str, bytes], Calibrated]:
+        """The sections of a file at this quality. `few`: calibrated on fewer images."""
+        images = self.images
+        if images is not None and few:
+            images = images[: max(1, len(images) // FEW)]
+        codes: Any = self.nern.predictor
+        codes.fit(self.original.weights)
+        self.passes += 1
+        layers = len(self.original.weights)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, disable=not shows_bars(self.console), transient=True) as bar:
+            shown = bar.add_task(f"rounding, pass {self.passes}", total=layers)
+            found = calibrate(
+                self.original,
+                self.nern,
+                images,
+                quality,
+                self.seed,
+                lambda n: bar.update(shown, completed=n),
+                self.known,
+            )
+        codes.take([layer.multiples for layer in found.layers], [layer.step for layer in found.layers])
+        return self._sections(found), found
+
+    def _sections(self, found: Calibrated) -> dict[str, bytes]:
+        held: dict[str, Any] = {f"codes.{n}": Coded(UNIT_STEP) for n in range(len(found.layers))}
+        held |= {f"bases.{n}": BASIS_STEP for n in range(len(self.nern.heads.sizes))}
+        kept = {**self.parts.kept, **found.vectors}
+        trained = {name for name, _ in self.original.network.named_parameters()}
+        of_kept: dict[str, Any] = {name: "as" for name in kept if name not in trained} | found.steps
+        errors = [round(1000 * error) for error in found.errors]
+        about = self.parts.description.about | {"errors": errors}
+        parts = NetworkParts(replace(self.parts.description, about=about), kept)
+        return encoded(
+            self.nern, self.config, Ordering(), [parts], Holding(held), Holding(of_kept, "f16"), self.metadata
+        )
+
+    def bits(self, sections: Mapping[str, bytes]) -> float:
+        """Bits of codes for each weight."""
+        return 8 * len(sections[CODES]) / self.weights
+
+
+def coded_network(coder: Coder, wanted: Wanted, console: Console) -> tuple[Artifact, Calibrated]:
+    """The best file that is as wanted.
+
+    Raises:
+        NernError: no file is; the message tells of the nearest.
+    """
+    if wanted.gap is not None:
+        sections, found = _within_gap(coder, wanted.gap)
+    elif wanted.size is not None or wanted.bits is not None:
+        sections, found = _of_size(coder, wanted, console)
+    else:
+        sections, found = coder.at(coder.usual)
+    return probed(sections), found
+
+
+def _of_size(coder: Coder, wanted: Wanted, console: Console) -> tuple[dict[str, bytes], Calibrated]:
+    """The file that comes nearest to so many bytes, or bits a weight, from below."""
+    in_bytes = wanted.size is not None
+    goal = float(wanted.size if wanted.size is not None else wanted.bits or 0)
+
+    def measure(sections: Mapping[str, bytes]) -> float:
+        return float(size_of(sections)) if in_bytes else coder.bits(sections)
+
+    def missed(sections: Mapping[str, bytes]) -> NernError:
+        least = f"{size_of(sections):,} bytes" if in_bytes else f"{coder.bits(sections):.2f} bits a weight"
+        asked = f"{wanted.size:,} bytes" if in_bytes else f"{wanted.bits} bits"
+        return NernError(f"the network cannot be held in {asked}: the smallest file that was found has {least}")
+
+    per_bit = coder.weights / 8 if in_bytes else 1.0
+    quality = coder.usual
+    if coder.images is not None:  # few images tell the size nearly as well
+        few = _search(lambda q: measure(coder.at(q, few=True)[0]), quality, goal, per_bit, 0.01, 8)
+        quality = few[0]
+        if in_bytes:
+            console.print(f"expected: {few[1]:,.0f} bytes", **PLAIN)
+    files: dict[float, tuple[dict[str, bytes], Calibrated]] = {}
+
+    def whole(q: float) -> float:
+        files[q] = coder.at(q)
+        return measure(files[q][0])
+
+    quality, reached = _search(whole, quality, goal, per_bit, 1 - NEAR, PASSES)
+    if reached > goal:
+        raise missed(files[quality][0])
+    return files[quality]
+
+
+def _search(
+    measure: Callable[[float], float], quality: float, goal: float, per_bit: float, tolerance: float, passes: int
+) -> tuple[float, float]:
+    """The quality whose measure is nearest to the goal from below, and the measure; from above where there is none below.
+
+    Sizes fall nearly in proportion to the logarithm of the quality.
+    """
+    tried: list[tuple[float, float]] = []
+    aim = goal * (1 - tolerance / 2)
+    for _ in range(passes):
+        tried.append((quality, measure(quality)))
+        below = [item for item in tried if item[1] <= goal]
+        if below and max(below, key=lambda item: item[1])[1] >= goal * (1 - tolerance):
+            break
+        nearest = sorted(tried, key=lambda item: abs(item[1] - aim))[:2]
+        slope = SLOPE * per_bit
+        if len(nearest) == 2 and nearest[0][1] != nearest[1][1]:
+            (a, of_a), (b, of_b) = nearest
+            found = (of_a - of_b) / math.log2(b / a) if a != b else 0.0
+            slope = found if found > slope / 20 else slope
+        at, size = nearest[0]
+        quality = at * 2 ** max(-4.0, min(4.0, (size - aim) / slope))
+    below = [item for item in tried if item[1] <= goal]
+    return max(below, key=lambda item: item[1]) if below else min(tried, key=lambda item: item[1])
+
+
+def _within_gap(coder: Coder, gap: float) -> tuple[dict[str, bytes], Calibrated]:
+    """The smallest file whose network agrees with the original on the calibration images, but for `gap` percent."""
+    low, high = None, coder.usual  # fine enough, not yet tried
+    best: tuple[dict[str, bytes], Calibrated] | None = None
+    failed: float | None = None
+    for _ in range(PASSES + 2):
+        sections, found = coder.at(high)
+        if found.agreement is None:
+            raise NernError(
+                "a gap is that of classes on calibration images; this network gives no classes, or there are none"
+            )
+        if found.agreement >= 100 - gap:
+            low, best = high, (sections, found)
+        else:
+            failed = high
+        if low is not None and failed is not None:
+            if failed / low < 1.06:
+                break
+            high = math.sqrt(low * failed)
+        else:
+            high = high * 1.5 if low is not None else high / 2
+    if best is None:
+        raise NernError(f"no file was found whose network agrees with the original on {100 - gap:g} % of the images")
+    return best
