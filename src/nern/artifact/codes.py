@@ -7,12 +7,12 @@ of a few models, which learn while they code. `docs/format.md` says it in full.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from nern.artifact.entropy import Decoder, Encoder
 from nern.errors import NernError
 from nern.representation.grid import step_size
 
@@ -101,8 +101,8 @@ def _ratios(sums: Float[np.ndarray, " n"], mean: float, count: int) -> Float[np.
     return ((sums + PRIOR * mean) / (count + PRIOR)) / mean
 
 
-def encode_codes(coder: Any, codes: Int[np.ndarray, "filters channels entries"], models: np.ndarray) -> None:
-    """Code whole numbers. `coder`: an `Encoder`; `models`: of all layers of a stream, `new_models()` at first."""
+def encode_codes(coder: Encoder, codes: Int[np.ndarray, "filters channels entries"], models: np.ndarray) -> None:
+    """Code whole numbers. `models`: of all layers of a stream, `new_models()` at first."""
     numbers = codes.reshape(dealt(codes.shape)).astype(np.int64)
     sizes = np.abs(numbers)
 
@@ -122,8 +122,18 @@ def encode_codes(coder: Any, codes: Int[np.ndarray, "filters channels entries"],
     coder.uniform(beyond - (1 << lengths), 1 << lengths)
 
 
-def decode_codes(coder: Any, shape: tuple[int, ...], models: np.ndarray) -> Int[np.ndarray, "filters channels entries"]:
-    """What `encode_codes` coded. `coder`: a `Decoder`."""
+def coded_bytes(layers: Sequence[Int[np.ndarray, "filters channels entries"]]) -> int:
+    """Bytes that codes of several layers need."""
+    encoder, models = Encoder(), new_models()
+    for layer in layers:
+        encode_codes(encoder, layer, models)
+    return len(encoder.finish())
+
+
+def decode_codes(
+    coder: Decoder, shape: tuple[int, ...], models: np.ndarray
+) -> Int[np.ndarray, "filters channels entries"]:
+    """What `encode_codes` coded."""
 
     def code(chosen: np.ndarray, values: np.ndarray | None, counts: np.ndarray) -> np.ndarray:
         found: np.ndarray = coder.drawn(_shares(counts)[chosen])

@@ -16,6 +16,7 @@ DAMPING = 0.01  # of the mean of a diagonal, added to it
 LAGRANGE = 0.1  # error that a bit is worth, in squares of a step at mean sensitivity
 COLUMNS = 64  # rounded before all further ones are moved
 PRIOR = 8.0  # numbers that a filter's or an input's mean size counts as seen at the layer's
+FEW_ZEROS = 0.02  # share of zeros beyond which they are those of a pruned layer, and stay
 LEAST = 0.02  # mean size of numbers, in steps: what occurs less often costs no more bits
 
 
@@ -71,6 +72,7 @@ def rounded(
         step: None: the one that goes with the quality.
     """
     groups, n = inputs.moments.shape[:2]
+    zeros = codes == 0 if float((codes == 0).float().mean()) > FEW_ZEROS else None
     moments = inputs.moments.double() if n <= 1024 else inputs.moments.float()
     weights = codes.reshape(groups, -1, n).to(moments)
     importance = importance.reshape(groups, -1).to(moments)
@@ -78,9 +80,8 @@ def rounded(
     damping = DAMPING * diagonal.mean(1).clamp_min(1e-12)
     moments = moments + torch.diag_embed(damping[:, None].expand_as(diagonal))
     wanted = weights @ inputs.mixed.to(moments) + damping[:, None, None] * weights
-    weights = torch.linalg.solve(
-        moments, wanted.mT
-    ).mT  # what gives the original's outputs from the rounded one's inputs
+    # what gives the original's outputs from the rounded one's inputs
+    weights = torch.linalg.solve(moments, wanted.mT).mT
     order = moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True)
     back = order.argsort(dim=1)
     moments = moments.gather(1, order[:, :, None].expand_as(moments)).gather(2, order[:, None].expand_as(moments))
@@ -91,10 +92,14 @@ def rounded(
         step = short(quality / math.sqrt(max(mean, 1e-60)))
     weights = (weights.gather(2, order[:, None].expand_as(weights)) / step).float()
     scaled = weights.gather(2, back[:, None].expand_as(weights)).view(codes.shape)
-    sizes = _sizes(scaled).view(groups, -1, n).gather(2, order[:, None].expand_as(weights))
+    if zeros is not None:
+        scaled = scaled.masked_fill(zeros, 0.0)
+    sizes = expected_sizes(scaled).view(groups, -1, n).gather(2, order[:, None].expand_as(weights))
     each = LAGRANGE * quality**2 * ((1 + sizes) / sizes).log2()  # for each unit of a number's size
     sign = LAGRANGE * quality**2
     cost = importance.float()[:, :, None] * own[:, None] * step**2
+    if zeros is not None:  # a pruned weight stays one, whatever its error
+        cost = cost.masked_fill(zeros.reshape(groups, -1, n).gather(2, order[:, None].expand_as(weights)), 0.0)
     found = _fed_back(weights, factor, cost, each, sign)
     return Rounded(found.gather(2, back[:, None].expand_as(found)).view(codes.shape).to(torch.int32), step)
 
@@ -134,7 +139,7 @@ def _nearest(value: Tensor, cost: Tensor, each: Tensor, sign: float) -> Tensor:
     return best * value.sign()
 
 
-def _sizes(scaled: Float[Tensor, "filters channels k"]) -> Tensor:
+def expected_sizes(scaled: Float[Tensor, "filters channels k"]) -> Tensor:
     """Of each number the size to expect, from those of its filter, its channel and its place in the code."""
     size = scaled.abs().round()
     mean = size.mean().clamp_min(LEAST)

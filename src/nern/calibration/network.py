@@ -29,6 +29,8 @@ from nern.representation.nern import NeRN
 PATCHES = 2**14  # inputs of a layer that are looked at, over all images
 MOST_INPUTS = 4608  # weights of a filter that are rounded with one matrix of moments; of larger ones parts are
 UNSEEN = 0.125  # step of weights that no image tells of, as a share of their standard deviation
+USUAL_ERROR = 1.0  # of the outputs' deviation, over the root of the number of weights: the usual quality
+UNSEEN_QUALITY = 0.35  # the usual quality without images: a step as a share of a layer's deviation
 VECTORS = 0.5  # step of norms and biases, as a share of what codes have at the same sensitivity
 
 
@@ -92,9 +94,44 @@ def calibrate(
     return _with_errors(Calibrated(layers, found.vectors, found.steps, [], agreement), original, bases)
 
 
+def usual_quality(original: Original, images: Tensor | None, weights: int) -> float:
+    """A quality that keeps a network of so many weights near the original."""
+    if images is None:
+        return UNSEEN_QUALITY
+    with torch.no_grad():
+        outputs = checked_outputs(original.network(images[:64]))
+    return USUAL_ERROR * max(float(outputs.std(correction=0)), 1e-6) / math.sqrt(weights)
+
+
 def measured(original: Original, images: Tensor, seed: int) -> dict[str, Tensor]:
-    """The sensitivities that calibration needs, by name of the module."""
-    return sensitivities(original.network, _seen_modules(original), images, seed)
+    """The sensitivities that calibration needs, by name of the module; of those that it can calibrate."""
+    modules = _seen_modules(original)
+    halved = _halved(original.network, modules, images[:2])
+    return sensitivities(original.network, {name: m for name, m in modules.items() if name in halved}, images, seed)
+
+
+@torch.no_grad()
+def _halved(network: nn.Module, modules: Mapping[str, nn.Module], images: Tensor) -> set[str]:
+    """The modules whose inputs' first axis has one half for each half of a batch."""
+    found: dict[str, bool] = {}
+
+    def hook(name: str) -> Any:
+        def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            x, same = inputs[0] if len(inputs) == 1 else None, False
+            if isinstance(x, Tensor) and x.dim() > 0 and len(x) % (2 * len(images)) == 0:
+                first, second = x.double().chunk(2)
+                same = torch.allclose(first, second, rtol=1e-3, atol=1e-6)
+            found[name] = same and found.get(name, True)
+
+        return look
+
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
+    try:
+        network(torch.cat([images, images]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name for name, same in found.items() if same}
 
 
 def _seen_modules(original: Original) -> dict[str, nn.Module]:
@@ -114,6 +151,22 @@ def _unseen(codes: Tensor, share: float) -> Rounded:
     deviation = float(codes.double().square().mean().sqrt())
     step = short(share * deviation) if deviation > 0 else 1.0
     return Rounded((codes.double() / step).round().to(torch.int32), step)
+
+
+def vector_step(sensitivity: Tensor, quality: float) -> int:
+    """The number of the step of a module's norm weights and biases."""
+    return step_number(VECTORS * quality / math.sqrt(max(float(sensitivity.mean()), 1e-60)))
+
+
+def vector_steps(original: Original, sensitivity: Mapping[str, Tensor], quality: float) -> dict[str, int]:
+    """The number of the step of each vector of the modules whose sensitivity is known, by name."""
+    modules = dict(original.network.named_modules())
+    return {
+        f"{name}.{key}" if name else key: vector_step(found, quality)
+        for name, found in sensitivity.items()
+        for key, value in modules[name].named_parameters(recurse=False)
+        if value.dim() == 1
+    }
 
 
 class _Pass:
@@ -156,7 +209,7 @@ class _Pass:
         replaced: dict[str, Tensor] = {}  # parameters of the module, once it has been rounded
 
         def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if len(inputs) != 1 or len(output) % (2 * self.half):  # halves are not told apart
+            if len(output) % (2 * self.half):  # a call of this hook's own, of one half
                 return output
             if not replaced:
                 replaced.update(self._rounded(name, module, inputs[0], output))
@@ -184,7 +237,7 @@ class _Pass:
             vectors = vectors | _fitted(module, inputs)
         elif "bias" in vectors and number is not None:
             vectors["bias"] = vectors["bias"] + self._missing(module, found, inputs, output)
-        step = step_number(VECTORS * self.quality / math.sqrt(max(float(sensitivity.mean()), 1e-60)))
+        step = vector_step(sensitivity, self.quality)
         prefix = f"{name}." if name else ""
         for key, value in vectors.items():
             if float(value.abs().max()) < step_size(step) * 2**20:

@@ -160,7 +160,7 @@ _AT_LEAST = COMMON_AT_LEAST | {
     "loss_warmup_iterations": 0,
     "norm_images": 0,
 }
-_PHASE_AT_LEAST = {"iterations": 0, "epochs": 0, "images": 0, "bits": 1, "weights_batch_size": 0}
+_PHASE_AT_LEAST = {"iterations": 0, "epochs": 0, "images": 0, "weights_batch_size": 0}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,60}")
 _OTHER_CHECKPOINTS = re.compile(r"best|last|step_\d+|training")
 
@@ -198,6 +198,9 @@ def _check_phase(config: Config, phase: PhaseConfig) -> None:
     weights = loss_weights(config.nern)
     for term in phase.losses or []:
         choose(f"{name}.losses", term, weights)
+    of_kernels = registry.PREDICTORS.info(config.nern.method)["of_kernels"]
+    if phase.bits is not None and not (phase.bits > 0 if of_kernels else phase.bits >= 1):
+        raise NernError(f"{name}.bits (={phase.bits}) must be {'above 0' if of_kernels else 'at least 1'}")
     if phase.bits is not None and not phase.bits <= 24:
         raise NernError(f"{name}.bits (={phase.bits}) must be at most 24")
     method, size = phase_batches(config, phase)
@@ -303,6 +306,30 @@ def _check_optim_over_recipe(config: Config, usual: Mapping[str, Mapping[str, An
             )
 
 
+# What a predictor has that holds something of each kernel, and asks nothing of an encoding or an order.
+_OF_MLPS = (
+    "hidden_layer_size", "num_blocks", "act_layer", "norm_layer", "output_scales", "embeddings.type",
+    "embeddings.enc_levels", "embeddings.permutations.permute_mode",
+)  # fmt: skip
+
+
+def _check_of_kernels(config: Config) -> None:
+    n, usual = config.nern, NernConfig()
+    if n.kind_of_heads == "shared":
+        raise NernError(
+            f"nern.method {n.method!r} holds kernels as they are; nern.heads must be 'per_size' or 'per_layer'"
+        )
+    for key in _OF_MLPS:
+        value, standard = nested_attribute(n, key), nested_attribute(usual, key)
+        if value != standard:
+            raise NernError(
+                f"nern.{key} (={value!r}) has no part with nern.method {n.method!r}; leave it at {standard!r} (recipe "
+                "'codes' does)"
+            )
+    if config.networks:
+        raise NernError(f"nern.method {n.method!r} works with one original network; networks lists several")
+
+
 def _by_recipe(config: Config) -> str:
     return "" if config.recipe == "published" else f" (recipe {config.recipe!r} sets distillation.iterations)"
 
@@ -348,10 +375,8 @@ def _check_combinations(config: Config) -> None:
     if not config.by_phases and (config.epochs is None) == (config.num_iterations is None):
         given = f"epochs is {config.epochs} and num_iterations is {config.num_iterations}"
         raise NernError(f"set exactly one of epochs and num_iterations, the other to null ({given})")
-    if registry.PREDICTORS.info(n.method)["of_kernels"] and n.kind_of_heads == "shared":
-        raise NernError(
-            f"nern.method {n.method!r} holds kernels as they are; nern.heads must be 'per_size' or 'per_layer'"
-        )
+    if registry.PREDICTORS.info(n.method)["of_kernels"]:
+        _check_of_kernels(config)
     wanted = registry.PREDICTORS.info(n.method)["num_idxs"]
     if e.num_idxs != wanted:
         raise NernError(f"nern.method {n.method!r} needs nern.embeddings.num_idxs {wanted}, not {e.num_idxs}")

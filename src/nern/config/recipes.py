@@ -10,7 +10,7 @@ from typing import Any
 from nern.config.yaml_files import nested, parse_yaml
 from nern.errors import unknown_name
 
-RECIPES = ("published", "nern")
+RECIPES = ("published", "nern", "codes")
 
 
 def recipe_values(name: object) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from nern.artifact import Artifact, Holding, NetworkParts, encoded, probed, size
 from nern.artifact.container import CODES
 from nern.artifact.tensors import Coded
 from nern.calibration import Calibrated, calibrate
-from nern.calibration.network import measured
+from nern.calibration.network import measured, usual_quality
+from nern.calibration.search import nearest_below
 from nern.config import NernConfig, TaskConfig
 from nern.console import PLAIN
 from nern.errors import NernError
@@ -30,7 +31,7 @@ from nern.originals.checked import copy_of
 from nern.randomness import generator
 from nern.registry import RANDOM_IMAGES
 from nern.representation.codes import BASIS_STEP, UNIT_STEP
-from nern.representation.nern import build_nern
+from nern.representation.nern import NeRN, build_nern
 from nern.tasks.base import DataSettings, build_task
 from nern.tasks.streams import first_images
 from nern.terminal import shows_bars
@@ -40,9 +41,6 @@ MOST_NUMBERS = 2**26  # in the largest output of a layer, of all images together
 FEW = 8  # the first passes of a search take so many times fewer images
 NEAR = 0.99  # of the bytes that were asked for, that the file has at least
 PASSES = 6  # with all images, of a search
-USUAL_ERROR = 1.0  # of the outputs' deviation, over the root of the number of weights: quality unless a size is given
-UNSEEN_QUALITY = 0.35  # without images: step as a share of a layer's deviation
-SLOPE = 0.8  # bits that a weight loses where the quality doubles, before two sizes tell it
 KIND = "leaves"  # of made-up images
 
 
@@ -106,6 +104,8 @@ def calibration_images(
             images = RANDOM_IMAGES[KIND](shape, TaskConfig(), seed, torch.device("cpu"), original)(count, rng)
         else:
             images = torch.randn(count, *shape, generator=rng)
+    if not len(images):
+        raise NernError("there are no calibration images; give some, or say --images 0")
     try:
         largest = _largest_output(original.network, images[:1])
     except (RuntimeError, ValueError, TypeError) as error:
@@ -132,6 +132,37 @@ def _largest_output(network: nn.Module, image: Tensor) -> int:
         for handle in handles:
             handle.remove()
     return max(largest)
+
+
+def coded_sections(
+    original: Original,
+    nern: NeRN,
+    config: NernConfig,
+    parts: NetworkParts,
+    steps: Mapping[str, int],
+    errors: Sequence[float],
+    metadata: Mapping[str, str] | None,
+) -> dict[str, bytes]:
+    """The sections of a file of codes, but for its probes.
+
+    Args:
+        original: the network.
+        nern: with the codes, which are rounded to whole multiples.
+        config: that it was built by.
+        parts: what the file says of the network, and has beside the codes; parameters that have no step are held in 16
+            bits, buffers as they are.
+        steps: of parameters, the number of their step.
+        errors: of each layer, its relative error.
+        metadata: text by name.
+    """
+    predictor: Any = nern.predictor
+    held: dict[str, Any] = {f"codes.{n}": Coded(UNIT_STEP) for n in range(len(predictor.codes))}
+    held |= {f"bases.{n}": BASIS_STEP for n in range(len(predictor.bases))}
+    parameters = dict(original.network.named_parameters(remove_duplicate=False))
+    of_kept: dict[str, Any] = {name: "f16" if name in parameters else "as" for name in parts.kept}
+    about = parts.description.about | {"errors": [round(1000 * error) for error in errors]}
+    described = NetworkParts(replace(parts.description, about=about), parts.kept)
+    return encoded(nern, config, Ordering(), [described], Holding(held), Holding(of_kept | dict(steps)), metadata)
 
 
 class Coder:
@@ -171,11 +202,7 @@ class Coder:
     @property
     def usual(self) -> float:
         """The quality unless a size is asked for, and where a search begins."""
-        if self.images is None:
-            return UNSEEN_QUALITY
-        with torch.no_grad():
-            outputs = self.original(self.images[:64])
-        return USUAL_ERROR * float(outputs.std()) / math.sqrt(self.weights)
+        return usual_quality(self.original, self.images, self.weights)
 
     def at(self, quality: float, few: bool = False) -> tuple[dict[str, bytes], Calibrated]:
         """The sections of a file at this quality. `few`: calibrated on fewer images."""
@@ -202,17 +229,8 @@ class Coder:
         return self._sections(found), found
 
     def _sections(self, found: Calibrated) -> dict[str, bytes]:
-        held: dict[str, Any] = {f"codes.{n}": Coded(UNIT_STEP) for n in range(len(found.layers))}
-        held |= {f"bases.{n}": BASIS_STEP for n in range(len(self.nern.heads.sizes))}
-        kept = {**self.parts.kept, **found.vectors}
-        trained = {name for name, _ in self.original.network.named_parameters()}
-        of_kept: dict[str, Any] = {name: "as" for name in kept if name not in trained} | found.steps
-        errors = [round(1000 * error) for error in found.errors]
-        about = self.parts.description.about | {"errors": errors}
-        parts = NetworkParts(replace(self.parts.description, about=about), kept)
-        return encoded(
-            self.nern, self.config, Ordering(), [parts], Holding(held), Holding(of_kept, "f16"), self.metadata
-        )
+        parts = NetworkParts(self.parts.description, {**self.parts.kept, **found.vectors})
+        return coded_sections(self.original, self.nern, self.config, parts, found.steps, found.errors, self.metadata)
 
     def bits(self, sections: Mapping[str, bytes]) -> float:
         """Bits of codes for each weight."""
@@ -250,7 +268,7 @@ def _of_size(coder: Coder, wanted: Wanted, console: Console) -> tuple[dict[str, 
     per_bit = coder.weights / 8 if in_bytes else 1.0
     quality = coder.usual
     if coder.images is not None:  # few images tell the size nearly as well
-        few = _search(lambda q: measure(coder.at(q, few=True)[0]), quality, goal, per_bit, 0.01, 8)
+        few = nearest_below(lambda q: measure(coder.at(q, few=True)[0]), quality, goal, per_bit, 0.01, 8)
         quality = few[0]
         if in_bytes:
             console.print(f"expected: {few[1]:,.0f} bytes", **PLAIN)
@@ -260,36 +278,10 @@ def _of_size(coder: Coder, wanted: Wanted, console: Console) -> tuple[dict[str, 
         files[q] = coder.at(q)
         return measure(files[q][0])
 
-    quality, reached = _search(whole, quality, goal, per_bit, 1 - NEAR, PASSES)
+    quality, reached = nearest_below(whole, quality, goal, per_bit, 1 - NEAR, PASSES)
     if reached > goal:
         raise missed(files[quality][0])
     return files[quality]
-
-
-def _search(
-    measure: Callable[[float], float], quality: float, goal: float, per_bit: float, tolerance: float, passes: int
-) -> tuple[float, float]:
-    """The quality whose measure is nearest to the goal from below, and the measure; from above where there is none below.
-
-    Sizes fall nearly in proportion to the logarithm of the quality.
-    """
-    tried: list[tuple[float, float]] = []
-    aim = goal * (1 - tolerance / 2)
-    for _ in range(passes):
-        tried.append((quality, measure(quality)))
-        below = [item for item in tried if item[1] <= goal]
-        if below and max(below, key=lambda item: item[1])[1] >= goal * (1 - tolerance):
-            break
-        nearest = sorted(tried, key=lambda item: abs(item[1] - aim))[:2]
-        slope = SLOPE * per_bit
-        if len(nearest) == 2 and nearest[0][1] != nearest[1][1]:
-            (a, of_a), (b, of_b) = nearest
-            found = (of_a - of_b) / math.log2(b / a) if a != b else 0.0
-            slope = found if found > slope / 20 else slope
-        at, size = nearest[0]
-        quality = at * 2 ** max(-4.0, min(4.0, (size - aim) / slope))
-    below = [item for item in tried if item[1] <= goal]
-    return max(below, key=lambda item: item[1]) if below else min(tried, key=lambda item: item[1])
 
 
 def _within_gap(coder: Coder, gap: float) -> tuple[dict[str, bytes], Calibrated]:
@@ -301,7 +293,7 @@ def _within_gap(coder: Coder, gap: float) -> tuple[dict[str, bytes], Calibrated]
         sections, found = coder.at(high)
         if found.agreement is None:
             raise NernError(
-                "a gap is that of classes on calibration images; this network gives no classes, or there are none"
+                "gap is of classes on calibration images; this network gives no classes, or there are no images"
             )
         if found.agreement >= 100 - gap:
             low, best = high, (sections, found)

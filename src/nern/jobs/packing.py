@@ -26,12 +26,14 @@ from nern.artifact import (
 )
 from nern.artifact.description import NetworkDescription
 from nern.artifact.table import accuracy_text, artifact_table
+from nern.calibration.network import measured, vector_steps
 from nern.config import NernConfig, TaskConfig
 from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, plain_errors
+from nern.evaluation import layer_errors
 from nern.files import check_free, check_writable
 from nern.jobs.artifacts import images_of, tested
-from nern.jobs.coding import IMAGES, Coder, Wanted, calibration_images, coded_network, coded_original
+from nern.jobs.coding import IMAGES, Coder, Wanted, calibration_images, coded_network, coded_original, coded_sections
 from nern.jobs.evaluating import config_of_run
 from nern.jobs.parts import network_parts
 from nern.jobs.results import experiment_of_run
@@ -40,12 +42,13 @@ from nern.ordering.order import Ordering
 from nern.originals.base import Original
 from nern.originals.build import build_original_network
 from nern.originals.norm_fitting import fitted_norms
+from nern.registry import PREDICTORS
 from nern.representation.grid import Quantised, StepChooser, on_grid, quantised_names
 from nern.representation.nern import NeRN
 from nern.representation.predictor import SCALES
 from nern.shipped import SHIPPED
 from nern.tasks.base import network_arguments
-from nern.tasks.streams import EvalSet
+from nern.tasks.streams import EvalSet, first_images
 from nern.training.effects import KEPT, PREDICTOR, Effects, under
 from nern.training.members import Member, split_by_network
 from nern.training.run_folder import RunFolder, load_steps
@@ -312,6 +315,9 @@ def artifact_of(packable: Packable, options: PackOptions) -> Artifact:
     every = partial(encoded, nern, packable.config, packable.ordering, metadata=options.metadata)
     if options.lossless:
         return probed(every(parts))
+    count_images = RUN_IMAGES if options.images is None else options.images
+    if PREDICTORS.info(packable.config.method)["of_kernels"]:
+        return _of_codes(packable, parts[0], options, count_images)
     own = [dict(member.original.network.named_parameters(remove_duplicate=False)) for member in members]
     kept: dict[str, Tensor] = {}
     buffers: dict[str, str] = {}  # they may hold any values
@@ -328,10 +334,7 @@ def artifact_of(packable: Packable, options: PackOptions) -> Artifact:
         return every(of, Holding(of_predictor, "f16"), Holding({**of_kept, **buffers}, "f16"))
 
     predictor = {n: t for n, t in nern.predictor.state_dict().items() if n != SCALES}
-    effects, of_kept = (
-        Effects(nern, members, RUN_IMAGES if options.images is None else options.images),
-        {KEPT + n: t for n, t in kept.items()},
-    )
+    effects, of_kept = Effects(nern, members, count_images), {KEPT + n: t for n, t in kept.items()}
     if packable.trained is not None and options.bits is None:
         trained, kept_chooser = packable.trained, StepChooser(of_kept, effects)
         for halving in range(COARSER + 1 if options.size is not None else 1):
@@ -348,6 +351,38 @@ def artifact_of(packable: Packable, options: PackOptions) -> Artifact:
         return write(under(steps, PREDICTOR), under(steps, KEPT), of)
 
     return probed(at(options.bits or DEFAULT_BITS) if options.size is None else _within(at, options.size))
+
+
+def _of_codes(packable: Packable, parts: NetworkParts, options: PackOptions, count: int) -> Artifact:
+    """A run whose predictor holds codes, as they were trained to be rounded."""
+    member, trained = packable.members[0], packable.trained
+    if trained is None:
+        raise NernError(
+            "its codes were not trained to be rounded: give the run a phase with `bits` (recipe 'codes' has one), or pack "
+            "the network itself"
+        )
+    if options.bits is not None:
+        raise NernError(
+            "its codes were trained at the bits that they have; bits and what is trained go together, drop it"
+        )
+    seen = None if member.stream is None or not count else first_images(member.stream, count)
+    sensitivity = {} if seen is None else measured(member.original, seen, SEED)
+    steps = vector_steps(member.original, sensitivity, trained.level)
+    errors = layer_errors(member.original.weight_names, member.original.weights, packable.nern.reconstruct())
+    sections = coded_sections(
+        member.original,
+        packable.nern,
+        packable.config,
+        parts,
+        steps,
+        [error.relative for error in errors],
+        options.metadata,
+    )
+    if options.size is not None and size_of(sections) > options.size:
+        raise NernError(
+            f"the file has {size_of(sections):,} bytes, more than {options.size:,}: train the run with fewer bits"
+        )
+    return probed(sections)
 
 
 def _with_norms_fitted(

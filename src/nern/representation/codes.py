@@ -16,6 +16,7 @@ from nern.registry import PREDICTORS
 from nern.representation.grid import on_grid, step_size
 from nern.representation.heads import Heads
 
+PRUNED = 0.2  # share of zeros from which on kernels are pruned ones
 BASIS_STEP = -48  # number of the step on which a basis lies: 1/64
 UNIT_STEP = -32  # of codes, 1/16: of this size they learn at the rate of other parameters
 UNIT = step_size(UNIT_STEP)
@@ -88,9 +89,11 @@ def is_identity(basis: Float[Tensor, "k k"]) -> bool:
 
 def principal_axes(kernels: Sequence[Float[Tensor, "r k"]]) -> Float[Tensor, "k k"]:
     """The principal axes of kernels of several layers, each layer at a scale of its own, as columns, the largest first, on
-    the grid of `BASIS_STEP`; the identity for kernels of one entry, or of more than `MOST_AXES`."""
+    the grid of `BASIS_STEP`; the identity for kernels of one entry, or of more than `MOST_AXES`, and for pruned ones, whose
+    zeros would be none in another basis."""
     size = kernels[0].shape[1]
-    if size == 1 or size > MOST_AXES:
+    zeros, count = sum(int((rows == 0).sum()) for rows in kernels), sum(rows.numel() for rows in kernels)
+    if size == 1 or size > MOST_AXES or zeros > PRUNED * count:
         return torch.eye(size)
     moments = torch.zeros(size, size, dtype=torch.float64)
     for rows in kernels:

@@ -9,24 +9,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nern.artifact.codes import coded_bytes
+from nern.calibration import Calibrated, calibrate
+from nern.calibration.network import measured, usual_quality
+from nern.calibration.search import nearest_below
 from nern.processes import Processes
+from nern.representation.codes import UNIT_STEP, Codes
 from nern.representation.grid import Quantised, StepChooser, on_grid
 from nern.representation.nern import NeRN
 from nern.representation.predictor import SCALES
+from nern.tasks.streams import first_images
 from nern.training.effects import PREDICTOR, Effects, under
 from nern.training.members import Member
+from nern.training.rate import Rate
+
+NEAR, PASSES = 0.01, 6  # of the search for the quality: share of the bits that may be missed, and tries
 
 
 class Rounding:
     """The grid that a predictor is trained on, once it has been chosen.
 
+    Args:
+        nern: the representation.
+        members: the networks it represents.
+        seed: of what is drawn.
+
     Attributes:
         quantised: the steps of rounding; None: nothing is rounded.
+        rate: of a predictor that holds codes: what they cost, once the grid is chosen.
     """
 
-    def __init__(self, nern: NeRN, members: Sequence[Member]) -> None:
-        self.nern, self.members = nern, list(members)
+    def __init__(self, nern: NeRN, members: Sequence[Member], seed: int = 0) -> None:
+        self.nern, self.members, self.seed = nern, list(members), seed
         self.quantised: Quantised | None = None
+        self.rate: Rate | None = None
 
     def choose(self, bits: float, images: int, extra: Mapping[str, Tensor], processes: Processes) -> None:
         """Choose the steps, from the predictor and what was trained beside it as they are now.
@@ -36,7 +52,13 @@ class Rounding:
             images: on which what rounding does to the outputs is measured.
             extra: what was trained beside the predictor.
             processes: the main one chooses.
+
+        Codes are rounded with error feedback on the images (see `calibration`), and what is trained beside them becomes
+        what goes with them.
         """
+        if isinstance(self.nern.predictor, Codes):
+            self._calibrate(self.nern.predictor, bits, images, extra, processes)
+            return
 
         def chosen() -> Quantised:
             state = self.nern.predictor.state_dict()
@@ -46,6 +68,41 @@ class Rounding:
             return Quantised(under(chooser.steps(level), PREDICTOR), level)
 
         self.quantised = processes.from_main(chosen)
+
+    def _calibrate(
+        self, codes: Codes, bits: float, images: int, extra: Mapping[str, Tensor], processes: Processes
+    ) -> None:
+        original, stream = self.members[0].original, self.members[0].stream
+
+        def calibrated() -> Any:
+            seen = None if stream is None or not images else first_images(stream, images)
+            known = None if seen is None else measured(original, seen, self.seed)
+            found: dict[float, Calibrated] = {}
+            count = self.nern.table.num_weights
+
+            def size(quality: float) -> float:
+                found[quality] = calibrate(original, self.nern, seen, quality, self.seed, known=known)
+                return 8 * coded_bytes([layer.multiples.numpy() for layer in found[quality].layers]) / count
+
+            start = usual_quality(original, seen, count)
+            quality, _ = nearest_below(size, start, bits, 1.0, NEAR, PASSES)
+            best = found[quality]
+            return (
+                [layer.multiples for layer in best.layers],
+                [layer.step for layer in best.layers],
+                best.vectors,
+                quality,
+            )
+
+        multiples, steps, vectors, quality = processes.from_main(calibrated)
+        device = codes.steps.device
+        codes.take([whole.to(device) for whole in multiples], steps)
+        with torch.no_grad():
+            for name, value in vectors.items():
+                if name in extra:
+                    extra[name].copy_(value)
+        self.quantised = Quantised({f"codes.{number}": UNIT_STEP for number in range(len(multiples))}, quality)
+        self.rate = Rate(codes, bits)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -68,8 +125,14 @@ class Rounding:
 
     def state(self) -> dict[str, Any] | None:
         """What `load_state` takes over."""
-        return None if self.quantised is None else self.quantised.to_json()
+        if self.quantised is None:
+            return None
+        rate = None if self.rate is None else {"goal": self.rate.goal, **self.rate.state()}
+        return self.quantised.to_json() | ({} if rate is None else {"rate": rate})
 
     def load_state(self, state: dict[str, Any] | None) -> None:
         """Take over `state()`."""
         self.quantised = None if state is None else Quantised.from_json(state)
+        rate = None if state is None else state.get("rate")
+        if rate is not None and isinstance(self.nern.predictor, Codes):
+            self.rate = Rate(self.nern.predictor, rate["goal"], rate)

@@ -63,7 +63,7 @@ class Trainer(Loop):
         super().__init__(config.logging, config.save_minutes, self.phases[-1].ends, processes)
         self.config, self.members, self.nern = config, list(members), nern
         self.assessment = Assessment(config, members, processes)
-        self.rounding = Rounding(nern, members)
+        self.rounding = Rounding(nern, members, config.seed)
         weights = [weight for member in members for weight in member.original.weights]
         self.device = weights[0].device
         self._norms_of_rows = processes.from_main(lambda: nern.table.norms(weights).cpu())  # the same to the last bit
@@ -124,12 +124,13 @@ class Trainer(Loop):
                 self.processes.from_main(lambda: all_curvatures(self.config, self.members, images))
             )
         if phase.bits is None:
-            self.rounding.quantised = None
+            self.rounding.quantised = self.rounding.rate = None
         elif self.rounding.quantised is None:
             self.rounding.choose(phase.bits, phase.rounding_images, self.extra, self.processes)
             self.assessment.best = None  # what was not rounded is not compared with what is
         recorder = self.graph.recorder if self.graph is not None else None
         on_gpu = self.config.cuda_graph and self.device.type == "cuda" and self.differentiate.capturable
+        on_gpu = on_gpu and self.rounding.rate is None  # whose weight the host mends
         if recorder is None and on_gpu:
             recorder = CudaRecorder(self.device)
         self.graph = None
@@ -231,7 +232,8 @@ class Trainer(Loop):
         self.optimizer.zero_grad(set_to_none=True)
         # the gradient at what is rounded moves what is not (Bengio et al. 2013: straight through)
         with self.rounding.applied():
-            return self.differentiate(batches, rows, fractions)
+            losses = self.differentiate(batches, rows, fractions)
+        return losses if self.rounding.rate is None else self.rounding.rate(losses)
 
     def _update(self) -> None:
         clip_gradients(self.parameters, self.phase.optim)

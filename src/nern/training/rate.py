@@ -1,0 +1,85 @@
+"""What codes cost in a file while they are trained, and the weight with which this counts so that they cost what they
+should."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nern.artifact.codes import coded_bytes
+from nern.calibration.feedback import expected_sizes
+from nern.objectives.objective import Losses
+from nern.representation.codes import UNIT, Codes
+
+FIRST_SHARE = 0.03  # of the gradient of the other losses that the rate's has at first
+GAIN = 1.0  # of the logarithm of the weight in a step, for each share of the goal that is missed
+MOST_CHANGE = 0.1  # of that logarithm in a step
+
+
+class Rate:
+    """The rate of codes in bits a weight, as a loss: near what the file needs (see `artifact.codes`), each number by a
+    geometric distribution around the size that goes with its filter, channel and entry.
+
+    Args:
+        codes: that are trained.
+        goal: bits a weight.
+        state: what `state()` gave; None: a new one.
+    """
+
+    def __init__(self, codes: Codes, goal: float, state: dict[str, float | None] | None = None) -> None:
+        self.codes, self.goal = codes, goal
+        self.weight = None if state is None else state["weight"]
+        self.count = sum(code.numel() for code in codes.codes)
+        known = None if state is None else state["factor"]
+        self.factor = known if known is not None else self._measured_factor()
+
+    def _measured_factor(self) -> float:
+        """Bits of a file for each that the distributions tell of."""
+        multiples = [(code.detach() / UNIT).round().long().cpu() for code in self.codes.codes]
+        told = sum(float(_bits(whole.float()).sum()) for whole in multiples)
+        return 8 * coded_bytes([whole.numpy() for whole in multiples]) / max(told, 1.0)
+
+    @torch.no_grad()
+    def __call__(self, losses: Losses) -> Losses:
+        """Add the rate to losses, and its gradient to those of the codes; then mend its weight."""
+        total, slopes = torch.zeros((), device=self.codes.steps.device), list[Tensor]()
+        for code in self.codes.codes:
+            whole = (code / UNIT).round()
+            each = _each(whole)
+            total += _bits(whole, each).sum()
+            slopes.append(each * code.sign() * (self.factor / UNIT / self.count))
+        rate = total * (self.factor / self.count)
+        if self.weight is None:
+            other, own = (_norm(tensors) for tensors in ([code.grad for code in self.codes.codes], slopes))
+            self.weight = FIRST_SHARE * other / own if own > 0 else 0.0
+        for code, slope in zip(self.codes.codes, slopes, strict=True):
+            code.grad = slope * self.weight if code.grad is None else code.grad.add_(slope, alpha=self.weight)
+        found = losses + Losses({"rate": rate}, rate * self.weight)
+        missed = GAIN * (float(rate) - self.goal) / self.goal
+        self.weight *= math.exp(max(-MOST_CHANGE, min(MOST_CHANGE, missed)))
+        return found
+
+    def state(self) -> dict[str, float | None]:
+        """What a new one goes on with."""
+        return {"weight": self.weight, "factor": self.factor}
+
+
+def _each(whole: Tensor) -> Tensor:
+    """Bits of each unit of the size of a number."""
+    expected = expected_sizes(whole)
+    return ((1 + expected) / expected).log2()
+
+
+def _bits(whole: Tensor, each: Tensor | None = None) -> Tensor:
+    """Bits of whole numbers: of their sizes, and of the signs."""
+    each = _each(whole) if each is None else each
+    size = whole.abs()
+    return each * size + (size > 0) - (1 - 2.0**-each).log2()
+
+
+def _norm(tensors: Sequence[Any]) -> float:
+    return math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors if tensor is not None))

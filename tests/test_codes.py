@@ -1,0 +1,375 @@
+"""Codes: a network rounded without training, its kernels as codes in a basis, coded by what is near each number."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from torch import Tensor, nn
+
+import nern
+from nern import NernError, PackOptions
+from nern.artifact.codes import decode_codes, encode_codes, new_models
+from nern.artifact.entropy import Decoder, Encoder
+from nern.artifact.table import layer_table
+from nern.calibration.feedback import Inputs, rounded
+from nern.cli import main
+from nern.config import Config, NernConfig, TaskConfig
+from nern.jobs.coding import coded_original
+from nern.originals.build import build_network
+from nern.representation.codes import UNIT, Codes, is_identity, principal_axes
+from nern.representation.heads import Heads
+from nern.representation.kernels import KernelTable
+from nern.representation.nern import build_nern
+
+QUIET = Console(file=io.StringIO())
+DIGITS = ["--task.original_model_name", "ResNet8", "--task.task_name", "digits"]
+
+
+@pytest.fixture
+def images(rng: torch.Generator) -> Tensor:
+    return torch.randn(64, 3, 16, 16, generator=rng)
+
+
+class Small(nn.Module):
+    """Convolutions of several kinds, norms, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 12, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(12)
+        self.depthwise = nn.Conv2d(12, 12, 3, groups=12)
+        self.pointwise = nn.Conv2d(12, 20, 1)
+        self.group = nn.GroupNorm(4, 20)
+        self.classes = nn.Linear(20, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        return self.classes(torch.relu(self.group(self.pointwise(self.depthwise(x)))).mean((2, 3)))
+
+
+@pytest.fixture
+def small() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Small()
+        for _ in range(3):  # norms with statistics of their own
+            network(torch.randn(16, 3, 16, 16) + 1)
+    return network.eval()
+
+
+def packed(network: nn.Module, path: Path, seen: Tensor | None = None, **options: Any) -> nern.Artifact:
+    return nern.pack(network, path, PackOptions(**options), QUIET, images=seen)
+
+
+# --- the code ----------------------------------------------------------------------------------------------------
+
+
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 24), st.sampled_from([1, 2, 9])),
+    spread=st.sampled_from([0.0, 0.1, 0.7, 5.0, 300.0, 1e5]),
+    seed=st.integers(0, 99),
+)
+def test_codes_are_decoded_as_they_were(shape: tuple[int, int, int], spread: float, seed: int) -> None:
+    rng, encoder = np.random.default_rng(seed), Encoder()
+    arrays = [np.round(rng.laplace(0, spread, shape)).astype(np.int64) if spread else np.zeros(shape, np.int64)] * 2
+    models = new_models()
+    for array in arrays:
+        encode_codes(encoder, array, models)
+    decoder, models = Decoder(encoder.finish()), new_models()
+    for array in arrays:
+        assert np.array_equal(decode_codes(decoder, shape, models), array)
+    decoder.finish()
+
+
+def test_numbers_that_are_too_large_are_refused() -> None:
+    with pytest.raises(NernError, match="take a larger step"):
+        encode_codes(Encoder(), np.full((1, 1, 1), 2**25), new_models())
+
+
+def test_what_is_known_of_filters_and_channels_saves_bits() -> None:
+    rng = np.random.default_rng(0)
+    scales = np.outer(rng.gamma(0.5, 1, 64), rng.gamma(0.5, 1, 64))
+    even, uneven = (
+        np.round(rng.laplace(0, 1, (64, 64, 9)) * scale).astype(np.int64) for scale in (1.0, scales[:, :, None])
+    )
+    shuffled = rng.permutation(uneven.ravel()).reshape(uneven.shape)
+
+    def size(array: np.ndarray) -> int:
+        encoder = Encoder()
+        encode_codes(encoder, array, new_models())
+        return len(encoder.finish())
+
+    assert size(uneven) < 0.8 * size(shuffled)
+    counts = np.unique(even, return_counts=True)[1] / even.size
+    assert size(even) < 1.02 * -(counts * np.log2(counts)).sum() * even.size / 8  # nothing is lost where there is none
+
+
+# --- the basis ---------------------------------------------------------------------------------------------------
+
+
+def test_axes_are_orthogonal_but_for_their_grid_and_ordered(rng: torch.Generator) -> None:
+    kernels = torch.randn(500, 9, generator=rng) * torch.tensor([3.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.2, 0.1, 0.1])
+    axes = principal_axes([kernels @ torch.linalg.qr(torch.randn(9, 9, generator=rng))[0]])
+    assert torch.allclose(axes.T @ axes, torch.eye(9), atol=0.1)
+    assert torch.equal(axes * 64, (axes * 64).round())
+    assert is_identity(principal_axes([torch.randn(5, 1)]))
+    assert is_identity(principal_axes([torch.randn(5, 49)]))
+
+
+@pytest.mark.parametrize("heads", ["per_size", "per_layer"])
+def test_codes_of_weights_give_these_weights(heads: str, rng: torch.Generator) -> None:
+    shapes = ((6, 4, 3, 3), (5, 6), (3, 5, 1, 1), (7, 3, 3, 3), (4, 2, 5))
+    weights = [torch.randn(shape, generator=rng) for shape in shapes]
+    table = KernelTable.of(weights)
+    made = build_nern(NernConfig(method="codes", heads=heads), table, None, 0, weights=weights)
+    for found, weight in zip(made.reconstruct(), weights, strict=True):
+        torch.testing.assert_close(found, weight, rtol=0, atol=1e-5)
+    rows = torch.tensor([2, 40, 3, 3, 0, 30])
+    whole = made()
+    for found, of_head, (_, local) in zip(made(rows), whole, made.heads.split(rows), strict=True):
+        torch.testing.assert_close(found, of_head[local])
+
+
+def test_codes_are_taken_as_multiples_of_steps(rng: torch.Generator) -> None:
+    heads = Heads.build(KernelTable(((3, 2, 3, 3), (4, 3, 1, 1))), "per_size")
+    codes = Codes(heads)
+    multiples = [torch.randint(-3, 4, tuple(code.shape), generator=rng) for code in codes.codes]
+    codes.take(multiples, [0.5, 0.25])
+    for value, whole, step in zip(codes.values(), multiples, (0.5, 0.25), strict=True):
+        assert torch.equal(value, whole * step)
+    assert torch.equal(codes.codes[0].detach(), multiples[0] * UNIT)
+
+
+def test_kernels_sampled_from_a_shared_head_are_refused() -> None:
+    with pytest.raises(NernError, match="must be 'per_size' or 'per_layer'"):
+        Config.from_dict({"epochs": 1, "num_iterations": None, "nern": {"method": "codes", "heads": "shared"}})
+
+
+# --- rounding ----------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(groups=st.sampled_from([1, 3]), seed=st.integers(0, 50), quality=st.sampled_from([0.05, 0.3, 1.0]))
+def test_feedback_errs_less_than_rounding_alone(groups: int, seed: int, quality: float) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    n = 24
+    mixing = torch.randn(groups, n, n, generator=rng) * torch.logspace(0, -1.5, n)
+    inputs = torch.randn(groups, 4000, n, generator=rng) @ mixing
+    moments = inputs.mT @ inputs / 4000
+    codes = torch.randn(6 * groups, n // 2, 2, generator=rng)
+    found = rounded(codes, Inputs(moments, moments), torch.ones(6 * groups), quality)
+    nearest = (codes / found.step).round() * found.step
+
+    def error(values: Tensor) -> float:
+        difference = (values - codes).reshape(groups, 6, n)
+        return float(((difference @ moments) * difference).sum())
+
+    def size(values: Tensor) -> float:
+        return float((values / found.step).abs().log1p().sum())
+
+    assert torch.equal(found.values, found.multiples * found.step)
+    assert error(found.values) < error(nearest) or size(found.values) < size(nearest)
+    assert error(found.values) < error(torch.zeros_like(codes))
+
+
+def test_finer_qualities_need_more_bytes_and_err_less(small: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    exact, sizes, errors = small(images), [], []
+    for bits in (2.0, 3.5, 5.0):
+        artifact = packed(small, tmp_path / f"{bits}.nern", images, bits=bits)
+        with torch.no_grad():
+            errors.append(float((artifact.network(small)(images) - exact).square().mean()))
+        sizes.append(artifact.sizes["CODE"])
+    assert sizes == sorted(sizes)
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_every_kind_of_layer_is_rounded_by_what_it_meets(small: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    """At the same size of the file the outputs are nearer than without images."""
+    exact = small(images)
+    with_images = packed(small, tmp_path / "a.nern", images, size=2200)
+    without = packed(small, tmp_path / "b.nern", size=2200, images=0)
+    with torch.no_grad():
+        first, second = (float((a.network(small)(images) - exact).square().mean()) for a in (with_images, without))
+    assert first < 0.7 * second
+    table = layer_table(with_images)
+    assert table is not None
+    assert table.row_count == 4
+
+
+def test_the_network_that_was_given_is_not_changed(small: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    before = copy.deepcopy(small.state_dict())
+    state = torch.random.get_rng_state()
+    packed(small, tmp_path / "a.nern", images)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+
+
+def test_the_same_seed_gives_the_same_file(small: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    for name in ("a.nern", "b.nern"):
+        packed(small, tmp_path / name, images, bits=3.0)
+    assert (tmp_path / "a.nern").read_bytes() == (tmp_path / "b.nern").read_bytes()
+
+
+@pytest.mark.parametrize("size", [1500, 2200])
+@pytest.mark.parametrize("count", [64, 0])
+def test_a_size_is_met_to_within_a_hundredth(
+    small: nn.Module, images: Tensor, size: int, count: int, tmp_path: Path
+) -> None:
+    artifact = packed(small, tmp_path / "a.nern", images if count else None, size=size, images=count)
+    assert 0.985 * size <= artifact.size <= size  # so small a file has few sizes
+    assert artifact.size == (tmp_path / "a.nern").stat().st_size
+
+
+def test_a_gap_is_kept_on_the_images(small: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    loose, tight = (packed(small, tmp_path / f"{gap}.nern", images, gap=gap) for gap in (20.0, 1.0))
+    with torch.no_grad():
+        wanted = small(images).argmax(1)
+        agree = [float((a.network(small)(images).argmax(1) == wanted).float().mean()) for a in (loose, tight)]
+    assert agree[0] >= 0.8 - 1 / 64
+    assert agree[1] >= 0.99 - 1 / 64
+    assert loose.size <= tight.size
+
+
+NETWORKS = [
+    "ResNet8", "torchvision:squeezenet1_1", "torchvision:shufflenet_v2_x0_5", "timm:mobilenetv3_small_050",
+    "timm:efficientnet_lite0", "timm:resnet10t", "timm:mixer_s32_224", "timm:vit_tiny_patch16_224",
+    "timm:convnext_atto", "timm:ghostnet_050", "timm:mobileone_s0", "timm:xcit_nano_12_p16_224", "timm:edgenext_xx_small",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_file_is_larger_than_the_network_in_eight_bits(name: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = build_network(name).eval()
+    artifact = packed(network, tmp_path / "net.nern", images=0)
+    numbers = sum(p.numel() for p in network.parameters())
+    assert artifact.size < numbers
+    copied = artifact.network(network)
+    for (key, found), (_, weight) in zip(copied.named_parameters(), network.named_parameters(), strict=True):
+        if weight.dim() > 1:
+            assert float((found - weight).detach().norm()) <= 0.2 * float(weight.detach().norm()), key
+
+
+def test_tied_weights_and_other_modules_are_kept(tmp_path: Path, rng: torch.Generator) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(11, 6)
+            self.mix = nn.MultiheadAttention(6, 2, batch_first=True)
+            self.out = nn.Linear(6, 11, bias=False)
+            self.out.weight = self.embed.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.embed(x)
+            return self.out(self.mix(h, h, h)[0].mean(1))
+
+    network = Tied().eval()
+    tokens = torch.randint(11, (32, 5), generator=rng)
+    artifact = packed(network, tmp_path / "t.nern", tokens, bits=6.0)
+    found = artifact.network(network)
+    assert found.out.weight is found.embed.weight
+    with torch.no_grad():
+        assert float((found(tokens) - network(tokens)).norm() / network(tokens).norm()) < 0.3
+
+
+# --- commands and bad input ----------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_file_that_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "net.nern"
+    assert (
+        main(["pack", "pretrained:digits-resnet8", "-o", str(file), *DIGITS, "--bytes", "9000", "--evaluate", "true"])
+        == 0
+    )
+    text = " ".join(capsys.readouterr().out.split())
+    assert "calibrated on 1,024 training images of digits" in text
+    assert "expected:" in text
+    assert 8900 <= file.stat().st_size <= 9000
+    assert main(["verify", str(file), "--task.task_name", "digits"]) == 0
+    assert "the same images" in capsys.readouterr().out
+    assert main(["info", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "codes in a basis" in text
+    assert "layer3.0.conv2.weight" in text
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"size": 300}, "cannot be held in 300 bytes: the smallest file that was found has"),
+    ({"bits": 0.0}, "bits (=0.0) must be above 0"),
+    ({"gap": 100.0}, "gap (=100.0) is a share"),
+    ({"lossless": True}, "lossless is of runs"),
+    ({"checkpoint": "best"}, "checkpoint is of runs"),
+    ({"evaluate": True}, "evaluate needs test images"),
+    ({"gap": 0.5, "images": 0}, "gap is of classes on calibration images"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=lambda value: repr(value)[:30])
+def test_options_that_cannot_be(
+    small: nn.Module, images: Tensor, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(NernError) as error:
+        packed(small, tmp_path / "a.nern", images, **options)
+    assert message in str(error.value)
+    assert not (tmp_path / "a.nern").exists()
+
+
+class Broken(Small):
+    """Outputs of another kind than are asked for."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Any:
+        found = super().forward(x)
+        return {"nan": found * float("nan"), "tuple": (found, found), "words": "classes"}[self.kind]
+
+
+@pytest.mark.parametrize(("kind", "message"), [("nan", "not finite"), ("tuple", "gives tuple"), ("words", "gives str")])
+def test_outputs_that_cannot_be_calibrated_on(kind: str, message: str, images: Tensor, tmp_path: Path) -> None:
+    network = Broken(kind).eval()
+    with pytest.raises(NernError, match=message):
+        packed(network, tmp_path / "a.nern", images)
+    packed(network, tmp_path / "a.nern", images=0)  # needs none
+    assert nern.load(tmp_path / "a.nern").size < 8000
+
+
+def test_images_that_do_not_fit_are_refused(small: nn.Module, tmp_path: Path) -> None:
+    for shape in ((4, 1, 16, 16), (4, 3), (0, 3, 16, 16)):
+        with pytest.raises(NernError, match=r"do not fit Small|there are no calibration images"):
+            packed(small, tmp_path / "a.nern", torch.zeros(shape))
+
+
+def test_what_is_no_network_is_refused(small: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(NernError, match="say `out`"):
+        nern.pack(small, None, console=QUIET)
+    with pytest.raises(NernError, match=r"--task.original_model_name says the network"):
+        nern.pack(tmp_path / "w.pt", tmp_path / "a.nern", console=QUIET)
+    with pytest.raises(NernError, match="no such file"):
+        nern.pack(tmp_path / "w.pt", tmp_path / "a.nern", console=QUIET, task=TaskConfig(original_model_name="ResNet8"))
+    with pytest.raises(NernError, match="nothing to code"):
+        packed(nn.Sequential(nn.BatchNorm1d(3)), tmp_path / "a.nern", images=0)
+
+
+def test_networks_without_a_known_format_need_images_or_none(tmp_path: Path, rng: torch.Generator) -> None:
+    network = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 3)).eval()
+    with pytest.raises(NernError, match="give some"):
+        packed(network, tmp_path / "a.nern")
+    assert packed(network, tmp_path / "a.nern", torch.randint(5, (9, 3), generator=rng)).size < 2000
+
+
+def test_all_matrices_are_coded() -> None:
+    original = coded_original(build_network("timm:vit_tiny_patch16_224"))
+    assert len(original.weight_names) == sum(p.dim() > 1 for p in original.network.parameters())
