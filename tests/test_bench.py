@@ -60,7 +60,9 @@ def check_spread(found: dict[str, Any], n: int = 2) -> None:
     assert min(found["values"]) <= found["quartiles"][0] <= found["median"] <= found["quartiles"][1]
 
 
-def test_order_measures_random_kernels_and_the_network(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_order_measures_random_kernels_and_the_network(
+    folder: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = {"permute_mode": "crossfilter", "improve_seconds": "0.1", "exact_limit": "500"}
     options = [part for key, value in settings.items() for part in (f"--nern.embeddings.permutations.{key}", value)]
     found = bench("order", "--config_path", "tiny.yaml", "--kernels", "600", "--seed", "3", *options)
@@ -71,8 +73,7 @@ def test_order_measures_random_kernels_and_the_network(folder: Path, capsys: pyt
         check_spread(of["seconds"])
         assert 0 < of["cost"] < of["cost_greedy"] < of["cost_unordered"]
         assert of["peak_memory_bytes"] >= 0
-    cache = Path(os.environ["NERN_CACHE_DIR"])
-    assert not [*folder.rglob("*.safetensors"), *cache.rglob("*.safetensors")]  # the cache has no part
+    assert not [*folder.rglob("*.safetensors"), *cache_dir.rglob("*.safetensors")]  # the cache has no part
     assert "600 random 3x3 kernels" in capsys.readouterr().out
 
     assert (found["benchmark"], found["seed"], found["n"]) == ("order", 3, 2)

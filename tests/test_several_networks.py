@@ -17,7 +17,6 @@ from nern import Config, NernError, registry
 from nern.evaluation import accuracy, mean_metrics
 from nern.experiment import build_experiment
 from nern.jobs import config_of_run
-from nern.originals import CifarResNet
 from nern.originals.base import Original
 from nern.training import RunFolder, Trainer
 from nern.training.run_folder import attached_to
@@ -26,7 +25,7 @@ from runs import SHORT, assert_same_result, interrupted, quiet, resume, small_re
 BASE: dict[str, Any] = SHORT | {
     "nern.weights_batch_method": "random_weighted_batch",
     "optim.lr": 0.02,
-    "num_iterations": 8,
+    "num_iterations": 6,
     "eval_iterations_interval": 3,
     "loss_warmup_iterations": 2,
 }
@@ -38,16 +37,17 @@ Configure = Callable[..., Config]
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a small ResNet with 1 x 1 shortcuts, which are represented, too."""
+    """Weights of a small ResNet with 1 x 1 shortcuts, which are represented, too; first.pt beside them: of one without."""
     path = tmp_path_factory.mktemp("original") / "small.pt"
     torch.save(small_resnet(option="B").state_dict(), path)
+    torch.save(small_resnet(4).state_dict(), path.with_name("first.pt"))
     return path
 
 
 def two(small: Path) -> list[dict[str, Any]]:
-    """The network that ships with nern, and the small one."""
+    """A small network, and another one with other layers."""
     return [
-        {"original_model_path": "pretrained:digits-resnet8"},
+        {"original_model_path": str(small.with_name("first.pt"))},
         {"original_model_path": str(small), "include": ["*conv?.weight", "*shortcut*", "linear.weight"]},
     ]
 
@@ -111,7 +111,7 @@ def test_kept_and_represented_make_the_whole_networks(finished: Finished, small:
     represented = {
         layer["name"].replace(f"{FIRST}: ", "0.").replace(f"{SECOND}: ", "1.") for layer in metrics["layers"]
     }
-    networks = [CifarResNet(8, in_channels=1), CifarResNet(8, in_channels=1, widths=[4, 6, 8], option="B")]
+    networks = [small_resnet(), small_resnet(option="B")]
     names = {f"{number}.{name}" for number, network in enumerate(networks) for name in network.state_dict()}
     assert represented | kept.keys() == names
     assert not represented & kept.keys()
