@@ -63,7 +63,7 @@ def check_spread(found: dict[str, Any], n: int = 2) -> None:
 def test_order_measures_random_kernels_and_the_network(
     folder: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"permute_mode": "crossfilter", "improve_seconds": "0.1", "exact_limit": "500"}
+    settings = {"permute_mode": "crossfilter", "improve_seconds": "0.5", "exact_limit": "500"}
     options = [part for key, value in settings.items() for part in (f"--nern.embeddings.permutations.{key}", value)]
     found = bench("order", "--config_path", "tiny.yaml", "--kernels", "600", "--seed", "3", *options)
     kernels, network = found["results"]["measured"].values()

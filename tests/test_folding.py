@@ -363,7 +363,7 @@ HOOKS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.parametrize(("hook", "module"), zip(HOOKS, [3, 4, 3], strict=True))
+@pytest.mark.parametrize(("hook", "module"), [*zip(HOOKS, [3, 4, 3], strict=True)])
 def test_hooks_of_the_user_s_stay_and_run(hook: str, module: int) -> None:
     network = seeded(two)
     HOOKS[hook](network[module])

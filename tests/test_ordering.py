@@ -181,7 +181,7 @@ def test_a_published_folder_with_a_damaged_or_missing_layer_is_refused(tmp_path:
         load_ordering(tmp_path, "crossfilter", SHAPES)
 
 
-@pytest.mark.parametrize(("mode", "how"), zip(MODES, ["save_torch", "save_pickle", "save_torch"], strict=True))
+@pytest.mark.parametrize(("mode", "how"), [*zip(MODES, ["save_torch", "save_pickle", "save_torch"], strict=True)])
 def test_published_files_with_code_are_refused_and_not_executed(
     mode: str, how: str, attack: Any, tmp_path: Path
 ) -> None:

@@ -49,7 +49,7 @@ def equal_states(a: nn.Module, b: nn.Module) -> bool:
 # --- architectures -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("depth", "option"), zip(DEPTHS, "ABABAB", strict=True))
+@pytest.mark.parametrize(("depth", "option"), [*zip(DEPTHS, "ABABAB", strict=True)])
 def test_cifar_resnets(depth: int, option: str, rng: torch.Generator) -> None:
     assert {name for name in ORIGINALS if name.startswith("ResNet")} == {f"ResNet{n}" for n in (*DEPTHS, 18)}
     network = ORIGINALS[f"ResNet{depth}"](option=option, num_classes=7)
