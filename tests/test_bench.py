@@ -86,7 +86,7 @@ def test_order_measures_random_kernels_and_the_network(
     text = (folder / "out.md").read_text()
     assert found["command"].startswith("nern bench order --repeats 2")
     assert text.startswith(f"`{found['command']}`\n\n**Ordering**\n\n|  | kernels in layers | median time |")
-    assert "greedy, exact up to 500 kernels a layer, then improved for up to 1 s" in text
+    assert "greedy, exact up to 500 kernels a layer, then improved for up to 0.5 s" in text
     assert "greedy (change)" in text
     assert torch.__version__ in text
 

@@ -16,7 +16,7 @@ from nern.training.phases import phases_of
 from runs import SHORT, assert_same_result, build, interrupted, resume, same, train
 
 BASE: dict[str, Any] = SHORT | {
-    "nern.weights_batch_size": None,
+    "nern.weights_batch_size": 65536,
     "nern.attention_loss_weight": 0.0,
     "optim.lr": 1e-2,
     "reconstruction.iterations": 2,
