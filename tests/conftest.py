@@ -7,17 +7,19 @@ import pickle
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+from nern import Config
 from runs import small_resnet, without_pictures
 
 torch.set_num_threads(1)
@@ -29,10 +31,21 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
-@pytest.fixture(autouse=True)
-def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's cache of all tests; and the digits are read from their file once."""
+    digits = sklearn.datasets.load_digits()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NERN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(sklearn.datasets, "load_digits", lambda: digits)
+        yield
+
+
+@pytest.fixture
+def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's cache of this test: a folder of its own."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = tmp_path.with_name(f"{tmp_path.name}-cache")
+    folder.mkdir()
     monkeypatch.setenv("NERN_CACHE_DIR", str(folder))
     return folder
 
@@ -60,6 +73,17 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("original") / "network.pt"
     torch.save(small_resnet().state_dict(), path)
     return path
+
+
+@pytest.fixture
+def configure(request: pytest.FixtureRequest, original: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Makes the config of a short run: the file's own BASE; dotted keys win over it."""
+
+    def make(given: Mapping[str, Any] | None = None, **more: Any) -> Config:
+        own = {"original_model_path": str(original), "logging.log_dir": str(tmp_path / "runs")}
+        return Config.from_dict(own | request.module.BASE | dict(given or {}) | more)
+
+    return make
 
 
 @pytest.fixture

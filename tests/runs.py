@@ -7,17 +7,19 @@ import io
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
+import nern
 from nern import Config
 from nern.experiment import build_experiment
 from nern.originals import CifarResNet
 from nern.registry import TASKS
-from nern.training import RunFolder, Trainer
+from nern.training import Interrupted, RunFolder, Trainer
 from nern.training.run_folder import attached_to
 
 # A run of a few steps on digits; without its length and the original's weights.
@@ -32,6 +34,13 @@ TINY: dict[str, Any] = {
     "batch_size": 8,
     "eval_epochs_interval": None,
     "save_epochs_interval": None,
+}
+SHORT: dict[str, Any] = TINY | {
+    "nern.weights_batch_size": 64,
+    "optim.lr": 5e-3,
+    "logging.log_interval": 1,
+    "evaluation.test_images": 40,
+    "epochs": None,
 }
 
 
@@ -59,6 +68,27 @@ def small_resnet(seed: int = 3, **changes: Any) -> CifarResNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CifarResNet(8, **{"in_channels": 1, "widths": [4, 6, 8]} | changes)
+
+
+def train(config: Config) -> RunFolder:
+    """The folder of a run of this config."""
+    return RunFolder(nern.train(config, quiet())["run_folder"])
+
+
+def resume(folder: RunFolder) -> RunFolder:
+    """The folder of a run that is continued."""
+    return RunFolder(nern.resume(folder.root, quiet())["run_folder"])
+
+
+def interrupted(config: Config, step: int) -> RunFolder:
+    """The folder of a run that Ctrl-C ended when `step` steps were done."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Interrupted, match=rf"stopped at step {step} of \d+; saved"):
+            nern.train(config, quiet())
+    folder = RunFolder(max(Path(config.logging.log_dir).iterdir(), key=lambda path: path.stat().st_mtime_ns))
+    assert folder.load_state()["step"] == step
+    return folder
 
 
 def build(config: Config) -> Trainer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +19,8 @@ import nern
 from nern import Config, NernError, registry
 from nern.config import NernConfig
 from nern.evaluation import layer_errors
-from runs import without_digits
+from nern.training import Interrupted, RunFolder
+from runs import assert_same_result, stop_after, without_digits
 
 
 class Mixed(nn.Module):
@@ -52,9 +52,7 @@ def fit(network: nn.Module, **arguments: Any) -> nern.Fitted:
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> nern.Fitted:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NERN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        return fit(mixed())
+    return fit(mixed())
 
 
 @pytest.fixture
@@ -145,21 +143,10 @@ def test_settings_may_be_ones_own_and_stay_as_they_are() -> None:
     assert config == before
 
 
-def test_single_weights_can_be_predicted_as_well(batch: Tensor) -> None:
-    config = nern.fit_config(2)
-    config.nern.method, config.nern.embeddings.num_idxs, config.nern.embeddings.type = "basic", 5, "basic"
-    assert torch.isfinite(fit(mixed(), config=config, ratio=None).network()(batch)).all()
-
-
 def test_same_seed_same_network_other_seed_another(fitted: nern.Fitted) -> None:
     again, other = fit(mixed(), seed=0), fit(mixed(), seed=1)
     assert all(torch.equal(a, b) for a, b in zip(fitted.nern.reconstruct(), again.nern.reconstruct(), strict=True))
     assert not torch.equal(fitted.nern.reconstruct()[0], other.nern.reconstruct()[0])
-
-
-@pytest.mark.usefixtures("rng_untouched")
-def test_fitting_leaves_the_global_generators_alone() -> None:
-    fit(mixed())
 
 
 def test_layer_errors_name_the_convolutions(fitted: nern.Fitted) -> None:
@@ -173,12 +160,9 @@ def test_layer_errors_name_the_convolutions(fitted: nern.Fitted) -> None:
 @pytest.mark.parametrize(
     ("original", "predicted", "relative"),
     [
-        (0.0, 0.0, 0.0),
         (0.0, 0.5, 1.0),
         (1e-200, 0.0, 1.0),  # the square is zero, also in float64
-        (1e-200, 4e-200, 3.0),
         (1e200, 0.0, 1.0),  # and this one infinite
-        (5e-324, 1.0, sys.float_info.max),
     ],
 )
 def test_relative_errors_are_finite_numbers(original: float, predicted: float, relative: float) -> None:
@@ -186,45 +170,6 @@ def test_relative_errors_are_finite_numbers(original: float, predicted: float, r
     (error,) = layer_errors(["layer"], *tensors)
     assert error.relative == pytest.approx(relative)
     assert error.rmse == pytest.approx(abs(predicted - original))
-
-
-@pytest.mark.parametrize("kind", ["depthwise", "transposed beside", "dilated", "oblong", "single kernel"])
-def test_convolutions_of_all_kinds_are_represented(kind: str, batch: Tensor) -> None:
-    layers = {
-        "depthwise": [nn.Conv2d(3, 6, 3, groups=3)],
-        "transposed beside": [nn.Conv2d(3, 6, 3), nn.ConvTranspose2d(6, 2, 3)],
-        "dilated": [nn.Conv2d(3, 6, 3, dilation=2)],
-        "oblong": [nn.Conv2d(3, 6, (1, 5))],
-        "single kernel": [nn.Conv2d(3, 1, 3), nn.Conv2d(1, 1, 7)],
-    }
-    network = nn.Sequential(*layers[kind])
-    assert fit(network, config=nern.fit_config()).network()(batch).shape == network(batch).shape
-
-
-def test_module_in_double_precision_comes_back_in_it(batch: Tensor) -> None:
-    network = mixed().double().eval()
-    outputs = fit(network).network()(batch.double())
-    assert outputs.dtype == torch.float64
-
-
-def test_network_without_convolutions_is_refused() -> None:
-    with pytest.raises(NernError, match="Sequential has no convolutions"):
-        fit(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(value: float) -> None:
-    network = mixed()
-    with torch.no_grad():
-        network.wide.weight[0, 0, 0, 0] = value
-    with pytest.raises(NernError, match=r"wide\.weight of Mixed holds values that are not finite"):
-        fit(network)
-
-
-def test_progress_is_shown_where_it_is_asked_for() -> None:
-    screen = io.StringIO()
-    fit(mixed(), progress=True, console=Console(file=screen, force_terminal=True, width=120))
-    assert "4/4" in screen.getvalue()
 
 
 def test_no_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,18 +221,6 @@ def test_network_of_a_run_needs_no_data(config: Callable[..., Config], monkeypat
     folder = train(config(original_model_path="pretrained:digits-resnet8"))["run_folder"]
     without_digits(monkeypatch)  # loading it would fail
     assert nern.load_run(folder, "last")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
-
-
-@pytest.mark.parametrize(("name", "said"), [("absent", "is not a run folder"), (".", "is not a run folder")])
-def test_folder_without_a_run_is_refused(config: Callable[..., Config], name: str, said: str) -> None:
-    with pytest.raises(NernError, match=said):
-        nern.load_run(name)
-
-
-def test_metrics_come_back_from_evaluating(config: Callable[..., Config]) -> None:
-    values = {"original_model_path": "pretrained:digits-resnet8", "evaluation.test_images": 50}
-    metrics = nern.evaluate(config(**values), original=True, console=Console(file=io.StringIO()))
-    assert metrics["original"]["images"] == 50
 
 
 # --- networks and tasks of one's own -----------------------------------------------------------------------------
@@ -382,14 +315,6 @@ def test_network_and_task_registered_in_an_imported_file_train(
     assert not torch.equal(network.get_parameter("first.weight"), state["first.weight"])
 
 
-def test_feature_maps_are_those_of_the_registered_network(mine: Path, config: Callable[..., Config]) -> None:
-    experiment = nern.experiment.build_experiment(config(imports=["mine.py"], **OWN))
-    outputs, maps = experiment.members[0].original.features(torch.randn(5, 2, 6, 6))
-    assert outputs.shape == (5, 3)
-    assert [feature_map.shape for feature_map in maps] == [(5, 4, 6, 6), (5, 4, 6, 6)]
-    assert maps[0].min() < 0
-
-
 def test_imported_file_is_found_again_from_another_folder(
     mine: Path, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,39 +332,16 @@ def test_imported_file_is_found_again_from_another_folder(
     assert type(nern.load_run(folder)).__name__ == "Published"
 
 
-def test_importing_a_file_twice_registers_once(mine: Path, config: Callable[..., Config]) -> None:
-    first, second = config(imports=["mine.py"], **OWN), config(imports=[str(mine)], **OWN)
-    assert (first.imports, second.imports) == (["mine.py"], [str(mine)])  # as they were given
-    assert first.with_absolute_paths() == second.with_absolute_paths()
-
-
 def test_loaders_resume_bit_for_bit(mine: Path, config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    import signal
-
-    from nern.training import Interrupted, Trainer
-
     own = config(imports=["mine.py"], **(OWN | {"num_iterations": 12, "loss_warmup_iterations": 0}))
     whole = Path(train(own)["run_folder"])
-    train_step = Trainer.train_step
-
-    def stopping(self: Trainer, *args: Any) -> Any:
-        losses = train_step(self, *args)
-        if self.step == 5:
-            signal.raise_signal(signal.SIGINT)
-        return losses
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stopping)
+        stop_after(patch, 5)
         with pytest.raises(Interrupted):
             train(own)
     stopped = whole.with_name(f"{whole.name}-2")
     nern.resume(stopped, Console(file=io.StringIO()))
-    for name, tensor in torch.load(whole / "checkpoints" / "last.pt").items():
-        assert torch.equal(tensor, torch.load(stopped / "checkpoints" / "last.pt")[name])
-    assert (
-        json.loads((whole / "metrics.json").read_text())["last"]
-        == json.loads((stopped / "metrics.json").read_text())["last"]
-    )
+    assert_same_result(RunFolder(whole), RunFolder(stopped))
 
 
 @pytest.mark.parametrize(
@@ -448,9 +350,7 @@ def test_loaders_resume_bit_for_bit(mine: Path, config: Callable[..., Config], m
         ("absent.py", None, "no such file"),
         ("absent_module", None, "'absent_module' cannot be imported .*ModuleNotFoundError"),
         ("broken.py", "1 / 0", "'broken.py' cannot be imported .*ZeroDivisionError"),
-        ("syntax.py", "def :", "'syntax.py' cannot be imported .*SyntaxError"),
         ("again.py", MINE.replace('"Published"', '"ResNet20"'), "'ResNet20' is registered already"),
-        ("", None, "cannot be imported"),
     ],
 )
 def test_bad_imports_are_explained(
@@ -462,17 +362,6 @@ def test_bad_imports_are_explained(
         config(imports=[name])
 
 
-def test_broken_file_can_be_mended_and_imported_again(
-    mine: Path, config: Callable[..., Config], tmp_path: Path
-) -> None:
-    whole = mine.read_text()
-    mine.write_text("1 / 0")
-    with pytest.raises(NernError, match="ZeroDivisionError"):
-        config(imports=["mine.py"])
-    mine.write_text(whole)
-    assert config(imports=["mine.py"], **OWN).task.task_name == "loaders"
-
-
 def test_registered_name_is_taken(mine: Path, config: Callable[..., Config]) -> None:
     config(imports=["mine.py"])
     with pytest.raises(NernError, match=r"task .*'loaders' is registered already"):
@@ -480,8 +369,3 @@ def test_registered_name_is_taken(mine: Path, config: Callable[..., Config]) -> 
     with pytest.raises(NernError, match=r"original network .*'Published' is registered already"):
         nern.register_original("Published")(Mixed)
     assert registry.ORIGINALS["Published"] is not Mixed
-
-
-def test_only_registered_names_can_be_unregistered() -> None:
-    with pytest.raises(NernError, match="'nonesuch'"):
-        registry.TASKS.unregister("nonesuch")

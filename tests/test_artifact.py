@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,13 @@ from artifact_parts import (
     make,
     nern_config,
     random_ordering,
-    raw_container,
     same_tensor,
     save,
     with_description,
 )
 from nern import DamagedFileError, NernError
 from nern.artifact import Artifact, Holding, NetworkParts, container, encoded, load, probed, write_artifact
-from nern.artifact.description import Description, NetworkDescription, represented_as
+from nern.artifact.description import NetworkDescription, represented_as
 from nern.artifact.entropy import AT_ONCE, MOST_ADAPTIVE, MOST_UNIFORM, Decoder, Encoder
 from nern.artifact.orderings import decode_ordering, encode_ordering
 from nern.artifact.outliers import decode_outliers
@@ -140,13 +138,6 @@ def test_a_long_sequence_in_several_parts_comes_back() -> None:
     assert 8 * len(code) / count < math.log2(symbols) + 0.02
 
 
-def test_codes_are_near_the_entropy() -> None:
-    values = np.random.default_rng(0).binomial(30, 0.3, 50_000)
-    shares = np.bincount(values) / len(values)
-    entropy = -(shares[shares > 0] * np.log2(shares[shares > 0])).sum()
-    assert 8 * len(adaptive(values, 31)) / len(values) < 1.005 * entropy
-
-
 def test_codes_that_no_encoder_writes_are_an_error() -> None:
     code = adaptive(np.arange(100), 100)
     longer = Decoder(code + bytes(8))
@@ -187,12 +178,6 @@ def test_permutations_of_any_length_come_back_either_way(n: int, rows: int, monk
     assert np.array_equal(decode_permutations(Decoder(code), rows, n), orders)
     monkeypatch.setattr("nern.artifact.permutations.SHORT", n if n > SHORT else -1)
     assert np.array_equal(decode_permutations(Decoder(code), rows, n), orders)
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 3, 17, 1000, 65_537])
-def test_no_permutation_needs_less_than_the_least_bits(n: int) -> None:
-    code = permuted(np.arange(n)[::-1][None])  # the last of those left, which is likeliest
-    assert least_bits(n) <= 8 * len(code) <= least_bits(n) + 64 + n * 1e-3
 
 
 @given(st.binary(max_size=400).map(lambda data: data[: len(data) // 4 * 4]), st.integers(0, 40), st.integers(0, 3))
@@ -263,15 +248,6 @@ def test_numbers_that_need_all_their_bits_get_them(how: int | str) -> None:
         codes, code, raw = encode_tensors({"t": tensor}, {"t": how})
         assert codes[0].held == "as"
         assert same_tensor(decode_tensors(codes, code, raw)["t"], tensor)
-
-
-@pytest.mark.parametrize(
-    ("value", "held"), [(0.5, "f16"), (65504.0, "f16"), (70000.0, "as"), (1e-9, "as"), (0.0, "f16")]
-)
-def test_sixteen_bits_hold_only_what_fits_them(value: float, held: str) -> None:
-    codes, code, raw = encode_tensors({"t": torch.tensor([value, 1.0])}, {"t": "f16"})
-    assert codes[0].held == held
-    assert decode_tensors(codes, code, raw)["t"][0] == pytest.approx(value, rel=2**-10)
 
 
 def test_tensors_that_cannot_be_held() -> None:
@@ -400,15 +376,6 @@ def test_containers_come_back(sections: dict[str, bytes], tmp_path_factory: pyte
     assert path.stat().st_size == container.header_size(len(sections)) + sum(map(len, sections.values()))
 
 
-def test_bytes_of_a_container_are_pinned() -> None:
-    data = container.to_bytes({"META": b"abc", "PROB": b""})
-    assert data[:24].hex() == "894e45524e0d0a1a" + "0100" + "0200" + "00000000" + "6300000000000000"
-    assert data[40:52].hex() == "4d455441" + "0300000000000000"
-    assert data[24:40].hex() == "1d6b9be8730edb0da4d9a7228958ac2f"
-    assert data[-3:] == b"abc"
-    assert data == raw_container([(b"META", b"abc"), (b"PROB", b"")])
-
-
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(NernError, match="no such file"):
         load(tmp_path / "missing.nern")
@@ -421,16 +388,6 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "x.nern").write_bytes(container.to_bytes({"META": bytes(100)}))
     with pytest.raises(DamagedFileError, match="at most 10 are read"):
         container.read_container(tmp_path / "x.nern", 10)
-
-
-def test_descriptions_come_back() -> None:
-    for options in ({}, {"networks": 3}, {"step": None, "about": {"task": "digits"}, "aliases": {"t": "w1"}}):
-        sections, artifact, _ = make(**options)
-        description = artifact.description
-        assert Description.from_bytes(description.to_bytes()) == description
-        assert description.to_bytes() == sections["META"]
-        assert description.metadata == {"who": "tests"}
-        assert description.values >= description.table.num_weights
 
 
 def test_descriptions_that_json_cannot_hold() -> None:
@@ -494,12 +451,6 @@ def test_every_kind_of_predictor_comes_back(given_: dict[str, Any], tmp_path: Pa
     assert all(same_tensor(a, b) for a, b in zip(found.weights, original.reconstruct(), strict=True))
 
 
-def test_an_ordering_without_choice_is_none() -> None:
-    sections, artifact, _ = make([(1, 1, 3, 3), (1, 1, 1, 1)], "crossfilter")
-    assert "ORDR" not in sections
-    assert len(artifact.ordering.positions(artifact.nern.table.shapes)) == 2
-
-
 def test_several_networks_are_told_apart(tmp_path: Path) -> None:
     artifact = load(save(tmp_path / "net.nern", make(networks=3)[0]))
     states = [artifact.state_dict(number) for number in range(3)]
@@ -530,26 +481,6 @@ def test_probes_notice_other_weights(tmp_path: Path) -> None:
         load(save(tmp_path / "x.nern", sections | {"PROB": (probes * 0).tobytes()})).predict()
     with pytest.raises(DamagedFileError, match="what its writer predicted"):
         load(save(tmp_path / "x.nern", {name: data for name, data in sections.items() if name != "PROB"}))
-
-
-def test_a_predictor_of_zeros_predicts_zeros() -> None:
-    config = nern_config(act_layer="relu")
-    weights = [torch.zeros(3, 2, 3, 3)]
-    nern_ = build_nern(config, KernelTable.of(weights), None, 0)
-    with torch.no_grad():
-        for parameter in nern_.predictor.parameters():
-            parameter.zero_()
-    parts = NetworkParts(NetworkDescription("zeros", None, {}, represented_as({"w": weights[0]})), {})
-    ordering = random_ordering("none", [(3, 2, 3, 3)], torch.Generator())
-    assert not probed(encoded(nern_, config, ordering, [parts])).weights[0].any()
-
-
-def test_the_limit_is_kept(tmp_path: Path) -> None:
-    sections, artifact, _ = make()
-    path, needed = save(tmp_path / "net.nern", sections), artifact.description.values
-    assert load(path, needed).size == artifact.size
-    with pytest.raises(DamagedFileError, match=f"{needed:,} numbers; more than {needed - 1:,}"):
-        load(path, needed - 1)
 
 
 def test_the_table_adds_up(tmp_path: Path) -> None:
@@ -621,26 +552,6 @@ def test_a_state_dict_goes_into_a_module_of_yours(small_cnn: Callable[..., nn.Mo
         artifact.network()
     with pytest.raises(NernError, match="does not fit"):
         artifact.network(nn.Linear(2, 2))
-
-
-def test_linear_and_grouped_layers(tmp_path: Path) -> None:
-    layers = nn.Conv1d(4, 6, 3), nn.Conv2d(6, 6, 3, groups=3), nn.Conv3d(2, 3, (1, 2, 3)), nn.Linear(5, 4)
-    network = nn.Sequential(*layers)
-    artifact = pack_network(network, tmp_path / "net.nern", ["*.weight"])
-    assert [tuple(w.shape) for w in artifact.weights] == [tuple(m.weight.shape) for m in network]
-    assert set(artifact.kept) == {f"{i}.bias" for i in range(4)}
-
-
-def test_networks_are_built_in_threads(tmp_path: Path) -> None:
-    network = build_network("ResNet8", {"num_classes": 7}).eval()
-    artifact = pack_network(network, tmp_path / "net.nern", architecture="ResNet8", num_classes=7)
-    artifact.predict()
-    with ThreadPoolExecutor(3) as pool, torch.no_grad():
-        built = [*pool.map(lambda _: artifact.network(), range(3)), artifact.network()]
-    for one in built:
-        found = one.state_dict()
-        assert all(same_tensor(found[name], value) for name, value in artifact.state_dict().items())
-        assert all(parameter.requires_grad for parameter in one.parameters())
 
 
 @pytest.mark.usefixtures("rng_untouched")

@@ -25,32 +25,22 @@ from nern.representation.grid import on_grid
 from nern.tasks.streams import first_images
 from nern.training import Interrupted, RunFolder
 from nern.training.run_folder import load_steps
-from runs import assert_same_result, quiet, small_resnet, stop_after
+from runs import SHORT, assert_same_result, quiet, small_resnet, stop_after
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: dict[str, Any] = SHORT | {
     "nern.hidden_layer_size": 24,
     "nern.act_layer": "sine",
     "nern.init": "siren",
     "nern.output_scales": "per_layer",
     "nern.embeddings.type": "order",
-    "nern.embeddings.enc_levels": 4,
     "nern.embeddings.permutations.permute_mode": "infilter_path",
-    "nern.weights_batch_size": 64,
     "nern.weights_batch_method": "random_batch",
-    "task.original_model_name": "ResNet8",
-    "task.task_name": "digits",
-    "optim.lr": 5e-3,
-    "logging.tracker": "none",
     "logging.exp_name": "run",
     "evaluation.held_out_images": 40,
     "evaluation.test_images": 100,
-    "batch_size": 8,
-    "eval_epochs_interval": None,
     "eval_iterations_interval": 2,
-    "save_epochs_interval": None,
-    "epochs": None,
     "reconstruction.iterations": 3,
     "distillation.iterations": 2,
     "quantisation.iterations": 4,

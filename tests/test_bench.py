@@ -13,9 +13,6 @@ import matplotlib.image
 import pytest
 import torch
 
-from nern.benchmarks.measure import CPU, PeakMemory, seconds_per_call
-from nern.benchmarks.report import ratio_text, seconds_text, spread, spread_cells
-from nern.benchmarks.scaling import sizes_between, stack_of
 from nern.benchmarks.worker import Worker, in_process
 from nern.cli import main
 from nern.commands.bench import BENCHMARKS
@@ -63,8 +60,10 @@ def check_spread(found: dict[str, Any], n: int = 2) -> None:
     assert min(found["values"]) <= found["quartiles"][0] <= found["median"] <= found["quartiles"][1]
 
 
-def test_order_measures_random_kernels_and_the_network(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = {"permute_mode": "crossfilter", "improve_seconds": "1", "exact_limit": "500"}
+def test_order_measures_random_kernels_and_the_network(
+    folder: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"permute_mode": "crossfilter", "improve_seconds": "0.5", "exact_limit": "500"}
     options = [part for key, value in settings.items() for part in (f"--nern.embeddings.permutations.{key}", value)]
     found = bench("order", "--config_path", "tiny.yaml", "--kernels", "600", "--seed", "3", *options)
     kernels, network = found["results"]["measured"].values()
@@ -74,8 +73,7 @@ def test_order_measures_random_kernels_and_the_network(folder: Path, capsys: pyt
         check_spread(of["seconds"])
         assert 0 < of["cost"] < of["cost_greedy"] < of["cost_unordered"]
         assert of["peak_memory_bytes"] >= 0
-    cache = Path(os.environ["NERN_CACHE_DIR"])
-    assert not [*folder.rglob("*.safetensors"), *cache.rglob("*.safetensors")]  # the cache has no part
+    assert not [*folder.rglob("*.safetensors"), *cache_dir.rglob("*.safetensors")]  # the cache has no part
     assert "600 random 3x3 kernels" in capsys.readouterr().out
 
     assert (found["benchmark"], found["seed"], found["n"]) == ("order", 3, 2)
@@ -88,7 +86,7 @@ def test_order_measures_random_kernels_and_the_network(folder: Path, capsys: pyt
     text = (folder / "out.md").read_text()
     assert found["command"].startswith("nern bench order --repeats 2")
     assert text.startswith(f"`{found['command']}`\n\n**Ordering**\n\n|  | kernels in layers | median time |")
-    assert "greedy, exact up to 500 kernels a layer, then improved for up to 1 s" in text
+    assert "greedy, exact up to 500 kernels a layer, then improved for up to 0.5 s" in text
     assert "greedy (change)" in text
     assert torch.__version__ in text
 
@@ -157,12 +155,9 @@ def test_run_adds_up_the_parts(folder: Path) -> None:
         ([], "the name of a benchmark is required: order, step, reconstruct, scaling, run"),
         (["stp"], "unknown benchmark 'stp'; did you mean 'step'? Choices: order, reconstruct, run, scaling, step"),
         (["order", "--largest", "10"], "--largest belongs to nern bench scaling; order has --kernels"),
-        (["reconstruct", "--kernels", "10"], "--kernels belongs to nern bench order; reconstruct has no options"),
         (["step", "--precisions", "float32", "fp8"], "unknown precision (--precisions) 'fp8'"),
-        (["step", "--repeats", "0"], "--repeats (=0) must be at least 1"),
         (["scaling", "--largest", "5000"], "--largest (=5000) must be at least --smallest (=10000)"),
         (["order", "--kernls", "10"], "unknown option 'kernls'; did you mean 'kernels'?"),
-        (["order", "--json", "."], "--json: . cannot be written: it is a folder"),
         (["scaling", "--figure", "."], "--figure: . cannot be written"),
     ],
 )
@@ -175,13 +170,6 @@ def test_mistakes_stop_before_any_work(
     assert message in capsys.readouterr().err
 
 
-def test_mistakes_found_while_building_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "run", "--original_model_path", "missing.pt"]) == 2
-    error = capsys.readouterr().err
-    assert "missing.pt" in error
-    assert "Traceback" not in error
-
-
 def test_workers_keep_state_and_pass_on_failures() -> None:
     with Worker(list, [3], threads=1) as worker:
         worker.call("append", 4)
@@ -192,36 +180,6 @@ def test_workers_keep_state_and_pass_on_failures() -> None:
         in_process(parse_yaml, "[")
     with pytest.raises(NernError, match="ended early"):
         in_process(os._exit, 3)
-
-
-def test_spread_is_median_and_quartiles() -> None:
-    found = spread([5.0, 1.0, 3.0, 2.0, 4.0])
-    assert found == {"median": 3, "quartiles": [2, 4], "n": 5, "values": [5, 1, 3, 2, 4]}
-    assert spread_cells("time", found) == [("time", "3.00 s"), ("quartiles", "2.00 to 4.00 s")]
-    assert spread_cells("ratio", found, ratio_text)[1] == ("quartiles", "2.00 to 4.00")
-
-
-def test_numbers_for_people() -> None:
-    texts = [seconds_text(s) for s in (0.0000123, 0.00123, 0.0123, 0.123, 1.5, 119, 600, 7200)]
-    assert texts == ["12 µs", "1.23 ms", "12.3 ms", "123 ms", "1.50 s", "119.00 s", "10.0 min", "2.00 h"]
-    assert [ratio_text(r) for r in (0.512, 12.34, 1234)] == ["0.51", "12.3", "1,234"]
-
-
-def test_time_and_memory_of_a_call() -> None:
-    calls: list[int] = []
-    memory = PeakMemory(CPU)
-    assert seconds_per_call(lambda: calls.append(torch.zeros(4 << 20).sum().int()), CPU, 3) > 0
-    assert len(calls) == 3
-    if Path("/proc/self/clear_refs").exists():
-        assert memory.growth() >= 15 << 20
-
-
-def test_made_up_networks_have_the_size_asked_for() -> None:
-    assert sizes_between(1e4, 1e8) == [10_000, 100_000, 1_000_000, 10_000_000, 100_000_000]
-    assert sizes_between(1e4, 3e5) == [30_000, 300_000]
-    assert sizes_between(5e4, 1e5) == [100_000]
-    for size in (10_000, 1_000_000):
-        assert sum(p.numel() for p in stack_of(size, 0).parameters()) == pytest.approx(size, rel=0.1)
 
 
 def test_two_runs_of_the_same_settings_are_equal(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -136,7 +135,7 @@ KEYS: dict[str, str] = {
     "timm:convnext_tiny": "depths dims patch_size kernel_sizes stem_type",
     "timm:rexnet_100": "width_mult depth_mult initial_chs final_chs se_ratio ch_div",
 }
-TRIES = 3  # of each key, every one with another value
+TRIES = 1  # of each key, every one with another value
 
 
 @pytest.mark.parametrize("architecture", KEYS)
@@ -150,12 +149,6 @@ def test_arguments_of_any_kind_cost_little(
     for number, key in enumerate(KEYS[architecture].split() * TRIES):
         value = HOSTILE[(start + number) * 11 % len(HOSTILE)]
         assert refused(told(architecture, {key: value})) < 2, (key, value)
-
-
-def test_numbers_that_json_lacks_are_no_arguments(told: Callable[[str, dict[str, Any]], Artifact]) -> None:
-    for value in (math.nan, [math.inf], 10**30):
-        with pytest.raises(NernError, match="it holds"):
-            told("timm:resnet18", {"num_classes": value})
 
 
 def _stubborn() -> nn.Module:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba.core.registry
@@ -29,12 +28,7 @@ def _sum_of_quotients(a: Any, n: Any) -> Any:
     return total
 
 
-@_compiled
-def _countdown(n: Any) -> Any:
-    return 0 if n == 0 else 1 + _countdown(n - 1)
-
-
-quotient, countdown = _quotient, _countdown  # as another module has them, which imported them by name
+quotient = _quotient  # as another module has it, which imported it by name
 
 
 def test_functions_call_each_other_with_their_options() -> None:
@@ -42,11 +36,6 @@ def test_functions_call_each_other_with_their_options() -> None:
     assert _sum_of_quotients(1.0, 3) == math.inf  # Python would raise ZeroDivisionError
     assert quotient(1.0, 4.0) == 0.25
     assert isinstance(_quotient, numba.core.registry.CPUDispatcher)
-
-
-def test_function_may_call_itself_and_be_called_first_by_several_threads() -> None:
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(countdown, range(8))) == list(range(8))
 
 
 @pytest.mark.parametrize(

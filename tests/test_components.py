@@ -15,7 +15,6 @@ import nern
 from nern import Config, NernError, registry
 from nern.cli import main
 from nern.objectives.objective import Outputs
-from nern.registry import Registry
 from runs import TINY, build, quiet, without_pictures
 
 BASE: dict[str, Any] = TINY | {"num_iterations": 2, "loss_warmup_iterations": 0}
@@ -117,13 +116,6 @@ def test_settings_come_from_files_and_options(tmp_path: Path, capsys: pytest.Cap
 def test_mistakes_in_settings_are_named(values: dict[str, Any], said: str) -> None:
     with pytest.raises(NernError, match=said):
         config_of(**values)
-
-
-def test_facts_that_nobody_asks_for_are_refused() -> None:
-    with pytest.raises(NernError, match=r"unknown fact .*'capturabel'; did you mean 'capturable'"):
-        registry.OPTIMIZERS.register("one", capturabel=True)
-    with pytest.raises(NernError, match="must be a dataclass"):
-        Registry("thing").register("one", settings=int)
 
 
 def test_a_loss_term_is_weighted_and_differentiated_like_the_others() -> None:

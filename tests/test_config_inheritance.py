@@ -40,30 +40,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 # --- base --------------------------------------------------------------------------------------------------------
 
 
-def test_config_starts_from_its_base(write: Write) -> None:
-    write("base.yaml", "epochs: 3\nbatch_size: 7\n")
-    config = Config.load(write("own.yaml", "base: base.yaml\nbatch_size: 9\n"))
-    assert (config.epochs, config.batch_size) == (3, 9)
-
-
-def test_base_is_no_key_of_the_result(write: Write) -> None:
-    write("base.yaml", "epochs: 3\n")
-    assert read_config_file(write("own.yaml", "base: base.yaml\nseed: 1\n"), Config) == {"epochs": 3, "seed": 1}
-
-
 def test_bases_may_have_bases(write: Write) -> None:
     write("a.yaml", "epochs: 1\nseed: 1\nbatch_size: 1\nnum_workers: 1\n")
     write("b.yaml", "base: a.yaml\nseed: 2\nbatch_size: 2\nnum_workers: 2\n")
     write("c.yaml", "base: b.yaml\nbatch_size: 3\nnum_workers: 3\n")
     values = read_config_file(write("d.yaml", "base: c.yaml\nnum_workers: 4\n"), Config)
     assert values == {"epochs": 1, "seed": 2, "batch_size": 3, "num_workers": 4}
-
-
-def test_later_bases_win_and_own_keys_over_all(write: Write) -> None:
-    write("first.yaml", "epochs: 1\nseed: 1\nbatch_size: 1\n")
-    write("second.yaml", "seed: 2\nbatch_size: 2\n")
-    values = read_config_file(write("own.yaml", "batch_size: 3\nbase: [first.yaml, second.yaml]\n"), Config)
-    assert values == {"epochs": 1, "seed": 2, "batch_size": 3}
 
 
 def test_two_bases_may_share_one(write: Write) -> None:
@@ -94,15 +76,6 @@ def test_base_may_be_named_from_the_root_or_the_home(
     assert Config.load(write("a/own.yaml", {"base": "~/base.yaml"})).seed == 5
 
 
-def test_sections_are_merged_key_by_key(write: Write) -> None:
-    write("base.yaml", {"nern": {"num_blocks": 4, "embeddings": {"base": 0.5, "enc_levels": 8}}, "seed": 1})
-    own = write("own.yaml", {"base": "base.yaml", "nern": {"embeddings": {"enc_levels": 9, "type": "ffn"}}})
-    assert read_config_file(own, Config) == {
-        "nern": {"num_blocks": 4, "embeddings": {"base": 0.5, "enc_levels": 9, "type": "ffn"}},
-        "seed": 1,
-    }
-
-
 def test_dotted_keys_and_sections_are_the_same(write: Write) -> None:
     write("base.yaml", "nern.embeddings.base: 0.5\nnern: {num_blocks: 4}\n")
     write("second.yaml", "nern: {embeddings: {base: 0.6}}\nnern.hidden_layer_size: 10\n")
@@ -124,13 +97,7 @@ def test_lists_are_replaced_whole(write: Write) -> None:
     assert values["networks"] == [{"task": {"task_name": "cifar10"}}]
 
 
-def test_null_over_a_base_unsets_a_value(write: Write) -> None:
-    write("base.yaml", "epochs: 3\n")
-    config = Config.load(write("own.yaml", "base: base.yaml\nepochs: null\nnum_iterations: 4\n"))
-    assert (config.epochs, config.num_iterations) == (None, 4)
-
-
-@pytest.mark.parametrize("base", ["base.yaml", ["base.yaml"], [], ["base.yaml", "base.yaml"]])
+@pytest.mark.parametrize("base", ["base.yaml", [], ["base.yaml", "base.yaml"]])
 def test_one_base_several_or_none(write: Write, base: str | list[str]) -> None:
     write("base.yaml", "# nothing\n")
     assert Config.load(write("own.yaml", {"base": base})) == Config().check()
@@ -161,30 +128,12 @@ def test_circle_names_its_files(write: Write) -> None:
     assert "outside" not in str(caught.value)
 
 
-def test_file_that_is_its_own_base_is_a_circle(write: Write) -> None:
-    write("parts/other.yaml", "")
-    with pytest.raises(NernError, match=r"circle: \S*own\.yaml -> \S*own\.yaml$"):
-        Config.load(write("own.yaml", "base: parts/../own.yaml\n"))
-
-
 def test_missing_base_names_both_files(write: Write) -> None:
     with pytest.raises(NernError, match=r"base of \S*own\.yaml\).*no such file: \S*absent\.yaml"):
         Config.load(write("own.yaml", "base: absent.yaml\n"))
 
 
-def test_missing_base_of_a_base_names_the_file_that_asks_for_it(write: Write) -> None:
-    write("middle.yaml", "base: absent.yaml\n")
-    with pytest.raises(NernError, match=r"base of \S*middle\.yaml\).*no such file: \S*absent\.yaml"):
-        Config.load(write("own.yaml", "base: middle.yaml\n"))
-
-
-def test_folder_as_base_is_refused(write: Write) -> None:
-    write("parts/base.yaml", "")
-    with pytest.raises(NernError, match=r"base of \S*own\.yaml\).*parts is a folder"):
-        Config.load(write("own.yaml", "base: parts\n"))
-
-
-@pytest.mark.parametrize("base", [3, None, True, {"file": "base.yaml"}, ["base.yaml", 3], [["base.yaml"]]])
+@pytest.mark.parametrize("base", [None, {"file": "base.yaml"}, ["base.yaml", 3]])
 def test_base_of_another_type_is_refused(write: Write, base: object) -> None:
     write("base.yaml", "")
     with pytest.raises(NernError, match=r"own\.yaml: base must be a file name or a list of them, not"):
@@ -196,7 +145,6 @@ def test_base_of_another_type_is_refused(write: Write, base: object) -> None:
     [
         ("- 1\n", "holds list, not keys and values"),
         ("epochs: [1\n", "is not valid YAML"),
-        ("epochs: 1\nepochs: 2\n", "'epochs' is given twice"),
         ("nern.init: fmod\nnern: {init: default}\n", "nern.init is given twice"),
         ("epochs: !!python/object:os.system 1\n", "is not valid YAML"),
     ],
@@ -211,9 +159,6 @@ def test_malformed_base_is_named(write: Write, content: str, message: str) -> No
     ("content", "message"),
     [
         ("nern: {num_block: 3}\n", r"'nern\.num_block'; did you mean 'nern\.num_blocks'"),
-        ("nern: 3\n", "nern is a section"),
-        ("nern: {num_blocks: many}\n", r"nern\.num_blocks"),
-        ("nern: {method: nonesuch}\n", r"nern\.method.*'nonesuch'"),
         ("batch_size: 0\n", r"batch_size \(=0\)"),
         ("nern: {base: other.yaml}\n", r"'nern\.base'"),
     ],
@@ -251,31 +196,12 @@ def test_option_can_unset_what_a_base_sets(write: Write, trained: list[Config]) 
     assert (trained[0].epochs, trained[0].num_iterations, trained[0].original_model_path) == (None, 3, None)
 
 
-def test_later_of_two_files_wins_with_its_base(write: Write, trained: list[Config]) -> None:
-    write("base.yaml", "seed: 3\nbatch_size: 3\n")
-    first = write("first.yaml", "seed: 1\nepochs: 1\nnern: {num_blocks: 4}\n")
-    second = write("second.yaml", "base: base.yaml\nbatch_size: 2\nnern: {hidden_layer_size: 5}\n")
-    assert main(["train", "--config_path", str(first), f"--config_path={second}"]) == 0
-    (config,) = trained
-    assert (config.seed, config.epochs, config.batch_size) == (3, 1, 2)
-    assert (config.nern.num_blocks, config.nern.hidden_layer_size) == (4, 5)
-
-
 def test_command_line_reads_what_load_reads(write: Write, trained: list[Config]) -> None:
     write("base.yaml", {"nern": {"exclude": ["a"]}, "task.original_model_kwargs": {"option": "B"}, "optim.lr": 5e-3})
     own = write("own.yaml", {"base": "base.yaml", "task.original_model_kwargs.widths": [4, 4, 4]})
     assert main(["train", "--config_path", str(own)]) == 0
     assert trained == [Config.load(own)]
     assert trained[0].task.original_model_kwargs == {"option": "B", "widths": [4, 4, 4]}
-
-
-def test_error_of_a_base_ends_the_command(
-    write: Write, trained: list[Config], capsys: pytest.CaptureFixture[str]
-) -> None:
-    own = write("own.yaml", "base: absent.yaml\n")
-    assert main(["train", "--config_path", str(own)]) == 2
-    assert "absent.yaml" in capsys.readouterr().err.replace("\n", "")
-    assert not trained
 
 
 # --- several networks --------------------------------------------------------------------------------------------
@@ -296,15 +222,6 @@ def of_networks(networks: Sequence[Any], **values: Any) -> Config:
     return Config.from_dict({"networks": list(networks)} | values)
 
 
-def test_networks_are_read_as_sections() -> None:
-    config = of_networks(TWO)
-    assert [n.original_model_path for n in config.networks] == ["weights/a.pt", "pretrained:digits-resnet8"]
-    assert [n.task.original_model_name for n in config.networks] == ["ResNet8", "mine/nets.py:make"]
-    assert config.networks[0].task.data_dir == "data"
-    assert config.networks[1].task.original_model_kwargs == {"option": "B"}
-    assert config.networks[1].include == ["*.weight"]
-
-
 def test_networks_may_be_written_with_dotted_keys(write: Write, trained: list[Config]) -> None:
     path = write("own.yaml", "networks:\n- task.task_name: cifar10\n  task.original_model_kwargs.option: B\n")
     (network,) = Config.load(path).networks
@@ -313,24 +230,12 @@ def test_networks_may_be_written_with_dotted_keys(write: Write, trained: list[Co
     assert trained[0].networks == [network]
 
 
-def test_config_of_several_networks_reads_back_equal(tmp_path: Path) -> None:
-    config = of_networks(TWO, nern={"exclude": ["fc.*"]})
-    config.save(tmp_path / "config.yaml")
-    assert Config.load(tmp_path / "config.yaml") == config
-    assert Config.from_dict(config.to_dict()) == config
-
-
 def test_members_take_what_they_leave_open_from_nern() -> None:
     config = of_networks(TWO, nern={"include": ["conv*"], "exclude": ["fc.*"], "feature_maps": ["bn1"]})
     first, second = config.members()
     assert (first.include, first.exclude, first.feature_maps) == (["conv*"], ["fc.*"], ["bn1"])
     assert (second.include, second.exclude, second.feature_maps) == (["*.weight"], ["stem.*"], ["a", "b:input"])
     assert config.networks[0].include is None
-
-
-def test_one_network_is_the_only_member() -> None:
-    (member,) = Config.from_dict({"original_model_path": "a.pt", "task": {"task_name": "cifar10"}}).members()
-    assert (member.original_model_path, member.task.task_name, member.exclude) == ("a.pt", "cifar10", [])
 
 
 def test_paths_of_all_networks_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,18 +252,12 @@ def test_paths_of_all_networks_are_made_absolute(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ({"task": {"task_nam": "digits"}}, r"'networks\.task\.task_nam'; did you mean 'networks\.task\.task_name'"),
         ({"path": "a.pt"}, r"unknown configuration key 'networks\.path'.*networks\.original_model_path"),
-        ({"nern": {"num_blocks": 3}}, r"unknown configuration key 'networks\.nern'"),
         ({"task": None}, r"networks\.task is a section"),
-        ({"task": "digits"}, r"networks\.task is a section"),
         ({"task": {"input_size": "large"}}, r"networks.*task\.input_size"),
         ({"task": {"input_size": 0}}, r"networks\.task\.input_size \(=0\) must be at least 1"),
         ({"task": {"task_name": "nonesuch"}}, r"task\.task_name.*'nonesuch'"),
-        ({"task": {"task_name": None}}, r"networks.*task_name"),
-        ({"include": "conv1"}, r"networks.*include"),
         ({"original_model_path": 3}, r"networks.*original_model_path"),
-        ("digits", "networks is a list of sections"),
         (None, "networks is a list of sections"),
     ],
 )
@@ -370,42 +269,10 @@ def test_faulty_network_is_refused(write: Write, item: Any, message: str) -> Non
         Config.load(write("own.yaml", {"networks": networks}))
 
 
-@pytest.mark.parametrize("value", [{"task": {"task_name": "digits"}}, "digits", 3, None])
-def test_networks_must_be_a_list(value: Any) -> None:
-    with pytest.raises(NernError, match="networks is a list of sections"):
-        Config.from_dict({"networks": value})
-
-
 @pytest.mark.parametrize("alone", [{"original_model_path": "a.pt"}, {"task": {"task_name": "cifar10"}}])
 def test_networks_take_the_place_of_one_network(alone: dict[str, Any]) -> None:
     with pytest.raises(NernError, match="networks takes the place of original_model_path and task"):
         of_networks(TWO, **alone)
-
-
-def test_networks_over_a_base_with_one_network_is_refused(write: Write) -> None:
-    write("base.yaml", {"original_model_path": "a.pt"})
-    own = {"base": "base.yaml", "networks": TWO}
-    with pytest.raises(NernError, match="networks takes the place of original_model_path and task"):
-        Config.load(write("own.yaml", own))
-    assert len(Config.load(write("own.yaml", own | {"original_model_path": None})).networks) == 2
-
-
-def test_empty_list_over_a_base_means_one_network(write: Write) -> None:
-    write("base.yaml", {"networks": TWO})
-    own = {"base": "base.yaml", "networks": [], "original_model_path": "a.pt"}
-    assert [m.original_model_path for m in Config.load(write("own.yaml", own)).members()] == ["a.pt"]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"learn_fc_layer": True}, "learn_fc_layer works with one original network"),
-        ({"nern": {"task_loss_weight": 1.0}}, "needs labels"),
-    ],
-)
-def test_combinations_are_checked_for_every_network(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(NernError, match=message):
-        of_networks([TWO[0], {"task": {"use_random_data": True}}], **values)
 
 
 # --- heads -------------------------------------------------------------------------------------------------------
@@ -415,13 +282,9 @@ def test_combinations_are_checked_for_every_network(values: dict[str, Any], mess
     ("nern", "heads"),
     [
         ({}, "per_size"),
-        ({"heads": None}, "per_size"),
-        ({"output_size": 3}, "per_size"),
         ({"output_size": 5}, "shared"),
         ({"heads": None, "output_size": 7}, "shared"),
         ({"heads": "shared"}, "shared"),
-        ({"heads": "shared", "output_size": 5}, "shared"),
-        ({"heads": "per_size"}, "per_size"),
     ],
 )
 def test_heads_left_open_follow_the_output_size(nern: dict[str, Any], heads: str) -> None:
@@ -438,17 +301,6 @@ def test_output_size_has_no_part_in_heads_by_size(write: Write) -> None:
         Config.load(write("own.yaml", "base: base.yaml\nnern.output_size: 5\n"))
     config = Config.load(write("own.yaml", "base: base.yaml\nnern: {output_size: 5, heads: null}\n"))
     assert config.nern.kind_of_heads == "shared"
-
-
-def test_unknown_heads_list_the_choices() -> None:
-    with pytest.raises(NernError, match=r"nern\.heads 'one'.*per_layer, per_size, shared"):
-        Config.from_dict({"nern": {"heads": "one"}})
-
-
-def test_unknown_keys_of_a_base_name_the_base(write: Write) -> None:
-    write("base.yaml", "epoch: 3\n")
-    with pytest.raises(NernError, match=r"base\.yaml: unknown configuration key 'epoch'"):
-        Config.load(write("own.yaml", "base: base.yaml\n"))
 
 
 @pytest.mark.parametrize(
@@ -475,15 +327,3 @@ def test_options_cannot_say_which_of_several_networks_they_mean(capsys: pytest.C
 def test_empty_network_sections_are_refused() -> None:
     with pytest.raises(NernError, match="networks holds an empty section"):
         of_networks([{}])
-
-
-def test_checking_twice_changes_nothing() -> None:
-    config = Config().check()
-    config.nern.output_size = 5
-    assert config.check().nern.heads is None
-
-
-@pytest.mark.parametrize("heads", ["", "per_network"])
-def test_unknown_heads_are_refused(heads: str) -> None:
-    with pytest.raises(NernError, match=r"unknown nern\.heads"):
-        Config.from_dict({"nern": {"heads": heads}})

@@ -18,7 +18,7 @@ from nern.jobs import train
 from nern.jobs.packing import PackOptions
 from nern.representation.nern import NeRN
 
-ITERATIONS = 250
+ITERATIONS = 100
 
 
 def stack(middle: Callable[[Tensor], Tensor] | None = None) -> nn.Sequential:
@@ -53,10 +53,9 @@ def ordinary() -> dict[bool, list[float]]:
         (lambda w: w * 1e-30, True),  # its squares are zero
         (lambda w: torch.full_like(w, 1e-42), True),  # subnormal
         (lambda w: w * (torch.arange(12) % 2).view(-1, 1, 1, 1), False),  # every other filter is zero
-        (lambda w: torch.full_like(w, 0.05), False),
         (lambda w: w[:, :1].expand_as(w), False),  # equal kernels
     ],
-    ids=["zeros", "squares vanish", "subnormal", "zero filters", "constant", "equal kernels"],
+    ids=["zeros", "squares vanish", "subnormal", "zero filters", "equal kernels"],
 )
 def test_a_degenerate_layer_leaves_the_others_alone(
     middle: Callable[[Tensor], Tensor], exact: bool, ordinary: dict[bool, list[float]], tmp_path: Path
@@ -73,15 +72,6 @@ def test_a_degenerate_layer_leaves_the_others_alone(
         weight = rebuilt[3].weight
         assert torch.isfinite(weight).all()
         assert (not weight.any()) == exact
-
-
-def test_layers_of_a_single_value_are_represented(tmp_path: Path) -> None:
-    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 8, 3), nn.Conv2d(8, 1, 1), nn.Conv1d(1, 1, 1))
-    found = fitted(network, ratio=4)
-    assert all(error.rmse < 0.2 for error in found.layer_errors())
-    nern.save(found, tmp_path / "net.nern")
-    read = nern.load(tmp_path / "net.nern").network(network)
-    torch.testing.assert_close(read[0].weight, found.network()[0].weight, rtol=0.1, atol=0.02)
 
 
 def test_a_network_of_zeros_is_a_network_of_zeros(tmp_path: Path) -> None:
@@ -193,7 +183,11 @@ def test_whole_numbers_cost_few_bytes(masked: nern.Fitted, tmp_path: Path) -> No
 
 
 def test_a_save_predicts_all_weights_once_or_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = nern.fit(nn.Sequential(*(nn.Conv2d(160, 160, 3) for _ in range(4))), iterations=1, progress=False)
+    monkeypatch.setattr("nern.training.effects.MOST_ROWS", 2**10)  # on so many effects are measured
+    config = fit_config(1)
+    config.nern.embeddings.permutations.permute_mode = "none"
+    config.nern.embeddings.permutations.improve_seconds = 0.0
+    found = nern.fit(nn.Sequential(*(nn.Conv2d(40, 40, 3) for _ in range(4))), config=config, progress=False)
     predicted, predict = [], NeRN._predict
 
     def counted(self: NeRN, rows: Tensor | None, head: int) -> Tensor:
@@ -202,6 +196,6 @@ def test_a_save_predicts_all_weights_once_or_twice(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(NeRN, "_predict", counted)
     nern.save(found, tmp_path / "net.nern")
-    whole = 4 * 160 * 160
+    whole = 4 * 40 * 40
     assert sum(count == whole for count in predicted) <= 2
-    assert sum(count for count in predicted if count < whole) < 20 * 2**15
+    assert 0 < sum(count for count in predicted if count < whole) < 20 * 2**10

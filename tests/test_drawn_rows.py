@@ -101,14 +101,6 @@ def test_the_loss_of_drawn_rows_is_that_of_these_kernels_alone(
     torch.testing.assert_close(found, gradients(trainer))
 
 
-def test_the_order_of_drawn_rows_does_not_matter(make: Callable[..., Trainer]) -> None:
-    trainer = make(**{"nern.reconstruction_rows": "drawn"})
-    trainer.differentiate(None, ROWS)
-    one = gradients(trainer)
-    trainer.differentiate(None, ROWS.sort(descending=True).values)
-    torch.testing.assert_close(one, gradients(trainer))
-
-
 def test_all_rows_drawn_once_have_the_loss_of_all(make: Callable[..., Trainer]) -> None:
     trainer = make(**{"nern.reconstruction_rows": "drawn"})
     drawn = trainer.differentiate(None, torch.randperm(76, generator=torch.Generator().manual_seed(0)))

@@ -20,7 +20,7 @@ from nern.files import save_safetensors
 from nern.jobs import train as train_run
 from nern.jobs.packing import PackOptions, pack
 from nern.objectives.objective import Losses
-from nern.ordering.order import CrossFilterOrdering, InFilterOrdering
+from nern.ordering.order import InFilterOrdering
 from nern.ordering.store import FILE_NAME, save_ordering
 from nern.originals.build import build_network
 from nern.registry import TASKS
@@ -62,15 +62,6 @@ def test_every_group_is_there_in_every_ordering_and_size() -> None:
     assert set(PUBLISHED) == expected
     assert len(OURS) == 4
     assert ORIGINALS
-
-
-def test_every_shared_part_is_a_base_of_something() -> None:
-    parts = {path for path in EXPERIMENTS.rglob("*.yaml") if path.name in SHARED_PARTS}
-    used = set()
-    for path in [*parts, *(EXPERIMENTS / path for path in PUBLISHED)]:
-        bases = yaml.safe_load(path.read_text(encoding="utf-8")).get("base", [])
-        used |= {(path.parent / base).resolve() for base in ([bases] if isinstance(bases, str) else bases)}
-    assert used == parts
 
 
 @pytest.mark.parametrize("path", PUBLISHED)
@@ -154,25 +145,21 @@ def orderings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("orderings")
 
 
-@pytest.fixture(scope="session")
-def random_orderings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random orderings of ResNet18, whose kernels take minutes to order."""
-    root, rng = tmp_path_factory.mktemp("random"), torch.Generator().manual_seed(0)
-    state = build_network("ResNet18").state_dict()
+@pytest.fixture
+def random_orderings(tmp_path: Path) -> Path:
+    """A random ordering of ResNet18, whose kernels take minutes to order."""
+    rng, state = torch.Generator().manual_seed(0), build_network("ResNet18").state_dict()
     weights = [w for name, w in state.items() if name.startswith("layer") and w.shape[2:] == (3, 3)]
     sizes = [tuple(weight.shape[:2]) for weight in weights]
-    cross = CrossFilterOrdering([{"order": torch.randperm(co * ci, generator=rng)} for co, ci in sizes])
     filters = [torch.randperm(co, generator=rng) for co, _ in sizes]
     channels = [torch.rand(co, ci, generator=rng).argsort(1) for co, ci in sizes]
     pairs = zip(filters, channels, strict=True)
-    inner = InFilterOrdering([{"filter_order": f, "channel_order": c} for f, c in pairs])
-    for ordering in (cross, inner):
-        save_ordering(root / ordering.mode / FILE_NAME, ordering)
-    return root
+    save_ordering(tmp_path / FILE_NAME, InFilterOrdering([{"filter_order": f, "channel_order": c} for f, c in pairs]))
+    return tmp_path
 
 
 def short(path: str, tmp_path: Path, **changes: Any) -> Config:
-    """The config of three steps with images, over the file at `path`; sections and names are joined by two underscores."""
+    """The config of a step with images, over the file at `path`; sections and names are joined by two underscores."""
     values = {
         "base": str(EXPERIMENTS / path),
         "no_cuda": True,
@@ -180,26 +167,26 @@ def short(path: str, tmp_path: Path, **changes: Any) -> Config:
         "logging.tracker": "none",
     }
     if path in OURS:  # by phases; the first may take its rest
-        values |= {"reconstruction.iterations": 2, "distillation.iterations": 3}
+        values |= {"reconstruction.iterations": 1, "distillation.iterations": 2}
         if Config.load(EXPERIMENTS / path).phase("refinement").runs:
             values |= {"refinement.iterations": 1, "refinement.images": 8, "norm_images": 8}
         values |= {"nern.embeddings.permutations.improve_seconds": 0}
     else:
-        values |= {"loss_warmup_iterations": 0, "epochs": None, "num_iterations": 3}
+        values |= {"loss_warmup_iterations": 0, "epochs": None, "num_iterations": 1}
     values |= {key.replace("__", "."): value for key, value in changes.items()}
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     return Config.load(tmp_path / "short.yaml")
 
 
 def train(config: Config) -> Experiment:
-    """Train; every loss of every step is finite and taken from images, and the predictor moves."""
+    """Train; every loss of the step is finite and taken from images, and the predictor moves."""
     experiment = build_experiment(config)
     trainer = Trainer(config, experiment.members, experiment.nern, experiment.extra)
     before = [p.detach().clone() for p in trainer.parameters]
     steps: list[Losses] = []
     trainer.on_step = lambda step, losses: steps.append(losses)
     trainer.fit()
-    assert len(steps) == trainer.step == 3
+    assert len(steps) == trainer.step == 1
     for losses in steps:
         assert set(losses.terms) == {"reconstruction", "feature_maps", "distillation"}
         values = {name: float(value.detach()) for name, value in losses.terms.items()} | {
@@ -250,15 +237,14 @@ def test_imagenet_experiment_trains_on_the_first_stage(path: str, tmp_path: Path
 
 @pytest.mark.filterwarnings("ignore:(num_gpus is 2|original_model_path is not set):nern.errors.NernWarning")
 @pytest.mark.usefixtures("imagenet")
-@pytest.mark.parametrize("mode", ["crossfilter", "infilter"])
-def test_imagenet_experiment_trains_on_all_stages(mode: str, tmp_path: Path, random_orderings: Path) -> None:
+def test_imagenet_experiment_trains_on_all_stages(tmp_path: Path, random_orderings: Path) -> None:
     config = short(
-        f"resnet18/imagenet/imagenet_resnet18_smoothpes_permute_{mode}_1024.yaml",
+        "resnet18/imagenet/imagenet_resnet18_smoothpes_permute_infilter_1024.yaml",
         tmp_path,
         batch_size=2,
         original_model_path=None,
         nern__hidden_layer_size=8,
-        nern__embeddings__permutations__path=str(random_orderings / mode),
+        nern__embeddings__permutations__path=str(random_orderings),
     )
     assert train(config).nern.table.rows == 1_220_608
 
@@ -298,15 +284,17 @@ def test_reconstruction_and_distillation_without_data_train(tmp_path: Path, tiny
     assert {"reconstruction", "distillation"} <= set(trainer.history.losses[-1])
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_a_network_is_trained_for_its_file_and_packed(tmp_path: Path, tiny_cifar: Path) -> None:
-    config = short("files/resnet20.yaml", tmp_path, task__data_dir=str(tiny_cifar), batch_size=4)
+    small = {"batch_size": 2, "nern__hidden_layer_size": 40}
+    config = short("files/resnet20.yaml", tmp_path, task__data_dir=str(tiny_cifar), **small)
     phase = config.phase("quantisation")
-    phase.iterations, phase.images = 2, 8
+    phase.iterations, phase.images = 1, 2
     config.evaluation.held_out_images = config.evaluation.test_images = 20
     run = train_run(config, QUIET)["run_folder"]
-    artifact = pack(run, tmp_path / "network.nern", PackOptions(checkpoint="last"), QUIET)
+    artifact = pack(run, tmp_path / "network.nern", PackOptions(checkpoint="last", images=2), QUIET)
     predictor = sum(code.count for code in artifact.description.predictor)
-    assert 8 * artifact.sizes["PRED"] / predictor == pytest.approx(phase.bits, rel=0.05)
+    assert 8 * artifact.sizes["PRED"] / predictor == pytest.approx(phase.bits, rel=0.15)
     assert artifact.description.networks[0].architecture == "ResNet20"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nern.objectives.feature_maps import EPSILON, NormalizedDistance, flat, flat_pairs
+from nern.objectives.feature_maps import EPSILON
 from nern.objectives.row_arithmetic import combinations, products
 from nern.registry import ACTIVATIONS, FEATURE_MAP_LOSSES, NORM_LAYERS, PREDICTORS
 from nern.representation import KernelTable, build_predictor
@@ -44,28 +43,6 @@ def threads() -> Iterator[Callable[[int], None]]:
 ROWS, ENTRIES = st.integers(0, 9), st.integers(0, 70)
 
 
-def exact_products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Norms of x and y and their inner product, row by row, in float64."""
-    x, y = x.double(), y.double()
-    return x.square().sum(1).sqrt(), y.square().sum(1).sqrt(), (x * y).sum(1)
-
-
-@given(st.lists(st.tuples(ROWS, ENTRIES), max_size=4), st.sampled_from(CPU_TYPES), st.integers(0, 99))
-def test_products_are_sums_over_the_entries_of_each_row(
-    shapes: list[tuple[int, int]], dtype: torch.dtype, seed: int
-) -> None:
-    pairs = [tuple(randoms(*shape, seed=seed + i, dtype=dtype) for i in range(2)) for shape in shapes]
-    found = products(pairs)
-    assert len(found) == len(pairs)
-    for (x, y), of_pair in zip(pairs, found, strict=True):
-        norm_x, norm_y, product = exact_products(x, y)
-        for value, exact, size in zip(
-            of_pair, (norm_x, norm_y, product), (norm_x, norm_y, norm_x * norm_y), strict=True
-        ):
-            assert (value.dtype, value.shape) == (torch.float32, (len(x),))
-            assert ((value.double() - exact).abs() <= 2e-6 * size).all()
-
-
 def exact_maps(rows: int, entries: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Maps x, y in bfloat16 and factors a, b, so that a x + b y is exact in float32 but not in bfloat16; many sums lie
     halfway between two bfloat16 numbers."""
@@ -88,31 +65,6 @@ def test_combinations_of_16_bits_are_rounded_to_the_nearest_ties_to_even(rows: i
     assert torch.equal(found + 0.0, expected + 0.0)
     nonzero = expected != 0  # zeros may have either sign
     assert torch.equal(found.view(torch.uint16)[nonzero].int(), expected.view(torch.uint16)[nonzero].int())
-
-
-def test_every_16_bit_number_comes_through_as_itself() -> None:
-    bits = torch.arange(2**16, dtype=torch.int32).to(torch.uint16).view(1, -1)
-    every = bits.view(torch.bfloat16)
-    finite = every[torch.isfinite(every)].view(1, -1)
-    one, none = torch.ones(1), torch.zeros(1)
-    (same,) = combinations([(finite, torch.zeros_like(finite))], [(one, none)])
-    assert torch.equal(same, finite)
-    ((xx, _, xy),) = products([(finite.view(-1, 1), torch.ones_like(finite).view(-1, 1))])
-    assert torch.equal(xy, finite.float().flatten())
-    squares = finite.float().flatten().square()
-    torch.testing.assert_close(xx, squares.sqrt(), rtol=1e-5, atol=1e-22)
-    infinite = every[torch.isinf(every)].view(1, -1)
-    (same,) = combinations([(infinite, torch.zeros_like(infinite))], [(one, one)])
-    assert torch.equal(same, infinite)
-
-
-def test_what_is_too_large_for_16_bits_is_infinite() -> None:
-    largest = torch.finfo(torch.bfloat16).max
-    x = torch.tensor([[largest, -largest]], dtype=torch.bfloat16)
-    (found,) = combinations([(x, x)], [(torch.tensor([1.0]), torch.tensor([2.0**-7]))])
-    expected = (x.float() * (1 + 2.0**-7)).to(torch.bfloat16)
-    assert torch.isinf(expected).all()
-    assert torch.equal(found, expected)
 
 
 @given(
@@ -139,15 +91,6 @@ def test_combinations_are_those_of_pytorch(shapes: list[tuple[int, int]], dtype:
     )
 
 
-def test_types_may_be_mixed() -> None:
-    x, y = randoms(4, 7, dtype=torch.bfloat16), randoms(4, 7, seed=1)
-    a, b = randoms(4, seed=2), randoms(4, seed=3)
-    torch.testing.assert_close(products([(x, y)])[0][2], (x.float() * y).sum(1))
-    (found,) = combinations([(x, y)], [(a, b)])
-    expected = (a[:, None] * x.float() + b[:, None] * y).to(torch.bfloat16)
-    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
-
-
 @pytest.mark.parametrize("dtype", CPU_TYPES)
 @pytest.mark.parametrize("shape", [(1, 9), (2, 5), (3, 1001), (8, 64), (0, 4), (5, 0)])
 def test_the_number_of_threads_changes_nothing(
@@ -162,36 +105,6 @@ def test_the_number_of_threads_changes_nothing(
     assert len(results[0]) == 8
     for other in results[1:]:
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
-
-
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("dtype", CPU_TYPES)
-def test_maps_need_not_lie_in_one_piece(dtype: torch.dtype, count: int, threads: Callable[[int], None]) -> None:
-    threads(count)
-    big = randoms(12, 40, dtype=dtype)
-    maps = [big.T[:5, :7], big[::2, 3:10][:5], big[:1, :7].expand(5, 7), big[:5, :14:2]]
-    a, b = randoms(5, seed=1), randoms(10, seed=2)[::2]
-    for x in maps:
-        for y in maps:
-            assert not (x.is_contiguous() and y.is_contiguous())
-            expected = [*products([(x.contiguous(), y.contiguous())])[0]]
-            expected += combinations([(x.contiguous(), y.contiguous())], [(a, b.contiguous())])
-            found = [*products([(x, y)])[0], *combinations([(x, y)], [(a, b)])]
-            for one, other in zip(found, expected, strict=True):
-                torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("dtype", CPU_TYPES)
-def test_what_is_not_finite_is_seen(dtype: torch.dtype) -> None:
-    x, y = randoms(3, 9, dtype=dtype), randoms(3, 9, seed=1, dtype=dtype)
-    x[0, 4], y[1, 0] = torch.inf, torch.nan
-    ((xx, yy, xy),) = products([(x, y)])
-    assert torch.isfinite(xx).tolist() == [False, True, True]
-    assert torch.isfinite(yy).tolist() == [True, False, True]
-    assert torch.isfinite(xy).tolist() == [False, False, True]
-    (found,) = combinations([(x, y)], [(torch.ones(3), torch.ones(3))])
-    assert torch.equal(torch.isfinite(found), torch.isfinite(x) & torch.isfinite(y))
-    assert torch.isnan(found[1, 0])
 
 
 # --- the distance of feature maps ----------------------------------------------------------------------------------
@@ -262,20 +175,6 @@ def test_the_loss_of_maps_and_its_gradient_are_the_plain_ones(
         torch.testing.assert_close(gradient.double(), of_plain, rtol=1e-4, atol=1e-5 * size)
 
 
-def test_in_float64_the_gradient_is_that_of_finite_differences() -> None:
-    o, r = randoms(3, 8, dtype=torch.float64), randoms(3, 8, seed=1, dtype=torch.float64)
-    value, (gradient,) = loss_and_gradients(FAST, [o], [r])
-    expected, (wanted,) = loss_and_gradients(plain_loss, [o], [r])
-    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=0)
-    torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-7)
-    step = 1e-5
-    for index in range(r.numel()):
-        shift = torch.zeros_like(r).flatten()
-        shift[index] = step
-        rise = plain_loss([o], [r + shift.view_as(r)]) - plain_loss([o], [r - shift.view_as(r)])
-        assert float(gradient.flatten()[index]) == pytest.approx(float(rise) / (2 * step), rel=1e-4, abs=1e-7)
-
-
 @pytest.mark.parametrize("zero", ["original", "reconstructed", "both", "one row of each"])
 def test_maps_of_zeros_have_the_plain_loss_and_gradient(zero: str) -> None:
     o, r = randoms(3, 2, 4, 4), randoms(3, 2, 4, 4, seed=1)
@@ -292,18 +191,6 @@ def test_maps_of_zeros_have_the_plain_loss_and_gradient(zero: str) -> None:
     torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
-def test_equal_maps_have_neither_loss_nor_gradient(scale: float) -> None:
-    maps = [scale * randoms(3, 2, 4, 4), scale * randoms(3, 5, seed=1)]
-    value, gradients = loss_and_gradients(FAST, maps, maps)
-    expected, wanted = loss_and_gradients(plain_loss, [m.double() for m in maps], [m.double() for m in maps])
-    assert float(expected) == 0
-    assert 0 <= float(value) < 1e-6
-    for gradient, of_plain, m in zip(gradients, wanted, maps, strict=True):
-        assert not of_plain.any()
-        assert float(gradient.abs().max()) < 1e-6 / (float(m.norm()) / 3 + EPSILON)
-
-
 @pytest.mark.parametrize("dtype", CPU_TYPES)
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-3, 1e3, 1e17, 1e30])
 def test_maps_of_any_size_have_the_plain_loss_and_gradient(scale: float, dtype: torch.dtype) -> None:
@@ -314,36 +201,6 @@ def test_maps_of_any_size_have_the_plain_loss_and_gradient(scale: float, dtype: 
     small = 1e-3 if scale < 1e18 else 1.1  # beyond, squares overflow: finite is all that can be asked for
     assert float(value) == pytest.approx(float(expected), rel=small)
     assert float((gradient.double() - wanted).norm()) <= max(1e-2, small) * float(wanted.norm())
-
-
-def test_16_bit_maps_have_nearly_the_loss_and_gradient_of_their_values() -> None:
-    o, r = (randoms(4, 3, 6, 6, seed=s, dtype=torch.bfloat16) for s in (0, 1))
-    value, (gradient,) = loss_and_gradients(FAST, [o], [r])
-    expected, (wanted,) = loss_and_gradients(plain_loss, [o.double()], [r.double()])
-    assert value.dtype == torch.float32
-    assert gradient.dtype == torch.bfloat16
-    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(gradient.double(), wanted, rtol=2**-7, atol=1e-5)
-
-
-def test_only_the_reconstruction_gets_a_gradient() -> None:
-    o, r = randoms(3, 5).requires_grad_(), randoms(3, 5, seed=1).requires_grad_()
-    NormalizedDistance.apply(o, r).backward()
-    assert o.grad is None
-    assert r.grad.abs().max() > 0
-
-
-@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (3, 1, 5, 5), (3, 4, 1, 1), (1, 4, 5, 6), (3, 4, 1, 7)])
-def test_flat_maps_are_views_of_rows(shape: tuple[int, ...]) -> None:
-    maps = randoms(*shape)
-    last = maps.contiguous(memory_format=torch.channels_last)
-    for m in (maps, last):
-        assert flat(m).shape == (shape[0], maps[0].numel())
-        assert flat(m).untyped_storage().data_ptr() == m.untyped_storage().data_ptr()
-    assert torch.equal(flat(last).sort(1).values, flat(maps).sort(1).values)
-    for o, r in ((maps, last), (last, maps), (last, last), (maps, maps)):
-        ((one, other),) = flat_pairs([o], [r])
-        assert torch.equal(one, other)
 
 
 # --- linear layers -------------------------------------------------------------------------------------------------
@@ -425,20 +282,6 @@ def test_rows_need_not_lie_in_one_piece(kind: str) -> None:
             close(one, other)
 
 
-@pytest.mark.parametrize("reduce", ["sum", "transposed", "part", "one column"])
-def test_gradients_that_arrive_need_not_lie_in_one_piece(reduce: str) -> None:
-    ways: dict[str, Callable[[Tensor], Tensor]] = {
-        "sum": lambda y: y.sum(),
-        "transposed": lambda y: (y.T * randoms(5, MANY, seed=4)).sum(),
-        "part": lambda y: y[::3, 1:3].square().sum(),
-        "one column": lambda y: y[:, 2].square().sum(),
-    }
-    leaves = [randoms(*shape, seed=seed).requires_grad_() for seed, shape in enumerate([(MANY, 7), (5, 7), (5,)])]
-    found, expected = (torch.autograd.grad(ways[reduce](way(*leaves)), leaves) for way in (linear, F.linear))
-    for one, other in zip(found, expected, strict=True):
-        close(one, other)
-
-
 @pytest.mark.parametrize("count", [MANY - 1, MANY + 5])
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_activations_may_work_in_place_on_the_result(name: str, count: int) -> None:
@@ -456,15 +299,6 @@ def test_activations_may_work_in_place_on_the_result(name: str, count: int) -> N
     close(found, expected)
     for one, other in zip(gradients(found, [*leaves, last]), gradients(expected, [*leaves, last]), strict=True):
         close(one, other)
-
-
-def test_the_result_is_memory_of_its_own() -> None:
-    rows, weight = randoms(MANY, 3), torch.eye(3)
-    found = linear(rows, weight, None)
-    kept = rows.clone()
-    found.mul_(2)
-    assert torch.equal(rows, kept)
-    assert torch.equal(weight, torch.eye(3))
 
 
 @pytest.mark.parametrize("count", [8, MANY + 1])
@@ -529,17 +363,6 @@ def test_a_linear_layer_of_encodings_is_that_of_the_dense_ones(
         close(found, expected)
         for one, other in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
             close(one, other)
-
-
-@pytest.mark.parametrize(("kind", "fusion"), ENCODED)
-def test_part_of_a_weight_will_do(kind: str, fusion: str) -> None:
-    encoded = encoded_rows(kind, TABLES["3 indices"], fusion)
-    size = encoded(slice(0, 1)).shape[1]
-    weight = randoms(7, size + 3).requires_grad_()
-    found = encoded.linear(slice(None), weight[:, :size], None)
-    expected = encoded(slice(None)) @ weight[:, :size].T
-    close(found, expected)
-    close(*gradients(found, [weight]), *gradients(expected, [weight]))
 
 
 @pytest.mark.parametrize(("kind", "fusion"), ENCODED)
@@ -624,9 +447,3 @@ def test_predictors_need_no_dense_encodings(method: str, settings_: dict[str, An
 @pytest.mark.parametrize("method", METHODS)
 def test_predictors_need_no_dense_encodings_of_drawn_rows(method: str, fusion: str) -> None:
     predictors_agree(method, table_of(method), REPEATED, fusion, num_blocks=4)
-
-
-def test_every_predictor_says_how_many_indices_it_takes() -> None:
-    assert METHODS == ["basic", "kxk", "kxk_nerf", "kxk_residual"]
-    assert all(PREDICTORS.info(method)["num_idxs"] in SHAPES_OF for method in METHODS)
-    assert all(size < other for size, other in pairwise([0, MANY, table_of("kxk").rows]))

@@ -191,10 +191,6 @@ def test_a_fault_is_noticed(
     assert says in capsys.readouterr().out
 
 
-def test_an_empty_folder_does_not_pass(check: ModuleType, tmp_path: Path) -> None:
-    assert check.main([str(tmp_path)]) == 1
-
-
 def test_a_folder_of_empty_manifests_does_not_pass(check: ModuleType, tmp_path: Path) -> None:
     write_topic(tmp_path, "encoding", [], {"unused": torch.zeros(1)})
     assert check.main([str(tmp_path)]) == 1

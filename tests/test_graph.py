@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from nern.config import Config
 from nern.errors import NernWarning, NonFiniteLossError
 from nern.training import Trainer
-from nern.training.graph import MOST, WARM_UP, CudaRecorder, GraphedStep
+from nern.training.graph import WARM_UP, GraphedStep
 from runs import build
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "nern.attention_loss_weight": 0.1,
     "nern.distillation_loss_weight": 0.1,
     "loss_warmup_iterations": 7,
-    "batch_size": 24,
+    "batch_size": 6,
     "epochs": None,
     "num_iterations": 60,
     "eval_epochs_interval": None,
@@ -37,6 +37,9 @@ SETTINGS: dict[str, Any] = {
     "optim.max_gradient_norm": 0.5,
     "evaluation.test_images": 50,
 }
+
+
+STEPS = 16
 
 
 class Rerun:
@@ -95,25 +98,14 @@ def parameters(trainer: Trainer) -> list[Tensor]:
 def test_replayed_steps_train_as_plain_ones(settings: dict[str, Any]) -> None:
     plain, replayed, recorder = make(**settings), make(**settings), Rerun()
     replayed.replay_steps(recorder)
-    for _ in range(30):
+    for _ in range(STEPS):
         one, other = plain.do_step(), replayed.do_step()
         assert one.terms.keys() == other.terms.keys()
         assert torch.equal(one.total.detach(), other.total)
         assert all(torch.equal(one.terms[name].detach(), other.terms[name]) for name in one.terms)
     assert all(torch.equal(a, b) for a, b in zip(parameters(plain), parameters(replayed), strict=True))
     assert recorder.recorded >= 2  # with images and without
-    assert recorder.replayed >= 30 - WARM_UP * recorder.recorded - 4
-
-
-def test_every_shape_has_a_graph_of_its_own_up_to_a_limit() -> None:
-    recorder = Rerun()
-    step = GraphedStep(lambda inputs: inputs[0].sum().view(1), recorder)
-    for _ in range(WARM_UP + 2):
-        for size in range(1, MOST + 3):
-            values = torch.arange(float(size))
-            assert step([values, None]) == values.sum()
-    assert step.graphs == recorder.recorded == MOST
-    assert recorder.replayed == 2 * MOST
+    assert recorder.replayed >= STEPS - WARM_UP * recorder.recorded - 4
 
 
 def test_what_is_returned_stays_when_the_step_is_replayed() -> None:
@@ -208,14 +200,6 @@ def test_nothing_is_evaluated_or_saved_before_the_losses_were_looked_at(look: st
         getattr(trainer, look)()
 
 
-def test_losses_are_looked_at_every_so_many_steps() -> None:
-    trainer = make(loss_warmup_iterations=0)
-    trainer.replay_steps(Rerun())
-    poison(trainer)
-    with pytest.raises(NonFiniteLossError, match="step 0"):
-        run(trainer, 25)
-
-
 # --- nothing waits for the device --------------------------------------------------------------------------------
 
 
@@ -260,9 +244,3 @@ def test_real_graphs_train_as_plain_steps(optimizer: str, precision: str) -> Non
     assert graphed.graph.graphs >= 2
     for a, b in zip(parameters(plain), parameters(graphed), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-
-
-def test_a_cpu_needs_no_graph() -> None:
-    assert make(cuda_graph=True, num_gpus=0).graph is None
-    assert make().graph is None  # nowhere, unless asked for
-    assert CudaRecorder.__doc__

@@ -27,8 +27,8 @@ from nern.errors import NernWarning
 from nern.objectives.curvature import curvatures
 from nern.originals import as_original
 from nern.originals.input_format import InputFormat
-from nern.registry import TASK_LOSSES, TASKS
-from nern.tasks import ImageTensors, Task, build_task, image_folder, register_task
+from nern.registry import TASKS
+from nern.tasks import ImageTensors, Task, build_task, image_folder
 from nern.tasks.base import DataSettings, classes_of, default_of
 from nern.tasks.image_files import read_image
 from nern.tasks.image_folder import evaluation_transform, not_too_long, training_transform
@@ -157,7 +157,7 @@ def test_up_to_a_size_and_without_a_policy_images_are_held_in_memory(
 
 
 @stored
-@pytest.mark.parametrize("left", ["no folder", "an empty folder", "a folder of hidden files"])
+@pytest.mark.parametrize("left", ["no folder", "a folder of hidden files"])
 def test_a_class_may_lack_test_images(how: dict[str, bool], left: str, folder: Path) -> None:
     for path in (folder / "val" / "bee").iterdir():
         path.rename(path.with_name(f".{path.name}")) if left.endswith("files") else path.unlink()
@@ -170,7 +170,7 @@ def test_a_class_may_lack_test_images(how: dict[str, bool], left: str, folder: P
 
 @pytest.mark.parametrize(
     ("there", "used"),
-    [("valid test", "test"), ("validation test val", "val"), ("valid validation", "validation")],
+    [("valid test", "test"), ("validation test val", "val")],
 )
 def test_of_several_test_folders_the_first_that_is_known_is_used(there: str, used: str, folder: Path) -> None:
     (folder / "val").rename(folder / used)
@@ -184,11 +184,8 @@ def test_of_several_test_folders_the_first_that_is_known_is_used(there: str, use
     ("names", "order"),
     [
         ([str(n) for n in range(12)], "0 is '0', 1 is '1', 2 is '10', 3 is '11', ... (12 in all)"),
-        (["class9", "class10"], "0 is 'class10', 1 is 'class9'"),
         (["2_cat", "10_dog", "1_ant"], "0 is '10_dog', 1 is '1_ant', 2 is '2_cat'"),
         (["00", "01", "10"], None),
-        (["n01440764", "n01443537"], None),
-        (["5", "7", "a"], None),
     ],
 )
 def test_an_order_of_classes_that_is_not_that_of_their_numbers_is_told(
@@ -205,9 +202,7 @@ def test_an_order_of_classes_that_is_not_that_of_their_numbers_is_told(
     assert order is None or f"are numbered in the order of their names as text: {order}. Where" in texts[0]
 
 
-@pytest.mark.parametrize(
-    ("one", "other"), [("caf\u00e9", "cafe\u0301"), ("\u212b", "\u00c5"), ("\uac00", "\u1100\u1161")]
-)
+@pytest.mark.parametrize(("one", "other"), [("caf\u00e9", "cafe\u0301"), ("\uac00", "\u1100\u1161")])
 def test_a_class_is_its_name_however_unicode_composes_it(one: str, other: str, tmp_path: Path) -> None:
     for split, names in (("train", [one]), ("val", [one, other]), ("other", [other])):
         for seed, name in enumerate([*names, "zoo", "bar"]):
@@ -291,20 +286,15 @@ def test_images_that_are_none_any_more_are_left_out(change: str, folder: Path) -
 
 
 LINKS: dict[str, tuple[dict[str, str], list[int]]] = {
-    "to the folder itself": ({"val/bee/loop": "."}, [4, 4, 4]),
-    "to the split": ({"val/bee/loop": ".."}, [4, 4, 4]),
-    "to the dataset": ({"val/ant/loop": "../.."}, [4, 4, 4]),
     "to everything": ({"val/ant/root": "/"}, [4, 4, 4]),
     "to each other": ({"val/bee/a": "b", "val/bee/b": "a", "val/bee/c.png": "c.png"}, [4, 4, 4]),
     "to images of another class": ({"val/ant/x.png": "../bee/00.png", "val/cat/x.png": "../bee/00.png"}, [4, 4, 4]),
-    "to another class": ({"val/ant/more": "../cat"}, [4, 4, 4]),
     "to the same elsewhere": ({"val/ant/a": "../../store", "val/bee/b": "../../store"}, [6, 4, 4]),
     "to elsewhere, file by file": (
         {"val/cat/a.png": "../../store/0.png", "val/cat/b.png": "../../store/1.png"},
         [4, 4, 6],
     ),
     "to a file and its folder": ({"val/ant/z.png": "../../store/0.png", "val/bee/b": "../../store"}, [5, 5, 4]),
-    "through links": ({"val/bee/a": "b", "val/bee/b": "../../store"}, [4, 6, 4]),
 }
 
 
@@ -331,7 +321,7 @@ def test_class_folders_and_splits_may_be_links(folder: Path) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("name", ["val", "val/bee", "val/bee/deep"])
+@pytest.mark.parametrize("name", ["val", "val/bee/deep"])
 def test_a_folder_that_cannot_be_read_is_one_clear_error(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,7 +377,6 @@ COLOURS: dict[str, tuple[Any, tuple[int, int, int]]] = {
     "RGBA": ((10, 20, 30, 0), (10, 20, 30)),
     "CMYK": ((245, 235, 225, 0), (10, 20, 30)),
     "I;16": (25700, (100, 100, 100)),
-    "I": (25700, (100, 100, 100)),
     "F": (100.2, (100, 100, 100)),
     "F, up to 1": (0.4, (102, 102, 102)),
 }
@@ -411,17 +400,12 @@ def test_images_of_every_kind_become_grey_or_colour(mode: str, tmp_path: Path) -
 
 WIDE: dict[str, tuple[Any, list[float], list[int]]] = {
     "16 bits": (np.uint16, [0, 257, 32896, 65535], [0, 1, 128, 255]),
-    "16 bits, dark": (np.uint16, [0, 255, 257, 514], [0, 1, 1, 2]),
-    "32 bits that hold 16": (np.int32, [0, 257, 32896, 65535], [0, 1, 128, 255]),
     "32 bits": (np.int32, [0, 65536, 1_000_000, 2_000_000], [0, 8, 128, 255]),
-    "32 bits, the whole range": (np.int32, [-(2**31), 0, 2**31 - 1], [0, 128, 255]),
     "32 bits, signed": (np.int32, [-100, 20, 100], [0, 153, 255]),
     "32 bits, one value": (np.int32, [70000, 70000], [255, 255]),
     "fractions": (np.float32, [0, 0.2, 1], [0, 51, 255]),
-    "fractions up to 255": (np.float32, [0, 1.4, 200], [0, 1, 200]),
     "fractions up to 65,535": (np.float32, [0, 257, 40000], [0, 1, 156]),
     "fractions beyond": (np.float32, [0, 5e5, 1e6], [0, 128, 255]),
-    "fractions about 0": (np.float32, [-1, 0, 1], [0, 128, 255]),
     "nothing": (np.float32, [0, 0], [0, 0]),
 }
 
@@ -533,16 +517,6 @@ def test_mixed_labels_are_shares_of_the_classes_and_first_images_unmixed(folder:
         assert (labels[step].gather(1, plain.batch(step)[1][:, None]) > 0).any()
 
 
-@pytest.mark.parametrize("name", ["CELoss", "StableCELoss", "NLLLoss"])
-def test_task_losses_take_shares_of_the_classes_as_labels(name: str, rng: torch.Generator) -> None:
-    loss = TASK_LOSSES[name]
-    outputs = torch.randn(6, 4, generator=rng).log_softmax(1)
-    first, second = (torch.randint(0, 4, (6,), generator=rng) for _ in range(2))
-    shares = 0.3 * torch.eye(4)[first] + 0.7 * torch.eye(4)[second]
-    torch.testing.assert_close(loss(outputs, torch.eye(4)[first]), loss(outputs, first))
-    torch.testing.assert_close(loss(outputs, shares), 0.3 * loss(outputs, first) + 0.7 * loss(outputs, second))
-
-
 # --- images that cannot be read ----------------------------------------------------------------------------------
 
 
@@ -628,51 +602,6 @@ def test_images_too_large_to_be_honest_are_left_out(folder: Path, monkeypatch: p
     assert [Path(name).name for name in task.skipped()] == ["large.png", "huge.png"]
 
 
-def test_warnings_of_pillow_do_not_leak(folder: Path, tmp_path: Path) -> None:
-    image = Image.new("P", (9, 9))
-    image.putpalette([10, 20, 30])
-    image.save(folder / "val" / "ant" / "x.png", transparency=bytes([0, 255]))
-    tiff = write_image(folder / "val" / "ant" / "y.tif")
-    tiff.write_bytes(tiff.read_bytes()[:-30])  # within the metadata
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        load(folder, train=False)
-    assert {w.category for w in caught} <= {NernWarning}
-
-
-def test_tasks_of_the_users_may_leave_items_out_and_evaluate_plainly() -> None:
-    class Numbers(torch.utils.data.Dataset):
-        def __init__(self, value: float, evaluation: Any = None) -> None:
-            self.value, self.evaluation = value, evaluation
-
-        def __len__(self) -> int:
-            return 20
-
-        def __getitem__(self, index: int) -> Any:
-            odd = nern.tasks.Unreadable(f"number {index}", "odd")
-            return odd if index % 2 else (torch.full((1, 2, 2), self.value), index)
-
-    def data(train_kwargs: dict[str, Any], test_kwargs: dict[str, Any], **kwargs: Any) -> Any:
-        loader = torch.utils.data.DataLoader
-        return loader(Numbers(1.0, Numbers(0.0)), **train_kwargs), loader(Numbers(0.5), **test_kwargs)
-
-    register_task("numbers", input_shape=(1, 2, 2), num_classes=20)(data)
-    try:
-        with pytest.warns(NernWarning, match=r"number \d+ cannot be read \(odd\)"):
-            task, batches, (tested, numbers), _ = read_all(
-                None, task_name="numbers", held_out=1000, input_size=None, batch_size=20
-            )
-    finally:
-        TASKS.unregister("numbers")
-    ((images, labels),) = batches
-    assert images.eq(1).all()
-    assert all(label % 2 == 0 for label in labels.tolist())
-    assert tested.eq(0.5).all()
-    assert numbers.tolist() == list(range(0, 20, 2))
-    assert len(task.held_out) == 2
-    assert all(images.eq(0).all() for images, _ in task.held_out.batches(1))
-
-
 # --- errors ------------------------------------------------------------------------------------------------------
 
 
@@ -704,7 +633,6 @@ def spoilt(folder: Path) -> Path:
         ("other", {}, r"val/ has class folders that train/ lacks: dog, more0, more1, more2, more3, ... \(10 in all\)"),
         ("other", {"train": False}, r"lacks: dog, .*Rename or remove them"),  # their numbers would be wrong
         ("", {"auto_augment": "rand-x9"}, r"task.auto_augment \(='rand-x9'\) is no policy of timm's"),
-        ("", {"auto_augment": "nonsense"}, r"task.auto_augment \(='nonsense'\) is no policy of timm's"),
         (
             "",
             {"auto_augment": "rand-m9", "in_memory": True},
@@ -717,26 +645,6 @@ def test_what_cannot_be_loaded_is_one_clear_error(
 ) -> None:
     with pytest.raises(NernError, match=message):
         load(None if root is None else spoilt / root, **given)
-
-
-def test_what_lies_beside_the_class_folders_is_counted(folder: Path) -> None:
-    for name in ("0.png", "1.JPG"):
-        write_image(folder / "val" / name)
-    os.mkfifo(folder / "val" / "dog")
-    (folder / "val" / "fox").symlink_to("fox")
-    said = r"^4 files in .* are passed over as no images: 2 in no class folder, 2 pipe, socket, device or broken link$"
-    with pytest.warns(NernWarning, match=said):
-        assert len(load(folder, train=False).test) == 12
-
-
-def test_a_policy_that_fails_is_one_clear_error(folder: Path) -> None:
-    def failing(*args: Any) -> Any:
-        raise ValueError("bits must be between 1 and 8")
-
-    task = load(folder, in_memory=False)
-    task.train.dataset.dataset.transform = failing
-    with pytest.raises(NernError, match=r"png cannot be transformed: bits must be .*task.auto_augment"):
-        task.train.batch(0)
 
 
 # --- ImageNet ----------------------------------------------------------------------------------------------------
@@ -865,8 +773,3 @@ def test_a_resumed_run_of_streamed_images_equals_an_uninterrupted_one(
     resumed = nern.resume(str(stopped.value).rpartition(" ")[2], quiet())
     assert resumed["last"] == whole_run["last"]
     assert same(*(RunFolder(run["run_folder"]).load_state()["predictor"] for run in (whole_run, resumed)))
-
-
-def test_networks_of_other_classes_are_one_clear_error(configure: Callable[..., Config]) -> None:
-    with pytest.raises(NernError, match=r"ResNet8 gives outputs of shape \(7,\) .* task imagefolder has 3 classes"):
-        nern.train(configure(num_classes=7), quiet())

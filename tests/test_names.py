@@ -21,7 +21,6 @@ from nern.config import LoggingConfig
 from nern.config.checks import check_logging
 from nern.console import CleanConsole
 from nern.evaluation import LayerError
-from nern.naming import joint_name, of_number
 from nern.originals import Original, OriginalNetwork, as_original
 from nern.originals.taps import Taps
 from nern.training.loop import History
@@ -105,11 +104,6 @@ def test_globs_of_the_user_are_globs() -> None:
         as_original(odd(["a[0]", "b"]), include=["own.a[0]"])
 
 
-def test_names_that_are_not_there_are_named() -> None:
-    with pytest.raises(NernError, match=r"unknown parameter of Odd 'a\*\.weight'"):
-        Original(odd(["a", "b"]), names=["a*.weight"])
-
-
 def test_a_module_may_be_named_like_a_tap() -> None:
     class Net(OriginalNetwork):
         def __init__(self) -> None:
@@ -128,13 +122,6 @@ def test_a_module_may_be_named_like_a_tap() -> None:
         torch.testing.assert_close(maps[0], output)
     (before,) = Original(network, ["norm[:]input:input"]).features(images)[1]
     torch.testing.assert_close(before, network.conv(images) - 3)
-
-
-def test_several_networks_whose_names_begin_with_numbers() -> None:
-    tensors = {joint_name(name, i, 12): (i, name) for i in range(12) for name in ("0.weight", "1.0.weight", "weight")}
-    assert len(tensors) == 36
-    for i in range(12):
-        assert of_number(tensors, i, 12) == {name: (i, name) for name in ("0.weight", "1.0.weight", "weight")}
 
 
 def test_the_order_of_a_networks_own_choice_is_kept_in_its_file(tmp_path: Path) -> None:

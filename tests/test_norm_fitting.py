@@ -51,14 +51,6 @@ def moments(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def test_the_original_weights_leave_norms_as_they_are(resnet: nn.Module, many: Tensor) -> None:
-    original = as_original(resnet)
-    found = fitted_norms(original, original.weights, many)
-    assert found.keys() == original.norms().keys()
-    for name, value in found.items():
-        torch.testing.assert_close(value, original.network.get_parameter(name).detach(), rtol=1e-5, atol=1e-5)
-
-
 def test_channels_get_the_moments_that_they_have_in_the_original(
     resnet: nn.Module, many: Tensor, rng: torch.Generator
 ) -> None:

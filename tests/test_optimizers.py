@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
@@ -40,39 +40,11 @@ def give_gradients(parameters: list[nn.Parameter], step: int, missing: bool = Tr
         p.grad = None if absent else gradient
 
 
-def trajectory(
-    parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, steps: range, lr: Callable[[int], float]
-) -> list[list[Tensor]]:
-    out = []
-    for step in steps:
-        give_gradients(parameters, step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr(step)
-        optimizer.step()
-        out.append([p.detach().clone() for p in parameters])
-    return out
-
-
 def falling(step: int) -> float:
     return 0.05 * (1 + math.cos(math.pi * min(step / 95, 1)))  # 0 at the end
 
 
 # --- Ranger ------------------------------------------------------------------------------------------------------
-
-
-def test_ranger_centralises_rows_of_matrices_and_looks_ahead_every_sixth_step() -> None:
-    p = nn.Parameter(torch.zeros(1, 4))
-    optimizer = build_optimizer(OptimConfig(optimizer_type="ranger", weight_decay=0.0, betas=(0.0, 0.999)), [p])
-    seen = []
-    for _ in range(6):  # too few steps to rectify: plain steps of momentum, here of the gradient itself
-        p.grad, optimizer.lr = torch.tensor([[1.0, 2.0, 3.0, 6.0]]), 0.1
-        optimizer.step()
-        seen.append(p.detach().clone())
-    step = 0.1 * torch.tensor([[-2.0, -1.0, 0.0, 3.0]])  # less the mean, 3
-    torch.testing.assert_close(seen[4], -5 * step)
-    # The sixth is rectified; then half the way back to the start.
-    steps_taken = seen[5][0, [0, 1, 3]] / -step[0, [0, 1, 3]]
-    assert ((steps_taken > 2.5) & (steps_taken < 3)).all()
 
 
 def test_ranger_goes_on_from_the_state_of_a_run_before_0_2() -> None:
@@ -198,22 +170,6 @@ def test_an_update_on_a_gpu_reads_no_value(name: str) -> None:
         assert all(isinstance(group["lr"], float) for group in optimizer.state_dict()["param_groups"])
 
 
-@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
-def test_torchs_fused_kernels_read_no_value_of_a_rate_in_a_tensor(make: type) -> None:
-    with FakeTensorMode():
-        settings = {"momentum": 0.9, "nesterov": True} if make is torch.optim.SGD else {}
-        optimizer = make(on_device("cpu"), lr=0.1, fused=True, **settings)
-        for group in optimizer.param_groups:
-            group["lr"] = torch.zeros(())
-        updated(RatedOptimizer(optimizer, 0.1))
-
-
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_an_update_on_the_cpu_branches_on_no_value(name: str) -> None:
-    with FakeTensorMode():
-        updated(build_optimizer(OptimConfig(optimizer_type=name), on_device("cpu")))
-
-
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_clipping_and_looking_for_nan_do_not_wait(device: str) -> None:
     with FakeTensorMode():
@@ -234,35 +190,3 @@ def test_gradients_that_are_not_finite_are_seen(bad: float) -> None:
     assert gradients_finite(parameters).item() is False
     with pytest.raises(NonFiniteLossError, match="the gradient of 1 is not"):
         check_gradients({str(i): p for i, p in enumerate(parameters)}, 0)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_a_captured_update_is_the_eager_one(name: str) -> None:
-    config = OptimConfig(optimizer_type=name, max_gradient_norm=2.0, max_gradient=1.0)
-    ends = []
-    for captured in (False, True):
-        parameters = [nn.Parameter(p.detach().cuda()) for p in start()]
-        for p in parameters:
-            p.grad = torch.zeros_like(p)
-        optimizer = build_optimizer(config, parameters)
-        graph = None
-        for step in range(20):
-            rng = torch.Generator().manual_seed(step)
-            for p in parameters:
-                p.grad.copy_(torch.randn(p.shape, generator=rng))
-            optimizer.lr = falling(step)
-            if captured and step == 3:
-                torch.cuda.synchronize()
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    clip_gradients(parameters, config)
-                    optimizer.step()
-            if graph is None:
-                clip_gradients(parameters, config)
-                optimizer.step()
-            else:
-                graph.replay()
-        ends.append([p.detach().cpu() for p in parameters])
-    for a, b in zip(*ends, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

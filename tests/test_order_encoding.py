@@ -15,10 +15,8 @@ from nern.evaluation import layer_errors
 from nern.ordering import CrossFilterOrdering, InFilterOrdering, Ordering
 from nern.originals.base import as_original
 from nern.randomness import generator
-from nern.registry import ACTIVATIONS, ENCODINGS
 from nern.representation import KernelTable, build_nern, order_encoding
 from nern.representation.coordinates import TableCoordinates
-from nern.representation.heads import Heads
 from nern.representation.nern import NeRN, build_encoding, output_scales, scale_groups
 from nern.training import Member, Trainer
 
@@ -96,24 +94,6 @@ def test_values_of_long_layers_are_exact_too(kind: str) -> None:
         assert row == pytest.approx([*map(math.sin, phases), *map(math.cos, phases), 1.0], abs=2e-6)
 
 
-@pytest.mark.parametrize("kernels", [1, 2, 10, 400])
-def test_frequencies_rise_in_equal_ratios_to_the_bandwidth(kernels: int) -> None:
-    found = ENCODINGS["order"](enc_levels=7, bandwidth=0.4).frequencies(kernels)
-    assert found.tolist() == pytest.approx(half_turns("order", kernels), rel=1e-12)
-    assert found[0] == 1
-    assert float(found[-1]) == pytest.approx(max(0.4 * kernels, 1.0))
-
-
-def test_random_frequencies_are_always_the_same_and_scale_with_the_layer() -> None:
-    encoding = ENCODINGS["order_random"](enc_levels=500, bandwidth=0.25)
-    found = encoding.frequencies(40)
-    assert torch.equal(found, ENCODINGS["order_random"](enc_levels=500, bandwidth=0.25).frequencies(40))
-    torch.testing.assert_close(encoding.frequencies(80), found * 2)
-    assert bool((found.diff() >= 0).all())
-    assert float(found[0]) >= 0
-    assert float(found.square().mean().sqrt()) == pytest.approx(10, rel=0.1)  # a standard deviation of 0.25 * 40
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_kernel_at_each_position_of_a_cross_filter_path_has_that_place(kind: str) -> None:
     ordering, start = random_ordering(), 0
@@ -163,34 +143,7 @@ def test_encodings_made_anew_are_those_that_are_held(kind: str, ordered: bool, m
     torch.testing.assert_close(anew.linear(which, weight, None), held(which) @ weight.T)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_layer_of_one_kernel_is_told_by_its_number_alone(kind: str) -> None:
-    values = encoded(kind, KernelTable(SHAPES))(torch.tensor([32]))
-    assert values.tolist() == [[0.0] * 7 + [1.0] * 7 + [0.0, 0.0, 1.0, 0.0]]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_layers_of_several_networks_are_layers_of_one(kind: str) -> None:
-    weights = random_weights()
-    joint = KernelTable.of_networks([weights[:2], weights[2:]])
-    assert joint.networks
-    assert torch.equal(encoded(kind, joint)(slice(None)), encoded(kind, KernelTable(SHAPES))(slice(None)))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_predictor_takes_sines_cosines_and_the_layer(kind: str) -> None:
-    config = NernConfig(embeddings=embeddings(kind), hidden_layer_size=5)
-    nern = build_nern(config, KernelTable(SHAPES), None, 0)
-    assert nern.predictor.layers[0].weight.shape == (5, 2 * 7 + 4)  # type: ignore[union-attr, index]
-    assert [tuple(w.shape) for w in nern.reconstruct()] == list(SHAPES)
-
-
 # --- sines ---------------------------------------------------------------------------------------------------------
-
-
-def test_sine_is_the_sine() -> None:
-    values = torch.linspace(-9, 9, 50)
-    assert torch.equal(ACTIVATIONS["sine"]()(values), values.sin())
 
 
 def test_siren_widens_the_hidden_layers_alone() -> None:
@@ -233,13 +186,6 @@ def test_scales_per_size_are_those_of_all_weights_of_a_size() -> None:
     assert found.predictor.output_scales.tolist() == pytest.approx([rms(a, c, d), rms(b)])  # type: ignore[union-attr]
 
 
-def test_scales_per_size_with_a_head_for_each_layer() -> None:
-    a, b, c, d = weights = random_weights()
-    found = scaled("per_size", "per_layer", weights)
-    assert sorted(set(found.predictor.output_scales.tolist())) == pytest.approx(sorted([rms(a, c, d), rms(b)]))  # type: ignore[union-attr]
-    found.reconstruct()
-
-
 @pytest.mark.parametrize(
     ("kind", "heads"),
     [("per_layer", "per_size"), ("per_layer", "shared"), ("per_layer", "per_layer"), ("per_size", "per_size")],
@@ -257,14 +203,6 @@ def test_predictions_are_multiplied_by_the_scale_of_their_layer(kind: str, heads
     whole = with_scales()
     for part, everything, (_, local) in zip(with_scales(rows), whole, with_scales.heads.split(rows), strict=True):
         torch.testing.assert_close(part, everything[local])
-
-
-def test_scales_are_counted_kept_with_the_predictor_and_not_trained() -> None:
-    weights = random_weights()
-    plain, with_scales = scaled("none"), scaled("per_layer", weights=weights)
-    assert with_scales.num_parameters == plain.num_parameters + 4
-    assert with_scales.predictor.state_dict().keys() - plain.predictor.state_dict().keys() == {"output_scales"}
-    assert not with_scales.predictor.output_scales.requires_grad  # type: ignore[union-attr]
 
 
 def test_scales_of_nothing_are_0() -> None:
@@ -305,31 +243,7 @@ def test_a_checkpoint_without_scales_is_refused_where_they_are_asked_for(tmp_pat
         build_nern(config, KernelTable(SHAPES), None, 0)
 
 
-def test_unknown_output_scales_list_the_choices() -> None:
-    with pytest.raises(NernError, match=r"nern\.output_scales 'per_filter'.*none, per_layer, per_size"):
-        Config.from_dict({"nern.output_scales": "per_filter"})
-
-
 # --- a head for each layer -----------------------------------------------------------------------------------------
-
-
-def test_each_layer_has_a_head_of_its_size_and_its_rows() -> None:
-    table = KernelTable(SHAPES)
-    heads = Heads.build(table, "per_layer")
-    assert heads.sizes == ((3, 3), (1, 1), (3, 3), (3, 3))
-    assert heads.of_layer == (0, 1, 2, 3)
-    assert heads.counts == (12, 20, 1, 30)
-    assert heads.starts == (0, 0, 0, 0)
-    for index in range(4):
-        assert heads.layers(index) == [index]
-        assert torch.equal(heads.rows(index), torch.arange(table.starts[index], table.starts[index + 1]))
-    parts = heads.split(torch.tensor([62, 0, 31, 12, 32, 11]))
-    assert [(rows.tolist(), local.tolist()) for rows, local in parts] == [
-        ([0, 11], [0, 11]),
-        ([31, 12], [19, 0]),
-        ([32], [0]),
-        ([62], [29]),
-    ]
 
 
 def test_heads_of_layers_are_named_by_number() -> None:

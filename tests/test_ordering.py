@@ -20,8 +20,6 @@ from nern.experiment import represent
 from nern.files import load_safetensors, save_safetensors
 from nern.ordering import (
     CrossFilterOrdering,
-    InFilterOrdering,
-    NoOrdering,
     PathCost,
     get_ordering,
     load_ordering,
@@ -33,7 +31,7 @@ from nern.ordering.store import FILE_NAME, cache_key, content_key
 from nern.originals.base import as_original
 from runs import small_resnet
 
-pytestmark = pytest.mark.usefixtures("rng_untouched")
+pytestmark = pytest.mark.usefixtures("rng_untouched", "cache_dir")
 
 MODES = ["crossfilter", "infilter", "infilter_path"]
 SHAPES = [(4, 3, 3, 3), (5, 2, 1, 1), (2, 3, 5, 5)]
@@ -126,23 +124,6 @@ def test_what_is_no_permutation_is_refused(order: list[Any], tmp_path: Path) -> 
         load_ordering(tmp_path, "crossfilter", [(2, 2, 3, 3)])
 
 
-@pytest.mark.parametrize(
-    ("filters", "channels", "says"),
-    [
-        ([0, 0], [[0, 1], [1, 0]], "filter order of layer 0"),
-        ([0, 1], [[0, 1], [1, 1]], "channel order 1 of layer 0"),
-        ([0, 1], [[0, 1, 2], [1, 0, 2]], r"channel orders of layer 0 have shape \(2, 3\)"),
-    ],
-)
-def test_what_is_no_in_filter_order_is_refused(
-    filters: list[int], channels: list[list[int]], says: str, tmp_path: Path
-) -> None:
-    tensors = {"filter_order.0": torch.tensor(filters), "channel_order.0": torch.tensor(channels)}
-    save_file(tensors, tmp_path / FILE_NAME, {"mode": "infilter"})
-    with pytest.raises(NernError, match=says):
-        load_ordering(tmp_path, "infilter", [(2, 2, 3, 3)])
-
-
 # --- folders of the published framework --------------------------------------------------------------------------
 
 
@@ -154,18 +135,13 @@ def write_published(folder: Path, layers: list[Any]) -> None:
 
 CROSS_FORMS = {
     "tensor": lambda order: order,
-    "int32 tensor": lambda order: order.int(),
     "list": lambda order: order.tolist(),
-    "tuple": lambda order: tuple(order.tolist()),
     "array": lambda order: order.numpy(),
     "list of NumPy numbers": lambda order: list(order.numpy()),
 }
 IN_FORMS = {
     "pair of tensors": lambda filters, channels: (filters, channels),
     "channels first": lambda filters, channels: (channels, filters),
-    "pair of lists": lambda filters, channels: [filters.tolist(), channels.tolist()],
-    "pair of arrays": lambda filters, channels: (filters.numpy(), channels.numpy()),
-    "list of tensors each filter": lambda filters, channels: (filters, list(channels)),
     "list of arrays each filter": lambda filters, channels: (filters.numpy(), list(channels.numpy())),
     "dict": lambda filters, channels: {"filters": filters, "channels": channels},
 }
@@ -187,15 +163,8 @@ def test_published_in_filter_folders_are_read(form: str, tmp_path: Path) -> None
     assert same(load_ordering(tmp_path, "infilter", shapes), ordering)
 
 
-def test_more_than_ten_published_layers_are_taken_by_number(tmp_path: Path) -> None:
-    shapes = [(2, n, 1, 1) for n in range(1, 13)]
-    ordering = solve_ordering(random_weights(shapes), "crossfilter")
-    write_published(tmp_path, [layer["order"] for layer in ordering.layers])
-    assert same(load_ordering(tmp_path, "crossfilter", shapes), ordering)
-
-
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("content", [torch.rand(12), "0 1 2", 7, [1, 2, 3], [[0, 1], [2]], {}, None, ([0], [1], [2])])
+@pytest.mark.parametrize("content", [torch.rand(12), "0 1 2", [[0, 1], [2]], ([0], [1], [2])])
 def test_published_files_of_something_else_are_refused(mode: str, content: Any, tmp_path: Path) -> None:
     write_published(tmp_path, [content])
     with pytest.raises(NernError, match=rf"layer_0.pt does not hold a {mode} order of 4 filters and 3 channels"):
@@ -212,8 +181,7 @@ def test_a_published_folder_with_a_damaged_or_missing_layer_is_refused(tmp_path:
         load_ordering(tmp_path, "crossfilter", SHAPES)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("how", ["save_torch", "save_pickle"])
+@pytest.mark.parametrize(("mode", "how"), [*zip(MODES, ["save_torch", "save_pickle", "save_torch"], strict=True)])
 def test_published_files_with_code_are_refused_and_not_executed(
     mode: str, how: str, attack: Any, tmp_path: Path
 ) -> None:
@@ -297,21 +265,6 @@ def test_the_key_depends_on_mode_shapes_and_every_weight() -> None:
     assert len(keys) == 7
 
 
-def test_other_weights_are_not_served_from_the_cache() -> None:
-    get_ordering(random_weights(seed=0), "crossfilter")
-    other = random_weights(seed=1)
-    ordering, source = get_ordering(other, "crossfilter")
-    assert source == "solved now"
-    assert same(ordering, solve_ordering(other, "crossfilter"))
-
-
-def test_no_ordering_leaves_no_files(cache_dir: Path, tmp_path: Path) -> None:
-    ordering, _ = get_ordering(random_weights(), "none", tmp_path / "orders")
-    assert isinstance(ordering, NoOrdering)
-    assert not any(cache_dir.iterdir())
-    assert not (tmp_path / "orders").exists()
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_an_ordering_is_written_to_the_path_and_read_from_there(mode: str, tmp_path: Path) -> None:
     weights, folder = random_weights(), tmp_path / "deep" / "orders"
@@ -331,22 +284,6 @@ def test_what_the_path_holds_goes_before_the_cache(tmp_path: Path) -> None:
     ordering, source = get_ordering(weights, "crossfilter", tmp_path)
     assert source == f"read from {tmp_path}"
     assert same(ordering, chosen)
-
-
-def test_a_path_with_an_ordering_of_another_mode_is_an_error_not_overwritten(tmp_path: Path) -> None:
-    weights = random_weights()
-    get_ordering(weights, "infilter", tmp_path)
-    before = (tmp_path / FILE_NAME).read_bytes()
-    with pytest.raises(NernError, match="is of mode 'infilter'"):
-        get_ordering(weights, "crossfilter", tmp_path)
-    assert (tmp_path / FILE_NAME).read_bytes() == before
-
-
-def test_positions_are_the_inverse_of_the_path() -> None:
-    layer = {"filter_order": torch.tensor([2, 0, 1]), "channel_order": torch.tensor([[1, 0], [0, 1], [1, 0]])}
-    ordering = InFilterOrdering([layer])
-    (positions,) = ordering.positions([(3, 2, 3, 3)])
-    assert positions.tolist() == [3, 2, 4, 5, 1, 0]
 
 
 def test_an_ordering_of_other_weights_is_taken_with_a_warning(tmp_path: Path) -> None:
@@ -380,22 +317,16 @@ def pipe_of(path: Path) -> None:
 
 CACHE_DAMAGE: dict[str, Callable[[Path], object]] = {
     "cut": lambda path: path.write_bytes(path.read_bytes()[:20]),
-    "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("x" * 5000),
     "a folder": folder_of,
     "a pipe": pipe_of,
-    "a link to nothing": lambda path: (path.unlink(), path.symlink_to("nothing")),
-    "deep JSON": rewritten(lambda _, m: m.update(path_cost="[" * 100_000)),
     "a long number": rewritten(lambda _, m: m.update(path_cost=f"[1, {'9' * 5000}]")),
-    "a cost of one": rewritten(lambda _, m: m.update(path_cost="[1]")),
     "a cost that is none": rewritten(lambda _, m: m.update(path_cost="[NaN, 1]")),
     "another mode": rewritten(lambda _, m: m.update(mode="infilter")),
     "other weights": rewritten(lambda _, m: m.update(content_key="0" * 64)),
     "a place twice": rewritten(lambda t, _: t["order.0"].__setitem__(0, int(t["order.0"][1]))),
     "a place too far": rewritten(lambda t, _: t["order.0"].__setitem__(0, 200)),
     "real numbers": rewritten(lambda t, _: t.update({"order.0": t["order.0"].float() + 0.5})),
-    "another shape": rewritten(lambda t, _: t.update({"order.0": t["order.0"].reshape(3, 4)})),
-    "fewer": rewritten(lambda t, _: t.update({"order.0": t["order.0"][:3].clone()})),
     "another name": rewritten(lambda t, _: t.update({"order.9": t.pop("order.0")})),
 }
 
@@ -434,7 +365,6 @@ def test_the_config_chooses_the_metric() -> None:
     [
         ({"improve_seconds": 3.0}, "permute_mode is 'none'; choose one .'crossfilter', 'infilter', 'infilter_path'"),
         ({"metric": "distance"}, "permute_mode is 'none'; choose one .'crossfilter', 'infilter', "),
-        ({"permute_mode": "crossfilter", "improve_seconds": -1.0}, "improve_seconds"),
         ({"permute_mode": "crossfilter", "improve_seconds": float("inf")}, "must be finite"),
         ({"permute_mode": "crossfilter", "exact_limit": 0}, "exact_limit"),
         ({"permute_mode": "crossfilter", "metric": "euclid"}, r"permutations\.metric.*'euclid'.*cosine, distance"),

@@ -21,9 +21,8 @@ from nern.ordering import PathCost, greedy_filter_path, greedy_path, path_cost, 
 from nern.ordering.cost import METRICS
 from nern.ordering.greedy import _greedy_path, comparable_rows, unit_rows
 from nern.ordering.improve import LEAST_ROWS, improved_path, path_sum
-from nern.ordering.order import approximate_layers
-from nern.ordering.tree import build_tree, nearest, tree_path
-from nern.ordering.walk import _sweep, linked_walk
+from nern.ordering.tree import tree_path
+from nern.ordering.walk import linked_walk
 from nern.representation import KernelTable, build_nern
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
@@ -125,12 +124,6 @@ def test_the_path_is_the_greedy_one(metric: str, seed: int, count: int, entries:
     assert greedy_path(kernels, metric=metric).tolist() == slow_path(kernels, metric)
 
 
-@given(st.integers(1, 60), st.integers(0, 1000))
-def test_equal_kernels_of_one_entry_follow_each_other(count: int, seed: int) -> None:
-    kernels = np.random.default_rng(seed).integers(-4, 5, (count, 1)) / 2
-    assert greedy_path(kernels).tolist() == slow_path(kernels, "distance")
-
-
 @both_metrics
 @given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 6), st.sampled_from([1, 9, 25]))
 def test_the_filter_path_is_the_greedy_one(metric: str, seed: int, filters: int, channels: int, entries: int) -> None:
@@ -138,60 +131,12 @@ def test_the_filter_path_is_the_greedy_one(metric: str, seed: int, filters: int,
     assert greedy_filter_path(arranged, metric).tolist() == slow_path(arranged, metric)
 
 
-@given(
-    st.integers(1, 30),
-    st.sampled_from([1, 9]),
-    st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0, 1e-30, 1e30]), min_size=1, max_size=6),
-    st.integers(0, 100),
-    st.sampled_from(METRICS),
-)
-def test_a_path_is_a_permutation_that_starts_at_row_0_whatever_the_values(
-    count: int, entries: int, values: list[float], seed: int, metric: str
-) -> None:
-    path = greedy_path(np.random.default_rng(seed).choice(values, (count, entries)), metric=metric)
-    assert path[0] == 0
-    assert is_permutation(path, count)
-
-
-def test_lengths_matter_by_distance_alone() -> None:
-    kernels = np.array([[1.0, 0], [100.0, 0], [0, 1.0], [2.0, 0]])
-    assert greedy_path(kernels).tolist() == [0, 1, 3, 2]
-    assert greedy_path(kernels, metric="distance").tolist() == [0, 3, 2, 1]
-
-
-@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e30, 1e300])
-def test_by_distance_the_scale_of_all_kernels_does_not_matter(scale: float) -> None:
-    kernels = kernels_of("normal", 2500, 9)
-    path = greedy_path(kernels, metric="distance")
-    assert np.array_equal(greedy_path(kernels * scale, metric="distance"), path)
-
-
-def test_zero_kernels_have_similarity_0() -> None:
-    up, across = [1.0, 0, 0, 0], [0, 1.0, 0, 0]
-    kernels = np.array([up, [0.0] * 4, [-1.0, 0, 0, 0], up, across])
-    # like itself (1); then the zero kernel and the one across tie at 0, before the opposite (-1)
-    assert greedy_path(kernels).tolist() == [0, 3, 1, 2, 4]
-
-
-@pytest.mark.parametrize("entries", [1, 9])
-def test_ties_go_to_the_lowest_row(entries: int) -> None:
-    a, b = np.full(entries, 1.0), np.full(entries, 2.0 if entries == 1 else -1.0)
-    assert greedy_path(np.stack([a, b, a, b, a])).tolist() == [0, 2, 4, 1, 3]
-
-
-def test_normalising_leaves_the_weights_alone() -> None:
-    kernels = kernels_of("normal", 15, 9)
-    before = kernels.copy()
-    assert np.allclose(np.linalg.norm(unit_rows(kernels), axis=-1), 1)
-    assert np.array_equal(kernels, before)
-
-
 # --- trees -------------------------------------------------------------------------------------------------------
 
 
 @both_metrics
-@settings(max_examples=150)
-@given(st.sampled_from(sorted(KINDS)), st.integers(1, 700), st.sampled_from([2, 3, 4, 9, 25]), st.integers(0, 10**6))
+@settings(max_examples=60)
+@given(st.sampled_from(sorted(KINDS)), st.integers(1, 400), st.sampled_from([2, 3, 4, 9, 25]), st.integers(0, 10**6))
 def test_the_tree_finds_the_plain_path(metric: str, kind: str, n: int, d: int, seed: int) -> None:
     rows, by_distance = rows_of(kind, n, d, metric, seed), metric == "distance"
     assert np.array_equal(tree_path(rows, 1.0, by_distance), _greedy_path(rows, by_distance))
@@ -226,17 +171,6 @@ def test_kernels_too_small_for_their_squares_take_the_plain_path(scale: float, h
 
 
 @both_metrics
-@pytest.mark.parametrize("d", [4, 9, 25])
-def test_the_nearest_rows_are_found(d: int, metric: str) -> None:
-    rows = rows_of("normal", 600, d, metric, 1)
-    similarities = np.array([[similarity(rows[a], b, metric) for b in rows] for a in (0, 5, 599)])
-    similarities[[0, 1, 2], [0, 5, 599]] = -np.inf
-    found = nearest(build_tree(rows), rows, np.array([0, 5, 599]), 5, metric == "distance")
-    assert np.array_equal(found, np.argsort(-similarities, axis=1, kind="stable")[:, :5])
-    assert nearest(build_tree(rows[:3]), rows[:3], np.array([1]), 5)[0, 2:].tolist() == [-1] * 3
-
-
-@both_metrics
 @settings(max_examples=40)
 @given(st.sampled_from(sorted(KINDS)), st.integers(1, 700), st.integers(0, 10**6), st.sampled_from([0.0, 0.3, 0.9]))
 def test_an_approximate_path_is_a_permutation(metric: str, kind: str, n: int, seed: int, share: float) -> None:
@@ -254,16 +188,6 @@ def test_an_approximate_path_is_near_the_exact_one_and_repeats() -> None:
     assert path_sum(rows, 1.0, path) < 1.05 * path_sum(rows, 1.0, exact)
 
 
-def test_layers_above_the_limit_are_approximate() -> None:
-    shapes = [(64, 64, 3, 3), (64, 65, 3, 3), (128, 128, 3, 3), (128, 128, 1, 1), (5, 5, 3, 3), (128, 128, 7, 7)]
-    assert approximate_layers(shapes, "crossfilter", 4096) == [1, 2]
-    assert approximate_layers(shapes, "crossfilter", 4) == [0, 1, 2]  # small layers, 1x1 and 7x7 kernels have no tree
-    assert approximate_layers(shapes, "crossfilter", None) == []
-    assert approximate_layers(shapes, "infilter", 64) == []
-    assert approximate_layers([(2, 4096, 3, 3)], "infilter", 4000) == [0]
-    assert approximate_layers(shapes, "none", 1) == []
-
-
 # --- whole layers ------------------------------------------------------------------------------------------------
 
 
@@ -279,16 +203,6 @@ def test_layers_are_ordered_as_their_mode_says(metric: str, filters: int, channe
     arranged = np.stack([f[path] for f, path in zip(kernels, channel_paths, strict=True)])
     assert inner.tensors()["filter_order.0"].tolist() == slow_path(arranged, metric)
     assert walk.path(walk.layers[0], weights[0].shape).tolist() == slow_walk(kernels, metric)
-
-
-@both_metrics
-def test_a_walk_jumps_less_than_an_in_filter_order(metric: str) -> None:
-    weights, lengths = [torch.randn(24, 8, 3, 3, generator=torch.Generator().manual_seed(0))], {}
-    for mode in ("infilter", "infilter_path"):
-        ordering = solve_ordering(weights, mode, metric=metric)
-        walk = weights[0].flatten(0, 1).flatten(1)[ordering.path(ordering.layers[0], weights[0].shape)].numpy()
-        lengths[mode] = sum(-similarity(a, b, metric) for a, b in zip(walk[7:-1:8], walk[8::8], strict=True))
-    assert lengths["infilter_path"] < lengths["infilter"]
 
 
 @all_modes
@@ -318,14 +232,6 @@ def test_what_cannot_be_ordered_is_refused() -> None:
     weights[1][0, 0] = math.nan
     with pytest.raises(NernError, match="learnable weight 1 holds values that are not finite"):
         solve_ordering(weights, "crossfilter")
-
-
-def test_bits_are_the_logarithm_of_the_number_of_orderings() -> None:
-    weights = weights_of(*SHAPES)
-    cross = sum(math.log2(math.factorial(f * c)) for f, c, _, _ in SHAPES)
-    within = sum(math.log2(math.factorial(f)) + f * math.log2(math.factorial(c)) for f, c, _, _ in SHAPES)
-    for mode, bits in zip([*MODES, "none"], [cross, within, within, 0], strict=True):
-        assert solve_ordering(weights, mode).bits() == pytest.approx(bits)
 
 
 # --- improvement -------------------------------------------------------------------------------------------------
@@ -387,12 +293,6 @@ def test_an_improved_ordering_costs_no_more(mode: str, metric: str, seed: int, z
         assert is_permutation(positions, filters * channels)
 
 
-def test_improved_kernels_of_one_entry_are_sorted() -> None:
-    weights = weights_of((6, 5, 1, 1))
-    (order,) = solve_ordering(weights, "crossfilter", improve_seconds=0.1).tensors().values()
-    assert weights[0].flatten()[order].diff().min() >= 0
-
-
 # --- links of walks ----------------------------------------------------------------------------------------------
 
 
@@ -411,35 +311,6 @@ def test_directions_are_the_best_ones(filters: int, seed: int, kind: str) -> Non
     assert np.array_equal(same, order)
     least = min(links(rows, order, np.array(choice)) for choice in product((0, 1), repeat=filters))
     assert links(rows, order, turned) == pytest.approx(least)
-
-
-@settings(max_examples=60)
-@given(st.integers(1, 40), st.integers(0, 10**6), st.sampled_from(["normal", "quantised"]))
-def test_moves_gain_what_they_say_and_keep_all_filters(filters: int, seed: int, kind: str) -> None:
-    rng, rows = np.random.default_rng(seed), rows_of(kind, 2 * filters, 3, "distance", seed)
-    entries = 2 * rng.permutation(filters) + rng.integers(0, 2, filters)
-
-    def length() -> float:
-        turned = np.zeros(filters, bool)
-        turned[entries // 2] = entries % 2 == 1
-        return links(rows, entries // 2, turned)
-
-    before = length()
-    gain = _sweep(rows, None, entries)
-    assert is_permutation(entries // 2, filters)
-    assert before - length() == pytest.approx(gain, abs=1e-9)
-    order, turned = linked_walk(rows, entries // 2, soon(), None)
-    assert is_permutation(order, filters)
-    assert links(rows, order, turned) <= length() + 1e-9
-
-
-def test_few_links_become_the_shortest() -> None:
-    for seed in range(3):
-        rows = rows_of("normal", 10, 4, "distance", seed)
-        found = links(rows, *linked_walk(rows, np.arange(5), soon(), None))
-        choices = product(permutations(range(5)), product((0, 1), repeat=5))
-        least = min(links(rows, np.array(order), np.array(turned)) for order, turned in choices)
-        assert found == pytest.approx(least, rel=0.1)
 
 
 # --- cost --------------------------------------------------------------------------------------------------------
@@ -472,12 +343,6 @@ def test_the_cost_is_summed_along_the_paths_of_the_mode(metric: str) -> None:
     assert path_cost(weights, orderings["crossfilter"], other) > path_cost(
         weights, solve_ordering(weights, "crossfilter", improve_seconds=0.1, metric=other)
     )
-
-
-def test_a_cost_tells_its_improvement() -> None:
-    assert str(PathCost(1300.2, 1234.5)) == "path cost (cosine) 1,234.5, improved from 1,300.2 (-5.1 %)"
-    assert str(PathCost(1300.2, 1300.2, "distance")) == "path cost (distance) 1,300.2"
-    assert str(PathCost(0.0, 0.0)) == "path cost (cosine) 0.0"
 
 
 @pytest.mark.parametrize("text", ["", "1", "[1]", "[1, 2, 3]", '["a", "b"]', "[1, NaN]", "{"])

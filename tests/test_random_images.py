@@ -21,13 +21,12 @@ from nern.originals import Original, as_original
 from nern.randomness import generator
 from nern.tasks.base import DataSettings, build_task, register_task
 from nern.tasks.inversion import inverted_images
-from nern.training import Interrupted, RunFolder
-from runs import assert_same_result, quiet, stop_after, without_digits
+from runs import SHORT, assert_same_result, interrupted, resume, train, without_digits
 
 CPU = torch.device("cpu")
 KINDS = tuple(registry.RANDOM_IMAGES)
 INVERSION = sys.modules[inverted_images.__module__]
-SHAPES = [(1, 8, 8), (3, 8, 8), (1, 7, 11), (3, 13, 9)]
+SHAPES = [(1, 8, 8), (3, 13, 9)]
 
 
 def normed_network(channels: int, seed: int = 0) -> nn.Module:
@@ -138,15 +137,6 @@ def test_held_out_images_stay_the_same_and_are_others(kind: str) -> None:
 # --- uniform, leaves -------------------------------------------------------------------------------------
 
 
-def test_uniform_noise_fills_its_range_evenly() -> None:
-    images = drawn("uniform", count=500)
-    assert images.min() < -1.99
-    assert images.max() > 1.99
-    assert images.abs().max() <= 2
-    counts = torch.histc(images, bins=8, min=-2, max=2)
-    assert (counts / counts.mean() - 1).abs().max() < 0.05
-
-
 def radial_power(images: Tensor, bands: int = 4) -> list[float]:
     """Mean power of bands of rising frequency, the constant part left out."""
     side = images.shape[-1]
@@ -157,8 +147,8 @@ def radial_power(images: Tensor, bands: int = 4) -> list[float]:
     return [float(power[(radius > a) & (radius <= b)].mean()) for a, b in pairwise(edges)]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_leaves_look_like_natural_images(channels: int) -> None:
+def test_leaves_look_like_natural_images() -> None:
+    channels = 3
     images = drawn("leaves", (channels, 32, 32), count=100)
     power = radial_power(images)
     assert power == sorted(power, reverse=True)  # falls
@@ -217,14 +207,6 @@ def test_inversion_brings_the_statistics_nearer_to_those_of_the_batch_norms(star
     assert not network.training
 
 
-def test_images_are_made_in_batches(start: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = as_original(normed_network(3))
-    monkeypatch.setattr(INVERSION, "BATCH", 20)
-    images = inverted_images(original, start, 5, 0)
-    assert images.shape == start.shape
-    assert torch.equal(images[:20], inverted_images(original, start[:20], 5, 0))
-
-
 @pytest.mark.usefixtures("rng_untouched")
 def test_inverted_images_are_made_once(start: Tensor, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = as_original(normed_network(3))
@@ -256,15 +238,7 @@ def test_a_damaged_cache_mends_itself(start: Tensor, cache_dir: Path, damage: Ca
     assert file.read_bytes() == whole
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(
-    start: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "taken").touch()
-    monkeypatch.setenv("NERN_CACHE_DIR", str(tmp_path / "taken"))
-    assert inverted_images(as_original(normed_network(3)), start, 2, 0).shape == start.shape
-
-
-@pytest.mark.parametrize("norm", [None, nn.GroupNorm(1, 4), nn.BatchNorm2d(4, track_running_stats=False)])
+@pytest.mark.parametrize("norm", [None, nn.BatchNorm2d(4, track_running_stats=False)])
 def test_inversion_needs_batch_norms_and_says_what_does_not(norm: nn.Module | None) -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3), *([norm] if norm else []), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(
@@ -289,47 +263,30 @@ def test_draws_are_images_of_the_pool_shifted_and_mirrored() -> None:
 # --- runs --------------------------------------------------------------------------------------------------------
 
 
+BASE = SHORT | {
+    "nern.weights_batch_method": "random_batch",
+    "task.use_random_data": True,
+    "task.inversion_images": 24,
+    "task.inversion_steps": 3,
+    "evaluation.test_images": 0,
+    "num_iterations": 3,
+    "loss_warmup_iterations": 0,
+}
+
+
 @pytest.fixture
-def configure(
-    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_picture: None
+def of_kind(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, no_picture: None
 ) -> Callable[..., Config]:
     """Makes a short run's config. No picture is drawn, and the dataset cannot be read."""
     without_digits(monkeypatch)
-
-    def make(kind: str, **more: Any) -> Config:
-        values: dict[str, Any] = {
-            "original_model_path": str(original),
-            "task.original_model_name": "ResNet8",
-            "nern.hidden_layer_size": 8,
-            "nern.embeddings.enc_levels": 4,
-            "nern.weights_batch_method": "random_batch",
-            "nern.weights_batch_size": 64,
-            "task.use_random_data": True,
-            "task.random_data": kind,
-            "task.inversion_images": 24,
-            "task.inversion_steps": 3,
-            "logging": {"tracker": "none", "log_interval": 1, "log_dir": str(tmp_path / "runs")},
-            "evaluation.held_out_images": 20,
-            "evaluation.test_images": 0,
-            "epochs": None,
-            "num_iterations": 3,
-            "batch_size": 8,
-            "eval_epochs_interval": None,
-            "loss_warmup_iterations": 0,
-        }
-        return Config.from_dict(values | more)
-
-    return make
-
-
-def train(config: Config) -> RunFolder:
-    return RunFolder(nern.train(config, quiet())["run_folder"])
+    return lambda kind, **more: configure({"task.random_data": kind}, **more)
 
 
 @pytest.mark.usefixtures("rng_untouched")
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_needs_no_dataset_and_goes_on_exactly(kind: str, configure: Callable[..., Config]) -> None:
-    config = configure(kind)
+def test_a_run_needs_no_dataset_and_goes_on_exactly(kind: str, of_kind: Callable[..., Config]) -> None:
+    config = of_kind(kind)
     folder = train(config)
     metrics = json.loads(folder.metrics.read_text())
     assert set(metrics["best"]) == {"step", "held_out"}
@@ -340,13 +297,7 @@ def test_a_run_needs_no_dataset_and_goes_on_exactly(kind: str, configure: Callab
     assert all({"feature_maps", "distillation"} <= record.keys() for record in losses)
     assert torch.isfinite(torch.tensor(losses[-1]["total"]))
     nern.load_run(folder.root)
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 2)
-        with pytest.raises(Interrupted, match="stopped at step 2 of 3"):
-            train(config)
-    stopped = RunFolder(folder.root.with_name(f"{folder.root.name}-2"))
-    nern.resume(stopped.root, quiet())
-    assert_same_result(folder, stopped)
+    assert_same_result(folder, resume(interrupted(config, 2)))
 
 
 @pytest.fixture
@@ -363,12 +314,12 @@ def plain_network() -> Iterator[None]:
 
 @pytest.mark.usefixtures("plain_network")
 @pytest.mark.filterwarnings("ignore:original_model_path is not set")
-def test_a_run_that_cannot_make_its_images_leaves_nothing(configure: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_run_that_cannot_make_its_images_leaves_nothing(of_kind: Callable[..., Config], tmp_path: Path) -> None:
     plain = {"task.original_model_name": "Plain", "original_model_path": None}
     with pytest.raises(NernError, match="'leaves' needs none"):
-        train(configure("inversion", **plain))
+        train(of_kind("inversion", **plain))
     assert not (tmp_path / "runs").exists()
-    train(configure("leaves", **plain))
+    train(of_kind("leaves", **plain))
 
 
 @pytest.mark.parametrize(
@@ -388,7 +339,7 @@ def test_bad_settings_are_one_clear_error(values: dict[str, Any], message: str) 
         Config.from_dict(values)
 
 
-def test_a_kind_of_one_s_own_is_used(configure: Callable[..., Config]) -> None:
+def test_a_kind_of_one_s_own_is_used(of_kind: Callable[..., Config]) -> None:
     asked: list[tuple[Any, ...]] = []
 
     @registry.RANDOM_IMAGES.register("grey")
@@ -399,7 +350,7 @@ def test_a_kind_of_one_s_own_is_used(configure: Callable[..., Config]) -> None:
         return lambda count, rng: torch.full((count, *shape), 0.5) + 0.1 * torch.randn(count, *shape, generator=rng)
 
     try:
-        train(configure("grey", seed=4))
+        train(of_kind("grey", seed=4))
     finally:
         registry.RANDOM_IMAGES.unregister("grey")
     assert asked == [((1, 8, 8), "grey", 4, "cpu", Original, held_out) for held_out in (False, True)]

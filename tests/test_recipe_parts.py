@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from torch import nn
 
 import nern
 from nern import Config, NernError
-from nern.config.yaml_files import nested_value
 from nern.experiment import build_experiment, ordering_beside
-from test_train import configure, resume, train  # noqa: F401  (a fixture)
+from runs import SHORT, resume, train
 
 Configure = Callable[..., Config]
+BASE = SHORT
 PHASES: dict[str, Any] = {
     "num_iterations": None,
     "loss_warmup_iterations": 10000,
@@ -56,17 +55,7 @@ def test_a_rate_for_both_phases_over_a_recipe_is_refused_naming_the_keys() -> No
     assert config.optim.weight_decay == 0.1
 
 
-def test_epochs_over_a_recipe_say_what_sets_the_length() -> None:
-    with pytest.raises(NernError, match=r"recipe 'nern' sets distillation\.iterations"):
-        Config.of_recipe("nern", {"epochs": 20})
-
-
-def test_nested_values() -> None:
-    assert nested_value({"a": {"b": 1}}, "a.b") == 1
-    assert nested_value({"a": 3}, "a.b", "none") == "none"
-
-
-def test_a_run_whose_ordering_is_gone_is_refused_where_it_would_not_be_found_again(configure: Configure) -> None:  # noqa: F811
+def test_a_run_whose_ordering_is_gone_is_refused_where_it_would_not_be_found_again(configure: Configure) -> None:
     folder = train(configure(PHASES | IMPROVED))
     folder.ordering.unlink()
     with pytest.raises(NernError, match="is missing"):
@@ -75,7 +64,7 @@ def test_a_run_whose_ordering_is_gone_is_refused_where_it_would_not_be_found_aga
         resume(folder)
 
 
-def test_a_checkpoint_brings_the_ordering_of_its_run(configure: Configure, tmp_path: Path) -> None:  # noqa: F811
+def test_a_checkpoint_brings_the_ordering_of_its_run(configure: Configure, tmp_path: Path) -> None:
     folder = train(configure(PHASES | IMPROVED))
     begun = {"nern.init": "checkpoint", "nern.checkpoint_path": str(folder.checkpoint("last"))}
     config = configure(PHASES | IMPROVED | begun)
@@ -86,13 +75,6 @@ def test_a_checkpoint_brings_the_ordering_of_its_run(configure: Configure, tmp_p
     alone = tmp_path / "elsewhere.pt"
     alone.write_bytes(folder.checkpoint("last").read_bytes())
     assert ordering_beside(configure(PHASES | IMPROVED | begun | {"nern.checkpoint_path": str(alone)})) is None
-
-
-def test_precision_is_told_and_kept(configure: Configure) -> None:  # noqa: F811
-    folder = train(configure(PHASES | {"precision": "auto"}))
-    told = json.loads(folder.metrics.read_text())["precision"]
-    assert told in ("float32", "bf16")
-    assert folder.load_state()["precision"] == told
 
 
 @pytest.mark.parametrize(
@@ -111,18 +93,3 @@ def test_fit_refuses_what_needs_images(key: str, value: object, small: nn.Module
 def small() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
-
-
-@pytest.mark.filterwarnings("ignore:original_model_path is not set:nern.errors.NernWarning")
-def test_a_teacher_that_expects_other_images_is_refused(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    from nern import experiment
-    from nern.originals.input_format import InputFormat
-
-    config = configure(PHASES | {"teacher.original_model_name": "ResNet8"})
-    built = experiment.build_experiment(configure(PHASES))
-    monkeypatch.setitem(experiment.TASKS.info("digits"), "input_shape", None)
-    monkeypatch.setattr(experiment, "format_of", lambda *_: InputFormat((1, 8, 8), (0.0,), (1.0,)))
-    monkeypatch.setattr(experiment, "check_outputs", lambda *_: None)
-    monkeypatch.setattr("nern.originals.base.input_format", lambda _: InputFormat((1, 8, 8), (0.5,), (0.5,)))
-    with pytest.raises(NernError, match=r"the teacher ResNet8 expects images of mean \[0\.5\]"):
-        experiment.build_teacher(config, torch.device("cpu"), built.members[0].original)

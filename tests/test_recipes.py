@@ -53,14 +53,6 @@ def test_a_file_without_a_recipe_means_the_published_defaults(tmp_path: Path, ty
     assert typed("--config_path", path) == Config().check()
 
 
-def test_keys_not_given_are_published_beside_those_given(tmp_path: Path) -> None:
-    loaded = Config.load(write(tmp_path, "nern: {hidden_layer_size: 77}\n"))
-    plain = Config().check()
-    plain.nern.hidden_layer_size = 77
-    assert loaded == plain
-    assert recipe_values("published") == {}
-
-
 # --- by name -------------------------------------------------------------------------------------------------------
 
 
@@ -106,11 +98,6 @@ def test_a_recipe_file_has_known_keys_and_names_neither_network_nor_task(name: s
     assert [key for key in keys if key.startswith(of_a_network)] == []
 
 
-def test_every_recipe_file_has_a_name() -> None:
-    files = (resources.files("nern") / "configs" / "recipes").iterdir()
-    assert sorted(file.name for file in files) == sorted(f"{name}.yaml" for name in FILES)
-
-
 # --- what is given wins --------------------------------------------------------------------------------------------
 
 
@@ -126,22 +113,6 @@ def test_keys_of_a_file_win_over_the_recipe(tmp_path: Path, typed: Any) -> None:
     assert config.nern.init == recipe.nern.init
     assert config.optim.betas == recipe.optim.betas
     assert typed("--config_path", path) == config
-
-
-def test_a_value_given_is_kept_though_it_is_the_published_default(tmp_path: Path, typed: Any) -> None:
-    plain = Config()
-    path = write(tmp_path, f"recipe: nern\nnern: {{act_layer: {plain.nern.act_layer}}}\n")
-    assert Config.of_recipe("nern").nern.act_layer != plain.nern.act_layer
-    assert Config.load(path).nern.act_layer == plain.nern.act_layer
-    assert typed("--recipe", "nern", "--nern.act_layer", plain.nern.act_layer).nern.act_layer == plain.nern.act_layer
-
-
-def test_keys_of_a_base_win_over_a_recipe_that_its_heir_names(tmp_path: Path, typed: Any) -> None:
-    write(tmp_path, "nern: {act_layer: elu, init: default}\n", "beneath.yaml")
-    path = write(tmp_path, "base: beneath.yaml\nrecipe: nern\nnern.init: fmod\n")
-    for config in (Config.load(path), typed("--config_path", path)):
-        assert (config.nern.act_layer, config.nern.init) == ("elu", "fmod")
-        assert config.nern.embeddings.type == "order"
 
 
 def test_the_recipe_of_an_heir_wins_over_that_of_its_base(tmp_path: Path, typed: Any) -> None:
@@ -165,14 +136,6 @@ def test_what_is_typed_wins_over_file_and_recipe(tmp_path: Path, typed: Any) -> 
     assert typed("--recipe", "published", "--recipe", "nern") == Config.of_recipe("nern")
 
 
-def test_values_beside_a_recipe_in_python() -> None:
-    values = {"nern": {"hidden_layer_size": 5}, "optim.weight_decay": 0.25}
-    config = Config.of_recipe("nern", values)
-    assert (config.nern.hidden_layer_size, config.optim.weight_decay) == (5, 0.25)
-    assert config == Config.from_dict({"recipe": "nern", **values})
-    assert values == {"nern": {"hidden_layer_size": 5}, "optim.weight_decay": 0.25}
-
-
 # --- mistakes ------------------------------------------------------------------------------------------------------
 
 
@@ -191,11 +154,6 @@ def test_an_unknown_recipe_is_refused_when_typed(arguments: list[str], capsys: p
     message = capsys.readouterr().err
     assert "recipe" in message
     assert "Traceback" not in message
-
-
-def test_lengths_of_a_published_run_do_not_mix_with_phases(tmp_path: Path) -> None:
-    with pytest.raises(NernError, match="set epochs and num_iterations to null"):
-        Config.load(write(tmp_path, "recipe: nern\nepochs: 20\n"))
 
 
 # --- saved and read again ------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from nern.config import TaskConfig
 from nern.evaluation import layer_errors
 from nern.jobs.artifacts import verify
 from nern.jobs.report_of_file import content_of_file, file_parts
-from nern.originals import CifarResNet
 from nern.originals.build import build_original
 from nern.shipped import NERN, shipped_file
 from nern.tasks.base import DataSettings, build_task
@@ -145,18 +144,6 @@ def test_with_original_and_task_all_is_there(file: Path, tmp_path: Path, quickly
     assert list(numbers) == ["predictor", "errors", "smoothness", "importance", "classes"]
 
 
-def test_with_the_task_alone_the_accuracy_is_measured(file: Path, quickly: None) -> None:
-    found = Page(nern.report(file, task=DIGITS, console=quiet()))
-    top1 = verify(file, DIGITS, console=quiet())["test"]["top1"]
-    assert f"{top1:.2f} %" in found.of("result")
-    assert "as the file says" not in found.text
-    assert found.text.count(NOTHING_TO_COMPARE) == 5
-    assert "made of the file and the images alone. There is more to see: --original_model_path" in found.text
-    none = Page(nern.report(file, task=DIGITS, images=0, console=quiet()))
-    assert "no test images were asked for (--images 0)" in none.of("classes")
-    assert "as the file says" in none.text
-
-
 def test_file_that_ships_with_nern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quickly: None) -> None:
     monkeypatch.chdir(tmp_path)
     page = nern.report("pretrained:digits-resnet8.nern", console=quiet())
@@ -183,15 +170,6 @@ def test_several_networks_have_sections_each(two: Path, tmp_path: Path, quickly:
         nern.report(two, original_model_path=weights, console=quiet())
     with pytest.raises(NernError, match=r"--network \(=2\) must be below 2"):
         nern.report(two, network=2, console=quiet())
-
-
-def test_weights_of_another_network_are_told_of(file: Path, tmp_path: Path) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        torch.save(CifarResNet(8, in_channels=1).state_dict(), tmp_path / "other.pt")
-    for original, told in ((tmp_path / "other.pt", True), (ORIGINAL, False)):
-        notes = content(file, 0, original, None, None).notes
-        assert any("no nearer to the original's than zeros" in note for note in notes) == told
 
 
 def test_mistakes_are_told_before_weights_are_predicted(

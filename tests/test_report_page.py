@@ -16,51 +16,35 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.text import Text
 from PIL import Image
-from torch import Tensor
 
 import nern
 from nern import Config, NernError
 from nern.analysis.content import Content, NetworkContent
-from nern.analysis.dropping import RANDOM, SHARES, SMALLEST, WORST, drop_curves, rankings, without
+from nern.analysis.dropping import RANDOM, SHARES, SMALLEST, WORST, drop_curves
 from nern.analysis.figures import MOST_CLASSES, classes_shown, draw_classes
-from nern.analysis.kernel_figures import PLACES, layers_to_show, scale_top, shelf_picture, shelves
-from nern.analysis.measures import ClassChange, class_changes, kernel_errors, mean_step
+from nern.analysis.kernel_figures import shelf_picture
+from nern.analysis.measures import ClassChange, class_changes, mean_step
 from nern.analysis.page import figures_folder, write_page
-from nern.analysis.plots import draw_training
-from nern.analysis.style import NARROW, WIDE
+from nern.analysis.style import WIDE
 from nern.cli import main
 from nern.config import TaskConfig
-from nern.jobs.packing import pack
-from nern.jobs.report_inputs import class_names, drawn, walks
+from nern.jobs.report_inputs import class_names, walks
 from nern.jobs.report_of_run import content_of_run
-from nern.tasks.images import ImageTensors
 from nern.training import RunFolder
-from nern.training.loop import History
 from report_parts import PNG, SECTIONS, Page, check_in_browser, without_browser
-from runs import quiet, small_resnet
+from runs import SHORT, quiet, small_resnet
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
-BASE: dict[str, Any] = {
-    "nern.hidden_layer_size": 8,
-    "nern.embeddings.enc_levels": 4,
+BASE: dict[str, Any] = SHORT | {
     "nern.embeddings.permutations.permute_mode": "crossfilter",
     "nern.embeddings.permutations.improve_seconds": 0,
-    "nern.weights_batch_size": 64,
     "nern.weights_batch_method": "random_weighted_batch",
     "optim.lr": 0.02,
-    "logging.tracker": "none",
-    "logging.log_interval": 1,
-    "task.task_name": "digits",
     "original_model_path": "pretrained:digits-resnet8",
-    "evaluation.held_out_images": 20,
     "evaluation.test_images": 60,
-    "epochs": None,
     "num_iterations": 8,
-    "batch_size": 8,
-    "eval_epochs_interval": None,
     "eval_iterations_interval": 3,
     "loss_warmup_iterations": 2,
 }
@@ -90,49 +74,6 @@ def page(run: Path) -> Path:
 
 
 # What is computed
-
-
-def two_layers() -> tuple[list[Tensor], list[Tensor]]:
-    """Layers of 2 x 1 kernels of one entry and 1 x 2 kernels of four; relative errors 0.1, 0.5, 2, 0.2 of kernels 0 to 3."""
-    single, four = torch.tensor([1.0, -10.0]).view(2, 1, 1, 1), torch.tensor([0.1, 3.0]).repeat_interleave(4)
-    original = [single, four.view(1, 2, 2, 2)]
-    factors = [torch.tensor([0.9, 1.5]).view(2, 1, 1, 1), torch.tensor([-1.0, 1.2]).view(1, 2, 1, 1)]
-    return original, [o * f for o, f in zip(original, factors, strict=True)]
-
-
-def test_relative_error_of_each_kernel() -> None:
-    errors = kernel_errors(*two_layers())
-    assert [e.shape for e in errors] == [(2, 1), (1, 2)]
-    assert torch.cat([e.flatten() for e in errors]).tolist() == pytest.approx([0.1, 0.5, 2.0, 0.2], rel=1e-6)
-    zeros = torch.zeros(1, 2, 1, 1)  # have no finite error, unless they are exact
-    assert kernel_errors([zeros], [torch.tensor([0.0, 0.5]).view(1, 2, 1, 1)])[0].tolist() == [[0.0, torch.inf]]
-
-
-def test_ranking_by_error_and_by_size() -> None:
-    original, weights = two_layers()
-    found = rankings(original, weights, seed=0, draws=2)
-    assert found[WORST][0].tolist() == [2, 1, 3, 0]
-    # Sizes of the reconstructed kernels, for each entry: 0.9, 15, 0.1, 3.6.
-    assert found[SMALLEST][0].tolist() == [2, 0, 3, 1]
-    weights[1][0, 1] = 0.8  # norm 1.6, more than that of kernel 0; each entry less
-    assert rankings(original, weights, seed=0)[SMALLEST][0].tolist() == [2, 3, 0, 1]
-
-
-def test_random_rankings_differ_by_draw_and_seed_alone(rng_untouched: None) -> None:
-    weights = [torch.ones(8, 8, 1, 1)]
-    first, again, other = (rankings(weights, weights, seed)[RANDOM] for seed in (0, 0, 1))
-    assert all(sorted(order.tolist()) == list(range(64)) for order in first)
-    assert [order.tolist() for order in first] == [order.tolist() for order in again]
-    assert len({tuple(order.tolist()) for order in [*first, *other]}) == len(first) + len(other)
-
-
-def test_dropping_sets_these_kernels_to_zero_and_no_others() -> None:
-    weights = [torch.arange(1.0, 13).view(3, 2, 1, 2), torch.arange(1.0, 9).view(2, 1, 2, 2)]
-    expected = [w.clone() for w in weights]
-    expected[0][0, 1] = expected[0][2, 1] = expected[1][1, 0] = 0
-    found = without(weights, torch.tensor([1, 5, 7]))
-    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
-    assert weights[0][0, 1].flatten().tolist() == [3.0, 4.0]  # they themselves are as they were
 
 
 def test_curves_drop_the_shares_they_say() -> None:
@@ -189,25 +130,6 @@ def test_classes_of_folders_have_the_names_of_the_folders(tmp_path: Path) -> Non
     assert class_names(TaskConfig(task_name="digits")) is None
 
 
-def test_gallery_shows_best_median_and_worst() -> None:
-    original = [torch.ones(10, 3, 3, 3)]
-    factors = torch.linspace(1.0, 2.0, 30)[torch.randperm(30, generator=torch.Generator().manual_seed(0))]
-    shelf, rank = shelves(original, [original[0] * factors.view(10, 3, 1, 1)])[0], factors.argsort().argsort()
-    expected = [list(range(8)), list(range(11, 19)), list(range(22, 30))]
-    assert [rank[shelf.numbers[place]].tolist() for place in PLACES] == expected
-    assert shelf.errors["worst"].tolist() == pytest.approx((factors.sort().values[-8:] - 1).tolist(), abs=1e-6)
-    few = shelves([original[0][:2]], [original[0][:2]])[0]
-    assert sorted(torch.cat(list(few.numbers.values())).tolist()) == list(range(6))  # no kernel twice
-
-
-def test_gallery_has_a_layer_of_each_kernel_size() -> None:
-    sizes = [7, 1, 3, 1, 3, 1, 3, 5, 3, 1]
-    shown = layers_to_show([torch.ones(2, 2, k, k) for k in sizes])
-    assert {sizes[layer] for layer in shown} == {3, 5, 7}
-    assert len(shown) == 4
-    assert layers_to_show([torch.ones(2, 2, 1, 1)]) == []
-
-
 def test_tiles_are_the_kernels() -> None:
     original, weights = (torch.randn(2, 2, 2, 3, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     picture = shelf_picture(original, weights, torch.tensor([3, 0]))
@@ -216,80 +138,6 @@ def test_tiles_are_the_kernels() -> None:
     assert values - {0.0} == set(torch.stack(tiles).flatten().tolist())
     top_left = [picture[1, 1], picture[len(picture) // 2 + 1, 1]]
     assert top_left == [tiles[0][0, 0], tiles[1][0, 0]]  # the original above
-
-
-def test_colours_end_where_zeros_would_do_as_well() -> None:
-    good = torch.linspace(0.1, 0.3, 100)
-    assert scale_top([torch.cat([good, torch.full((10,), 20.0)])]) == 1.0
-    assert scale_top([good]) == pytest.approx(0.3, abs=0.01)
-    assert scale_top([good + 3]) == pytest.approx(3.3, abs=0.01)
-    assert scale_top([torch.full((2,), torch.inf)]) == 1.0
-
-
-def test_images_are_drawn_by_the_seed() -> None:
-    images = ImageTensors(torch.arange(200, dtype=torch.uint8).view(200, 1, 1, 1), torch.arange(200), [0.0], [1.0])
-    first, again, other = (drawn(images, 50, seed).labels.tolist() for seed in (0, 0, 1))  # type: ignore[attr-defined]
-    assert first == again != other
-    assert first == sorted(set(first))
-    assert max(first) > 100  # not the first ones: a test set may be sorted by class
-    assert drawn(images, 200, 0) is drawn(images, None, 0) is images
-
-
-PHASES = {
-    "short among long": [
-        ("reconstruction", 1200),
-        ("refinement", 1300),
-        ("distillation", 1600),
-        ("quantisation", 2000),
-    ],
-    "short at both ends": [
-        ("reconstruction", 1),
-        ("refinement", 2),
-        ("distillation", 1998),
-        ("$_$", 1999),
-        ("end", 2000),
-    ],
-}
-
-
-@pytest.mark.parametrize("width", [WIDE, NARROW])
-@pytest.mark.parametrize("phases", PHASES.values(), ids=PHASES)
-def test_names_of_phases_are_all_there_and_apart(phases: list[tuple[str, int]], width: int) -> None:
-    records = [{"step": step, "reconstruction": 1.0, "test": {"top1": 50.0, "images": 10}} for step in (0, 1000, 2000)]
-    figure = draw_training(width, History(records, records), {}, phases)
-    figure.draw_without_rendering()
-    for axes in figure.axes:
-        found = [text for text in axes.texts if text.get_text()]
-        assert [text.get_text().strip() for text in found] == [name for name, _ in phases]
-        boxes = [Text.get_window_extent(text) for text in found]  # without the line
-        marks = [axes.transData.transform((start, 0))[0] for start in [0, *(end for _, end in phases[:-1])]]
-        for number, box in enumerate(boxes):
-            assert not any(box.overlaps(other) for other in boxes[number + 1 :])
-            higher = [mark for mark, other in zip(marks, boxes, strict=True) if other.y0 > box.y0]
-            assert not any(box.x0 + 1 < mark < box.x1 for mark in higher)  # no line crosses a name
-            assert box.x1 <= figure.bbox.x1
-
-
-def test_the_original_in_the_curve_is_of_the_images_of_the_curve() -> None:
-    record = {"step": 1, "test": {"top1": 50.0, "images": 60}, "held_out": {"top1": 70.0, "images": 20}}
-    originals = {"net": {"test": {"top1": 60.0, "images": 60}, "held_out": {"top1": 80.0, "images": 20}}}
-    for count, dashed in ((20, [60.0, 80.0]), (10, [60.0])):  # of other images there is nothing to compare
-        originals["net"]["held_out"]["images"] = count
-        lines = draw_training(WIDE, History([], [record]), originals).axes[0].lines
-        flat = {str(line.get_label()): line for line in lines if line.get_linestyle() == "--"}
-        assert [line.get_ydata()[0] for line in flat.values()] == dashed
-        curves = {str(line.get_label()): line for line in lines if line not in flat.values()}
-        assert list(curves) == ["test images (60)", "held-out training images (20)"]
-        assert flat["original, test images"].get_color() == curves["test images (60)"].get_color()
-
-
-def test_losses_of_every_term_are_drawn() -> None:
-    records = [{"step": step, "lr": 0.1, "total": 3.0, "phase": "p", "task": 1.0, "own_term": 2.0} for step in (0, 9)]
-    axes = draw_training(NARROW, History(records, []), {}).axes[0]
-    assert {str(line.get_label()): list(line.get_ydata()) for line in axes.lines} == {
-        "task": [1, 1],
-        "own term": [2, 2],
-    }
 
 
 # The page
@@ -439,20 +287,6 @@ def test_unfinished_run_is_shown_as_far_as_it_went(run: Path, copy: Path, quickl
     found = Page(nern.report(copy, images=0, console=quiet()))
     assert "nothing is known of how the weights were trained" in found.of("training")
     assert "kernels" in found.figures()
-
-
-def test_the_file_beside_the_run_stands_in_the_headline(copy: Path, quickly: None) -> None:
-    assert content_of_run(RunFolder(copy), 0).packed is None
-    artifact = pack(copy, console=quiet())
-    whole = json.loads((copy / "metrics.json").read_text())["sizes"]["original_bytes"]
-    share = f"{100 * artifact.size / whole:.1f} %"
-    told = f"The file copy.nern has {artifact.size:,} bytes: {share} of the original's {whole:,} bytes."
-    assert told in Page(nern.report(copy, images=0, console=quiet())).text
-    other = copy.with_name("other.nern")  # of another run of this config
-    pack(train(copy.parent, "other", seed=1, num_iterations=1), other, console=quiet())
-    for data in (other.read_bytes(), b""):
-        copy.with_name("copy.nern").write_bytes(data)
-        assert content_of_run(RunFolder(copy), 0).packed is None
 
 
 def remove(*names: str) -> Callable[[Path], object]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from coordinates_parts import listed
 from nern.config import EmbeddingsConfig, NernConfig
@@ -17,7 +17,7 @@ from nern.errors import NernError
 from nern.files import save_torch
 from nern.ordering import solve_ordering
 from nern.registry import ENCODINGS, NORM_LAYERS, PREDICTORS, SAMPLING_MODES
-from nern.representation import Heads, KernelTable, NeRN, build_nern, build_predictor, parameters_of, sample_kernels
+from nern.representation import KernelTable, build_nern, build_predictor, parameters_of, sample_kernels
 from nern.representation.coordinates import TableCoordinates
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
@@ -35,13 +35,6 @@ def random_weights(shapes: tuple[tuple[int, ...], ...], seed: int = 0) -> list[T
     return [torch.randn(shape, generator=rng) for shape in shapes]
 
 
-def to_weights(heads: Heads, predictions: list[Tensor]) -> list[Tensor]:
-    """The weights that these predictions of all rows stand for."""
-    return [
-        heads.table.to_weight(heads.sampled(heads.part(predictions, i), i), i) for i in range(len(heads.table.shapes))
-    ]
-
-
 # --- kernel table ------------------------------------------------------------------------------------------------
 
 
@@ -57,15 +50,6 @@ def test_rows_are_kernels_or_weights_in_the_order_of_their_coordinates(
     assert [table.layer(i).stop - table.layer(i).start for i in range(len(shapes))] == sizes
     assert table.rows == sum(sizes)
     assert table.num_weights == len(rows)
-
-
-def test_predicted_kernels_are_sampled_to_each_layer() -> None:
-    table = KernelTable(SHAPES)
-    predictions = torch.randn(table.rows, 3, 3, generator=torch.Generator().manual_seed(0))
-    weights = to_weights(Heads.build(table, "shared", 3, "center"), [predictions])
-    assert [tuple(w.shape) for w in weights] == list(SHAPES)
-    assert torch.equal(weights[0][3, 1], predictions[3 * 2 + 1])
-    assert torch.equal(weights[1][2, 3], predictions[8 + 2 * 4 + 3, 1:2, 1:2])
 
 
 @pytest.mark.parametrize(
@@ -115,54 +99,7 @@ def test_sampling_equals_loops(predicted: int, height: int, width: int, mode: st
     torch.testing.assert_close(sampled, torch.stack([sampled_by_loops(kernel, size, mode) for kernel in kernels]))
 
 
-@pytest.mark.parametrize("mode", sorted(SAMPLING_MODES))
-def test_kernels_of_the_predicted_size_are_left_as_they_are(mode: str) -> None:
-    kernels = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(sample_kernels(kernels, (3, 3), mode), kernels)
-
-
-@pytest.mark.parametrize("size", [(7, 7), (7, 3), (1, 5)])
-def test_a_kernel_larger_than_the_prediction_names_the_key_to_raise(size: tuple[int, int]) -> None:
-    with pytest.raises(NernError, match=rf"set nern.output_size to at least {max(size)}"):
-        sample_kernels(torch.zeros(1, 3, 3), size, "center")
-
-
 # --- encodings ---------------------------------------------------------------------------------------------------
-
-
-def integer_coordinates(num_idxs: int, seed: int, rows: int = 20) -> Tensor:
-    return torch.randint(0, 40, (rows, num_idxs), generator=torch.Generator().manual_seed(seed))
-
-
-@given(st.integers(1, 5), st.integers(1, 5))
-def test_sum_adds_what_concat_joins(num_idxs: int, levels: int) -> None:
-    coordinates = integer_coordinates(num_idxs, levels).double()
-    joined, added = (
-        ENCODINGS["basic"](num_idxs=num_idxs, enc_levels=levels, base=1.25, fusion_mode=mode).encode(coordinates)
-        for mode in ("concat", "sum")
-    )
-    torch.testing.assert_close(added, joined.view(20, num_idxs, 2 * levels).sum(1))
-
-
-def test_the_basic_encoding_is_index_major_then_level_then_sine_and_cosine() -> None:
-    encoding = ENCODINGS["basic"](num_idxs=2, enc_levels=2, base=0.5)
-    arguments = torch.tensor([3, 3 * 0.5, 5, 5 * 0.5], dtype=torch.float64) * torch.pi
-    expected = torch.stack((arguments.sin(), arguments.cos()), 1).flatten()
-    torch.testing.assert_close(encoding.encode(torch.tensor([[3.0, 5.0]], dtype=torch.float64))[0], expected)
-
-
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
-def test_fourier_features_are_sines_and_cosines_of_scaled_random_directions(
-    num_idxs: int, levels: int, seed: int
-) -> None:
-    scale = [1.0, 0.1, 0.3, 0.2, 0.5][:num_idxs]
-    encoding = ENCODINGS["ffn"](num_idxs=num_idxs, enc_levels=levels, gauss_scale=scale)
-    draw = torch.randn(levels * num_idxs, num_idxs, generator=torch.Generator().manual_seed(0))
-    coordinates = integer_coordinates(num_idxs, seed).double()
-    arguments = 2 * torch.pi * coordinates @ (draw * torch.tensor(scale)).double().T
-    expected = torch.stack((arguments.sin(), arguments.cos()), 2).flatten(1)
-    assert encoding.size == expected.shape[1]
-    torch.testing.assert_close(encoding.encode(coordinates), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("mode", ["none", "local", "global"])
@@ -211,20 +148,6 @@ def test_state_dicts_have_the_published_names(method: str) -> None:
     assert list(predictor.state_dict()) == [*layers, "final_linear_layer.weight", "final_linear_layer.bias"]
 
 
-def test_norm_layers_are_named_beside_the_linear_layers() -> None:
-    predictor = build_predictor("kxk", seed=0, input_size=8, num_blocks=3, hidden_layer_size=6, norm_layer="ln")
-    assert {"norms.0.weight", "norms.1.bias"} < set(predictor.state_dict())
-
-
-def test_sizes_of_the_linear_layers_follow_from_the_method() -> None:
-    sizes = {
-        method: [layer.in_features for layer in build_predictor(method, 0, input_size=8, num_blocks=5).layers]
-        for method in MLPS
-    }
-    plain = [8, 30, 30, 30]
-    assert sizes == {"kxk": plain, "kxk_residual": plain, "basic": plain, "kxk_nerf": [8, 30, 38, 30]}
-
-
 @pytest.mark.parametrize("method", MLPS)
 def test_too_few_blocks_are_refused(method: str) -> None:
     build_predictor(method, seed=0, input_size=8, num_blocks=2)
@@ -232,27 +155,9 @@ def test_too_few_blocks_are_refused(method: str) -> None:
         build_predictor(method, seed=0, input_size=8, num_blocks=1)
 
 
-def test_initialisation_depends_on_the_seed_alone() -> None:
-    first, again, other = (build_predictor("kxk", seed, input_size=8).state_dict() for seed in (1, 1, 2))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["layers.0.weight"], other["layers.0.weight"])
-
-
-def test_fmod_leaves_the_default_initialisation_as_it_is() -> None:
-    default, fmod = (build_predictor("kxk", 0, init, input_size=8).state_dict() for init in ("default", "fmod"))
-    assert all(torch.equal(default[name], fmod[name]) for name in default)
-
-
 def test_the_number_of_parameters_is_that_of_the_published_experiment() -> None:
     predictor = build_predictor("kxk", seed=0, input_size=240, num_blocks=5, hidden_layer_size=180)
     assert parameters_of(predictor) == 142_749
-
-
-def test_a_checkpoint_is_loaded(tmp_path: Path) -> None:
-    source = build_predictor("kxk", seed=5, input_size=8).state_dict()
-    save_torch(tmp_path / "predictor.pt", source)
-    loaded = build_predictor("kxk", 0, "checkpoint", str(tmp_path / "predictor.pt"), input_size=8).state_dict()
-    assert all(torch.equal(source[name], loaded[name]) for name in source)
 
 
 def test_a_checkpoint_of_another_predictor_is_refused_and_says_where_to_look(tmp_path: Path) -> None:
@@ -327,17 +232,6 @@ def test_reconstructing_leaves_mode_and_statistics_as_they_are(training: bool) -
     assert all(torch.equal(value, before[name]) for name, value in nern.state_dict().items())
     assert not any(w.requires_grad for w in weights)
     assert all(torch.equal(a, b) for a, b in zip(weights, nern.eval().weights(), strict=True))
-
-
-def test_the_mode_is_restored_after_an_error() -> None:
-    class Failing(nn.Module):
-        def forward(self, encodings: Tensor, head: int) -> Tensor:
-            raise RuntimeError("no")
-
-    nern = NeRN(Heads.build(KernelTable(SHAPES), "shared"), Failing(), lambda rows: torch.zeros(1)).train()
-    with pytest.raises(RuntimeError, match="no"):
-        nern.reconstruct()
-    assert nern.training
 
 
 @pytest.mark.parametrize("mode", ["crossfilter", "infilter"])

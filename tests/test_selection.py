@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from nern.compat import import_torchvision
 from nern.errors import NernError, NernWarning
 from nern.originals import OriginalNetwork, as_original
 from nern.originals.selection import convolution_weights
-from nern.originals.taps import Taps, default_taps, matching_taps
+from nern.originals.taps import Taps, default_taps
 
 # --- weights -----------------------------------------------------------------------------------------------------
 
@@ -238,21 +238,6 @@ def test_operations_in_place_reach_neither_maps_nor_gradients(
     torch.testing.assert_close(*gradients)
 
 
-def test_a_tap_at_the_input_is_what_goes_into_the_module(branches: tuple[nn.Module, nn.Module], images: Tensor) -> None:
-    network = branches[0]
-    _, (before, normed, weighted) = Taps(["norm:input", "norm", "two:input"])(network, images)
-    torch.testing.assert_close(before, network.one(images))
-    torch.testing.assert_close(normed, network.norm(before))
-    torch.testing.assert_close(weighted, normed.relu())
-
-
-def test_maps_are_chosen_by_globs_in_the_given_order(branches: tuple[nn.Module, nn.Module]) -> None:
-    assert matching_taps(branches[0], ["l*", "*o*", "re??:input", "last"]) == [
-        *("last", "one", "norm", "two"),
-        *("relu:input", "last"),
-    ]
-
-
 @pytest.mark.parametrize("pattern", ["lst", "lst:input"])
 def test_a_map_that_is_not_there_lists_the_modules(branches: tuple[nn.Module, nn.Module], pattern: str) -> None:
     with pytest.raises(
@@ -327,13 +312,6 @@ def test_maps_of_norms_that_activate_are_taken_before_their_activation(images: T
     torch.testing.assert_close(output, original(images))
 
 
-def test_maps_are_those_of_the_weights_that_are_run(small_cnn: Callable[..., nn.Module], images: Tensor) -> None:
-    original = as_original(small_cnn(), ["0", "3:input"])
-    weights = [w + 1 for w in original.weights]
-    expected = Taps(["0", "3:input"])(original.rebuild(weights), images)
-    torch.testing.assert_close(original.run(weights, images, with_maps=True), expected)
-
-
 def test_a_vector_among_a_networks_own_weights_is_an_error() -> None:
     class Network(nern.OriginalNetwork):
         def __init__(self) -> None:
@@ -346,12 +324,3 @@ def test_a_vector_among_a_networks_own_weights_is_an_error() -> None:
 
     with pytest.raises(NernError, match=r"conv\.bias represented, a vector"):
         as_original(Network())
-
-
-def test_fit_takes_the_choice_of_its_config() -> None:
-    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(20, 20))
-    config = nern.fit_config(1)
-    config.nern.include = ["2.weight"]
-    assert nern.fit(network, config=config, progress=False).original.weight_names == ["2.weight"]
-    fitted = nern.fit(network, config=config, include=["*.weight"], exclude=["2.*"], progress=False)
-    assert fitted.original.weight_names == ["0.weight"]

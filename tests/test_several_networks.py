@@ -14,31 +14,18 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import nern
 from nern import Config, NernError, registry
-from nern.cli import main
-from nern.evaluation import Evaluator, accuracy, mean_metrics
+from nern.evaluation import accuracy, mean_metrics
 from nern.experiment import build_experiment
 from nern.jobs import config_of_run
-from nern.originals import CifarResNet
 from nern.originals.base import Original
-from nern.training import Interrupted, RunFolder, Trainer
-from nern.training.members import split_by_network
+from nern.training import RunFolder, Trainer
 from nern.training.run_folder import attached_to
-from runs import quiet, small_resnet, stop_after
+from runs import SHORT, assert_same_result, interrupted, quiet, resume, small_resnet, train
 
-BASE: dict[str, Any] = {
-    "nern.hidden_layer_size": 8,
-    "nern.embeddings.enc_levels": 4,
-    "nern.weights_batch_size": 64,
+BASE: dict[str, Any] = SHORT | {
     "nern.weights_batch_method": "random_weighted_batch",
     "optim.lr": 0.02,
-    "logging.tracker": "none",
-    "logging.log_interval": 1,
-    "evaluation.held_out_images": 20,
-    "evaluation.test_images": 40,
-    "epochs": None,
-    "num_iterations": 8,
-    "batch_size": 8,
-    "eval_epochs_interval": None,
+    "num_iterations": 6,
     "eval_iterations_interval": 3,
     "loss_warmup_iterations": 2,
 }
@@ -50,16 +37,17 @@ Configure = Callable[..., Config]
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a small ResNet with 1 x 1 shortcuts, which are represented, too."""
+    """Weights of a small ResNet with 1 x 1 shortcuts, which are represented, too; first.pt beside them: of one without."""
     path = tmp_path_factory.mktemp("original") / "small.pt"
     torch.save(small_resnet(option="B").state_dict(), path)
+    torch.save(small_resnet(4).state_dict(), path.with_name("first.pt"))
     return path
 
 
 def two(small: Path) -> list[dict[str, Any]]:
-    """The network that ships with nern, and the small one."""
+    """A small network, and another one with other layers."""
     return [
-        {"original_model_path": "pretrained:digits-resnet8"},
+        {"original_model_path": str(small.with_name("first.pt"))},
         {"original_model_path": str(small), "include": ["*conv?.weight", "*shortcut*", "linear.weight"]},
     ]
 
@@ -74,35 +62,6 @@ def configure(small: Path, tmp_path: Path, no_picture: None) -> Configure:
     return make
 
 
-def train(config: Config) -> RunFolder:
-    return RunFolder(nern.train(config, quiet())["run_folder"])
-
-
-def interrupted(config: Config, step: int) -> RunFolder:
-    """The folder of a run that was stopped after `step` steps."""
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, step)
-        with pytest.raises(Interrupted):
-            nern.train(config, quiet())
-    return RunFolder(max(Path(config.logging.log_dir).iterdir(), key=lambda p: p.stat().st_mtime_ns))
-
-
-def assert_same(a: Any, b: Any) -> None:
-    """Equal to the last bit, in containers of any depth."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a.keys() - {"seconds", "step_seconds", "config"}:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert a == b
-
-
 @pytest.fixture(scope="module")
 def finished(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
     """A complete run, ordered, with its picture, and what it returned."""
@@ -111,9 +70,7 @@ def finished(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run
         "nern.embeddings.permutations.permute_mode": "crossfilter",
         "logging.log_dir": str(tmp_path_factory.mktemp("finished")),
     }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NERN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        metrics = nern.train(Config.from_dict(BASE | more), quiet())
+    metrics = nern.train(Config.from_dict(BASE | more), quiet())
     return RunFolder(metrics["run_folder"]), metrics
 
 
@@ -138,13 +95,6 @@ def test_metrics_hold_each_network_and_their_mean(finished: Finished) -> None:
                 assert record[name][figure] == pytest.approx((parts[0][figure] + parts[1][figure]) / 2)
 
 
-def test_best_is_chosen_by_the_mean(finished: Finished) -> None:
-    folder, metrics = finished
-    evaluations = folder.load_state()["evaluations"]
-    best = max(evaluations, key=lambda record: (record["held_out"]["top1"], record["step"]))
-    assert metrics["best"] == best
-
-
 def test_layers_are_named_after_their_network(finished: Finished, small: Path) -> None:
     names = [layer["name"] for layer in finished[1]["layers"]]
     assert names[0] == f"{FIRST}: conv1.weight"
@@ -155,24 +105,13 @@ def test_layers_are_named_after_their_network(finished: Finished, small: Path) -
     assert len(names) == 7 + 10
 
 
-def test_sizes_are_those_of_all_networks_together(finished: Finished, small: Path) -> None:
-    folder, metrics = finished
-    sizes = metrics["sizes"]
-    predictor = torch.load(folder.checkpoint("best"), weights_only=True)
-    assert sizes["predictor_parameters"] == sum(tensor.numel() for tensor in predictor.values())
-    assert sizes["represented_parameters"] == sum(layer["weights"] for layer in metrics["layers"])
-    networks = [CifarResNet(8, in_channels=1), CifarResNet(8, in_channels=1, widths=[4, 6, 8], option="B")]
-    assert sizes["original_parameters"] == sum(p.numel() for network in networks for p in network.parameters())
-    assert sizes["predictor_share"] == sizes["predictor_parameters"] / sizes["represented_parameters"]
-
-
 def test_kept_and_represented_make_the_whole_networks(finished: Finished, small: Path) -> None:
     folder, metrics = finished
     kept = load_file(folder.kept)
     represented = {
         layer["name"].replace(f"{FIRST}: ", "0.").replace(f"{SECOND}: ", "1.") for layer in metrics["layers"]
     }
-    networks = [CifarResNet(8, in_channels=1), CifarResNet(8, in_channels=1, widths=[4, 6, 8], option="B")]
+    networks = [small_resnet(), small_resnet(option="B")]
     names = {f"{number}.{name}" for number, network in enumerate(networks) for name in network.state_dict()}
     assert represented | kept.keys() == names
     assert not represented & kept.keys()
@@ -190,14 +129,6 @@ def test_evaluating_gives_the_figures_of_the_run(finished: Finished, checkpoint:
     assert (evaluated["layers"] == metrics["layers"]) == (checkpoint == "best" or metrics["best"] == metrics["last"])
 
 
-def test_the_originals_are_evaluated_alone(finished: Finished) -> None:
-    folder, metrics = finished
-    evaluated = nern.evaluate(config_of_run(folder.root), original=True, console=quiet())
-    assert evaluated == {
-        "networks": {name: {"original": m["test"]} for name, m in metrics["original"]["networks"].items()}
-    }
-
-
 def test_each_network_is_loaded_with_the_accuracy_that_was_reported(finished: Finished, small: Path) -> None:
     folder, metrics = finished
     kept = load_file(folder.kept)
@@ -207,28 +138,9 @@ def test_each_network_is_loaded_with_the_accuracy_that_was_reported(finished: Fi
         assert torch.equal(network.bn1.weight, kept[f"{number}.bn1.weight"])
         figures = accuracy(network, test.subset(torch.arange(40)), 40)
         assert figures["top1"] == pytest.approx(metrics["best"]["networks"][name]["test"]["top1"])
-    assert torch.equal(nern.load_run(folder.root).conv1.weight, nern.load_run(folder.root, network=0).conv1.weight)
-
-
-@pytest.mark.parametrize("number", [2, -1])
-def test_a_network_that_is_not_there_is_an_error(finished: Finished, number: int) -> None:
-    with pytest.raises(NernError, match=rf"network \(={number}\) must be below 2"):
-        nern.load_run(finished[0].root, network=number)
-
-
-def test_the_command_line_trains_and_evaluates_several(
-    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = configure(num_iterations=2)
-    config.save(tmp_path / "several.yaml")
-    assert main(["train", "--config_path", str(tmp_path / "several.yaml"), "--json", str(tmp_path / "m.json")]) == 0
-    folder = json.loads((tmp_path / "m.json").read_text())["run_folder"]
-    shown = capsys.readouterr().out
-    assert f"{FIRST}, {SECOND}: " in shown
-    assert main(["evaluate", "--run", folder]) == 0
-    shown = capsys.readouterr().out
-    assert FIRST in shown
-    assert SECOND in shown
+    for number in (2, -1):
+        with pytest.raises(NernError, match=rf"network \(={number}\) must be below 2"):
+            nern.load_run(folder.root, network=number)
 
 
 # --- stopping and resuming ---------------------------------------------------------------------------------------
@@ -237,21 +149,16 @@ def test_the_command_line_trains_and_evaluates_several(
 @pytest.mark.parametrize(
     "more",
     [
-        {},
         {"nern.reconstruction_rows": "drawn", "loss_warmup_iterations": 6},
         {"nern.embeddings.type": "ffn", "nern.embeddings.permutations.permute_mode": "infilter"},
         {"nern.method": "basic", "nern.embeddings.num_idxs": 5, "nern.embeddings.normalization_mode": "local"},
-        {"learn_norms": True, "loss_warmup_iterations": 2},
+        {"learn_norms": True},
     ],
-    ids=["plain", "drawn rows", "ffn, ordered", "single weights", "norms"],
+    ids=["drawn rows", "ffn, ordered", "single weights", "norms"],
 )
 def test_a_resumed_run_of_several_equals_an_uninterrupted_one(configure: Configure, more: dict[str, Any]) -> None:
     whole, stopped = train(configure(**more)), interrupted(configure(**more), 4)
-    assert stopped.load_state()["step"] == 4
-    resumed = RunFolder(nern.resume(stopped.root, quiet())["run_folder"])
-    assert_same(whole.load_state(), resumed.load_state())
-    for name in ("best", "last"):
-        assert_same(*(torch.load(f.checkpoint(name), weights_only=True) for f in (whole, resumed)))
+    assert_same_result(whole, resume(stopped))
 
 
 def test_another_second_original_is_noticed(configure: Configure, small: Path, tmp_path: Path) -> None:
@@ -269,41 +176,6 @@ def test_another_second_original_is_noticed(configure: Configure, small: Path, t
 # --- what is trained ---------------------------------------------------------------------------------------------
 
 
-def test_all_weights_come_from_one_predictor(configure: Configure) -> None:
-    experiment = build_experiment(configure())
-    assert [member.name for member in experiment.members] == [FIRST, SECOND]
-    shapes = [tuple(w.shape) for member in experiment.members for w in member.original.weights]
-    assert [tuple(w.shape) for w in experiment.nern.reconstruct()] == shapes
-    assert set(experiment.nern.heads.sizes) == {(3, 3), (1, 1)}
-    assert experiment.nern.table.networks == (0,) * 7 + (1,) * 10
-
-
-def test_training_lowers_the_error_of_every_network(configure: Configure) -> None:
-    config = configure(num_iterations=60, loss_warmup_iterations=60, eval_iterations_interval=None)
-    experiment = build_experiment(config)
-    trainer = Trainer(config, experiment.members, experiment.nern)
-
-    def errors() -> list[float]:
-        parts = split_by_network(trainer.members, trainer.nern.reconstruct())
-        pairs = zip(trainer.differentiate.objectives, parts, strict=True)
-        return [float(objective(own, None).terms["reconstruction"]) for objective, own in pairs]
-
-    before = errors()
-    trainer.fit()
-    assert all(after < 0.9 * start for after, start in zip(errors(), before, strict=True))
-
-
-def test_each_network_is_evaluated_with_its_own_weights(configure: Configure) -> None:
-    experiment = build_experiment(configure())
-    trainer = Trainer(experiment.config, experiment.members, experiment.nern)
-    record = trainer.evaluate()
-    for member, own in zip(
-        experiment.members, split_by_network(experiment.members, experiment.nern.reconstruct()), strict=True
-    ):
-        expected = Evaluator(member.original, 40)(member.task.test, own).to_dict()
-        assert record["networks"][member.name]["test"] == pytest.approx(expected)
-
-
 def test_the_norms_of_each_network_are_its_own(configure: Configure) -> None:
     folder = train(configure(learn_norms=True, loss_warmup_iterations=0))
     kept = attached_to(folder.checkpoint("best"))["beside"]
@@ -317,15 +189,6 @@ def test_the_norms_of_each_network_are_its_own(configure: Configure) -> None:
     found = nern.evaluate(config, console=quiet())["networks"]
     best = json.loads(folder.metrics.read_text())["best"]["networks"]
     assert {name: of["reconstructed"] for name, of in found.items()} == {name: of["test"] for name, of in best.items()}
-
-
-def test_the_originals_stay_frozen(configure: Configure) -> None:
-    experiment = build_experiment(configure(loss_warmup_iterations=0))
-    before = [member.original.digest() for member in experiment.members]
-    trainer = Trainer(experiment.config, experiment.members, experiment.nern)
-    trainer.fit()
-    assert [member.original.digest() for member in experiment.members] == before
-    assert all(p.grad is None for member in experiment.members for p in member.original.network.parameters())
 
 
 def test_a_mean_lacks_what_one_network_lacks() -> None:
@@ -390,43 +253,6 @@ def test_an_epoch_is_one_of_the_largest_data_set(configure: Configure, small: Pa
 
 
 # --- the config --------------------------------------------------------------------------------------------------
-
-
-def test_a_config_of_several_reads_back_equal(configure: Configure, tmp_path: Path) -> None:
-    config = configure()
-    config.save(tmp_path / "config.yaml")
-    assert Config.load(tmp_path / "config.yaml") == config
-
-
-def test_each_network_takes_what_it_does_not_say_from_the_nern_section(configure: Configure, small: Path) -> None:
-    networks = [{}, {"include": ["a*"]}, {"exclude": [], "feature_maps": ["bn1"]}]
-    config = configure(
-        networks=[network | two(small)[0] for network in networks],
-        **{"nern.include": ["*"], "nern.exclude": ["b*"], "nern.feature_maps": ["conv1"]},
-    )
-    found = [(m.include, m.exclude, m.feature_maps) for m in config.members()]
-    assert found == [(["*"], ["b*"], ["conv1"]), (["a*"], ["b*"], ["conv1"]), (["*"], [], ["bn1"])]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"original_model_path": "pretrained:digits-resnet8"}, "networks takes the place of original_model_path"),
-        ({"task.task_name": "cifar10"}, "networks takes the place of original_model_path and task"),
-        ({"learn_fc_layer": True}, "learn_fc_layer works with one original network"),
-        ({"networks": [{"original_model_pth": "x.pt"}]}, "'networks.original_model_pth'; did you mean"),
-        ({"networks": [{"task": {"task_nam": "digits"}}]}, "'networks.task.task_nam'; did you mean"),
-        ({"networks": [{"task": {"task_name": "nonesuch"}}]}, "'nonesuch'"),
-        ({"networks": [{"task": {"use_random_data": True}}], "nern.task_loss_weight": 1.0}, "needs labels"),
-        ({"networks": {"task": {}}}, "networks is a list of sections"),
-        ({"networks": ["weights.pt"]}, "networks is a list of sections"),
-    ],
-)
-def test_what_cannot_be_several_networks_is_explained(
-    configure: Configure, values: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(NernError, match=message):
-        configure(**values)
 
 
 def test_the_same_network_twice_is_numbered(configure: Configure, small: Path) -> None:

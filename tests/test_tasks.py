@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from nern.compat import import_torchvision
 from nern.config import Config
 from nern.errors import NernError
-from nern.evaluation import Evaluator
 from nern.experiment import data_settings
 from nern.originals import CifarResNet, InputFormat, as_original
 from nern.registry import TASKS
@@ -95,22 +94,13 @@ def test_batch_files_are_images_by_channel_row_and_column(tmp_path: Path) -> Non
         torch.testing.assert_close(normalized[:, channel].double(), expected, rtol=0, atol=1e-5)
 
 
-def test_data_in_the_working_directory_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_cifar10(tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    assert len(task_of(config("cifar10"), CPU).train.data) == 90
-
-
 OTHER, THIRD = ((0.49, 0.48, 0.45), (0.2, 0.25, 0.26)), ((0.5,) * 3, (0.25,) * 3)
 USUAL = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 TIMM = {"mean": OTHER[0], "std": OTHER[1]}
 SAID: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {  # attributes of the network, keys of the task, expected
     "nothing": ({}, {}, USUAL),
     "by the network": ({"input_format": InputFormat((3, 32, 32), *OTHER)}, {}, OTHER),
-    "by the network, of any size": ({"input_format": InputFormat(mean=OTHER[0], std=OTHER[1])}, {}, OTHER),
     "by timm": ({"pretrained_cfg": TIMM | {"input_size": (3, 32, 32)}}, {}, OTHER),
-    "by timm of another size": ({"pretrained_cfg": TIMM | {"input_size": (3, 224, 224)}}, {}, USUAL),
-    "of grey images": ({"input_format": InputFormat((1, 32, 32), (0.5,), (0.5,))}, {}, USUAL),
     "by the task": ({}, {"mean": list(OTHER[0]), "std": list(OTHER[1])}, OTHER),
     "by both": (
         {"input_format": InputFormat((3, 32, 32), *THIRD)},
@@ -150,12 +140,6 @@ def test_what_fixed_images_cannot_be_is_one_clear_error(changes: dict[str, Any],
         task_of(config(**changes), CPU)
 
 
-@pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.0,)), ((0.5,), (-1.0,)), ((float("nan"),), (1.0,))])
-def test_numbers_that_normalise_nothing_are_refused(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    with pytest.raises(NernError, match="must be finite, std above 0"):
-        InputFormat((1, 8, 8), mean, std)
-
-
 def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-100-python"
     folder.mkdir()
@@ -178,7 +162,7 @@ def test_a_folder_without_the_data_says_what_is_expected(name: str, tmp_path: Pa
         task_of(config(name, data_dir=str(tmp_path / "nowhere")), CPU)
 
 
-@pytest.mark.parametrize(("name", "dataset"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
+@pytest.mark.parametrize(("name", "dataset"), [("cifar100", "CIFAR100")])
 def test_a_failed_download_says_where_to_put_the_data(
     name: str, dataset: str, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,8 +205,6 @@ def test_a_malicious_batch_file_is_refused_and_not_executed(tmp_path: Path, atta
     ("damage", "says"),
     [
         (lambda path: path.unlink(), "is missing"),
-        (lambda path: path.write_bytes(b""), "is not a batch file of this dataset"),
-        (lambda path: path.write_bytes(b"not a pickle"), "is not a batch file"),
         (lambda path: path.write_bytes(pickle.dumps([1, 2])), "is not a batch file"),
         (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is not a batch file"),
     ],
@@ -237,13 +219,9 @@ def test_a_damaged_batch_file_is_named(damage: Callable[[Path], Any], says: str,
     "changes",
     [
         {"data": np.zeros((20, 3072), np.float32)},
-        {"data": np.zeros((20, 1000), np.uint8)},
         {"data": np.zeros((19, 3072), np.uint8)},
-        {"labels": list(range(12)) + [0] * 7},
         {"labels": ["cat"] * 20},
         {"labels": [10] * 20},
-        {"labels": [-1] * 20},
-        {"labels": [0.5] * 20},
         {"labels": None},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -323,7 +301,7 @@ def crops(image: Tensor, pad: int, flip: bool) -> dict[bytes, tuple[int, int, bo
     return allowed
 
 
-@pytest.mark.parametrize(("pad", "flip"), [(0, False), (2, False), (0, True), (1, True)])
+@pytest.mark.parametrize(("pad", "flip"), [(2, False), (1, True)])
 def test_each_augmented_image_is_a_crop_of_its_own(pad: int, flip: bool) -> None:
     data = numbered_images(pad=pad, flip=flip)
     rng = torch.Generator().manual_seed(1)
@@ -336,30 +314,6 @@ def test_each_augmented_image_is_a_crop_of_its_own(pad: int, flip: bool) -> None
     assert len(drawn) == variants  # every shift and mirroring occurs
     one = data.augmented(data.images[:1].repeat(64, 1, 1, 1), rng)  # each image of a batch on its own
     assert len({image.numpy().tobytes() for image in one}) > variants / 2
-
-
-@pytest.mark.usefixtures("rng_untouched")
-def test_augmentation_depends_on_its_seed_alone_and_leaves_the_images() -> None:
-    data = numbered_images(pad=2, flip=True)
-    before = data.images.clone()
-    one, again, other = (data.augmented(data.images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
-    assert torch.equal(data.images, before)
-
-
-def test_batches_to_evaluate_on_are_in_order_and_not_augmented() -> None:
-    data = numbered_images(pad=2, flip=True)
-    images, labels = whole(data, batch_size=5)
-    assert labels.tolist() == list(range(12))
-    expected = (data.images / 255 - torch.tensor([0.5, 0.25]).view(-1, 1, 1)) / 0.5
-    torch.testing.assert_close(images, expected)
-
-
-def test_mean_and_deviation_may_be_lists(small_cnn: Callable[..., Any]) -> None:
-    images = torch.randint(0, 256, (6, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    data = ImageTensors(images, torch.arange(6), mean=[0.5], std=[0.5])
-    assert Evaluator(as_original(small_cnn()), 4)(data).agreement == 100
 
 
 @given(st.integers(1, 50), st.integers(1, 60), st.integers(0, 5))
@@ -435,7 +389,7 @@ def seen_labels(task: Task) -> set[int]:
 @pytest.mark.parametrize("loaders", [False, True])
 @pytest.mark.parametrize(
     ("count", "given", "aside"),
-    [(100, {"held_out": 5}, 5), (100, {}, 10), (9, {}, 0), (100, {"best_on": "test"}, 0)],
+    [(100, {"held_out": 5}, 5), (9, {}, 0), (100, {"best_on": "test"}, 0)],
 )
 def test_held_out_images_are_training_images_that_are_not_trained_on(
     loaders: bool, count: int, given: dict[str, Any], aside: int
@@ -506,18 +460,6 @@ def test_loader_batches_are_the_same_reached_one_by_one_or_at_once() -> None:
 
 
 @pytest.mark.usefixtures("jittered", "rng_untouched")
-def test_loader_epochs_cover_each_image_once_with_new_noise() -> None:
-    stream = loader_stream()
-    epochs = []
-    for epoch in range(2):
-        images = torch.cat([stream.batch(step)[0] for step in range(8 * epoch, 8 * epoch + 8)])
-        numbers = images[:, 0, 0, 0].long()
-        assert sorted(numbers.tolist()) == list(range(60))
-        epochs.append(images[numbers.argsort()])
-    assert not (epochs[0][:, 0, 1:] == epochs[1][:, 0, 1:]).any()
-
-
-@pytest.mark.usefixtures("jittered", "rng_untouched")
 @pytest.mark.parametrize("name", ["held_out", "test"])
 def test_loader_images_to_evaluate_on_are_the_same_every_time(name: str) -> None:
     task = task_of(config("mine"), CPU)
@@ -564,18 +506,12 @@ def images_in_memory(count: int = 20) -> ImageTensors:
 
 
 IMAGES, EMPTY = images_in_memory(), images_in_memory(0)
-EMPTY_LOADER = DataLoader(TensorDataset(torch.zeros(0, 1, 4, 4)))
 WRONG = {
     "a tensor": ((torch.zeros(3), IMAGES), "gave Tensor as its train split; an ImageTensors or a DataLoader"),
     "a list": ((IMAGES, [1, 2]), "gave list as its test split"),
-    "None for a split": ((IMAGES, None), "gave NoneType as its test split"),
-    "an empty training set": ((EMPTY, IMAGES), "the train split of task 'mine' is empty"),
     "an empty test set": ((IMAGES, EMPTY), "the test split of task 'mine' is empty"),
-    "an empty loader": ((IMAGES, EMPTY_LOADER), "the test split of task 'mine' is empty"),
     "an iterable dataset": ((DataLoader(Endless()), IMAGES), "needs map-style datasets"),
     "None": (None, "'mine' gave NoneType"),
-    "one set": (IMAGES, "'mine' gave ImageTensors"),
-    "three sets": ((IMAGES, IMAGES, IMAGES), "'mine' gave"),
 }
 
 
@@ -592,7 +528,7 @@ def test_datasets_of_images_without_labels_are_one_clear_error() -> None:
         task_of(config("mine", batch_size=2), CPU).train.batch(0)
 
 
-@pytest.mark.parametrize("error", [KeyError("label"), ValueError("bad"), NernError("mine")])
+@pytest.mark.parametrize("error", [KeyError("label"), NernError("mine")])
 def test_errors_inside_a_task_come_through(error: Exception) -> None:
     def failing(*args: Any, **kwargs: Any) -> Any:
         raise error
@@ -600,8 +536,3 @@ def test_errors_inside_a_task_come_through(error: Exception) -> None:
     with registered(failing), pytest.raises(type(error)) as caught:
         task_of(config("mine"), CPU)
     assert caught.value is error
-
-
-def test_unknown_tasks_list_the_choices() -> None:
-    with pytest.raises(NernError, match=r"task.task_name.*did you mean 'cifar10'.*digits"):
-        config("cifar-10")

@@ -11,42 +11,25 @@ import pytest
 import torch
 from torch import Tensor
 
-import nern
 from nern import Config, NernError
 from nern.cli import main
-from nern.errors import NernWarning
 from nern.experiment import build_experiment, build_teachers
 from nern.objectives.objective import Objective
 from nern.originals.base import Original
 from nern.originals.mirrored import Mirrored
 from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, TASKS
 from nern.tasks.base import register_task
-from nern.training import Interrupted, RunFolder, Trainer
-from runs import assert_same_result, quiet, small_resnet, stop_after
+from nern.training import RunFolder, Trainer
+from runs import SHORT, assert_same_result, interrupted, resume, small_resnet, train
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
-BASE: dict[str, Any] = {
-    "nern.hidden_layer_size": 8,
-    "nern.embeddings.enc_levels": 4,
-    "nern.weights_batch_size": 64,
+BASE: dict[str, Any] = SHORT | {
     "nern.attention_loss_weight": 1e-3,
     "nern.distillation_loss_weight": 1e-2,
-    "task.original_model_name": "ResNet8",
-    "task.task_name": "digits",
-    "optim.lr": 5e-3,
-    "logging.tracker": "none",
-    "logging.log_interval": 1,
-    "evaluation.held_out_images": 20,
-    "evaluation.test_images": 40,
-    "epochs": None,
     "num_iterations": 5,
-    "batch_size": 8,
-    "eval_epochs_interval": None,
-    "save_epochs_interval": None,
     "loss_warmup_iterations": 1,
 }
-TEACHER = {"teacher.original_model_name": "ResNet8", "teacher.original_model_kwargs": {"widths": [6, 8, 10]}}
 NONE = {"teacher.original_model_name": None, "teacher.original_model_path": None}
 Configure = Callable[..., Config]
 
@@ -74,10 +57,6 @@ def configure(files: Path, tmp_path: Path) -> Configure:
         return Config.from_dict(paths | BASE | teacher | dict(given or {}))
 
     return make
-
-
-def train(config: Config) -> RunFolder:
-    return RunFolder(nern.train(config, quiet())["run_folder"])
 
 
 # --- the objective -------------------------------------------------------------------------------------------------
@@ -154,14 +133,6 @@ def test_the_teacher_of_a_config_is_built_from_its_file(configure: Configure, im
     assert objective.teacher is objective.original
 
 
-def test_a_teacher_may_have_arguments_and_random_weights_with_a_warning(configure: Configure) -> None:
-    with pytest.warns(NernWarning, match="ResNet8 has random weights"):
-        experiment = build_experiment(configure(TEACHER | {"teacher.original_model_path": None}))
-    teacher = experiment.members[0].teacher
-    assert teacher is not None
-    assert [p.shape[0] for name, p in teacher.network.named_parameters() if name == "conv1.weight"] == [6]
-
-
 @pytest.mark.parametrize("named", [True, False])
 def test_a_mirrored_teacher_is_the_named_network_or_the_original(
     configure: Configure, images: Tensor, named: bool
@@ -172,15 +143,6 @@ def test_a_mirrored_teacher_is_the_named_network_or_the_original(
     single = plain.teacher or plain.original
     torch.testing.assert_close(member.teacher(images), (single(images) + single(images.flip(-1))) / 2)
     assert member.teacher.digest() == single.digest()
-
-
-def test_each_of_several_networks_is_mirrored_by_itself(files: Path, images: Tensor) -> None:
-    networks = [{"original_model_path": str(files / name)} for name in ("original.pt", "teacher.pt")]
-    members = build_experiment(Config.from_dict(BASE | {"networks": networks, "teacher.mirrored": True})).members
-    for member in members:
-        assert member.teacher is not None
-        outputs = (member.original(images) + member.original(images.flip(-1))) / 2
-        torch.testing.assert_close(member.teacher(images), outputs)
 
 
 @pytest.mark.parametrize(
@@ -296,11 +258,4 @@ def test_a_run_follows_its_teacher_and_is_evaluated_against_the_original(
 def test_a_run_with_a_teacher_goes_on_as_if_uninterrupted(configure: Configure) -> None:
     config = configure()
     whole = train(config)
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 3)
-        with pytest.raises(Interrupted):
-            nern.train(config, quiet())
-    folder = RunFolder(Path(config.logging.log_dir) / "NeRN_Train-2")
-    assert folder.load_state()["step"] == 3
-    nern.resume(folder.root, quiet())
-    assert_same_result(folder, whole)
+    assert_same_result(resume(interrupted(config, 3)), whole)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from nern import terminal
 from nern.objectives.objective import Losses
-from nern.terminal import ProgressDisplay, shows_bars, speed_text
+from nern.terminal import ProgressDisplay, shows_bars
 
 LOSSES = Losses({"reconstruction": torch.tensor(0.5), "distillation": torch.tensor(0.25)}, torch.tensor(1.25))
 
@@ -114,18 +114,3 @@ def test_short_work_shows_no_lines() -> None:
         for step in range(1, 101):
             display.on_step(step, LOSSES)
     assert screen.getvalue() == ""
-
-
-@pytest.mark.parametrize(
-    ("speed", "text"),
-    [
-        (None, ""),
-        (0.0, ""),
-        (1234.5, "1,234 steps/s"),
-        (99.96, "100.0 steps/s"),
-        (1.0, "1.0 steps/s"),
-        (0.25, "4.0 s/step"),
-    ],
-)
-def test_speed_has_its_unit(speed: float | None, text: str) -> None:
-    assert speed_text(speed) == text

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 from collections.abc import Callable, Iterator
-from itertools import cycle, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -260,17 +261,14 @@ def test_weights_and_dropout_are_functions_of_seed_and_step(configure: Configure
 
 CLIPPED = {"optim.max_gradient_norm": 1.0, "optim.max_gradient": 0.1, "optim.lr": 0.01}
 RESUMED: dict[str, tuple[dict[str, Any], list[int]]] = {
-    "as it comes": ({}, [5]),
-    "stopped at once, and twice": ({"eval_epochs_interval": 1, "epochs": 3}, [1, 4]),
-    "stopped at an evaluation, and twice": ({"eval_epochs_interval": 1, "epochs": 3}, [4, 7]),
-    "smooth": ({"smoothness.cosine_factor": 0.01, "smoothness.l2_factor": 0.01}, [5]),
-    "bf16": ({"precision": "bf16"}, [5]),
+    "stopped at once, and again at an evaluation": ({"eval_epochs_interval": 1}, [1, 4]),
+    "smooth": ({"smoothness.cosine_factor": 0.01, "smoothness.l2_factor": 0.01, "precision": "bf16"}, [5]),
     **{
         f"{optimizer}, {schedule}": (
             CLIPPED | {"optim.optimizer_type": optimizer, "optim.lr_scheduler_type": schedule},
             [5],
         )
-        for optimizer, schedule in zip(registry.OPTIMIZERS, cycle(registry.SCHEDULES), strict=False)
+        for optimizer, schedule in zip(sorted(registry.OPTIMIZERS), sorted(registry.SCHEDULES), strict=False)
     },
 }
 
@@ -284,7 +282,7 @@ def test_resumed_run_equals_an_uninterrupted_one(configure: Configure, case: str
     for step in later:
         with pytest.MonkeyPatch.context() as patch:
             stop_after(patch, step)
-            with pytest.raises(Interrupted, match=f"stopped at step {step} of 12"):
+            with pytest.raises(Interrupted, match=f"stopped at step {step} of 8"):
                 resume(folder)
     assert folder.load_state()["step"] == [first, *later][-1]
     assert not (folder.root / "network.safetensors").exists()
@@ -321,9 +319,10 @@ def test_a_run_goes_on_with_its_settings_in_one_process_and_not_beyond_its_end(c
         (lambda folder: folder.save_state(without(folder.load_state(), "optimizer")), "is damaged: 'optimizer'"),
     ],
 )
-@pytest.mark.usefixtures("no_picture")
-def test_damaged_run_is_refused(configure: Configure, damage: Callable[[RunFolder], Any], message: str) -> None:
-    folder = train(configure(ONE_STEP))
+def test_damaged_run_is_refused(
+    finished: tuple[RunFolder, dict[str, Any]], tmp_path: Path, damage: Callable[[RunFolder], Any], message: str
+) -> None:
+    folder = RunFolder(shutil.copytree(finished[0].root, tmp_path / "run"))
     damage(folder)
     with pytest.raises(NernError, match=message):
         resume(folder)
@@ -354,7 +353,7 @@ def plain_smoothness(layers: list[Tensor], along: list[str]) -> tuple[float, flo
 
 
 @pytest.mark.usefixtures("no_picture")
-@pytest.mark.parametrize("along", [["filters"], ["channels"], ["filters", "channels"]])
+@pytest.mark.parametrize("along", [["filters"], ["filters", "channels"]])
 def test_smoothness_is_that_of_the_neighbours_in_the_given_directions(configure: Configure, along: list[str]) -> None:
     config = configure(ONE_STEP | {"smoothness.cosine_factor": 0.25, "smoothness.along": along})
     record = losses(train(config))[0]
@@ -392,32 +391,12 @@ def test_one_step_is_the_one_of_plain_torch(configure: Configure) -> None:
 
 
 @pytest.mark.usefixtures("no_picture")
-def test_single_weights_are_made_alike_by_their_distance(configure: Configure) -> None:
-    def build(in_channels: int = 1) -> nn.Module:
-        return nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)
-        )
-
-    nern.register_original("Points")(build)
-    try:
-        of_points = {"task.original_model_name": "Points", "task.original_model_kwargs": {}}
-        record = losses(train(configure(ONE_STEP | of_points | {"smoothness.l2_factor": 0.5})))[0]
-        point = build_network("Points")[2].weight.detach().flatten(1)
-    finally:
-        registry.ORIGINALS.unregister("Points")
-    unit = point / point.norm()
-    expected = -float(unit.diff(dim=0).abs().sum() + unit.diff(dim=1).abs().sum())
-    assert record.keys() == {"step", "lr", "task", "l2 smoothness", "total"}
-    assert record["l2 smoothness"] == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.usefixtures("no_picture")
 def test_every_measure_of_smoothness_makes_neighbouring_kernels_alike(configure: Configure) -> None:
     factors = {"CosineSmoothness": "smoothness.cosine_factor", "L2Smoothness": "smoothness.l2_factor"}
     assert factors.keys() == set(registry.SMOOTHNESS)
 
     def cosine(values: dict[str, Any]) -> float:
-        return json.loads(train(configure(values, epochs=8)).metrics.read_text())["neighbour_cosine"]
+        return json.loads(train(configure(values, epochs=6)).metrics.read_text())["neighbour_cosine"]
 
     plain = cosine({})
     for name, factor in factors.items():
@@ -425,18 +404,8 @@ def test_every_measure_of_smoothness_makes_neighbouring_kernels_alike(configure:
 
 
 @pytest.mark.usefixtures("no_picture")
-def test_bf16_rounds(configure: Configure) -> None:
-    exact, rounded = (
-        losses(train(configure(ONE_STEP, precision=precision)))[0]["task"] for precision in ("float32", "bf16")
-    )
-    assert exact != rounded
-    assert rounded == pytest.approx(exact, rel=0.05)
-
-
-@pytest.mark.usefixtures("no_picture")
-@pytest.mark.parametrize("values", [{}, {"smoothness.cosine_factor": 1.0}])
-def test_loss_that_is_not_finite_stops_the_run_naming_the_step(configure: Configure, values: dict[str, Any]) -> None:
-    config = configure({"optim.lr": 1e30, "optim.lr_scheduler_type": "constant"} | values)
+def test_loss_that_is_not_finite_stops_the_run_naming_the_step(configure: Configure) -> None:
+    config = configure({"optim.lr": 1e30, "optim.lr_scheduler_type": "constant"})
     with pytest.raises(NonFiniteLossError, match=r"step [1-5]: .*(task|smoothness|gradient).* not finite|is (inf|nan)"):
         train(config)
     assert not Path(config.logging.log_dir, "run", "metrics.json").exists()
@@ -490,26 +459,16 @@ def test_run_that_cannot_work_leaves_nothing(configure: Configure, values: dict[
         ({"smoothness.type": "CosineSmothness"}, "unknown smoothness measure .*did you mean 'CosineSmoothness'"),
         ({"smoothness.type": "L2Smoothness", "smoothness.cosine_factor": 0.1}, "set l2_factor"),
         ({"smoothness.cosine_factor": -0.1}, "finite numbers, not negative"),
-        ({"smoothness.l2_factor": -0.1}, "finite numbers, not negative"),
-        ({"smoothness.cosine_factor": math.nan}, "finite numbers, not negative"),
         ({"smoothness.l2_factor": math.inf}, "finite numbers, not negative"),
         ({"smoothness.along": ["rows"]}, r"unknown smoothness\.along 'rows'.*Choices: channels, filters"),
-        ({"smoothness.factor": 1.0}, r"unknown configuration key 'smoothness\.factor'; did you mean"),
         ({"task.use_random_data": True}, "needs labels; task.use_random_data has none"),
         ({"epochs": 0}, r"epochs \(=0\) must be at least 1"),
-        ({"epochs": None}, "epochs needs a whole number, not null"),
         ({"num_iterations": 10}, "unknown configuration key 'num_iterations'"),
         ({"precision": "bf17"}, "unknown precision 'bf17'; did you mean 'bf16'"),
-        ({"precison": "bf16"}, "unknown configuration key 'precison'; did you mean 'precision'"),
         ({"label_smoothing": 1.0}, r"label_smoothing \(=1.0\) must lie in \[0, 1\)"),
-        ({"label_smoothing": -0.1}, "label_smoothing"),
         ({"batch_size": 0}, "batch_size"),
-        ({"eval_batch_size": 0}, "eval_batch_size"),
-        ({"eval_epochs_interval": 0}, "eval_epochs_interval"),
         ({"optim.warmup": 1.0}, "optim.warmup .* between 0 and 1"),
-        ({"task.task_name": "digit"}, "did you mean 'digits'"),
         ({"logging.exp_name": " "}, "must name a folder"),
-        ({"nern.method": "kxk"}, r"unknown configuration key"),
     ],
 )
 def test_bad_settings_are_one_clear_error(values: dict[str, Any], message: str) -> None:
@@ -576,9 +535,7 @@ def test_command_resumes_and_takes_no_other_settings(in_folder: Path, capsys: py
     ("options", "message"),
     [
         (["--epoch", "3"], "did you mean 'epochs'"),
-        (["--smoothness.cosine", "3"], "did you mean 'smoothness.cosine_factor'"),
         (["--epochs", "many"], "epochs"),
-        (["--config_path", "absent.yaml"], "absent.yaml"),
         (["--resume", "nothing"], "nothing is not a run folder"),
         (["--json", "."], "--json"),
     ],
@@ -607,10 +564,8 @@ def rates(steps: int, **options: Any) -> list[float]:
     return [*found, schedule.lr]
 
 
-@pytest.mark.parametrize("warmup", [0.25, 0.5])
-def test_onecycle_rises_to_its_peak_after_the_warm_up_and_falls_to_the_least(warmup: float) -> None:
-    found = rates(40, lr_scheduler_type="onecycle", lr=0.5, warmup=warmup, min_lr=1e-3)
-    peak = round(40 * warmup)
+def test_onecycle_rises_to_its_peak_after_the_warm_up_and_falls_to_the_least() -> None:
+    found, peak = rates(40, lr_scheduler_type="onecycle", lr=0.5, warmup=0.25, min_lr=1e-3), 10
     assert found[0] == pytest.approx(0.5 / 25)
     assert found[peak] == max(found) == pytest.approx(0.5)
     assert found[40] == pytest.approx(1e-3)

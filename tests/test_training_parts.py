@@ -12,6 +12,7 @@ import time
 import zipfile
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 
 from nern.config import Config, LoggingConfig, OptimConfig
 from nern.errors import NernError, NernWarning
-from nern.registry import OPTIMIZERS, SCHEDULES
+from nern.registry import OPTIMIZERS
 from nern.training import tracking
 from nern.training.optimizers import clip_gradients
 from nern.training.schedules import Schedule
@@ -65,12 +66,6 @@ def test_the_exponential_advances_after_every_interval() -> None:
     assert rates(config, 9) == [1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125, 0.125, 0.125]
 
 
-def test_interval_0_is_a_hundredth_of_the_run() -> None:
-    config = OptimConfig(lr=1.0, min_lr=1e-9, lr_scheduler_type="exponential", gamma=0.9, step_interval=0)
-    schedule = Schedule(config, 500)
-    assert schedule.interval == 5
-
-
 def test_interval_0_in_a_short_run_is_an_error() -> None:
     config = OptimConfig(lr_scheduler_type="exponential", step_interval=0)
     with pytest.raises(NernError, match=r"optim.step_interval 0 .* needs 100 steps; there are 99"):
@@ -82,17 +77,6 @@ def test_the_cosine_has_interval_1_whatever_is_set_and_says_so(interval: int) ->
     with pytest.warns(NernWarning, match=rf"optim.step_interval \(={interval}\) is 1 with the cosine schedule"):
         values = rates(OptimConfig(lr=1.0, step_interval=interval), 50)
     assert values == rates(OptimConfig(lr=1.0), 50)
-
-
-@pytest.mark.parametrize("name", sorted(SCHEDULES))
-def test_a_run_of_no_steps_has_a_schedule(name: str) -> None:
-    begins = 0.1 / 25 if name == "onecycle" else 0.1
-    assert Schedule(OptimConfig(lr=0.1, min_lr=0.001, lr_scheduler_type=name), 0).lr == pytest.approx(begins)
-
-
-def test_the_rate_does_not_fall_below_what_is_at_or_below_min_lr() -> None:
-    config = OptimConfig(lr=1.0, min_lr=0.3, lr_scheduler_type="exponential", gamma=0.5)
-    assert rates(config, 5) == [1, 0.5, 0.25, 0.25, 0.25, 0.25]
 
 
 # --- optimizers --------------------------------------------------------------------------------------------------
@@ -140,46 +124,6 @@ def test_every_optimizer_lowers_a_quadratic(name: str, settings: dict[str, objec
     assert losses[-1] < share * losses[0]
 
 
-def test_every_registered_optimizer_is_tested() -> None:
-    assert set(OPTIMIZERS) == {"sgd", "adamw", "adadelta", "ranger", "muon", "soap"}
-
-
-@pytest.mark.parametrize("centralised", [True, False])
-def test_gradient_centralisation_takes_the_mean_of_each_row_away(centralised: bool) -> None:
-    ends = []
-    for shift in (0.0, 0.5):
-        matrix, vector = nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(4))
-        optimizer = OPTIMIZERS["ranger"]([matrix, vector], OptimConfig(lr=0.1, ranger_use_gc=centralised))
-        for _ in range(10):
-            matrix.grad = torch.arange(12.0).view(3, 4).cos() + shift
-            vector.grad = torch.arange(4.0).cos() + shift
-            optimizer.step()
-        ends.append((matrix.detach(), vector.detach()))
-    (matrix, vector), (shifted, shifted_vector) = ends
-    assert torch.allclose(matrix, shifted, atol=1e-5) is centralised
-    assert not torch.allclose(vector, shifted_vector, atol=1e-5)  # vectors are left as they are
-
-
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_a_stopped_optimizer_continues_as_if_it_had_not(name: str) -> None:
-    whole, halves = quadratic()[0], quadratic()[0]
-    targets, config = quadratic()[1], OptimConfig(lr=1e-2)
-
-    def steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], count: int) -> None:
-        for _ in range(count):
-            optimizer.zero_grad()
-            sum((p - t).square().sum() for p, t in zip(parameters, targets, strict=True)).backward()
-            optimizer.step()
-
-    steps(OPTIMIZERS[name](whole, config), whole, 14)
-    first = OPTIMIZERS[name](halves, config)
-    steps(first, halves, 8)
-    second = OPTIMIZERS[name](halves, config)
-    second.load_state_dict(first.state_dict())
-    steps(second, halves, 6)
-    assert all(torch.equal(a, b) for a, b in zip(whole, halves, strict=True))
-
-
 # --- clipping ----------------------------------------------------------------------------------------------------
 
 
@@ -188,21 +132,6 @@ def with_gradients(*gradients: list[float]) -> list[nn.Parameter]:
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = torch.tensor(gradient)
     return parameters
-
-
-def test_the_gradient_norm_is_limited_over_all_parameters_together() -> None:
-    parameters = with_gradients([3.0, 0.0], [0.0, 4.0])
-    clip_gradients(iter(parameters), OptimConfig(max_gradient_norm=1.0))
-    expected = [[0.6, 0.0], [0.0, 0.8]]
-    for parameter, gradient in zip(parameters, expected, strict=True):
-        torch.testing.assert_close(parameter.grad, torch.tensor(gradient))
-
-
-def test_gradients_below_the_limits_stay_as_they_are() -> None:
-    parameters = with_gradients([3.0, 0.0], [0.0, 4.0])
-    clip_gradients(parameters, OptimConfig(max_gradient_norm=5.1, max_gradient=4.1))
-    clip_gradients(parameters, OptimConfig())
-    assert [p.grad.tolist() for p in parameters] == [[3, 0], [0, 4]]
 
 
 def test_entries_are_limited_before_the_norm() -> None:
@@ -242,11 +171,11 @@ def test_tensorboard_events_hold_what_was_logged(tmp_path: Path) -> None:
 
 def test_what_tensorboard_held_from_the_resumed_step_on_is_superseded(tmp_path: Path) -> None:
     for first, value in ((0, 1.0), (2, 2.0)):
+        time.sleep(1.1 * (first > 0))  # event files are read in the order of their names, which begin with the second
         tracker = build_tracker(config_of(tracker="tensorboard"), tmp_path, first_step=first)
         for step in range(first, 4):
             tracker.log({"loss/total": value}, step)
         tracker.close()
-        time.sleep(1.1)  # event files are read in the order of their names, which begin with the second
     assert tensorboard_scalars(tmp_path)["loss/total"] == [(0, 1.0), (1, 1.0), (2, 2.0), (3, 2.0)]
 
 
@@ -277,13 +206,6 @@ def test_published_keys_choose_the_tracker(logging: dict[str, Any], tracker: str
     assert Config.from_dict(config.to_dict()) == config
 
 
-def test_no_tracker_writes_nothing(tmp_path: Path) -> None:
-    tracker = build_tracker(config_of(tracker="none"), tmp_path)
-    tracker.log({"loss/total": 1.0}, 0)
-    tracker.close()
-    assert not any(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("tracker", ["clearml", "none"])
 def test_use_tensorboard_true_contradicts_another_tracker(tracker: str) -> None:
     with pytest.raises(NernError, match=rf"use_tensorboard is true but logging.tracker is '{tracker}'"):
@@ -307,11 +229,6 @@ def test_asking_for_clearml_without_it_says_how_to_install_it(tmp_path: Path, mo
     monkeypatch.setattr(tracking, "clearml_installed", lambda: False)
     with pytest.raises(NernError, match=r"needs the clearml extra: pip install 'nern\[clearml\]'"):
         build_tracker(config_of(tracker="clearml"), tmp_path)
-
-
-def test_unknown_trackers_list_the_choices() -> None:
-    with pytest.raises(NernError, match=r"logging.tracker.*Choices: clearml, none, tensorboard"):
-        config_of(tracker="wandb").check()
 
 
 CLEARML = """

@@ -58,10 +58,6 @@ def test_draws_differ_by_seed_and_step(method: str) -> None:
     assert len(set(draws[0])) > 1
 
 
-def test_all_gives_every_row_gradient() -> None:
-    assert all(batches("all", size).rows(step) is None for size in (1, 8, None) for step in range(3))
-
-
 def test_sequential_layer_begins_with_layer_1_and_ends_with_layer_0() -> None:
     rows = batches("sequential_layer").rows
     layers = [list(range(TABLE.starts[i], TABLE.starts[i + 1])) for i in range(3)]
@@ -129,28 +125,11 @@ def test_a_fifth_of_the_weighted_steps_draws_by_norm() -> None:
     assert chi_square < freedom + 4 * (2 * freedom) ** 0.5
 
 
-def test_a_draw_by_norm_may_take_a_row_more_than_once() -> None:
-    norms = torch.full((TABLE.rows,), 1e-6)
-    norms[3] = 1.0
-    draws = [batches("random_weighted_batch", 6, norms=norms).rows(step).tolist() for step in range(100)]
-    assert draws.count([3] * 6) > 5
-    assert all(len(rows) == 6 for rows in draws)
-
-
-def test_norms_may_all_be_zero() -> None:
-    rows = [batches("random_weighted_batch", norms=torch.zeros(TABLE.rows)).rows(step) for step in range(50)]
-    assert all(int(r.min()) >= 0 and int(r.max()) < TABLE.rows for r in rows)
-
-
 @pytest.mark.parametrize("method", ["random_batch", "random_batch_without_replacement"])
 @pytest.mark.parametrize("size", [TABLE.rows, TABLE.rows + 1, 65536])
 def test_a_size_above_the_number_of_rows_takes_all(method: str, size: int) -> None:
     for step in range(5):
         assert sorted(listed(batches(method, size).rows(step))) == list(range(TABLE.rows))
-
-
-def test_random_batch_without_a_size_takes_all_rows() -> None:
-    assert sorted(listed(batches("random_batch", None).rows(0))) == list(range(TABLE.rows))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -161,13 +140,3 @@ def test_methods_that_need_a_size_say_so(method: str) -> None:
             config.check()
     else:
         config.check()
-
-
-def test_a_size_below_one_is_refused() -> None:
-    with pytest.raises(NernError, match=r"nern.weights_batch_size \(=0\) must be at least 1"):
-        Config(nern=NernConfig(weights_batch_size=0)).check()
-
-
-def test_unknown_methods_list_the_choices() -> None:
-    with pytest.raises(NernError, match=r"nern.weights_batch_method.*did you mean 'random_batch'"):
-        batches("random_batches")

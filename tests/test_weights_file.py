@@ -80,7 +80,7 @@ def save_safe(value: State, path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["w.pth.tar", "w.ckpt", "w.bin", "w.PTH", "w.t7", "w", "w.model", "w.pt.backup", "w#1.pt", "w.safetensors"],
+    ["w.pth.tar", "w.PTH", "w", "w#1.pt", "w.safetensors"],
 )
 @pytest.mark.parametrize("save", [save_zip, save_legacy, save_safe])
 def test_the_suffix_says_nothing(name: str, save: Callable[[Any, Path], None], source: Net, tmp_path: Path) -> None:
@@ -134,9 +134,7 @@ def test_what_is_no_state_dict_is_told_by_its_name(
 # --- where the state dict is -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "key", ["net", "model", "state_dict", "model_state_dict", "weights", "ema", "a.b", "module", "a.b.c.d.e"]
-)
+@pytest.mark.parametrize("key", ["net", "state_dict", "ema", "module", "a.b.c.d.e"])
 def test_a_state_dict_under_any_key_is_found(key: str, source: Net, tmp_path: Path) -> None:
     state: Any = source.state_dict()
     for part in reversed(key.split(".")):
@@ -184,7 +182,6 @@ PREDICTOR: dict[str, Any] = {
         prefixed("predictor._orig_mod."),
         lambda state: {"epoch": 3, "model_state_dict": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
         lambda state: [{"lr": 0.1}, state],
-        lambda state: {0: state},
     ],
 )
 @pytest.mark.parametrize("save", [save_zip, save_legacy])
@@ -209,9 +206,7 @@ def test_predictors_read_whatever_networks_do(
     [
         prefixed("module."),
         prefixed("model."),
-        prefixed("_orig_mod."),
         prefixed("model._orig_mod."),
-        prefixed("_orig_mod.module."),
         prefixed("module.model.net."),
         prefixed("encoder."),
         lambda state: {name.replace("conv.", "conv._orig_mod."): value for name, value in state.items()},
@@ -263,8 +258,7 @@ def test_names_that_fit_as_they_are_are_not_unwrapped(
     assert equal(network, source)
 
 
-@pytest.mark.parametrize("parameters_only", [False, True])
-@pytest.mark.parametrize("prefix", ["ema.", "module.", "a.ema_model."])
+@pytest.mark.parametrize(("prefix", "parameters_only"), [("ema.", False), ("module.", True), ("a.ema_model.", False)])
 def test_weights_beside_a_copy_under_a_prefix(prefix: str, parameters_only: bool, tmp_path: Path) -> None:
     first, average = Net(1), Net(2)
     copy = dict(average.named_parameters()) if parameters_only else average.state_dict()
@@ -311,13 +305,6 @@ def test_of_several_that_fit_the_weights_go_before_their_average_and_the_others_
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert equal(loaded(f"{tmp_path}/l.ckpt#state_dict.ema_model.module"), lightning)
-
-
-def test_equal_copies_need_no_choice(source: Net, tmp_path: Path) -> None:
-    torch.save({"model": source.state_dict(), "model_ema": source.state_dict()}, tmp_path / "w.pt")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert equal(loaded(tmp_path / "w.pt"), source)
 
 
 # --- what lies beside it -----------------------------------------------------------------------------------------------
@@ -406,8 +393,6 @@ def test_files_in_parts_are_read_by_their_index(kind: str, source: Net, tmp_path
         ({"weight_map": {"conv.weight": "m.index.json"}}, "names an index as one of its parts; that is refused"),
         ({"weight_map": {"conv.weight": "none.safetensors"}}, "no such file"),
         ({"weight_map": {"other": "w.safetensors"}}, "other is not in w.safetensors"),
-        ({"weight_map": [1]}, "is not the index of a file in parts"),
-        ({}, "is not the index of a file in parts"),
         ([], "is not the index of a file in parts"),
     ],
 )
@@ -422,22 +407,6 @@ def test_tied_tensors_that_safetensors_left_out_are_filled_in(source: Net, tmp_p
     save_model(source, str(tmp_path / "w.safetensors"))
     assert len(state_dicts(tmp_path / "w.safetensors")[0].tensors) == len(source.state_dict()) - 1
     assert equal(loaded(tmp_path / "w.safetensors"), source)
-
-
-class Untied(Net):
-    """Two weights in place of the tied one: the file says which equals which."""
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__(seed)
-        self.tied.weight = nn.Parameter(torch.zeros(3, 3))
-
-
-def test_tied_tensors_are_filled_in_where_the_network_does_not_tie_them(source: Net, tmp_path: Path) -> None:
-    save_model(source, str(tmp_path / "w.safetensors"))
-    network = Untied()
-    load_weights(network, tmp_path / "w.safetensors")
-    assert torch.equal(network.tied.weight, source.head.weight)
-    assert torch.equal(network.head.weight, source.head.weight)
 
 
 # --- kinds of number ---------------------------------------------------------------------------------------------------
@@ -458,7 +427,6 @@ def test_other_floating_numbers_are_converted(dtype: torch.dtype, source: Net, t
             torch.ones(3, 1, 3, 3, dtype=torch.int8),
             r"conv.weight holds torch.int8, the network has torch.float32 there",
         ),
-        (torch.ones(3, 1, 3, 3, dtype=torch.bool), r"holds torch.bool"),
         (torch.ones(3, 1, 3, 3, dtype=torch.complex64), r"holds torch.complex64"),
         (torch.ones(3, 1, 3, 3).to(torch.float8_e4m3fn), r"holds torch.float8_e4m3fn"),
         (torch.ones(3, 1, 3, 3).to_sparse(), r"conv.weight is sparse"),
@@ -467,7 +435,6 @@ def test_other_floating_numbers_are_converted(dtype: torch.dtype, source: Net, t
             r"conv.weight holds 1e\+300, beyond the network's torch.float32",
         ),
         (torch.full((3, 1, 3, 3), float("nan")), r"values that are not finite"),
-        (torch.full((3, 1, 3, 3), float("-inf")), r"values that are not finite"),
     ],
 )
 def test_one_kind_of_number_never_stands_for_another(value: Tensor, says: str, source: Net, tmp_path: Path) -> None:
@@ -480,8 +447,6 @@ def test_one_kind_of_number_never_stands_for_another(value: Tensor, says: str, s
     ("own", "given"),
     [
         (torch.int8, torch.tensor([1, 300])),
-        (torch.int8, torch.tensor([1, 200], dtype=torch.uint8)),
-        (torch.uint8, torch.tensor([1, -3])),
         (torch.float32, torch.tensor([1.0, 1e300], dtype=torch.float64)),
         (torch.float16, torch.tensor([1.0, 1e6])),
     ],
@@ -498,15 +463,6 @@ def test_tied_tensors_that_differ_in_the_file_are_refused(source: Net, tmp_path:
     torch.save(source.state_dict() | {"tied.weight": torch.zeros(3, 3)}, tmp_path / "w.pt")
     with pytest.raises(NernError, match=r"head\.weight and tied\.weight are one tensor in Net, and differ in the file"):
         loaded(tmp_path / "w.pt")
-
-
-@pytest.mark.parametrize("name", ["n_averaged", "num_batches_tracked", "_extra_state"])
-def test_a_parameter_is_needed_whatever_its_name(name: str, source: Net, tmp_path: Path) -> None:
-    torch.save(source.state_dict(), tmp_path / "w.pt")
-    network = Net()
-    network.head.register_parameter(name, nn.Parameter(torch.ones(2)))
-    with pytest.raises(NernError, match=rf"missing: head\.{name}"):
-        load_weights(network, tmp_path / "w.pt")
 
 
 def test_a_buffer_of_ones_own_may_hold_anything_whatever_its_name(tmp_path: Path) -> None:
@@ -578,15 +534,6 @@ def test_arguments_are_those_of_the_first_weights_that_are_no_average_and_others
     for key in ("mod", "x"):
         with pytest.raises(NernError, match=rf"'{key}' is no state dict that fits; choose one of: .*teacher"):
             build_original_network("ResNet8", f"{tmp_path}/w.pt#{key}")
-
-
-def test_the_file_beside_the_weights_is_named_where_its_arguments_do_not_fit(tmp_path: Path) -> None:
-    torch.save(build_original_network("ResNet8", "pretrained:digits-resnet8").state_dict(), tmp_path / "w.pt")
-    (tmp_path / "w.json").write_text(json.dumps({"lr": 0.1, "epochs": 90}))
-    with pytest.raises(
-        NernError, match=r"'lr'.*\(lr, epochs come from .*w.json, read as the arguments.*rename that file"
-    ):
-        build_original_network("ResNet8", f"{tmp_path}/w.pt")
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:original_model_path is not set")
