@@ -52,6 +52,14 @@ def _run_quickstart(given: dict[str, Any], argv: Sequence[str], console: Console
         f"over time: tensorboard --logdir {config.logging.log_dir}",
         **PLAIN,
     )
+    coded = _free_name(f"{run}-codes")
+    options, quiet = PackOptions(evaluate=True), CleanConsole(quiet=True)
+    artifact = pack(str(config.original_model_path), coded, options, quiet, config.task)
+    console.print(
+        f"without training, its kernels as codes: {coded} ({bytes_text(artifact.size)}, accuracy "
+        f"{accuracy_text(artifact.description.networks[0])})",
+        **PLAIN,
+    )
     for name in shipped_nerns():
         console.print(_shipped(name), **PLAIN)
 

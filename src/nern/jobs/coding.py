@@ -204,13 +204,18 @@ class Coder:
         """The quality unless a size is asked for, and where a search begins."""
         return usual_quality(self.original, self.images, self.weights)
 
+    def fit(self) -> Any:
+        """The codes of the original's weights, not rounded."""
+        codes: Any = self.nern.predictor
+        codes.fit(self.original.weights)
+        return codes
+
     def at(self, quality: float, few: bool = False) -> tuple[dict[str, bytes], Calibrated]:
         """The sections of a file at this quality. `few`: calibrated on fewer images."""
         images = self.images
         if images is not None and few:
             images = images[: max(1, len(images) // FEW)]
-        codes: Any = self.nern.predictor
-        codes.fit(self.original.weights)
+        codes = self.fit()
         self.passes += 1
         layers = len(self.original.weights)
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())

@@ -42,7 +42,8 @@ class Codes(nn.Module):
         shapes = heads.table.shapes
         self.codes = nn.ParameterList(torch.zeros(co, ci, kh * kw) for co, ci, kh, kw in shapes)
         self.steps = nn.Parameter(torch.ones(len(shapes)), requires_grad=False)
-        self.bases = nn.ParameterList(nn.Parameter(torch.eye(h * w), requires_grad=False) for h, w in heads.sizes)
+        bases = [torch.zeros(h * w, h * w).fill_diagonal_(1) for h, w in heads.sizes]  # on 'meta', eye is slow
+        self.bases = nn.ParameterList(nn.Parameter(basis, requires_grad=False) for basis in bases)
 
     def rows(self, rows: Int[Tensor, " r"] | None, head: int) -> Float[Tensor, "r h w"]:
         """Kernels of these rows of a head, in their order; None: of all its rows."""

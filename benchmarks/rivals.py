@@ -1,14 +1,16 @@
-"""NeRN files beside a codec: bytes on disk and accuracy of NNCodec (ISO/IEC 15938-17) and of .nern files, in one table.
+"""Files of codes and of NeRNs beside rivals: bytes on disk and accuracy, in one table.
 
     pip install nncodec==2.1.3
-    python benchmarks/codec.py --original_model_name ResNet20 --original_model_path resnet20.th --data_dir DIR \
-        --files small.nern medium.nern
+    python benchmarks/rivals.py --original_model_name ResNet20 --original_model_path resnet20.th --data_dir DIR \
+        --bytes 88500 72000 57000 45000 --files trained.nern predictor.nern
 
-Prints a Markdown table. The codec gets all parameters and buffers of the network as float32 (but counters of batches) and
-codes them without data, at its defaults (trellis-coded quantisation, DeepCABAC) but for the quantisation parameter: those
-in --qp, and for each file the finest one whose bitstream is no larger than the file, so that no file is compared with a
-codec of fewer bytes than could be had. Every bitstream is decoded again and its network evaluated on the test images, as
-every .nern is by `nern verify`. The test images choose nothing: they only report.
+Prints a Markdown table. At each of `--bytes` it writes, without training, files of codes (`nern pack`) and of what codes
+consist of, each with a part left out: each weight by itself (no basis), no images (rounded to the nearest, steps by each
+layer's deviation); and tells what the same codes need where nothing is known of their places. Beside them stand the files of
+`--files`, and NNCodec (ISO/IEC 15938-17): it gets all parameters and buffers of the network as float32 (but counters of
+batches) and codes them without data, at its defaults (trellis-coded quantisation, DeepCABAC) but for the quantisation
+parameter: those in --qp, and for each file the finest one whose bitstream is no larger than the file. Every file is read
+again and its network evaluated on the test images. The test images choose nothing: they only report.
 """
 
 from __future__ import annotations
@@ -25,11 +27,16 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from nern.artifact import load, write_artifact
+from nern.artifact.container import CODES
+from nern.artifact.tensors import encode_tensors
 from nern.benchmarks.machine import machine, machine_text, versions
 from nern.config import TaskConfig
 from nern.jobs.artifacts import images_of, tested, verify
+from nern.jobs.coding import IMAGES, Coder, Wanted, calibration_images, coded_network, coded_original
 from nern.originals import build_original_network
 from nern.originals.base import Original
+from nern.representation.codes import UNIT
 from nern.tasks.streams import EvalSet
 
 FINEST, COARSEST = -40, -8  # quantisation parameters searched
@@ -110,13 +117,56 @@ def codec_rows(
 
 def file_row(path: Path, task: TaskConfig, console: Console) -> dict[str, Any]:
     """Figures of one .nern file."""
-    from nern.artifact import load
-
     start = time.perf_counter()
     load(path).network()
     seconds = time.perf_counter() - start
     found = verify(path, task, console=console)
     return {"what": "nern", "detail": path.name, "bytes": path.stat().st_size, "unpacked_in": seconds} | found["test"]
+
+
+class PlainCoder(Coder):
+    """Codes that are the kernels themselves."""
+
+    def fit(self) -> Any:
+        """The codes of the original's weights, in no basis."""
+        codes = super().fit()
+        kernels = [
+            weight.detach().reshape(code.shape) for weight, code in zip(self.original.weights, codes.codes, strict=True)
+        ]
+        with torch.no_grad():
+            for basis in codes.bases:
+                basis.copy_(torch.eye(len(basis)))
+            for code, kernel in zip(codes.codes, kernels, strict=True):
+                code.copy_(kernel * UNIT)
+        return codes
+
+
+def coded_rows(original: Original, name: str, task: TaskConfig, size: int, console: Console) -> list[dict[str, Any]]:
+    """Figures of files of codes of at most so many bytes, and of those without a part."""
+    rows = []
+    data = images_of(task, original)
+    images = calibration_images(original, task, IMAGES, 0)
+    kinds: list[tuple[str, type[Coder], Any]] = [
+        ("codes", Coder, images), ("codes, no basis", PlainCoder, images), ("codes, no images", Coder, None),
+    ]  # fmt: skip
+    for what, kind, seen in kinds:
+        start = time.perf_counter()
+        coder = kind(original, name, task.task_name, seen, 0, None, Console(quiet=True))
+        artifact, found = coded_network(coder, Wanted(size=size), Console(quiet=True))
+        seconds = time.perf_counter() - start
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "net.nern"
+            write_artifact(path, artifact.sections)
+            test = tested(Original(load(path).network()), data)
+        whole = {f"{n}": layer.multiples.float() for n, layer in enumerate(found.layers)}
+        placeless = len(encode_tensors(whole, dict.fromkeys(whole, 0))[1]) - artifact.sizes[CODES]
+        rows.append(
+            {"what": what, "detail": "", "bytes": artifact.size, "seconds": seconds, "placeless": placeless} | test
+        )
+        console.print(
+            f"{what}: {artifact.size:,} bytes, {test['top1']:.2f} %, {seconds:.0f} s; without places {placeless:+,}"
+        )
+    return rows
 
 
 def markdown(rows: list[dict[str, Any]], original: dict[str, Any], size: int) -> str:
@@ -131,8 +181,10 @@ def markdown(rows: list[dict[str, Any]], original: dict[str, Any], size: int) ->
     for row in sorted(rows, key=lambda row: -row["bytes"]):
         beside = needed = ""
         name = f"NNCodec, {row['detail']}"
-        if row["what"] == "nern":
-            name = f"**{row['detail']}**"
+        if row["what"].startswith("codes"):
+            name = f"{row['what']} ({row['seconds']:.0f} s; not knowing places {row['placeless']:+,} bytes)"
+        if row["what"] in ("nern", "codes"):
+            name = f"**{row['detail'] or name}**"
             fitting = [c for c in codecs if c["bytes"] <= row["bytes"]]
             enough = [c for c in codecs if c["top1"] >= row["top1"]]
             best = max(fitting, key=lambda c: c["top1"], default=None)
@@ -148,7 +200,7 @@ def markdown(rows: list[dict[str, Any]], original: dict[str, Any], size: int) ->
 
 def draw(path: Path, name: str, rows: list[dict[str, Any]], original: float) -> None:
     """Accuracy over bytes, of the codec and of the files."""
-    from nern.analysis.style import BEFORE, BLUE, ORANGE, canvas, label, png, say, tidy
+    from nern.analysis.style import BEFORE, BLUE, GREEN, ORANGE, canvas, label, png, say, tidy
 
     figure = canvas(900, 440)
     axes = figure.subplots()
@@ -158,14 +210,17 @@ def draw(path: Path, name: str, rows: list[dict[str, Any]], original: float) -> 
 
     def plot(what: str, colour: str, marker: str) -> list[tuple[float, float]]:
         points = sorted((row["bytes"] / 1000, row["top1"]) for row in shown if row["what"] == what)
-        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=6, lw=1.6)
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=6, lw=1.6)
         return points
 
     of_codec = plot("NNCodec", ORANGE, "o")
     x, y = of_codec[len(of_codec) // 2]
     say(axes, x * 1.02, y - 0.12, "NNCodec (ISO/IEC 15938-17)", ORANGE, ha="left", va="top")
-    x, y = plot("nern", BLUE, "D")[0]
-    say(axes, x * 0.985, y, "nern, one file with everything", BLUE, ha="right", va="bottom")
+    if of_codes := plot("codes", BLUE, "D"):
+        say(axes, of_codes[0][0] * 1.02, of_codes[0][1], "codes, no training", BLUE, ha="left", va="top")
+    if files := plot("nern", GREEN, "s"):
+        say(axes, files[0][0] * 0.985, files[0][1], "trained", GREEN, ha="right", va="bottom")
     axes.axhline(original, color=BEFORE, lw=1.2, ls=(0, (4, 3)))
     sizes = [row["bytes"] / 1000 for row in shown]
     axes.set_xscale("log")
@@ -190,6 +245,7 @@ def main() -> None:
     parser.add_argument("--task_name", default="cifar10")
     parser.add_argument("--data_dir", default=None)
     parser.add_argument("--files", nargs="*", type=Path, default=[], help="of this network")
+    parser.add_argument("--bytes", nargs="*", type=int, default=[], help="of files to make")
     parser.add_argument("--qp", nargs="*", type=int, default=SHOWN, help="to be shown besides")
     parser.add_argument("--codec", nargs="*", default=[], metavar="OPTION=VALUE", help="of the codec, values in JSON")
     parser.add_argument("--figure", type=Path, default=None, help="draw accuracy over bytes, PNG")
@@ -210,6 +266,8 @@ def main() -> None:
     original = tested(Original(network), data)
     codec = Codec(network, options)
     rows = [file_row(path, task, console) for path in given.files]
+    for size in given.bytes:
+        rows += coded_rows(coded_original(network), given.original_model_name, task, size, console)
     fitting = {codec.within(row["bytes"]) for row in rows} - {None}
     known = json.loads(given.json.read_text(encoding="utf-8")) if given.json and given.json.is_file() else {}
     same = known.get("original") == original | {"bytes": codec.bytes} and known["about"]["options"] == options
