@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from nern.representation.codes import UNIT, Codes, is_identity, principal_axes
 from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern
+from runs import assert_same_result, interrupted, resume, train, without_pictures
 
 QUIET = Console(file=io.StringIO())
 DIGITS = ["--task.original_model_name", "ResNet8", "--task.task_name", "digits"]
@@ -373,3 +375,72 @@ def test_networks_without_a_known_format_need_images_or_none(tmp_path: Path, rng
 def test_all_matrices_are_coded() -> None:
     original = coded_original(build_network("timm:vit_tiny_patch16_224"))
     assert len(original.weight_names) == sum(p.dim() > 1 for p in original.network.parameters())
+
+
+# --- trained -------------------------------------------------------------------------------------------------------
+
+
+def config(tmp_path: Path, **changes: Any) -> Config:
+    """A short run of recipe 'codes'."""
+    settings: dict[str, Any] = {
+        "task.task_name": "digits",
+        "task.original_model_name": "ResNet8",
+        "original_model_path": "pretrained:digits-resnet8",
+        "logging.log_dir": str(tmp_path),
+        "logging.tracker": "none",
+        "evaluation.held_out_images": 20,
+        "evaluation.test_images": 200,
+        "batch_size": 16,
+    }
+    if "phases" not in changes:
+        settings |= {"quantisation.iterations": 6, "quantisation.images": 64, "quantisation.bits": 1.0}
+    return Config.of_recipe("codes", settings | changes)
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    with without_pictures():
+        whole = train(config(tmp_path, **{"logging.exp_name": "whole"}))
+        part = resume(interrupted(config(tmp_path / "part"), 3))
+    assert_same_result(whole, part)
+    assert whole.load_state()["quantised"]["rate"]["weight"] > 0
+
+
+def test_the_rate_is_held_and_the_file_gives_the_accuracy_of_the_run(tmp_path: Path) -> None:
+    with without_pictures():
+        run = train(config(tmp_path, **{"quantisation.iterations": 60, "quantisation.bits": 0.8}))
+    file = tmp_path / "run.nern"
+    artifact = nern.pack(run.root, file, PackOptions(checkpoint="last", evaluate=True), QUIET)
+    weights = artifact.nern.table.num_weights
+    assert 8 * artifact.sizes["CODE"] / weights == pytest.approx(0.8, rel=0.1)
+    losses = run.load_state()["losses"][-1]
+    assert losses["rate"] == pytest.approx(8 * artifact.sizes["CODE"] / weights, rel=0.1)
+    told = artifact.description.networks[0].about["test"]["top1"]
+    metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
+    assert told == pytest.approx(metrics["last"]["test"]["top1"], abs=1.0)
+    assert told > 90
+    with pytest.raises(NernError, match="train the run with fewer bits"):
+        nern.pack(run.root, file, PackOptions(size=artifact.size - 100), QUIET)
+    with pytest.raises(NernError, match="bits and what is trained go together"):
+        nern.pack(run.root, file, PackOptions(bits=2.0), QUIET)
+
+
+def test_codes_that_were_not_trained_to_be_rounded_are_not_packed(tmp_path: Path) -> None:
+    with without_pictures():
+        run = train(config(tmp_path, phases=[{"name": "distillation", "iterations": 2}]))
+    with pytest.raises(NernError, match="were not trained to be rounded"):
+        nern.pack(run.root, tmp_path / "run.nern", console=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantisation.bits": 0.0}, "quantisation.bits (=0.0) must be above 0"),
+        ({"nern.num_blocks": 5}, "nern.num_blocks has no part with nern.method 'codes'"),
+        ({"nern.embeddings.permutations.permute_mode": "crossfilter"}, "permute_mode has no part with"),
+        ({"nern.heads": "shared"}, "must be 'per_size' or 'per_layer'"),
+    ],
+)
+def test_settings_that_cannot_be(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(NernError) as error:
+        config(tmp_path, **changes)
+    assert message in str(error.value)

@@ -323,8 +323,8 @@ def _check_of_kernels(config: Config) -> None:
         value, standard = nested_attribute(n, key), nested_attribute(usual, key)
         if value != standard:
             raise NernError(
-                f"nern.{key} (={value!r}) has no part with nern.method {n.method!r}; leave it at {standard!r} (recipe "
-                "'codes' does)"
+                f"nern.{key} has no part with nern.method {n.method!r}; leave it at {standard!r} (recipe 'codes' does), not "
+                f"{value!r}"
             )
     if config.networks:
         raise NernError(f"nern.method {n.method!r} works with one original network; networks lists several")

@@ -155,8 +155,8 @@ class Trainer(Loop):
 
     @property
     def phase_name(self) -> str:
-        """Name of the phase of the last step, where there are several; else empty."""
-        return self.phase.name if len(self.phases) > 1 else ""
+        """Name of the phase of the last step, where there are several or it rounds; else empty."""
+        return self.phase.name if len(self.phases) > 1 or self.phase.bits is not None else ""
 
     @property
     def without_images(self) -> int:
