@@ -161,7 +161,7 @@ def test_an_unknown_recipe_is_refused_when_typed(arguments: list[str], capsys: p
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_saved_config_is_read_back_unchanged(tmp_path: Path, typed: Any, name: str) -> None:
-    config = Config.of_recipe(name, {"nern.hidden_layer_size": 9, "distillation.epochs": None})
+    config = Config.of_recipe(name, {"nern.weights_batch_size": 9, "distillation.epochs": None})
     config.save(tmp_path / "saved.yaml")
     assert Config.load(tmp_path / "saved.yaml") == config
     assert typed("--config_path", tmp_path / "saved.yaml") == config

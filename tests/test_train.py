@@ -551,6 +551,10 @@ def test_everything_registered_trains(configure: Configure, key: str, name: str)
     values = {key: name, "num_iterations": 2, "loss_warmup_iterations": 0}
     if key == "nern.method":
         values["nern.embeddings.num_idxs"] = registry.PREDICTORS.info(name)["num_idxs"]
+        if registry.PREDICTORS.info(name)["of_kernels"]:  # it has neither layers nor an encoding
+            usual = Config().nern
+            values |= {"nern.hidden_layer_size": usual.hidden_layer_size}
+            values |= {"nern.embeddings.enc_levels": usual.embeddings.enc_levels}
     if key == "task.random_data":
         values |= {"task.use_random_data": True, "task.inversion_images": 20, "task.inversion_steps": 2}
     if name == "checkpoint":

@@ -88,10 +88,7 @@ def calibration_images(
     if given is not None:
         images = given[:count]
     elif task is not None:
-        settings = DataSettings(batch_size=256, eval_batch_size=256, num_workers=0, seed=seed, test_images=0)
-        stream = build_task(task, settings, torch.device("cpu"), original=original).train
-        assert stream is not None
-        images = first_images(stream, count)
+        images = _of_task(original, task, count, seed)
     else:
         shape = next(shapes_taken(original), None)
         if shape is None:
@@ -114,6 +111,19 @@ def calibration_images(
             f"{' '.join(str(error).split())[:200]}"
         ) from error
     return images[: max(1, MOST_NUMBERS // max(largest, 1))]
+
+
+def _of_task(original: Original, task: TaskConfig, count: int, seed: int) -> Tensor:
+    """Training images of a task: as they are, and where the tenth that is set aside is too few, augmented ones."""
+    settings = DataSettings(
+        batch_size=256, eval_batch_size=256, num_workers=0, seed=seed, held_out_images=count, test_images=0
+    )
+    built = build_task(task, settings, torch.device("cpu"), original=original)
+    assert built.train is not None
+    parts = [] if built.held_out is None else [images for images, _ in built.held_out.batches(256)]
+    if (left := count - sum(map(len, parts))) > 0:
+        parts.append(first_images(built.train, left))
+    return torch.cat(parts)[:count]
 
 
 @torch.no_grad()
