@@ -37,13 +37,14 @@ def test_what_ships_is_as_its_card_says(name: str, cifar10: Path) -> None:
     assert found["test"]["top1"] == pytest.approx(float(told[1]), abs=0.05)
     assert found["test"]["images"] == int(told[2].replace(",", ""))
     assert f"{artifact.size:,} bytes" in card(name)
-    parameters = sum(code.count for code in artifact.description.predictor)
-    assert f"{parameters:,} parameters for {artifact.nern.table.num_weights:,} weights" in card(name)
+    parameters, weights = sum(code.count for code in artifact.description.predictor), artifact.nern.table.num_weights
+    coded = f"{8 * artifact.sizes.get('CODE', 0) / weights:.2f} bits for each of {weights:,} weights"
+    assert (coded if "CODE" in artifact.sizes else f"{parameters:,} parameters for {weights:,} weights") in card(name)
 
 
 @pytest.mark.parametrize("name", shipped_nerns())
 def test_what_ships_is_a_nern_of_a_network_that_ships(name: str) -> None:
-    of = re.search(r"A NeRN of `(pretrained:[\w-]+)`", card(name))
+    of = re.search(r"(?:A NeRN|Codes) of `(pretrained:[\w-]+)`", card(name))
     assert of is not None
     artifact = nern.load(name)
     described = artifact.description.networks[0]
