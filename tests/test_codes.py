@@ -22,6 +22,7 @@ from nern import NernError, PackOptions
 from nern.artifact.codes import decode_codes, encode_codes, new_models
 from nern.artifact.entropy import Decoder, Encoder
 from nern.artifact.table import layer_table
+from nern.artifact.tensors import Coded, TensorCode, decode_tensors, encode_tensors
 from nern.calibration.feedback import Inputs, rounded
 from nern.cli import main
 from nern.config import Config, NernConfig, TaskConfig
@@ -96,6 +97,25 @@ def test_codes_are_decoded_as_they_were(shape: tuple[int, int, int], spread: flo
 def test_numbers_that_are_too_large_are_refused() -> None:
     with pytest.raises(NernError, match="take a larger step"):
         encode_codes(Encoder(), np.full((1, 1, 1), 2**25), new_models())
+
+
+def test_codes_that_would_take_hours_are_refused(tmp_path: Path) -> None:
+    huge = torch.zeros(1, 1, 2**18 + 1)
+    with pytest.raises(NernError, match="take too long"):
+        encode_tensors({"codes.0": huge}, {"codes.0": Coded(0)})
+    with pytest.raises(NernError, match="take too long"):
+        decode_tensors([TensorCode("codes.0", tuple(huge.shape), "f32", "codes")], b"", b"")
+
+
+def test_large_parameters_that_are_no_kernels_are_held_in_sixteen_bits(tmp_path: Path) -> None:
+    class Grid(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grid = nn.Parameter(torch.linspace(0, 1, 5000).view(1, 1, 5000))
+
+    artifact = packed(Grid().eval(), tmp_path / "a.nern", images=0)
+    held = {code.name: code.held for code in artifact.description.kept}
+    assert held["grid"] == "f16"
 
 
 def test_what_is_known_of_filters_and_channels_saves_bits() -> None:

@@ -7,7 +7,7 @@ of a few models, which learn while they code. `docs/format.md` says it in full.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,6 +22,7 @@ SEEN, WEIGHT = 512, 32  # how often each model has seen its sizes before the fir
 TILES = 16  # parts of the filters: each knows the ones before
 PRIOR, KERNEL_PRIOR, ENTRY_PRIOR = 4.0, 8.0, 16.0  # numbers that a filter or channel, a kernel, an entry counts as seen
 MOST_ENTRIES = 8  # into which the channels of a layer of single weights are dealt
+MOST_PARTS = 2**18  # of all codes of a stream, that are coded one after the other
 MOST_BITS = 24  # of a size beyond the models
 
 Sizes = Int[np.ndarray, "filters channels entries"]
@@ -35,6 +36,13 @@ def dealt(shape: tuple[int, ...]) -> tuple[int, int, int]:
         return filters, channels, entries
     entries = next(n for n in range(MOST_ENTRIES, 0, -1) if channels % n == 0)
     return filters, channels // entries, entries
+
+
+def check_parts(shapes: Iterable[tuple[int, ...]]) -> None:
+    """Raise NernError for codes of these shapes that take too long: they have too many entries, or too many tensors."""
+    parts = sum(dealt(shape)[2] * min(shape[0], TILES) for shape in shapes)
+    if parts > MOST_PARTS:
+        raise NernError(f"codes are coded in {parts:,} parts; more than {MOST_PARTS:,} take too long")
 
 
 def new_models() -> Int[np.ndarray, "models symbols"]:

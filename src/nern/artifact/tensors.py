@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nern.artifact.codes import decode_codes, encode_codes, new_models
+from nern.artifact.codes import check_parts, decode_codes, encode_codes, new_models
 from nern.artifact.entropy import AT_ONCE, Decoder, Encoder, Integers
 from nern.errors import NernError
 from nern.originals.checked import DTYPES, MOST_AXES, MOST_NAME
@@ -138,6 +138,7 @@ def encode_tensors(
     Raises:
         NernError: a step so small that a tensor has more multiples than can be coded; a kind of number that cannot be held.
     """
+    check_parts(tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(held.get(name), Coded))
     codes, encoder, raw, models = [], Encoder(), bytearray(), new_models()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu()
@@ -227,6 +228,7 @@ def decode_tensors(codes: Sequence[TensorCode], code: bytes, raw: bytes) -> dict
     expected = sum(c.raw_bytes for c in codes)
     if len(raw) != expected:
         raise NernError(f"{len(raw):,} bytes of tensors are there, {expected:,} are described")
+    check_parts(c.shape for c in codes if c.held == "codes")
     decoder, tensors, start, models = Decoder(code), dict[str, Tensor](), 0, new_models()
     for c in codes:
         dtype = DTYPES[c.dtype]

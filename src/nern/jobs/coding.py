@@ -38,6 +38,7 @@ from nern.terminal import shows_bars
 
 IMAGES = 1024  # that a network is calibrated on, unless fewer fill MOST_NUMBERS
 MOST_NUMBERS = 2**26  # in the largest output of a layer, of all images together
+MOST_ENTRIES = 4096  # of a kernel; larger ones are none, and are held in 16 bits
 FEW = 8  # the first passes of a search take so many times fewer images
 NEAR = 0.99  # of the bytes that were asked for, that the file has at least
 PASSES = 6  # with all images, of a search
@@ -55,13 +56,17 @@ class Wanted:
 
 
 def coded_original(network: nn.Module) -> Original:
-    """A frozen copy of a network, all of whose matrices and kernels are to be coded.
+    """A frozen copy of a network, all of whose matrices and kernels (of at most 4,096 entries) are to be coded.
 
     Raises:
         NernError: see `Original`; it has none.
     """
     copied = copy_of(network)
-    names = [name for name, p in copied.named_parameters() if p.dim() > 1 and p.is_floating_point() and p.numel()]
+    names = [
+        name
+        for name, p in copied.named_parameters()
+        if p.dim() > 1 and p.is_floating_point() and p.numel() and p[0, 0].numel() <= MOST_ENTRIES
+    ]
     if not names:
         raise NernError(f"{type(network).__name__} has no parameters of two or more axes: there is nothing to code")
     return Original(copied, names=names)
