@@ -292,16 +292,20 @@ def _of_size(coder: Coder, wanted: Wanted, console: Console) -> tuple[dict[str, 
         quality = few[0]
         if in_bytes:
             console.print(f"expected: {few[1]:,.0f} bytes", **PLAIN)
-    files: dict[float, tuple[dict[str, bytes], Calibrated]] = {}
+    kept: dict[float, tuple[dict[str, bytes], Calibrated]] = {}  # the best so far, by its size
 
     def whole(q: float) -> float:
-        files[q] = coder.at(q)
-        return measure(files[q][0])
+        found = coder.at(q)
+        size, best = measure(found[0]), next(iter(kept), math.inf)
+        if (best < size <= goal) or (best > goal and size < best):
+            kept.clear()
+            kept[size] = found
+        return size
 
-    quality, reached = nearest_below(whole, quality, goal, per_bit, 1 - NEAR, PASSES)
+    _, reached = nearest_below(whole, quality, goal, per_bit, 1 - NEAR, PASSES)
     if reached > goal:
-        raise missed(files[quality][0])
-    return files[quality]
+        raise missed(kept[reached][0])
+    return kept[reached]
 
 
 def _within_gap(coder: Coder, gap: float) -> tuple[dict[str, bytes], Calibrated]:
