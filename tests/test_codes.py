@@ -26,6 +26,7 @@ from nern.artifact.tensors import Coded, TensorCode, decode_tensors, encode_tens
 from nern.calibration.feedback import Inputs, rounded
 from nern.cli import main
 from nern.config import Config, NernConfig, TaskConfig
+from nern.jobs import coding as jobs_coding
 from nern.jobs.coding import coded_original
 from nern.originals.build import build_network
 from nern.representation.codes import UNIT, Codes, is_identity, principal_axes
@@ -390,6 +391,26 @@ def test_networks_without_a_known_format_need_images_or_none(tmp_path: Path, rng
     with pytest.raises(NernError, match="give some"):
         packed(network, tmp_path / "a.nern")
     assert packed(network, tmp_path / "a.nern", torch.randint(5, (9, 3), generator=rng)).size < 2000
+
+
+@pytest.mark.parametrize(("options", "side"), [([], 224), (["--task.input_size", "64"], 64)])
+def test_made_up_images_have_the_size_of_the_network(
+    options: list[str], side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Size] = []
+
+    def calibration_images(*arguments: Any) -> Tensor | None:
+        found = jobs_coding.calibration_images(*arguments)
+        assert found is not None
+        seen.append(found.shape)
+        return found
+
+    monkeypatch.setattr("nern.jobs.packing.calibration_images", calibration_images)
+    weights = tmp_path / "w.pt"
+    torch.save(build_network("torchvision:squeezenet1_1").state_dict(), weights)
+    name = ["--task.original_model_name", "torchvision:squeezenet1_1"]
+    assert main(["pack", str(weights), "-o", str(tmp_path / "a.nern"), "--images", "2", *name, *options]) == 0
+    assert seen == [(2, 3, side, side)]
 
 
 def test_all_matrices_are_coded() -> None:

@@ -41,6 +41,7 @@ from nern.naming import joint_name
 from nern.ordering.order import Ordering
 from nern.originals.base import Original
 from nern.originals.build import build_original_network
+from nern.originals.input_format import InputFormat
 from nern.originals.norm_fitting import fitted_norms
 from nern.registry import PREDICTORS
 from nern.representation.grid import Quantised, StepChooser, on_grid, quantised_names
@@ -213,6 +214,9 @@ def _pack_network(
     if out is None:
         check_free(target, "-o (in Python `out`)")
     original = coded_original(network)
+    size = task.input_size if task is not None else None
+    if size is not None or (original.input_format is None and (name or "").startswith("torchvision:")):
+        original.input_format = (original.input_format or InputFormat()).having(size)  # torchvision does not tell
     known = task if task_name is not None else None
     count = options.images if options.images is not None else IMAGES
     seen = calibration_images(original, known, count, SEED, images)
