@@ -130,14 +130,11 @@ class PlainCoder(Coder):
     def fit(self) -> Any:
         """The codes of the original's weights, in no basis."""
         codes = super().fit()
-        kernels = [
-            weight.detach().reshape(code.shape) for weight, code in zip(self.original.weights, codes.codes, strict=True)
-        ]
         with torch.no_grad():
             for basis in codes.bases:
                 basis.copy_(torch.eye(len(basis)))
-            for code, kernel in zip(codes.codes, kernels, strict=True):
-                code.copy_(kernel * UNIT)
+            for code, weight in zip(codes.codes, self.original.weights, strict=True):
+                code.copy_(weight.reshape(code.shape) * UNIT)
         return codes
 
 

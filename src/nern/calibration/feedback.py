@@ -95,7 +95,7 @@ def rounded(
     if zeros is not None:
         scaled = scaled.masked_fill(zeros, 0.0)
     sizes = expected_sizes(scaled).view(groups, -1, n).gather(2, order[:, None].expand_as(weights))
-    each = LAGRANGE * quality**2 * ((1 + sizes) / sizes).log2()  # for each unit of a number's size
+    each = LAGRANGE * quality**2 * bits_a_unit(sizes)  # for each unit of a number's size
     sign = LAGRANGE * quality**2
     cost = importance.float()[:, :, None] * own[:, None] * step**2
     if zeros is not None:  # a pruned weight stays one, whatever its error
@@ -150,6 +150,11 @@ def expected_sizes(scaled: Float[Tensor, "filters channels k"]) -> Tensor:
 
     expected = mean * ratio((1, 2), channels * k) * ratio((0, 2), filters * k) * ratio((0, 1), filters * channels)
     return expected.clamp_min(LEAST)
+
+
+def bits_a_unit(expected: Tensor) -> Tensor:
+    """Bits of each unit of the size of numbers whose mean sizes are these, distributed geometrically."""
+    return ((1 + expected) / expected).log2()
 
 
 def _rotated(moments: Tensor, basis: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ from torch.func import functional_call
 from nern.calibration.feedback import Inputs, Rounded, rounded, short
 from nern.calibration.sensitivity import channel_axis, checked_outputs, has_vectors, sensitivities
 from nern.devices import computing_in
-from nern.objectives.curvature import CONVOLUTIONS, owners_of, windows
+from nern.objectives.curvature import owners_of, patches
 from nern.originals.base import Original
+from nern.originals.norm_fitting import fitted_to
 from nern.randomness import generator
 from nern.representation.grid import on_grid, step_number, step_size
 from nern.representation.nern import NeRN
@@ -42,14 +43,12 @@ class Calibrated:
         layers: codes of each represented weight.
         vectors: rounded parameters of norms and biases, by name.
         steps: the number of the step of each vector.
-        errors: of each represented weight, the root of its squared error over that of its square.
         agreement: of the classes of the original and of the rounded network on the images, in percent; None: not known.
     """
 
     layers: list[Rounded]
     vectors: dict[str, Tensor] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
-    errors: list[float] = field(default_factory=list)
     agreement: float | None = None
 
 
@@ -81,8 +80,7 @@ def calibrate(
     bases = [codes.bases[head].detach() for head in heads.of_layer]
     values = codes.values()
     if images is None:
-        plain = [_unseen(value, quality) for value in values]
-        return _with_errors(Calibrated(plain), original, bases)
+        return Calibrated([_unseen(value, quality) for value in values])
     with computing_in("float32", images.device), torch.inference_mode(False), torch.no_grad():
         found = _Pass(original, values, bases, quality, seed, on_layer, known or measured(original, images, seed))
         outputs = found.run(images)
@@ -91,7 +89,7 @@ def calibrate(
     if outputs.dim() == 2 and outputs.shape[1] > 1:
         first, second = outputs.argmax(1).chunk(2)
         agreement = 100 * float((first == second).float().mean())
-    return _with_errors(Calibrated(layers, found.vectors, found.steps, [], agreement), original, bases)
+    return Calibrated(layers, found.vectors, found.steps, agreement)
 
 
 def usual_quality(original: Original, images: Tensor | None, weights: int) -> float:
@@ -137,13 +135,6 @@ def _halved(network: nn.Module, modules: Mapping[str, nn.Module], images: Tensor
 def _seen_modules(original: Original) -> dict[str, nn.Module]:
     owners = {id(module) for module in owners_of(original).values()}
     return {n: m for n, m in original.network.named_modules() if id(m) in owners or has_vectors(m)}
-
-
-def _with_errors(found: Calibrated, original: Original, bases: Sequence[Tensor]) -> Calibrated:
-    for layer, weight, basis in zip(found.layers, original.weights, bases, strict=True):
-        error = (layer.values @ basis.T).flatten() - weight.detach().flatten()
-        found.errors.append(float(error.norm() / weight.norm().clamp_min(1e-30)))
-    return found
 
 
 def _unseen(codes: Tensor, share: float) -> Rounded:
@@ -249,30 +240,16 @@ class _Pass:
         codes, basis = self.codes[number], self.bases[number]
         if isinstance(module, nn.Embedding):
             return _unseen(codes, UNSEEN)
-        patches = self._patches(module, inputs)
-        if patches.shape[2] <= MOST_INPUTS:
-            return rounded(codes, _moments(patches).rotated(basis), sensitivity, self.quality)
+        met = patches(module, inputs, self.rng, max(1, PATCHES // self.half))  # the same places of both halves
+        if met.shape[2] <= MOST_INPUTS:
+            return rounded(codes, _moments(met).rotated(basis), sensitivity, self.quality)
         parts, start, step = [], 0, None
         for part in codes.split(MOST_INPUTS // codes.shape[2], dim=1):
-            own = patches[:, :, start : start + part.shape[1] * part.shape[2]]
+            own = met[:, :, start : start + part.shape[1] * part.shape[2]]
             start += own.shape[2]
             parts.append(rounded(part, _moments(own).rotated(basis), sensitivity, self.quality, step))
             step = parts[0].step
         return Rounded(torch.cat([part.multiples for part in parts], 1), parts[0].step)
-
-    def _patches(self, module: Any, inputs: Tensor) -> Tensor:
-        """What the filters multiply at drawn places, the same of both halves: (groups, patches, weights of a filter)."""
-        most = max(1, PATCHES // self.half)
-        if not isinstance(module, CONVOLUTIONS):
-            rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])
-            drawn = torch.randperm(rows.shape[1], generator=self.rng)[:most]
-            return rows[:, drawn].flatten(0, 1).unsqueeze(0)
-        met = windows(module, inputs)
-        shape = met.shape[2 : 2 + len(module.kernel_size)]
-        drawn = torch.randperm(math.prod(shape), generator=self.rng)[:most]
-        places: Any = torch.unravel_index(drawn, shape)
-        patches = met[(slice(None), slice(None), *places)]
-        return patches.unflatten(1, (module.groups, -1)).movedim(3, 2).flatten(3).transpose(0, 1).flatten(1, 2)
 
     def _missing(self, module: Any, found: Mapping[str, Tensor], inputs: Tensor, output: Tensor) -> Tensor:
         """What the means of a module's outputs lack with its rounded weight."""
@@ -281,9 +258,9 @@ class _Pass:
         return (output[: len(output) // 2] - second).movedim(axis, 0).flatten(1).mean(1)
 
 
-def _moments(patches: Tensor) -> Inputs:
+def _moments(met: Tensor) -> Inputs:
     """Second moments of the later half of patches, and of the earlier with it."""
-    first, second = patches.chunk(2, dim=1)
+    first, second = met.chunk(2, dim=1)
     count = first.shape[1]
     return Inputs(second.mT @ second / count, first.mT @ second / count)
 
@@ -293,9 +270,6 @@ def _fitted(norm: Any, inputs: Tensor) -> dict[str, Tensor]:
     if norm.running_var is None or norm.weight is None or norm.bias is None:
         return {}
     first, second = (half.transpose(0, 1).flatten(1).double() for half in inputs.chunk(2))
-    wanted, found = first.var(1, correction=0), second.var(1, correction=0)
-    scale = ((wanted + norm.eps) / (found + norm.eps)).sqrt()
-    root, center = (norm.running_var.double() + norm.eps).sqrt(), norm.running_mean.double()
-    shift = (scale * (center - second.mean(1)) + first.mean(1) - center) / root
-    weight, bias = norm.weight.double() * scale, norm.bias.double() + norm.weight.double() * shift
-    return {"weight": weight.to(norm.weight.dtype), "bias": bias.to(norm.bias.dtype)}
+    wanted, found = ((half.mean(1), half.var(1, correction=0)) for half in (first, second))
+    weight, bias = fitted_to(norm, wanted, found)
+    return {"weight": weight, "bias": bias}

@@ -15,11 +15,9 @@ from nern.commands.line import (
     command_parser,
     json_option,
     network_of,
-    option_names,
     task_of,
     task_option,
 )
-from nern.config import TaskConfig, import_modules
 from nern.files import check_free, write_json
 from nern.jobs.artifacts import info, unpack, verify
 from nern.jobs.packing import PackOptions, pack
@@ -104,11 +102,7 @@ def _pack_parser() -> ArgumentParser:
 def _run_pack(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     own = ("checkpoint", "bits", "gap", "lossless", "images", "evaluate", "metadata")
     options = PackOptions(size=given["bytes"], **{name: given[name] for name in own})
-    import_modules(given["imports"])
-    typed = [name for name in option_names(argv) if name.startswith("task.")]
-    task = TaskConfig(**dict(given["task"])) if typed else None
-    if task is not None and "task.task_name" not in typed:
-        task.task_name = ""  # no images of its own
+    task = task_of(given, argv, nameless=True)
     _write(given["json"], pack(given["source"], given["out"], options, console, task))
 
 

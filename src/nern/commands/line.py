@@ -107,13 +107,15 @@ def task_option(parser: ArgumentParser) -> None:
     parser.add_class_arguments(TaskConfig, "task")
 
 
-def task_of(given: dict[str, Any], argv: Sequence[str]) -> TaskConfig | None:
-    """The task that was typed; None: none was. Raises NernError where its name was not."""
+def task_of(given: dict[str, Any], argv: Sequence[str], nameless: bool = False) -> TaskConfig | None:
+    """The task that was typed; None: none was. Raises NernError where its name was not, unless it may be `nameless`: ''."""
     names = [name for name in option_names(argv) if name.startswith("task.")]
-    if names and "task.task_name" not in names:
+    named = "task.task_name" in names
+    if names and not named and not nameless:
         raise NernError("--task.task_name says whose test images to take, such as cifar10 or digits")
     import_modules(given["imports"])
-    return TaskConfig(**dict(given["task"])) if names else None
+    own = dict(given["task"]) | ({} if named else {"task_name": ""})
+    return TaskConfig(**own) if names else None
 
 
 def network_of(given: dict[str, Any], argv: Sequence[str]) -> Any:

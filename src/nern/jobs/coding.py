@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from nern.calibration.search import nearest_below
 from nern.config import NernConfig, TaskConfig
 from nern.console import PLAIN
 from nern.errors import NernError
+from nern.evaluation import layer_errors
 from nern.experiment import kernel_table
 from nern.jobs.parts import network_parts
 from nern.objectives.curvature import shapes_taken
@@ -155,7 +156,6 @@ def coded_sections(
     config: NernConfig,
     parts: NetworkParts,
     steps: Mapping[str, int],
-    errors: Sequence[float],
     metadata: Mapping[str, str] | None,
 ) -> dict[str, bytes]:
     """The sections of a file of codes, but for its probes.
@@ -167,7 +167,6 @@ def coded_sections(
         parts: what the file says of the network, and has beside the codes; parameters that have no step are held in 16
             bits, buffers as they are.
         steps: of parameters, the number of their step.
-        errors: of each layer, its relative error.
         metadata: text by name.
     """
     predictor: Any = nern.predictor
@@ -175,7 +174,8 @@ def coded_sections(
     held |= {f"bases.{n}": BASIS_STEP for n in range(len(predictor.bases))}
     parameters = dict(original.network.named_parameters(remove_duplicate=False))
     of_kept: dict[str, Any] = {name: "f16" if name in parameters else "as" for name in parts.kept}
-    about = parts.description.about | {"errors": [round(1000 * error) for error in errors]}
+    errors = layer_errors(original.weight_names, original.weights, nern.reconstruct())
+    about = parts.description.about | {"errors": [round(1000 * error.relative) for error in errors]}
     described = NetworkParts(replace(parts.description, about=about), parts.kept)
     return encoded(nern, config, Ordering(), [described], Holding(held), Holding(of_kept | dict(steps)), metadata)
 
@@ -209,7 +209,7 @@ class Coder:
         self.parts = network_parts(self.original, name, task_name)
         self.config = NernConfig(method="codes")
         table = kernel_table(self.config, [self.original])
-        self.nern = build_nern(self.config, table, None, seed, weights=self.original.weights)
+        self.nern = build_nern(self.config, table, None, seed)
         self.weights = table.num_weights
         self.known = None if images is None else measured(self.original, images, seed)
         self.passes = 0
@@ -250,7 +250,7 @@ class Coder:
 
     def _sections(self, found: Calibrated) -> dict[str, bytes]:
         parts = NetworkParts(self.parts.description, {**self.parts.kept, **found.vectors})
-        return coded_sections(self.original, self.nern, self.config, parts, found.steps, found.errors, self.metadata)
+        return coded_sections(self.original, self.nern, self.config, parts, found.steps, self.metadata)
 
     def bits(self, sections: Mapping[str, bytes]) -> float:
         """Bits of codes for each weight."""

@@ -30,7 +30,6 @@ from nern.calibration.network import measured, vector_steps
 from nern.config import NernConfig, TaskConfig
 from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, plain_errors
-from nern.evaluation import layer_errors
 from nern.files import check_free, check_writable
 from nern.jobs.artifacts import images_of, tested
 from nern.jobs.coding import IMAGES, Coder, Wanted, calibration_images, coded_network, coded_original, coded_sections
@@ -372,16 +371,7 @@ def _of_codes(packable: Packable, parts: NetworkParts, options: PackOptions, cou
     seen = None if member.stream is None or not count else first_images(member.stream, count)
     sensitivity = {} if seen is None else measured(member.original, seen, SEED)
     steps = vector_steps(member.original, sensitivity, trained.level)
-    errors = layer_errors(member.original.weight_names, member.original.weights, packable.nern.reconstruct())
-    sections = coded_sections(
-        member.original,
-        packable.nern,
-        packable.config,
-        parts,
-        steps,
-        [error.relative for error in errors],
-        options.metadata,
-    )
+    sections = coded_sections(member.original, packable.nern, packable.config, parts, steps, options.metadata)
     if options.size is not None and size_of(sections) > options.size:
         raise NernError(
             f"the file has {size_of(sections):,} bytes, more than {options.size:,}: train the run with fewer bits"

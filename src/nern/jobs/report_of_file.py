@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nern.analysis.content import NO_ORIGINAL, Content, Evaluation, NetworkContent, Part
 from nern.artifact import Artifact
+from nern.artifact.container import CODES
 from nern.artifact.description import NetworkDescription
 from nern.artifact.tensors import tensor_bits
 from nern.config import TaskConfig
@@ -205,7 +206,7 @@ def file_parts(artifact: Artifact) -> list[Part]:
     of_kept, of_predictor = (sum(code.count for code in codes) for codes in (description.kept, description.predictor))
     kernels = sum(tensor.numel() for tensor in artifact.ordering.tensors().values())
     rows: list[tuple[str, float | None, tuple[str, ...], int | None]] = [
-        ("represented weights, by the predictor", represented, ("PRED", "CODE", "PRAW"), of_predictor),
+        ("represented weights, by the predictor", represented, ("PRED", CODES, "PRAW"), of_predictor),
         ("order of the kernels", None, ("ORDR",), kernels),
         ("weights kept apart (outliers)", None, ("OUTL", "ORAW"), description.outliers[0]),
         ("all other parameters and buffers", kept, ("KEPT", "KRAW"), of_kept),

@@ -226,7 +226,7 @@ def _measure(original: Original, images: Tensor, rng: torch.Generator) -> list[_
     def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         key = id(module.weight)
         with torch.no_grad():
-            sums[key].add_inputs(_patches(module, inputs[0], rng))
+            sums[key].add_inputs(patches(module, inputs[0], rng))
         probe = torch.zeros_like(output).requires_grad_()  # its gradient is that of the output
         probes.append(probe)
         keys.append(key)
@@ -265,19 +265,19 @@ def _known(module: nn.Module) -> bool:
     return isinstance(module, (*CONVOLUTIONS, nn.Linear))
 
 
-def _patches(module: Any, inputs: Tensor, rng: torch.Generator) -> Float[Tensor, "groups p n"]:
-    """The inputs that the weights of a filter multiply, at `PLACES` drawn places of each image."""
+def patches(module: Any, inputs: Tensor, rng: torch.Generator, most: int = PLACES) -> Float[Tensor, "groups p n"]:
+    """The inputs that the weights of a filter multiply, at so many drawn places of each image, the same of all."""
     if isinstance(module, nn.Linear):
         rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])
-        return rows[:, _drawn(rows.shape[1], rng).to(rows.device)].flatten(0, 1).unsqueeze(0)
+        return rows[:, _drawn(rows.shape[1], rng, most).to(rows.device)].flatten(0, 1).unsqueeze(0)
     met = windows(module, inputs)
     shape = met.shape[2 : 2 + len(module.kernel_size)]  # of the output
-    drawn = _drawn(math.prod(shape), rng).to(met.device)
+    drawn = _drawn(math.prod(shape), rng, most).to(met.device)
     places: Any = torch.unravel_index(drawn, shape)
-    patches = met[(slice(None), slice(None), *places)]  # (images, channels, places, *kernel)
-    grouped = patches.unflatten(1, (module.groups, -1)).movedim(3, 2).flatten(3)  # (images, groups, places, n)
+    found = met[(slice(None), slice(None), *places)]  # (images, channels, places, *kernel)
+    grouped = found.unflatten(1, (module.groups, -1)).movedim(3, 2).flatten(3)  # (images, groups, places, n)
     return grouped.transpose(0, 1).flatten(1, 2)
 
 
-def _drawn(places: int, rng: torch.Generator) -> Int[Tensor, " p"]:
-    return torch.randperm(places, generator=rng)[:PLACES]
+def _drawn(places: int, rng: torch.Generator, most: int) -> Int[Tensor, " p"]:
+    return torch.randperm(places, generator=rng)[:most]

@@ -63,15 +63,21 @@ def fitted_norms(
     with computing_in("float32", images.device):
         for part in images.split(IMAGES_AT_ONCE):
             _measure(network, norms, (reference, wanted), (replaced, found), part)
-    fitted = {}
+    fitted: dict[str, Tensor] = {}
     for name, norm in norms.items():
-        (wanted_mean, wanted_variance), (mean, variance) = wanted[name].result(), found[name].result()
-        scale = ((wanted_variance + norm.eps) / (variance + norm.eps)).sqrt()
-        root, center = (norm.running_var.double() + norm.eps).sqrt(), norm.running_mean.double()
-        shift = (scale * (center - mean) + wanted_mean - center) / root
-        fitted[f"{name}.weight"] = (norm.weight.double() * scale).to(norm.weight.dtype)
-        fitted[f"{name}.bias"] = (norm.bias.double() + norm.weight.double() * shift).to(norm.bias.dtype)
+        weight, bias = fitted_to(norm, wanted[name].result(), found[name].result())
+        fitted |= {f"{name}.weight": weight, f"{name}.bias": bias}
     return fitted
+
+
+def fitted_to(norm: Any, wanted: Moments, found: Moments) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a batch norm for inputs of the moments that were found, as if they had those that are wanted."""
+    (wanted_mean, wanted_variance), (mean, variance) = wanted, found
+    scale = ((wanted_variance + norm.eps) / (variance + norm.eps)).sqrt()
+    root, center = (norm.running_var.double() + norm.eps).sqrt(), norm.running_mean.double()
+    shift = (scale * (center - mean) + wanted_mean - center) / root
+    weight = (norm.weight.double() * scale).to(norm.weight.dtype)
+    return weight, (norm.bias.double() + norm.weight.double() * shift).to(norm.bias.dtype)
 
 
 def _measure(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nern.artifact.codes import coded_bytes
-from nern.calibration.feedback import expected_sizes
+from nern.calibration.feedback import bits_a_unit, expected_sizes
 from nern.objectives.objective import Losses
 from nern.representation.codes import UNIT, Codes
 
@@ -49,7 +49,7 @@ class Rate:
         total, slopes = torch.zeros((), device=self.codes.steps.device), list[Tensor]()
         for code in self.codes.codes:
             whole = (code / UNIT).round()
-            each = _each(whole)
+            each = bits_a_unit(expected_sizes(whole))
             total += _bits(whole, each).sum()
             slopes.append(each * code.sign() * (self.factor / UNIT / self.count))
         rate = total * (self.factor / self.count)
@@ -68,15 +68,9 @@ class Rate:
         return {"weight": self.weight, "factor": self.factor}
 
 
-def _each(whole: Tensor) -> Tensor:
-    """Bits of each unit of the size of a number."""
-    expected = expected_sizes(whole)
-    return ((1 + expected) / expected).log2()
-
-
 def _bits(whole: Tensor, each: Tensor | None = None) -> Tensor:
     """Bits of whole numbers: of their sizes, and of the signs."""
-    each = _each(whole) if each is None else each
+    each = bits_a_unit(expected_sizes(whole)) if each is None else each
     size = whole.abs()
     return each * size + (size > 0) - (1 - 2.0**-each).log2()
 
