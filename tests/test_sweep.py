@@ -476,7 +476,7 @@ def test_sweep_of_ours_loads(path: Path) -> None:
 
 
 def test_docs_describe_every_key_and_column_and_their_example_loads(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "many-runs.md").read_text(encoding="utf-8")
     example = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[0]
     path = ROOT / "experiments" / "sweeps" / "example.yaml"
     values = yaml.safe_load(example)

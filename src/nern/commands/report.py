@@ -22,7 +22,7 @@ file; its figures lie beside it, too, as PNG.
   nern report net.nern                               writes net_report.html: what the file alone tells
   nern report net.nern --original_model_path net.pt --task.task_name cifar10 --task.data_dir data
 
-docs/report.md tells how to read it."""
+docs/study.md tells how to read it."""
 
 
 def _report_parser() -> ArgumentParser:

@@ -22,7 +22,7 @@ SWEEP_HELP = """Train the runs of a sweep file side by side, and compare them: o
   nern sweep experiments/sweeps/digits.yaml --jobs 2
   nern sweep FILE --task.data_dir DIR                dotted options win over the file, in all runs
 
-docs/sweeps.md describes the file."""
+docs/many-runs.md describes the file."""
 
 
 def _sweep_parser() -> ArgumentParser:

@@ -37,7 +37,7 @@ Settings come from a YAML file (--config_path) and from dotted options, which wi
 The run is written to logging.log_dir/logging.exp_name: resolved config, checkpoints, results, picture, TensorBoard
 events. A run that was stopped goes on with --resume.
 
-Several GPUs: num_gpus; or torchrun --nproc-per-node 2 -m nern train ..., or accelerate launch (docs/several-devices.md)."""
+Several GPUs: num_gpus; or torchrun --nproc-per-node 2 -m nern train ..., or accelerate launch (docs/speed.md)."""
 
 ORIGINAL_HELP = """Train a network on a task from scratch, to be represented later; with a factor under `smoothness`
 neighbouring kernels are made alike.

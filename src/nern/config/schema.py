@@ -142,7 +142,7 @@ class NernConfig:
     """Distillation loss: 'KLDivLoss', 'StableKLDivLoss', 'MultiStableKLDivLoss', 'TempStableKLDivLoss' (divergences of the
     softmaxed outputs), 'LogitsL2Loss' (squared errors of the logits)."""
     losses: dict[str, Any] = field(default_factory=dict)
-    """Further terms of the objective, registered by you (docs/extending.md): the weight of each by its name, or a mapping of
+    """Further terms of the objective, registered by you (docs/extend.md): the weight of each by its name, or a mapping of
     `weight` and settings of its own."""
     sampling_mode: str = "center"
     """How a predicted kernel is reduced to a smaller one (heads 'shared'): 'center', 'average', 'max'."""
