@@ -219,7 +219,7 @@ def test_files_that_are_no_sweep(tmp_path: Path) -> None:
         (["--nern.hiden", "3"], "unknown configuration key 'nern.hiden'"),
         (["--jobs", "0"], "--jobs (=0) must be at least 1"),
         (["--nern.hidden_layer_size", "3"], "grid varies nern.hidden_layer_size, --nern.hidden_layer_size sets it"),
-        (["--nern", "{}"], "--nern: nern sweep takes single keys, whole"),
+        (["--nern", "{}"], "--nern: on the command line nern sweep takes single keys only"),
     ],
 )  # fmt: skip
 def test_mistakes_on_the_command_line(

@@ -17,27 +17,36 @@ from nern.errors import NernWarning
 from nern.originals import build_original
 from nern.terminal import ordering_warning
 
-INSPECT_HELP = """Show what of a network a NeRN represents: each parameter, its kernels, taken or kept.
+INSPECT_HELP = """Show which weights of a network a NeRN represents: each parameter, its kernels, taken or kept.
 
   nern inspect ResNet20
   nern inspect timm:vit_tiny_patch16_224 --include '*.weight' --exclude 'head.*'"""
 
-LIST_HELP = """List what there is: networks and tasks as a table, or the names of one kind.
+LIST_HELP = """List what can be chosen: networks and tasks as tables, or the names of one kind.
 
-  nern list
-  nern list timm"""
+  nern list                networks and tasks
+  nern list timm           names of one kind, one a line
+  nern list pretrained     weights and files that ship with nern"""
 
 
 def _inspect_parser() -> ArgumentParser:
     usage = "nern inspect NETWORK [--include GLOB ...] [--exclude GLOB ...] [--weights FILE] [--vectors true]"
     parser = command_parser(INSPECT_HELP, usage)
-    parser.add_argument("network", type=str, help="as task.original_model_name")
-    parser.add_argument("--include", type=str, nargs="+", default=None, metavar="GLOB", help="as nern.include")
-    parser.add_argument("--exclude", type=str, nargs="+", default=[], metavar="GLOB", help="as nern.exclude")
-    parser.add_argument("--weights", type=str | None, default=None, help="as original_model_path; null: random ones")
-    parser.add_argument("--kwargs", type=dict[str, Any], default={}, help="as task.original_model_kwargs")
-    parser.add_argument("--vectors", type=bool, default=False, help="list biases and other vectors, too")
-    parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours to import first")
+    parser.add_argument("network", type=str, help="the architecture, as task.original_model_name")
+    parser.add_argument(
+        "--include", type=str, nargs="+", default=None, metavar="GLOB", help="weights to represent, as nern.include"
+    )
+    parser.add_argument(
+        "--exclude", type=str, nargs="+", default=[], metavar="GLOB", help="weights to keep, as nern.exclude"
+    )
+    parser.add_argument(
+        "--weights", type=str | None, default=None, help="weights, as original_model_path; null: random weights"
+    )
+    parser.add_argument(
+        "--kwargs", type=dict[str, Any], default={}, help="arguments of the architecture, as task.original_model_kwargs"
+    )
+    parser.add_argument("--vectors", type=bool, default=False, help="also list biases and other vectors")
+    parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours that are imported first")
     return parser
 
 
@@ -61,8 +70,10 @@ def _run_inspect(given: dict[str, Any], argv: Sequence[str], console: Console) -
 def _list_parser() -> ArgumentParser:
     usage = f"nern list [{' | '.join([*SECTIONS, *SOURCES, 'pretrained'])}]"
     parser = command_parser(LIST_HELP, usage)
-    parser.add_argument("what", type=str, nargs="?", default=None, help="names of one kind only, one a line")
-    parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours to import first")
+    parser.add_argument(
+        "what", type=str, nargs="?", default=None, help="the kind; without it networks and tasks as tables"
+    )
+    parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours that are imported first")
     return parser
 
 

@@ -15,25 +15,25 @@ from nern.errors import NernError
 
 @dataclass(kw_only=True)
 class SmoothnessConfig:
-    """Smoothness: how alike neighbouring kernels are, added to what is maximised (NeRN, section 3.2)."""
+    """Smoothness: a term that makes neighbouring kernels alike (NeRN, section 3.2)."""
 
     type: str = "CosineSmoothness"
-    """Measure: 'CosineSmoothness' (cosine similarity of neighbours; 1x1 kernels by l2), 'L2Smoothness' (minus the
-    distance of normalised neighbours)."""
+    """Measure: 'CosineSmoothness' (cosine similarity of neighbours; for 1x1 kernels as L2Smoothness), 'L2Smoothness'
+    (distance of normalised neighbours)."""
     cosine_factor: float = 0.0
-    """Factor of the summed cosine similarities (CosineSmoothness)."""
+    """Factor of the sum of cosine similarities, which is subtracted from the loss (CosineSmoothness)."""
     l2_factor: float = 0.0
-    """Factor of minus the summed distances (L2Smoothness; of layers of 1x1 kernels with CosineSmoothness)."""
+    """Factor of the sum of distances, which is added to the loss (L2Smoothness; CosineSmoothness for 1x1 kernels)."""
     along: list[str] = field(default_factory=lambda: ["filters", "channels"])
-    """Which kernels are neighbours: along the filters of a channel ('filters'), the channels of a filter ('channels')."""
+    """Neighbours: kernels of successive filters ('filters'), kernels of successive channels ('channels'), or both."""
 
 
 @dataclass(kw_only=True)
 class OriginalConfig(Settings):
-    """Training of an original network."""
+    """General settings."""
 
     imports: list[str] = field(default_factory=list)
-    """Modules or files of yours to import first, as for `nern train`."""
+    """Modules or files of yours that are imported first, as for `nern train`."""
     task: TaskConfig = field(default_factory=TaskConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
@@ -43,27 +43,27 @@ class OriginalConfig(Settings):
     smoothness: SmoothnessConfig = field(default_factory=SmoothnessConfig)
     logging: LoggingConfig = field(default_factory=lambda: LoggingConfig(exp_name="original"))
     epochs: int = 40
-    """Training epochs."""
+    """Length of the run in epochs."""
     batch_size: int = 256
-    """Images in one training step."""
+    """Number of images in one training step."""
     label_smoothing: float = 0.0
-    """Share of the target spread evenly over the classes."""
+    """Share of the target that is spread evenly over the classes, from 0 to below 1."""
     precision: str = "float32"
     """Arithmetic of the forward pass: 'float32', 'bf16' (autocast)."""
     initial_weights: str | None = None
-    """Weights to start from: a file or a name, as original_model_path of `nern train`. null: random ones, from seed."""
+    """Weights to start from: a file or a name, as original_model_path of `nern train`. null: random weights."""
     eval_epochs_interval: int | None = 5
-    """Evaluate on the test images every so many epochs; null: at the end only. Nothing is chosen by it."""
+    """Epochs between two evaluations on the test images. null: one at the end. They choose nothing."""
     eval_batch_size: int = 500
-    """Images in one evaluation batch."""
+    """Number of images in one evaluation batch."""
     num_workers: int = 0
-    """Worker processes of data loaders."""
+    """Number of worker processes that load images."""
     num_gpus: int = 1
-    """0: the CPU; above: the first GPU, if there is one."""
+    """Device. 0: the CPU. Above 0: the first GPU, if there is one."""
     save_minutes: float = 5.0
-    """Save the state for --resume at least every so many minutes (and at every evaluation)."""
+    """Longest time in minutes between two saves of the state for --resume. Every evaluation saves it, too."""
     seed: int = 0
-    """Seed of initialisation, order of images and augmentation."""
+    """Seed of the initial weights, the order of images and augmentation."""
 
     def check(self) -> OriginalConfig:
         """Raise NernError for the first name, number or combination that cannot work; return self otherwise."""
