@@ -87,8 +87,8 @@ def _pack_parser() -> ArgumentParser:
         "-o", "--out", type=str | None, default=None, metavar="FILE", help="the file to write; null: SOURCE.nern"
     )
     about = (
-        "average bits of a weight; for a run of a number of the predictor. null: a file near the original; for a run the bits "
-        "that it was trained for, else 8"
+        "average bits of a weight; for a run of a number of the predictor. null: a file near the original; for a run the "
+        "bits that it was trained for, else 8"
     )
     parser.add_argument("--bits", type=float | None, default=None, metavar="N", help=about)
     parser.add_argument("--bytes", type=int | None, default=None, metavar="N", help="largest size of the file")
