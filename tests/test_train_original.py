@@ -457,7 +457,7 @@ def test_run_that_cannot_work_leaves_nothing(configure: Configure, values: dict[
     ("values", "message"),
     [
         ({"smoothness.type": "CosineSmothness"}, "unknown smoothness measure .*did you mean 'CosineSmoothness'"),
-        ({"smoothness.type": "L2Smoothness", "smoothness.cosine_factor": 0.1}, "set l2_factor"),
+        ({"smoothness.type": "L2Smoothness", "smoothness.cosine_factor": 0.1}, "set smoothness.l2_factor"),
         ({"smoothness.cosine_factor": -0.1}, "finite numbers, not negative"),
         ({"smoothness.l2_factor": math.inf}, "finite numbers, not negative"),
         ({"smoothness.along": ["rows"]}, r"unknown smoothness\.along 'rows'.*Choices: channels, filters"),

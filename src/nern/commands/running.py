@@ -107,7 +107,7 @@ def _settings(
             continue
         if first != name and item_class(known[first]):
             raise NernError(
-                f"{first} is a list of sections, to be written in a file; --{name} does not say which is meant"
+                f"--{name}: {first} is a list of sections, and the option does not say which one; write it in a file"
             )
         if text is None:
             raise NernError(f"--{name} needs a value")

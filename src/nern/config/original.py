@@ -81,7 +81,7 @@ class OriginalConfig(Settings):
         for direction in smoothness.along:
             choose("smoothness.along", direction, ("filters", "channels"))
         if smoothness.type == "L2Smoothness" and smoothness.cosine_factor:
-            raise NernError("smoothness.cosine_factor has no part in L2Smoothness; set l2_factor")
+            raise NernError("smoothness.cosine_factor has no effect with L2Smoothness; set smoothness.l2_factor")
         if not all(0 <= factor < math.inf for factor in (smoothness.cosine_factor, smoothness.l2_factor)):
             raise NernError("smoothness.cosine_factor and l2_factor must be finite numbers, not negative")
         if self.task.use_random_data:
