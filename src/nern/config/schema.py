@@ -45,9 +45,6 @@ class PermutationsConfig:
     path: str | None = None
     """Folder the orderings are read from, or written to if it holds none; also a folder of `layer_{i}.pt` files. null:
     the user's cache, keyed by the content of the weights. What is read is taken as it is."""
-    exact_limit: int | None = 1_000_000
-    """Layers whose greedy path holds more kernels than this (and of 2 to 25 entries each) are ordered approximately, in a
-    third of the time: the next kernel is then one of the most similar ones. null: none is."""
     improve_seconds: float = 0.0
     """Time for making the greedy paths shorter (2-opt and Or-opt), of all layers together; 0: off, as published. How far
     it gets depends on the machine's speed; the order is kept in the run folder and the cache, where a resumed run finds
@@ -375,9 +372,6 @@ class Config(Settings):
     """Arithmetic of training: 'float32'; 'tf32' (on a GPU, products of float32 numbers rounded to 10 bits of mantissa);
     'bf16' (16 bits, on CPU and GPU; kernels, losses and parameters stay in float32); 'auto' (bf16 where the machine has
     instructions for it, else float32). Evaluations are in float32."""
-    cuda_graph: bool = False
-    """On one GPU, run training steps as a CUDA graph: the same arithmetic without the host between its kernels. It was never
-    measured on a GPU. A step that cannot be captured runs without a graph, with a warning."""
     learn_fc_layer: bool = False
     """Also train the final fully connected layer of the reconstructed network; it is saved beside the predictor."""
     learn_norms: bool = False

@@ -57,7 +57,7 @@ class OriginalTrainer(Loop):
         images, labels = self.stream.batch(self.step)
         assert isinstance(images, Tensor)
         self.network.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         with forked_rng(self.config.seed, "forward", self.step, device=self.device):  # dropout draws from it
             losses = self.losses(images, labels)
             losses.check_finite(self.step)

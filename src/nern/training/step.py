@@ -1,8 +1,7 @@
 """One step: predict, compute the losses, differentiate them.
 
 Losses are differentiated with respect to the predicted kernels first, of which the kernels drawn for the step pass their
-share on to the predictor. So only the drawn rows are predicted with gradient, a row drawn m times m times. Nothing here
-waits for the device where `capturable` says so.
+share on to the predictor. So only the drawn rows are predicted with gradient, a row drawn m times m times.
 """
 
 from __future__ import annotations
@@ -96,12 +95,6 @@ class Step:
         if self.curvatures is not None:
             return [self.curvatures[index](weight) for weight, index in zip(weights, layers, strict=True)]
         return list(weights)
-
-    @property
-    def capturable(self) -> bool:
-        """Whether steps never wait for the device: rows need not be sorted by head or layer, nor other processes asked."""
-        by_layer = self.config.reconstruction_rows == "drawn" and self._pooled is None
-        return len(self.nern.heads.sizes) == 1 and not by_layer and not self.processes.several
 
     def losses(
         self, weights: Sequence[Tensor], batches: Sequence[Batch] | None, fractions: Sequence[float] | None = None
