@@ -14,14 +14,13 @@ STEPS = 10**9  # of a run that does not end while it is measured
 SMALL = 1e-2
 
 
-def endless(config: Config, images: bool, evaluated: bool = False) -> Config:
-    """A copy whose every step is a full one (`images`), or one of reconstruction only; without images to evaluate on, unless
-    `evaluated`. The learning rate is next to nothing: with it a network of any depth stays finite, whatever its weights,
-    and a step takes the same time."""
+def endless(config: Config, images: bool) -> Config:
+    """A copy whose every step is a full one (`images`), or one of reconstruction only; without images to evaluate on. The
+    learning rate is next to nothing: with it a network of any depth stays finite, whatever its weights, and a step takes the
+    same time."""
     config = one_phase(config, STEPS, images)
     config.optim.lr, config.optim.min_lr, config.optim.lr_scheduler_type = 1e-9, 0.0, "constant"
-    if not evaluated:
-        config.evaluation.best_on, config.evaluation.test_images = "held_out", 0
+    config.evaluation.best_on, config.evaluation.test_images = "held_out", 0
     if not images:
         n = config.nern
         n.attention_loss_weight = n.distillation_loss_weight = n.task_loss_weight = 0.0

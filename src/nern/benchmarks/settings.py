@@ -35,9 +35,6 @@ class BenchSettings:
     )
     largest: float = field(default=1e8, metadata=_about("represented weights of the largest", least=1000, of="scaling"))
     figure: str | None = field(default=None, metadata=_about("write a picture (PNG) here", of="scaling"))
-    steps: int | None = field(
-        default=None, metadata=_about("timed steps of each kind; null: 30, on a GPU 300", of="run")
-    )
 
     def check(self) -> BenchSettings:
         """Raise NernError for the first number or name that cannot work; return self otherwise."""

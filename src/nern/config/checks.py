@@ -146,7 +146,6 @@ _AT_LEAST = COMMON_AT_LEAST | {
     "nern.embeddings.enc_levels": 1,
     "nern.embeddings.num_idxs": 1,
     "nern.embeddings.permutations.num_workers": 1,
-    "nern.embeddings.permutations.exact_limit": 1,
     "nern.embeddings.permutations.improve_seconds": 0,
     "evaluation.held_out_images": 1,
     "evaluation.test_images": 0,

@@ -28,7 +28,7 @@ class SmoothnessConfig:
     """Neighbours: kernels of successive filters ('filters'), kernels of successive channels ('channels'), or both."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class OriginalConfig(Settings):
     """General settings."""
 

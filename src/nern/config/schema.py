@@ -46,9 +46,6 @@ class PermutationsConfig:
     """Folder from which the ordering is read, or to which it is written if it holds none. A folder of published
     `layer_{i}.pt` files will do. An ordering that is read is not checked for being a good one. null: the user's cache,
     keyed by the content of the weights."""
-    exact_limit: int | None = 1_000_000
-    """Layers whose greedy path holds more kernels than this (and of 2 to 25 entries each) are ordered approximately, in a
-    third of the time: the next kernel is then one of the most similar ones. null: none is."""
     improve_seconds: float = 0.0
     """Seconds for making the greedy paths shorter (2-opt and Or-opt), all layers together. 0: off, as published. The
     result depends on the machine's speed. It is kept in the run folder and the cache, where a resumed run finds it."""
@@ -318,7 +315,7 @@ class NetworkConfig:
     """As nern.feature_maps, for this network; null: nern.feature_maps."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class Config(Settings):
     """General settings."""
 
@@ -380,9 +377,6 @@ class Config(Settings):
     """Arithmetic of training: 'float32'; 'tf32' (on a GPU: products of float32 numbers with 10 bits of mantissa); 'bf16' (16
     bits, on CPU and GPU; kernels, losses and parameters stay in float32); 'auto' (bf16 if the machine has instructions for
     it, else float32). Evaluations are in float32."""
-    cuda_graph: bool = False
-    """On one GPU, run training steps as a CUDA graph: the same arithmetic without the host between its kernels. It was never
-    measured on a GPU. A step that cannot be captured runs without a graph, with a warning."""
     learn_fc_layer: bool = False
     """Also train the final fully connected layer of the reconstructed network. It is saved beside the predictor."""
     learn_norms: bool = False
