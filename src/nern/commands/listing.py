@@ -74,7 +74,7 @@ def _run_inspect(given: dict[str, Any], argv: Sequence[str], console: Console) -
 
 
 def _list_parser() -> ArgumentParser:
-    kinds = textwrap.fill(", ".join([*SECTIONS, *SOURCES, "pretrained"]), 110)
+    kinds = textwrap.fill(", ".join([*SECTIONS, *SOURCES, "pretrained"]), 110, break_on_hyphens=False)
     parser = command_parser(LIST_HELP.format(kinds=kinds), "nern list [KIND] [--imports MODULE ...]")
     about = "the kind of names to list; without it networks and tasks as tables"
     parser.add_argument("what", type=str, nargs="?", default=None, metavar="KIND", help=about)
