@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -225,10 +226,69 @@ def test_no_cuda_is_no_gpus(given: dict[str, Any], gpus: int) -> None:
     assert Config.from_dict(given).num_gpus == gpus
 
 
-def test_asking_for_clearml_without_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "clearml_installed", lambda: False)
-    with pytest.raises(NernError, match=r"needs the clearml extra: pip install 'nern\[clearml\]'"):
-        build_tracker(config_of(tracker="clearml"), tmp_path)
+@pytest.mark.parametrize(
+    ("tracker", "extra"),
+    [("clearml", "clearml"), ("wandb", "wandb"), ("mlflow", "mlflow"), ("tensorboard", "train")],
+)
+def test_tracker_that_is_not_installed_is_named_with_its_extra(
+    tracker: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NernError, match=rf"needs the {extra} extra: pip install 'nern\[{extra}\]'"):
+        build_tracker(config_of(tracker=tracker), tmp_path)
+
+
+def test_csv_holds_all_scalars_and_a_resumed_run_replaces_what_follows(tmp_path: Path) -> None:
+    for first, steps in ((0, range(4)), (2, range(2, 5))):
+        tracker = build_tracker(config_of(tracker="csv"), tmp_path, first)
+        for step in steps:
+            tracker.log({"loss/total": float(step), "optim/lr": 0.5 + first}, step)
+        tracker.close()
+    with (tmp_path / "scalars.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lr = [(int(row["step"]), float(row["value"])) for row in rows if row["name"] == "optim/lr"]
+    assert lr == [(0, 0.5), (1, 0.5), (2, 2.5), (3, 2.5), (4, 2.5)]
+    assert [float(row["value"]) for row in rows if row["name"] == "loss/total"] == [0, 1, 2, 3, 4]
+
+
+def test_mlflow_records_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "runs").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    tracker = build_tracker(config_of(tracker="mlflow"), tmp_path)
+    for step in range(3):
+        tracker.log({"loss/total": 1.0 / (step + 1)}, step)
+    tracker.close()
+    client = MlflowClient((tmp_path / "runs").as_uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("nern").experiment_id])
+    assert run.data.params["logging.tracker"] == "mlflow"
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "loss/total")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+
+
+WANDB = """
+import sys
+from pathlib import Path
+from nern.config import Config, LoggingConfig
+from nern.training.tracking import build_tracker
+
+tracker = build_tracker(Config(logging=LoggingConfig(exp_name="offline run", tracker="wandb")).check(), Path(sys.argv[1]))
+for step in range(3):
+    tracker.log({"loss/total": 1.0 / (step + 1)}, step)
+tracker.close()
+"""
+
+
+def test_wandb_records_offline(tmp_path: Path) -> None:
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    variables |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", WANDB, str(tmp_path)], env=variables, cwd=tmp_path, check=True, timeout=120)
+    (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    content = record.read_bytes()
+    assert b"loss/total" in content
+    assert b"offline run" in content
 
 
 CLEARML = """

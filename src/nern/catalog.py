@@ -17,7 +17,7 @@ from nern import registry
 from nern.config import RECIPES
 from nern.config.checks import CHOICES, TERMS
 from nern.config.phases import KNOWN
-from nern.errors import NernWarning, plain_errors, unknown_name
+from nern.errors import EXTRAS, NernWarning, plain_errors, unknown_name
 from nern.ordering import ordering_bits
 from nern.originals import build_original, source_names
 from nern.originals.base import Original, as_original
@@ -151,8 +151,11 @@ def networks_and_tasks() -> str:
         alike.setdefault(registry.ORIGINALS.info(name).get("about", ""), []).append(f"`{name}`")
     lines += [f"| {', '.join(names)} | {about} |" for about, names in alike.items()]
     for source in SOURCES:
-        count = len(source_names(source))
-        lines.append(f"| `{source}:NAME` | any of the {count:,} networks of {source}; classifiers can be evaluated |")
+        try:
+            networks = f"any of the {len(source_names(source)):,} networks of {source}; classifiers can be evaluated"
+        except ModuleNotFoundError:
+            networks = f"any network of {source}, once it is installed: pip install 'nern[{EXTRAS[source]}]'"
+        lines.append(f"| `{source}:NAME` | {networks} |")
     lines += ["| `package.module:function`, `file.py:function` | what the function returns |", ""]
     lines += ["| `task.task_name` | what | images | classes |", "|---|---|---|---|"]
     for name in registry.TASKS:

@@ -53,14 +53,14 @@ def main(argv: Sequence[str] | None = None, may_restart: bool = False) -> int:
         return 0
     with stopped_by_signals():
         try:
-            from nern.errors import ResourceError, plain_errors  # from here on, so that signals are heard early
+            from nern.errors import NernError, plain_errors  # from here on, so that signals are heard early
 
             with plain_errors():
                 return _run(arguments[0], arguments[1:], may_restart or argv is None)
         except KeyboardInterrupt as error:  # a Stopped says by which signal
             _say(f"{str(error) or 'stopped'}; nothing since the last save was kept")
             return 128 + int(getattr(error, "signal_number", signal.SIGINT))
-        except ResourceError as error:
+        except NernError as error:
             _say(f"error: {error}")
             return 2
 

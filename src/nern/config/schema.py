@@ -183,8 +183,8 @@ class LoggingConfig:
     verbose: bool = False
     """Also log the norms of the weights and gradients of each parameter of the predictor."""
     tracker: str = "tensorboard"
-    """Where scalars are logged: 'tensorboard', 'clearml' (needs the extra `clearml`), 'none'. Checkpoints and results are
-    always written."""
+    """Where scalars are logged: 'tensorboard', 'csv' (a file in the run folder), 'wandb', 'mlflow', 'clearml' (each needs
+    the extra of its name), 'none'. Checkpoints and results are always written."""
     progress: bool = True
     """Show progress: in a terminal a live bar, elsewhere a line at each evaluation."""
 
