@@ -33,10 +33,10 @@ from nern.errors import NernError, unknown_name
 from nern.files import write_json
 
 BENCHMARKS = {
-    "order": (bench_order, "exact greedy orderings: of random 3x3 kernels, and of a config's network"),
-    "step": (bench_step, "a training step over what plain PyTorch needs for the same work"),
-    "reconstruct": (bench_reconstruct, "all weights of a config's network from its predictor"),
-    "scaling": (bench_scaling, "building, ordering and a step over the size of the network"),
+    "order": (bench_order, "greedy orderings of random 3x3 kernels and of the config's network"),
+    "step": (bench_step, "a training step, beside plain PyTorch doing the same work"),
+    "reconstruct": (bench_reconstruct, "all weights of the config's network from its predictor"),
+    "scaling": (bench_scaling, "building, ordering and a step for networks of growing size"),
 }
 OF = {f.name: f.metadata["of"] for f in fields(BenchSettings)}  # the benchmark that has an option; None: all
 BENCH_HELP = """Measure speed and memory on this machine: medians and quartiles, each after a warm-up.
@@ -46,8 +46,9 @@ BENCH_HELP = """Measure speed and memory on this machine: medians and quartiles,
   nern bench step --config_path FILE --precisions float32 bf16
   nern bench scaling --largest 1e7 --figure scaling.png
 
-Settings come from a YAML file and dotted options, as for `nern train`; without a file from that of the quickstart (scaling:
-nern.fit's, hidden layers of 128). Orderings are solved anew; what is compared is measured by turns."""
+Settings come from a YAML file and dotted options, as for `nern train`. Without a file they are those of the quickstart
+(scaling: those of nern.fit, with hidden layers of 128). Orderings are not read from the cache. Things that are compared
+are measured by turns."""
 
 
 def _bench_parser() -> ArgumentParser:
@@ -57,11 +58,12 @@ def _bench_parser() -> ArgumentParser:
     )
     kinds = "\n".join(f"  {name:<12} {about}" for name, (_, about) in BENCHMARKS.items())
     parser = command_parser(BENCH_HELP.format(kinds=kinds), usage)
-    parser.add_argument("what", type=str, nargs="?", default=None, help="the benchmark")
+    parser.add_argument("what", type=str, nargs="?", default=None, help="the benchmark: one of the list above")
     hints = get_type_hints(BenchSettings)
     for f in fields(BenchSettings):
         kind: dict[str, Any] = {"type": str, "nargs": "+"} if f.name == "precisions" else {"type": hints[f.name]}
-        parser.add_argument(f"--{f.name}", default=f.default, metavar="N", help=f.metadata["about"], **kind)
+        metavar = {"precisions": "PRECISION", "figure": "FILE"}.get(f.name, "N")
+        parser.add_argument(f"--{f.name}", default=f.default, metavar=metavar, help=f.metadata["about"], **kind)
     json_option(parser)
     config_options(parser)
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +35,9 @@ LIST_HELP = """List what can be chosen: networks and tasks as tables, or the nam
 
   nern list                networks and tasks
   nern list timm           names of one kind, one a line
-  nern list pretrained     weights and files that ship with nern"""
+  nern list pretrained     weights and files that ship with nern
+
+Kinds: {kinds}"""
 
 
 def _inspect_parser() -> ArgumentParser:
@@ -71,11 +74,10 @@ def _run_inspect(given: dict[str, Any], argv: Sequence[str], console: Console) -
 
 
 def _list_parser() -> ArgumentParser:
-    usage = f"nern list [{' | '.join([*SECTIONS, *SOURCES, 'pretrained'])}]"
-    parser = command_parser(LIST_HELP, usage)
-    parser.add_argument(
-        "what", type=str, nargs="?", default=None, help="the kind; without it networks and tasks as tables"
-    )
+    kinds = textwrap.fill(", ".join([*SECTIONS, *SOURCES, "pretrained"]), 110, break_on_hyphens=False)
+    parser = command_parser(LIST_HELP.format(kinds=kinds), "nern list [KIND] [--imports MODULE ...]")
+    about = "the kind of names to list; without it networks and tasks as tables"
+    parser.add_argument("what", type=str, nargs="?", default=None, metavar="KIND", help=about)
     parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours that are imported first")
     return parser
 

@@ -65,7 +65,7 @@ def _job_parser(command: str, text: str, cls: type[Settings]) -> ArgumentParser:
         type=str,
         default=None,
         metavar="RUN_FOLDER",
-        help="go on with a stopped run; with a new length (--epochs, --distillation.iterations) make a finished run longer",
+        help="go on with a stopped run; with a new length, such as --epochs 400, make a finished run longer",
     )
     json_option(parser)
     config_options(parser, cls)

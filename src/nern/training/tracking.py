@@ -94,7 +94,8 @@ class CsvTracker:
 
 @TRACKERS.register("wandb")
 class WandbTracker:
-    """A run of Weights & Biases in the project `nern`; its files lie in the run folder. WANDB_MODE=offline needs no server."""
+    """A run of Weights & Biases in the project `nern`. Its files lie in the run folder. WANDB_MODE=offline needs no
+    server."""
 
     def __init__(self, folder: Path, config: Run, first_step: int) -> None:
         import wandb
