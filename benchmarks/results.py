@@ -19,8 +19,8 @@ from pathlib import Path
 
 from nern.errors import NernError
 from nern.files import check_writable, existing_file, write_text
-from nern.sweep.picture import draw
-from nern.sweep.table import COLUMNS, ORDERS, Group, Row, checked, groups_of
+from nern.sweeps.picture import draw
+from nern.sweeps.table import COLUMNS, ORDERS, Group, Row, checked, groups_of
 
 ABOUT = 0.05  # predictors whose numbers of parameters differ by no more than this share are of one size
 OWN_HEADINGS = (

@@ -20,9 +20,9 @@ import yaml
 from nern.cli import main
 from nern.config import Config
 from nern.errors import NernError
-from nern.sweep import COLUMNS, load_sweep, sweep
-from nern.sweep.processes import Job, run_side_by_side
-from nern.sweep.run import _places
+from nern.sweeps import COLUMNS, load_sweep, sweep
+from nern.sweeps.processes import Job, run_side_by_side
+from nern.sweeps.run import _places
 from nern.training.interrupt import Interrupted
 from runs import quiet
 
@@ -95,13 +95,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
             job.error = made_up(job)
             on_end(job)
 
-    monkeypatch.setattr("nern.sweep.run.run_side_by_side", run)
+    monkeypatch.setattr("nern.sweeps.run.run_side_by_side", run)
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps draw none."""
-    monkeypatch.setattr("nern.sweep.picture.draw", lambda path, rows: None)
+    monkeypatch.setattr("nern.sweeps.picture.draw", lambda path, rows: None)
 
 
 def names(folder: Path) -> list[str]:

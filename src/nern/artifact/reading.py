@@ -88,6 +88,14 @@ class Artifact:
         self._weights: list[Tensor] | None = None
         self.limit = limit
 
+    def __repr__(self) -> str:
+        networks = self.description.networks
+        weights = sum(network.weights for network in networks)
+        held = "as codes" if self.sections.get(CODES) else f"by {self.nern.num_parameters:,} parameters"
+        names = ", ".join(network.name for network in networks)
+        layers = len(self.nern.table.shapes)
+        return f"Artifact of {names}: {self.size:,} bytes\n{weights:,} weights in {layers} layers {held}"
+
     @property
     def size(self) -> int:
         """Bytes of the file."""

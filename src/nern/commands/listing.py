@@ -9,12 +9,20 @@ from typing import Any
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
-from nern.catalog import SECTIONS, SOURCES, kernel_shapes, names_of, networks_and_tasks, parameter_table, totals
+from nern.catalog import (
+    SECTIONS,
+    SOURCES,
+    inspect,
+    kernel_shapes,
+    names_of,
+    networks_and_tasks,
+    parameter_table,
+    totals,
+)
 from nern.commands.line import Command, command_parser
 from nern.config import import_modules
 from nern.console import PLAIN
 from nern.errors import NernWarning
-from nern.originals import build_original
 from nern.terminal import ordering_warning
 
 INSPECT_HELP = """Show what of a network a NeRN represents: each parameter, its kernels, taken or kept.
@@ -43,18 +51,13 @@ def _inspect_parser() -> ArgumentParser:
 
 def _run_inspect(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     import_modules(given["imports"])
-    with warnings.catch_warnings():
-        if given["weights"] is None:
-            warnings.filterwarnings("ignore", "original_model_path is not set", NernWarning)
-        original = build_original(
-            given["network"], given["weights"], given["kwargs"], include=given["include"], exclude=given["exclude"]
-        )
-    table = parameter_table(given["network"], original, given["vectors"])
+    found = inspect(given["network"], given["include"], given["exclude"], given["weights"], given["kwargs"])
+    table = parameter_table(given["network"], found.original, given["vectors"])
     widest = console.measure(table, options=console.options.update_width(10_000)).maximum
     console.width = max(console.width, widest)  # names stay whole in a narrow terminal
     console.print(table)
-    console.print(totals(original), **PLAIN)
-    if text := ordering_warning("crossfilter", kernel_shapes(original)):  # that of recipe nern, and of nern.fit
+    console.print(totals(found), **PLAIN)
+    if text := ordering_warning("crossfilter", kernel_shapes(found.original)):  # that of recipe nern, and of nern.fit
         warnings.warn(text, NernWarning, stacklevel=2)
 
 

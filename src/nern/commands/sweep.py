@@ -14,7 +14,7 @@ from nern.config import Config, item_class, known_keys
 from nern.errors import NernError
 from nern.files import write_json
 from nern.processes import check_alone
-from nern.sweep import sweep
+from nern.sweeps import sweep
 
 SWEEP_HELP = """Train the runs of a sweep file side by side, and compare them: one table (results.csv) and one picture
 (results.png) in the sweep's folder. Finished runs are not repeated; after Ctrl-C or a crash the same command goes on.

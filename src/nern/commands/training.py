@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -124,12 +123,6 @@ def _check_given(argv: Sequence[str]) -> None:
         raise MissingError("no settings were given; --config_path FILE names a file of them")
 
 
-def _changes(config: Settings) -> str:
-    """What a config sets otherwise, in a line."""
-    parts = [f"{key}={json.dumps(value)}" for key, value in config.changes().items() if key != "recipe"]
-    return f"; set: {', '.join(parts)}" if parts else ""
-
-
 def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     _check_given(argv)
     resumes = given["resume"] is not None
@@ -143,7 +136,7 @@ def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
         resume(given["resume"], console, given["json"], lengths)
         return
     if process_number() == 0:
-        console.print(f"recipe {config.recipe}{_changes(config)}", style="dim", **PLAIN)
+        console.print(f"recipe {config.recipe}{config.changes_text()}", style="dim", **PLAIN)
     train(config, console, given["json"])
 
 
@@ -153,7 +146,7 @@ def _run_original(given: dict[str, Any], argv: Sequence[str], console: Console) 
         resume_original(given["resume"], console, given["json"], _lengths(given, argv))
         return
     config = config_given(given, OriginalConfig)
-    console.print(f"defaults{_changes(config)}", style="dim", **PLAIN)
+    console.print(f"defaults{config.changes_text()}", style="dim", **PLAIN)
     train_original(config, console, given["json"])
 
 

@@ -28,7 +28,7 @@ class SmoothnessConfig:
     """Which kernels are neighbours: along the filters of a channel ('filters'), the channels of a filter ('channels')."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class OriginalConfig(Settings):
     """Training of an original network."""
 

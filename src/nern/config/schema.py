@@ -310,7 +310,7 @@ class NetworkConfig:
     """As nern.feature_maps, for this network; null: nern.feature_maps."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class Config(Settings):
     """General settings."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
@@ -60,6 +61,15 @@ class Settings:
         own = self.to_dict()
         beneath = dict(leaves(built(type(self), self.complete(nested(self.beneath(own)))).to_dict()))
         return {k: v for k, v in leaves(own) if v != beneath.get(k) and (v, beneath.get(k)) != ("none", None)}
+
+    def changes_text(self) -> str:
+        """`changes` in a line; empty: there are none."""
+        parts = [f"{key}={json.dumps(value)}" for key, value in self.changes().items() if key != "recipe"]
+        return f"; set: {', '.join(parts)}" if parts else ""
+
+    def __repr__(self) -> str:
+        recipe = getattr(self, "recipe", None)
+        return f"{type(self).__name__}{f' of recipe {recipe}' if recipe else ''}{self.changes_text()}"
 
     def save(self, path: str | Path) -> None:
         """Write `to_yaml()` to `path`."""

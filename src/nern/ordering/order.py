@@ -51,6 +51,10 @@ class Ordering:
     def __init__(self, layers: Sequence[Mapping[str, Tensor]] = ()) -> None:
         self.layers = [dict(layer) for layer in layers]
 
+    def __repr__(self) -> str:
+        cost = "" if self.cost is None else f", {self.cost}"
+        return f"{type(self).__name__}: ordering {self.mode!r} of {len(self.layers)} layers by {self.metric}{cost}"
+
     @classmethod
     def from_layers(cls, layers: Sequence[Mapping[str, Tensor]], shapes: Shapes) -> Ordering:
         """From each layer's permutations, checked against the layers' shapes.

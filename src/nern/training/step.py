@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nern.config import NernConfig
 from nern.devices import computing_in, lower_precision
+from nern.inputs import Images, Inputs
 from nern.naming import of_number
 from nern.objectives.curvature import Curvature
 from nern.objectives.objective import Losses, Objective
@@ -132,15 +133,16 @@ class Step:
         objective: Objective,
         factor: float,
         beside: dict[str, nn.Parameter],
-        images: Tensor,
+        images: Images,
         labels: Tensor | None,
         weights: Sequence[Tensor],
     ) -> Losses:
         return objective.of_images(weights, images, labels, dict(beside)) * factor
 
-    def _images_at_once(self, objective: Objective, images: Tensor) -> int:
+    def _images_at_once(self, objective: Objective, images: Images) -> int:
         """On a CPU a batch is taken in parts whose feature maps stay in the cache; losses and gradients add up."""
-        if images.device.type != "cpu" or not objective.by_image or len(images) <= LEAST_IMAGES:
+        whole = isinstance(images, Inputs) and not images.divisible
+        if whole or images.device.type != "cpu" or not objective.by_image or len(images) <= LEAST_IMAGES:
             return max(len(images), 1)
         known = self._image_bytes.get(objective)
         if known is None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nern.config import Config
 from nern.devices import precision_of, send
 from nern.errors import NernError, NernWarning
+from nern.inputs import gives_scores
 from nern.objectives.objective import Losses
 from nern.processes import ALONE, Processes
 from nern.representation.nern import NeRN
@@ -235,12 +236,18 @@ class Trainer(Loop):
                     for data in member.sets.values():
                         images, labels = next(data.batches(2))
                         outputs, _ = member.original.run(own, images)
-                        if labels is not None:
+                        if labels is not None and gives_scores(images):
                             torch.nn.functional.cross_entropy(outputs, labels)
         except NernError:
             raise
         except Exception as error:
             raise NernError(f"the first batch cannot be processed: {type(error).__name__}: {error}") from error
+
+    def round_for_good(self) -> None:
+        """Leave the predictor rounded, if it was trained to be."""
+        with self.rounding.applied():
+            rounded = {name: value.clone() for name, value in self.nern.predictor.state_dict().items()}
+        self.nern.predictor.load_state_dict(rounded)
 
     # --- evaluating and saving ----------------------------------------------------------------------------------
 
