@@ -7,10 +7,11 @@ import math
 from dataclasses import dataclass, field
 
 from nern import registry
-from nern.config.checks import COMMON_AT_LEAST, check_logging, check_optim, check_task
+from nern.config.checks import check_logging, check_optim, check_task
 from nern.config.schema import LoggingConfig, OptimConfig, TaskConfig, absolute_imports, absolute_task, absolute_weights
-from nern.config.settings import Settings, check_at_least, choose
+from nern.config.settings import Settings, check_numbers, choose
 from nern.errors import NernError
+from nern.typed import FromOne, FromZero, NotNegative
 
 
 @dataclass(kw_only=True)
@@ -42,9 +43,9 @@ class OriginalConfig(Settings):
     )
     smoothness: SmoothnessConfig = field(default_factory=SmoothnessConfig)
     logging: LoggingConfig = field(default_factory=lambda: LoggingConfig(exp_name="original"))
-    epochs: int = 40
+    epochs: FromOne = 40
     """Training epochs."""
-    batch_size: int = 256
+    batch_size: FromOne = 256
     """Images in one training step."""
     label_smoothing: float = 0.0
     """Share of the target spread evenly over the classes."""
@@ -52,24 +53,24 @@ class OriginalConfig(Settings):
     """Arithmetic of the forward pass: 'float32', 'bf16' (autocast)."""
     initial_weights: str | None = None
     """Weights to start from: a file or a name, as original_model_path of `nern train`. null: random ones, from seed."""
-    eval_epochs_interval: int | None = 5
+    eval_epochs_interval: FromOne | None = 5
     """Evaluate on the test images every so many epochs; null: at the end only. Nothing is chosen by it."""
-    eval_batch_size: int = 500
+    eval_batch_size: FromOne = 500
     """Images in one evaluation batch."""
-    num_workers: int = 0
+    num_workers: FromZero = 0
     """Worker processes of data loaders."""
-    num_gpus: int = 1
+    num_gpus: FromZero = 1
     """0: the CPU; above: the first GPU, if there is one."""
-    save_minutes: float = 5.0
+    save_minutes: NotNegative = 5.0
     """Save the state for --resume at least every so many minutes (and at every evaluation)."""
-    seed: int = 0
+    seed: FromZero = 0
     """Seed of initialisation, order of images and augmentation."""
 
     def check(self) -> OriginalConfig:
         """Raise NernError for the first name, number or combination that cannot work; return self otherwise."""
         registry.SMOOTHNESS[self.smoothness.type]
         check_task(self.task)
-        check_at_least(self, COMMON_AT_LEAST | {"eval_batch_size": 1, "epochs": 1})
+        check_numbers(self)
         check_optim(self.optim)
         check_logging(self.logging)
         choose("precision", self.precision, ("float32", "bf16"))

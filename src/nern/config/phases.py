@@ -12,6 +12,7 @@ from typing import Any
 
 from nern.errors import NernError
 from nern.registry import Choice
+from nern.typed import FromZero
 
 LENGTHS = ("iterations", "epochs")  # keys of a phase that set its steps
 CURVATURE_IMAGES, ROUNDING_IMAGES = 1024, 128  # what `images` null means
@@ -32,10 +33,10 @@ class PhaseConfig:
     name: str
     """Name of the phase and of the checkpoint at its end: 'reconstruction', 'refinement', 'distillation' and 'quantisation'
     have settings of their own to start from; others start from none."""
-    iterations: int | None = None
+    iterations: FromZero | None = None
     """Steps; this or `epochs`. Both null: the phase has no part in the run. 0: no steps, but its `errors` hold from there
     on."""
-    epochs: int | None = None
+    epochs: FromZero | None = None
     """Epochs of the training images; this or `iterations`."""
     losses: list[str] | None = None
     """Terms of the objective that take part ('reconstruction', 'feature_maps', 'distillation', 'task'), of those whose
@@ -48,13 +49,13 @@ class PhaseConfig:
     """Bits of a number of the predictor, on average, entropy-coded: in every step its numbers are rounded as in a packed
     file, and `nern pack` keeps these steps of rounding. Each tensor has a step of its own, such that no bit is better spent
     on another, by what rounding does to the outputs. null: nothing is rounded."""
-    images: int | None = None
+    images: FromZero | None = None
     """Training images on which the curvature (null: 1,024; normal noise where there are none) and what rounding does (null:
     128; 0, or where there are none: the weights are compared) are measured."""
     weights_batch_method: Choice | None = None
     """As nern.weights_batch_method. With errors 'curvature' and nern.reconstruction_rows 'drawn' one that draws whole
     filters."""
-    weights_batch_size: int | None = None
+    weights_batch_size: FromZero | None = None
     """As nern.weights_batch_size; 0: no limit, whatever it is there."""
     optim: dict[str, Any] = field(default_factory=dict)
     """Keys of `optim` for this phase; a key that is not here, or null, is as there. For the limits of gradients 0 switches

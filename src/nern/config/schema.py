@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from nern.config.phases import KNOWN, PhaseConfig, listed_phases, place_of, section_names
 from nern.config.recipes import recipe_values
@@ -18,7 +18,7 @@ from nern.config.settings import Settings, built, check_keys
 from nern.config.yaml_files import parse_yaml
 from nern.errors import unknown_name
 from nern.registry import Choice
-from nern.typed import hints_of, typed
+from nern.typed import AboveZero, FromOne, FromZero, Least, NotNegative, hints_of, typed
 
 
 def none_name(value: str | None) -> str:
@@ -40,12 +40,12 @@ class PermutationsConfig:
     metric: str = "cosine"
     """What makes kernels neighbours in an ordering: 'cosine' (their angle, as published), 'distance' (Euclidean: how far
     apart their weights are, the size of the steps that the predictor has to follow)."""
-    num_workers: int = 3
+    num_workers: FromOne = 3
     """Threads that order layers side by side."""
     path: str | None = None
     """Folder the orderings are read from, or written to if it holds none; also a folder of `layer_{i}.pt` files. null:
     the user's cache, keyed by the content of the weights. What is read is taken as it is."""
-    improve_seconds: float = 0.0
+    improve_seconds: NotNegative = 0.0
     """Time for making the greedy paths shorter (2-opt and Or-opt), of all layers together; 0: off, as published. How far
     it gets depends on the machine's speed; the order is kept in the run folder and the cache, where a resumed run finds
     it."""
@@ -62,11 +62,11 @@ class EmbeddingsConfig:
     """Kind of encoding: 'basic' (sines and cosines of pi * base**level * index), 'ffn' (random Fourier features); of a
     kernel's place along the order of its layer, with a one-hot of the layer: 'order' (frequencies in equal ratios, from
     one half-turn a layer to `bandwidth` half-turns a kernel), 'order_random' (random Fourier features of that scale)."""
-    num_idxs: int = 3
+    num_idxs: FromOne = 3
     """Indices of a coordinate: 3 (layer, filter, channel) for the kxk predictors, 5 (and row, column) for 'basic'."""
-    enc_levels: int = 20
+    enc_levels: FromOne = 20
     """Number of frequencies of each index."""
-    base: float = 1.25
+    base: AboveZero = 1.25
     """Ratio of successive frequencies ('basic'); below 1 the encoding is smooth."""
     fusion_mode: str = "concat"
     """How the encodings of the indices are joined: 'concat', or 'sum' ('basic' only)."""
@@ -75,7 +75,7 @@ class EmbeddingsConfig:
     own layer), 'global' (the largest entry of all weight shapes)."""
     gauss_scale: list[float] = field(default_factory=lambda: [1.0, 0.1, 0.1])
     """Standard deviation of the random frequencies of each index ('ffn'); num_idxs numbers."""
-    bandwidth: float = 1 / 3
+    bandwidth: AboveZero = 1 / 3
     """Half-turns a kernel: of the highest frequency ('order'), or the frequencies' standard deviation ('order_random')."""
     permutations: PermutationsConfig = field(default_factory=PermutationsConfig)
 
@@ -96,7 +96,7 @@ class NernConfig:
     method: Choice = "kxk"
     """Predictor: 'kxk' (an MLP that gives a K x K kernel), 'kxk_nerf' (the encoding enters again half-way),
     'kxk_residual' (the first layer's output is added half-way), 'basic' (one weight for each of five indices)."""
-    output_size: int = 3
+    output_size: FromOne = 3
     """K, the side of predicted kernels with heads 'shared'; at least the largest kernel of the network."""
     heads: str | None = None
     """Output layers of a kxk predictor: 'per_size' (one for each kernel size of the network, which output_size has no
@@ -110,11 +110,11 @@ class NernConfig:
     """Normalisation after each hidden linear layer: 'none' (what published runs do, whatever they set), 'bn', 'ln'."""
     act_layer: Choice = "relu"
     """Activation: 'relu', 'leaky_relu', 'hardswish', 'gelu', 'relu6', 'elu', 'sine' (with init 'siren')."""
-    num_blocks: int = 3
+    num_blocks: Annotated[int, Least(2)] = 3
     """Number of linear layers, the final one included; at least 2."""
-    hidden_layer_size: int = 30
+    hidden_layer_size: FromOne = 30
     """Width of the hidden layers."""
-    weights_batch_size: int | None = 65536
+    weights_batch_size: FromOne | None = 65536
     """Rows (kernels) that carry gradient in the random methods, and rows in one forward call; null: no limit."""
     weights_batch_method: Choice = "all"
     """Which rows carry gradient in a step: 'all', 'sequential_layer', 'random_layer', 'random_batch',
@@ -172,7 +172,7 @@ class LoggingConfig:
     exp_name: str = "NeRN_Train"
     """Name of the run, 'NAME' or 'GROUP/NAME'; its folder is log_dir/exp_name (with -2, -3, ... if that is there, even
     empty)."""
-    log_interval: int = 20
+    log_interval: FromOne = 20
     """Log scalars every so many steps."""
     log_dir: str = "outputs"
     """Folder of run folders."""
@@ -208,7 +208,7 @@ class TaskConfig:
     """How they are made (use_random_data): 'uniform' (noise in [-2, 2], as published), 'leaves' (overlapping discs of
     random colours), 'inversion' (optimised until the original's batch-norm statistics match; a pool of so many images, so
     many steps each: {name: inversion, images: 512, steps: 150})."""
-    input_size: int | None = None
+    input_size: FromOne | None = None
     """Side of the images in pixels, for imagenet and imagefolder; null: what the network's metadata says, else 224."""
     mean: list[float] | None = None
     """Mean of each channel on the scale 0 to 1; null: what the network says, else the task's own (ImageNet's for
@@ -218,9 +218,9 @@ class TaskConfig:
     auto_augment: str | None = None
     """Augmentation policy in timm's notation, for images that are streamed; 'none' switches it off; null: the task's own
     (imagenet: 'rand-m9-mstd0.5-inc1')."""
-    mixup: float | None = None
+    mixup: NotNegative | None = None
     """Mixup alpha: training images are blended in pairs. null: the task's own (imagenet: 0.8, others 0)."""
-    cutmix: float | None = None
+    cutmix: NotNegative | None = None
     """Cutmix alpha: a rectangle of another image is pasted in. null: the task's own (imagenet: 1.0, others 0)."""
     in_memory: bool | None = None
     """imagefolder: hold all images on the device (true), or stream them (false). null: in memory up to 512 MB of pixels,
@@ -233,13 +233,13 @@ class OptimConfig:
 
     optimizer_type: Choice = "adamw"
     """Optimizer: 'sgd' (Nesterov), 'adamw', 'adadelta', 'ranger', 'muon', 'soap'."""
-    lr: float = 1e-4
+    lr: AboveZero = 1e-4
     """Learning rate at the start; with onecycle the highest."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Moment factors of adamw and ranger."""
-    momentum: float = 0.9
+    momentum: NotNegative = 0.9
     """Momentum of sgd."""
-    weight_decay: float = 1e-3
+    weight_decay: NotNegative = 1e-3
     """Weight decay (decoupled in adamw and ranger)."""
     ranger_use_gc: bool = True
     """Gradient centralisation in ranger. Published runs had it on even where they set false: set true to repeat them."""
@@ -251,11 +251,11 @@ class OptimConfig:
     """Schedule: 'cosine', 'exponential', 'onecycle' (up to lr, then a cosine down), 'constant'."""
     warmup: float = 0.3
     """Share of the run in which onecycle's rate rises, from lr / 25."""
-    min_lr: float = 1e-6
+    min_lr: NotNegative = 1e-6
     """Lowest learning rate; the schedule stops at or below it."""
-    step_interval: int = 1
+    step_interval: FromZero = 1
     """Steps between advances of the exponential schedule; 0: a hundredth of the run. cosine: always 1."""
-    gamma: float = 0.0
+    gamma: NotNegative = 0.0
     """Factor of the exponential schedule; 0: such that min_lr is reached at the end."""
 
 
@@ -266,12 +266,12 @@ class EvaluationConfig:
     best_on: str = "held_out"
     """What 'best' is chosen on: 'held_out' (training images set aside; the test figure is only reported) or 'test'
     (the published choice; nothing is set aside)."""
-    held_out_images: int = 1000
+    held_out_images: FromOne = 1000
     """Training images set aside for choosing the best checkpoint, at most a tenth of the training set; random images of
     their own where task.use_random_data is set."""
-    test_images: int | None = None
+    test_images: FromZero | None = None
     """Test images used; null: all; 0: none, the test set is not even loaded (data-free runs)."""
-    batch_size: int = 500
+    batch_size: FromOne = 500
     """Images in one evaluation batch."""
 
 
@@ -334,39 +334,39 @@ class Config(Settings):
     optim: OptimConfig = field(default_factory=OptimConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    num_workers: int = 0
+    num_workers: FromZero = 0
     """Worker processes of data loaders (tasks whose images live in memory need none)."""
-    num_gpus: int = 1
+    num_gpus: FromZero = 1
     """Devices to use: 0 the CPU, 1 the first GPU if there is one. Above 1: `nern train` starts a process for each, as far as
     there are GPUs (what is missing gives a warning). Processes that torchrun or accelerate started take a GPU each."""
-    batch_size: int = 256
+    batch_size: FromOne = 256
     """Images in one training step."""
-    epochs: int | None = 250
+    epochs: FromZero | None = 250
     """Training epochs, if num_iterations and the lengths of phases are not given. A length that is given takes the place of
     those of a base file, and on the command line of those of the file; two at once are an error."""
-    num_iterations: int | None = None
+    num_iterations: FromZero | None = None
     """Training steps, in place of epochs."""
     phases: list[PhaseConfig] = field(default_factory=list)
     """Phases of the run, in place of epochs, num_iterations and loss_warmup_iterations: a list of sections, each with a
     name. A list takes the place of all phases beneath it; a section with the name of a phase (`distillation: {iterations:
     3000}`, or --distillation.iterations 3000) changes that phase alone."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    eval_epochs_interval: int | None = 1
+    eval_epochs_interval: FromOne | None = 1
     """Evaluate every so many epochs; null: not by epochs. The end of a run is always evaluated."""
-    save_epochs_interval: int | None = 400
+    save_epochs_interval: FromOne | None = 400
     """Keep a checkpoint every so many epochs; null: none but 'best' and 'last'."""
-    eval_iterations_interval: int | None = None
+    eval_iterations_interval: FromOne | None = None
     """Evaluate every so many steps; null: not by steps."""
-    save_iterations_interval: int | None = None
+    save_iterations_interval: FromOne | None = None
     """Keep a checkpoint every so many steps; null: none but 'best' and 'last'."""
-    eval_loss_window_size: int = 20
+    eval_loss_window_size: FromOne = 20
     """Length of a window of recent losses; an extra evaluation is made when it is full and the current loss (feature
     maps + distillation, unweighted) is not above its minimum."""
-    eval_loss_window_interval: int = 10
+    eval_loss_window_interval: FromOne = 10
     """A loss enters that window every so many steps."""
-    save_minutes: float = 5.0
+    save_minutes: NotNegative = 5.0
     """Save the state for --resume at least every so many minutes (and at every evaluation)."""
-    loss_warmup_iterations: int = 10000
+    loss_warmup_iterations: FromZero = 10000
     """During so many first steps only the reconstruction loss is used."""
     precision: str = "float32"
     """Arithmetic of training: 'float32'; 'tf32' (on a GPU, products of float32 numbers rounded to 10 bits of mantissa);
@@ -377,11 +377,11 @@ class Config(Settings):
     learn_norms: bool = False
     """Also train weights and biases of the normalisation layers, in steps with images; they are saved beside the predictor.
     They are kept with every NeRN, so this costs no bytes."""
-    norm_images: int = 0
+    norm_images: FromZero = 0
     """Images on which batch norms are fitted to the reconstructed weights at the end of each phase without images: their
     weights and biases become such that every channel has the mean and variance that it has in the original on them. 0: off.
     Needs learn_norms, by which norms are saved beside the predictor."""
-    seed: int = 0
+    seed: FromZero = 0
     """Seed of everything random: same seed, same machine, same result. (An ordering that is improved for some seconds
     may come out otherwise when it is solved again; it is kept in the run folder and the cache.)"""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from nern.config.published import RETIRED, current, retired_key
 from nern.config.yaml_files import at, dump_yaml, is_length, nested, over, parse_yaml, read_yaml
 from nern.errors import NernError, unknown_name
 from nern.files import write_text
-from nern.typed import hints_of, typed
+from nern.typed import Least, hints_of, options_of, typed
 
 
 class Settings:
@@ -150,8 +149,7 @@ def check_key(key: str, cls: Any, where: str = "", before: str = "", more: Mappi
 
 def _takes_entries(hint: Any) -> bool:
     """Whether a key holds a free mapping, or the name of a component with settings of its own."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return any(typing.get_origin(option) is dict for option in options)
+    return any(typing.get_origin(option) is dict for option in options_of(hint))
 
 
 def checked_keys(
@@ -198,36 +196,31 @@ def choose(key: str, given: object, choices: Collection[str]) -> None:
         raise unknown_name(key, given, choices)
 
 
-def check_at_least(config: Any, limits: Mapping[str, float], prefix: str = "") -> None:
-    """Raise NernError for the first dotted key whose number lies below its limit; null passes. `prefix` stands before the
-    keys in messages."""
-    for key, least in limits.items():
-        for value in _values(config, key.split(".")):
-            if value is not None and not value >= least:
-                raise NernError(f"{prefix}{key} (={value}) must be at least {least}")
+def check_numbers(section: Any, prefix: str = "") -> None:
+    """Raise NernError for the first number of a section, or of those within it, that is below what its type says; null
+    passes. `prefix` stands before the keys in messages; phases, which have names of their own, are left out."""
+    cls: Any = type(section)
+    for name, hint in limits_of(cls).items():
+        value, key = getattr(section, name), f"{prefix}{name}"
+        if isinstance(hint, Least) and value is not None and not hint.allows(value):
+            raise NernError(f"{key} (={value}) must be {hint}")
+        for part in value if isinstance(value, list) and name != "phases" else [value]:
+            if dataclasses.is_dataclass(part):
+                check_numbers(part, f"{key}.")
 
 
-def check_above_zero(config: Settings, keys: tuple[str, ...]) -> None:
-    """Raise NernError for the first dotted key whose number is not finite and above zero; null passes."""
-    for key in keys:
-        for value in _values(config, key.split(".")):
-            if value is not None and not 0 < value < float("inf"):
-                raise NernError(f"{key} (={value}) must be above 0")
+@functools.cache
+def limits_of(cls: Any) -> dict[str, Least | None]:
+    """Of each field of a dataclass, the limit that its type names."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    options = {name: (hint, *typing.get_args(hint)) for name, hint in hints.items()}
+    found = {name: [m for o in of for m in getattr(o, "__metadata__", ())] for name, of in options.items()}
+    return {f.name: next(iter(found[f.name]), None) for f in dataclasses.fields(cls)}
 
 
 def nested_attribute(section: Any, key: str) -> Any:
     """What a dotted key holds."""
     return functools.reduce(getattr, key.split("."), section)
-
-
-def _values(section: Any, names: list[str]) -> Iterator[Any]:
-    """What the dotted key holds; in each item of a list of sections."""
-    value = getattr(section, names[0])
-    if len(names) == 1:
-        yield value
-    else:
-        for part in value if isinstance(value, list) else [value]:
-            yield from _values(part, names[1:])
 
 
 def built(cls: Any, values: Mapping[str, Any], prefix: str = "", default: Any = None) -> Any:
