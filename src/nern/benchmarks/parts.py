@@ -17,9 +17,8 @@ SMALL = 1e-2
 
 def endless(config: Config, images: bool) -> Config:
     """A copy whose every step is a full one (`images`), or one of reconstruction only, as in its phases of distillation
-    and reconstruction, where it has such; without images to evaluate on. The
-    learning rate is next to nothing: with it a network of any depth stays finite, whatever its weights, and a step takes the
-    same time."""
+    and reconstruction, where it has such; without images to evaluate on. The learning rate is next to nothing: with it a
+    network of any depth stays finite, whatever its weights, and a step takes the same time."""
     config = copy.deepcopy(config)
     if config.by_phases:
         keys = config.phase("distillation" if images else "reconstruction")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, field
 
 from nern import registry
 from nern.config.checks import check_logging, check_optim, check_task
-from nern.config.schema import LoggingConfig, OptimConfig, TaskConfig, absolute_imports, absolute_task, absolute_weights
+from nern.config.schema import LoggingConfig, OptimConfig, TaskConfig
 from nern.config.settings import Settings, check_numbers, choose
 from nern.errors import NernError
 from nern.typed import FromOne, FromZero, NotNegative
@@ -88,11 +87,3 @@ class OriginalConfig(Settings):
         if self.task.use_random_data:
             raise NernError("training an original needs labels; task.use_random_data has none")
         return self
-
-    def with_absolute_paths(self) -> OriginalConfig:
-        """A copy whose input folders are named from the root: it works from any working directory."""
-        config = copy.deepcopy(self)
-        config.imports = absolute_imports(config.imports)
-        absolute_task(config.task)
-        config.initial_weights = absolute_weights(config.initial_weights)
-        return config

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 from nern.config.phases import KNOWN, PhaseConfig, listed_phases, place_of, section_names
@@ -24,9 +23,6 @@ from nern.typed import AboveZero, FromOne, FromZero, Least, NotNegative, hints_o
 def none_name(value: str | None) -> str:
     """null and 'None', which published files use, as the name 'none'."""
     return "none" if value in (None, "None") else str(value)
-
-
-WEIGHT_SOURCES = ("pretrained", "torchvision", "timm")  # original_model_path: SOURCE or SOURCE:NAME
 
 
 @dataclass(kw_only=True)
@@ -451,22 +447,6 @@ class Config(Settings):
             member.feature_maps = self.nern.feature_maps if member.feature_maps is None else member.feature_maps
         return members
 
-    def with_absolute_paths(self) -> Config:
-        """A copy whose input files and folders are named from the root: it works from any working directory."""
-        config = copy.deepcopy(self)
-        config.imports = absolute_imports(config.imports)
-        config.original_model_path = absolute_weights(config.original_model_path)
-        config.nern.checkpoint_path = absolute(config.nern.checkpoint_path)
-        permutations = config.nern.embeddings.permutations
-        permutations.path = absolute(permutations.path)
-        config.teacher.original_model_path = absolute_weights(config.teacher.original_model_path)
-        config.teacher.original_model_name = absolute_network(config.teacher.original_model_name)
-        absolute_task(config.task)
-        for network in config.networks:
-            network.original_model_path = absolute_weights(network.original_model_path)
-            absolute_task(network.task)
-        return config
-
 
 @dataclass(kw_only=True)
 class PhaseSection(PhaseConfig):
@@ -495,30 +475,3 @@ def phase_batches(config: Config, phase: PhaseConfig) -> tuple[Choice, int | Non
     apart."""
     size = config.nern.weights_batch_size if phase.weights_batch_size is None else phase.weights_batch_size
     return phase.weights_batch_method or config.nern.weights_batch_method, size or None
-
-
-def absolute(path: str | None) -> str | None:
-    """A path named from the root; null stays null."""
-    return None if path is None else str(Path(path).expanduser().absolute())
-
-
-def absolute_weights(path: str | None) -> str | None:
-    """As `absolute`, but weights that are named, not files, stay as they are."""
-    return path if path is None or path.partition(":")[0] in WEIGHT_SOURCES else absolute(path)
-
-
-def absolute_imports(names: list[str]) -> list[str]:
-    """Modules and files to import, files named from the root."""
-    return [str(Path(name).expanduser().resolve()) if name.endswith(".py") else name for name in names]
-
-
-def absolute_task(task: TaskConfig) -> None:
-    """Name the task's folders, and a network's file, from the root."""
-    task.data_dir, task.imagenet_path = absolute(task.data_dir), absolute(task.imagenet_path)
-    task.original_model_name = absolute_network(task.original_model_name) or ""
-
-
-def absolute_network(name: str | None) -> str | None:
-    """The name of a network, its file named from the root where it is in one."""
-    file, colon, function = (name or "").rpartition(":")
-    return f"{absolute(file)}:{function}" if colon and file.endswith(".py") else name

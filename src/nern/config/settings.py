@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,6 +46,12 @@ class Settings:
     def may_change(self, key: str) -> bool:
         """Whether a run that has begun may go on with another value of this dotted key: a length."""
         return is_length(key)
+
+    def with_absolute_paths(self) -> Self:
+        """A copy whose input files and folders are named from the root: it works from any working directory."""
+        config = copy.deepcopy(self)
+        _make_absolute(config)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, keys as in a configuration file."""
@@ -86,6 +93,44 @@ class Settings:
     def load(cls, path: str | Path) -> Self:
         """From a YAML file; NernError as in `from_dict`."""
         return cls.from_dict(read_config_file(path, cls))
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _absolute_weights(path: str) -> str:
+    """Weights that are named, not files, stay as they are."""
+    return path if path.partition(":")[0] in WEIGHT_SOURCES else _absolute(path)
+
+
+def _absolute_network(name: str) -> str:
+    """The name of a network, its file named from the root where it is in one."""
+    file, colon, function = name.rpartition(":")
+    return f"{_absolute(file)}:{function}" if colon and file.endswith(".py") else name
+
+
+def _absolute_imports(names: list[str]) -> list[str]:
+    """Modules and files to import."""
+    return [str(Path(name).expanduser().resolve()) if name.endswith(".py") else name for name in names]
+
+
+WEIGHT_SOURCES = ("pretrained", "torchvision", "timm")  # original_model_path: SOURCE or SOURCE:NAME
+_NAMED: dict[str, Callable[[Any], Any]] = {
+    "imports": _absolute_imports,
+    "original_model_name": _absolute_network,
+    **dict.fromkeys(("original_model_path", "initial_weights"), _absolute_weights),
+    **dict.fromkeys(("checkpoint_path", "path", "data_dir", "imagenet_path"), _absolute),
+}  # keys that name files and folders which are read, in whatever section
+
+
+def _make_absolute(section: Any) -> None:
+    for name, value in vars(section).items():
+        if name in _NAMED and value is not None:
+            setattr(section, name, _NAMED[name](value))
+        for part in value if isinstance(value, list) else [value]:
+            if dataclasses.is_dataclass(part):
+                _make_absolute(part)
 
 
 def read_config_file(path: str | Path, cls: type[Settings]) -> dict[str, Any]:
