@@ -67,6 +67,18 @@ def test_the_exponential_advances_after_every_interval() -> None:
     assert rates(config, 9) == [1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125, 0.125, 0.125]
 
 
+def test_onecycle_rises_to_its_peak_after_the_warm_up_and_falls_to_the_least() -> None:
+    found, peak = rates(OptimConfig(lr_scheduler_type="onecycle", lr=0.5, warmup=0.25, min_lr=1e-3), 40), 10
+    assert found[0] == pytest.approx(0.5 / 25)
+    assert found[peak] == max(found) == pytest.approx(0.5)
+    assert found[40] == pytest.approx(1e-3)
+    assert found[39] < 0.01
+    assert all(a < b for a, b in pairwise(found[: peak + 1]))
+    assert all(a > b for a, b in pairwise(found[peak:]))
+    assert found[peak // 2] == pytest.approx((0.5 + 0.5 / 25) / 2)  # half-way up a cosine
+    assert found[(40 + peak) // 2] == pytest.approx((0.5 + 1e-3) / 2, rel=0.1)
+
+
 def test_interval_0_in_a_short_run_is_an_error() -> None:
     config = OptimConfig(lr_scheduler_type="exponential", step_interval=0)
     with pytest.raises(NernError, match=r"optim.step_interval 0 .* needs 100 steps; there are 99"):

@@ -80,7 +80,7 @@ class Artifact:
         load_into(self.nern.predictor, predictor, "the predictor")
         outliers = decode_outliers(self.description.outliers, parts["OUTL"], parts["ORAW"], table)
         if outliers is not None:
-            self.nern.keep_outliers(outliers)
+            self.nern.keep_outliers(*outliers)
         self.nern.eval().requires_grad_(False)
         self._probes = parts["PROB"]
         if "PROB" in sections and len(self._probes) != 4 * PROBES:

@@ -43,7 +43,7 @@ class Command(NamedTuple):
     run: Callable[[dict[str, Any], Sequence[str], Console], None]
     settings: type[Settings] | None = None
     default_file: Callable[[Sequence[str]], str | None] | None = None
-    writes: Sequence[str] = ("json", "markdown", "figure", "out")
+    writes: Sequence[str] = ("json", "figure", "out")
 
 
 class Formatter(DefaultHelpFormatter):  # type: ignore[misc, valid-type]

@@ -13,7 +13,7 @@ from nern import registry
 from nern.config.phases import KNOWN, PhaseConfig, listed_phases, settings_of
 from nern.config.recipes import recipe_values
 from nern.config.schema import Config, LoggingConfig, NernConfig, OptimConfig, TaskConfig, phase_batches, phase_optim
-from nern.config.settings import check_above_zero, check_at_least, choose, nested_attribute, plain
+from nern.config.settings import check_numbers, choose, nested_attribute, plain
 from nern.config.yaml_files import nested_value
 from nern.errors import NernError
 
@@ -21,8 +21,7 @@ from nern.errors import NernError
 def check_config(config: Config) -> None:
     """Raise NernError for the first name, number or combination that cannot work."""
     _check_names(config)
-    check_at_least(config, _AT_LEAST)
-    check_above_zero(config, ("nern.embeddings.base", "nern.embeddings.bandwidth"))
+    check_numbers(config)
     check_optim(config.optim)
     _check_phases(config)
     check_logging(config.logging)
@@ -118,48 +117,6 @@ TERMS = {
     "task": "task_loss_weight",
 }  # of the objective, each with the key of its weight under `nern`
 KERNEL_INDICES = 3  # of a kernel's coordinate; single weights have five
-_TASK_AT_LEAST = {"input_size": 1, "mixup": 0, "cutmix": 0}
-_OPTIM_AT_LEAST = {
-    "optim.step_interval": 0,
-    "optim.weight_decay": 0,
-    "optim.momentum": 0,
-    "optim.min_lr": 0,
-    "optim.gamma": 0,
-}
-_RUN_AT_LEAST = {
-    "logging.log_interval": 1,
-    "num_workers": 0,
-    "num_gpus": 0,
-    "batch_size": 1,
-    "epochs": 0,
-    "eval_epochs_interval": 1,
-    "save_minutes": 0,
-    "seed": 0,
-}
-COMMON_AT_LEAST = {f"task.{key}": least for key, least in _TASK_AT_LEAST.items()} | _OPTIM_AT_LEAST | _RUN_AT_LEAST
-_AT_LEAST = COMMON_AT_LEAST | {
-    **{f"networks.task.{key}": least for key, least in _TASK_AT_LEAST.items()},
-    "nern.output_size": 1,
-    "nern.num_blocks": 2,
-    "nern.hidden_layer_size": 1,
-    "nern.weights_batch_size": 1,
-    "nern.embeddings.enc_levels": 1,
-    "nern.embeddings.num_idxs": 1,
-    "nern.embeddings.permutations.num_workers": 1,
-    "nern.embeddings.permutations.improve_seconds": 0,
-    "evaluation.held_out_images": 1,
-    "evaluation.test_images": 0,
-    "evaluation.batch_size": 1,
-    "num_iterations": 0,
-    "save_epochs_interval": 1,
-    "eval_iterations_interval": 1,
-    "save_iterations_interval": 1,
-    "eval_loss_window_size": 1,
-    "eval_loss_window_interval": 1,
-    "loss_warmup_iterations": 0,
-    "norm_images": 0,
-}
-_PHASE_AT_LEAST = {"iterations": 0, "epochs": 0, "images": 0, "weights_batch_size": 0}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,60}")
 _OTHER_CHECKPOINTS = re.compile(r"best|last|step_\d+|training")
 
@@ -183,11 +140,9 @@ def _check_phases(config: Config) -> None:
 
 def _check_phase(config: Config, phase: PhaseConfig) -> None:
     name = phase.name
-    check_at_least(phase, _PHASE_AT_LEAST, f"{name}.")
+    check_numbers(phase, f"{name}.")
     optim = phase_optim(config, phase)
-    check_at_least(
-        optim, {key.removeprefix("optim."): least for key, least in _OPTIM_AT_LEAST.items()}, f"{name}.optim."
-    )
+    check_numbers(optim, f"{name}.optim.")
     check_optim(optim, f"{name}.optim")
     for key, choices in PHASE_CHOICES.items():
         if getattr(phase, key) is not None:
@@ -339,8 +294,6 @@ def check_optim(optim: OptimConfig, section: str = "optim") -> None:
     """Names, numbers and combinations of an `optim` section, beyond the lower limits of numbers."""
     _check_choice(f"{section}.optimizer_type", optim.optimizer_type, registry.OPTIMIZERS)
     _check_choice(f"{section}.lr_scheduler_type", optim.lr_scheduler_type, registry.SCHEDULES)
-    if not 0 < optim.lr < float("inf"):
-        raise NernError(f"{section}.lr (={optim.lr}) must be above 0")
     for key in ("max_gradient_norm", "max_gradient"):
         value = getattr(optim, key)
         if value is not None and not 0 <= value < float("inf"):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, field
 
 from nern import registry
-from nern.config.checks import COMMON_AT_LEAST, check_logging, check_optim, check_task
-from nern.config.schema import LoggingConfig, OptimConfig, TaskConfig, absolute_imports, absolute_task, absolute_weights
-from nern.config.settings import Settings, check_at_least, choose
+from nern.config.checks import check_logging, check_optim, check_task
+from nern.config.schema import LoggingConfig, OptimConfig, TaskConfig
+from nern.config.settings import Settings, check_numbers, choose
 from nern.errors import NernError
+from nern.typed import FromOne, FromZero, NotNegative
 
 
 @dataclass(kw_only=True)
@@ -42,9 +42,9 @@ class OriginalConfig(Settings):
     )
     smoothness: SmoothnessConfig = field(default_factory=SmoothnessConfig)
     logging: LoggingConfig = field(default_factory=lambda: LoggingConfig(exp_name="original"))
-    epochs: int = 40
+    epochs: FromOne = 40
     """Length of the run in epochs."""
-    batch_size: int = 256
+    batch_size: FromOne = 256
     """Number of images in one training step."""
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over the classes, from 0 to below 1."""
@@ -52,24 +52,24 @@ class OriginalConfig(Settings):
     """Arithmetic of the forward pass: 'float32', 'bf16' (autocast)."""
     initial_weights: str | None = None
     """Weights to start from: a file or a name, as original_model_path of `nern train`. null: random weights."""
-    eval_epochs_interval: int | None = 5
+    eval_epochs_interval: FromOne | None = 5
     """Epochs between two evaluations on the test images. null: one at the end. They choose nothing."""
-    eval_batch_size: int = 500
+    eval_batch_size: FromOne = 500
     """Number of images in one evaluation batch."""
-    num_workers: int = 0
+    num_workers: FromZero = 0
     """Number of worker processes that load images."""
-    num_gpus: int = 1
+    num_gpus: FromZero = 1
     """Device. 0: the CPU. Above 0: the first GPU, if there is one."""
-    save_minutes: float = 5.0
+    save_minutes: NotNegative = 5.0
     """Longest time in minutes between two saves of the state for --resume. Every evaluation saves it, too."""
-    seed: int = 0
+    seed: FromZero = 0
     """Seed of the initial weights, the order of images and augmentation."""
 
     def check(self) -> OriginalConfig:
         """Raise NernError for the first name, number or combination that cannot work; return self otherwise."""
         registry.SMOOTHNESS[self.smoothness.type]
         check_task(self.task)
-        check_at_least(self, COMMON_AT_LEAST | {"eval_batch_size": 1, "epochs": 1})
+        check_numbers(self)
         check_optim(self.optim)
         check_logging(self.logging)
         choose("precision", self.precision, ("float32", "bf16"))
@@ -87,11 +87,3 @@ class OriginalConfig(Settings):
         if self.task.use_random_data:
             raise NernError("training an original needs labels; task.use_random_data has none")
         return self
-
-    def with_absolute_paths(self) -> OriginalConfig:
-        """A copy whose input folders are named from the root: it works from any working directory."""
-        config = copy.deepcopy(self)
-        config.imports = absolute_imports(config.imports)
-        absolute_task(config.task)
-        config.initial_weights = absolute_weights(config.initial_weights)
-        return config

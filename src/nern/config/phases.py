@@ -12,6 +12,7 @@ from typing import Any
 
 from nern.errors import NernError
 from nern.registry import Choice
+from nern.typed import FromZero
 
 LENGTHS = ("iterations", "epochs")  # keys of a phase that set its steps
 CURVATURE_IMAGES, ROUNDING_IMAGES = 1024, 128  # what `images` null means
@@ -32,10 +33,10 @@ class PhaseConfig:
     name: str
     """Name of the phase and of the checkpoint at its end. 'reconstruction', 'refinement', 'distillation' and 'quantisation'
     have defaults of their own; other names have none."""
-    iterations: int | None = None
+    iterations: FromZero | None = None
     """Length in steps; give this or `epochs`. Both null: the phase is left out. 0: no steps, but `errors` holds from here
     on."""
-    epochs: int | None = None
+    epochs: FromZero | None = None
     """Length in epochs of the training images; give this or `iterations`."""
     losses: list[str] | None = None
     """Losses of the phase: 'reconstruction', 'feature_maps', 'distillation', 'task'. Only those with a weight above 0 count.
@@ -47,13 +48,13 @@ class PhaseConfig:
     """Average bits of a number of the predictor after entropy coding. In every step its numbers are rounded as in a packed
     file, and `nern pack` takes these steps of rounding over. Each tensor has a step of its own, chosen by the effect of
     rounding on the outputs. null: no rounding."""
-    images: int | None = None
+    images: FromZero | None = None
     """Number of training images on which the curvature or the effect of rounding is measured. null: 1,024 for curvature, 128
     for rounding. Without images curvature is measured on normal noise, and rounding (also with 0) on the weights."""
     weights_batch_method: Choice | None = None
     """As nern.weights_batch_method, for this phase. With errors 'curvature' and nern.reconstruction_rows 'drawn' it must
     draw whole filters."""
-    weights_batch_size: int | None = None
+    weights_batch_size: FromZero | None = None
     """As nern.weights_batch_size, for this phase. 0: no limit, even if nern.weights_batch_size sets one."""
     optim: dict[str, Any] = field(default_factory=dict)
     """Keys of `optim` for this phase. A key that is left out or null has the value in `optim`. 0 for a limit of gradients:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from nern.config.phases import KNOWN, PhaseConfig, listed_phases, place_of, section_names
 from nern.config.recipes import recipe_values
@@ -18,15 +17,12 @@ from nern.config.settings import Settings, built, check_keys
 from nern.config.yaml_files import parse_yaml
 from nern.errors import unknown_name
 from nern.registry import Choice
-from nern.typed import hints_of, typed
+from nern.typed import AboveZero, FromOne, FromZero, Least, NotNegative, hints_of, typed
 
 
 def none_name(value: str | None) -> str:
     """null and 'None', which published files use, as the name 'none'."""
     return "none" if value in (None, "None") else str(value)
-
-
-WEIGHT_SOURCES = ("pretrained", "torchvision", "timm")  # original_model_path: SOURCE or SOURCE:NAME
 
 
 @dataclass(kw_only=True)
@@ -40,13 +36,13 @@ class PermutationsConfig:
     metric: str = "cosine"
     """How similar two kernels are: 'cosine' (their angle, as published), 'distance' (Euclidean distance of their weights,
     the size of the steps that the predictor has to follow)."""
-    num_workers: int = 3
+    num_workers: FromOne = 3
     """Number of threads; each orders one layer at a time."""
     path: str | None = None
     """Folder from which the ordering is read, or to which it is written if it holds none. A folder of published
     `layer_{i}.pt` files will do. An ordering that is read is not checked for being a good one. null: the user's cache,
     keyed by the content of the weights."""
-    improve_seconds: float = 0.0
+    improve_seconds: NotNegative = 0.0
     """Seconds for making the greedy paths shorter (2-opt and Or-opt), all layers together. 0: off, as published. The
     result depends on the machine's speed. It is kept in the run folder and the cache, where a resumed run finds it."""
 
@@ -63,12 +59,12 @@ class EmbeddingsConfig:
     features). Encoding of a kernel's place along the order of its layer, with a one-hot of the layer: 'order' (frequencies
     in equal ratios, from one half-turn a layer to `bandwidth` half-turns a kernel), 'order_random' (random Fourier features
     of that scale)."""
-    num_idxs: int = 3
+    num_idxs: FromOne = 3
     """Number of indices of a coordinate: 3 (layer, filter, channel) for the kxk predictors, 5 (also row, column) for
     'basic'."""
-    enc_levels: int = 20
+    enc_levels: FromOne = 20
     """Number of frequencies of each index."""
-    base: float = 1.25
+    base: AboveZero = 1.25
     """Ratio of successive frequencies (encoding 'basic'). Below 1 the encoding is smooth."""
     fusion_mode: str = "concat"
     """How the encodings of the indices are joined: 'concat', or 'sum' (encoding 'basic' only)."""
@@ -77,7 +73,7 @@ class EmbeddingsConfig:
     index's own layer), 'global' (the largest number in all weight shapes)."""
     gauss_scale: list[float] = field(default_factory=lambda: [1.0, 0.1, 0.1])
     """Standard deviation of the random frequencies of each index (encoding 'ffn'); num_idxs numbers."""
-    bandwidth: float = 1 / 3
+    bandwidth: AboveZero = 1 / 3
     """Half-turns a kernel: the highest frequency (encoding 'order'), or the standard deviation of the frequencies
     ('order_random')."""
     permutations: PermutationsConfig = field(default_factory=PermutationsConfig)
@@ -99,7 +95,7 @@ class NernConfig:
     """Predictor: 'kxk' (an MLP whose output is a K x K kernel), 'kxk_nerf' (the same; the encoding enters again half-way),
     'kxk_residual' (the same; the first layer's output is added half-way), 'basic' (an MLP whose output is one weight),
     'codes' (no MLP: a code for each kernel; see recipe 'codes')."""
-    output_size: int = 3
+    output_size: FromOne = 3
     """K, the side of predicted kernels with heads 'shared'. It is at least the side of the network's largest kernel."""
     heads: str | None = None
     """Output layers of a kxk predictor: 'per_size' (one for each kernel size of the network; output_size is not used),
@@ -113,11 +109,11 @@ class NernConfig:
     """Normalisation after each hidden linear layer: 'none', 'bn', 'ln'. Published runs have none, whatever they set."""
     act_layer: Choice = "relu"
     """Activation: 'relu', 'leaky_relu', 'hardswish', 'gelu', 'relu6', 'elu', 'sine' (with init 'siren')."""
-    num_blocks: int = 3
+    num_blocks: Annotated[int, Least(2)] = 3
     """Number of linear layers, including the final one; at least 2."""
-    hidden_layer_size: int = 30
+    hidden_layer_size: FromOne = 30
     """Width of the hidden layers."""
-    weights_batch_size: int | None = 65536
+    weights_batch_size: FromOne | None = 65536
     """Number of kernels that get gradient in a step (random methods), and of kernels in one call of the predictor. null: no
     limit."""
     weights_batch_method: Choice = "all"
@@ -176,7 +172,7 @@ class LoggingConfig:
     exp_name: str = "NeRN_Train"
     """Name of the run, 'NAME' or 'GROUP/NAME'. Its folder is log_dir/exp_name; if that exists, even empty, -2, -3, ... is
     added."""
-    log_interval: int = 20
+    log_interval: FromOne = 20
     """Steps between two logs of the scalars."""
     log_dir: str = "outputs"
     """Folder in which run folders are made."""
@@ -213,7 +209,7 @@ class TaskConfig:
     """Kind of made-up images, with use_random_data: 'uniform' (noise in [-2, 2], as published), 'leaves' (overlapping discs
     of random colours), 'inversion' (optimised until the batch norms of the original see the statistics that they hold). The
     size of the pool and the steps for each image: {name: inversion, images: 512, steps: 150}."""
-    input_size: int | None = None
+    input_size: FromOne | None = None
     """Side of the images in pixels, for imagenet and imagefolder. null: as the network's metadata says, else 224."""
     mean: list[float] | None = None
     """Mean of each channel, on the scale 0 to 1. null: as the network's metadata says, else the task's own (for folders that
@@ -223,9 +219,9 @@ class TaskConfig:
     auto_augment: str | None = None
     """Augmentation policy in timm's notation, for streamed images. 'none': off. null: the task's own (imagenet:
     'rand-m9-mstd0.5-inc1')."""
-    mixup: float | None = None
+    mixup: NotNegative | None = None
     """Alpha of mixup, which blends training images in pairs. null: the task's own (imagenet: 0.8, others: 0)."""
-    cutmix: float | None = None
+    cutmix: NotNegative | None = None
     """Alpha of cutmix, which pastes a rectangle of another image. null: the task's own (imagenet: 1.0, others: 0)."""
     in_memory: bool | None = None
     """imagefolder: hold all images on the device (true) or stream them (false). null: true up to 512 MB of pixels without
@@ -238,13 +234,13 @@ class OptimConfig:
 
     optimizer_type: Choice = "adamw"
     """Optimizer: 'sgd' (Nesterov), 'adamw', 'adadelta', 'ranger', 'muon', 'soap'."""
-    lr: float = 1e-4
+    lr: AboveZero = 1e-4
     """Learning rate at the start; with schedule 'onecycle' the highest one."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Decay factors of the moments, for adamw, ranger, soap and the AdamW part of muon."""
-    momentum: float = 0.9
+    momentum: NotNegative = 0.9
     """Momentum, for sgd and muon."""
-    weight_decay: float = 1e-3
+    weight_decay: NotNegative = 1e-3
     """Weight decay. It is decoupled in adamw and ranger."""
     ranger_use_gc: bool = True
     """Gradient centralisation, for ranger. Published runs had it on, even if they set false: set true to repeat them."""
@@ -256,11 +252,11 @@ class OptimConfig:
     """Schedule: 'cosine', 'exponential', 'onecycle' (up to lr, then a cosine down), 'constant'."""
     warmup: float = 0.3
     """Share of the steps in which the rate of 'onecycle' rises, from lr / 25 to lr."""
-    min_lr: float = 1e-6
+    min_lr: NotNegative = 1e-6
     """Lowest learning rate. The schedule stops at or below it."""
-    step_interval: int = 1
+    step_interval: FromZero = 1
     """Steps between two changes of the rate by 'exponential'. 0: a hundredth of the run. For 'cosine' always 1."""
-    gamma: float = 0.0
+    gamma: NotNegative = 0.0
     """Factor of the rate in 'exponential'. 0: the factor that reaches min_lr at the end."""
 
 
@@ -271,12 +267,12 @@ class EvaluationConfig:
     best_on: str = "held_out"
     """Images on which the best checkpoint is chosen: 'held_out' (training images that are set aside; test images only
     report), 'test' (the published choice; nothing is set aside)."""
-    held_out_images: int = 1000
+    held_out_images: FromOne = 1000
     """Number of training images that are set aside to choose the best checkpoint; at most a tenth of the training set. With
     task.use_random_data they are made-up images that are not trained on."""
-    test_images: int | None = None
+    test_images: FromZero | None = None
     """Number of test images. null: all. 0: none; the test set is not loaded (runs without data)."""
-    batch_size: int = 500
+    batch_size: FromOne = 500
     """Images in one evaluation batch."""
 
 
@@ -339,39 +335,39 @@ class Config(Settings):
     optim: OptimConfig = field(default_factory=OptimConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    num_workers: int = 0
+    num_workers: FromZero = 0
     """Number of worker processes that load images. Tasks with all images in memory need none."""
-    num_gpus: int = 1
+    num_gpus: FromZero = 1
     """Devices. 0: the CPU. 1: the first GPU, if there is one. Above 1: `nern train` starts a process for each GPU; if there
     are fewer GPUs, a warning says so. Processes that torchrun or accelerate started take one GPU each."""
-    batch_size: int = 256
+    batch_size: FromOne = 256
     """Number of images in one training step."""
-    epochs: int | None = 250
+    epochs: FromZero | None = 250
     """Length of the run in epochs, if neither num_iterations nor phases give it. A length in a file replaces all lengths of
     its base file; a length on the command line replaces those of the file. Two lengths in one place are an error."""
-    num_iterations: int | None = None
+    num_iterations: FromZero | None = None
     """Length of the run in steps, in place of epochs."""
     phases: list[PhaseConfig] = field(default_factory=list)
     """Phases of the run: a list of sections, each with a name. It replaces epochs, num_iterations and
     loss_warmup_iterations, and all phases of the recipe or base file. To change one phase alone, write a section with its
     name: `distillation: {iterations: 3000}`, or --distillation.iterations 3000."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    eval_epochs_interval: int | None = 1
+    eval_epochs_interval: FromOne | None = 1
     """Epochs between two evaluations. null: none by epochs. The end of a run is always evaluated."""
-    save_epochs_interval: int | None = 400
+    save_epochs_interval: FromOne | None = 400
     """Epochs between two checkpoints that are kept. null: none by epochs. 'best' and 'last' are always kept."""
-    eval_iterations_interval: int | None = None
+    eval_iterations_interval: FromOne | None = None
     """Steps between two evaluations. null: none by steps."""
-    save_iterations_interval: int | None = None
+    save_iterations_interval: FromOne | None = None
     """Steps between two checkpoints that are kept. null: none by steps."""
-    eval_loss_window_size: int = 20
+    eval_loss_window_size: FromOne = 20
     """Number of losses in the window of recent losses (feature maps + distillation, unweighted). When the window is full and
     the current loss is not above its minimum, an extra evaluation is made."""
-    eval_loss_window_interval: int = 10
+    eval_loss_window_interval: FromOne = 10
     """Steps between two losses that enter that window."""
-    save_minutes: float = 5.0
+    save_minutes: NotNegative = 5.0
     """Longest time in minutes between two saves of the state for --resume. Every evaluation saves it, too."""
-    loss_warmup_iterations: int = 10000
+    loss_warmup_iterations: FromZero = 10000
     """Number of first steps that use the reconstruction loss only."""
     precision: str = "float32"
     """Arithmetic of training: 'float32'; 'tf32' (on a GPU: products of float32 numbers with 10 bits of mantissa); 'bf16' (16
@@ -382,10 +378,10 @@ class Config(Settings):
     learn_norms: bool = False
     """Also train the weights and biases of the normalisation layers, in steps with images. They are saved beside the
     predictor. Norms are stored with every NeRN, so this costs no bytes."""
-    norm_images: int = 0
+    norm_images: FromZero = 0
     """Number of images on which batch norms are fitted at the end of each phase without images: each channel gets the mean
     and variance that it has in the original on them. 0: off. It needs learn_norms: true."""
-    seed: int = 0
+    seed: FromZero = 0
     """Seed of everything random. The same seed on the same machine gives the same result. One exception: an ordering that is
     improved for some seconds may differ when it is solved again; it is kept in the run folder and the cache."""
 
@@ -455,22 +451,6 @@ class Config(Settings):
             member.feature_maps = self.nern.feature_maps if member.feature_maps is None else member.feature_maps
         return members
 
-    def with_absolute_paths(self) -> Config:
-        """A copy whose input files and folders are named from the root: it works from any working directory."""
-        config = copy.deepcopy(self)
-        config.imports = absolute_imports(config.imports)
-        config.original_model_path = absolute_weights(config.original_model_path)
-        config.nern.checkpoint_path = absolute(config.nern.checkpoint_path)
-        permutations = config.nern.embeddings.permutations
-        permutations.path = absolute(permutations.path)
-        config.teacher.original_model_path = absolute_weights(config.teacher.original_model_path)
-        config.teacher.original_model_name = absolute_network(config.teacher.original_model_name)
-        absolute_task(config.task)
-        for network in config.networks:
-            network.original_model_path = absolute_weights(network.original_model_path)
-            absolute_task(network.task)
-        return config
-
 
 @dataclass(kw_only=True)
 class PhaseSection(PhaseConfig):
@@ -499,30 +479,3 @@ def phase_batches(config: Config, phase: PhaseConfig) -> tuple[Choice, int | Non
     apart."""
     size = config.nern.weights_batch_size if phase.weights_batch_size is None else phase.weights_batch_size
     return phase.weights_batch_method or config.nern.weights_batch_method, size or None
-
-
-def absolute(path: str | None) -> str | None:
-    """A path named from the root; null stays null."""
-    return None if path is None else str(Path(path).expanduser().absolute())
-
-
-def absolute_weights(path: str | None) -> str | None:
-    """As `absolute`, but weights that are named, not files, stay as they are."""
-    return path if path is None or path.partition(":")[0] in WEIGHT_SOURCES else absolute(path)
-
-
-def absolute_imports(names: list[str]) -> list[str]:
-    """Modules and files to import, files named from the root."""
-    return [str(Path(name).expanduser().resolve()) if name.endswith(".py") else name for name in names]
-
-
-def absolute_task(task: TaskConfig) -> None:
-    """Name the task's folders, and a network's file, from the root."""
-    task.data_dir, task.imagenet_path = absolute(task.data_dir), absolute(task.imagenet_path)
-    task.original_model_name = absolute_network(task.original_model_name) or ""
-
-
-def absolute_network(name: str | None) -> str | None:
-    """The name of a network, its file named from the root where it is in one."""
-    file, colon, function = (name or "").rpartition(":")
-    return f"{absolute(file)}:{function}" if colon and file.endswith(".py") else name

@@ -117,17 +117,14 @@ class CrossFilterOrdering(Ordering):
 
     @staticmethod
     def permutations(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """See `Ordering.permutations`."""
         return {"order": (shape[0] * shape[1],)}
 
     @staticmethod
     def path(layer: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
-        """See `Ordering.path`."""
         return layer["order"]
 
     @classmethod
     def solve_layer(cls, weight: Array, metric: str = "cosine") -> Layer:
-        """See `Ordering.solve_layer`."""
         return {"order": greedy_path(_kernels(weight), metric)}
 
     @classmethod
@@ -151,18 +148,15 @@ class InFilterOrdering(Ordering):
 
     @staticmethod
     def permutations(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """See `Ordering.permutations`."""
         return {"filter_order": shape[:1], "channel_order": shape[:2]}
 
     @staticmethod
     def path(layer: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
-        """See `Ordering.path`."""
         filters, channels = layer["filter_order"], layer["channel_order"]
         return (filters[:, None] * shape[1] + channels[filters]).reshape(-1)
 
     @classmethod
     def solve_layer(cls, weight: Array, metric: str = "cosine") -> Layer:
-        """See `Ordering.solve_layer`."""
         kernels = weight.reshape(*weight.shape[:2], -1)
         channels = np.stack([greedy_path(of_filter, metric) for of_filter in kernels])
         return {"filter_order": greedy_filter_path(_arranged(kernels, channels), metric), "channel_order": channels}
@@ -211,7 +205,6 @@ class InFilterPathOrdering(InFilterOrdering):
 
     @classmethod
     def layer_cost(cls, weight: Array, layer: Layer, metric: str = "cosine") -> float:
-        """See `Ordering.layer_cost`."""
         return super(InFilterOrdering, cls).layer_cost(weight, layer, metric)
 
 

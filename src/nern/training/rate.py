@@ -15,7 +15,7 @@ from nern.calibration.feedback import bits_a_unit, expected_sizes
 from nern.objectives.objective import Losses
 from nern.representation.codes import UNIT, Codes
 
-FIRST_SHARE = 0.03  # of the gradient of the other losses that the rate's has at first
+FIRST_SHARE = 0.003  # of the gradient of the other losses that the rate's has at first
 GAIN = 1.0  # of the logarithm of the weight in a step, for each share of the goal that is missed
 MOST_CHANGE = 0.1  # of that logarithm in a step
 MEASURED_EVERY = 50  # steps: what a file needs, beside what the distributions tell of

@@ -42,11 +42,9 @@ class NoTracker:
     def __init__(self, folder: Path, config: Run, first_step: int) -> None:
         pass
 
-    def log(self, scalars: Mapping[str, float], step: int) -> None:
-        """See `Tracker`."""
+    def log(self, scalars: Mapping[str, float], step: int) -> None: ...
 
-    def close(self) -> None:
-        """See `Tracker`."""
+    def close(self) -> None: ...
 
 
 @TRACKERS.register("tensorboard")
@@ -59,12 +57,10 @@ class TensorBoardTracker:
         self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
-        """See `Tracker`."""
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """See `Tracker`."""
         self._writer.close()
 
 
@@ -170,13 +166,11 @@ class ClearMLTracker:
         self._logger: Any = self._task.get_logger()
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
-        """See `Tracker`."""
         for name, value in scalars.items():
             title, _, series = name.rpartition("/")
             self._logger.report_scalar(title or name, series, value=value, iteration=step)
 
     def close(self) -> None:
-        """See `Tracker`."""
         self._task.close()
 
 
