@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,11 +38,12 @@ from nern.tasks.streams import first_images
 from nern.terminal import shows_bars
 
 IMAGES = 1024  # that a network is calibrated on, unless fewer fill MOST_NUMBERS
-MOST_NUMBERS = 2**26  # in the largest output of a layer, of all images together
+MOST_NUMBERS = 2**25  # of all images together
 MOST_ENTRIES = 4096  # of a kernel; larger ones are none, and are held in 16 bits
 FEW = 8  # the first passes of a search take so many times fewer images
 NEAR = 0.99  # of the bytes that were asked for, that the file has at least
 PASSES = 6  # with all images, of a search
+DRAWN = 32  # made-up images at a time
 KIND = "leaves"  # of made-up images
 
 
@@ -103,20 +104,28 @@ def calibration_images(
                 "`images`), or none (--images 0)"
             )
         rng = generator(seed, "calibration images")
-        if len(shape) == 3:
-            images = RANDOM_IMAGES[KIND](shape, TaskConfig(), seed, torch.device("cpu"), original)(count, rng)
-        else:
-            images = torch.randn(count, *shape, generator=rng)
+        images = torch.empty(min(count, most_images(shape)), *shape)
+        for part in images.split(DRAWN):  # drawing needs several times what it gives
+            if len(shape) == 3:
+                part.copy_(RANDOM_IMAGES[KIND](shape, TaskConfig(), seed, torch.device("cpu"), original)(len(part), rng))
+            else:
+                part.normal_(generator=rng)
     if not len(images):
         raise NernError("there are no calibration images; give some, or say --images 0")
     try:
-        largest = _largest_output(original.network, images[:1])
+        with torch.no_grad():
+            original.network(images[:1])
     except (RuntimeError, ValueError, TypeError) as error:
         raise NernError(
             f"the calibration images, {tuple(images.shape[1:])} each, do not fit {original.name}: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
-    return images[: max(1, MOST_NUMBERS // max(largest, 1))]
+    return images[: most_images(images.shape[1:])]
+
+
+def most_images(shape: Sequence[int]) -> int:
+    """Images of this shape on which a network is calibrated at most."""
+    return max(1, MOST_NUMBERS // max(math.prod(shape), 1))
 
 
 def _of_task(original: Original, task: TaskConfig, count: int, seed: int) -> Tensor:
@@ -130,24 +139,6 @@ def _of_task(original: Original, task: TaskConfig, count: int, seed: int) -> Ten
     if (left := count - sum(map(len, parts))) > 0:
         parts.append(first_images(built.train, left))
     return torch.cat(parts)[:count]
-
-
-@torch.no_grad()
-def _largest_output(network: nn.Module, image: Tensor) -> int:
-    """Numbers in the largest output of a module, for one image."""
-    largest = [image.numel()]
-
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            largest.append(output.numel())
-
-    handles = [module.register_forward_hook(note) for module in network.modules()]
-    try:
-        network(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return max(largest)
 
 
 def coded_sections(
