@@ -19,16 +19,15 @@ if [ -n "$tiny" ]; then # does every step of the way in a minute or two; its fig
 fi
 
 failed=()
-bench() { # NAME KIND [options]: writes NAME.md and NAME.json
+bench() { # NAME KIND [options]: writes NAME.json
   local name=$1
   shift
   [[ -z ${NERN_BENCH_ONLY:-} || " $NERN_BENCH_ONLY " == *" $name "* ]] || return 0
   echo "--- $name ($SECONDS s)"
-  if ! timeout "${LIMIT:-3600}" "$PYTHON" -m nern bench "$@" --markdown "$name.md" --json "$name.json"; then
+  if ! timeout "${LIMIT:-3600}" "$PYTHON" -m nern bench "$@" --json "$name.json"; then
     failed+=("$name")
     return 0
   fi
-  sed "1s| --markdown $name.md --json $name.json||" "$name.md" >"$out/$name.md" # no part of the command to repeat
   mv "$name.json" "$out/"
   [ ! -f "$name.png" ] || mv "$name.png" "$out/"
 }

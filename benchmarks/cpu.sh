@@ -48,6 +48,4 @@ if [[ -z ${NERN_BENCH_ONLY:-} || " $NERN_BENCH_ONLY " == *" profile "* ]]; then
     echo
   done > "$out/profile.md" || failed+=(profile)
 fi
-bench run-digits run ${tiny:+--steps 2 "${small[@]}"}
-bench run-resnet20 run "${resnet20[@]}" "${few[@]}" ${tiny:+--steps 2}
 finish

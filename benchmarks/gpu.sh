@@ -23,8 +23,6 @@ resnet56=(--config_path experiments/resnet56/cifar10/cifar10_resnet56_smoothpes_
 resnet18=(--config_path experiments/resnet18/imagenet/imagenet_resnet18_smoothpes_permute_crossfilter_1256.yaml
   --original_model_path null --num_gpus 1 --nern.embeddings.permutations.permute_mode none)
 precisions=(float32 tf32 bf16)
-best=bf16
-few=${tiny:+2}
 if [ -n "$tiny" ]; then
   precisions=(float32 bf16)
   resnet20+=("${small[@]}" "${small_network[@]}")
@@ -39,26 +37,5 @@ resnet18+=("${made_up[@]}")
 bench gpu-step-resnet20 step "${resnet20[@]}" --precisions "${precisions[@]}" ${tiny:+"${steps[@]}"}
 bench gpu-step-resnet56 step "${resnet56[@]}" --precisions "${precisions[@]}" ${tiny:+"${steps[@]}"}
 bench gpu-step-resnet18 step "${resnet18[@]}" --precisions "${precisions[@]}" ${tiny:+"${steps[@]}"} --repeats 5
-for precision in float32 $best; do
-  how=(--precision "$precision")
-  bench gpu-run-resnet20-$precision run "${resnet20[@]}" "${how[@]}" ${tiny:+--steps 2}
-  bench gpu-run-resnet56-$precision run "${resnet56[@]}" "${how[@]}" ${tiny:+--steps 2}
-done
-bench gpu-run-resnet18-$best run "${resnet18[@]}" --precision $best --steps "${few:-50}"
 bench gpu-reconstruct-resnet18 reconstruct "${resnet18[@]}"
-
-# The place where the CUDA-graph path is compared with the plain one: 200 steps each, see graph_equality.py.
-echo "--- graph equality ($SECONDS s)"
-count=${tiny:+4}
-timeout $LIMIT "$PYTHON" "$root/benchmarks/graph_equality.py" --steps "${count:-200}" --json "$out/gpu-graph-digits.json" ||
-  failed+=(gpu-graph-digits)
-cat > graph.yaml <<YAML
-base: ${resnet20[1]}
-original_model_path: pretrained:resnet20-cifar10
-num_gpus: 1
-YAML
-[ -n "$data" ] || printf 'task.use_random_data: true\nevaluation.test_images: 0\n' >> graph.yaml
-[ -z "$tiny" ] || printf 'batch_size: 2\nnern.hidden_layer_size: 8\n' >> graph.yaml
-timeout $LIMIT "$PYTHON" "$root/benchmarks/graph_equality.py" --config_path graph.yaml --steps "${count:-200}" \
-  --json "$out/gpu-graph-resnet20.json" || failed+=(gpu-graph-resnet20)
 finish

@@ -46,7 +46,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         config = Config.load(given.config_path)
-        config.precision, config.cuda_graph = given.precision, False
+        config.precision = given.precision
         config.original_model_path = given.weights or config.original_model_path
         config.task.data_dir = given.data_dir or config.task.data_dir
         keep_memory()

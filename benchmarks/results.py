@@ -19,9 +19,17 @@ from pathlib import Path
 
 from nern.errors import NernError
 from nern.files import check_writable, existing_file, write_text
-from nern.sweep.picture import draw
-from nern.sweep.table import COLUMNS, ORDERS, Group, Row, checked, groups_of
+from nern.sweeps.picture import draw
+from nern.sweeps.table import COLUMNS, ORDERS, Group, Row, checked, groups_of
 
+SERIES = {  # of experiments/sweeps
+    "nern": "recipe `nern`",
+    "one view": "the same, outputs distilled for the image alone: `teacher.mirrored: false`",
+    "stronger teacher": "outputs of a ResNet56 are distilled, by their divergence",
+    "stronger teacher, one view": "the same with `teacher.mirrored: false`",
+    "drawn filters": "refinement on drawn filters at a lower rate; outputs compared by divergence; one view",
+    "without refinement": "an earlier recipe: no refinement, no fitted norms; outputs compared by divergence; one view",
+}
 ABOUT = 0.05  # predictors whose numbers of parameters differ by no more than this share are of one size
 OWN_HEADINGS = (
     "series", "ordering", "hidden size", "parameters", "ordering, bytes", "accuracy, %", "gap, points", "n",
@@ -136,14 +144,19 @@ def page_text(tables: Sequence[str | Path], page: str | Path, figure: str | None
     parts = [
         "# Results",
         f"Made from {links} by `{command}` in this folder; do not edit.",
-        "Accuracy is top-1 on the test images, of the last checkpoint, and its gap to the original network's: mean ± sample "
-        "standard deviation over n seeds. The test images chose nothing. The best published gap is the smallest one at this "
-        "number of parameters (within 5 %), to the original network of its source. Agreement is the "
-        "share of test images that both networks give the same class, last checkpoint. The relative error is of all "
-        "weights, best checkpoint.",
+        "- **Accuracy**: top-1 on the test images, last checkpoint. The test images chose nothing.\n"
+        "- **Gap**: accuracy minus that of the original network. Where n is above 1: mean ± sample standard deviation over "
+        "n seeds.\n"
+        "- **Best published gap**: the smallest gap of a published predictor of this size (within 5 %), to the original "
+        "network of its source.\n"
+        "- **Agreement**: share of test images to which both networks give the same class, last checkpoint.\n"
+        "- **Relative error**: norm of the error of all weights over their norm, best checkpoint.",
     ]
     if figure is not None:
         parts.append(f"![accuracy over the size of the predictor]({figure})")
+    series = _distinct(row["series"] for row in rows if row["series"] in SERIES)
+    if series:
+        parts.append(_table(("series", "what"), [(name, SERIES[name]) for name in series]))
     for (network, task), groups in groups_of(rows).items():
         parts += _section(network, task, groups)
     parts += _circumstances(rows)
@@ -219,7 +232,7 @@ def _circumstances(rows: Sequence[Row]) -> list[str]:
         f"- Versions: {'; '.join(versions)}.",
         f"- Hardware: {'; '.join(devices)}.",
         f"- Seeds: {seeds}; {len(rows)} {'run' if len(rows) == 1 else 'runs'}. Minutes are those of one run, "
-        "means over its seeds; other runs may have gone on beside it.",
+        "means over its seeds. Other runs may have gone on beside it.",
     ]
     commands = _distinct(str(row["command"]) for row in rows if row["command"])
     parts = ["## How", "\n".join(listed)]

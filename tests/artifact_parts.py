@@ -27,7 +27,6 @@ from nern.representation.codes import UNIT_STEP
 from nern.representation.grid import quantised_names
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_nern
-from nern.representation.outliers import Outliers
 
 SHAPES = ((8, 4, 3, 3), (6, 8, 1, 1), (5, 6, 5, 5), (4, 9), (3, 2, 4))  # convolutions, linear, 1-d convolution
 
@@ -110,19 +109,19 @@ def make(
     bare = encoded(nern, config, ordering, described, holding, kept, {"who": "tests"})
     if places := round(outliers * table.num_weights):
         positions = torch.randperm(table.num_weights, generator=rng)[:places].sort().values
-        apart = Outliers(positions, torch.cat([w.flatten().float() for own in weights for w in own])[positions])
-        nern.keep_outliers(apart)
-        counted, bare["OUTL"], bare["ORAW"] = encode_outliers(apart)
+        apart = positions, torch.cat([w.flatten().float() for own in weights for w in own])[positions]
+        nern.keep_outliers(*apart)
+        counted, bare["OUTL"], bare["ORAW"] = encode_outliers(*apart)
         bare["META"] = replace(Description.from_bytes(bare["META"]), outliers=counted).to_bytes()
     artifact = probed(bare)
     return artifact.sections, artifact, nern.eval()
 
 
-def encode_outliers(outliers: Outliers) -> tuple[tuple[int, int], bytes, bytes]:
+def encode_outliers(positions: Tensor, values: Tensor) -> tuple[tuple[int, int], bytes, bytes]:
     """As version 0.1.0 coded them: how many there are and the largest step, the code of the steps, the values."""
-    steps, encoder = np.diff(outliers.positions.numpy(), prepend=-1), Encoder()
+    steps, encoder = np.diff(positions.numpy(), prepend=-1), Encoder()
     encoder.adaptive(steps, int(steps.max()) + 1)
-    return (len(steps), int(steps.max())), encoder.finish(), outliers.values.numpy().astype("<f4").tobytes()
+    return (len(steps), int(steps.max())), encoder.finish(), values.numpy().astype("<f4").tobytes()
 
 
 def save(path: Path, sections: Mapping[str, bytes]) -> Path:

@@ -286,6 +286,7 @@ def mine(tmp_path: Path, config: Callable[..., Config]) -> Iterator[Path]:
         torch.manual_seed(7)
         torch.save({"published": names["Published"](num_classes=3).state_dict()}, tmp_path / "mine.weights")
     forget()
+    sys.modules.pop("mine", None)  # of another test
     modules = set(sys.modules)
     yield path
     forget()

@@ -46,7 +46,6 @@ from nern.registry import ORDERINGS
 from nern.representation.grid import step_size
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern
-from nern.representation.outliers import Outliers
 
 MODES = list(ORDERINGS)
 MANY = settings(max_examples=100)
@@ -328,17 +327,17 @@ def test_outliers_come_back(shapes: list[tuple[int, int, int, int]], share: floa
     rng = torch.Generator().manual_seed(seed)
     count = max(round(share * table.num_weights), 1)
     positions = torch.randperm(table.num_weights, generator=rng)[:count].sort().values
-    outliers = Outliers(positions, torch.randn(len(positions), generator=rng))
-    described, code, raw = encode_outliers(outliers)
+    values = torch.randn(len(positions), generator=rng)
+    described, code, raw = encode_outliers(positions, values)
     found = decode_outliers(described, code, raw, table)
     assert found is not None
-    assert torch.equal(found.positions, positions)
-    assert same_tensor(found.values, outliers.values)
+    assert torch.equal(found[0], positions)
+    assert same_tensor(found[1], values)
 
 
 def test_outliers_that_do_not_fit() -> None:
     table = KernelTable(((2, 3, 1, 1),))
-    described, code, raw = encode_outliers(Outliers(torch.tensor([1, 5]), torch.tensor([0.5, 2.0])))
+    described, code, raw = encode_outliers(torch.tensor([1, 5]), torch.tensor([0.5, 2.0]))
     assert decode_outliers(described, code, raw, table) is not None
     for wrong in ((3, 4), (0, 4), (2, 0), (2, 7), (7, 4), (2**40, 2**40)):
         with pytest.raises(NernError):
@@ -357,8 +356,8 @@ def test_outliers_that_do_not_fit() -> None:
 def test_a_file_of_the_version_that_wrote_outliers_opens() -> None:
     found = load(Path(__file__).parent / "data" / "outliers-0.1.0.nern")
     assert found.nern.outliers is not None
-    assert found.nern.outliers.positions.tolist() == [7, 45, 59, 69, 89, 97, 122]
-    flat = torch.cat([w.flatten() for w in found.weights])[found.nern.outliers.positions]
+    assert found.nern.outliers[0].tolist() == [7, 45, 59, 69, 89, 97, 122]
+    flat = torch.cat([w.flatten() for w in found.weights])[found.nern.outliers[0]]
     expected = [-2.1152193546, 2.3022053242, 3.4105026722, 2.5672328472, 2.3025164604, -2.4350652695, -1.9003453255]
     assert flat.tolist() == pytest.approx(expected, rel=1e-9)
 

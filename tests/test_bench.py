@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def bench(what: str, *options: str) -> dict[str, Any]:
     """The JSON of a benchmark with two repeats."""
-    common = ["--repeats", "2", "--warmup", "1", "--threads", "1", "--json", "out.json", "--markdown", "out.md"]
+    common = ["--repeats", "2", "--warmup", "1", "--threads", "1", "--json", "out.json"]
     assert main(["bench", what, *common, *options]) == 0
     found: dict[str, Any] = json.loads(Path("out.json").read_text())
     return found
@@ -63,7 +62,7 @@ def check_spread(found: dict[str, Any], n: int = 2) -> None:
 def test_order_measures_random_kernels_and_the_network(
     folder: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"permute_mode": "crossfilter", "improve_seconds": "0.5", "exact_limit": "500"}
+    settings = {"permute_mode": "crossfilter", "improve_seconds": "0.5"}
     options = [part for key, value in settings.items() for part in (f"--nern.embeddings.permutations.{key}", value)]
     found = bench("order", "--config_path", "tiny.yaml", "--kernels", "600", "--seed", "3", *options)
     kernels, network = found["results"]["measured"].values()
@@ -83,18 +82,19 @@ def test_order_measures_random_kernels_and_the_network(
     assert found["machine"]["cpu"]
     assert found["machine"]["cores"] >= 1
     assert (found["machine"]["gpu"] is None) == (not torch.cuda.is_available())
-    text = (folder / "out.md").read_text()
     assert found["command"].startswith("nern bench order --repeats 2")
-    assert text.startswith(f"`{found['command']}`\n\n**Ordering**\n\n|  | kernels in layers | median time |")
-    assert "greedy, exact up to 500 kernels a layer, then improved for up to 0.5 s" in text
-    assert "greedy (change)" in text
-    assert torch.__version__ in text
+    (table,) = found["tables"]
+    assert [heading for heading, _ in table["rows"][0]][:3] == ["", "kernels in layers", "median time"]
+    assert "greedy (change)" in dict(table["rows"][0])
+    assert "exact greedy, then improved for up to 0.5 s" in table["note"]
+    assert torch.__version__ in found["about"]
 
 
 def test_step_is_compared_with_plain_pytorch(folder: Path) -> None:
     options = ["--config_path", "tiny.yaml", "--most_steps", "1", "--no_cuda", "true"]
     options += ["--task.use_random_data", "true"]
-    found = bench("step", *options, "--precisions", "bf16")["results"]
+    told = bench("step", *options, "--precisions", "bf16")
+    found = told["results"]
     measured = found["measured"]
     assert list(measured) == ["plain", "ours, bf16", "plain MLP", "drawn rows, bf16", "all rows, bf16"]
     for name, of in measured.items():
@@ -111,7 +111,7 @@ def test_step_is_compared_with_plain_pytorch(folder: Path) -> None:
     assert measured["plain"]["images"] == [4]
     assert measured["plain MLP"]["rows"] == measured["drawn rows, bf16"]["rows"] == 64
     check_spread(found["images_seconds"])
-    assert "| ours, bf16 |" in (folder / "out.md").read_text()
+    assert [dict(row)[""] for row in told["tables"][0]["rows"]] == ["plain", "ours, bf16"]
 
 
 def test_reconstruct_counts_weights(folder: Path) -> None:
@@ -140,20 +140,11 @@ def test_scaling_draws_a_figure(folder: Path) -> None:
     assert matplotlib.image.imread(folder / "scaling.png").shape[:2] == pytest.approx((860, 2100), abs=5)
 
 
-def test_run_adds_up_the_parts(folder: Path) -> None:
-    of = bench("run", "--config_path", "tiny.yaml", "--steps", "4")["results"]["measured"]
-    parts = of["parts"]
-    counts = {name: part["count"] for name, part in parts.items()}
-    assert counts == {"reconstruction only": 30, "full step": 10, "evaluation": 4}
-    assert of["run_seconds"] == pytest.approx(sum(p["count"] * p["seconds"]["median"] for p in parts.values()))
-    assert (of["steps"], of["steps_timed"]) == (40, 4)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the name of a benchmark is required: order, step, reconstruct, scaling, run"),
-        (["stp"], "unknown benchmark 'stp'; did you mean 'step'? Choices: order, reconstruct, run, scaling, step"),
+        ([], "the name of a benchmark is required: order, step, reconstruct, scaling"),
+        (["stp"], "unknown benchmark 'stp'; did you mean 'step'? Choices: order, reconstruct, scaling, step"),
         (["order", "--largest", "10"], "--largest belongs to nern bench scaling; order has --kernels"),
         (["step", "--precisions", "float32", "fp8"], "unknown precision (--precisions) 'fp8'"),
         (["scaling", "--largest", "5000"], "--largest (=5000) must be at least --smallest (=10000)"),
@@ -182,30 +173,19 @@ def test_workers_keep_state_and_pass_on_failures() -> None:
         in_process(os._exit, 3)
 
 
-def test_two_runs_of_the_same_settings_are_equal(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = str(ROOT / "benchmarks" / "graph_equality.py")
-    options = ["--config_path", "tiny.yaml", "--steps", "4", "--switch", "3", "--json", "equal.json"]
-    monkeypatch.setattr(sys, "argv", [script, *options])
-    runpy.run_path(script, run_name="__main__")
-    figures = json.loads(Path("equal.json").read_text())
-    if figures["device"] == "cpu":
-        assert figures["compared"] == "two plain runs"
-        assert figures["largest_difference_of_parameters"] == 0
-    assert "largest difference of parameters: " in capsys.readouterr().out
-
-
 def test_tables_are_filled_in_between_their_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill = runpy.run_path(str(ROOT / "benchmarks" / "fill.py"))["fill"]
     readme, results = tmp_path / "README.md", tmp_path / "results"
     results.mkdir()
     marked = "a\n<!-- one -->\n{}<!-- end -->\nb\n<!-- two -->\nkept\n<!-- end -->\n<!-- three -->\n{}<!-- end -->\n"
     readme.write_text(marked.format("old\n", ""))
-    (results / "one.md").write_text("new \\1\n")
+    table = {"title": "T", "rows": [[["", "a|b"], ["x", "\\1"]]], "note": "N."}
+    told = {"command": "nern bench order --json one.json --seed 1", "tables": [table], "about": "n = 2"}
+    (results / "one.json").write_text(json.dumps(told))
     (results / "three.md").write_text("3")
     (results / "three.png").write_bytes(b"picture")
     fill(readme, results)
-    assert readme.read_text() == marked.format("new \\1\n", "3\n\n![three](three.png)\n")
+    one = "`nern bench order --seed 1`\n\n**T**\n\n|  | x |\n|---|---:|\n| a\\|b | \\1 |\n\nN.\n\nn = 2\n"
+    assert readme.read_text() == marked.format(one, "3\n\n![three](three.png)\n")
     assert (tmp_path / "three.png").read_bytes() == b"picture"
     assert capsys.readouterr().out == "left as it is: two\n"

@@ -119,7 +119,7 @@ def test_front_page_needs_no_torch_and_names_come_when_they_are_used() -> None:
     [
         ("train", "no settings were given"),
         ("evaluate --json m.json", "no settings were given"),
-        ("bench", "the name of a benchmark is required: order, step, reconstruct, scaling, run"),
+        ("bench", "the name of a benchmark is required: order, step, reconstruct, scaling"),
         ("pack --bits 4", "required: source"),
         ("unpack", "required: file"),
         ("inspect", "required: network"),

@@ -476,8 +476,8 @@ def test_codes_that_were_not_trained_to_be_rounded_are_not_packed(tmp_path: Path
     ("changes", "message"),
     [
         ({"quantisation.bits": 0.0}, "quantisation.bits (=0.0) must be above 0"),
-        ({"nern.num_blocks": 5}, "nern.num_blocks has no part with nern.method 'codes'"),
-        ({"nern.embeddings.permutations.permute_mode": "crossfilter"}, "permute_mode has no part with"),
+        ({"nern.num_blocks": 5}, "nern.num_blocks has no effect with nern.method 'codes'"),
+        ({"nern.embeddings.permutations.permute_mode": "crossfilter"}, "permute_mode has no effect with"),
         ({"nern.heads": "shared"}, "must be 'per_size' or 'per_layer'"),
     ],
 )

@@ -371,7 +371,10 @@ def test_a_length_over_the_phases_of_a_recipe_is_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"nern.embeddings.type": "ffn", "nern.embeddings.fusion_mode": "sum"}, "fusion_mode must be 'concat'"),
+        (
+            {"nern.embeddings.type": "ffn", "nern.embeddings.fusion_mode": "sum"},
+            "set nern.embeddings.fusion_mode to",
+        ),
         ({"nern.embeddings.type": "ffn", "nern.embeddings.gauss_scale": [1, 0.1]}, "gauss_scale .* num_idxs"),
         ({"nern.method": "basic"}, "needs nern.embeddings.num_idxs 5, not 3"),
         ({"nern.embeddings.num_idxs": 5}, "needs nern.embeddings.num_idxs 3, not 5"),

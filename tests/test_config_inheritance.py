@@ -271,7 +271,7 @@ def test_faulty_network_is_refused(write: Write, item: Any, message: str) -> Non
 
 @pytest.mark.parametrize("alone", [{"original_model_path": "a.pt"}, {"task": {"task_name": "cifar10"}}])
 def test_networks_take_the_place_of_one_network(alone: dict[str, Any]) -> None:
-    with pytest.raises(NernError, match="networks takes the place of original_model_path and task"):
+    with pytest.raises(NernError, match="networks replaces original_model_path and task"):
         of_networks(TWO, **alone)
 
 
@@ -294,7 +294,7 @@ def test_heads_left_open_follow_the_output_size(nern: dict[str, Any], heads: str
 
 
 def test_output_size_has_no_part_in_heads_by_size(write: Write) -> None:
-    with pytest.raises(NernError, match=r"nern\.output_size \(=5\) has a part only with nern\.heads 'shared'"):
+    with pytest.raises(NernError, match=r"nern\.output_size \(=5\) has an effect only with nern\.heads 'shared'"):
         Config.from_dict({"nern": {"heads": "per_size", "output_size": 5}})
     write("base.yaml", "nern.heads: per_size\n")
     with pytest.raises(NernError, match=r"nern\.output_size \(=5\)"):
@@ -321,7 +321,9 @@ def test_values_that_only_yaml_knows_are_refused(write: Write, text: str, what: 
 
 def test_options_cannot_say_which_of_several_networks_they_mean(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--networks.task.task_name", "digits"]) == 2
-    assert "networks is a list of sections, to be written in a file" in " ".join(capsys.readouterr().err.split())
+    assert "networks is a list of sections, and the option does not say which one" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_empty_network_sections_are_refused() -> None:

@@ -1,9 +1,9 @@
-"""Fast ways to compute equal the plain ones: products of feature maps, linear layers, encodings that are never made."""
+"""Fast ways to compute equal the plain ones: products of feature maps, encodings that are never made."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nern.objectives.feature_maps import EPSILON
-from nern.objectives.row_arithmetic import combinations, products
+from nern.objectives.row_arithmetic import combinations
 from nern.registry import ACTIVATIONS, FEATURE_MAP_LOSSES, NORM_LAYERS, PREDICTORS
 from nern.representation import KernelTable, build_predictor
 from nern.representation.coordinates import TableCoordinates
 from nern.representation.encoding import BasicEncoding, EncodedRows, Encodings, FourierEncoding
-from nern.representation.linear import MANY, linear
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -28,14 +27,6 @@ CPU_TYPES = (torch.float32, torch.bfloat16)
 
 def randoms(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    """Sets the number of PyTorch's threads for the length of a test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 # --- products and combinations of rows -----------------------------------------------------------------------------
@@ -89,22 +80,6 @@ def test_combinations_are_those_of_pytorch(shapes: list[tuple[int, int]], dtype:
     assert all(
         torch.equal(m, k) for pair, keep in zip(pairs, kept, strict=True) for m, k in zip(pair, keep, strict=True)
     )
-
-
-@pytest.mark.parametrize("dtype", CPU_TYPES)
-@pytest.mark.parametrize("shape", [(1, 9), (2, 5), (3, 1001), (8, 64), (0, 4), (5, 0)])
-def test_the_number_of_threads_changes_nothing(
-    shape: tuple[int, int], dtype: torch.dtype, threads: Callable[[int], None]
-) -> None:
-    pairs = [(randoms(*shape, seed=s, dtype=dtype), randoms(*shape, seed=s + 1, dtype=dtype)) for s in (0, 2)]
-    factors = [(randoms(shape[0], seed=s), randoms(shape[0], seed=s + 1)) for s in (4, 6)]
-    results = []
-    for count in (1, 2, 3):
-        threads(count)
-        results.append([*(v for row in products(pairs) for v in row), *combinations(pairs, factors)])
-    assert len(results[0]) == 8
-    for other in results[1:]:
-        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
 
 
 # --- the distance of feature maps ----------------------------------------------------------------------------------
@@ -203,7 +178,7 @@ def test_maps_of_any_size_have_the_plain_loss_and_gradient(scale: float, dtype: 
     assert float((gradient.double() - wanted).norm()) <= max(1e-2, small) * float(wanted.norm())
 
 
-# --- linear layers -------------------------------------------------------------------------------------------------
+# --- encodings that are never made ---------------------------------------------------------------------------------
 
 
 def close(found: Any, expected: Any) -> None:
@@ -227,97 +202,6 @@ def gradients(output: Tensor, leaves: Sequence[Tensor]) -> list[Tensor | None]:
     cotangent = randoms(*output.shape, seed=9).to(output.dtype)
     return list(torch.autograd.grad((output * cotangent).sum(), leaves, allow_unused=True))
 
-
-COUNTS = st.one_of(st.integers(0, 4), st.integers(MANY - 2, MANY + 40))
-
-
-@given(COUNTS, st.integers(1, 20), st.integers(1, 20), st.booleans(), st.integers(1, 7), st.integers(0, 999))
-@settings(max_examples=60)
-def test_linear_is_pytorch_s_in_all_gradients(
-    count: int, inputs: int, outputs: int, with_bias: bool, needed: int, seed: int
-) -> None:
-    rows, weight = randoms(count, inputs, seed=seed), randoms(outputs, inputs, seed=seed + 1)
-    bias = randoms(outputs, seed=seed + 2) if with_bias else None
-    leaves = [t for i, t in enumerate((rows, weight, bias)) if t is not None and needed >> i & 1]
-    for leaf in leaves:
-        leaf.requires_grad_()
-    found, expected = linear(rows, weight, bias), F.linear(rows, weight, bias)
-    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
-    assert found.is_contiguous()
-    assert found.requires_grad == expected.requires_grad
-    close(found, expected)
-    if leaves:
-        for one, other in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
-            close(one, other)
-
-
-def test_the_detour_is_taken() -> None:
-    weight = randoms(5, 3).requires_grad_()
-    few, many = linear(randoms(MANY - 1, 3), weight, None), linear(randoms(MANY, 3), weight, None)
-    assert "ByConvolution" not in few.grad_fn.name()
-    assert "ByConvolution" in many.grad_fn.name()
-    assert "ByConvolution" not in linear(randoms(MANY, 3).double(), weight.double(), None).grad_fn.name()
-
-
-@pytest.mark.parametrize("kind", ["transposed", "every second", "repeated", "columns", "one column"])
-def test_rows_need_not_lie_in_one_piece(kind: str) -> None:
-    base = randoms(2 * MANY, 2 * MANY)
-    rows = {
-        "transposed": base[:7].T,
-        "every second": base[::2, :7],
-        "repeated": base[:1, :7].expand(MANY, 7),
-        "columns": base[:, 3:10],
-        "one column": base[:, :1],
-    }[kind]
-    assert not rows.is_contiguous()
-    rows = rows.detach().requires_grad_()
-    wide = randoms(5, 2 * rows.shape[1], seed=1)
-    for weight in (wide[:, : rows.shape[1]], randoms(rows.shape[1], 5, seed=2).T):
-        weight = weight.detach().requires_grad_()
-        bias = randoms(5, seed=3).requires_grad_()
-        found, expected = linear(rows, weight, bias), F.linear(rows, weight, bias)
-        close(found, expected)
-        leaves = [rows, weight, bias]
-        for one, other in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
-            close(one, other)
-
-
-@pytest.mark.parametrize("count", [MANY - 1, MANY + 5])
-@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
-def test_activations_may_work_in_place_on_the_result(name: str, count: int) -> None:
-    activation = ACTIVATIONS[name]()
-    leaves = [randoms(count, 7).requires_grad_(), randoms(5, 7, seed=1).requires_grad_()]
-    leaves.append(randoms(5, seed=2).requires_grad_())
-    last = randoms(4, 5, seed=3).requires_grad_()
-    made = linear(*leaves)
-    assert not made._is_view()  # else PyTorch copies, or refuses
-    found = linear(activation(made), last, None)
-    plain = copy.deepcopy(activation)
-    if hasattr(plain, "inplace"):
-        plain.inplace = False
-    expected = F.linear(plain(F.linear(*leaves)), last)
-    close(found, expected)
-    for one, other in zip(gradients(found, [*leaves, last]), gradients(expected, [*leaves, last]), strict=True):
-        close(one, other)
-
-
-@pytest.mark.parametrize("count", [8, MANY + 1])
-def test_under_autocast_it_is_pytorch_s_own(count: int) -> None:
-    rows, weight, bias = randoms(count, 7), randoms(5, 7, seed=1), randoms(5, seed=2)
-    leaves = [rows.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()]
-    with torch.autocast("cpu", torch.bfloat16):
-        found, expected = linear(rows, weight, bias), F.linear(rows, weight, bias)
-        with torch.autocast("cpu", enabled=False):
-            whole = linear(rows, weight, bias)
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, expected)
-    for one, other in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
-        assert torch.equal(one, other)
-    assert whole.dtype == torch.float32
-    close(whole, F.linear(rows, weight, bias))
-
-
-# --- encodings that are never made ---------------------------------------------------------------------------------
 
 TABLES = {
     "3 indices": KernelTable(((4, 3, 3, 3), (6, 4, 3, 3), (2, 6, 1, 1))),
@@ -425,7 +309,6 @@ REPEATED = torch.randint(300, (60,), generator=torch.Generator().manual_seed(0))
 def table_of(method: str) -> KernelTable:
     num_idxs = PREDICTORS.info(method)["num_idxs"]
     table = KernelTable(SHAPES_OF[num_idxs], num_idxs)
-    assert table.rows > MANY  # the detour of linear layers is taken
     return table
 
 

@@ -268,7 +268,7 @@ def test_a_file_that_was_not_named_is_never_overwritten(
         ["train", "--config_path=child.yaml", "--json", "own.json"],
         ["train", "--config_path", "child.yaml", "--nern.checkpoint_path", "start.pt", "--json", "start.pt"],
         ["train", "--resume", "{run}", "--json", "{original}"],
-        ["bench", "step", "--config_path", "child.yaml", "--markdown", "child.yaml"],
+        ["bench", "step", "--config_path", "child.yaml", "--json", "child.yaml"],
         ["evaluate", "--run", "{run}", "--json", "{original}"],
         ["report", "{run}", "-o", "{original}"],
     ],

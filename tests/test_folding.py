@@ -190,20 +190,6 @@ class Tied(nn.Module):
         return self.norms[1](self.second(self.norms[0](self.first(x)).relu()))
 
 
-class Aliased(nn.Module):
-    """A convolution and a norm that are registered under two names, and called by the second."""
-
-    def __init__(self, both: bool = True) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)])
-        self.convolution = self.layers[0]
-        self.norm = self.layers[1] if both else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        norm = self.norm or self.layers[1]
-        return norm(self.convolution(x)).relu()
-
-
 IMAGE = (3, 3, 9, 9)
 FOLDED: dict[str, tuple[Make, int, tuple[int, ...]]] = {
     "resnet A": (lambda: small_resnet("A"), 19, (3, 3, 8, 8)),
@@ -226,12 +212,6 @@ FOLDED: dict[str, tuple[Make, int, tuple[int, ...]]] = {
 def test_the_twin_gives_what_the_network_gives(name: str) -> None:
     make, pairs, shape = FOLDED[name]
     assert_as_plain(Original(seeded(make)), randoms(shape), pairs)
-
-
-def test_the_published_resnet18_has_its_own_maps() -> None:
-    network = seeded(lambda: ORIGINALS["ResNet18"](num_classes=5))  # its activations work in place
-    maps = ORIGINALS.info("ResNet18")["feature_maps"]
-    assert_as_plain(Original(network, feature_maps=maps), randoms((2, 3, 16, 16)), pairs=20)
 
 
 def test_the_twin_of_the_first_images_serves_all_others() -> None:
@@ -380,17 +360,6 @@ def test_hooks_of_the_user_s_stay_and_run(hook: str, module: int) -> None:
     assert not all(map(torch.allclose, everything(original), everything(without)))  # the hook does something
 
 
-def test_a_parametrised_convolution_is_not_folded() -> None:
-    def make() -> nn.Module:
-        network = two()
-        nn.utils.parametrizations.weight_norm(network[0])
-        return network
-
-    original = Original(seeded(make), include=["3.weight"])
-    assert_as_plain(original, randoms(IMAGE), pairs=1)
-    assert not isinstance(original._ready(randoms(IMAGE))[0][0], FoldedConvolution)
-
-
 class OwnMaps(OriginalNetwork):
     """Reads its modules one by one for its feature maps."""
 
@@ -430,36 +399,6 @@ def test_maps_by_a_method_of_the_network_s_own_are_what_it_says(maps: str, pairs
     assert pairs_folded(original, images) == pairs
 
 
-@pytest.mark.parametrize("both", [True, False])
-def test_modules_of_two_names_give_what_they_give(both: bool) -> None:
-    original, images = Original(seeded(lambda: Aliased(both))), randoms(IMAGE)
-    expected = copy.deepcopy(original.network)
-    assert_alike(original(images), expected(images).detach())
-    weights = other_weights(original)
-    with torch.no_grad():
-        expected.layers[0].weight.copy_(weights[0])
-        assert_alike(original.run(weights, images)[0], expected(images))
-
-
-def test_a_first_image_of_zeros_does_not_hide_that_maps_differ() -> None:
-    class BeforeTheNorm(OriginalNetwork):
-        def __init__(self) -> None:
-            super().__init__()
-            self.convolution, self.norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
-            self.norm.running_var.fill_(9.0)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.norm(self.convolution(x))
-
-        def get_feature_maps(self, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
-            maps = self.convolution(batch)
-            return self.norm(maps), [maps]
-
-    original, images = Original(seeded(BeforeTheNorm)), randoms(IMAGE)
-    original(torch.zeros_like(images[:1]))
-    assert_alike(original.features(images)[1][0], original.network.convolution(images).detach())
-
-
 # --- the original is not touched -----------------------------------------------------------------------------------
 
 
@@ -494,47 +433,3 @@ def test_the_network_itself_stays_as_it_is_and_is_rebuilt_as_it_is(name: str) ->
     assert original.kept().keys() == kept.keys()
     assert all(torch.equal(value, kept[name]) for name, value in original.kept().items())
     assert all(p.grad is None for p in original.network.parameters())
-
-
-# --- the layout of images ------------------------------------------------------------------------------------------
-
-
-# --- networks that read their modules ------------------------------------------------------------------------------
-
-
-class Reading(nn.Module):
-    """Reads facts of its convolution and its norm, or calls them in an unusual way."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how = how
-        self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-        self.linear = nn.Linear(4 * 49, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.how == "keyword":
-            return self.linear(self.norm(self.convolution(input=x)).relu().flatten(1))
-        h = self.norm(self.convolution(x)).relu()
-        if self.how == "view":
-            return self.linear(h.view(h.size(0), -1))
-        if self.how == "channels of the convolution":
-            return self.linear(h.reshape(-1, self.convolution.out_channels * 49))
-        if self.how == "channels of the norm":
-            return self.linear(h.reshape(-1, self.norm.num_features * 49))
-        return self.linear(h.flatten(1)) + self.norm.weight.sum()
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        "view",
-        "keyword",
-        "channels of the convolution",
-        "channels of the norm",
-        "weight of the norm",
-    ],
-)
-def test_networks_may_read_their_modules_and_view_their_values(how: str) -> None:
-    original, images = Original(seeded(lambda: Reading(how)), include=["convolution.weight"]), randoms(IMAGE)
-    expected = copy.deepcopy(original.network)(images)
-    assert_alike(original(images), expected)

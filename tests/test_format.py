@@ -93,8 +93,8 @@ def test_another_reader_reads_the_same(settings: dict[str, Any], tmp_path: Path)
     outliers = ours.nern.outliers
     assert (outliers is None) == (len(other.outliers[0]) == 0)
     if outliers is not None:
-        assert np.array_equal(other.outliers[0], outliers.positions.numpy())
-        assert other.outliers[1].tobytes() == outliers.values.numpy().tobytes()
+        assert np.array_equal(other.outliers[0], outliers[0].numpy())
+        assert other.outliers[1].tobytes() == outliers[1].numpy().tobytes()
     weights = other.weights()
     flat, own = np.concatenate([w.ravel() for w in weights]), torch.cat([w.flatten() for w in ours.weights]).numpy()
     scale = np.sqrt(np.mean(other.probes.astype(np.float64) ** 2))

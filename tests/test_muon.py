@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nern.config import OptimConfig
 from nern.training.muon import Muon
-from nern.training.optimizers import LEAST_ROWS, RatedOptimizer, build_optimizer, split_matrices
+from nern.training.optimizers import LEAST_ROWS, build_optimizer, split_matrices
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -35,9 +35,6 @@ def train(optimizer: Any, parameters: list[nn.Parameter], steps: range) -> None:
         for group in optimizer.param_groups:
             group["lr"] = 0.1 / (1 + step)
         optimizer.step()
-
-
-# --- orthogonal matrices -------------------------------------------------------------------------------------------
 
 
 # --- steps ---------------------------------------------------------------------------------------------------------
@@ -89,21 +86,6 @@ def test_other_parameters_take_the_steps_of_adamw(
     train(torch.optim.AdamW(theirs, lr=0.1, betas=betas, weight_decay=decay), theirs, range(20))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-def test_rates_in_tensors_take_the_same_steps() -> None:
-    """As in a CUDA graph, which reads them on the device."""
-    ends = []
-    for in_tensors in (False, True):
-        matrices, others = made(MATRICES), made(OTHERS)
-        optimizer = RatedOptimizer(Muon(matrices, others, 0.1, weight_decay=0.05), 0.1, capturable=in_tensors)
-        for step in range(12):
-            give_gradients([*matrices, *others], step)
-            optimizer.lr = 0.1 / (1 + step)
-            optimizer.step()
-        ends.append([*matrices, *others])
-    for a, b in zip(*ends, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_parameters_without_gradient_are_left_alone() -> None:
@@ -161,7 +143,6 @@ def test_muon_is_made_of_the_keys_of_optim() -> None:
     for group in optimizer.param_groups:
         assert (group["lr"], group["momentum"], group["betas"]) == (0.3, 0.7, (0.4, 0.8))
         assert group["weight_decay"] == 0.01
-    assert split.capturable is False  # on a CPU
     by_hand = made([*MATRICES, *OTHERS])
     plain = Muon(by_hand[:4], by_hand[4:], 0.3, 0.7, (0.4, 0.8), 0.01)
     for step in range(4):

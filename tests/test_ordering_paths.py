@@ -1,4 +1,4 @@
-"""Paths through kernels: greedy, found with trees, approximate, walked filter by filter, improved; and what they cost."""
+"""Paths through kernels: greedy, found with trees, walked filter by filter, improved; and what they cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from nern.ordering.cost import METRICS
 from nern.ordering.greedy import _greedy_path, comparable_rows, unit_rows
 from nern.ordering.improve import LEAST_ROWS, improved_path, path_sum
 from nern.ordering.tree import tree_path
-from nern.ordering.walk import linked_walk
 from nern.representation import KernelTable, build_nern
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
@@ -139,7 +138,7 @@ def test_the_filter_path_is_the_greedy_one(metric: str, seed: int, filters: int,
 @given(st.sampled_from(sorted(KINDS)), st.integers(1, 400), st.sampled_from([2, 3, 4, 9, 25]), st.integers(0, 10**6))
 def test_the_tree_finds_the_plain_path(metric: str, kind: str, n: int, d: int, seed: int) -> None:
     rows, by_distance = rows_of(kind, n, d, metric, seed), metric == "distance"
-    assert np.array_equal(tree_path(rows, 1.0, by_distance), _greedy_path(rows, by_distance))
+    assert np.array_equal(tree_path(rows, by_distance), _greedy_path(rows, by_distance))
 
 
 @both_metrics
@@ -168,24 +167,6 @@ def test_kernels_too_small_for_their_squares_take_the_plain_path(scale: float, h
     rows = unit_rows(kernels)  # at 1e-300 all are zero
     assert (tree_path(rows) is not None) == has_lengths_of_1
     assert np.array_equal(greedy_path(kernels), _greedy_path(rows, False))
-
-
-@both_metrics
-@settings(max_examples=40)
-@given(st.sampled_from(sorted(KINDS)), st.integers(1, 700), st.integers(0, 10**6), st.sampled_from([0.0, 0.3, 0.9]))
-def test_an_approximate_path_is_a_permutation(metric: str, kind: str, n: int, seed: int, share: float) -> None:
-    path = tree_path(rows_of(kind, n, 9, metric, seed), share, metric == "distance")
-    assert path is not None
-    assert path[0] == 0
-    assert is_permutation(path, n)
-
-
-def test_an_approximate_path_is_near_the_exact_one_and_repeats() -> None:
-    rows = rows_of("normal", 10_000, 9, "cosine")
-    exact, path = tree_path(rows), tree_path(rows, 0.3)
-    assert np.array_equal(path, tree_path(rows, 0.3))
-    assert not np.array_equal(path, exact)
-    assert path_sum(rows, 1.0, path) < 1.05 * path_sum(rows, 1.0, exact)
 
 
 # --- whole layers ------------------------------------------------------------------------------------------------
@@ -291,26 +272,6 @@ def test_an_improved_ordering_costs_no_more(mode: str, metric: str, seed: int, z
     assert after.cost.final == pytest.approx(path_cost(weights, after))
     for positions, (filters, channels, _, _) in zip(after.positions(SHAPES), SHAPES, strict=True):
         assert is_permutation(positions, filters * channels)
-
-
-# --- links of walks ----------------------------------------------------------------------------------------------
-
-
-def links(ends: Array, order: Array, turned: Array) -> float:
-    """Sum of the distances between one filter's exit and the next one's entry."""
-    turned = turned[order].astype(int)
-    enter, leave = ends[2 * order + turned], ends[2 * order + 1 - turned]
-    return float(np.linalg.norm(leave[:-1] - enter[1:], axis=1).sum())
-
-
-@settings(max_examples=60)
-@given(st.integers(1, 5), st.integers(0, 10**6), st.sampled_from(["normal", "quantised", "zero"]))
-def test_directions_are_the_best_ones(filters: int, seed: int, kind: str) -> None:
-    rows, order = rows_of(kind, 2 * filters, 4, "distance", seed), np.random.default_rng(seed).permutation(filters)
-    same, turned = linked_walk(rows, order, soon(-1), None)
-    assert np.array_equal(same, order)
-    least = min(links(rows, order, np.array(choice)) for choice in product((0, 1), repeat=filters))
-    assert links(rows, order, turned) == pytest.approx(least)
 
 
 # --- cost --------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def test_known_phases_that_are_added_stand_in_their_places() -> None:
         ([{"name": "a", "iterations": 3, "optim": {"lr": "fast"}}], r"a\.optim\.lr needs a number, not 'fast'"),
         ([{"name": "a", "iterations": 3, "losses": ["reconstructions"]}], r"a\.losses.*did you mean 'reconstruction'"),
         ([{"name": "a", "iterations": 3, "errors": "curved"}], r"a\.errors.*did you mean 'curvature'"),
-        ([{"name": "a", "epochs": 3, "losses": ["reconstruction"]}], r"a\.epochs \(=3\) counts images, and a has none"),
+        ([{"name": "a", "epochs": 3, "losses": ["reconstruction"]}], r"a\.epochs \(=3\) counts epochs of images, but"),
         ([{"name": "a", "iterations": 3, "losses": ["task"]}], r"no loss of a has a weight above 0"),
         ([{"name": "best", "iterations": 3}], "'best' cannot be the name of a phase"),
         ([{"name": "seed", "iterations": 3}], "'seed' cannot be the name of a phase"),

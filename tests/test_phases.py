@@ -23,7 +23,7 @@ from nern.config import OptimConfig, PhaseConfig
 from nern.originals import CifarResNet
 from nern.training import Interrupted, RunFolder, Trainer
 from nern.training.optimizers import clip_gradients
-from nern.training.phases import one_phase, phase_optim, phases_of
+from nern.training.phases import phase_optim, phases_of
 from runs import SHORT, assert_same_result, build, quiet, same, stop_after, train, without_pictures
 
 PHASES: dict[str, Any] = {
@@ -115,20 +115,6 @@ def test_zero_switches_off_in_a_phase_what_is_set_for_all(phase: str, given: flo
     expected = {0.5: [0.3536, 0.3536], 0.0: [30.0, 40.0], 2.0: [1.4142, 1.4142]}[held]
     torch.testing.assert_close(parameter.grad, torch.tensor(expected), atol=1e-4, rtol=0)
     assert Config.from_dict(config.to_dict()) == config
-
-
-def test_one_phase_takes_the_settings_of_either(configure: Configure) -> None:
-    config = configure()
-    before = config.to_dict()
-    for images, phase in ((False, phases_of(config, 10)[0]), (True, phases_of(config, 10)[-1])):
-        made = one_phase(config, 9, images).check()
-        (only,) = phases_of(made, 10)
-        assert not made.by_phases
-        assert (only.name, only.steps, only.images_from) == ("training", 9, 0 if images else 9)
-        assert only.optim == phase.optim
-        assert only.weights_batch_method == phase.weights_batch_method
-        assert only.weights_batch_size == phase.weights_batch_size
-    assert config.to_dict() == before
 
 
 # --- what a config must not say ------------------------------------------------------------------------------------
@@ -382,14 +368,3 @@ def test_a_run_stopped_anywhere_and_resumed_equals_the_uninterrupted_one(
     assert folder.load_state()["step"] == step
     nern.resume(folder.root, quiet())
     assert_same_phases(whole, folder)
-
-
-@pytest.mark.usefixtures("no_picture")
-def test_a_run_may_be_stopped_in_several_phases(configure: Configure, whole: RunFolder) -> None:
-    config = configure()
-    folder = stopped(config, 6, stopped(config, 3))
-    nern.resume(folder.root, quiet())
-    assert_same_phases(whole, folder)
-
-
-# --- what is shown -------------------------------------------------------------------------------------------------

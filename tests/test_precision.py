@@ -184,16 +184,6 @@ def test_evaluations_do_not_depend_on_the_precision_of_training(make: Make) -> N
     assert evaluator(data, weights[1]).to_dict() == evaluator(data, weights[0]).to_dict()
 
 
-@pytest.mark.parametrize("settings", [{}, {"nern.reconstruction_rows": "drawn"}, {"nern.norm_layer": "bn"}])
-def test_tf32_on_a_cpu_is_float32(make: Make, settings: dict[str, Any]) -> None:
-    ends = []
-    for precision in ("float32", "tf32"):
-        trainer = make(precision=precision, **settings)
-        losses = [trainer.train_step([batch(seed=s)] if s % 2 else None, ROWS).figures() for s in range(4)]
-        ends.append((torch.cat(losses), together(parameters(trainer))))
-    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
-
-
 @pytest.mark.parametrize("given_", ["bf17", "fp16", "", "FLOAT32"])
 def test_an_unknown_precision_names_the_choices(given_: str) -> None:
     with pytest.raises(NernError, match=rf"precision '{given_}'.*Choices: auto, bf16, float32, tf32"):

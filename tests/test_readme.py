@@ -1,10 +1,11 @@
-"""The README's code and commands, run as written but for their length."""
+"""The code and the commands of the documentation, run as written but for their length."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import shutil
+from collections import Counter
 from importlib import resources
 from pathlib import Path
 
@@ -14,33 +15,70 @@ import torch
 import nern
 from nern import registry
 from nern.cli import main
+from nern.public import __all__ as PUBLIC
 from nern.training.run_folder import load_steps
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-FILES = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
-EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+ROOT_PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "experiments/README.md", "benchmarks/README.md"]
+README, EXTEND = PAGES["README.md"], PAGES["extend.md"]
 FEW = ["--batch_size", "8", "--evaluation.test_images", "32", "--evaluation.held_out_images", "16"]
 SHORT = ["--epochs", "null", "--num_iterations", "2", *FEW]
 SHORT_PHASES = ["--reconstruction.iterations", "2", "--distillation.iterations", "2", *FEW]
 SHORT_PHASES += ["--refinement.iterations", "2", "--refinement.images", "8", "--norm_images", "8"]
 SHORT_PHASES += ["--nern.embeddings.permutations.improve_seconds", "0"]
+SHORT_CODES = ["--quantisation.iterations", "2", "--quantisation.images", "8", *FEW]
 
 
 def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands(text: str = README) -> list[list[str]]:
-    lines = [line for block in blocks("sh", text) for line in block.splitlines() if line.startswith("nern ")]
-    return [shlex.split(line, comments=True)[1:] for line in lines]
+def commands(text: str) -> list[list[str]]:
+    lines = [line for block in blocks("sh", text.replace("\\\n", " ")) for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("nern ")]
 
 
-def test_ten_lines_fit_a_network(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def shortened(command: list[str]) -> list[str]:
+    """A command with few steps and images."""
+    few = ["4" if part == "4000" else part for part in command]  # steps of a run made longer
+    match command[0]:
+        case "train" if "--recipe" in command:
+            return [*few, *SHORT_CODES]
+        case "train" if "config.yaml" in command or "experiments/several-networks/resnet20-and-digits.yaml" in command:
+            return [*few, *SHORT_PHASES]
+        case "train" if "--config_path" in command:
+            return [*few, *SHORT]
+        case "evaluate" if "--config_path" in command:
+            return [*few, *FEW[2:]]
+        case "pack" | "report" if "--images" not in command:
+            return [*few, "--images", "2"]
+    return few
+
+
+def test_three_lines_pack_and_load_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = blocks("python")[0]
+    assert len(code.split("\n\n", 1)[1].strip().splitlines()) == 2
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()
+    )
+    names: dict[str, object] = {"network": network, "images": torch.randn(8, 3, 8, 8)}
+    exec(code.replace("size=57_000", "bits=6"), names)
+    rebuilt = names["network"]
+    assert isinstance(rebuilt, torch.nn.Sequential)
+    assert rebuilt is not network
+    assert torch.nn.functional.mse_loss(rebuilt[0].weight, network[0].weight) < 1e-3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("page", ["README.md", "your-network.md"])
+def test_ten_lines_fit_a_network(
+    page: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     quick = nern.fit_config(3)
     quick.nern.embeddings.permutations.improve_seconds = 0.1
     monkeypatch.setattr("nern.api.fit_config", lambda: quick)
-    code = next(b for b in blocks("python") if "nern.fit" in b)
+    code = next(b for b in blocks("python", PAGES[page]) if "nern.fit" in b)
     assert len(code.strip().splitlines()) <= 11
     names: dict[str, object] = {}
     exec(code.replace("iterations=2000", "iterations=3, progress=False"), names)
@@ -50,8 +88,8 @@ def test_ten_lines_fit_a_network(capsys: pytest.CaptureFixture[str], monkeypatch
 
 def test_own_network_and_task_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _ = blocks("python", EXTENDING)
-    config, _ = blocks("yaml", EXTENDING)
+    code, _ = blocks("python", EXTEND)
+    config, _ = blocks("yaml", EXTEND)
     Path("mine.py").write_text(code)
     Path("config.yaml").write_text(config)
     names: dict[str, object] = {}
@@ -71,9 +109,9 @@ def test_components_of_the_docs_train_and_are_kept(
     tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("omega.py").write_text(blocks("python", EXTENDING)[1])
-    Path("config.yaml").write_text(blocks("yaml", EXTENDING)[1])
-    omega = re.search(r"`(--nern.method.name [^`]*)`", EXTENDING)
+    Path("omega.py").write_text(blocks("python", EXTEND)[1])
+    Path("config.yaml").write_text(blocks("yaml", EXTEND)[1])
+    omega = re.search(r"`(--nern.method.name [^`]*)`", EXTEND)
     assert omega is not None
     options = [*omega.group(1).split(), "--original_model_path", str(original), "--loss_warmup_iterations", "0"]
     try:
@@ -87,53 +125,95 @@ def test_components_of_the_docs_train_and_are_kept(
         registry.LOSS_TERMS.unregister("agreement")
 
 
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory, no_pictures: None) -> Path:
+    """A folder with what `nern quickstart` leaves, of few steps."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    quantised = next(block for block in blocks("yaml", PAGES["files.md"]) if "quantisation" in block)
+    base = str(resources.files("nern") / "configs" / "quickstart.yaml")
+    (folder / "config.yaml").write_text(f"base: {base}\n{quantised}".replace("1000", "2"))
+    short = [*SHORT_PHASES, "--logging.tracker", "none", "--logging.log_dir", str(folder / "outputs")]
+    assert main(["train", "--config_path", str(folder / "config.yaml"), *short]) == 0
+    assert load_steps(folder / "outputs" / "quickstart" / "checkpoints" / "best.pt") is not None
+    assert (
+        main(["pack", str(folder / "outputs" / "quickstart"), "-o", str(folder / "outputs" / "quickstart.nern")]) == 0
+    )
+    return folder
+
+
 @pytest.fixture
-def cifar_folder(shared: Path, cifar10: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with what the README's CIFAR-10 config refers to."""
+def documented_folder(
+    shared: Path, cifar10: Path, quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quickly: None
+) -> Path:
+    """A working directory with the files that the documentation names."""
     (tmp_path / "data").symlink_to(cifar10)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    shutil.copytree(quickstart / "outputs", tmp_path / "outputs")
     shutil.copy(shared / "weights" / "resnet20-cifar10.pt", tmp_path / "resnet20.pt")
-    (tmp_path / "config.yaml").write_text(next(b for b in blocks("yaml") if "resnet20.pt" in b).replace("131", "32"))
+    config = next(block for block in blocks("yaml") if "resnet20.pt" in block)
+    assert config in PAGES["train.md"]
+    (tmp_path / "config.yaml").write_text(config.replace("131", "32"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_documented_commands_run(cifar_folder: Path) -> None:
-    ran = []
-    for command in commands():
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [
+        ("README.md", {"pack": 2, "info": 1, "verify": 1, "train": 4, "evaluate": 2, "unpack": 1}),
+        ("start.md", {"quickstart": 1, "evaluate": 1, "info": 1, "verify": 1}),
+        ("train.md", {"train": 5, "evaluate": 4}),
+        ("compress.md", {"pack": 3, "info": 1, "verify": 1, "unpack": 1, "train": 1}),
+        ("files.md", {"pack": 1, "info": 1, "verify": 1, "unpack": 1}),
+        ("paper.md", {"train": 1}),
+        ("your-network.md", {"inspect": 2}),
+        ("study.md", {"report": 4}),
+    ],
+)
+def test_documented_commands_run(page: str, expected: dict[str, int], documented_folder: Path) -> None:
+    ran = commands(PAGES[page])
+    assert Counter(command[0] for command in ran) == expected
+    for command in ran:
         if "--help" in command:
             with pytest.raises(SystemExit) as stopped:
                 main(command)
             assert stopped.value.code == 0
-        else:
-            by_phases = "config.yaml" in command
-            short = (SHORT_PHASES if by_phases else SHORT) if command[0] == "train" else FEW[2:]
-            short = [] if command[0] == "sweep" else short
-            short = ["--images", "2"] if command[0] == "pack" else short if "--config_path" in command else []
-            few = ["4" if part == "4000" else part for part in command]  # steps of a run made longer
-            assert main([*few, *short]) == 0, command
-        ran.append(command[0])
-    assert ran.count("train") == 5
-    assert ran.count("evaluate") == 3
-    for network in (nern.load_run("outputs/resnet20"), nern.load("resnet20.nern").network()):
-        assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+        elif command[0] != "quickstart" and not (
+            page == "compress.md" and command in commands(README)
+        ):  # see the fixture
+            assert main(shortened(command)) == 0, command
+    if page == "README.md":
+        for network in (nern.load_run("outputs/resnet20"), nern.load("resnet20.nern").network()):
+            assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
-def test_documented_files_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    short = [*SHORT_PHASES, "--logging.tracker", "none"]
-    quickstart = str(resources.files("nern") / "configs" / "quickstart.yaml")
-    (quantised,) = blocks("yaml", FILES)
-    Path("config.yaml").write_text(f"base: {quickstart}\n{quantised}".replace("1000", "2"))
-    assert main(["train", "--config_path", "config.yaml", *short]) == 0
-    assert load_steps("outputs/quickstart/checkpoints/best.pt") is not None
-    ran = commands(FILES)
-    for command in ran:
-        assert main(command) == 0, command
-    assert [command[0] for command in ran] == ["pack", "info", "verify", "unpack"]
-    (code,) = blocks("python", FILES)
-    names: dict[str, object] = {}
-    exec(code, names)
-    assert isinstance(names["network"], torch.nn.Module)
+@pytest.mark.parametrize(
+    ("page", "count"), [("other-runs.md", 2), ("rivals.md", 1), ("rivals-nerns.md", 1), ("speed.md", 1)]
+)
+def test_documented_runs_have_a_config(
+    page: str, count: int, documented_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [c for c in commands(PAGES[page]) if c[0].startswith("train") and {"--config_path", "--recipe"} & set(c)]
+    assert len(runs) == count
+    for command in runs:
+        assert main([*command, "--print_config"]) == 0, command
+        assert "task_name" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["start.md", "compress.md", "study.md"])
+def test_documented_snippets_run(page: str, documented_folder: Path) -> None:
+    for command in commands(PAGES[page]):
+        if command[0] == "pack" and "pretrained:digits-resnet8" in command:
+            assert main(shortened(command)) == 0
+    for code in blocks("python", PAGES[page]):
+        names: dict[str, object] = {"nern": nern}
+        exec(code, names)
+        assert isinstance(names.get("network", torch.nn.Identity()), torch.nn.Module)
+
+
+def test_api_page_has_every_public_name() -> None:
+    named = re.findall(r"^::: nern\.(\w+)$", PAGES["api.md"], flags=re.MULTILINE)
+    assert sorted(named) == sorted(PUBLIC)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +230,7 @@ def test_documented_files_are_written_and_read(tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_tables_list_every_registered_name(key: str, entries: registry.Registry[object]) -> None:
-    row = next(line for line in README.splitlines() if f"| `{key}` |" in line)
+    row = next(line for line in PAGES["train.md"].splitlines() if f"| `{key}` |" in line)
     named = set(re.findall(r"`([\w.]+)`", row.split("|")[3]))
     assert set(entries) <= named
 
@@ -160,14 +240,34 @@ def test_networks_and_tasks_are_what_the_command_prints(capsys: pytest.CaptureFi
         return [re.sub(r"the [\d,]+ networks", "the networks", line) for line in text.strip().splitlines()]
 
     assert main(["list"]) == 0
-    between = README.partition("<!-- nern list -->")[2].partition("<!-- end -->")[0]
+    between = PAGES["your-network.md"].partition("<!-- nern list -->")[2].partition("<!-- end -->")[0]
     assert plain(between) == plain(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(
-    "path", [*sorted(p.name for p in (ROOT / "docs").glob("*.md")), "README.md", "CONTRIBUTING.md"]
-)
+def anchors(text: str) -> set[str]:
+    """Of the headings, as GitHub and the site make them."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [*sorted(f"docs/{name}" for name in PAGES if name != "README.md"), *ROOT_PAGES])
 def test_links_in_the_documentation_lead_somewhere(path: str) -> None:
-    file = ROOT / path if (ROOT / path).is_file() else ROOT / "docs" / path
-    links = re.findall(r"\]\(([^)#]+)\)", file.read_text(encoding="utf-8"))
-    assert [link for link in links if "://" not in link and not (file.parent / link).exists()] == []
+    file = ROOT / path
+    text = re.sub(r"^```.*?^```", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for link, _, anchor in re.findall(r"\]\(([^)#]*)(#([^)]+))?\)", text):
+        if "://" in link:
+            continue
+        target = (file.parent / link) if link else file
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{link}#{anchor}"
+
+
+def test_messages_and_comments_name_pages_that_exist() -> None:
+    files = [
+        f for folder in ("src", "tests", "benchmarks", "experiments", "tools") for f in (ROOT / folder).rglob("*.*")
+    ]
+    texts = {f: f.read_text(encoding="utf-8") for f in files if f.suffix in (".py", ".yaml", ".md", ".sh")}
+    named = {(name, f) for f, text in texts.items() for name in re.findall(r"docs[/\\]+([\w-]+)\\?\.md", text)}
+    assert named
+    assert {(name, str(f)) for name, f in named if f"{name}.md" not in PAGES} == set()

@@ -32,11 +32,11 @@ IMPROVED = {
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"loss_warmup_iterations": 5}, r"loss_warmup_iterations \(=5\) has no part"),
+        ({"loss_warmup_iterations": 5}, r"loss_warmup_iterations \(=5\) has no effect"),
         ({"nern.reconstruction_loss_weight": 0}, r"no loss of .* has a weight above 0"),
         (
             {"teacher.original_model_name": "ResNet8", "distillation.iterations": None},
-            r"teacher has no part without a phase of distillation",
+            r"teacher has no effect without a phase of distillation",
         ),
     ],
 )
@@ -48,7 +48,7 @@ def test_what_has_no_part_in_phases_is_refused(values: dict[str, Any], message: 
 def test_a_rate_for_both_phases_over_a_recipe_is_refused_naming_the_keys() -> None:
     with pytest.raises(
         NernError,
-        match=r"optim\.lr .*reconstruction\.optim\.lr, refinement\.optim\.lr, distillation\.optim\.lr are set by recipe",
+        match=r"optim\.lr .*: recipe 'nern' sets reconstruction\.optim\.lr, refinement\.optim\.lr, distillation\.optim\.lr",
     ):
         Config.of_recipe("nern", {"optim": {"lr": 1.0}})
     config = Config.of_recipe("nern", {"optim": {"weight_decay": 0.1}})

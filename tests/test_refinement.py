@@ -129,8 +129,8 @@ def test_a_run_stopped_anywhere_ends_as_an_uninterrupted_one(configure: Configur
     ("given", "message"),
     [
         ({"refinement.images": 0}, r"refinement\.images \(=0\) must be at least 1"),
-        ({"learn_norms": False}, r"norm_images \(=30\) has no part without learn_norms"),
-        ({"refinement.iterations": None}, r"refinement\.images \(=24\) has no part without that phase"),
+        ({"learn_norms": False}, r"norm_images \(=30\) needs learn_norms: true"),
+        ({"refinement.iterations": None}, r"refinement\.images \(=24\) has no effect: that phase has no length"),
         (
             {"nern.reconstruction_rows": "drawn", "nern.weights_batch_method": "random_batch", "norm_images": 1},
             r"whole filters.*'random_batch'; set refinement\.weights_batch_method to one of all, .*random_filters",

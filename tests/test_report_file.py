@@ -218,7 +218,7 @@ def test_a_run_knows_its_own_original_and_task(tmp_path: Path, capfd: pytest.Cap
         name = option[0].partition(".")[0]
         assert f"{name}: for .nern files only; run {tmp_path} knows its" in capfd.readouterr().err
     assert main(["report", str(tmp_path), "--task.data_dir", "data"]) == 2
-    assert "--task.task_name says whose test images to take" in capfd.readouterr().err
+    assert "options of a task need --task.task_name" in capfd.readouterr().err
 
 
 @without_browser

@@ -20,9 +20,9 @@ import yaml
 from nern.cli import main
 from nern.config import Config
 from nern.errors import NernError
-from nern.sweep import COLUMNS, load_sweep, sweep
-from nern.sweep.processes import Job, run_side_by_side
-from nern.sweep.run import _places
+from nern.sweeps import COLUMNS, load_sweep, sweep
+from nern.sweeps.processes import Job, run_side_by_side
+from nern.sweeps.run import _places
 from nern.training.interrupt import Interrupted
 from runs import quiet
 
@@ -95,13 +95,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
             job.error = made_up(job)
             on_end(job)
 
-    monkeypatch.setattr("nern.sweep.run.run_side_by_side", run)
+    monkeypatch.setattr("nern.sweeps.run.run_side_by_side", run)
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps draw none."""
-    monkeypatch.setattr("nern.sweep.picture.draw", lambda path, rows: None)
+    monkeypatch.setattr("nern.sweeps.picture.draw", lambda path, rows: None)
 
 
 def names(folder: Path) -> list[str]:
@@ -219,7 +219,7 @@ def test_files_that_are_no_sweep(tmp_path: Path) -> None:
         (["--nern.hiden", "3"], "unknown configuration key 'nern.hiden'"),
         (["--jobs", "0"], "--jobs (=0) must be at least 1"),
         (["--nern.hidden_layer_size", "3"], "grid varies nern.hidden_layer_size, --nern.hidden_layer_size sets it"),
-        (["--nern", "{}"], "--nern: nern sweep takes single keys, whole"),
+        (["--nern", "{}"], "--nern: on the command line nern sweep takes single keys only"),
     ],
 )  # fmt: skip
 def test_mistakes_on_the_command_line(
@@ -476,7 +476,7 @@ def test_sweep_of_ours_loads(path: Path) -> None:
 
 
 def test_docs_describe_every_key_and_column_and_their_example_loads(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "many-runs.md").read_text(encoding="utf-8")
     example = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[0]
     path = ROOT / "experiments" / "sweeps" / "example.yaml"
     values = yaml.safe_load(example)

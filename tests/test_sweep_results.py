@@ -12,9 +12,9 @@ import pytest
 
 from nern.config import Config
 from nern.errors import NernError
-from nern.sweep import COLUMNS, PlannedRun
-from nern.sweep.picture import draw
-from nern.sweep.table import groups_of, row_of, table_text
+from nern.sweeps import COLUMNS, PlannedRun
+from nern.sweeps.picture import draw
+from nern.sweeps.table import groups_of, row_of, table_text
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

@@ -193,7 +193,7 @@ def test_paths_of_the_teacher_are_named_from_the_root(tmp_path: Path, monkeypatc
     ("values", "message"),
     [
         ({"teacher.original_model_name": "ResNet9"}, r"unknown .*'ResNet9'.*ResNet8"),
-        ({"teacher.original_model_name": None}, r"teacher\.original_model_name is null, which makes the original"),
+        ({"teacher.original_model_name": None}, r"teacher\.original_model_name is null, so the original network is"),
         (NONE | {"teacher.original_model_kwargs": {"a": 1}}, r"teacher\.original_model_name is null"),
         ({"nern.distillation_loss_weight": 0.0}, r"set nern\.distillation_loss_weight above 0"),
         (

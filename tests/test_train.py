@@ -26,7 +26,7 @@ from nern import Config, NernError, NonFiniteLossError, registry
 from nern.errors import NernWarning
 from nern.experiment import build_experiment
 from nern.originals import CifarResNet
-from nern.training import Interrupted, Member, RunFolder, Trainer
+from nern.training import Member, RunFolder, Trainer
 from nern.training.run_folder import attached_to
 from runs import SHORT, assert_same_result, interrupted, quiet, resume, same, stop_after, train
 
@@ -236,17 +236,6 @@ def test_run_may_be_stopped_anywhere(configure: Configure) -> None:
     whole = train(config)
     for step in (1, 2, 3, 5):
         assert_same_result(whole, resume(interrupted(config, step)))
-
-
-@pytest.mark.usefixtures("no_picture")
-def test_run_may_be_stopped_twice(configure: Configure) -> None:
-    config = configure({"num_iterations": 9, "optim.optimizer_type": "ranger"})
-    folder = interrupted(config, 3)
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 7)
-        with pytest.raises(Interrupted, match="stopped at step 7 of 9"):
-            nern.resume(folder.root, quiet())
-    assert_same_result(train(config), resume(folder))
 
 
 @pytest.mark.usefixtures("no_picture")
@@ -770,14 +759,6 @@ def test_a_removed_ordering_is_written_again(configure: Configure) -> None:
     folder.ordering.unlink()
     resume(folder)
     assert same(load_file(folder.ordering), before)
-
-
-@pytest.mark.usefixtures("no_picture")
-def test_one_process_at_a_time_trains_in_a_folder(configure: Configure) -> None:
-    folder = interrupted(configure(), 3)
-    with folder.locked(), pytest.raises(NernError, match="another process is training in"):
-        resume(folder)
-    resume(folder)
 
 
 @pytest.mark.parametrize(

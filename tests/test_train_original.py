@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -23,12 +22,11 @@ from torch import Tensor, nn
 import nern
 from nern import Config, NernError, NonFiniteLossError, registry
 from nern.cli import main
-from nern.config import OptimConfig, OriginalConfig
+from nern.config import OriginalConfig
 from nern.objectives.smoothness import mean_neighbour_cosine
 from nern.originals import CifarResNet, build_network
 from nern.tasks.base import DataSettings, build_task
 from nern.training import Interrupted, OriginalTrainer, RunFolder
-from nern.training.schedules import Schedule
 from runs import assert_same_result, quiet, same
 
 CPU = torch.device("cpu")
@@ -310,29 +308,6 @@ def test_a_run_goes_on_with_its_settings_in_one_process_and_not_beyond_its_end(c
     assert (after["test"], after["steps"]) == (metrics["test"], metrics["steps"])
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda folder: folder.config.unlink(), "is not a run folder"),
-        (lambda folder: folder.state.unlink(), "cannot be resumed: it has no state.pt"),
-        (lambda folder: folder.state.write_bytes(folder.state.read_bytes()[:500]), "cannot be read: truncated"),
-        (lambda folder: folder.save_state(without(folder.load_state(), "optimizer")), "is damaged: 'optimizer'"),
-    ],
-)
-def test_damaged_run_is_refused(
-    finished: tuple[RunFolder, dict[str, Any]], tmp_path: Path, damage: Callable[[RunFolder], Any], message: str
-) -> None:
-    folder = RunFolder(shutil.copytree(finished[0].root, tmp_path / "run"))
-    damage(folder)
-    with pytest.raises(NernError, match=message):
-        resume(folder)
-
-
-def without(state: dict[str, Any], *names: str) -> dict[str, Any]:
-    """What `save_state` is to write: not the entries `names`, nor those it adds itself."""
-    return {name: value for name, value in state.items() if name not in (*names, "version", "config")}
-
-
 # --- losses ------------------------------------------------------------------------------------------------------
 
 
@@ -457,7 +432,7 @@ def test_run_that_cannot_work_leaves_nothing(configure: Configure, values: dict[
     ("values", "message"),
     [
         ({"smoothness.type": "CosineSmothness"}, "unknown smoothness measure .*did you mean 'CosineSmoothness'"),
-        ({"smoothness.type": "L2Smoothness", "smoothness.cosine_factor": 0.1}, "set l2_factor"),
+        ({"smoothness.type": "L2Smoothness", "smoothness.cosine_factor": 0.1}, "set smoothness.l2_factor"),
         ({"smoothness.cosine_factor": -0.1}, "finite numbers, not negative"),
         ({"smoothness.l2_factor": math.inf}, "finite numbers, not negative"),
         ({"smoothness.along": ["rows"]}, r"unknown smoothness\.along 'rows'.*Choices: channels, filters"),
@@ -529,59 +504,6 @@ def test_command_resumes_and_takes_no_other_settings(in_folder: Path, capsys: py
     assert "12 steps, from step 6" in capsys.readouterr().out
     assert main(["train-original", "--resume", "outputs/mine", "--epochs", "1"]) == 2
     assert "is at step 12; it cannot end at step" in " ".join(capsys.readouterr().err.split())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--epoch", "3"], "did you mean 'epochs'"),
-        (["--epochs", "many"], "epochs"),
-        (["--resume", "nothing"], "nothing is not a run folder"),
-        (["--json", "."], "--json"),
-    ],
-)
-def test_bad_command_is_one_line_of_error(
-    in_folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
-) -> None:
-    assert main(["train-original", *options]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.startswith("error: ")
-    assert "Traceback" not in error
-    assert not (in_folder / "outputs").exists()
-
-
-# --- schedules ---------------------------------------------------------------------------------------------------
-
-
-def rates(steps: int, **options: Any) -> list[float]:
-    """The rate of every step, and the one after the last."""
-    schedule = Schedule(OptimConfig(**options), steps)
-    found = []
-    for step in range(steps):
-        found.append(schedule.lr)
-        schedule.after_step(step)
-    return [*found, schedule.lr]
-
-
-def test_onecycle_rises_to_its_peak_after_the_warm_up_and_falls_to_the_least() -> None:
-    found, peak = rates(40, lr_scheduler_type="onecycle", lr=0.5, warmup=0.25, min_lr=1e-3), 10
-    assert found[0] == pytest.approx(0.5 / 25)
-    assert found[peak] == max(found) == pytest.approx(0.5)
-    assert found[40] == pytest.approx(1e-3)
-    assert found[39] < 0.01
-    assert all(a < b for a, b in pairwise(found[: peak + 1]))
-    assert all(a > b for a, b in pairwise(found[peak:]))
-    assert found[peak // 2] == pytest.approx((0.5 + 0.5 / 25) / 2)  # half-way up a cosine
-    assert found[(40 + peak) // 2] == pytest.approx((0.5 + 1e-3) / 2, rel=0.1)
-
-
-@pytest.mark.usefixtures("no_picture")
-@pytest.mark.parametrize("name", list(registry.SCHEDULES))
-def test_training_takes_the_rates_of_its_schedule(configure: Configure, name: str) -> None:
-    folder = train(configure({"optim.lr_scheduler_type": name, "optim.min_lr": 1e-3}))
-    expected = rates(8, lr_scheduler_type=name, lr=0.1, min_lr=1e-3)[:8]
-    assert [record["lr"] for record in losses(folder)] == pytest.approx(expected)
 
 
 # --- other networks and images -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -64,6 +65,18 @@ def test_a_computed_gamma_reaches_min_lr_at_the_end(iterations: int, interval: i
 def test_the_exponential_advances_after_every_interval() -> None:
     config = OptimConfig(lr=1.0, min_lr=0.2, lr_scheduler_type="exponential", gamma=0.5, step_interval=3)
     assert rates(config, 9) == [1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125, 0.125, 0.125]
+
+
+def test_onecycle_rises_to_its_peak_after_the_warm_up_and_falls_to_the_least() -> None:
+    found, peak = rates(OptimConfig(lr_scheduler_type="onecycle", lr=0.5, warmup=0.25, min_lr=1e-3), 40), 10
+    assert found[0] == pytest.approx(0.5 / 25)
+    assert found[peak] == max(found) == pytest.approx(0.5)
+    assert found[40] == pytest.approx(1e-3)
+    assert found[39] < 0.01
+    assert all(a < b for a, b in pairwise(found[: peak + 1]))
+    assert all(a > b for a, b in pairwise(found[peak:]))
+    assert found[peak // 2] == pytest.approx((0.5 + 0.5 / 25) / 2)  # half-way up a cosine
+    assert found[(40 + peak) // 2] == pytest.approx((0.5 + 1e-3) / 2, rel=0.1)
 
 
 def test_interval_0_in_a_short_run_is_an_error() -> None:
@@ -225,10 +238,69 @@ def test_no_cuda_is_no_gpus(given: dict[str, Any], gpus: int) -> None:
     assert Config.from_dict(given).num_gpus == gpus
 
 
-def test_asking_for_clearml_without_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "clearml_installed", lambda: False)
-    with pytest.raises(NernError, match=r"needs the clearml extra: pip install 'nern\[clearml\]'"):
-        build_tracker(config_of(tracker="clearml"), tmp_path)
+@pytest.mark.parametrize(
+    ("tracker", "extra"),
+    [("clearml", "clearml"), ("wandb", "wandb"), ("mlflow", "mlflow"), ("tensorboard", "train")],
+)
+def test_tracker_that_is_not_installed_is_named_with_its_extra(
+    tracker: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NernError, match=rf"needs the {extra} extra: pip install 'nern\[{extra}\]'"):
+        build_tracker(config_of(tracker=tracker), tmp_path)
+
+
+def test_csv_holds_all_scalars_and_a_resumed_run_replaces_what_follows(tmp_path: Path) -> None:
+    for first, steps in ((0, range(4)), (2, range(2, 5))):
+        tracker = build_tracker(config_of(tracker="csv"), tmp_path, first)
+        for step in steps:
+            tracker.log({"loss/total": float(step), "optim/lr": 0.5 + first}, step)
+        tracker.close()
+    with (tmp_path / "scalars.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lr = [(int(row["step"]), float(row["value"])) for row in rows if row["name"] == "optim/lr"]
+    assert lr == [(0, 0.5), (1, 0.5), (2, 2.5), (3, 2.5), (4, 2.5)]
+    assert [float(row["value"]) for row in rows if row["name"] == "loss/total"] == [0, 1, 2, 3, 4]
+
+
+def test_mlflow_records_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "runs").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    tracker = build_tracker(config_of(tracker="mlflow"), tmp_path)
+    for step in range(3):
+        tracker.log({"loss/total": 1.0 / (step + 1)}, step)
+    tracker.close()
+    client = MlflowClient((tmp_path / "runs").as_uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("nern").experiment_id])
+    assert run.data.params["logging.tracker"] == "mlflow"
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "loss/total")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+
+
+WANDB = """
+import sys
+from pathlib import Path
+from nern.config import Config, LoggingConfig
+from nern.training.tracking import build_tracker
+
+tracker = build_tracker(Config(logging=LoggingConfig(exp_name="offline run", tracker="wandb")).check(), Path(sys.argv[1]))
+for step in range(3):
+    tracker.log({"loss/total": 1.0 / (step + 1)}, step)
+tracker.close()
+"""
+
+
+def test_wandb_records_offline(tmp_path: Path) -> None:
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    variables |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", WANDB, str(tmp_path)], env=variables, cwd=tmp_path, check=True, timeout=120)
+    (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    content = record.read_bytes()
+    assert b"loss/total" in content
+    assert b"offline run" in content
 
 
 CLEARML = """

@@ -1,38 +1,52 @@
-"""The Python front door: fit a NeRN to a module of one's own, without data."""
+"""The Python front door: fit a NeRN to a module of one's own, on one's own data or none."""
 
 from __future__ import annotations
 
 import copy
+import html
 import signal
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from nern.config import Config, NernConfig, import_modules
 from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, NernWarning, plain_errors
-from nern.evaluation import LayerError, layer_errors
-from nern.experiment import kernel_table, represent
+from nern.evaluation import Evaluator, LayerError, layer_errors
+from nern.experiment import Experiment, kernel_table, represent
+from nern.inputs import Calling
+from nern.jobs.own_folder import train_in_folder
+from nern.objectives.objective import Losses
 from nern.ordering.order import Ordering
 from nern.originals.base import Original, as_original
 from nern.registry import PREDICTORS
+from nern.representation.grid import Quantised
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, predictor_arguments, share_of
 from nern.representation.predictor import parameters_of
-from nern.terminal import ProgressDisplay
+from nern.tasks.base import Task
+from nern.tasks.own import Forward, OwnData, as_batches
+from nern.terminal import ProgressDisplay, share_text
 from nern.training.interrupt import Interrupted
-from nern.training.members import Member
+from nern.training.members import Member, trained_beside
 from nern.training.trainer import Trainer
 
+if TYPE_CHECKING:
+    from nern.artifact import Artifact
+    from nern.jobs.packing import PackOptions
+
 FIT_ITERATIONS = 2000
+Metric = Callable[[Any, Any], float | Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fitted:
     """A NeRN fitted to a network.
 
@@ -43,6 +57,12 @@ class Fitted:
         config: that the NeRN was built by.
         steps: of training that were done.
         interrupted: whether Ctrl-C ended the training before its last step.
+        beside: parameters that were trained beside the predictor (norms), by name.
+        quantised: steps of the predictor's rounding; None: it was not trained to be rounded.
+        data: how batches are read.
+        task: the data it was fitted on and is tested on; None: there were none.
+        calling: how the network is called with a batch; None: there was none yet.
+        metric: of outputs and a batch.
     """
 
     original: Original
@@ -51,11 +71,17 @@ class Fitted:
     config: NernConfig
     steps: int
     interrupted: bool = False
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    quantised: Quantised | None = None
+    data: OwnData | None = None
+    task: Task | None = None
+    calling: Calling | None = None
+    metric: Metric | None = None
 
     def network(self) -> nn.Module:
         """The reconstructed network: a copy of the module with predicted weights, in eval mode, its parameters
         trainable."""
-        return self.original.rebuild(self.nern.reconstruct())
+        return self.original.rebuild(self.nern.reconstruct(), dict(self.beside))
 
     def layer_errors(self) -> list[LayerError]:
         """Reconstruction error of each layer."""
@@ -72,9 +98,78 @@ class Fitted:
         """Parameters of the predictor over represented weights."""
         return self.nern.num_parameters / self.nern.table.num_weights
 
+    @plain_errors()
+    @torch.no_grad()
+    def evaluate(self, data: Any = None, metric: Metric | None = None) -> dict[str, dict[str, float]]:
+        """Evaluate the original and the reconstructed network.
+
+        Args:
+            data: a DataLoader, a Dataset, a tensor, or an iterable of batches; None: the `test` that `fit` was given.
+            metric: (outputs, batch) -> a number for this batch; None: the one that `fit` was given.
+
+        Returns:
+            'original' and 'reconstructed', each with 'images' (samples) and, of a classifier with labelled data,
+            'agreement', 'divergence', 'top1', 'top5', 'loss'; else 'error', norm of the outputs' error over the norm of the
+            original's outputs. Shares are in percent. 'metric': its mean over all samples.
+
+        Raises:
+            NernError: there are no data, or the network does not take them.
+        """
+        own = self.data or own_data(self.original, None, Config.of_recipe("nern"))
+        batches = None if data is None else as_batches(data, own.batch_size)
+        if batches is None:
+            test = None if self.task is None else self.task.test
+            if test is None:
+                raise NernError("there is nothing to evaluate on: give `data`, or give `test` to nern.fit")
+        elif self.calling is None:
+            test = own.task(None, batches)[0].test
+            assert test is not None
+        else:
+            test = own.test_set(batches, self.calling)
+        evaluator = Evaluator(self.original, own.batch_size)
+        weights, beside = self.nern.reconstruct(), dict(self.beside)
+        found = {
+            "original": evaluator(test).to_dict(),
+            "reconstructed": evaluator(test, weights, beside).to_dict(),
+        }
+        metric = metric or self.metric
+        if metric is not None:
+            networks = {"original": self.original.network, "reconstructed": self.original.rebuild(weights, beside)}
+            for name, network in networks.items():
+                found[name]["metric"] = own.mean(metric, network, test)
+        return found
+
+    def save(self, path: str | Path, options: PackOptions | None = None) -> Artifact:
+        """Write all of it into one file. See `nern.save`."""
+        from nern.jobs.packing import save
+
+        return save(self, path, options)
+
+    def report(self, path: str | Path) -> Path:
+        """Write a page about it. See `nern.report`."""
+        from nern.jobs.report import report
+
+        return report(self, path)
+
+    def __repr__(self) -> str:
+        table, with_order = self.nern.table, ""
+        if self.ordering.mode != "none":
+            with_order = f", with the ordering {share_text(self.share)}"
+        errors = self.layer_errors()
+        worst = max(errors, key=lambda error: error.relative)
+        return (
+            f"NeRN of {self.original.name}: {table.num_weights:,} weights in {len(table.shapes)} layers by "
+            f"{self.nern.num_parameters:,} parameters ({share_text(self.predictor_share)}{with_order})\n"
+            f"{self.steps:,} steps{', interrupted' * self.interrupted}; largest relative error of a layer: "
+            f"{worst.relative:.3f} ({worst.name})"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
 
 def fit_config(iterations: int = FIT_ITERATIONS) -> Config:
-    """The settings `fit` uses unless told otherwise: reconstruction by recipe 'nern'."""
+    """The settings of `fit` without data: reconstruction by recipe 'nern'."""
     return Config.of_recipe(
         "nern",
         {
@@ -85,61 +180,80 @@ def fit_config(iterations: int = FIT_ITERATIONS) -> Config:
     )
 
 
+def own_data(original: Original, forward: Forward | None, config: Config) -> OwnData:
+    """How batches for a network are read."""
+    return OwnData(original.network, forward, original.weights[0].device, config.batch_size, config.seed)
+
+
 @plain_errors()
 def fit(
     network: nn.Module,
+    data: Any = None,
+    test: Any = None,
     *,
     ratio: float | None = None,
     iterations: int | None = None,
+    phases: Mapping[str, int | None] | None = None,
     config: Config | None = None,
+    forward: Forward | None = None,
+    metric: Metric | None = None,
     seed: int | None = None,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
+    run_folder: str | Path | None = None,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
     progress: bool = True,
     console: Console | None = None,
 ) -> Fitted:
-    """Fit a NeRN to the weights of `network`; reconstruction only, no data. The network itself is not changed.
+    """Fit a NeRN to a network. The network itself is not changed.
+
+    With `data`, all phases of recipe 'nern' train it: weights, weights by what their errors do to the outputs, outputs.
+    Without, the weights alone are reconstructed.
+
+    A batch may be a tensor, or tensors in tuples, lists, mappings and dataclasses. The network is called with the values
+    of a mapping by name, with the first parts of a tuple (as many as it must be given), with anything else as it is;
+    `forward` says it otherwise. All its floating-point outputs are distilled. Labels (what follows the inputs in a tuple,
+    or a mapping's 'labels') tell that the outputs are scores of classes, and are used in no other way.
 
     Ctrl-C ends the training after the step that runs, and what was reached is returned, with a warning; a second Ctrl-C
     interrupts at once.
 
     Args:
         network: any module, or an `OriginalNetwork` that chooses its own weights.
+        data: to train on: a DataLoader, a Dataset, a tensor of samples, or an iterable of batches.
+        test: to evaluate on, at the end of each phase; as `data`.
         ratio: size of the predictor, the ordering apart, as a share of the represented weights: the hidden width is the
             largest that keeps within it. None: 0.5, or with `config` its own width.
-        iterations: training steps. None: 2,000, or with `config` its own count.
-        config: settings in place of `fit_config()`, copied.
-        seed: of initialisation and weight batches. None: 0, or with `config` its own.
+        iterations: steps of reconstruction. None: 2,000 without data, 3,000 with, or with `config` its own count.
+        phases: steps of phases by name: 'reconstruction', 'refinement', 'distillation', 'quantisation'; None: not run.
+        config: all settings, copied; None: those of recipe 'nern'.
+        forward: (network, batch) -> outputs, in place of the usual call.
+        metric: (outputs, batch) -> a number for this batch, which `Fitted.evaluate` averages.
+        seed: of initialisation, weight batches and the order of samples. None: 0, or with `config` its own.
         include: weights to represent, globs on parameter names; None: all convolutions (or the network's own choice).
         exclude: weights to keep, globs over `include`. Given one of both, those of `config` have no part.
+        run_folder: a folder for checkpoints, losses and what is needed to go on; where it holds a run of the same network
+            and settings, that goes on from where it was.
+        on_step: is called after each step with the number of steps done and the losses by name.
         progress: say what the ordering takes, and show a progress bar.
         console: where it is shown; None: standard output.
 
     Raises:
-        NernError: nothing to represent, values that are not finite, `ratio` too small for any predictor.
+        NernError: nothing to represent, values that are not finite, `ratio` too small for any predictor, data that the
+            network does not take, a run folder with another run.
         KeyboardInterrupt: on Ctrl-C before the first step, and on a second one.
     """
     ratio = 0.5 if ratio is None and config is None else ratio
     if ratio is not None and not 0 < ratio < float("inf"):
         raise NernError(f"ratio (={ratio}) must be above 0")
-    config = copy.deepcopy(config) if config else fit_config()
+    config = _settings(config, data is not None, iterations, phases, seed)
     if include is not None or exclude:
         config.nern = replace(config.nern, include=None if include is None else list(include), exclude=list(exclude))
     original = as_original(network, None, config.nern.include, config.nern.exclude)
-    config.seed = config.seed if seed is None else seed
-    for key, given in (("teacher", config.teacher.asked_for), ("learn_fc_layer", config.learn_fc_layer)):
-        if given:
-            raise NernError(f"fit has no images: {key} of its config has no part; leave it out, or use `nern train`")
-    if config.by_phases:
-        config.phases = [phase for phase in config.phases if not (phase.needs_images or phase.errors == "curvature")]
-        if iterations is not None:
-            config.phase("reconstruction").iterations = iterations
-        if not config.by_phases:
-            raise NernError(
-                "fit has no images to distil from: set reconstruction.iterations of its config, or iterations"
-            )
-    elif iterations is not None:
-        config.epochs, config.num_iterations = None, iterations
+    own, task, calling = own_data(original, forward, config), None, None
+    if data is not None or test is not None:
+        task, calling = own.task(data, test)
+        _choose_losses(config, calling)
     import_modules(config.imports)
     config.check()
     console = console or CleanConsole()
@@ -148,22 +262,114 @@ def fit(
         width = _width(config.nern, kernel_table(config.nern, [original]), ratio)
         config.nern = replace(config.nern, hidden_layer_size=width)
     config.check()
-    nern, ordering, _ = represent(config, [original], original.weights[0].device, tell=tell)
-    trainer = Trainer(config, [Member(original)], nern)
-    display = ProgressDisplay(console, trainer.total_steps, trainer.total_steps, live=progress)
-    trainer.on_step = display.on_step
+    member, device = Member(original, task, original.name), original.weights[0].device
+
+    def built(config: Config) -> Experiment:
+        nern, ordering, source = represent(config, [original], device, tell=tell)
+        beside = trained_beside([original], config.learn_fc_layer, config.learn_norms) if data is not None else {}
+        return Experiment(config, device, [member], ordering, source, nern, beside)
+
     stopped_by = None
-    try:
-        with display:
-            trainer.fit()
-    except Interrupted as error:
-        stopped_by = error.signal_number
+    if run_folder is None:
+        experiment = built(config)
+        trainer = experiment.trainer()
+        stopped_by = _train(trainer, console, progress, on_step)
+    else:
+        config.logging.progress = progress
+        experiment, trainer, stopped_by = train_in_folder(
+            config, original, built, Path(run_folder), console, lambda trainer: _hear(trainer, on_step)
+        )
     if stopped_by not in (None, signal.SIGINT):  # to end the program is not for us to refuse
         signal.raise_signal(stopped_by)
     if stopped_by is not None:
         told = f"fit was stopped at step {trainer.step:,} of {trainer.total_steps:,}; what it had reached is returned"
         warnings.warn(told, NernWarning, stacklevel=3)
-    return Fitted(original, nern, ordering, config.nern, trainer.step, stopped_by is not None)
+    trainer.round_for_good()
+    return Fitted(
+        original,
+        experiment.nern,
+        experiment.ordering,
+        config.nern,
+        trainer.step,
+        stopped_by is not None,
+        {name: value.detach().clone() for name, value in trainer.extra.items()},
+        trainer.rounding.quantised,
+        own,
+        task,
+        calling,
+        metric,
+    )
+
+
+def _settings(
+    given: Config | None,
+    with_data: bool,
+    iterations: int | None,
+    phases: Mapping[str, int | None] | None,
+    seed: int | None,
+) -> Config:
+    """The settings of a fit: what is given, or those of the recipe, with the steps that were asked for."""
+    usual = Config.of_recipe("nern") if with_data else fit_config()
+    config = usual if given is None else copy.deepcopy(given)
+    config.seed = config.seed if seed is None else seed
+    if config.teacher.asked_for:
+        raise NernError(
+            "fit has no images for a teacher: teacher of its config has no part; leave it out, or use `nern train`"
+        )
+    if config.learn_fc_layer and not with_data:
+        raise NernError("fit has no images: learn_fc_layer of its config has no part; leave it out, or give `data`")
+    if not config.by_phases:
+        if phases is not None:
+            raise NernError("phases: this config has none; set num_iterations or epochs of it")
+        if iterations is not None:
+            config.epochs, config.num_iterations = None, iterations
+        return config
+    steps = dict(phases or {}) | ({} if iterations is None else {"reconstruction": iterations})
+    for name, count in steps.items():
+        config.phase(name).iterations = count
+        config.phase(name).epochs = None
+    if not with_data:
+        config.phases = [phase for phase in config.phases if not (phase.needs_images or phase.errors == "curvature")]
+    if not config.by_phases:
+        raise NernError("fit has no data to distil from: give `data`, or set steps of reconstruction (iterations)")
+    return config
+
+
+def _choose_losses(config: Config, calling: Calling) -> None:
+    """Have outputs that are no class scores compared as the numbers they are."""
+    if calling.scales is not None and config.nern.distillation_loss_type == "LogitsL2Loss":
+        config.nern.distillation_loss_type = "OutputsL2Loss"
+
+
+def _hear(trainer: Trainer, on_step: Callable[[int, dict[str, float]], None] | None) -> None:
+    """Have `on_step` called after each step, beside what is called already."""
+    if on_step is None:
+        return
+    before = trainer.on_step
+
+    def heard(step: int, losses: Losses) -> None:
+        if before is not None:
+            before(step, losses)
+        on_step(step, {name: float(value.detach()) for name, value in losses.terms.items()})
+
+    trainer.on_step = heard
+
+
+def _train(
+    trainer: Trainer, console: Console, progress: bool, on_step: Callable[[int, dict[str, float]], None] | None
+) -> int | None:
+    """Train to the end; the signal that stopped it, if one did."""
+    display = ProgressDisplay(console, trainer.total_steps, trainer.without_images, live=progress)
+    display.phase_name = lambda: trainer.phase_name
+    trainer.on_step, trainer.on_evaluation = display.on_step, display.on_evaluation
+    _hear(trainer, on_step)
+    trainer.rehearse()
+    try:
+        with display:
+            trainer.fit()
+    except Interrupted as error:
+        return error.signal_number
+    return None
 
 
 def _width(config: NernConfig, table: KernelTable, ratio: float) -> int:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import fnmatch
+import html
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from nern import registry
 from nern.config import RECIPES
 from nern.config.checks import CHOICES, TERMS
 from nern.config.phases import KNOWN
-from nern.errors import unknown_name
+from nern.errors import EXTRAS, NernWarning, plain_errors, unknown_name
 from nern.ordering import ordering_bits
-from nern.originals import source_names
-from nern.originals.base import Original
+from nern.originals import build_original, source_names
+from nern.originals.base import Original, as_original
+from nern.originals.selection import ParameterChoice
 from nern.representation.kernels import kernel_shape
 from nern.shipped import shipped_nerns, shipped_networks
 from nern.terminal import bytes_text, share_text
@@ -61,6 +68,81 @@ def names_of(what: str) -> list[str]:
     return list(SECTIONS[what])
 
 
+def list_networks(pattern: str = "*") -> list[str]:
+    """Names of networks that nern builds: registered ones, and all of torchvision and timm.
+
+    Args:
+        pattern: a glob that names match, upper and lower case alike, with or without 'torchvision:' and 'timm:'.
+    """
+    names = [*registry.ORIGINALS, *(name for source in SOURCES for name in names_of(source))]
+    wanted = pattern.lower()
+    return [n for n in names if any(fnmatch.fnmatch(part.lower(), wanted) for part in (n, n.partition(":")[2]) if part)]
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection:
+    """What of a network a NeRN represents.
+
+    Attributes:
+        name: of the network.
+        original: a frozen copy of it.
+    """
+
+    name: str
+    original: Original
+
+    @property
+    def choices(self) -> list[ParameterChoice]:
+        """What becomes of each parameter: taken or kept, and why."""
+        return self.original.choices
+
+    @property
+    def represented(self) -> int:
+        """Weights that are represented."""
+        return sum(weight.numel() for weight in self.original.weights)
+
+    @property
+    def ordering_bytes(self) -> dict[str, float]:
+        """The least that each kind of ordering of the kernels takes."""
+        shapes = kernel_shapes(self.original)
+        return {mode: ordering_bits(mode, shapes) / 8 for mode in registry.ORDERINGS}
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {totals(self)}"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+@plain_errors()
+def inspect(
+    network: nn.Module | str,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    weights: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Inspection:
+    """What of a network a NeRN represents.
+
+    Args:
+        network: a module, which is not changed; or a name as `task.original_model_name` has it.
+        include, exclude: globs on names of parameters, as for `nern.fit`.
+        weights: of a named network: as `original_model_path`; None: random ones.
+        kwargs: of a named network: arguments to build it with.
+
+    Raises:
+        NernError: no such network; nothing to represent.
+    """
+    if isinstance(network, nn.Module):
+        return Inspection(type(network).__name__, as_original(network, None, include, exclude))
+    with warnings.catch_warnings():
+        if weights is None:
+            warnings.filterwarnings("ignore", "original_model_path is not set", NernWarning)
+        return Inspection(
+            network, build_original(network, weights, dict(kwargs or {}), include=include, exclude=exclude)
+        )
+
+
 def networks_and_tasks() -> str:
     """The networks and tasks there are, as Markdown tables (the README holds this text)."""
     lines = ["| `task.original_model_name` | what |", "|---|---|"]
@@ -69,8 +151,11 @@ def networks_and_tasks() -> str:
         alike.setdefault(registry.ORIGINALS.info(name).get("about", ""), []).append(f"`{name}`")
     lines += [f"| {', '.join(names)} | {about} |" for about, names in alike.items()]
     for source in SOURCES:
-        count = len(source_names(source))
-        lines.append(f"| `{source}:NAME` | any of the {count:,} networks of {source}; classifiers can be evaluated |")
+        try:
+            networks = f"any of the {len(source_names(source)):,} networks of {source}; classifiers can be evaluated"
+        except ModuleNotFoundError:
+            networks = f"any network of {source}, once it is installed: pip install 'nern[{EXTRAS[source]}]'"
+        lines.append(f"| `{source}:NAME` | {networks} |")
     lines += ["| `package.module:function`, `file.py:function` | what the function returns |", ""]
     lines += ["| `task.task_name` | what | images | classes |", "|---|---|---|---|"]
     for name in registry.TASKS:
@@ -103,10 +188,10 @@ def parameter_table(name: str, original: Original, every: bool = True) -> Table:
     return table
 
 
-def totals(original: Original) -> str:
+def totals(inspection: Inspection) -> str:
     """The sums of `parameter_table`, in words."""
+    original, weights = inspection.original, inspection.represented
     taken = [choice for choice in original.choices if choice.taken]
-    weights = sum(w.numel() for w in original.weights)
     sizes: dict[str, list[int]] = {}
     for choice in taken:
         sizes.setdefault(choice.kernel_size, []).append(choice.kernels)
@@ -114,15 +199,14 @@ def totals(original: Original) -> str:
     return (
         f"{len(taken)} of {len(original.choices)} parameter tensors taken: {weights:,} of {original.num_parameters:,} "
         f"parameters ({share_text(weights / original.num_parameters)})\nkernels: {'; '.join(parts)}\n"
-        f"an ordering of them takes at least: {_orderings(original)} of the weights' {bytes_text(4 * weights)} in float32"
+        f"an ordering of them takes at least: {_orderings(inspection)} of the weights' {bytes_text(4 * weights)} in float32"
     )
 
 
-def _orderings(original: Original) -> str:
+def _orderings(inspection: Inspection) -> str:
     """What each kind of ordering takes."""
-    shapes, weights = kernel_shapes(original), sum(w.numel() for w in original.weights)
-    bits = {mode: ordering_bits(mode, shapes) for mode in registry.ORDERINGS}
-    return ", ".join(f"{mode} {bytes_text(n / 8)} ({share_text(n / (32 * weights))})" for mode, n in bits.items() if n)
+    sizes, weights = inspection.ordering_bytes, inspection.represented
+    return ", ".join(f"{mode} {bytes_text(n)} ({share_text(n / (4 * weights))})" for mode, n in sizes.items() if n)
 
 
 def kernel_shapes(original: Original) -> list[tuple[int, int, int, int]]:

@@ -12,26 +12,26 @@ from nern.stopping import stopped_by_signals
 
 # Of each command its module in nern.commands, imported when it is run (torch alone takes seconds), and what it is for.
 COMMANDS = {
+    "quickstart": ("quickstart", "the whole job on a small network; nothing is downloaded"),
+    "pack": ("files", "write a network, or the NeRN of a run, into one small file"),
+    "unpack": ("files", "write the weights of such a file as a state dict"),
+    "info": ("files", "show what is in such a file, and where its bytes are"),
+    "verify": ("files", "check such a file: checksums, predicted weights, accuracy"),
     "train": ("training", "train a NeRN"),
-    "train-original": ("training", "train a network to be represented"),
     "evaluate": ("training", "evaluate a NeRN, or the original network"),
-    "pack": ("files", "write a NeRN into one small file"),
-    "unpack": ("files", "write the weights that such a file gives"),
-    "info": ("files", "show what is in such a file"),
-    "verify": ("files", "check such a file"),
+    "train-original": ("training", "train an original network from scratch"),
     "report": ("report", "write a page with figures about a run or a file"),
-    "inspect": ("listing", "show what of a network is represented"),
+    "inspect": ("listing", "show which weights of a network are represented"),
     "list": ("listing", "list networks, tasks and other choices"),
-    "sweep": ("sweep", "train many NeRNs side by side, and compare them"),
+    "sweep": ("sweep", "train many NeRNs and compare them"),
     "bench": ("bench", "measure speed and memory on this machine"),
-    "quickstart": ("quickstart", "the whole job on a small network, nothing to download"),
 }
 
 
 def _usage() -> str:
     lines = [f"  nern {name:<15} {about}" for name, (_, about) in COMMANDS.items()]
     return (
-        f"nern {nern.__version__}: neural representations of neural networks\n\n"
+        f"nern {nern.__version__}: write a network in few bytes; represent its weights by a small network (a NeRN)\n\n"
         + "\n".join(lines)
         + "\n\n`nern COMMAND --help` explains a command."
     )
@@ -53,14 +53,14 @@ def main(argv: Sequence[str] | None = None, may_restart: bool = False) -> int:
         return 0
     with stopped_by_signals():
         try:
-            from nern.errors import ResourceError, plain_errors  # from here on, so that signals are heard early
+            from nern.errors import NernError, plain_errors  # from here on, so that signals are heard early
 
             with plain_errors():
                 return _run(arguments[0], arguments[1:], may_restart or argv is None)
         except KeyboardInterrupt as error:  # a Stopped says by which signal
             _say(f"{str(error) or 'stopped'}; nothing since the last save was kept")
             return 128 + int(getattr(error, "signal_number", signal.SIGINT))
-        except ResourceError as error:
+        except NernError as error:
             _say(f"error: {error}")
             return 2
 

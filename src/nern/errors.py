@@ -97,13 +97,42 @@ def _error_number(error: BaseException, text: str) -> int | None:
     return next((number for phrase, number in _TEXTS.items() if phrase in text.lower()), None)
 
 
+# The extra that brings a package, by the name under which it is imported.
+EXTRAS = {
+    "PIL": "vision",
+    "clearml": "clearml",
+    "huggingface_hub": "hub",
+    "jinja2": "report",
+    "matplotlib": "report",
+    "mlflow": "mlflow",
+    "numba": "train",
+    "pytorch_optimizer": "train",
+    "sklearn": "train",
+    "tensorboard": "train",
+    "timm": "vision",
+    "torchvision": "vision",
+    "wandb": "wandb",
+}
+
+
+def missing_package(error: ModuleNotFoundError) -> NernError | None:
+    """What to install; None: it is no package that nern knows."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return None
+    return NernError(f"this needs {package}, which is not installed: pip install 'nern[{EXTRAS[package]}]'")
+
+
 @contextmanager
 def plain_errors(path: object = None) -> Iterator[None]:
-    """Raise a `ResourceError` in place of what Python, torch and safetensors raise where the system refuses; `path`: of
-    the file that is written. Also a decorator."""
+    """Raise a `ResourceError` in place of what Python, torch and safetensors raise where the system refuses, and a
+    `NernError` where a package is not installed that only some do without; `path`: of the file that is written. Also a
+    decorator."""
     try:
         yield
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (missing := missing_package(error)) is not None:
+            raise missing from error
         told = resource_error(error, path)
         if told is None or told is error:
             raise

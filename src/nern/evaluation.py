@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nern.devices import computing_in
 from nern.errors import NernError
+from nern.inputs import gives_scores
 from nern.originals.base import Original
 from nern.processes import ALONE, Processes
 from nern.tasks.streams import EvalSet
@@ -22,22 +23,25 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Metrics:
-    """Figures of one network on one set. Shares are in percent; those that need labels are None where there are none.
+    """Figures of one network on one set. Shares are in percent; those that need class scores or labels are None where there
+    are none.
 
     Attributes:
         images: number of images.
         agreement: images on which the prediction is the original's.
         divergence: mean KL(original || this) of the softmaxed outputs, in nats.
+        error: norm of what outputs other than class scores are off by, over the norm of the original's, in percent.
         top1, top5: images whose label is the prediction, or among the five largest outputs.
         loss: mean cross entropy of the logits, in nats.
     """
 
     images: int
-    agreement: float
-    divergence: float
+    agreement: float | None = None
+    divergence: float | None = None
     top1: float | None = None
     top5: float | None = None
     loss: float | None = None
+    error: float | None = None
 
     def to_dict(self) -> dict[str, float]:
         """The figures there are, by name."""
@@ -45,8 +49,11 @@ class Metrics:
 
     @property
     def score(self) -> float:
-        """What 'best' means: top-1 where there are labels, else the lower divergence. Among equals the latest is best."""
-        return -self.divergence if self.top1 is None else self.top1
+        """What 'best' means: top-1 where there are labels, else the lower divergence or error. Among equals the latest is
+        best."""
+        if self.top1 is not None:
+            return self.top1
+        return -(self.divergence if self.divergence is not None else self.error or 0.0)
 
 
 def mean_metrics(parts: Sequence[Metrics]) -> Metrics:
@@ -58,7 +65,7 @@ def mean_metrics(parts: Sequence[Metrics]) -> Metrics:
         values = [getattr(part, name) for part in parts]
         return None if None in values else sum(values) / len(values)
 
-    figures = {name: mean(name) for name in ("agreement", "divergence", "top1", "top5", "loss")}
+    figures = {name: mean(name) for name in ("agreement", "divergence", "top1", "top5", "loss", "error")}
     return Metrics(images=sum(part.images for part in parts), **figures)  # type: ignore[arg-type]
 
 
@@ -88,31 +95,40 @@ class Evaluator:
         self, data: EvalSet, weights: Sequence[Tensor] | None = None, extra: dict[str, Tensor] | None = None
     ) -> Metrics:
         """Metrics on `data` of the architecture with `weights` (and `extra` parameters); None: of the original."""
-        known = self._reference.get(data)
+        known, repeats = self._reference.get(data), getattr(data, "repeats", True)
         outputs: list[Tensor] = []
-        sums = torch.zeros(7, dtype=torch.float64)  # agreement, divergence, top-1, top-5, loss; images, labelled ones
+        # agreement, divergence, top-1, top-5, loss; squares of errors and of outputs; images, labelled ones
+        sums, scores = torch.zeros(9, dtype=torch.float64), True
         share = self.processes.share if self.processes.several else None
         for number, (images, labels) in enumerate(data.batches(self.batch_size, share)):
             with computing_in("float32", images.device):
                 target = self.original(images) if known is None else known[number]
                 result = target if weights is None else self._reconstructed.run(weights, images, extra)[0]
-            outputs.append(target)
-            sums[5] += len(images)
+            if repeats:
+                outputs.append(target)
+            sums[7] += len(images)
+            scores = gives_scores(images)
+            if not scores:
+                squares = [(result.double() - target).square().sum(), target.double().square().sum()]
+                sums[5:7] += torch.stack(squares).cpu()
+                continue
             predicted = result.argmax(1)
             log_p, log_q = target.double().log_softmax(1), result.double().log_softmax(1)
             figures = [(predicted == target.argmax(1)).sum(), (log_p.exp() * (log_p - log_q)).sum()]
             if labels is not None:
-                sums[6] += len(images)
+                sums[8] += len(images)
                 top = result.topk(min(TOP, result.shape[1]), dim=1).indices
                 figures += [(predicted == labels).sum(), (top == labels[:, None]).any(1).sum()]
                 figures += [F.nll_loss(log_q, labels, reduction="sum")]
             sums[: len(figures)] += torch.stack([f.double() for f in figures]).cpu()
-        if known is None:
+        if known is None and repeats:
             self._reference[data] = outputs
         self.processes.add_up([sums])
-        *totals, count, labelled = sums.tolist()
+        *totals, errors, squares_of_all, count, labelled = sums.tolist()
         if not count:
             raise NernError("none of the images to evaluate on can be read")
+        if not scores:
+            return Metrics(int(count), error=100 * (errors / squares_of_all) ** 0.5 if squares_of_all else None)
         agreement, divergence, top1, top5, loss = (total / count for total in totals)
         if not labelled:
             return Metrics(int(count), 100 * agreement, divergence)

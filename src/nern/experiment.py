@@ -209,7 +209,7 @@ def represent(
         tell(ordering_text(mode, table.shapes))
     if order.path is None and processes.main and (text := ordering_warning(mode, table.shapes)):
         warnings.warn(text, NernWarning, stacklevel=3)
-    limits = order.num_workers, order.exact_limit, order.improve_seconds
+    limits = order.num_workers, order.improve_seconds
     ordering, source = processes.from_main(
         lambda: get_ordering(table.views(weights), mode, order.path, *limits, order.metric)
     )

@@ -79,6 +79,14 @@ class Processes:
         self.add_up([total])
         return int(total)
 
+    def largest(self, number: int) -> int:
+        """The largest of the numbers that all processes hand in."""
+        largest = torch.tensor([number])
+        if self.several:
+            with self._in_touch():
+                dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
+
     def from_main(self, make: Callable[[], T]) -> T:
         """What `make` returns in the main process, where alone it is called. A NernError that it raises is raised in all."""
         if not self.several:
@@ -129,36 +137,6 @@ class Processes:
 
 
 ALONE = Processes()
-
-
-class Agreement:
-    """A number that all processes act upon after the same step: the largest that any of them handed in one call ago.
-
-    Alone: at once. The message travels during a step; nobody waits for it but those ahead of the others by a whole step.
-    """
-
-    def __init__(self, processes: Processes) -> None:
-        self.processes = processes
-        self._pending: tuple[Any, Tensor] | None = None
-
-    def __call__(self, number: int) -> int:
-        """Hand in a number; returns the one to act upon."""
-        if not self.processes.several:
-            return number
-        before = self.last()
-        largest = torch.tensor([number])
-        with self.processes._in_touch():
-            self._pending = dist.all_reduce(largest, dist.ReduceOp.MAX, async_op=True), largest
-        return before
-
-    def last(self) -> int:
-        """What came of the last call; 0 if there was none. To be called at the end, too, by all."""
-        if self._pending is None:
-            return 0
-        (work, largest), self._pending = self._pending, None
-        with self.processes._in_touch():
-            work.wait()
-        return int(largest)
 
 
 # --- start and end ------------------------------------------------------------------------------------------------

@@ -2,13 +2,16 @@
 
 from nern.api import Fitted, fit, fit_config
 from nern.artifact import Artifact, DamagedFileError, load
+from nern.catalog import Inspection, inspect, list_networks
 from nern.config import Config, OriginalConfig
 from nern.errors import NernError, NonFiniteLossError
 from nern.jobs import evaluate, load_run, resume, resume_original, train, train_original
+from nern.jobs.artifacts import info, unpack, verify
 from nern.jobs.packing import PackOptions, pack, save
 from nern.jobs.report import report
 from nern.originals.base import OriginalNetwork, register_original
 from nern.originals.input_format import InputFormat
+from nern.sweeps import sweep
 from nern.tasks.base import register_task
 from nern.tasks.images import ImageTensors
 
@@ -19,6 +22,7 @@ __all__ = [
     "Fitted",
     "ImageTensors",
     "InputFormat",
+    "Inspection",
     "NernError",
     "NonFiniteLossError",
     "OriginalConfig",
@@ -27,6 +31,9 @@ __all__ = [
     "evaluate",
     "fit",
     "fit_config",
+    "info",
+    "inspect",
+    "list_networks",
     "load",
     "load_run",
     "pack",
@@ -36,6 +43,9 @@ __all__ = [
     "resume",
     "resume_original",
     "save",
+    "sweep",
     "train",
     "train_original",
+    "unpack",
+    "verify",
 ]

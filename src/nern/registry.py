@@ -165,6 +165,6 @@ DISTILLATION_LOSSES: Registry[Any] = Registry("distillation loss (nern.distillat
 TASK_LOSSES: Registry[Any] = Registry("task loss (nern.task_loss_type)", LOSS_FACTS)
 LOSS_TERMS: Registry[Any] = Registry("loss term (nern.losses)", {"by_image": False, "maps": False})
 SMOOTHNESS: Registry[Any] = Registry("smoothness measure")
-OPTIMIZERS: Registry[Any] = Registry("optimizer (optim.optimizer_type)", {"capturable": False})
+OPTIMIZERS: Registry[Any] = Registry("optimizer (optim.optimizer_type)", {})
 SCHEDULES: Registry[Any] = Registry("learning-rate schedule (optim.lr_scheduler_type)", {"rises": False})
 TRACKERS: Registry[Any] = Registry("tracker (logging.tracker)")

@@ -157,8 +157,9 @@ class ProgressDisplay:
         for name, label in (("test", "test"), ("held_out", "held out")):
             if name in record and (not parts or not self.live or self._wide):
                 metrics = record[name]
-                key = "top1" if "top1" in metrics else "agreement"
-                parts.append(f"{label} {metrics[key]:.2f} %" + (" agreement" if key == "agreement" else ""))
+                key = next((key for key in ("top1", "agreement", "error") if key in metrics), None)
+                if key is not None:
+                    parts.append(f"{label} {metrics[key]:.2f} %" + (f" {key}" if key != "top1" else ""))
         text = ", ".join(parts)
         if self.live:
             self._bar.update(self._task, accuracy=text)
@@ -192,7 +193,7 @@ def result_table(metrics: dict[str, Any]) -> Table:
     for name, best_sets in (networks or {"": metrics["best"]}).items():
         original = (metrics["original"]["networks"][name] if networks else metrics["original"]).get("test")
         best = best_sets.get("test")
-        if original and best:
+        if original and best and "top1" in best:
             of_network = f"{name}: " if networks else ""
             accuracies = (f"{figures['top1']:.2f} %" for figures in (original, best))
             table.add_row(f"{of_network}accuracy, {best['images']:,} test images", *accuracies)

@@ -7,10 +7,31 @@ import functools
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from nern.errors import NernError
 
+
+@dataclass(frozen=True)
+class Least:
+    """In the `Annotated` type of a key: the least number that it may hold; `above`: only finite ones above it."""
+
+    number: float
+    above: bool = False
+
+    def allows(self, value: float) -> bool:
+        """Whether a key may hold it."""
+        return self.number < value < float("inf") if self.above else value >= self.number
+
+    def __repr__(self) -> str:
+        return f"{'above' if self.above else 'at least'} {self.number:g}"
+
+
+FromZero = Annotated[int, Least(0)]
+FromOne = Annotated[int, Least(1)]
+NotNegative = Annotated[float, Least(0)]
+AboveZero = Annotated[float, Least(0, above=True)]
 hints_of = functools.cache(typing.get_type_hints)  # of a dataclass, the type of each field
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
@@ -27,7 +48,7 @@ def typed(value: Any, hint: Any, key: str, parse: Callable[[str], Any] | None = 
     Raises:
         NernError: it is of another type.
     """
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    options = options_of(hint)
     given = [value]
     if parse is not None and isinstance(value, str) and str not in options:
         with contextlib.suppress(NernError):
@@ -39,6 +60,11 @@ def typed(value: Any, hint: Any, key: str, parse: Callable[[str], Any] | None = 
                 return found
     wanted, shown = " or ".join(map(_words, options)), "null" if value is None else repr(value)
     raise NernError(f"bad configuration: {key} needs {wanted}, not {shown}")
+
+
+def options_of(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of another type, itself."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _as(value: Any, hint: Any) -> tuple[bool, Any]:

@@ -77,14 +77,12 @@ class Decoder:
         self.bits = 8 * len(data)
 
     def uniform(self, sizes: Integers) -> Integers:
-        """See `Encoder.uniform`."""
         chosen = sizes > 1
         values = np.zeros(len(sizes), np.int64)
         values[chosen] = self._decode(Uniform(), sizes[chosen].astype(np.int32))
         return values
 
     def adaptive(self, count: int, symbols: int) -> Integers:
-        """See `Encoder.adaptive`."""
         if symbols > MOST_ADAPTIVE:
             raise NernError(f"an alphabet of {symbols:,} symbols is too large; at most {MOST_ADAPTIVE:,}")
         shift, alphabet = _split(symbols)
@@ -105,7 +103,6 @@ class Decoder:
         return values
 
     def drawn(self, shares: Float[np.ndarray, "n symbols"]) -> Integers:
-        """See `Encoder.drawn`."""
         return self._decode(Categorical(perfect=False), shares).astype(np.int64)
 
     def finish(self) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from nern.artifact.entropy import Decoder
 from nern.errors import NernError
 from nern.representation.kernels import KernelTable
-from nern.representation.outliers import Outliers
 
 
-def decode_outliers(described: tuple[int, int], code: bytes, raw: bytes, table: KernelTable) -> Outliers | None:
-    """The weights kept apart; None: there are none. Raises NernError where they do not fit the weights of `table`."""
+def decode_outliers(
+    described: tuple[int, int], code: bytes, raw: bytes, table: KernelTable
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]] | None:
+    """The weights kept apart: rising numbers among all weights of all layers, one layer after the other, and their values;
+    None: there are none. Raises NernError where they do not fit the weights of `table`."""
     count, largest = described
     if max(count, largest) > table.num_weights or (count == 0) != (largest == 0):
         raise NernError(f"it has {count:,} outliers, {largest:,} apart, of {table.num_weights:,} weights")
@@ -29,4 +33,4 @@ def decode_outliers(described: tuple[int, int], code: bytes, raw: bytes, table: 
         raise NernError(f"the places of its outliers must rise, within the {table.num_weights:,} represented weights")
     if not np.isfinite(values).all():
         raise NernError("its outliers are not all finite numbers")
-    return Outliers(torch.from_numpy(positions), torch.from_numpy(values))
+    return torch.from_numpy(positions), torch.from_numpy(values)

@@ -80,13 +80,21 @@ class Artifact:
         load_into(self.nern.predictor, predictor, "the predictor")
         outliers = decode_outliers(self.description.outliers, parts["OUTL"], parts["ORAW"], table)
         if outliers is not None:
-            self.nern.keep_outliers(outliers)
+            self.nern.keep_outliers(*outliers)
         self.nern.eval().requires_grad_(False)
         self._probes = parts["PROB"]
         if "PROB" in sections and len(self._probes) != 4 * PROBES:
             raise NernError(f"its probes are {len(self._probes)} bytes")
         self._weights: list[Tensor] | None = None
         self.limit = limit
+
+    def __repr__(self) -> str:
+        networks = self.description.networks
+        weights = sum(network.weights for network in networks)
+        held = "as codes" if self.sections.get(CODES) else f"by {self.nern.num_parameters:,} parameters"
+        names = ", ".join(network.name for network in networks)
+        layers = len(self.nern.table.shapes)
+        return f"Artifact of {names}: {self.size:,} bytes\n{weights:,} weights in {layers} layers {held}"
 
     @property
     def size(self) -> int:

@@ -14,6 +14,25 @@ from nern.artifact.tensors import TensorCode, tensor_bits
 from nern.representation.codes import Codes, is_identity
 from nern.representation.nern import share_of
 
+# Of each part of a file its sections.
+_PARTS = {
+    "predictor": ("PRED", CODES, "PRAW"), "ordering": ("ORDR",), "outliers": ("OUTL", "ORAW"), "kept": ("KEPT", "KRAW"),
+    "description": ("META",), "header": ("header", "PROB"),
+}  # fmt: skip
+
+
+def part_sizes(artifact: Artifact) -> dict[str, tuple[int | None, int]]:
+    """Of each part of a file, how many numbers it holds (None: that is not told), and its bytes; these add up to the
+    file's."""
+    description = artifact.description
+    numbers = {
+        "predictor": _count(description.predictor),
+        "ordering": sum(tensor.numel() for tensor in artifact.ordering.tensors().values()) or None,
+        "outliers": description.outliers[0] or None,
+        "kept": _count(description.kept),
+    }
+    return {part: (numbers.get(part), sum(artifact.sizes.get(n, 0) for n in names)) for part, names in _PARTS.items()}
+
 
 def artifact_table(artifact: Artifact) -> Table:
     """A row for each part of the file; the total is the file's size on disk."""
@@ -21,24 +40,19 @@ def artifact_table(artifact: Artifact) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("where the bytes are", "numbers", "bits each", "bytes", "share"):
         table.add_column(heading, justify="left" if heading == "where the bytes are" else "right")
-
-    def add(what: str, numbers: int | None, sections: Sequence[str], style: str | None = None) -> None:
-        size = sum(artifact.sizes.get(name, 0) for name in sections)
+    coded = CODES in artifact.sections
+    names = {
+        "predictor": "codes of kernels" if coded else f"predictor ({_held(description.predictor)})",
+        "ordering": f"ordering of kernels ({description.ordering})",
+        "kept": f"other parameters and buffers ({_held(description.kept)})",
+        "header": "header, checksums, probes",
+    }
+    for part, (numbers, size) in part_sizes(artifact).items():
         if size or numbers:
             bits = f"{8 * size / numbers:.2f}" if numbers else ""
             shown = "" if numbers is None else f"{numbers:,}"
-            table.add_row(what, shown, bits, f"{size:,}", f"{size / total:.1%}", style=style)
-
-    predictor, kept = _count(description.predictor), _count(description.kept)
-    name = "codes of kernels" if CODES in artifact.sections else f"predictor ({_held(description.predictor)})"
-    add(name, predictor, ("PRED", CODES, "PRAW"))
-    kernels = sum(tensor.numel() for tensor in artifact.ordering.tensors().values())
-    add(f"ordering of kernels ({description.ordering})", kernels or None, ("ORDR",))
-    add(f"other parameters and buffers ({_held(description.kept)})", kept, ("KEPT", "KRAW"))
-    add("outliers", description.outliers[0] or None, ("OUTL", "ORAW"))
-    add("description", None, ("META",))
-    add("header, checksums, probes", None, ("header", "PROB"))
-    weights = sum(network.weights for network in description.networks)
+            table.add_row(names.get(part, part), shown, bits, f"{size:,}", f"{size / total:.1%}")
+    weights, kept = sum(network.weights for network in description.networks), _count(description.kept)
     table.add_row(
         "file", f"{weights + kept:,} restored", f"{8 * total / (weights + kept):.2f}", f"{total:,}", "", style="bold"
     )

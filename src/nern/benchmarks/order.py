@@ -26,7 +26,7 @@ def bench_order(config: Config, settings: BenchSettings, say: Callable[[str], No
     """Orderings of random kernels and of the config's network, each in a process of its own; no cache has a part."""
     p = config.nern.embeddings.permutations
     mode = "crossfilter" if p.permute_mode in (None, "none") else p.permute_mode
-    solve = mode, p.num_workers, p.exact_limit, p.improve_seconds, p.metric
+    solve = mode, p.num_workers, p.improve_seconds, p.metric
     kernels = torch.randn(settings.kernels, 1, 3, 3, generator=generator(config.seed, "benchmark kernels"))
     originals = [build_checked_original(network, config.seed, CPU) for network in config.members()]
     weights = [weight for original in originals for weight in original.weights]
@@ -41,8 +41,7 @@ def bench_order(config: Config, settings: BenchSettings, say: Callable[[str], No
         arrays = [weight.detach().numpy() for weight in subject]
         arguments = arrays, solve, settings.repeats, settings.warmup
         found[name] = in_process(_measure, *arguments, threads=settings.threads)
-    kind = "exact greedy" if p.exact_limit is None else f"greedy, exact up to {p.exact_limit:,} kernels a layer"
-    kind += f", then improved for up to {p.improve_seconds:g} s" if p.improve_seconds else ""
+    kind = "exact greedy" + (f", then improved for up to {p.improve_seconds:g} s" if p.improve_seconds else "")
     measure = "distance" if p.metric == "distance" else "1 - cosine"
     note = (
         f"{mode} by {p.metric}, {kind}, {p.num_workers} layers side by side. Path cost: {measure} of successive kernels, "
@@ -67,9 +66,9 @@ def _row(name: str, of: dict[str, Any], improved: bool) -> Cells:
 
 
 def _measure(
-    arrays: list[NDArray[np.float32]], solve: tuple[str, int, int | None, float, str], repeats: int, warmup: int
+    arrays: list[NDArray[np.float32]], solve: tuple[str, int, float, str], repeats: int, warmup: int
 ) -> dict[str, Any]:
-    weights, (mode, _, _, improving, metric) = list(map(torch.from_numpy, arrays)), solve
+    weights, (mode, _, improving, metric) = list(map(torch.from_numpy, arrays)), solve
     few = [torch.randn(2, 300, *w.shape[2:]) for w in weights[:1]]
     solve_ordering(few, mode, improve_seconds=1e-3 if improving else 0.0, metric=metric)  # compiles
     first, peak, seconds = first_and_repeated(lambda: solve_ordering(weights, *solve), CPU, repeats, warmup)

@@ -1,4 +1,4 @@
-"""What a benchmark found: figures for JSON, tables for the terminal and for Markdown."""
+"""What a benchmark found: figures for JSON, tables for the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 Cells = list[tuple[str, str]]  # a row of a table: headings, each with its text
-Report = tuple[list["Sheet"], dict[str, Any]]  # what people read; what JSON holds, with every single value
+Report = tuple[list["Sheet"], dict[str, Any]]  # what people read; every single value
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,6 @@ class Sheet:
         for row in self.rows:
             table.add_row(*(text for _, text in row))
         return table
-
-    def markdown(self) -> str:
-        """For a Markdown file."""
-        lines = [[heading for heading, _ in self.rows[0]], *([text for _, text in row] for row in self.rows)]
-        texts = [f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines]
-        rule = "|---" + "|---:" * (len(lines[0]) - 1) + "|"
-        return "\n".join([f"**{self.title}**", "", texts[0], rule, *texts[1:], "", self.note])
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

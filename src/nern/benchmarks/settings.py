@@ -19,25 +19,26 @@ def _about(text: str, least: float = 1, of: str | None = None) -> dict[str, Any]
 class BenchSettings:
     """Settings of `nern bench`, each an option of the command; None: the benchmark's own choice."""
 
-    repeats: int = field(default=7, metadata=_about("measurements of each thing"))
-    warmup: int = field(default=3, metadata=_about("calls or steps before them", least=0))
-    threads: int | None = field(default=None, metadata=_about("threads of PyTorch; null: its own choice"))
-    kernels: int = field(default=16384, metadata=_about("random kernels to order", least=2, of="order"))
+    repeats: int = field(default=7, metadata=_about("number of measurements of each thing"))
+    warmup: int = field(default=3, metadata=_about("number of calls or steps before the first measurement", least=0))
+    threads: int | None = field(
+        default=None, metadata=_about("number of PyTorch's threads; null: PyTorch's own choice")
+    )
+    kernels: int = field(default=16384, metadata=_about("number of random kernels to order", least=2, of="order"))
     precisions: list[str] | None = field(
         default=None,
-        metadata=_about("of our steps, beside each other: float32, tf32, bf16; null: the config's", of="step"),
+        metadata=_about("precisions to compare: float32, tf32, bf16; null: that of the config", of="step"),
     )
     most_steps: int = field(
-        default=200, metadata=_about("steps in a round, at most; else what fills half a second", of="step")
+        default=200, metadata=_about("largest number of steps in a round; fewer if they fill half a second", of="step")
     )
     smallest: float = field(
         default=1e4, metadata=_about("represented weights of the smallest network", least=1000, of="scaling")
     )
-    largest: float = field(default=1e8, metadata=_about("represented weights of the largest", least=1000, of="scaling"))
-    figure: str | None = field(default=None, metadata=_about("write a picture (PNG) here", of="scaling"))
-    steps: int | None = field(
-        default=None, metadata=_about("timed steps of each kind; null: 30, on a GPU 300", of="run")
+    largest: float = field(
+        default=1e8, metadata=_about("represented weights of the largest network", least=1000, of="scaling")
     )
+    figure: str | None = field(default=None, metadata=_about("PNG file for a picture", of="scaling"))
 
     def check(self) -> BenchSettings:
         """Raise NernError for the first number or name that cannot work; return self otherwise."""

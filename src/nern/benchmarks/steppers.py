@@ -17,7 +17,6 @@ from nern.config import Config
 from nern.devices import keep_memory, select_device
 from nern.experiment import build_experiment
 from nern.registry import ACTIVATIONS, NORM_LAYERS
-from nern.training.graph import WARM_UP
 
 IMAGE_BATCHES = 4  # different ones that the plain networks see in turn
 
@@ -35,8 +34,8 @@ class Steps:
         raise NotImplementedError
 
     def warm_up(self, count: int) -> float:
-        """Take `count` steps, at least one, on a GPU until graphs are captured; returns the seconds of the last."""
-        for _ in range(max(count, WARM_UP + 2 if self.device.type == "cuda" else 0) - 1):
+        """Take `count` steps, at least one; returns the seconds of the last."""
+        for _ in range(count - 1):
             self.step()
         return seconds_per_call(self.step, self.device)
 

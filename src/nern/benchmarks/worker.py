@@ -15,7 +15,6 @@ import torch
 from nern.errors import NernError, NernWarning
 
 _PRELOAD = ["nern.benchmarks.steppers", "torch._dynamo"]  # the latter: what the first optimizer imports
-_TOLD: set[str] = set()  # warnings, which every process of a benchmark would repeat
 _subject: Any = None  # the object of this process
 
 
@@ -36,9 +35,8 @@ class Worker:
         context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         if forks:
             context.set_forkserver_preload(_PRELOAD)  # imported once for all of them
-        begin = () if threads is None else (torch.set_num_threads, (threads,))
-        self._pool = ProcessPoolExecutor(1, context, *begin)
-        self._made = self._pool.submit(_told, _make, factory, *arguments)
+        self._pool = ProcessPoolExecutor(1, context, _begin, (threads,))
+        self._made = self._pool.submit(_make, factory, *arguments)
 
     def ready(self) -> None:
         """Wait until the object is made. Raises what making it raised."""
@@ -47,7 +45,7 @@ class Worker:
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of the object. Raises what it raises; NernError if the process ended."""
         self.ready()
-        return _answer(self._pool.submit(_told, _call, method, *arguments))
+        return _answer(self._pool.submit(_call, method, *arguments))
 
     def __enter__(self) -> Worker:
         return self
@@ -62,16 +60,17 @@ def in_process(function: Callable[..., Any], *arguments: Any, threads: int | Non
         return worker.call("__call__")
 
 
-def _answer(future: Future[tuple[Any, list[str]]]) -> Any:
+def _answer(future: Future[Any]) -> Any:
     try:
-        value, warned = future.result()
+        return future.result()
     except BrokenProcessPool as error:
         raise NernError("a measuring process ended early (often for lack of memory)") from error
-    for message in warned:
-        if message not in _TOLD:
-            _TOLD.add(message)
-            warnings.warn(message, NernWarning, stacklevel=3)
-    return value
+
+
+def _begin(threads: int | None) -> None:
+    warnings.simplefilter("ignore", NernWarning)  # every process of a benchmark would repeat them
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def _make(factory: Callable[..., Any], *arguments: Any) -> None:
@@ -81,12 +80,3 @@ def _make(factory: Callable[..., Any], *arguments: Any) -> None:
 
 def _call(method: str, *arguments: Any) -> Any:
     return getattr(_subject, method)(*arguments)
-
-
-def _told(work: Callable[..., Any], *arguments: Any) -> tuple[Any, list[str]]:
-    """What `work` gives, and its warnings."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", NernWarning)
-        value = work(*arguments)
-    return value, [str(w.message) for w in caught]

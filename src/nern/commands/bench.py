@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, get_type_hints
 
 import torch
@@ -14,7 +14,6 @@ from rich.console import Console
 from nern.benchmarks.machine import machine, machine_text, versions
 from nern.benchmarks.order import bench_order
 from nern.benchmarks.reconstruct import bench_reconstruct
-from nern.benchmarks.run import bench_run
 from nern.benchmarks.scaling import bench_scaling
 from nern.benchmarks.settings import BenchSettings
 from nern.benchmarks.step import bench_step
@@ -31,14 +30,13 @@ from nern.commands.line import (
 from nern.config import Config
 from nern.console import PLAIN
 from nern.errors import NernError, unknown_name
-from nern.files import write_json, write_text
+from nern.files import write_json
 
 BENCHMARKS = {
-    "order": (bench_order, "exact greedy orderings: of random 3x3 kernels, and of a config's network"),
-    "step": (bench_step, "a training step over what plain PyTorch needs for the same work"),
-    "reconstruct": (bench_reconstruct, "all weights of a config's network from its predictor"),
-    "scaling": (bench_scaling, "building, ordering and a step over the size of the network"),
-    "run": (bench_run, "what a whole run of a config would take"),
+    "order": (bench_order, "greedy orderings of random 3x3 kernels and of the config's network"),
+    "step": (bench_step, "a training step, beside plain PyTorch doing the same work"),
+    "reconstruct": (bench_reconstruct, "all weights of the config's network from its predictor"),
+    "scaling": (bench_scaling, "building, ordering and a step for networks of growing size"),
 }
 OF = {f.name: f.metadata["of"] for f in fields(BenchSettings)}  # the benchmark that has an option; None: all
 BENCH_HELP = """Measure speed and memory on this machine: medians and quartiles, each after a warm-up.
@@ -48,24 +46,25 @@ BENCH_HELP = """Measure speed and memory on this machine: medians and quartiles,
   nern bench step --config_path FILE --precisions float32 bf16
   nern bench scaling --largest 1e7 --figure scaling.png
 
-Settings come from a YAML file and dotted options, as for `nern train`; without a file from that of the quickstart (scaling:
-nern.fit's, hidden layers of 128). Orderings are solved anew; what is compared is measured by turns."""
+Settings come from a YAML file and dotted options, as for `nern train`. Without a file they are those of the quickstart
+(scaling: those of nern.fit, with hidden layers of 128). Orderings are not read from the cache. Things that are compared
+are measured by turns."""
 
 
 def _bench_parser() -> ArgumentParser:
     usage = (
-        f"nern bench {{{' | '.join(BENCHMARKS)}}} [--repeats N] [--warmup N] [--threads N] [--json FILE] [--markdown FILE]\n"
+        f"nern bench {{{' | '.join(BENCHMARKS)}}} [--repeats N] [--warmup N] [--threads N] [--json FILE]\n"
         "       [options of its own] [--config_path FILE] [--dotted.key VALUE ...]"
     )
     kinds = "\n".join(f"  {name:<12} {about}" for name, (_, about) in BENCHMARKS.items())
     parser = command_parser(BENCH_HELP.format(kinds=kinds), usage)
-    parser.add_argument("what", type=str, nargs="?", default=None, help="the benchmark")
+    parser.add_argument("what", type=str, nargs="?", default=None, help="the benchmark: one of the list above")
     hints = get_type_hints(BenchSettings)
     for f in fields(BenchSettings):
         kind: dict[str, Any] = {"type": str, "nargs": "+"} if f.name == "precisions" else {"type": hints[f.name]}
-        parser.add_argument(f"--{f.name}", default=f.default, metavar="N", help=f.metadata["about"], **kind)
+        metavar = {"precisions": "PRECISION", "figure": "FILE"}.get(f.name, "N")
+        parser.add_argument(f"--{f.name}", default=f.default, metavar=metavar, help=f.metadata["about"], **kind)
     json_option(parser)
-    parser.add_argument("--markdown", type=str, default=None, metavar="FILE", help="also write the tables here")
     config_options(parser)
     return parser
 
@@ -101,9 +100,6 @@ def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
         console.print(sheet.rich())
         console.print(sheet.note, style="dim", highlight=False)
     console.print(about, style="dim", **PLAIN)
-    if given["markdown"] is not None:
-        texts = [f"`{command}`", *(sheet.markdown() for sheet in sheets), about]
-        write_text(given["markdown"], "\n\n".join(texts) + "\n")
     if given["json"] is not None:
         facts = {
             "benchmark": what,
@@ -115,7 +111,8 @@ def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
             "versions": software,
             "config": config.to_dict(),
         }
-        write_json(given["json"], facts | {"results": results})
+        tables = {"tables": [asdict(sheet) for sheet in sheets], "about": about}
+        write_json(given["json"], facts | {"results": results} | tables)
 
 
 COMMANDS = {"bench": Command(_bench_parser, _run_bench, Config, _bench_file)}

@@ -25,33 +25,33 @@ from nern.shipped import NERN, SHIPPED
 
 PACK_HELP = """Write a network, or the NeRN of a run, into one small file (.nern) that rebuilds the network anywhere.
 
-A network is rounded without training, on images of its task (or made-up ones, where no task is named):
+A network is rounded without training, on images of its task. Without a task it is rounded on made-up images:
 
   nern pack net.pth -o net.nern --bytes 60000 --task.original_model_name ResNet20 --task.task_name cifar10 \\
     --task.data_dir data
-  nern pack net.pth -o net.nern --gap 0.5 --task.original_model_name timm:resnet18   0.5 % other classes at most
-  nern pack net.pth -o net.nern --bits 2 --task.original_model_name timm:resnet18
+  nern pack net.pth -o net.nern --gap 0.5 --task.original_model_name timm:resnet18   at most 0.5 % other classes
+  nern pack net.pth -o net.nern --bits 2 --task.original_model_name timm:resnet18    2 bits a weight
 
 The NeRN of a run:
 
   nern pack outputs/my-run -o net.nern                  8 bits for each number of the predictor
   nern pack outputs/my-run -o net.nern --bits 6
-  nern pack outputs/my-run -o net.nern --bytes 100000   the best file of at most so many bytes
-  nern pack outputs/my-run -o net.nern --lossless true  every number as it is
+  nern pack outputs/my-run -o net.nern --bytes 100000   the best file of at most 100,000 bytes
+  nern pack outputs/my-run -o net.nern --lossless true  every number in 32 bits
 
-Without -o the file is RUN.nern, and one that is there is left alone."""
+Without -o the file is SOURCE.nern, and an existing file is not replaced."""
 
-UNPACK_HELP = """Write the weights of the network in an artifact, in the format that the suffix says.
+UNPACK_HELP = """Write the weights of the network in a .nern file. The suffix of the output says its format.
 
   nern unpack net.nern -o weights.safetensors
   nern unpack net.nern -o weights.pt                    a state dict of PyTorch; also .pth, .th"""
 
-INFO_HELP = """Show what is in an artifact, and where its bytes are.
+INFO_HELP = """Show what is in a .nern file, where its bytes are, and how each layer is held.
 
   nern info net.nern"""
 
-VERIFY_HELP = """Check an artifact: every checksum, that this machine predicts the weights that the writer did, and
-with a task the accuracy.
+VERIFY_HELP = """Check a .nern file: every checksum; that this machine predicts the same weights as the writer's; and, if a
+task is named, the accuracy.
 
   nern verify net.nern
   nern verify net.nern --task.task_name cifar10 --task.data_dir data
@@ -60,9 +60,9 @@ with a task the accuracy.
 
 def _file_parser(text: str, usage: str, *options: Callable[[ArgumentParser], None]) -> ArgumentParser:
     parser = command_parser(text, usage)
-    parser.add_argument("file", type=str, help="the artifact, or pretrained:NAME.nern")
+    parser.add_argument("file", type=str, help="the .nern file, or pretrained:NAME.nern")
     parser.add_argument(
-        "--limit", type=int, default=LIMIT, metavar="N", help="most numbers (weights, parameters) that are read"
+        "--limit", type=int, default=LIMIT, metavar="N", help="refuse a file with more numbers than this"
     )
     for option in options:
         option(parser)
@@ -70,7 +70,9 @@ def _file_parser(text: str, usage: str, *options: Callable[[ArgumentParser], Non
 
 
 def _network_option(parser: ArgumentParser) -> None:
-    parser.add_argument("--network", type=int, default=0, metavar="N", help="which of several, counted from 0")
+    parser.add_argument(
+        "--network", type=int, default=0, metavar="N", help="number of the network in a file of several, from 0"
+    )
 
 
 def _pack_parser() -> ArgumentParser:
@@ -79,21 +81,36 @@ def _pack_parser() -> ArgumentParser:
         "       nern pack RUN_FOLDER [-o FILE] [--bits N | --bytes N | --lossless true] [--checkpoint NAME]"
     )
     parser = command_parser(PACK_HELP, usage)
-    about = "a file of weights as original_model_path (also pretrained:NAME, timm, torchvision), or a run folder"
+    about = "weights of a network (as original_model_path: a file, pretrained:NAME, timm, torchvision), or a run folder"
     parser.add_argument("source", type=str, help=about)
-    parser.add_argument("-o", "--out", type=str | None, default=None, metavar="FILE", help="null: SOURCE.nern")
-    about = "of a weight, or of a number of a run's predictor, on average; null: near the original, of a run 8"
+    parser.add_argument(
+        "-o", "--out", type=str | None, default=None, metavar="FILE", help="the file to write; null: SOURCE.nern"
+    )
+    about = (
+        "average bits of a weight; for a run of a number of the predictor. null: a file near the original; for a run the "
+        "bits that it was trained for, else 8"
+    )
     parser.add_argument("--bits", type=float | None, default=None, metavar="N", help=about)
-    parser.add_argument("--bytes", type=int | None, default=None, metavar="N", help="most bytes of the file")
-    about = "of a network: most calibration images, in percent, with another class than the original gives"
+    parser.add_argument("--bytes", type=int | None, default=None, metavar="N", help="largest size of the file")
+    about = "for a network: largest share, in percent, of calibration images that may get another class"
     parser.add_argument("--gap", type=float | None, default=None, metavar="N", help=about)
-    parser.add_argument("--checkpoint", type=str | None, default=None, metavar="NAME", help="of a run; null: its best")
-    parser.add_argument("--lossless", type=bool, default=False, help="of a run: keep every number as it is")
-    about = "on which the effect of rounding is measured; 0: none are needed; null: 128 of a run, else up to 1,024"
+    parser.add_argument(
+        "--checkpoint", type=str | None, default=None, metavar="NAME", help="for a run: the checkpoint; null: best"
+    )
+    parser.add_argument("--lossless", type=bool, default=False, help="for a run: keep every number in 32 bits")
+    about = (
+        "number of images on which the effect of rounding is measured; 0: none are needed; null: for a network up to 1,024, "
+        "for a run 128"
+    )
     parser.add_argument("--images", type=int | None, default=None, metavar="N", help=about)
-    about = "evaluate what the file gives, and keep the accuracy in it"
+    about = "evaluate the file on the task's test images, and keep the accuracy in it"
     parser.add_argument("--evaluate", type=bool, default=False, help=about)
-    parser.add_argument("--metadata", type=dict[str, str] | None, default=None, help="text to keep, yours")
+    parser.add_argument(
+        "--metadata",
+        type=dict[str, str] | None,
+        default=None,
+        help="text of yours by name, kept in the file: {key: text}",
+    )
     json_option(parser)
     task_option(parser)
     return parser
@@ -115,7 +132,9 @@ def _write(path: str | None, artifact: Artifact) -> None:
 
 def _unpack_parser() -> ArgumentParser:
     parser = _file_parser(UNPACK_HELP, "nern unpack FILE [-o WEIGHTS] [--network N]", _network_option)
-    parser.add_argument("-o", "--out", type=str | None, default=None, metavar="FILE", help="null: FILE.safetensors")
+    parser.add_argument(
+        "-o", "--out", type=str | None, default=None, metavar="FILE", help="the file to write; null: FILE.safetensors"
+    )
     return parser
 
 

@@ -43,7 +43,7 @@ class Command(NamedTuple):
     run: Callable[[dict[str, Any], Sequence[str], Console], None]
     settings: type[Settings] | None = None
     default_file: Callable[[Sequence[str]], str | None] | None = None
-    writes: Sequence[str] = ("json", "markdown", "figure", "out")
+    writes: Sequence[str] = ("json", "figure", "out")
 
 
 class Formatter(DefaultHelpFormatter):  # type: ignore[misc, valid-type]
@@ -60,7 +60,9 @@ def command_parser(text: str, usage: str | None = None) -> ArgumentParser:
 
 def json_option(parser: ArgumentParser) -> None:
     """Add --json."""
-    parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the metrics here, as JSON")
+    parser.add_argument(
+        "--json", type=str, default=None, metavar="FILE", help="also write the results to this JSON file"
+    )
 
 
 def option_names(argv: Sequence[str]) -> list[str]:
@@ -77,9 +79,11 @@ def typed_values(argv: Sequence[str]) -> dict[str, str]:
 
 def config_options(parser: ArgumentParser, cls: type[Settings] = Config) -> None:
     """Add --config_path, and the keys of `cls`."""
-    about = "YAML file; may be given several times, later ones win"
+    about = "YAML file of settings; if given several times, later files win"
     parser.add_argument("--config_path", type=str, default=None, metavar="FILE", help=about)
-    parser.add_argument("--print_config", action="store_true", help="print the whole config, and stop")
+    parser.add_argument(
+        "--print_config", action="store_true", help="print all keys of the config with their values, and stop"
+    )
     key_options(parser, cls)
 
 
@@ -102,7 +106,7 @@ def own_config(name: str) -> str:
 
 def task_option(parser: ArgumentParser) -> None:
     """Add --imports, --task.task_name and the other keys of a task."""
-    about = "modules or files of yours to import first: those that register networks and tasks"
+    about = "modules or files of yours that are imported first; they register networks and tasks"
     parser.add_argument("--imports", type=str, nargs="+", default=[], metavar="MODULE", help=about)
     parser.add_class_arguments(TaskConfig, "task")
 
@@ -112,7 +116,9 @@ def task_of(given: dict[str, Any], argv: Sequence[str], nameless: bool = False) 
     names = [name for name in option_names(argv) if name.startswith("task.")]
     named = "task.task_name" in names
     if names and not named and not nameless:
-        raise NernError("--task.task_name says whose test images to take, such as cifar10 or digits")
+        raise NernError(
+            "options of a task need --task.task_name, the task whose images are taken, such as cifar10 or digits"
+        )
     import_modules(given["imports"])
     own = dict(given["task"]) | ({} if named else {"task_name": ""})
     return TaskConfig(**own) if names else None
@@ -124,6 +130,6 @@ def network_of(given: dict[str, Any], argv: Sequence[str]) -> Any:
     if "task.original_model_name" not in option_names(argv):
         return given["network"]
     if "network" in option_names(argv):
-        raise NernError("--network is of files that tell how to build their networks; drop --task.original_model_name")
+        raise NernError("--network chooses a network that the file describes; drop it, or --task.original_model_name")
     task = TaskConfig(**dict(given["task"]))
     return build_network(task.original_model_name, task.original_model_kwargs, network_arguments(task))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -9,60 +10,75 @@ from typing import Any
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
-from nern.catalog import SECTIONS, SOURCES, kernel_shapes, names_of, networks_and_tasks, parameter_table, totals
+from nern.catalog import (
+    SECTIONS,
+    SOURCES,
+    inspect,
+    kernel_shapes,
+    names_of,
+    networks_and_tasks,
+    parameter_table,
+    totals,
+)
 from nern.commands.line import Command, command_parser
 from nern.config import import_modules
 from nern.console import PLAIN
 from nern.errors import NernWarning
-from nern.originals import build_original
 from nern.terminal import ordering_warning
 
-INSPECT_HELP = """Show what of a network a NeRN represents: each parameter, its kernels, taken or kept.
+INSPECT_HELP = """Show which weights of a network a NeRN represents: each parameter, its kernels, taken or kept.
 
   nern inspect ResNet20
   nern inspect timm:vit_tiny_patch16_224 --include '*.weight' --exclude 'head.*'"""
 
-LIST_HELP = """List what there is: networks and tasks as a table, or the names of one kind.
+LIST_HELP = """List what can be chosen: networks and tasks as tables, or the names of one kind.
 
-  nern list
-  nern list timm"""
+  nern list                networks and tasks
+  nern list timm           names of one kind, one a line
+  nern list pretrained     weights and files that ship with nern
+
+Kinds: {kinds}"""
 
 
 def _inspect_parser() -> ArgumentParser:
     usage = "nern inspect NETWORK [--include GLOB ...] [--exclude GLOB ...] [--weights FILE] [--vectors true]"
     parser = command_parser(INSPECT_HELP, usage)
-    parser.add_argument("network", type=str, help="as task.original_model_name")
-    parser.add_argument("--include", type=str, nargs="+", default=None, metavar="GLOB", help="as nern.include")
-    parser.add_argument("--exclude", type=str, nargs="+", default=[], metavar="GLOB", help="as nern.exclude")
-    parser.add_argument("--weights", type=str | None, default=None, help="as original_model_path; null: random ones")
-    parser.add_argument("--kwargs", type=dict[str, Any], default={}, help="as task.original_model_kwargs")
-    parser.add_argument("--vectors", type=bool, default=False, help="list biases and other vectors, too")
-    parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours to import first")
+    parser.add_argument("network", type=str, help="the architecture, as task.original_model_name")
+    parser.add_argument(
+        "--include", type=str, nargs="+", default=None, metavar="GLOB", help="weights to represent, as nern.include"
+    )
+    parser.add_argument(
+        "--exclude", type=str, nargs="+", default=[], metavar="GLOB", help="weights to keep, as nern.exclude"
+    )
+    parser.add_argument(
+        "--weights", type=str | None, default=None, help="weights, as original_model_path; null: random weights"
+    )
+    parser.add_argument(
+        "--kwargs", type=dict[str, Any], default={}, help="arguments of the architecture, as task.original_model_kwargs"
+    )
+    parser.add_argument("--vectors", type=bool, default=False, help="also list biases and other vectors")
+    parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours that are imported first")
     return parser
 
 
 def _run_inspect(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     import_modules(given["imports"])
-    with warnings.catch_warnings():
-        if given["weights"] is None:
-            warnings.filterwarnings("ignore", "original_model_path is not set", NernWarning)
-        original = build_original(
-            given["network"], given["weights"], given["kwargs"], include=given["include"], exclude=given["exclude"]
-        )
-    table = parameter_table(given["network"], original, given["vectors"])
+    found = inspect(given["network"], given["include"], given["exclude"], given["weights"], given["kwargs"])
+    table = parameter_table(given["network"], found.original, given["vectors"])
     widest = console.measure(table, options=console.options.update_width(10_000)).maximum
     console.width = max(console.width, widest)  # names stay whole in a narrow terminal
     console.print(table)
-    console.print(totals(original), **PLAIN)
-    if text := ordering_warning("crossfilter", kernel_shapes(original)):  # that of recipe nern, and of nern.fit
+    console.print(totals(found), **PLAIN)
+    if text := ordering_warning("crossfilter", kernel_shapes(found.original)):  # that of recipe nern, and of nern.fit
         warnings.warn(text, NernWarning, stacklevel=2)
 
 
 def _list_parser() -> ArgumentParser:
-    usage = f"nern list [{' | '.join([*SECTIONS, *SOURCES, 'pretrained'])}]"
-    parser = command_parser(LIST_HELP, usage)
-    parser.add_argument("what", type=str, nargs="?", default=None, help="names of one kind only, one a line")
-    parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours to import first")
+    kinds = textwrap.fill(", ".join([*SECTIONS, *SOURCES, "pretrained"]), 110, break_on_hyphens=False)
+    parser = command_parser(LIST_HELP.format(kinds=kinds), "nern list [KIND] [--imports MODULE ...]")
+    about = "the kind of names to list; without it networks and tasks as tables"
+    parser.add_argument("what", type=str, nargs="?", default=None, metavar="KIND", help=about)
+    parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours that are imported first")
     return parser
 
 

@@ -13,16 +13,16 @@ from nern.commands.line import Command, command_parser, json_option, network_of,
 from nern.jobs.report import report
 from nern.jobs.report_inputs import IMAGES
 
-REPORT_HELP = """Write one page about a run, or about a file of `nern pack`, with figures: accuracies and sizes, where the
+REPORT_HELP = """Write an HTML page with figures about a run, or about a .nern file: accuracies and sizes, where the
 reconstruction errs, how smooth the order is, which kernels matter, what changes for each class. The page needs no other
-file; its figures lie beside it, too, as PNG.
+file. Its figures also lie beside it as PNG.
 
   nern report outputs/quickstart                     writes outputs/quickstart/report.html
   nern report RUN_FOLDER -o PAGE.html --images null  measured on all test images
-  nern report net.nern                               writes net_report.html: what the file alone tells
+  nern report net.nern                               writes net_report.html, from the file alone
   nern report net.nern --original_model_path net.pt --task.task_name cifar10 --task.data_dir data
 
-docs/report.md tells how to read it."""
+docs/study.md tells how to read it."""
 
 
 def _report_parser() -> ArgumentParser:
@@ -33,17 +33,19 @@ def _report_parser() -> ArgumentParser:
         "                   [--network N] [--images N] [--json FILE]"
     )
     parser = command_parser(REPORT_HELP, usage)
-    about = "folder of a run, finished or not; or a .nern file"
+    about = "folder of a run, finished or not, or a .nern file"
     parser.add_argument("source", type=str, metavar="RUN_OR_FILE", help=about)
-    about = "the page; null: report.html in the run folder, NAME_report.html beside a file NAME.nern"
+    about = "the page to write; null: report.html in the run folder, NAME_report.html beside NAME.nern"
     parser.add_argument("-o", "--out", type=str | None, default=None, metavar="PAGE", help=about)
-    about = "test images to measure on, drawn by the run's seed; null: all; 0: none, what needs them is left out"
+    about = (
+        "number of test images to measure on, drawn by the run's seed; null: all; 0: none, and no part that needs them"
+    )
     parser.add_argument("--images", type=int | None, default=IMAGES, metavar="N", help=about)
-    about = "of a file: weights of the original to compare with: a file, pretrained:NAME, torchvision, timm"
+    about = "for a .nern file: weights of the original (a file, pretrained:NAME, torchvision, timm)"
     parser.add_argument("--original_model_path", type=str | None, default=None, metavar="WEIGHTS", help=about)
-    about = "of a file of several networks: which one, counted from 0, original and task are of"
+    about = "for a .nern file of several networks: number of the one that is compared, from 0"
     parser.add_argument("--network", type=int | None, default=None, metavar="N", help=about)
-    about = "of a file: most numbers (weights, parameters) that are read"
+    about = "for a .nern file: refuse it if it has more numbers than this"
     parser.add_argument("--limit", type=int, default=LIMIT, metavar="N", help=about)
     json_option(parser)
     task_option(parser)

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 
 from nern.commands.line import Command, MissingError, option_names
 from nern.config import Settings, check_key, checked_keys, item_class, known_keys, nested, parse_yaml
-from nern.config.published import TRANSLATED
+from nern.config.published import RETIRED, TRANSLATED
 from nern.config.yaml_files import nested_value, over, read_yaml
 from nern.console import CleanConsole
 from nern.errors import NernError, unknown_name
@@ -99,7 +99,8 @@ def _settings(
         else:
             typed.append((name, text))
     beneath: dict[str, Any] = functools.reduce(over, files, {})
-    known, values = known_keys(cls) | cls.sections(beneath, dict(typed)) | TRANSLATED, dict[str, Any]()
+    known: dict[str, Any] = known_keys(cls) | cls.sections(beneath, dict(typed)) | TRANSLATED | dict.fromkeys(RETIRED)
+    values = dict[str, Any]()
     for name, text in typed:
         first = name.partition(".")[0]
         if first not in known:
@@ -107,7 +108,7 @@ def _settings(
             continue
         if first != name and item_class(known[first]):
             raise NernError(
-                f"{first} is a list of sections, to be written in a file; --{name} does not say which is meant"
+                f"--{name}: {first} is a list of sections, and the option does not say which one; write it in a file"
             )
         if text is None:
             raise NernError(f"--{name} needs a value")

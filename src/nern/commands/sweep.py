@@ -14,15 +14,15 @@ from nern.config import Config, item_class, known_keys
 from nern.errors import NernError
 from nern.files import write_json
 from nern.processes import check_alone
-from nern.sweep import sweep
+from nern.sweeps import sweep
 
-SWEEP_HELP = """Train the runs of a sweep file side by side, and compare them: one table (results.csv) and one picture
-(results.png) in the sweep's folder. Finished runs are not repeated; after Ctrl-C or a crash the same command goes on.
+SWEEP_HELP = """Train the runs of a sweep file and compare them: one table (results.csv) and one picture (results.png) in the
+sweep's folder. After Ctrl-C or a crash the same command goes on; finished runs are not repeated.
 
   nern sweep experiments/sweeps/digits.yaml --jobs 2
-  nern sweep FILE --task.data_dir DIR                dotted options win over the file, in all runs
+  nern sweep FILE --task.data_dir DIR                dotted options win over the file in all runs
 
-docs/sweeps.md describes the file."""
+docs/many-runs.md describes the file."""
 
 
 def _sweep_parser() -> ArgumentParser:
@@ -34,10 +34,14 @@ def _sweep_parser() -> ArgumentParser:
         type=str | None,
         default=None,
         metavar="FOLDER",
-        help="folder of the sweep; null: outputs/NAME of the file",
+        help="folder of the sweep; null: outputs/NAME for a file NAME.yaml",
     )
     parser.add_argument(
-        "--jobs", type=int | None, default=None, metavar="N", help="runs at a time; null: one a GPU, or one on the CPU"
+        "--jobs",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="number of runs at a time; null: one on each GPU, or one on the CPU",
     )
     json_option(parser)
     key_options(parser, Config)
@@ -50,7 +54,7 @@ def _run_sweep(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
     for key in option_names(argv):
         if key.endswith("+") or dataclasses.is_dataclass(known.get(key)) or item_class(known.get(key)):
             raise NernError(
-                f"--{key}: nern sweep takes single keys, whole; write this one into the file, under settings"
+                f"--{key}: on the command line nern sweep takes single keys only; write this one under settings in the file"
             )
     rows = sweep(given["file"], given["out"], given["jobs"], given["options"], console)
     if given["json"] is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,22 +29,22 @@ from nern.training.run_folder import RunFolder
 
 TRAIN_HELP = """Train a NeRN: represent the convolution kernels of a pretrained network by a small predictor.
 
-Settings come from a YAML file (--config_path) and from dotted options, which win over the file wherever they stand:
+Settings come from a YAML file (--config_path) and from dotted options. Dotted options win over the file:
 
   nern train --config_path FILE --nern.hidden_layer_size 180 --epochs 400
 
-The run is written to logging.log_dir/logging.exp_name: resolved config, checkpoints, results, picture, TensorBoard
-events. A run that was stopped goes on with --resume.
+The run is written to the folder logging.log_dir/logging.exp_name: config, checkpoints, results, picture, TensorBoard
+events. --resume goes on with a run that was stopped.
 
-Several GPUs: num_gpus; or torchrun --nproc-per-node 2 -m nern train ..., or accelerate launch (docs/several-devices.md)."""
+For several GPUs set num_gpus, or start with torchrun --nproc-per-node 2 -m nern train ... (docs/speed.md)."""
 
-ORIGINAL_HELP = """Train a network on a task from scratch, to be represented later; with a factor under `smoothness`
-neighbouring kernels are made alike.
+ORIGINAL_HELP = """Train an original network on a task from scratch. A factor under `smoothness` makes neighbouring kernels
+alike, so that a NeRN represents them better.
 
   nern train-original --config_path FILE --epochs 60
 
-The run folder ends up with network.safetensors, network.json (arguments) and network.md (card). A run that was stopped
-goes on with --resume."""
+The run folder gets network.safetensors (weights), network.json (arguments) and network.md (card). --resume goes on with
+a run that was stopped."""
 
 EVALUATE_HELP = """Evaluate a NeRN on the test images, beside its original network.
 
@@ -66,7 +65,7 @@ def _job_parser(command: str, text: str, cls: type[Settings]) -> ArgumentParser:
         type=str,
         default=None,
         metavar="RUN_FOLDER",
-        help="continue a stopped run, or with a new length (--epochs, --distillation.iterations) a finished one",
+        help="go on with a stopped run; with a new length, such as --epochs 400, make a finished run longer",
     )
     json_option(parser)
     config_options(parser, cls)
@@ -87,15 +86,15 @@ def _evaluate_parser() -> ArgumentParser:
         "       nern evaluate --config_path FILE [--dotted.key VALUE ...] [--original true] [--json FILE]"
     )
     parser = command_parser(EVALUATE_HELP, usage)
-    parser.add_argument("--run", type=str, default=None, metavar="RUN_FOLDER", help="evaluate a checkpoint of this run")
+    parser.add_argument("--run", type=str, default=None, metavar="RUN_FOLDER", help="the run to evaluate")
     parser.add_argument(
         "--checkpoint",
         type=str | None,
         default=None,
         metavar="NAME",
-        help="with --run: 'best' (unless set), 'last', 'step_N', or of a run by phases the name of one",
+        help="with --run: 'best', 'last', 'step_N' or the name of a phase; null: best",
     )
-    parser.add_argument("--original", type=bool, default=False, help="evaluate the original network itself")
+    parser.add_argument("--original", type=bool, default=False, help="evaluate the original network alone")
     json_option(parser)
     config_options(parser)
     return parser
@@ -111,9 +110,7 @@ def _lengths(given: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     """What was typed beside --resume: new lengths."""
     others = [name for name in option_names(argv) if name not in ("resume", "json") and not is_length(name)]
     if others:
-        raise NernError(
-            f"--resume continues a run with its own settings, but for its lengths; drop --{', --'.join(others)}"
-        )
+        raise NernError(f"--resume keeps the settings of the run, except its lengths; drop --{', --'.join(others)}")
     options: dict[str, Any] = given["options"]
     return options
 
@@ -121,13 +118,7 @@ def _lengths(given: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
 def _check_given(argv: Sequence[str]) -> None:
     """Raise MissingError where no setting at all was typed."""
     if set(option_names(argv)) <= {"json"}:
-        raise MissingError("no settings were given; --config_path FILE names a file of them")
-
-
-def _changes(config: Settings) -> str:
-    """What a config sets otherwise, in a line."""
-    parts = [f"{key}={json.dumps(value)}" for key, value in config.changes().items() if key != "recipe"]
-    return f"; set: {', '.join(parts)}" if parts else ""
+        raise MissingError("no settings were given; name a file of them: --config_path FILE")
 
 
 def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
@@ -143,7 +134,7 @@ def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
         resume(given["resume"], console, given["json"], lengths)
         return
     if process_number() == 0:
-        console.print(f"recipe {config.recipe}{_changes(config)}", style="dim", **PLAIN)
+        console.print(f"recipe {config.recipe}{config.changes_text()}", style="dim", **PLAIN)
     train(config, console, given["json"])
 
 
@@ -153,7 +144,7 @@ def _run_original(given: dict[str, Any], argv: Sequence[str], console: Console) 
         resume_original(given["resume"], console, given["json"], _lengths(given, argv))
         return
     config = config_given(given, OriginalConfig)
-    console.print(f"defaults{_changes(config)}", style="dim", **PLAIN)
+    console.print(f"defaults{config.changes_text()}", style="dim", **PLAIN)
     train_original(config, console, given["json"])
 
 
@@ -162,12 +153,14 @@ def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) 
     check_alone("nern evaluate")
     if given["run"] is None:
         if given["checkpoint"] is not None:
-            raise NernError("--checkpoint names a checkpoint of --run; without a run, set nern.checkpoint_path")
+            raise NernError(
+                "--checkpoint needs --run; without a run set nern.init: checkpoint and nern.checkpoint_path"
+            )
         evaluate(config_given(given, Config), given["original"], given["json"], console)
         return
     rest = [a for a in option_names(argv) if a not in ("run", "checkpoint", "original", "json")]
     if rest:
-        raise NernError(f"--run takes its settings from the run folder; drop --{', --'.join(rest)}")
+        raise NernError(f"--run keeps the settings of the run; drop --{', --'.join(rest)}")
     config = config_of_run(given["run"], given["checkpoint"] or "best")
     evaluate(config, given["original"], given["json"], console, given["run"])
 

@@ -13,7 +13,7 @@ from nern import registry
 from nern.config.phases import KNOWN, PhaseConfig, listed_phases, settings_of
 from nern.config.recipes import recipe_values
 from nern.config.schema import Config, LoggingConfig, NernConfig, OptimConfig, TaskConfig, phase_batches, phase_optim
-from nern.config.settings import check_above_zero, check_at_least, choose, nested_attribute, plain
+from nern.config.settings import check_numbers, choose, nested_attribute, plain
 from nern.config.yaml_files import nested_value
 from nern.errors import NernError
 
@@ -21,8 +21,7 @@ from nern.errors import NernError
 def check_config(config: Config) -> None:
     """Raise NernError for the first name, number or combination that cannot work."""
     _check_names(config)
-    check_at_least(config, _AT_LEAST)
-    check_above_zero(config, ("nern.embeddings.base", "nern.embeddings.bandwidth"))
+    check_numbers(config)
     check_optim(config.optim)
     _check_phases(config)
     check_logging(config.logging)
@@ -106,7 +105,7 @@ def check_task(task: TaskConfig) -> None:
             )
     for key in ("mixup", "cutmix", "auto_augment"):
         if task.use_random_data and getattr(task, key) not in (None, 0, "none"):
-            raise NernError(f"task.{key} has no part in images made up by task.use_random_data")
+            raise NernError(f"task.{key} has no effect with task.use_random_data; leave it out")
     if registry.name_of(task.random_data) != "uniform" and not task.use_random_data:
         raise NernError(f"task.random_data is {task.random_data!r}, but task.use_random_data is not set")
 
@@ -118,49 +117,6 @@ TERMS = {
     "task": "task_loss_weight",
 }  # of the objective, each with the key of its weight under `nern`
 KERNEL_INDICES = 3  # of a kernel's coordinate; single weights have five
-_TASK_AT_LEAST = {"input_size": 1, "mixup": 0, "cutmix": 0}
-_OPTIM_AT_LEAST = {
-    "optim.step_interval": 0,
-    "optim.weight_decay": 0,
-    "optim.momentum": 0,
-    "optim.min_lr": 0,
-    "optim.gamma": 0,
-}
-_RUN_AT_LEAST = {
-    "logging.log_interval": 1,
-    "num_workers": 0,
-    "num_gpus": 0,
-    "batch_size": 1,
-    "epochs": 0,
-    "eval_epochs_interval": 1,
-    "save_minutes": 0,
-    "seed": 0,
-}
-COMMON_AT_LEAST = {f"task.{key}": least for key, least in _TASK_AT_LEAST.items()} | _OPTIM_AT_LEAST | _RUN_AT_LEAST
-_AT_LEAST = COMMON_AT_LEAST | {
-    **{f"networks.task.{key}": least for key, least in _TASK_AT_LEAST.items()},
-    "nern.output_size": 1,
-    "nern.num_blocks": 2,
-    "nern.hidden_layer_size": 1,
-    "nern.weights_batch_size": 1,
-    "nern.embeddings.enc_levels": 1,
-    "nern.embeddings.num_idxs": 1,
-    "nern.embeddings.permutations.num_workers": 1,
-    "nern.embeddings.permutations.exact_limit": 1,
-    "nern.embeddings.permutations.improve_seconds": 0,
-    "evaluation.held_out_images": 1,
-    "evaluation.test_images": 0,
-    "evaluation.batch_size": 1,
-    "num_iterations": 0,
-    "save_epochs_interval": 1,
-    "eval_iterations_interval": 1,
-    "save_iterations_interval": 1,
-    "eval_loss_window_size": 1,
-    "eval_loss_window_interval": 1,
-    "loss_warmup_iterations": 0,
-    "norm_images": 0,
-}
-_PHASE_AT_LEAST = {"iterations": 0, "epochs": 0, "images": 0, "weights_batch_size": 0}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,60}")
 _OTHER_CHECKPOINTS = re.compile(r"best|last|step_\d+|training")
 
@@ -184,11 +140,9 @@ def _check_phases(config: Config) -> None:
 
 def _check_phase(config: Config, phase: PhaseConfig) -> None:
     name = phase.name
-    check_at_least(phase, _PHASE_AT_LEAST, f"{name}.")
+    check_numbers(phase, f"{name}.")
     optim = phase_optim(config, phase)
-    check_at_least(
-        optim, {key.removeprefix("optim."): least for key, least in _OPTIM_AT_LEAST.items()}, f"{name}.optim."
-    )
+    check_numbers(optim, f"{name}.optim.")
     check_optim(optim, f"{name}.optim")
     for key, choices in PHASE_CHOICES.items():
         if getattr(phase, key) is not None:
@@ -209,14 +163,17 @@ def _check_phase(config: Config, phase: PhaseConfig) -> None:
             f"the weight batch method {method!r} of {name} needs {name}.weights_batch_size (or nern.weights_batch_size)"
         )
     if config.nern.norm_layer == "bn" and phase.weights_batch_size == 1:
-        raise NernError(f"nern.norm_layer 'bn' needs statistics of several rows; {name}.weights_batch_size is 1")
+        raise NernError(f"nern.norm_layer 'bn' needs statistics of several kernels; {name}.weights_batch_size is 1")
     if None not in (phase.iterations, phase.epochs):
         raise NernError(
             f"set one of {name}.iterations (={phase.iterations}) and {name}.epochs (={phase.epochs}), the other to "
             f"null{_by_recipe(config)}"
         )
     if phase.epochs is not None and not phase.needs_images:
-        raise NernError(f"{name}.epochs (={phase.epochs}) counts images, and {name} has none; set {name}.iterations")
+        raise NernError(
+            f"{name}.epochs (={phase.epochs}) counts epochs of images, but the losses of {name} need no images; set "
+            f"{name}.iterations"
+        )
     if phase.length and not any(weights[term] > 0 for term in phase.losses or weights):
         keys = ", ".join(f"nern.{TERMS.get(term, f'losses.{term}')}" for term in phase.losses or weights)
         raise NernError(f"no loss of {name} has a weight above 0 ({keys}), but {name}.iterations is not 0")
@@ -236,18 +193,19 @@ def _check_parts_of_phases(config: Config) -> None:
         for key in ("losses", "errors", "images", "bits"):
             if key in set_apart and not phase.runs:
                 raise NernError(
-                    f"{phase.name}.{key} (={set_apart[key]}) has no part without that phase; set {phase.name}.iterations"
+                    f"{phase.name}.{key} (={set_apart[key]}) has no effect: that phase has no length; set "
+                    f"{phase.name}.iterations"
                 )
     if not config.by_phases:
         return
     if config.loss_warmup_iterations != Config().loss_warmup_iterations:
         raise NernError(
-            f"loss_warmup_iterations (={config.loss_warmup_iterations}) has no part in training by phases; set "
+            f"loss_warmup_iterations (={config.loss_warmup_iterations}) has no effect in a run by phases; set "
             "reconstruction.iterations"
         )
     trained = [phase for phase in config.phases if phase.length]
     if config.teacher.asked_for and not any(phase.needs_images for phase in trained):
-        raise NernError("teacher has no part without a phase of distillation; set distillation.iterations")
+        raise NernError("teacher has no effect without a phase of distillation; set distillation.iterations")
     if config.epochs is not None or config.num_iterations is not None:
         raise NernError(
             f"phases set their own lengths{_by_recipe(config)}; set epochs and num_iterations to null (epochs is "
@@ -278,12 +236,12 @@ def _check_teacher(config: Config) -> None:
     """Names of `teacher`, and what it needs."""
     teacher = config.teacher
     if teacher.asked_for and config.nern.distillation_loss_weight <= 0:
-        raise NernError("teacher is whose outputs are distilled; set nern.distillation_loss_weight above 0")
+        raise NernError(
+            "teacher names the network whose outputs are distilled; set nern.distillation_loss_weight above 0"
+        )
     if teacher.original_model_name is None:
         if teacher.original_model_path is not None or teacher.original_model_kwargs:
-            raise NernError(
-                "teacher.original_model_name is null, which makes the original network the teacher; set it, too"
-            )
+            raise NernError("teacher.original_model_name is null, so the original network is the teacher; set it, too")
         return
     if ":" not in teacher.original_model_name:
         registry.ORIGINALS[teacher.original_model_name]
@@ -301,9 +259,7 @@ def _check_optim_over_recipe(config: Config, usual: Mapping[str, Mapping[str, An
         now = [phase.optim.get(key) for phase in phases]
         if phases and None not in by_recipe and plain(now) == by_recipe and plain(given) != plain(standard):
             names = ", ".join(f"{phase.name}.optim.{key}" for phase in phases)
-            raise NernError(
-                f"optim.{key} (={given}) has no part: {names} are set by recipe {config.recipe!r}; set those"
-            )
+            raise NernError(f"optim.{key} (={given}) has no effect: recipe {config.recipe!r} sets {names}; set those")
 
 
 # What a predictor has that holds something of each kernel, and asks nothing of an encoding or an order.
@@ -317,13 +273,13 @@ def _check_of_kernels(config: Config) -> None:
     n, usual = config.nern, NernConfig()
     if n.kind_of_heads == "shared":
         raise NernError(
-            f"nern.method {n.method!r} holds kernels as they are; nern.heads must be 'per_size' or 'per_layer'"
+            f"nern.method {n.method!r} has a basis for each head; nern.heads must be 'per_size' or 'per_layer'"
         )
     for key in _OF_MLPS:
         value, standard = nested_attribute(n, key), nested_attribute(usual, key)
         if value != standard:
             raise NernError(
-                f"nern.{key} has no part with nern.method {n.method!r}; leave it at {standard!r} (recipe 'codes' does), not "
+                f"nern.{key} has no effect with nern.method {n.method!r}; leave it at {standard!r} (as recipe 'codes'), not "
                 f"{value!r}"
             )
     if config.networks:
@@ -338,8 +294,6 @@ def check_optim(optim: OptimConfig, section: str = "optim") -> None:
     """Names, numbers and combinations of an `optim` section, beyond the lower limits of numbers."""
     _check_choice(f"{section}.optimizer_type", optim.optimizer_type, registry.OPTIMIZERS)
     _check_choice(f"{section}.lr_scheduler_type", optim.lr_scheduler_type, registry.SCHEDULES)
-    if not 0 < optim.lr < float("inf"):
-        raise NernError(f"{section}.lr (={optim.lr}) must be above 0")
     for key in ("max_gradient_norm", "max_gradient"):
         value = getattr(optim, key)
         if value is not None and not 0 <= value < float("inf"):
@@ -348,7 +302,7 @@ def check_optim(optim: OptimConfig, section: str = "optim") -> None:
         if not 0 <= beta < 1:
             raise NernError(f"{section}.betas (={list(optim.betas)}) must lie in [0, 1)")
     if not 0 < optim.warmup < 1:
-        raise NernError(f"{section}.warmup (={optim.warmup}) is a share of the run, between 0 and 1")
+        raise NernError(f"{section}.warmup (={optim.warmup}) must lie between 0 and 1: it is a share of the steps")
     if optim.min_lr > optim.lr:
         raise NernError(f"{section}.min_lr (={optim.min_lr}) must not be above {section}.lr (={optim.lr})")
     if optim.lr_scheduler_type == "exponential" and optim.gamma == 0 and optim.min_lr == 0:
@@ -383,16 +337,17 @@ def _check_combinations(config: Config) -> None:
     if registry.ENCODINGS.info(e.type)["by_order"]:
         if e.fusion_mode != "concat":
             raise NernError(
-                f"nern.embeddings.type {e.type!r} has one index; nern.embeddings.fusion_mode must be 'concat'"
+                f"nern.embeddings.type {e.type!r} has one index, nothing to sum; set nern.embeddings.fusion_mode to 'concat'"
             )
         if e.num_idxs != KERNEL_INDICES:
             raise NernError(
-                f"nern.embeddings.type {e.type!r} places kernels; nern.method {n.method!r} predicts single weights"
+                f"nern.embeddings.type {e.type!r} encodes places of kernels, but nern.method {n.method!r} predicts single "
+                f"weights; set another one of the two"
             )
     if e.type == "ffn":
         if e.fusion_mode != "concat":
             raise NernError(
-                "nern.embeddings.type 'ffn' mixes all indices in every feature; fusion_mode must be 'concat'"
+                "nern.embeddings.type 'ffn' joins the indices itself; set nern.embeddings.fusion_mode to 'concat'"
             )
         if len(e.gauss_scale) != e.num_idxs:
             raise NernError(
@@ -421,18 +376,20 @@ def _check_combinations(config: Config) -> None:
     if needs_size and n.weights_batch_size is None:
         raise NernError(f"nern.weights_batch_method {n.weights_batch_method!r} needs nern.weights_batch_size")
     if n.norm_layer == "bn" and n.weights_batch_size == 1:
-        raise NernError("nern.norm_layer 'bn' needs statistics of several rows; nern.weights_batch_size is 1")
+        raise NernError("nern.norm_layer 'bn' needs statistics of several kernels; nern.weights_batch_size is 1")
     if n.task_loss_weight > 0 and any(member.task.use_random_data for member in config.members()):
         raise NernError("nern.task_loss_weight above 0 needs labels; task.use_random_data has none")
     if config.evaluation.best_on == "test" and config.evaluation.test_images == 0:
         raise NernError("evaluation.best_on 'test' needs test images; evaluation.test_images is 0")
     for key, default in (("output_size", 3), ("sampling_mode", "center")):
         if n.kind_of_heads != "shared" and getattr(n, key) != default:
-            raise NernError(f"nern.{key} (={getattr(n, key)}) has a part only with nern.heads 'shared'; set that, too")
+            raise NernError(
+                f"nern.{key} (={getattr(n, key)}) has an effect only with nern.heads 'shared'; set that, too"
+            )
     usual = nested_value(recipe_values(config.recipe), "norm_images", 0)
     if not config.learn_norms and config.norm_images not in (0, usual):
-        raise NernError(f"norm_images (={config.norm_images}) has no part without learn_norms; set that, too")
+        raise NernError(f"norm_images (={config.norm_images}) needs learn_norms: true; set that, too")
     if config.learn_fc_layer and config.networks:
         raise NernError("learn_fc_layer works with one original network; networks lists several")
     if config.networks and (config.original_model_path is not None or config.task != TaskConfig()):
-        raise NernError("networks takes the place of original_model_path and task; set either those or networks")
+        raise NernError("networks replaces original_model_path and task; set either those or networks")

@@ -12,6 +12,7 @@ from typing import Any
 
 from nern.errors import NernError
 from nern.registry import Choice
+from nern.typed import FromZero
 
 LENGTHS = ("iterations", "epochs")  # keys of a phase that set its steps
 CURVATURE_IMAGES, ROUNDING_IMAGES = 1024, 128  # what `images` null means
@@ -27,38 +28,37 @@ KNOWN: dict[str, dict[str, Any]] = {
 
 @dataclass(kw_only=True)
 class PhaseConfig:
-    """A phase: consecutive steps with an optimizer and a schedule of their own. null: as for the whole run."""
+    """A phase: consecutive steps with their own losses, optimizer and schedule. null: as for the whole run."""
 
     name: str
-    """Name of the phase and of the checkpoint at its end: 'reconstruction', 'refinement', 'distillation' and 'quantisation'
-    have settings of their own to start from; others start from none."""
-    iterations: int | None = None
-    """Steps; this or `epochs`. Both null: the phase has no part in the run. 0: no steps, but its `errors` hold from there
+    """Name of the phase and of the checkpoint at its end. 'reconstruction', 'refinement', 'distillation' and 'quantisation'
+    have defaults of their own; other names have none."""
+    iterations: FromZero | None = None
+    """Length in steps; give this or `epochs`. Both null: the phase is left out. 0: no steps, but `errors` holds from here
     on."""
-    epochs: int | None = None
-    """Epochs of the training images; this or `iterations`."""
+    epochs: FromZero | None = None
+    """Length in epochs of the training images; give this or `iterations`."""
     losses: list[str] | None = None
-    """Terms of the objective that take part ('reconstruction', 'feature_maps', 'distillation', 'task'), of those whose
-    weight is above 0. With 'reconstruction' alone, steps need no images. null: all."""
+    """Losses of the phase: 'reconstruction', 'feature_maps', 'distillation', 'task'. Only those with a weight above 0 count.
+    With 'reconstruction' alone steps need no images. null: all."""
     errors: str | None = None
-    """What errors of weights count in the reconstruction loss: 'plain' (alike), 'curvature' (as they move the outputs, by
-    their Kronecker-factored curvature, K-FAC, measured at the start of the phase). null: as in the phase before; in the
-    first: plain."""
+    """Weighting of errors in the reconstruction loss: 'plain' (all weights alike), 'curvature' (by the effect on the
+    outputs: K-FAC, measured at the start of the phase). null: as in the phase before; in the first phase plain."""
     bits: float | None = None
-    """Bits of a number of the predictor, on average, entropy-coded: in every step its numbers are rounded as in a packed
-    file, and `nern pack` keeps these steps of rounding. Each tensor has a step of its own, such that no bit is better spent
-    on another, by what rounding does to the outputs. null: nothing is rounded."""
-    images: int | None = None
-    """Training images on which the curvature (null: 1,024; normal noise where there are none) and what rounding does (null:
-    128; 0, or where there are none: the weights are compared) are measured."""
+    """Average bits of a number of the predictor after entropy coding. In every step its numbers are rounded as in a packed
+    file, and `nern pack` takes these steps of rounding over. Each tensor has a step of its own, chosen by the effect of
+    rounding on the outputs. null: no rounding."""
+    images: FromZero | None = None
+    """Number of training images on which the curvature or the effect of rounding is measured. null: 1,024 for curvature, 128
+    for rounding. Without images curvature is measured on normal noise, and rounding (also with 0) on the weights."""
     weights_batch_method: Choice | None = None
-    """As nern.weights_batch_method. With errors 'curvature' and nern.reconstruction_rows 'drawn' one that draws whole
-    filters."""
-    weights_batch_size: int | None = None
-    """As nern.weights_batch_size; 0: no limit, whatever it is there."""
+    """As nern.weights_batch_method, for this phase. With errors 'curvature' and nern.reconstruction_rows 'drawn' it must
+    draw whole filters."""
+    weights_batch_size: FromZero | None = None
+    """As nern.weights_batch_size, for this phase. 0: no limit, even if nern.weights_batch_size sets one."""
     optim: dict[str, Any] = field(default_factory=dict)
-    """Keys of `optim` for this phase; a key that is not here, or null, is as there. For the limits of gradients 0 switches
-    off what is set there."""
+    """Keys of `optim` for this phase. A key that is left out or null has the value in `optim`. 0 for a limit of gradients:
+    off, even if `optim` sets one."""
 
     def __post_init__(self) -> None:
         self.optim = {key: tuple(value) if isinstance(value, list) else value for key, value in self.optim.items()}

@@ -17,15 +17,17 @@ from nern.typed import typed
 VERSION = "0.1.0"  # the last one with the retired keys
 
 _WEIGHTING = "refinement weights errors better"
-# of each key: the value that means "off", and in whose favour it was removed
-RETIRED: dict[str, tuple[object, str]] = {
-    "nern.weighting": ("none", _WEIGHTING),
-    "nern.weighting_power": (0.5, _WEIGHTING),
-    "nern.weighting_images": (512, _WEIGHTING),
-    "nern.frequency_loss_weight": (0, "it did not help"),
-    "nern.outliers": (0, "it did not help"),
-    "reconstruction.rounds": (1, "they did not help"),
-    "reconstruction.round_share": (1, "they did not help"),
+# of each key: the values that ask for nothing, and in whose favour it was removed
+RETIRED: dict[str, tuple[tuple[object, ...], str]] = {
+    "nern.weighting": (("none",), _WEIGHTING),
+    "nern.weighting_power": ((0.5,), _WEIGHTING),
+    "nern.weighting_images": ((512,), _WEIGHTING),
+    "nern.frequency_loss_weight": ((0,), "it did not help"),
+    "nern.outliers": ((0,), "it did not help"),
+    "nern.embeddings.permutations.exact_limit": ((1_000_000, None), "all orderings are exact"),
+    "reconstruction.rounds": ((1,), "they did not help"),
+    "reconstruction.round_share": ((1,), "they did not help"),
+    "cuda_graph": ((False, True), "no step is captured"),  # no result depended on it
 }
 # keys that others have taken the place of, and what they may hold
 TRANSLATED: dict[str, Any] = {
@@ -47,7 +49,7 @@ def current(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     found = dict(values)
     for key, (off, _) in RETIRED.items():
         given = _taken(found, key)
-        if given is not _MISSING and given != off:
+        if given is not _MISSING and given not in off:
             raise retired_key(key, given, where)
     if _taken(found, "no_cuda") is True:
         found["num_gpus"] = 0
@@ -76,16 +78,13 @@ _MISSING = object()
 
 def _taken(values: dict[str, Any], key: str) -> Any:
     """What a dotted key holds, which is removed; `_MISSING`: it is not there."""
-    section, _, name = key.rpartition(".")
-    keys = values.get(section) if section else values
-    if not isinstance(keys, Mapping) or name not in keys:
-        return _MISSING
-    given = keys[name]
-    if section:
-        values[section] = {other: value for other, value in keys.items() if other != name}
-    else:
-        del values[name]
-    return typed(given, TRANSLATED.get(key, Any), key, parse_yaml)
+    *sections, name = key.split(".")
+    for section in sections:
+        if not isinstance(values.get(section), Mapping):
+            return _MISSING
+        values[section] = dict(values[section])  # what was given stays as it is
+        values = values[section]
+    return typed(values.pop(name), TRANSLATED.get(key, Any), key, parse_yaml) if name in values else _MISSING
 
 
 def _tracker(values: dict[str, Any], where: str) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from nern.config.phases import KNOWN, PhaseConfig, listed_phases, place_of, section_names
 from nern.config.recipes import recipe_values
@@ -18,7 +17,7 @@ from nern.config.settings import Settings, built, check_keys
 from nern.config.yaml_files import parse_yaml
 from nern.errors import unknown_name
 from nern.registry import Choice
-from nern.typed import hints_of, typed
+from nern.typed import AboveZero, FromOne, FromZero, Least, NotNegative, hints_of, typed
 
 
 def none_name(value: str | None) -> str:
@@ -26,32 +25,26 @@ def none_name(value: str | None) -> str:
     return "none" if value in (None, "None") else str(value)
 
 
-WEIGHT_SOURCES = ("pretrained", "torchvision", "timm")  # original_model_path: SOURCE or SOURCE:NAME
-
-
 @dataclass(kw_only=True)
 class PermutationsConfig:
-    """Ordering: which permutation makes neighbouring kernels similar, and where it is kept."""
+    """Ordering: the permutation that makes neighbouring kernels similar, and where it is kept."""
 
     permute_mode: str | None = None
     """Ordering: 'crossfilter' (all kernels of a layer in one path), 'infilter' (channels within each filter, then
-    filters), 'infilter_path' (the same as one path, where the next filter begins near the end of the one before: for
-    encodings that count kernels along the order), 'none' or null."""
+    filters), 'infilter_path' (the same as one path: the next filter begins near the end of the one before; for encodings
+    that count kernels along the order), 'none' or null."""
     metric: str = "cosine"
-    """What makes kernels neighbours in an ordering: 'cosine' (their angle, as published), 'distance' (Euclidean: how far
-    apart their weights are, the size of the steps that the predictor has to follow)."""
-    num_workers: int = 3
-    """Threads that order layers side by side."""
+    """How similar two kernels are: 'cosine' (their angle, as published), 'distance' (Euclidean distance of their weights,
+    the size of the steps that the predictor has to follow)."""
+    num_workers: FromOne = 3
+    """Number of threads; each orders one layer at a time."""
     path: str | None = None
-    """Folder the orderings are read from, or written to if it holds none; also a folder of `layer_{i}.pt` files. null:
-    the user's cache, keyed by the content of the weights. What is read is taken as it is."""
-    exact_limit: int | None = 1_000_000
-    """Layers whose greedy path holds more kernels than this (and of 2 to 25 entries each) are ordered approximately, in a
-    third of the time: the next kernel is then one of the most similar ones. null: none is."""
-    improve_seconds: float = 0.0
-    """Time for making the greedy paths shorter (2-opt and Or-opt), of all layers together; 0: off, as published. How far
-    it gets depends on the machine's speed; the order is kept in the run folder and the cache, where a resumed run finds
-    it."""
+    """Folder from which the ordering is read, or to which it is written if it holds none. A folder of published
+    `layer_{i}.pt` files will do. An ordering that is read is not checked for being a good one. null: the user's cache,
+    keyed by the content of the weights."""
+    improve_seconds: NotNegative = 0.0
+    """Seconds for making the greedy paths shorter (2-opt and Or-opt), all layers together. 0: off, as published. The
+    result depends on the machine's speed. It is kept in the run folder and the cache, where a resumed run finds it."""
 
     def __post_init__(self) -> None:
         self.permute_mode = none_name(self.permute_mode)
@@ -59,27 +52,30 @@ class PermutationsConfig:
 
 @dataclass(kw_only=True)
 class EmbeddingsConfig:
-    """Encoding: how a coordinate becomes the vector that the predictor sees."""
+    """Encoding: how a coordinate becomes the vector that the predictor takes."""
 
     type: Choice = "basic"
-    """Kind of encoding: 'basic' (sines and cosines of pi * base**level * index), 'ffn' (random Fourier features); of a
-    kernel's place along the order of its layer, with a one-hot of the layer: 'order' (frequencies in equal ratios, from
-    one half-turn a layer to `bandwidth` half-turns a kernel), 'order_random' (random Fourier features of that scale)."""
-    num_idxs: int = 3
-    """Indices of a coordinate: 3 (layer, filter, channel) for the kxk predictors, 5 (and row, column) for 'basic'."""
-    enc_levels: int = 20
+    """Encoding of (layer, filter, channel): 'basic' (sines and cosines of pi * base**level * index), 'ffn' (random Fourier
+    features). Encoding of a kernel's place along the order of its layer, with a one-hot of the layer: 'order' (frequencies
+    in equal ratios, from one half-turn a layer to `bandwidth` half-turns a kernel), 'order_random' (random Fourier features
+    of that scale)."""
+    num_idxs: FromOne = 3
+    """Number of indices of a coordinate: 3 (layer, filter, channel) for the kxk predictors, 5 (also row, column) for
+    'basic'."""
+    enc_levels: FromOne = 20
     """Number of frequencies of each index."""
-    base: float = 1.25
-    """Ratio of successive frequencies ('basic'); below 1 the encoding is smooth."""
+    base: AboveZero = 1.25
+    """Ratio of successive frequencies (encoding 'basic'). Below 1 the encoding is smooth."""
     fusion_mode: str = "concat"
-    """How the encodings of the indices are joined: 'concat', or 'sum' ('basic' only)."""
+    """How the encodings of the indices are joined: 'concat', or 'sum' (encoding 'basic' only)."""
     normalization_mode: str | None = "none"
-    """What indices are divided by before encoding: 'none' (raw, what published runs use), 'local' (the sizes of their
-    own layer), 'global' (the largest entry of all weight shapes)."""
+    """Divisor of the indices before encoding: 'none' (raw indices, as in published runs), 'local' (the sizes of the
+    index's own layer), 'global' (the largest number in all weight shapes)."""
     gauss_scale: list[float] = field(default_factory=lambda: [1.0, 0.1, 0.1])
-    """Standard deviation of the random frequencies of each index ('ffn'); num_idxs numbers."""
-    bandwidth: float = 1 / 3
-    """Half-turns a kernel: of the highest frequency ('order'), or the frequencies' standard deviation ('order_random')."""
+    """Standard deviation of the random frequencies of each index (encoding 'ffn'); num_idxs numbers."""
+    bandwidth: AboveZero = 1 / 3
+    """Half-turns a kernel: the highest frequency (encoding 'order'), or the standard deviation of the frequencies
+    ('order_random')."""
     permutations: PermutationsConfig = field(default_factory=PermutationsConfig)
 
     def __post_init__(self) -> None:
@@ -91,47 +87,48 @@ class NernConfig:
     """The NeRN: predictor, weight batches, objectives."""
 
     init: str = "fmod"
-    """Initialisation of the predictor: 'fmod' (remainder by 2 of the default weights, which lie within 1 already, so
-    the same as 'default'), 'default' (PyTorch's), 'siren' (wider, as sines need), 'checkpoint' (from
-    checkpoint_path)."""
+    """Initial weights of the predictor: 'default' (PyTorch's), 'fmod' (the published name for the same: the remainder by 2
+    of weights that lie within 1), 'siren' (wider, for sines), 'checkpoint' (from checkpoint_path)."""
     checkpoint_path: str | None = None
-    """File of predictor weights for init 'checkpoint': a state dict of ours or of the published framework."""
+    """File of predictor weights for init 'checkpoint': a state dict of nern or of the published framework."""
     method: Choice = "kxk"
-    """Predictor: 'kxk' (an MLP that gives a K x K kernel), 'kxk_nerf' (the encoding enters again half-way),
-    'kxk_residual' (the first layer's output is added half-way), 'basic' (one weight for each of five indices)."""
-    output_size: int = 3
-    """K, the side of predicted kernels with heads 'shared'; at least the largest kernel of the network."""
+    """Predictor: 'kxk' (an MLP whose output is a K x K kernel), 'kxk_nerf' (the same; the encoding enters again half-way),
+    'kxk_residual' (the same; the first layer's output is added half-way), 'basic' (an MLP whose output is one weight),
+    'codes' (no MLP: a code for each kernel; see recipe 'codes')."""
+    output_size: FromOne = 3
+    """K, the side of predicted kernels with heads 'shared'. It is at least the side of the network's largest kernel."""
     heads: str | None = None
-    """Output layers of a kxk predictor: 'per_size' (one for each kernel size of the network, which output_size has no
-    part in), 'per_layer' (one for each layer), 'shared' (one of output_size x output_size, reduced to smaller kernels by
-    sampling_mode, as published). For a network of 3 x 3 kernels 'per_size' and 'shared' are the same. null: 'per_size', but
-    'shared' where output_size or sampling_mode are set to other than their defaults."""
+    """Output layers of a kxk predictor: 'per_size' (one for each kernel size of the network; output_size is not used),
+    'per_layer' (one for each layer of the network), 'shared' (one of output_size x output_size, as published; sampling_mode
+    reduces its output to smaller kernels). For a network of 3x3 kernels 'per_size' and 'shared' are the same. null:
+    'shared' if output_size or sampling_mode differ from their defaults, else 'per_size'."""
     output_scales: str = "none"
-    """What predictions are multiplied by: 'none', 'per_layer' (the root mean square of their layer's weights), 'per_size'
-    (of all weights of their kernel size). These numbers are kept with the predictor, and counted among its parameters."""
+    """Factors of the predictions: 'none', 'per_layer' (the root mean square of the layer's weights), 'per_size' (that of all
+    weights of the kernel size). The factors are stored with the predictor and counted among its parameters."""
     norm_layer: str | None = "none"
-    """Normalisation after each hidden linear layer: 'none' (what published runs do, whatever they set), 'bn', 'ln'."""
+    """Normalisation after each hidden linear layer: 'none', 'bn', 'ln'. Published runs have none, whatever they set."""
     act_layer: Choice = "relu"
     """Activation: 'relu', 'leaky_relu', 'hardswish', 'gelu', 'relu6', 'elu', 'sine' (with init 'siren')."""
-    num_blocks: int = 3
-    """Number of linear layers, the final one included; at least 2."""
-    hidden_layer_size: int = 30
+    num_blocks: Annotated[int, Least(2)] = 3
+    """Number of linear layers, including the final one; at least 2."""
+    hidden_layer_size: FromOne = 30
     """Width of the hidden layers."""
-    weights_batch_size: int | None = 65536
-    """Rows (kernels) that carry gradient in the random methods, and rows in one forward call; null: no limit."""
+    weights_batch_size: FromOne | None = 65536
+    """Number of kernels that get gradient in a step (random methods), and of kernels in one call of the predictor. null: no
+    limit."""
     weights_batch_method: Choice = "all"
-    """Which rows carry gradient in a step: 'all', 'sequential_layer', 'random_layer', 'random_batch',
+    """Kernels that get gradient in a step: 'all', 'sequential_layer', 'random_layer', 'random_batch',
     'random_batch_without_replacement', 'random_weighted_batch' (80 % uniform, 20 % by kernel norm; all published
-    experiments), 'random_filters' (all kernels of filters, of each layer the same share)."""
+    experiments), 'random_filters' (whole filters, the same share of each layer)."""
     embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
     reconstruction_loss_weight: float = 1.0
     """Weight of the reconstruction loss."""
     attention_loss_weight: float = 1e-5
-    """Weight of the feature-map loss; 0 or below switches it off."""
+    """Weight of the feature-map loss. 0 or below: off."""
     distillation_loss_weight: float = 1e-5
-    """Weight of the output distillation loss; 0 or below switches it off."""
+    """Weight of the distillation loss. 0 or below: off."""
     task_loss_weight: float = 0.0
-    """Weight of the task loss (needs labels); 0 or below switches it off, as in all published runs."""
+    """Weight of the task loss, which needs labels. 0 or below: off, as in all published runs."""
     task_loss_type: Choice = "CELoss"
     """Task loss: 'CELoss', 'StableCELoss', 'NLLLoss' (expects log-probabilities), 'NoLoss'."""
     reconstruction_loss_type: Choice = "L2Loss"
@@ -142,21 +139,21 @@ class NernConfig:
     """Distillation loss: 'KLDivLoss', 'StableKLDivLoss', 'MultiStableKLDivLoss', 'TempStableKLDivLoss' (divergences of the
     softmaxed outputs), 'LogitsL2Loss' (squared errors of the logits)."""
     losses: dict[str, Any] = field(default_factory=dict)
-    """Further terms of the objective, registered by you (docs/extending.md): the weight of each by its name, or a mapping of
-    `weight` and settings of its own."""
+    """Further loss terms, registered by you (docs/extend.md): the weight of each by its name, or a mapping of `weight` and
+    settings of its own."""
     sampling_mode: str = "center"
     """How a predicted kernel is reduced to a smaller one (heads 'shared'): 'center', 'average', 'max'."""
     reconstruction_rows: str = "all"
-    """Rows that a step without images predicts and compares: 'all' (as published), 'drawn' (those of the weight batch
+    """Kernels that a step without images predicts and compares: 'all' (as published), 'drawn' (those of the weight batch
     alone: an estimate of the loss, many times faster on large networks)."""
     include: list[str] | None = None
-    """Weights to represent: globs on parameter names ('blocks.*.weight'; tensors of two or more dimensions). null: the
-    network's own choice, all convolutions unless it says otherwise. `nern inspect` shows what is taken."""
+    """Weights to represent: globs on parameter names ('blocks.*.weight'). Only tensors of two or more dimensions are taken.
+    null: the network's own choice, by default all convolutions. `nern inspect` shows what is taken."""
     exclude: list[str] = field(default_factory=list)
-    """Weights to keep as they are: globs on parameter names, over `include`."""
+    """Weights to keep as they are: globs on parameter names. They win over `include`."""
     feature_maps: list[str] | None = None
-    """Modules whose outputs the feature-map loss compares: globs on their names, in this order, repeats counted;
-    'NAME:input' takes what goes into a module. null: the network's own choice."""
+    """Modules whose outputs the feature-map loss compares: globs on their names, in this order. A module that is named twice
+    counts twice. 'NAME:input' takes the input of a module. null: the network's own choice."""
 
     def __post_init__(self) -> None:
         self.norm_layer = none_name(self.norm_layer)
@@ -170,22 +167,22 @@ class NernConfig:
 
 @dataclass(kw_only=True)
 class LoggingConfig:
-    """Logging: where a run is written and what is tracked."""
+    """Logging: where a run is written, and what is logged."""
 
     exp_name: str = "NeRN_Train"
-    """Name of the run, 'NAME' or 'GROUP/NAME'; its folder is log_dir/exp_name (with -2, -3, ... if that is there, even
-    empty)."""
-    log_interval: int = 20
-    """Log scalars every so many steps."""
+    """Name of the run, 'NAME' or 'GROUP/NAME'. Its folder is log_dir/exp_name; if that exists, even empty, -2, -3, ... is
+    added."""
+    log_interval: FromOne = 20
+    """Steps between two logs of the scalars."""
     log_dir: str = "outputs"
-    """Folder of run folders."""
+    """Folder in which run folders are made."""
     verbose: bool = False
-    """Also log the norms of weights and gradients of each predictor parameter."""
+    """Also log the norms of the weights and gradients of each parameter of the predictor."""
     tracker: str = "tensorboard"
-    """Where scalars go: 'tensorboard', 'clearml' (the clearml extra), 'none' (checkpoints and results are written all the
-    same)."""
+    """Where scalars are logged: 'tensorboard', 'csv' (a file in the run folder), 'wandb', 'mlflow', 'clearml' (each needs
+    the extra of its name), 'none'. Checkpoints and results are always written."""
     progress: bool = True
-    """Show a live progress bar (in a terminal) or a line at each evaluation (elsewhere)."""
+    """Show progress: in a terminal a live bar, elsewhere a line at each evaluation."""
 
 
 @dataclass(kw_only=True)
@@ -193,41 +190,42 @@ class TaskConfig:
     """Task: the data, and the original network that was trained on it."""
 
     task_name: str = "digits"
-    """Task: 'cifar10', 'cifar100', 'imagenet', 'imagefolder' (any folder of images), 'digits' (scikit-learn's, nothing to
-    download), or one you registered."""
+    """Task: 'cifar10', 'cifar100', 'imagenet', 'imagefolder' (any folder of images), 'digits' (scikit-learn's, no download),
+    or one that you registered."""
     imagenet_path: str | None = None
-    """Folder of ImageNet: it holds train/ and val/ (or validation/ or valid/), each with a folder of images a class."""
+    """Folder of ImageNet. It holds train/ and val/ (or validation/, valid/), each with one folder of images per class."""
     data_dir: str | None = None
-    """Folder the dataset is read from. cifar: null means ./data if it is there, else downloaded to the user's cache.
-    imagefolder: holds train/ and val/ (or test/, validation/, valid/), each with a folder of images a class."""
+    """Folder from which the dataset is read. cifar10, cifar100: null means ./data if it exists, else a download to the
+    user's cache. imagefolder: the folder holds train/ and val/ (or test/, validation/, valid/), each with one folder of
+    images per class."""
     original_model_name: str = "ResNet8"
     """Architecture of the original network: a registered name ('ResNet20', 'ResNet18', ...; `nern list` shows all),
-    'torchvision:NAME', 'timm:NAME', 'package.module:function' or 'file.py:function', or one you registered."""
+    'torchvision:NAME', 'timm:NAME', 'package.module:function' or 'file.py:function'."""
     original_model_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the architecture, over those of the JSON file beside the weights."""
+    """Arguments of the architecture. They win over those of the JSON file beside the weights."""
     use_random_data: bool = False
-    """Train on made-up images in place of the training set; no labels are used."""
+    """Train on made-up images, not on the training set. No labels are used."""
     random_data: Choice = "uniform"
-    """How they are made (use_random_data): 'uniform' (noise in [-2, 2], as published), 'leaves' (overlapping discs of
-    random colours), 'inversion' (optimised until the original's batch-norm statistics match; a pool of so many images, so
-    many steps each: {name: inversion, images: 512, steps: 150})."""
-    input_size: int | None = None
-    """Side of the images in pixels, for imagenet and imagefolder; null: what the network's metadata says, else 224."""
+    """Kind of made-up images, with use_random_data: 'uniform' (noise in [-2, 2], as published), 'leaves' (overlapping discs
+    of random colours), 'inversion' (optimised until the batch norms of the original see the statistics that they hold). The
+    size of the pool and the steps for each image: {name: inversion, images: 512, steps: 150}."""
+    input_size: FromOne | None = None
+    """Side of the images in pixels, for imagenet and imagefolder. null: as the network's metadata says, else 224."""
     mean: list[float] | None = None
-    """Mean of each channel on the scale 0 to 1; null: what the network says, else the task's own (ImageNet's for
-    folders)."""
+    """Mean of each channel, on the scale 0 to 1. null: as the network's metadata says, else the task's own (for folders that
+    of ImageNet)."""
     std: list[float] | None = None
-    """Standard deviation of each channel, as mean."""
+    """Standard deviation of each channel, on the scale 0 to 1. null: as for mean."""
     auto_augment: str | None = None
-    """Augmentation policy in timm's notation, for images that are streamed; 'none' switches it off; null: the task's own
-    (imagenet: 'rand-m9-mstd0.5-inc1')."""
-    mixup: float | None = None
-    """Mixup alpha: training images are blended in pairs. null: the task's own (imagenet: 0.8, others 0)."""
-    cutmix: float | None = None
-    """Cutmix alpha: a rectangle of another image is pasted in. null: the task's own (imagenet: 1.0, others 0)."""
+    """Augmentation policy in timm's notation, for streamed images. 'none': off. null: the task's own (imagenet:
+    'rand-m9-mstd0.5-inc1')."""
+    mixup: NotNegative | None = None
+    """Alpha of mixup, which blends training images in pairs. null: the task's own (imagenet: 0.8, others: 0)."""
+    cutmix: NotNegative | None = None
+    """Alpha of cutmix, which pastes a rectangle of another image. null: the task's own (imagenet: 1.0, others: 0)."""
     in_memory: bool | None = None
-    """imagefolder: hold all images on the device (true), or stream them (false). null: in memory up to 512 MB of pixels,
-    unless there is an auto_augment."""
+    """imagefolder: hold all images on the device (true) or stream them (false). null: true up to 512 MB of pixels without
+    auto_augment, else false."""
 
 
 @dataclass(kw_only=True)
@@ -236,61 +234,61 @@ class OptimConfig:
 
     optimizer_type: Choice = "adamw"
     """Optimizer: 'sgd' (Nesterov), 'adamw', 'adadelta', 'ranger', 'muon', 'soap'."""
-    lr: float = 1e-4
-    """Learning rate at the start; with onecycle the highest."""
+    lr: AboveZero = 1e-4
+    """Learning rate at the start; with schedule 'onecycle' the highest one."""
     betas: tuple[float, float] = (0.5, 0.999)
-    """Moment factors of adamw and ranger."""
-    momentum: float = 0.9
-    """Momentum of sgd."""
-    weight_decay: float = 1e-3
-    """Weight decay (decoupled in adamw and ranger)."""
+    """Decay factors of the moments, for adamw, ranger, soap and the AdamW part of muon."""
+    momentum: NotNegative = 0.9
+    """Momentum, for sgd and muon."""
+    weight_decay: NotNegative = 1e-3
+    """Weight decay. It is decoupled in adamw and ranger."""
     ranger_use_gc: bool = True
-    """Gradient centralisation in ranger. Published runs had it on even where they set false: set true to repeat them."""
+    """Gradient centralisation, for ranger. Published runs had it on, even if they set false: set true to repeat them."""
     max_gradient_norm: float | None = None
-    """Clip the global gradient norm to this; null or 0: no clipping."""
+    """Largest global norm of the gradient; larger ones are clipped. null or 0: no clipping."""
     max_gradient: float | None = None
-    """Clip each gradient entry to this; null or 0: no clipping."""
+    """Largest absolute value of a number of the gradient; larger ones are clipped. null or 0: no clipping."""
     lr_scheduler_type: Choice = "cosine"
     """Schedule: 'cosine', 'exponential', 'onecycle' (up to lr, then a cosine down), 'constant'."""
     warmup: float = 0.3
-    """Share of the run in which onecycle's rate rises, from lr / 25."""
-    min_lr: float = 1e-6
-    """Lowest learning rate; the schedule stops at or below it."""
-    step_interval: int = 1
-    """Steps between advances of the exponential schedule; 0: a hundredth of the run. cosine: always 1."""
-    gamma: float = 0.0
-    """Factor of the exponential schedule; 0: such that min_lr is reached at the end."""
+    """Share of the steps in which the rate of 'onecycle' rises, from lr / 25 to lr."""
+    min_lr: NotNegative = 1e-6
+    """Lowest learning rate. The schedule stops at or below it."""
+    step_interval: FromZero = 1
+    """Steps between two changes of the rate by 'exponential'. 0: a hundredth of the run. For 'cosine' always 1."""
+    gamma: NotNegative = 0.0
+    """Factor of the rate in 'exponential'. 0: the factor that reaches min_lr at the end."""
 
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    """Evaluation: on which images, and how the best checkpoint is chosen."""
+    """Evaluation: the images, and the choice of the best checkpoint."""
 
     best_on: str = "held_out"
-    """What 'best' is chosen on: 'held_out' (training images set aside; the test figure is only reported) or 'test'
-    (the published choice; nothing is set aside)."""
-    held_out_images: int = 1000
-    """Training images set aside for choosing the best checkpoint, at most a tenth of the training set; random images of
-    their own where task.use_random_data is set."""
-    test_images: int | None = None
-    """Test images used; null: all; 0: none, the test set is not even loaded (data-free runs)."""
-    batch_size: int = 500
+    """Images on which the best checkpoint is chosen: 'held_out' (training images that are set aside; test images only
+    report), 'test' (the published choice; nothing is set aside)."""
+    held_out_images: FromOne = 1000
+    """Number of training images that are set aside to choose the best checkpoint; at most a tenth of the training set. With
+    task.use_random_data they are made-up images that are not trained on."""
+    test_images: FromZero | None = None
+    """Number of test images. null: all. 0: none; the test set is not loaded (runs without data)."""
+    batch_size: FromOne = 500
     """Images in one evaluation batch."""
 
 
 @dataclass(kw_only=True)
 class TeacherConfig:
-    """Whose outputs are distilled, if not the original's as they are."""
+    """Teacher: the network whose outputs are distilled."""
 
     original_model_name: str | None = None
-    """Architecture, as task.original_model_name; null: the original network is the teacher."""
+    """Architecture of the teacher, as task.original_model_name. null: the original network is the teacher."""
     original_model_path: str | None = None
-    """Its weights, as original_model_path."""
+    """Weights of the teacher, as original_model_path."""
     original_model_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Its arguments, as task.original_model_kwargs."""
+    """Arguments of the teacher's architecture, as task.original_model_kwargs."""
     mirrored: bool | None = False
-    """The outputs, also the original's own, are means over each image and its mirror image: better ones, where images keep
-    their class when left and right change places. null: where the task says that they do."""
+    """Distil the mean of the teacher's outputs over an image and its mirror image. It is a better output if images keep
+    their class when left and right change places. null: true if the task says that they do."""
 
     @property
     def asked_for(self) -> bool:
@@ -300,7 +298,7 @@ class TeacherConfig:
 
 @dataclass(kw_only=True)
 class NetworkConfig:
-    """One of several original networks in one NeRN, with its own task."""
+    """Networks: one of several original networks in one NeRN, with its own task."""
 
     original_model_path: str | None = None
     """Weights of the network, as original_model_path."""
@@ -313,83 +311,79 @@ class NetworkConfig:
     """As nern.feature_maps, for this network; null: nern.feature_maps."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class Config(Settings):
     """General settings."""
 
     recipe: str = "published"
-    """What keys that are not given mean: 'published', the framework's defaults, so that its files keep their meaning;
-    'nern', the best settings found since (docs/recipe.md). In files, on the command line and in `Config.of_recipe`; the
-    constructor alone applies none."""
+    """Defaults of the keys that are left out: 'published' (those of the published framework), 'nern' (the best settings for
+    a NeRN; docs/recipe.md), 'codes' (kernels as codes, trained). It holds for files, the command line and
+    `Config.of_recipe`; the constructor `Config()` has the published defaults."""
     imports: list[str] = field(default_factory=list)
-    """Modules (my_package.networks) or files (networks.py) of yours to import first: those that register the networks
-    and tasks which the other keys name."""
+    """Modules (my_package.networks) or files (networks.py) of yours that are imported first. They register networks, tasks
+    and components that other keys name."""
     original_model_path: str | None = None
-    """Weights of the original network: a state dict or a training checkpoint, a PyTorch or safetensors file or the
-    .index.json of one in parts ('FILE#KEY' names one of several state dicts in it; arguments of the network in a .json file
-    of the same name, if any); 'pretrained:NAME' for one that ships with nern; 'torchvision' or 'timm' for the default
-    pretrained weights of such a network, 'torchvision:IMAGENET1K_V1' or 'timm:TAG' for others. null: random weights."""
+    """Weights of the original network. A file: a state dict or a training checkpoint of PyTorch, a safetensors file, or the
+    .index.json of a file in parts; 'FILE#KEY' names one of several state dicts in it; a .json file of the same name may
+    hold arguments of the network. 'pretrained:NAME': weights that ship with nern. 'torchvision', 'timm': the library's
+    default weights; 'torchvision:IMAGENET1K_V1', 'timm:TAG': others of the library. null: random weights."""
     networks: list[NetworkConfig] = field(default_factory=list)
-    """Several original networks in one NeRN, in place of original_model_path and task: a list of sections with those keys
-    (and include, exclude, feature_maps)."""
+    """Several original networks in one NeRN: a list of sections with the keys original_model_path, task, include, exclude
+    and feature_maps. It replaces original_model_path and task."""
     nern: NernConfig = field(default_factory=NernConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    num_workers: int = 0
-    """Worker processes of data loaders (tasks whose images live in memory need none)."""
-    num_gpus: int = 1
-    """Devices to use: 0 the CPU, 1 the first GPU if there is one. Above 1: `nern train` starts a process for each, as far as
-    there are GPUs (what is missing gives a warning). Processes that torchrun or accelerate started take a GPU each."""
-    batch_size: int = 256
-    """Images in one training step."""
-    epochs: int | None = 250
-    """Training epochs, if num_iterations and the lengths of phases are not given. A length that is given takes the place of
-    those of a base file, and on the command line of those of the file; two at once are an error."""
-    num_iterations: int | None = None
-    """Training steps, in place of epochs."""
+    num_workers: FromZero = 0
+    """Number of worker processes that load images. Tasks with all images in memory need none."""
+    num_gpus: FromZero = 1
+    """Devices. 0: the CPU. 1: the first GPU, if there is one. Above 1: `nern train` starts a process for each GPU; if there
+    are fewer GPUs, a warning says so. Processes that torchrun or accelerate started take one GPU each."""
+    batch_size: FromOne = 256
+    """Number of images in one training step."""
+    epochs: FromZero | None = 250
+    """Length of the run in epochs, if neither num_iterations nor phases give it. A length in a file replaces all lengths of
+    its base file; a length on the command line replaces those of the file. Two lengths in one place are an error."""
+    num_iterations: FromZero | None = None
+    """Length of the run in steps, in place of epochs."""
     phases: list[PhaseConfig] = field(default_factory=list)
-    """Phases of the run, in place of epochs, num_iterations and loss_warmup_iterations: a list of sections, each with a
-    name. A list takes the place of all phases beneath it; a section with the name of a phase (`distillation: {iterations:
-    3000}`, or --distillation.iterations 3000) changes that phase alone."""
+    """Phases of the run: a list of sections, each with a name. It replaces epochs, num_iterations and
+    loss_warmup_iterations, and all phases of the recipe or base file. To change one phase alone, write a section with its
+    name: `distillation: {iterations: 3000}`, or --distillation.iterations 3000."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    eval_epochs_interval: int | None = 1
-    """Evaluate every so many epochs; null: not by epochs. The end of a run is always evaluated."""
-    save_epochs_interval: int | None = 400
-    """Keep a checkpoint every so many epochs; null: none but 'best' and 'last'."""
-    eval_iterations_interval: int | None = None
-    """Evaluate every so many steps; null: not by steps."""
-    save_iterations_interval: int | None = None
-    """Keep a checkpoint every so many steps; null: none but 'best' and 'last'."""
-    eval_loss_window_size: int = 20
-    """Length of a window of recent losses; an extra evaluation is made when it is full and the current loss (feature
-    maps + distillation, unweighted) is not above its minimum."""
-    eval_loss_window_interval: int = 10
-    """A loss enters that window every so many steps."""
-    save_minutes: float = 5.0
-    """Save the state for --resume at least every so many minutes (and at every evaluation)."""
-    loss_warmup_iterations: int = 10000
-    """During so many first steps only the reconstruction loss is used."""
+    eval_epochs_interval: FromOne | None = 1
+    """Epochs between two evaluations. null: none by epochs. The end of a run is always evaluated."""
+    save_epochs_interval: FromOne | None = 400
+    """Epochs between two checkpoints that are kept. null: none by epochs. 'best' and 'last' are always kept."""
+    eval_iterations_interval: FromOne | None = None
+    """Steps between two evaluations. null: none by steps."""
+    save_iterations_interval: FromOne | None = None
+    """Steps between two checkpoints that are kept. null: none by steps."""
+    eval_loss_window_size: FromOne = 20
+    """Number of losses in the window of recent losses (feature maps + distillation, unweighted). When the window is full and
+    the current loss is not above its minimum, an extra evaluation is made."""
+    eval_loss_window_interval: FromOne = 10
+    """Steps between two losses that enter that window."""
+    save_minutes: NotNegative = 5.0
+    """Longest time in minutes between two saves of the state for --resume. Every evaluation saves it, too."""
+    loss_warmup_iterations: FromZero = 10000
+    """Number of first steps that use the reconstruction loss only."""
     precision: str = "float32"
-    """Arithmetic of training: 'float32'; 'tf32' (on a GPU, products of float32 numbers rounded to 10 bits of mantissa);
-    'bf16' (16 bits, on CPU and GPU; kernels, losses and parameters stay in float32); 'auto' (bf16 where the machine has
-    instructions for it, else float32). Evaluations are in float32."""
-    cuda_graph: bool = False
-    """On one GPU, run training steps as a CUDA graph: the same arithmetic without the host between its kernels. It was never
-    measured on a GPU. A step that cannot be captured runs without a graph, with a warning."""
+    """Arithmetic of training: 'float32'; 'tf32' (on a GPU: products of float32 numbers with 10 bits of mantissa); 'bf16' (16
+    bits, on CPU and GPU; kernels, losses and parameters stay in float32); 'auto' (bf16 if the machine has instructions for
+    it, else float32). Evaluations are in float32."""
     learn_fc_layer: bool = False
-    """Also train the final fully connected layer of the reconstructed network; it is saved beside the predictor."""
+    """Also train the final fully connected layer of the reconstructed network. It is saved beside the predictor."""
     learn_norms: bool = False
-    """Also train weights and biases of the normalisation layers, in steps with images; they are saved beside the predictor.
-    They are kept with every NeRN, so this costs no bytes."""
-    norm_images: int = 0
-    """Images on which batch norms are fitted to the reconstructed weights at the end of each phase without images: their
-    weights and biases become such that every channel has the mean and variance that it has in the original on them. 0: off.
-    Needs learn_norms, by which norms are saved beside the predictor."""
-    seed: int = 0
-    """Seed of everything random: same seed, same machine, same result. (An ordering that is improved for some seconds
-    may come out otherwise when it is solved again; it is kept in the run folder and the cache.)"""
+    """Also train the weights and biases of the normalisation layers, in steps with images. They are saved beside the
+    predictor. Norms are stored with every NeRN, so this costs no bytes."""
+    norm_images: FromZero = 0
+    """Number of images on which batch norms are fitted at the end of each phase without images: each channel gets the mean
+    and variance that it has in the original on them. 0: off. It needs learn_norms: true."""
+    seed: FromZero = 0
+    """Seed of everything random. The same seed on the same machine gives the same result. One exception: an ordering that is
+    improved for some seconds may differ when it is solved again; it is kept in the run folder and the cache."""
 
     @classmethod
     def beneath(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -457,26 +451,10 @@ class Config(Settings):
             member.feature_maps = self.nern.feature_maps if member.feature_maps is None else member.feature_maps
         return members
 
-    def with_absolute_paths(self) -> Config:
-        """A copy whose input files and folders are named from the root: it works from any working directory."""
-        config = copy.deepcopy(self)
-        config.imports = absolute_imports(config.imports)
-        config.original_model_path = absolute_weights(config.original_model_path)
-        config.nern.checkpoint_path = absolute(config.nern.checkpoint_path)
-        permutations = config.nern.embeddings.permutations
-        permutations.path = absolute(permutations.path)
-        config.teacher.original_model_path = absolute_weights(config.teacher.original_model_path)
-        config.teacher.original_model_name = absolute_network(config.teacher.original_model_name)
-        absolute_task(config.task)
-        for network in config.networks:
-            network.original_model_path = absolute_weights(network.original_model_path)
-            absolute_task(network.task)
-        return config
-
 
 @dataclass(kw_only=True)
 class PhaseSection(PhaseConfig):
-    """PHASE stands for the name of a phase, such as `distillation`: its keys, in place of those that it has."""
+    """PHASE stands for the name of a phase, such as `distillation`. These keys change that phase."""
 
     optim: OptimConfig = field(default_factory=OptimConfig)  # type: ignore[assignment]
 
@@ -501,30 +479,3 @@ def phase_batches(config: Config, phase: PhaseConfig) -> tuple[Choice, int | Non
     apart."""
     size = config.nern.weights_batch_size if phase.weights_batch_size is None else phase.weights_batch_size
     return phase.weights_batch_method or config.nern.weights_batch_method, size or None
-
-
-def absolute(path: str | None) -> str | None:
-    """A path named from the root; null stays null."""
-    return None if path is None else str(Path(path).expanduser().absolute())
-
-
-def absolute_weights(path: str | None) -> str | None:
-    """As `absolute`, but weights that are named, not files, stay as they are."""
-    return path if path is None or path.partition(":")[0] in WEIGHT_SOURCES else absolute(path)
-
-
-def absolute_imports(names: list[str]) -> list[str]:
-    """Modules and files to import, files named from the root."""
-    return [str(Path(name).expanduser().resolve()) if name.endswith(".py") else name for name in names]
-
-
-def absolute_task(task: TaskConfig) -> None:
-    """Name the task's folders, and a network's file, from the root."""
-    task.data_dir, task.imagenet_path = absolute(task.data_dir), absolute(task.imagenet_path)
-    task.original_model_name = absolute_network(task.original_model_name) or ""
-
-
-def absolute_network(name: str | None) -> str | None:
-    """The name of a network, its file named from the root where it is in one."""
-    file, colon, function = (name or "").rpartition(":")
-    return f"{absolute(file)}:{function}" if colon and file.endswith(".py") else name

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
-import types
+import json
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from nern.config.published import RETIRED, current, retired_key
 from nern.config.yaml_files import at, dump_yaml, is_length, nested, over, parse_yaml, read_yaml
 from nern.errors import NernError, unknown_name
 from nern.files import write_text
-from nern.typed import hints_of, typed
+from nern.typed import Least, hints_of, options_of, typed
 
 
 class Settings:
@@ -46,6 +47,12 @@ class Settings:
         """Whether a run that has begun may go on with another value of this dotted key: a length."""
         return is_length(key)
 
+    def with_absolute_paths(self) -> Self:
+        """A copy whose input files and folders are named from the root: it works from any working directory."""
+        config = copy.deepcopy(self)
+        _make_absolute(config)
+        return config
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, keys as in a configuration file."""
         return plain(dataclasses.asdict(self))  # type: ignore[call-overload]
@@ -60,6 +67,15 @@ class Settings:
         own = self.to_dict()
         beneath = dict(leaves(built(type(self), self.complete(nested(self.beneath(own)))).to_dict()))
         return {k: v for k, v in leaves(own) if v != beneath.get(k) and (v, beneath.get(k)) != ("none", None)}
+
+    def changes_text(self) -> str:
+        """`changes` in a line; empty: there are none."""
+        parts = [f"{key}={json.dumps(value)}" for key, value in self.changes().items() if key != "recipe"]
+        return f"; set: {', '.join(parts)}" if parts else ""
+
+    def __repr__(self) -> str:
+        recipe = getattr(self, "recipe", None)
+        return f"{type(self).__name__}{f' of recipe {recipe}' if recipe else ''}{self.changes_text()}"
 
     def save(self, path: str | Path) -> None:
         """Write `to_yaml()` to `path`."""
@@ -77,6 +93,44 @@ class Settings:
     def load(cls, path: str | Path) -> Self:
         """From a YAML file; NernError as in `from_dict`."""
         return cls.from_dict(read_config_file(path, cls))
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _absolute_weights(path: str) -> str:
+    """Weights that are named, not files, stay as they are."""
+    return path if path.partition(":")[0] in WEIGHT_SOURCES else _absolute(path)
+
+
+def _absolute_network(name: str) -> str:
+    """The name of a network, its file named from the root where it is in one."""
+    file, colon, function = name.rpartition(":")
+    return f"{_absolute(file)}:{function}" if colon and file.endswith(".py") else name
+
+
+def _absolute_imports(names: list[str]) -> list[str]:
+    """Modules and files to import."""
+    return [str(Path(name).expanduser().resolve()) if name.endswith(".py") else name for name in names]
+
+
+WEIGHT_SOURCES = ("pretrained", "torchvision", "timm")  # original_model_path: SOURCE or SOURCE:NAME
+_NAMED: dict[str, Callable[[Any], Any]] = {
+    "imports": _absolute_imports,
+    "original_model_name": _absolute_network,
+    **dict.fromkeys(("original_model_path", "initial_weights"), _absolute_weights),
+    **dict.fromkeys(("checkpoint_path", "path", "data_dir", "imagenet_path"), _absolute),
+}  # keys that name files and folders which are read, in whatever section
+
+
+def _make_absolute(section: Any) -> None:
+    for name, value in vars(section).items():
+        if name in _NAMED and value is not None:
+            setattr(section, name, _NAMED[name](value))
+        for part in value if isinstance(value, list) else [value]:
+            if dataclasses.is_dataclass(part):
+                _make_absolute(part)
 
 
 def read_config_file(path: str | Path, cls: type[Settings]) -> dict[str, Any]:
@@ -140,8 +194,7 @@ def check_key(key: str, cls: Any, where: str = "", before: str = "", more: Mappi
 
 def _takes_entries(hint: Any) -> bool:
     """Whether a key holds a free mapping, or the name of a component with settings of its own."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return any(typing.get_origin(option) is dict for option in options)
+    return any(typing.get_origin(option) is dict for option in options_of(hint))
 
 
 def checked_keys(
@@ -188,36 +241,31 @@ def choose(key: str, given: object, choices: Collection[str]) -> None:
         raise unknown_name(key, given, choices)
 
 
-def check_at_least(config: Any, limits: Mapping[str, float], prefix: str = "") -> None:
-    """Raise NernError for the first dotted key whose number lies below its limit; null passes. `prefix` stands before the
-    keys in messages."""
-    for key, least in limits.items():
-        for value in _values(config, key.split(".")):
-            if value is not None and not value >= least:
-                raise NernError(f"{prefix}{key} (={value}) must be at least {least}")
+def check_numbers(section: Any, prefix: str = "") -> None:
+    """Raise NernError for the first number of a section, or of those within it, that is below what its type says; null
+    passes. `prefix` stands before the keys in messages; phases, which have names of their own, are left out."""
+    cls: Any = type(section)
+    for name, hint in limits_of(cls).items():
+        value, key = getattr(section, name), f"{prefix}{name}"
+        if isinstance(hint, Least) and value is not None and not hint.allows(value):
+            raise NernError(f"{key} (={value}) must be {hint}")
+        for part in value if isinstance(value, list) and name != "phases" else [value]:
+            if dataclasses.is_dataclass(part):
+                check_numbers(part, f"{key}.")
 
 
-def check_above_zero(config: Settings, keys: tuple[str, ...]) -> None:
-    """Raise NernError for the first dotted key whose number is not finite and above zero; null passes."""
-    for key in keys:
-        for value in _values(config, key.split(".")):
-            if value is not None and not 0 < value < float("inf"):
-                raise NernError(f"{key} (={value}) must be above 0")
+@functools.cache
+def limits_of(cls: Any) -> dict[str, Least | None]:
+    """Of each field of a dataclass, the limit that its type names."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    options = {name: (hint, *typing.get_args(hint)) for name, hint in hints.items()}
+    found = {name: [m for o in of for m in getattr(o, "__metadata__", ())] for name, of in options.items()}
+    return {f.name: next(iter(found[f.name]), None) for f in dataclasses.fields(cls)}
 
 
 def nested_attribute(section: Any, key: str) -> Any:
     """What a dotted key holds."""
     return functools.reduce(getattr, key.split("."), section)
-
-
-def _values(section: Any, names: list[str]) -> Iterator[Any]:
-    """What the dotted key holds; in each item of a list of sections."""
-    value = getattr(section, names[0])
-    if len(names) == 1:
-        yield value
-    else:
-        for part in value if isinstance(value, list) else [value]:
-            yield from _values(part, names[1:])
 
 
 def built(cls: Any, values: Mapping[str, Any], prefix: str = "", default: Any = None) -> Any:

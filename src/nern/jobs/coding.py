@@ -34,7 +34,7 @@ from nern.registry import RANDOM_IMAGES
 from nern.representation.codes import BASIS_STEP, UNIT_STEP
 from nern.representation.nern import NeRN, build_nern
 from nern.tasks.base import DataSettings, build_task
-from nern.tasks.streams import first_images
+from nern.tasks.streams import image_tensor
 from nern.terminal import shows_bars
 
 IMAGES = 1024  # that a network is calibrated on, unless fewer fill MOST_NUMBERS
@@ -135,9 +135,10 @@ def _of_task(original: Original, task: TaskConfig, count: int, seed: int) -> Ten
     )
     built = build_task(task, settings, torch.device("cpu"), original=original)
     assert built.train is not None
-    parts = [] if built.held_out is None else [images for images, _ in built.held_out.batches(256)]
+    held_out = [] if built.held_out is None else built.held_out.batches(256)
+    parts = [images for images, _ in held_out if isinstance(images, Tensor)]
     if (left := count - sum(map(len, parts))) > 0:
-        parts.append(first_images(built.train, left))
+        parts.append(image_tensor(built.train, left))
     return torch.cat(parts)[:count]
 
 

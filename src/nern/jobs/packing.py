@@ -48,7 +48,7 @@ from nern.representation.nern import NeRN
 from nern.representation.predictor import SCALES
 from nern.shipped import SHIPPED
 from nern.tasks.base import network_arguments
-from nern.tasks.streams import EvalSet, first_images
+from nern.tasks.streams import EvalSet, image_tensor
 from nern.training.effects import KEPT, PREDICTOR, Effects, under
 from nern.training.members import Member, split_by_network
 from nern.training.run_folder import RunFolder, load_steps
@@ -267,7 +267,7 @@ def save(fitted: Fitted, path: str | Path, options: PackOptions | None = None) -
     Args:
         fitted: the NeRN of a network.
         path: the file, in place of one that is there.
-        options: how; there are no images: `images` and `evaluate` have no part.
+        options: how; `images` of the data that it was fitted on, if there were any, and `evaluate` has no part.
 
     Returns:
         What a reader of the file gets.
@@ -275,13 +275,17 @@ def save(fitted: Fitted, path: str | Path, options: PackOptions | None = None) -
     Raises:
         NernError: options that cannot be met; the file cannot be written.
     """
-    options = replace(options or PackOptions(), images=0)
+    options = options or PackOptions()
     options.check()
     if options.evaluate:
-        raise NernError("evaluate needs test images, and what nern.fit gave has none")
+        raise NernError("evaluate has no part in what nern.fit gave: its own `evaluate` does that")
     check_writable(path, "save")
     original = Original(copy.deepcopy(fitted.original.network), names=fitted.original.weight_names)
-    packable = Packable(fitted.nern, fitted.config, fitted.ordering, [Member(original)], [None])
+    with torch.no_grad():
+        for name, value in fitted.beside.items():
+            original.network.get_parameter(name).copy_(value)
+    members = [Member(original, fitted.task, original.name)]
+    packable = Packable(fitted.nern, fitted.config, fitted.ordering, members, [None], fitted.quantised)
     artifact = artifact_of(packable, options)
     write_artifact(path, artifact.sections)
     return artifact
@@ -368,7 +372,7 @@ def _of_codes(packable: Packable, parts: NetworkParts, options: PackOptions, cou
         raise NernError(
             "its codes were trained at the bits that they have; bits and what is trained go together, drop it"
         )
-    seen = None if member.stream is None or not count else first_images(member.stream, count)
+    seen = None if member.stream is None or not count else image_tensor(member.stream, count)
     sensitivity = {} if seen is None else measured(member.original, seen, SEED)
     steps = vector_steps(member.original, sensitivity, trained.level)
     sections = coded_sections(member.original, packable.nern, packable.config, parts, steps, options.metadata)

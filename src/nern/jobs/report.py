@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from nern.analysis.content import Content
+from nern.api import Fitted
 from nern.artifact import LIMIT, load
 from nern.config import Config, TaskConfig
 from nern.console import PLAIN, CleanConsole
@@ -26,7 +28,7 @@ PAGE = "report.html"
 
 @plain_errors()
 def report(
-    source: str | Path,
+    source: str | Path | Fitted,
     out: str | Path | None = None,
     images: int | None = IMAGES,
     console: Console | None = None,
@@ -43,11 +45,11 @@ def report(
     Args:
         source: the run folder of `nern train` or `nern quickstart`; a run that was stopped is shown as far as it went. Or
             the file of `nern pack`, or 'pretrained:NAME.nern', one that ships with nern: what compares with the original, or
-            looks at images, needs what follows.
+            looks at images, needs what follows. Or what `nern.fit` gave.
         out: the page, HTML, in place of a file that is there; None: report.html in the run folder, NAME_report.html beside a
-            file NAME.nern, or here, if that ships with nern, in place of an earlier report only.
+            file NAME.nern, or here, if that ships with nern, in place of an earlier report only; of a fit, here.
         images: test images on which kernels are dropped and classes compared, drawn by the run's seed; None: all that the
-            run uses, or the task has; 0: none, these parts are left out.
+            run uses, or the task has; 0: none, these parts are left out. Of a fit the first so many of its `test`.
         console: for progress; None: standard output.
         json_path: also write the numbers behind the figures here, in place of a file that is there.
         original_model_path: of a file: the original's weights, as the config key of the same name has them.
@@ -66,8 +68,16 @@ def report(
             be written, or is there without having been named.
     """
     check_alone("nern report")
+    console = console or CleanConsole()
     if images is not None and images < 0:
         raise NernError(f"--images (={images}) must be 0 (none) or more; null means all test images")
+    if isinstance(source, Fitted):
+        page = Path(PAGE if out is None else out).expanduser()
+        check_writable(page, "--out")
+        check_writable(json_path, "--json", page)
+        from nern.jobs.report_of_fit import content_of_fit
+
+        return _written(content_of_fit(source, images), page, json_path, console)
     shipped = shipped_file(str(source), NERN, "pretrained NeRN")
     path = shipped or Path(source).expanduser()
     if not path.exists():
@@ -85,19 +95,25 @@ def report(
         page = folder.root / PAGE if out is None else Path(out).expanduser()
     check_writable(page, "--out", path)
     check_writable(json_path, "--json", path)
-    from nern.analysis.page import MARK, figures_folder, write_page  # matplotlib takes a second to import
+    from nern.analysis.page import MARK, figures_folder  # matplotlib takes a second to import
     from nern.jobs.report_of_file import content_of_file
     from nern.jobs.report_of_run import content_of_run
 
     check_writable(figures_folder(page) / "figure.png", "--out")
     if out is None and not (page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")[:1000]):
         check_free(page, "--out")
-    console = console or CleanConsole()
     if path.is_file():
         artifact = load(path, limit)
         content = content_of_file(artifact, path.name, images, original_model_path, task, network, console)
     else:
         content = content_of_run(folder, images)
+    return _written(content, page, json_path, console)
+
+
+def _written(content: Content, page: Path, json_path: str | Path | None, console: Console) -> Path:
+    """Draw the page."""
+    from nern.analysis.page import figures_folder, write_page
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not shows_bars(console)) as bar:
         numbers = write_page(page, content, partial(bar.track, description="measuring and drawing"))

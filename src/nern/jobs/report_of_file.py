@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from nern.analysis.content import NO_ORIGINAL, Content, Evaluation, NetworkContent, Part
 from nern.artifact import Artifact
-from nern.artifact.container import CODES
 from nern.artifact.description import NetworkDescription
+from nern.artifact.table import part_sizes
 from nern.artifact.tensors import tensor_bits
 from nern.config import TaskConfig
 from nern.errors import NernError
@@ -203,20 +203,15 @@ def file_parts(artifact: Artifact) -> list[Part]:
         math.prod(shape) * DTYPES[dtype].itemsize for n in description.networks for _, shape, dtype in n.represented
     )
     kept = sum(code.count * DTYPES[code.dtype].itemsize for code in description.kept)
-    of_kept, of_predictor = (sum(code.count for code in codes) for codes in (description.kept, description.predictor))
-    kernels = sum(tensor.numel() for tensor in artifact.ordering.tensors().values())
-    rows: list[tuple[str, float | None, tuple[str, ...], int | None]] = [
-        ("represented weights, by the predictor", represented, ("PRED", CODES, "PRAW"), of_predictor),
-        ("order of the kernels", None, ("ORDR",), kernels),
-        ("weights kept apart (outliers)", None, ("OUTL", "ORAW"), description.outliers[0]),
-        ("all other parameters and buffers", kept, ("KEPT", "KRAW"), of_kept),
-        ("description of networks and tensors", None, ("META",), None),
-        ("header, checksums, probes", None, ("header", "PROB"), None),
-    ]
-    return [
-        Part(name, before, sum(artifact.sizes.get(section, 0) for section in sections), numbers or None)
-        for name, before, sections, numbers in rows
-    ]
+    told: dict[str, tuple[str, float | None]] = {
+        "predictor": ("represented weights, by the predictor", represented),
+        "ordering": ("order of the kernels", None),
+        "outliers": ("weights kept apart (outliers)", None),
+        "kept": ("all other parameters and buffers", kept),
+        "description": ("description of networks and tensors", None),
+        "header": ("header, checksums, probes", None),
+    }
+    return [Part(*told[part], size, numbers) for part, (numbers, size) in part_sizes(artifact).items()]
 
 
 def packed_file(artifact: Artifact, name: str) -> Part:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from nern.training.run_folder import RunFolder
 from nern.training.tracking import Run, build_tracker
 
 S = TypeVar("S", bound=Settings)
+L = TypeVar("L", bound=Loop)
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def resumable(folder: RunFolder, command: str) -> Iterator[None]:
         if told is None:
             raise
         if folder.state.is_file():
-            rest = f"What was saved before is kept. Continue with: {command} --resume {folder.root}"
+            rest = f"What was saved before is kept. Continue with: {going_on(command, folder)}"
         elif folder.root.is_dir():
             rest = "Nothing had been saved; start the run again"
         else:
@@ -114,13 +115,27 @@ def continue_from(loop: Loop, state: dict[str, Any], folder: RunFolder) -> None:
         )
 
 
-def run_loop(loop: Loop, config: Run, folder: RunFolder | None, console: Console, warmup: int, command: str) -> None:
+def going_on(command: str, folder: RunFolder) -> str:
+    """How a run is continued: by a command of `nern`, or as `command` says."""
+    return f"{command} --resume {folder.root}" if command.startswith("nern ") else f"{command} ({folder.root})"
+
+
+def run_loop(
+    loop: L,
+    config: Run,
+    folder: RunFolder | None,
+    console: Console,
+    warmup: int,
+    command: str,
+    hear: Callable[[L], None] | None = None,
+) -> None:
     """Train to the end, shown and tracked.
 
     Args:
         folder: of the run; None, in all processes but the main one: nothing is shown or written.
         warmup: steps of reconstruction only, for the display.
         command: that continues an interrupted run, but for its folder.
+        hear: is given the loop before its first step.
     """
     keep_memory()
     if folder is None:
@@ -131,11 +146,13 @@ def run_loop(loop: Loop, config: Run, folder: RunFolder | None, console: Console
     display = ProgressDisplay(console, loop.total_steps, warmup, loop.step, config.logging.progress)
     display.phase_name = lambda: loop.phase_name
     loop.on_step, loop.on_evaluation = display.on_step, display.on_evaluation
+    if hear is not None:
+        hear(loop)
     try:
         with display:
             loop.fit()
     except Interrupted as error:
-        message = f"{error}; saved. Continue with: {command} --resume {folder.root}"
+        message = f"{error}; saved. Continue with: {going_on(command, folder)}"
         raise Interrupted(error.signal_number, message) from None
     finally:
         loop.tracker.close()

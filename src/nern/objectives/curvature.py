@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from nern.devices import computing_in
 from nern.errors import NernError
+from nern.inputs import Seen, batches_of, call, gives_scores
 from nern.originals.base import Original
 from nern.randomness import generator
 from nern.tasks.streams import TrainStream, first_images
@@ -216,7 +217,7 @@ def _root(a: Tensor) -> Float[Tensor, "groups n *n"]:
     return (torch.linalg.cholesky(a) if a.dim() == 3 else a.sqrt()).float()
 
 
-def _measure(original: Original, images: Tensor, rng: torch.Generator) -> list[_Sums | None]:
+def _measure(original: Original, images: Seen, rng: torch.Generator) -> list[_Sums | None]:
     """Sums of each represented weight; None: its module is of another kind, or was not called."""
     owners = owners_of(original)
     sums = {id(w): _Sums() for w in original.weights if (m := owners.get(id(w))) is not None and _known(m)}
@@ -235,18 +236,18 @@ def _measure(original: Original, images: Tensor, rng: torch.Generator) -> list[_
 
     handles = [owners[key].register_forward_hook(hook) for key in sums]
     try:
-        for part in images.split(IMAGES_AT_ONCE):
+        for part in batches_of(images, IMAGES_AT_ONCE):
             probes.clear()
             keys.clear()
             with torch.enable_grad():
-                outputs = original.network(part)
+                outputs = call(original.network, part)
                 if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
                     raise NernError(
                         f"refinement needs outputs that are one tensor of numbers; {original.name} gives "
                         f"{type(outputs).__name__}. Set refinement.iterations to null"
                     )
                 directions = torch.randn(outputs.shape, generator=rng).to(outputs.device, outputs.dtype)
-                if outputs.dim() == 2:
+                if outputs.dim() == 2 and gives_scores(part):
                     directions = directions - directions.mean(1, keepdim=True)  # scores of classes, up to a constant
                 along = (outputs * directions).sum()
                 if not along.requires_grad:
@@ -254,7 +255,8 @@ def _measure(original: Original, images: Tensor, rng: torch.Generator) -> list[_
                 gradients = torch.autograd.grad(along, probes, allow_unused=True)
             for key, gradient in zip(keys, gradients, strict=True):
                 if gradient is not None:
-                    sums[key].add_derivatives(gradient)
+                    linear = isinstance(owners[key], nn.Linear)  # its filters lie along the last axis
+                    sums[key].add_derivatives(gradient.movedim(-1, 1) if linear else gradient)
     finally:
         for handle in handles:
             handle.remove()

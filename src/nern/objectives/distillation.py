@@ -49,3 +49,9 @@ def logits_l2_loss(original: Tensor, reconstructed: Tensor) -> Tensor:
     as others."""
     errors = reconstructed - original
     return (errors - errors.mean(1, keepdim=True)).square().mean() / 2
+
+
+@DISTILLATION_LOSSES.register("OutputsL2Loss", by_image=True)
+def outputs_l2_loss(original: Tensor, reconstructed: Tensor) -> Tensor:
+    """Half the mean square of the differences of outputs, which may be any numbers."""
+    return (reconstructed - original).square().mean() / 2

@@ -11,6 +11,7 @@ from torch import Tensor
 from nern.config import NernConfig
 from nern.config.checks import further_terms, loss_weights
 from nern.errors import NernError, NonFiniteLossError
+from nern.inputs import Images
 from nern.originals.base import Original
 from nern.originals.mirrored import Mirrored
 from nern.originals.taps import FeatureMaps
@@ -67,14 +68,14 @@ class Outputs:
     """What a registered loss term may look at, of one network and a batch.
 
     Attributes:
-        images, labels: the batch; labels are None where there are none.
+        images, labels: the batch (nested tensors as `Inputs`); labels are None where there are none.
         outputs, target: of the reconstructed network, and of the network whose outputs are distilled; (images, ...) in
             float32.
         maps, target_maps: their feature maps, where the term was registered with `maps=True`; else empty.
         weights, originals: of all represented layers, predicted and as they are.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor | None
     outputs: Tensor
     target: Tensor
@@ -129,7 +130,7 @@ class Objective:
         return self.weighted({"reconstruction": self._reconstruction(original, predicted)})
 
     def of_images(
-        self, weights: Sequence[Tensor], images: Tensor, labels: Tensor | None, extra: dict[str, Tensor] | None = None
+        self, weights: Sequence[Tensor], images: Images, labels: Tensor | None, extra: dict[str, Tensor] | None = None
     ) -> Losses:
         """The terms that run the networks; zero without images (a batch may be smaller than the number of processes)."""
         active = self._of_images
@@ -137,7 +138,7 @@ class Objective:
             name == "feature_maps" or (name in self._further and LOSS_TERMS.info(name)["maps"]) for name in active
         )
         if not len(images):
-            return self.weighted({name: images.new_zeros(()) for name in active})
+            return self.weighted({name: torch.zeros((), device=images.device) for name in active})
         terms = {}
         outputs, maps = self.original.run(weights, images, extra, with_maps)
         target, target_maps = self._target(images, with_maps)
@@ -174,7 +175,7 @@ class Objective:
     def __call__(
         self,
         weights: Sequence[Tensor],
-        images: Tensor | None,
+        images: Images | None,
         labels: Tensor | None = None,
         extra: dict[str, Tensor] | None = None,
     ) -> Losses:
@@ -191,13 +192,13 @@ class Objective:
             losses += self.of_images(weights, images, labels, extra)
         return losses
 
-    def _target(self, images: Tensor, with_maps: bool) -> tuple[Tensor, FeatureMaps]:
+    def _target(self, images: Images, with_maps: bool) -> tuple[Tensor, FeatureMaps]:
         """The teacher's outputs, if a term asks for them, and the original's feature maps."""
         if with_maps and self.teacher is self.original:
             return self.original.features(images)
         maps = self.original.features(images)[1] if with_maps else []
         wanted = self.active("distillation") or any(map(self.active, self._further))
-        return (self.teacher(images) if wanted else images), maps
+        return (self.teacher(images) if wanted else torch.zeros(0)), maps
 
     def _compare_maps(self, target: FeatureMaps, maps: FeatureMaps) -> Tensor:
         if not maps:

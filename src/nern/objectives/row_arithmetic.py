@@ -6,11 +6,7 @@ once. Elsewhere they are PyTorch's operations.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,8 +23,8 @@ def products(pairs: Pairs) -> list[tuple[Tensor, Tensor, Tensor]]:
     from nern.objectives.row_loops import row_products  # numba takes a third of a second to import
 
     results = [torch.empty(len(x), 3) for x, _ in pairs]
-    work = [(_bits(x), _bits(y), out.numpy()) for (x, y), out in zip(pairs, results, strict=True)]
-    _in_threads([(row_products, arrays) for arrays in work])
+    for (x, y), out in zip(pairs, results, strict=True):
+        row_products(_bits(x), _bits(y), out.numpy())
     return [tuple(out.unbind(1)) for out in results]  # type: ignore[misc]
 
 
@@ -42,10 +38,8 @@ def combinations(
     from nern.objectives.row_loops import row_combinations
 
     results = [torch.empty_like(x, memory_format=torch.contiguous_format) for x, _ in pairs]
-    tasks = []
     for (x, y), (a, b), out in zip(pairs, factors, results, strict=True):
-        tasks.append((row_combinations, (_bits(x), _bits(y), a.numpy(), b.numpy(), _bits(out))))
-    _in_threads(tasks)
+        row_combinations(_bits(x), _bits(y), a.numpy(), b.numpy(), _bits(out))
     return results
 
 
@@ -63,25 +57,3 @@ def _compilable(pairs: Pairs) -> bool:
 def _bits(values: Tensor) -> Any:
     """The memory of 16-bit floating-point numbers as an array of their bits."""
     return values.detach().contiguous().view(torch.uint16).numpy()
-
-
-def _in_threads(tasks: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
-    """Run loops over rows, each divided among as many threads as PyTorch uses."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        for compiled, arrays in tasks:
-            compiled(*arrays)
-        return
-    pool, running = _pool(threads, os.getpid()), list[Future[None]]()
-    for compiled, arrays in tasks:
-        ends = [len(arrays[0]) * i // threads for i in range(threads + 1)]
-        for begin, end in pairwise(ends):
-            running.append(pool.submit(compiled, *(array[begin:end] for array in arrays)))
-    for future in running:
-        future.result()
-
-
-@lru_cache(maxsize=1)
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads of this process (a forked one has none of its parent's)."""
-    return ThreadPoolExecutor(threads, "row arithmetic")

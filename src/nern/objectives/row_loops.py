@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 _in_compiled_code: Any = intrinsic
-_compiled = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+_compiled = numba.njit(cache=True, fastmath={"reassoc", "contract", "nsz"})
 
 
 @_in_compiled_code  # type: ignore

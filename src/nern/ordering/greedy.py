@@ -98,12 +98,11 @@ def comparable_rows(kernels: NDArray[Any], metric: str) -> NDArray[np.float64]:
     return even_rows(kernels) if metric == "distance" else unit_rows(kernels)
 
 
-def greedy_path(kernels: NDArray[Any], share: float = 1.0, metric: str = "cosine") -> NDArray[np.int64]:
+def greedy_path(kernels: NDArray[Any], metric: str = "cosine") -> NDArray[np.int64]:
     """Greedy path over kernels.
 
     Args:
         kernels: (n, entries). Kernels of one entry are compared by value (the nearest is next).
-        share: 1: the exact path. Below, layers of many kernels are searched less thoroughly (see `tree_path`).
         metric: how larger kernels are compared: 'cosine' or (Euclidean) 'distance'.
 
     Returns:
@@ -117,7 +116,7 @@ def greedy_path(kernels: NDArray[Any], share: float = 1.0, metric: str = "cosine
         return np.argsort(visited[group], kind="stable")  # equal rows follow each other
     by_distance = metric == "distance"
     rows = comparable_rows(kernels, metric)
-    path = tree_path(rows, share, by_distance) if has_tree(n, entries) else None
+    path = tree_path(rows, by_distance) if has_tree(n, entries) else None
     return _greedy_path(rows, by_distance) if path is None else path
 
 

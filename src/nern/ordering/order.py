@@ -23,16 +23,12 @@ from nern.errors import NernError, unknown_name
 from nern.ordering.cost import METRICS, PathCost
 from nern.ordering.greedy import comparable_rows, greedy_filter_path, greedy_path, unit_rows
 from nern.ordering.improve import compile_search, improved_path, path_sum
-from nern.ordering.tree import has_tree
-from nern.ordering.walk import by_distance, compile_links, greedy_walk, linked_walk, walked_rows
+from nern.ordering.walk import greedy_walk
 from nern.registry import ORDERINGS
 
 Shapes = Sequence[tuple[int, int, int, int]]
 Array = NDArray[Any]
 Layer = Mapping[str, Array]  # a layer's permutations by name
-
-# `share` of layers above the limit: a third of the time, paths 2 % longer (1,048,576 random 3x3 kernels).
-APPROXIMATE = 0.3
 
 
 class Ordering:
@@ -54,6 +50,10 @@ class Ordering:
 
     def __init__(self, layers: Sequence[Mapping[str, Tensor]] = ()) -> None:
         self.layers = [dict(layer) for layer in layers]
+
+    def __repr__(self) -> str:
+        cost = "" if self.cost is None else f", {self.cost}"
+        return f"{type(self).__name__}: ordering {self.mode!r} of {len(self.layers)} layers by {self.metric}{cost}"
 
     @classmethod
     def from_layers(cls, layers: Sequence[Mapping[str, Tensor]], shapes: Shapes) -> Ordering:
@@ -77,8 +77,8 @@ class Ordering:
         return torch.arange(shape[0] * shape[1])
 
     @classmethod
-    def solve_layer(cls, weight: Array, share: float = 1.0, metric: str = "cosine") -> Layer:
-        """Order one weight (filters, channels, height, width); `share` and `metric`: see `greedy_path`."""
+    def solve_layer(cls, weight: Array, metric: str = "cosine") -> Layer:
+        """Order one weight (filters, channels, height, width); `metric`: see `greedy_path`."""
         return {}
 
     @classmethod
@@ -117,18 +117,15 @@ class CrossFilterOrdering(Ordering):
 
     @staticmethod
     def permutations(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """See `Ordering.permutations`."""
         return {"order": (shape[0] * shape[1],)}
 
     @staticmethod
     def path(layer: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
-        """See `Ordering.path`."""
         return layer["order"]
 
     @classmethod
-    def solve_layer(cls, weight: Array, share: float = 1.0, metric: str = "cosine") -> Layer:
-        """See `Ordering.solve_layer`."""
-        return {"order": greedy_path(_kernels(weight), share, metric)}
+    def solve_layer(cls, weight: Array, metric: str = "cosine") -> Layer:
+        return {"order": greedy_path(_kernels(weight), metric)}
 
     @classmethod
     def improve_layer(cls, weight: Array, layer: Layer, deadline: float, metric: str = "cosine") -> Layer:
@@ -151,20 +148,17 @@ class InFilterOrdering(Ordering):
 
     @staticmethod
     def permutations(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """See `Ordering.permutations`."""
         return {"filter_order": shape[:1], "channel_order": shape[:2]}
 
     @staticmethod
     def path(layer: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
-        """See `Ordering.path`."""
         filters, channels = layer["filter_order"], layer["channel_order"]
         return (filters[:, None] * shape[1] + channels[filters]).reshape(-1)
 
     @classmethod
-    def solve_layer(cls, weight: Array, share: float = 1.0, metric: str = "cosine") -> Layer:
-        """See `Ordering.solve_layer`."""
+    def solve_layer(cls, weight: Array, metric: str = "cosine") -> Layer:
         kernels = weight.reshape(*weight.shape[:2], -1)
-        channels = np.stack([greedy_path(of_filter, share, metric) for of_filter in kernels])
+        channels = np.stack([greedy_path(of_filter, metric) for of_filter in kernels])
         return {"filter_order": greedy_filter_path(_arranged(kernels, channels), metric), "channel_order": channels}
 
     @classmethod
@@ -198,25 +192,19 @@ class InFilterPathOrdering(InFilterOrdering):
     mode = "infilter_path"
 
     @classmethod
-    def solve_layer(cls, weight: Array, share: float = 1.0, metric: str = "cosine") -> Layer:
+    def solve_layer(cls, weight: Array, metric: str = "cosine") -> Layer:
         """See `Ordering.solve_layer` and `greedy_walk`."""
-        filters, channels = greedy_walk(weight.reshape(*weight.shape[:2], -1), share, metric)
+        filters, channels = greedy_walk(weight.reshape(*weight.shape[:2], -1), metric)
         return {"filter_order": filters, "channel_order": channels}
 
     @classmethod
     def improve_layer(cls, weight: Array, layer: Layer, deadline: float, metric: str = "cosine") -> Layer:
-        """See `Ordering.improve_layer`: paths of channels as `InFilterOrdering` has them, then the links between them."""
+        """See `Ordering.improve_layer`: the paths of channels, as `InFilterOrdering` has them."""
         kernels = weight.reshape(*weight.shape[:2], -1)
-        channels = _improved_channels(kernels, layer["channel_order"], deadline, metric)
-        ends = np.take_along_axis(walked_rows(kernels, metric), channels[:, [0, -1], None], axis=1)
-        whole = None if by_distance(kernels, metric) else 1.0
-        filters, turned = linked_walk(ends.reshape(-1, kernels.shape[2]), layer["filter_order"], deadline, whole)
-        channels[turned] = channels[turned, ::-1]
-        return {"filter_order": filters, "channel_order": channels}
+        return {**layer, "channel_order": _improved_channels(kernels, layer["channel_order"], deadline, metric)}
 
     @classmethod
     def layer_cost(cls, weight: Array, layer: Layer, metric: str = "cosine") -> float:
-        """See `Ordering.layer_cost`."""
         return super(InFilterOrdering, cls).layer_cost(weight, layer, metric)
 
 
@@ -224,7 +212,6 @@ def solve_ordering(
     weights: Sequence[Tensor],
     mode: str,
     num_workers: int = 1,
-    exact_limit: int | None = None,
     improve_seconds: float = 0.0,
     metric: str = "cosine",
 ) -> Ordering:
@@ -234,7 +221,6 @@ def solve_ordering(
         weights: (filters, channels, height, width) each.
         mode: a registered ordering.
         num_workers: threads.
-        exact_limit: layers with longer paths are ordered approximately (see `approximate_layers`); None: none is.
         improve_seconds: time for improving the greedy paths, of all layers together.
         metric: what makes kernels neighbours, the cosine of their angle or their Euclidean 'distance'.
 
@@ -248,11 +234,10 @@ def solve_ordering(
     for index, weight in enumerate(weights):
         if not torch.isfinite(weight).all():
             raise NernError(f"learnable weight {index} holds values that are not finite; its kernels cannot be ordered")
-    approximate = approximate_layers(shapes, mode, exact_limit)  # type: ignore[arg-type]
 
     def solve(index: int) -> tuple[Layer, float]:
         weight = _array(weights[index])
-        layer = cls.solve_layer(weight, APPROXIMATE if index in approximate else 1.0, metric)
+        layer = cls.solve_layer(weight, metric)
         return layer, cls.layer_cost(weight, layer, metric)
 
     by_size = sorted(range(len(weights)), key=lambda index: -weights[index].numel())
@@ -266,17 +251,6 @@ def solve_ordering(
         greedy, final = (math.fsum(cost for _, cost in found.values()) for found in (solved, better))
         ordering.cost = PathCost(greedy, final, metric)
     return ordering
-
-
-def approximate_layers(shapes: Shapes, mode: str, exact_limit: int | None) -> list[int]:
-    """The layers whose paths hold more than `exact_limit` kernels. Only trees search approximately: kernels of one entry
-    and short paths are always exact, and so are kernels too large for trees."""
-    found = []
-    for index, shape in enumerate(shapes):
-        *_, size = ORDERINGS[mode].permutations(shape).values() or [(0,)]  # the last: filters' paths have no tree
-        if exact_limit is not None and size[-1] > exact_limit and has_tree(size[-1], shape[2] * shape[3]):
-            found.append(index)
-    return found
 
 
 def ordering_bits(mode: str, shapes: Shapes) -> float:
@@ -308,8 +282,7 @@ def _improve(
     metric: str,
 ) -> dict[int, tuple[Layer, float]]:
     """Layers of no more cost. Time is shared by the number of weights; what small layers leave, larger ones get."""
-    for compiled in (compile_search, compile_links):
-        compiled(_whole(metric))  # its time is not the search's
+    compile_search(_whole(metric))  # its time is not the search's
     lock, end = threading.Lock(), time.monotonic() + seconds
     waiting = sum(w.numel() for w in weights)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from nern.errors import NernError, NernWarning
 from nern.files import cache_dir, existing_file, load_safetensors, load_torch, save_safetensors
 from nern.ordering.cost import PathCost
-from nern.ordering.order import APPROXIMATE, Ordering, Shapes, approximate_layers, solve_ordering
+from nern.ordering.order import Ordering, Shapes, solve_ordering
 from nern.registry import ORDERINGS
 
 FILE_NAME = "ordering.safetensors"
@@ -36,14 +36,14 @@ def content_key(weights: Sequence[Tensor], mode: str) -> str:
     return digest.hexdigest()
 
 
-def cache_key(key: str, approximate: Sequence[int], improve_seconds: float, metric: str = "cosine") -> str:
-    """Digest of everything a cached ordering depends on: the weights' `content_key`, which layers were ordered
-    approximately, the time for improvement, and the metric."""
+def cache_key(key: str, improve_seconds: float, metric: str = "cosine") -> str:
+    """Digest of everything a cached ordering depends on: the weights' `content_key`, the time for improvement, and the
+    metric; that of version 0.1.0."""
     if metric != "cosine":
         key = hashlib.sha256(f"{key}/{metric}".encode()).hexdigest()
-    if not approximate and not improve_seconds:
+    if not improve_seconds:
         return key
-    return hashlib.sha256(f"{key}/{list(approximate)}/{APPROXIMATE}/{float(improve_seconds)!r}".encode()).hexdigest()
+    return hashlib.sha256(f"{key}/[]/0.3/{float(improve_seconds)!r}".encode()).hexdigest()
 
 
 def get_ordering(
@@ -51,7 +51,6 @@ def get_ordering(
     mode: str,
     path: str | Path | None = None,
     num_workers: int = 1,
-    exact_limit: int | None = None,
     improve_seconds: float = 0.0,
     metric: str = "cosine",
 ) -> tuple[Ordering, str]:
@@ -71,17 +70,13 @@ def get_ordering(
         ordering = load_ordering(path, mode, shapes, metric)  # type: ignore[arg-type]
         warn_if_of_other_weights(Path(path), key)
         return ordering, f"read from {path}"
-    approximate = approximate_layers(shapes, mode, exact_limit)  # type: ignore[arg-type]
-    name = cache_key(key, approximate, improve_seconds, metric)
+    name = cache_key(key, improve_seconds, metric)
     cached = cache_dir() / "orderings" / f"{name}.safetensors"
     found = _cached(cached, mode, shapes, metric, key)  # type: ignore[arg-type]
     source = f"from the cache ({cached})"
     if found is None:
-        ordering = solve_ordering(weights, mode, num_workers, exact_limit, improve_seconds, metric)
+        ordering = solve_ordering(weights, mode, num_workers, improve_seconds, metric)
         source = "solved now"
-        if approximate:
-            layers = f"{len(approximate)} layer{'s' * (len(approximate) > 1)}"
-            source += f" ({layers} of more than {exact_limit:,} kernels approximately)"
         try:
             save_ordering(cached, ordering, key)
         except OSError as error:

@@ -208,14 +208,14 @@ def _expand(tree: Any, depth: int, q: Any, limit: float, s: Any, axes: Any) -> i
 
 
 @_inlined
-def _limit(best: float, share: float, whole: Any) -> float:  # pragma: no cover (compiled)
+def _limit(best: float, whole: Any) -> float:  # pragma: no cover (compiled)
     """Squared distance beyond which nothing is looked at, once something of similarity `best` is found; finite, as what
     does not exist is at infinity."""
     if whole is None:
-        return share * -best if best > -ANYWHERE else ANYWHERE
+        return -best if best > -ANYWHERE else ANYWHERE
     if best < -2.0:
         return 4.0 + SLACK
-    return 2.0 - 2.0 * best + SLACK if share == 1.0 else share * (2.0 - 2.0 * best)
+    return 2.0 - 2.0 * best + SLACK
 
 
 @_inlined
@@ -236,17 +236,16 @@ def _best_of_leaf(
 
 @_inlined
 def _search(
-    tree: Any, q: Any, near: int, best: float, row: int, share: float, s: Any, axes: Any, whole: Any
+    tree: Any, q: Any, near: int, best: float, row: int, s: Any, axes: Any, whole: Any
 ) -> Any:  # pragma: no cover
     """Row most similar to q, the lowest of several, and its place (leaf * 16 + slot; -1: it is the `row` given).
 
     Args:
         near: a leaf to begin with.
         best, row: similarity of a row that is not in the tree (-inf: there is none), and that row.
-        share: 1: exact. Below, only what lies within this share of the best squared distance so far is looked at.
     """
     best, row, place = _best_of_leaf(tree, near, q, best, row, -1, s, axes, whole)
-    limit = _limit(best, share, whole)
+    limit = _limit(best, whole)
     s.far[0], s.index[0], s.level[0] = 0.0, 0, len(tree.starts) - 1
     depth = 1
     while depth:
@@ -257,7 +256,7 @@ def _search(
             depth = _expand(tree, depth, q, limit, s, axes)
         elif s.index[depth] != near:
             best, row, place = _best_of_leaf(tree, s.index[depth], q, best, row, place, s, axes, whole)
-            limit = _limit(best, share, whole)
+            limit = _limit(best, whole)
     return row, place
 
 
@@ -318,7 +317,7 @@ def _nearest(
         for j in range(queries.shape[1]):
             q[j] = queries[query, j]
         best[:], out[query] = -np.inf, -1
-        limit = _limit(-np.inf, 1.0, whole)
+        limit = _limit(-np.inf, whole)
         s.far[0], s.index[0], s.level[0] = 0.0, 0, len(tree.starts) - 1
         depth, seen = 1, 0
         while depth and seen < visits:
@@ -338,13 +337,11 @@ def _nearest(
                         best[at], out[query, at] = best[at - 1], out[query, at - 1]
                         at -= 1
                     best[at], out[query, at] = s.block[i], tree.rows[leaf, i]
-                    limit = _limit(best[k - 1], 1.0, whole)
+                    limit = _limit(best[k - 1], whole)
 
 
 @_compiled
-def _walk(
-    points: Any, numbers: Any, following: Any, zeros: Any, axes: Any, share: float, whole: Any
-) -> Any:  # pragma: no cover
+def _walk(points: Any, numbers: Any, following: Any, zeros: Any, axes: Any, whole: Any) -> Any:  # pragma: no cover
     """Greedy path from row 0 over rows in groups of equal ones.
 
     Args:
@@ -352,7 +349,6 @@ def _walk(
         following: of each row the next one of its group, or -1.
         zeros: rows that are not in the tree, as their similarity to all is 0, in rising order.
         axes: see `_build`.
-        share: see `_search`.
     """
     n, count, built = len(following), len(numbers), len(numbers)
     path, visited, places = np.empty(n, np.int64), np.zeros(n, np.bool_), np.full(n, -1, np.int64)
@@ -384,7 +380,7 @@ def _walk(
                 tree = _rebuilt(tree, count, places, axes)
                 built, leaf = count, 0
         best, row = (0.0, zeros[zero]) if zero < len(zeros) else (-np.inf, n)
-        row, place = _search(tree, q, leaf, best, row, share, s, axes, whole)
+        row, place = _search(tree, q, leaf, best, row, s, axes, whole)
     return path
 
 
@@ -404,13 +400,11 @@ def has_tree(n: int, entries: int) -> bool:
     return n >= (TREE_FROM if entries <= 9 else WIDE_TREE_FROM) and 1 < entries <= MOST_ENTRIES
 
 
-def tree_path(rows: NDArray[np.float64], share: float = 1.0, by_distance: bool = False) -> NDArray[np.int64] | None:
+def tree_path(rows: NDArray[np.float64], by_distance: bool = False) -> NDArray[np.int64] | None:
     """The greedy path over rows, as `greedy._greedy_path` has it, ties included.
 
     Args:
         rows: (n, entries) with at most `MOST_ENTRIES` entries; of length 1 or 0 unless `by_distance`.
-        share: 1: the exact path. Below, a step looks only at what lies within this share of the least squared distance
-            that it has found so far, and may go to a row that is a little less similar than another.
         by_distance: the next row is the one of the least distance, instead of the largest dot product.
 
     Returns:
@@ -430,7 +424,7 @@ def tree_path(rows: NDArray[np.float64], share: float = 1.0, by_distance: bool =
     first[order[1:][same]] = False
     numbers = np.flatnonzero(first)
     points = rows if len(numbers) == n else rows[numbers]
-    return _walk(points, numbers, following, np.flatnonzero(zero), _axes(rows.shape[1]), share, _whole(by_distance))
+    return _walk(points, numbers, following, np.flatnonzero(zero), _axes(rows.shape[1]), _whole(by_distance))
 
 
 def build_tree(rows: NDArray[np.float64]) -> Tree:

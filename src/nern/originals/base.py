@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from nern.errors import NernError, NernWarning
 from nern.files import tensors_of
+from nern.inputs import Images, call
 from nern.originals.checked import check_network, copy_of
 from nern.originals.folding import channels_last, fastest_way
 from nern.originals.input_format import InputFormat, input_format
@@ -147,6 +148,10 @@ class Original:
                 stacklevel=3,
             )
 
+    def __repr__(self) -> str:
+        weights = sum(weight.numel() for weight in self.weights)
+        return f"Original {self.name}: {weights:,} of {self.num_parameters:,} parameters represented"
+
     @property
     def name(self) -> str:
         """Name of the architecture."""
@@ -207,28 +212,27 @@ class Original:
         self._way = None  # it may have the former values folded in
 
     @torch.no_grad()
-    def __call__(self, batch: Tensor) -> Tensor:
+    def __call__(self, batch: Images) -> Tensor:
         """Output of the original network, without gradient."""
         network, images = self._ready(batch)
-        output: Tensor = network(images)
-        return output
+        return call(network, images)
 
     @torch.no_grad()
-    def features(self, batch: Tensor) -> tuple[Tensor, FeatureMaps]:
+    def features(self, batch: Images) -> tuple[Tensor, FeatureMaps]:
         """Output and feature maps of the original network, without gradient."""
         return self._with_maps(*self._ready(batch))
 
-    def _ready(self, batch: Tensor) -> tuple[nn.Module, Tensor]:
+    def _ready(self, batch: Images) -> tuple[nn.Module, Images]:
         """What runs in place of the network, and the images arranged for it."""
         if self._way is None and len(batch):
             self._way = fastest_way(self.network, batch[:2], self._with_maps, self._taps.names if self._taps else [])
         network, last = self._way or (self.network, False)
-        return network, channels_last(batch) if last else batch
+        return network, channels_last(batch) if last and isinstance(batch, Tensor) else batch
 
     def run(
         self,
         weights: Sequence[Tensor],
-        batch: Tensor,
+        batch: Images,
         extra: dict[str, Tensor] | None = None,
         with_maps: bool = False,
     ) -> tuple[Tensor, FeatureMaps]:
@@ -237,10 +241,10 @@ class Original:
         Gradients flow to `weights` and `extra`. Without `with_maps` the list of maps is empty.
         """
         network, images = self._ready(batch)
-        call = _Call(network, self._with_maps if with_maps else lambda network, images: (network(images), []))
+        caller = _Call(network, self._with_maps if with_maps else lambda network, images: (call(network, images), []))
         own, replaced = self.network.get_parameter, self.replaced(weights, extra)
         replaced = {f"network.{name}": value.to(own(name).dtype) for name, value in replaced.items()}
-        output: tuple[Tensor, FeatureMaps] = functional_call(call, replaced, (images,))
+        output: tuple[Tensor, FeatureMaps] = functional_call(caller, replaced, (images,))
         return output
 
     def replaced(self, weights: Sequence[Tensor], extra: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -255,7 +259,7 @@ class Original:
                 network.get_parameter(name).copy_(value)
         return usable(network)
 
-    def _with_maps(self, network: nn.Module, batch: Tensor) -> tuple[Tensor, FeatureMaps]:
+    def _with_maps(self, network: nn.Module, batch: Images) -> tuple[Tensor, FeatureMaps]:
         if self._taps is not None:
             return self._taps(network, batch)
         output: tuple[Tensor, FeatureMaps] = network.get_feature_maps(batch)  # type: ignore[operator]
@@ -275,11 +279,11 @@ def _chosen_taps(network: nn.Module, feature_maps: Sequence[str] | None) -> Taps
 class _Call(nn.Module):
     """What `functional_call` runs: the network, by a function of it and the images."""
 
-    def __init__(self, network: nn.Module, run: Callable[[nn.Module, Tensor], tuple[Tensor, FeatureMaps]]) -> None:
+    def __init__(self, network: nn.Module, run: Callable[[nn.Module, Images], tuple[Tensor, FeatureMaps]]) -> None:
         super().__init__()
         self.network, self.run = network, run
 
-    def forward(self, images: Tensor) -> tuple[Tensor, FeatureMaps]:
+    def forward(self, images: Images) -> tuple[Tensor, FeatureMaps]:
         return self.run(self.network, images)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nern.devices import computing_in
+from nern.inputs import Images
 from nern.originals.taps import INPUT, FeatureMaps
 from nern.randomness import generator
 
@@ -68,8 +69,8 @@ class FoldedConvolution(nn.Module):
 
 def fastest_way(
     network: nn.Module,
-    images: Tensor,
-    run: Callable[[nn.Module, Tensor], tuple[Tensor, FeatureMaps]],
+    images: Images,
+    run: Callable[[nn.Module, Images], tuple[Tensor, FeatureMaps]],
     taps: Collection[str],
 ) -> tuple[nn.Module, bool]:
     """Which network to run in place of this one, and whether with channels last, the faster layout for convolutions.
@@ -80,18 +81,22 @@ def fastest_way(
         run: (network, images) -> output and feature maps.
         taps: see `folded`.
     """
-    if images.is_floating_point():
+    if isinstance(images, Tensor) and images.is_floating_point():
         noise = torch.randn(images.shape, generator=generator(0, "fastest way"))
         images = noise.to(images.device, images.dtype)
     exact = computing_in("float32", images.device)
     with torch.inference_mode(False), torch.no_grad(), exact, torch.autocast(images.device.type, enabled=False):
         output, maps = run(network, images)
         twin = folded(network, taps)
-        convolves = images.dim() == 4 and any(isinstance(module, nn.Conv2d) for module in network.modules())
+        convolves = (
+            isinstance(images, Tensor)
+            and images.dim() == 4
+            and any(isinstance(module, nn.Conv2d) for module in network.modules())
+        )
         for one in [network] if twin is None else [twin, network]:
             for last in (True, False) if convolves else (False,):
                 try:
-                    found = run(one, channels_last(images) if last else images)
+                    found = run(one, channels_last(images) if last and isinstance(images, Tensor) else images)
                     if _close([output, *maps], [found[0], *found[1]]):
                         return one, last
                 except Exception:  # it reads what was folded away, or views what is now in another order

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from nern.inputs import Images
 from nern.originals.base import Original
 
 
@@ -18,8 +19,9 @@ class Mirrored:
     def __init__(self, network: Original) -> None:
         self.network = network
 
-    def __call__(self, batch: Tensor) -> Tensor:
+    def __call__(self, batch: Images) -> Tensor:
         """Mean output, without gradient."""
+        assert isinstance(batch, Tensor)  # of images, as is checked before
         return (self.network(batch) + self.network(batch.flip(-1))) / 2
 
     def digest(self) -> str:

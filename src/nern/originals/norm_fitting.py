@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from nern.devices import computing_in
+from nern.inputs import Images, Seen, batches_of, call_with
 from nern.originals.base import Original
 
 IMAGES_AT_ONCE = 256
@@ -29,7 +29,7 @@ Moments = tuple[Tensor, Tensor]  # mean and variance of each channel
 def fitted_norms(
     original: Original,
     weights: Sequence[Tensor],
-    images: Tensor,
+    images: Seen,
     extra: dict[str, Tensor] | None = None,
     like: Sequence[Tensor] | None = None,
 ) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ def fitted_norms(
     Args:
         original: the network.
         weights: of all represented layers.
-        images: on which channels are measured, 256 at a time.
+        images: batches on which channels are measured, of at most 256.
         extra: further parameters of the reconstructed network, but for those of norms, which begin as the original's.
         like: weights of all represented layers with which channels have the moments that are wanted; None: its own.
     """
@@ -60,8 +60,8 @@ def fitted_norms(
     replaced = original.replaced(weights, beside)
     reference = {} if like is None else original.replaced(like, beside)
     wanted, found = ({name: _Moments() for name in norms} for _ in range(2))
-    with computing_in("float32", images.device):
-        for part in images.split(IMAGES_AT_ONCE):
+    with computing_in("float32", images[0].device):
+        for part in batches_of(images, IMAGES_AT_ONCE):
             _measure(network, norms, (reference, wanted), (replaced, found), part)
     fitted: dict[str, Tensor] = {}
     for name, norm in norms.items():
@@ -85,7 +85,7 @@ def _measure(
     norms: dict[str, Any],
     reference: tuple[dict[str, Tensor], dict[str, _Moments]],
     other: tuple[dict[str, Tensor], dict[str, _Moments]],
-    images: Tensor,
+    images: Images,
 ) -> None:
     """Add the moments of what goes into each norm to those of all images: with the reference weights, then with the others,
     each norm's input corrected before it goes on."""
@@ -107,7 +107,7 @@ def _measure(
         with ExitStack() as hooks:
             for name, norm in norms.items():
                 hooks.enter_context(norm.register_forward_pre_hook(partial(hook, name)))
-            functional_call(network, replaced, (images,))
+            call_with(network, replaced, images)
 
 
 class _Moments:

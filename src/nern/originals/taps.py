@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from nern.errors import NernError
+from nern.inputs import Images, call
 from nern.originals.selection import globbed
 
 FeatureMaps = list[Tensor]
@@ -65,7 +66,7 @@ class Taps:
         self.names = list(names)
         self._clone = False
 
-    def __call__(self, network: nn.Module, batch: Tensor) -> tuple[Tensor, FeatureMaps]:
+    def __call__(self, network: nn.Module, batch: Images) -> tuple[Tensor, FeatureMaps]:
         """Output and maps of `batch`."""
         while True:
             maps: dict[str, list[tuple[Tensor, int]]] = {name: [] for name in self.names}
@@ -74,7 +75,7 @@ class Taps:
                     module, of_input = tapped(network, name)
                     register = module.register_forward_pre_hook if of_input else module.register_forward_hook
                     hooks.enter_context(register(partial(self._keep, name, found)))
-                result = network(batch)
+                result = call(network, batch)
             if self._clone or all(t._version == version for found in maps.values() for t, version in found):
                 return result, [tensor for name in self.names for tensor, _ in maps[name]]
             self._clone = True

@@ -94,7 +94,6 @@ class Encodings:
         return self.encoded(self.which)
 
     def linear(self, weight: Float[Tensor, "out size"], bias: Tensor | None = None) -> Float[Tensor, "r out"]:
-        """See `EncodedRows.linear`."""
         return self.encoded.linear(self.which, weight, bias)
 
 

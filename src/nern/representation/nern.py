@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,6 @@ from nern.representation.coordinates import TableCoordinates
 from nern.representation.encoding import Encoded, Encoding, Encodings
 from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable
-from nern.representation.outliers import Outliers
 from nern.representation.predictor import build_predictor, parameters_of
 
 # Rows in one forward call on a CPU, where there are more than FEW_ROWS: what lies between the layers stays in its cache.
@@ -45,11 +45,11 @@ class NeRN(nn.Module):
         scales: what the predictor's `output_scales`, if it has some, belong to: 'per_layer' or 'per_size'.
 
     Attributes:
-        outliers: weights that are kept, not predicted; None: there are none.
+        outliers: weights that are kept, not predicted (see `keep_outliers`); None: there are none.
         by_batch: what is predicted while training depends on the rows beside it: the predictor has batch norms.
     """
 
-    outliers: Outliers | None = None
+    outliers: tuple[Tensor, Tensor] | None = None
     _ends: Tensor
     _scale_of: Tensor
 
@@ -131,13 +131,14 @@ class NeRN(nn.Module):
         places, values = getattr(self, f"places_{index}"), getattr(self, f"values_{index}")
         return weight.flatten().scatter(0, places, values.to(weight.dtype)).view_as(weight)
 
-    def keep_outliers(self, outliers: Outliers) -> None:
-        """Keep these weights from now on in place of what is predicted for them."""
-        self.outliers = outliers
-        device = next(self.predictor.parameters()).device
-        for index, (places, values) in enumerate(outliers.of_layers(self.table)):
-            self.register_buffer(f"places_{index}", places.to(device), persistent=False)
-            self.register_buffer(f"values_{index}", values.to(device), persistent=False)
+    def keep_outliers(self, positions: Int[Tensor, " n"], values: Float[Tensor, " n"]) -> None:
+        """Keep these weights from now on in place of what is predicted for them, by their numbers among all weights."""
+        self.outliers, device, start = (positions, values), next(self.predictor.parameters()).device, 0
+        for index, shape in enumerate(self.table.shapes):
+            inside = (positions >= start) & (positions < start + math.prod(shape))
+            self.register_buffer(f"places_{index}", (positions[inside] - start).to(device), persistent=False)
+            self.register_buffer(f"values_{index}", values[inside].to(device), persistent=False)
+            start += math.prod(shape)
 
     @torch.no_grad()
     def reconstruct(self) -> list[Tensor]:

@@ -83,7 +83,6 @@ class OrderEncoding(_ByOrder):
     """
 
     def frequencies(self, kernels: int) -> Float[Tensor, " levels"]:
-        """See `_ByOrder.frequencies`."""
         highest = max(kernels * self.bandwidth, 1.0)
         return torch.logspace(0, math.log10(highest), self.enc_levels, dtype=torch.float64)
 
@@ -94,6 +93,5 @@ class RandomOrderEncoding(_ByOrder):
     of standard deviation `bandwidth * n` half-turns in a layer of n kernels. The draws are always the same."""
 
     def frequencies(self, kernels: int) -> Float[Tensor, " levels"]:
-        """See `_ByOrder.frequencies`."""
         draws = torch.randn(self.enc_levels, generator=generator(0, "order encoding"), dtype=torch.float64)
         return draws.abs().sort().values * kernels * self.bandwidth

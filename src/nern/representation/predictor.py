@@ -19,7 +19,6 @@ from nern.errors import NernError
 from nern.randomness import forked_rng
 from nern.registry import ACTIVATIONS, INITS, NORM_LAYERS, PREDICTORS, Choice
 from nern.representation.encoding import Encodings
-from nern.representation.linear import linear
 from nern.weights_file import load_weights
 
 
@@ -113,9 +112,9 @@ class KxKPredictor(nn.Module):
         weight, bias = layer.weight, layer.bias
         if skip is not None:
             weight, rest = weight.split([weight.shape[1] - skip.shape[1], skip.shape[1]], dim=1)
-        result = h.linear(weight, bias) if isinstance(h, Encodings) else linear(h, weight, bias)
+        result = h.linear(weight, bias) if isinstance(h, Encodings) else F.linear(h, weight, bias)
         if skip is not None:
-            result = result + linear(skip, rest, None)
+            result = result + F.linear(skip, rest)
         if self.norms is None:
             return result
         norm = self.norms[index]
@@ -137,7 +136,7 @@ class KxKPredictor(nn.Module):
         final: Any = self.final_linear_layer if single else self.final_linear_layers[self.head_names[head]]
         hidden = self.hidden(encodings)
         with torch.autocast(hidden.device.type, enabled=False):  # weights deserve all their digits
-            return linear(hidden.float(), final.weight, final.bias).unflatten(-1, (height, width))
+            return F.linear(hidden.float(), final.weight, final.bias).unflatten(-1, (height, width))
 
 
 @PREDICTORS.register("kxk_nerf", num_idxs=3)

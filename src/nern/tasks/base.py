@@ -135,11 +135,12 @@ def format_of(task: TaskConfig, expected: InputFormat | None) -> InputFormat:
 
 @dataclass(frozen=True)
 class Task:
-    """What a run needs of a task. `test` is None if no test images were asked for."""
+    """What a run needs of a task. `test` is None if no test images were asked for, shape and classes where data of a Python
+    session do not tell."""
 
     name: str
-    input_shape: tuple[int, int, int]
-    num_classes: int
+    input_shape: tuple[int, int, int] | None
+    num_classes: int | None
     train: TrainStream | None
     held_out: EvalSet | None
     test: EvalSet | None

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from nern.errors import NernError, NernWarning
-from nern.tasks.image_files import suffixes
 
 NO_FILE, AGAIN, OUTSIDE = "pipe, socket, device or broken link", "further link to an image", "in no class folder"
 
@@ -112,6 +111,8 @@ class SplitFolders:
         passed.update(here)
         empty = [name for name, files in zip(classes, by_class, strict=True) if not files]
         if (empty and split == "train") or not any(by_class):
+            from nern.tasks.image_files import suffixes
+
             others = f". Passed over: {_counted(here)}" if here else ""
             raise NernError(
                 f"class folders without images in {folder}: {_few(empty)}. Images are files that end in "
@@ -186,6 +187,8 @@ def files_of_classes(folder: Path, classes: Sequence[str], passed: Counter[str])
         classes: their names.
         passed: files that are no images are added here, by suffix, and images in no class's folder; hidden ones are not.
     """
+    from nern.tasks.image_files import suffixes  # Pillow need not be installed
+
     images, found = suffixes(), [list[bytes]() for _ in classes]  # bytes: a fraction of the memory
     top = os.path.realpath(folder)
     seen = {os.fsencode(path) for path in (Path(top), *Path(top).parents)}

@@ -6,11 +6,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,9 +20,11 @@ from nern.errors import NernError
 from nern.originals.input_format import InputFormat
 from nern.tasks.base import register_task
 from nern.tasks.class_folders import SplitFolders
-from nern.tasks.image_files import read_image
 from nern.tasks.images import ImageTensors
 from nern.tasks.loaders import LoaderSet, SkippedImages, Unreadable
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MEMORY_BYTES = 512_000_000  # of pixels: a split that needs no more is held in memory
 LONGEST = 16  # times the shorter side; a longer strip is cut before resizing, or it would fill the memory
@@ -113,6 +114,8 @@ class FolderImages(Dataset[Any]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Any:
+        from nern.tasks.image_files import read_image  # Pillow need not be installed
+
         path = os.fsdecode(self.files[index])
         try:
             image = read_image(path, self.channels, self.upright)

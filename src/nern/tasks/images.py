@@ -12,13 +12,14 @@ from torch import Tensor
 
 from nern.devices import send
 from nern.errors import NernError
+from nern.inputs import Images, Inputs
 
-Batch = tuple[Tensor, Tensor | None]
+Batch = tuple[Images, Tensor | None]
 Share = Callable[[int], slice]  # of so many items, those of one of several processes
 ALL = slice(None)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageTensors:
     """A labelled image set in memory.
 
@@ -52,6 +53,10 @@ class ImageTensors:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.images.shape[1:]))
+        return f"ImageTensors: {len(self):,} images of {size}, labels from {self.labels.min()} to {self.labels.max()}"
 
     def to(self, device: torch.device) -> ImageTensors:
         """The same on another device."""
@@ -104,6 +109,13 @@ class ImageTensors:
         """All images in order, or a share of the batches; not augmented."""
         for start in shared(range(0, len(self), batch_size), share):
             yield self.batch(torch.arange(start, min(start + batch_size, len(self))))
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch on a device."""
+    images, labels = batch
+    images = images.to(device) if isinstance(images, Inputs) else images.to(device, non_blocking=True)
+    return images, None if labels is None else labels.to(device, non_blocking=True)
 
 
 def mirrored(images: Tensor, which: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from nern.errors import NernError, NernWarning
 from nern.processes import Processes
 from nern.randomness import derived_seed, forked_rng, generator
-from nern.tasks.images import Batch, Share, shared
+from nern.tasks.images import Batch, Share, on_device, shared
 from nern.tasks.streams import EpochOrder, TrainStream
 
 
@@ -83,6 +83,14 @@ def _collated(collate: Callable[[list[Any]], Any], items: Sequence[Any]) -> _Rea
     return failed or (collate(readable) if readable else None), unreadable
 
 
+def image_and_label(batch: Any) -> Batch:
+    """A batch of a task's dataset. Raises NernError for anything but two tensors."""
+    if isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(part, torch.Tensor) for part in batch):
+        images, labels = batch
+        return images, labels
+    raise NernError(f"a task's dataset must give (image, label); its batches are {type(batch).__name__}")
+
+
 @dataclass(eq=False)
 class _Loader:
     """What stream and set have in common: images read with the collation and workers of a user's `DataLoader`.
@@ -93,6 +101,7 @@ class _Loader:
         device: where batches are delivered.
         skipped: what cannot be read is added here.
         seed: of random transforms.
+        as_batch: what a collated batch is.
     """
 
     loader: DataLoader[Any]
@@ -100,6 +109,7 @@ class _Loader:
     device: torch.device
     skipped: SkippedImages
     seed: int = 0
+    as_batch: Callable[[Any], Batch] = image_and_label
 
     def read(self, batches: Iterable[Keys]) -> Iterator[tuple[Batch | None, dict[int, Unreadable]]]:
         """The batches of these keys."""
@@ -118,12 +128,8 @@ class _Loader:
             if batch is None:
                 yield None, unreadable
                 continue
-            if not (
-                isinstance(batch, list | tuple) and len(batch) == 2 and all(isinstance(b, torch.Tensor) for b in batch)
-            ):
-                raise NernError(f"a task's dataset must give (image, label); its batches are {type(batch).__name__}")
-            images, labels = (part.to(self.device, non_blocking=True) for part in batch)
-            yield (images, labels), unreadable
+            images, labels = self.as_batch(batch)
+            yield on_device((images, labels), self.device), unreadable
 
     def nothing_readable(self, count: int) -> NernError:
         """The error where none of `count` images could be read."""

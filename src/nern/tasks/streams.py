@@ -14,6 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from nern.compat import import_torchvision
+from nern.errors import NernError
+from nern.inputs import Images, Inputs, Seen
 from nern.processes import ALONE, Processes
 from nern.randomness import forked_rng, generator
 from nern.tasks.images import Batch, ImageTensors, Share, shared
@@ -49,15 +51,25 @@ class TrainStream:
         return self.share(step, ALONE)[0]
 
 
-def first_images(stream: TrainStream, count: int) -> Tensor:
+def first_images(stream: TrainStream, count: int) -> Seen:
     """So many images from the first batches of a stream, in as many steps at the most: augmented as it augments them, but
-    not mixed with each other."""
-    stream, parts = getattr(stream, "unmixed", stream), list[Tensor]()
+    not mixed with each other. Tensors are joined; other batches may differ in their shapes, and stay apart."""
+    stream, parts, left = getattr(stream, "unmixed", stream), list[Images](), count
     for step in range(count):  # a batch has an image at least
-        parts.append(stream.batch(step)[0])
-        if sum(map(len, parts)) >= count:
+        parts.append(stream.batch(step)[0][:left])
+        left -= len(parts[-1])
+        if left <= 0:
             break
-    return torch.cat(parts)[:count]
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    return torch.cat(tensors) if tensors else [part for part in parts if isinstance(part, Inputs)]
+
+
+def image_tensor(stream: TrainStream, count: int) -> Tensor:
+    """`first_images` of a stream whose batches are tensors. Raises NernError for others."""
+    images = first_images(stream, count)
+    if not isinstance(images, Tensor):
+        raise NernError("codes are calibrated on batches that are one tensor each; these are nested tensors")
+    return images
 
 
 class EpochOrder:
@@ -153,6 +165,7 @@ class MixedStream(TrainStream):
         """See `TrainStream`. An image is mixed with the one before it in the batch (the first with the last), which
         processes hand to each other."""
         (images, labels), fraction = self.unmixed.share(step, processes)
+        assert isinstance(images, Tensor)
         if not processes.several:
             return self._mixed(step, images, labels), fraction
         assert labels is not None

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nern.inputs import batches_of, call_with, gives_scores
 from nern.naming import of_number
 from nern.originals.base import Original
 from nern.representation.nern import NeRN
@@ -63,9 +64,10 @@ class Effects:
             if images is None:
                 found.append(self._of_kernels(number, kernels, own))
                 continue
-            log_p, log_q = self._outputs[number], self._run(number, weights, own)
-            assert log_p is not None
-            found.append(float(F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)))
+            before = self._outputs[number]
+            assert before is not None
+            moved = [_moved(*pair) for pair in zip(before, self._run(number, weights, own), strict=True)]
+            found.append(sum(moved) / len(moved))
         return sum(found) / self.count
 
     def predicted(self, changed: Mapping[str, Tensor]) -> list[Tensor]:
@@ -99,21 +101,33 @@ class Effects:
         ratios = [float((b - a).square().sum() / b.square().sum().clamp_min(1e-30)) for b, a in pairs]
         return sum(ratios) / len(before)
 
-    def _run(self, number: int, weights: list[Tensor], kept: Mapping[str, Tensor]) -> Tensor:
-        """Log-probabilities of a network with these weights and kept tensors."""
+    def _run(self, number: int, weights: list[Tensor], kept: Mapping[str, Tensor]) -> list[_Outputs]:
+        """Outputs of a network with these weights and kept tensors, for each batch of its images."""
         original: Original = self.members[number].original
-        images = self.images[number]
-        assert images is not None
+        seen = self.images[number]
+        assert seen is not None
         own = split_by_network(self.members, weights)[number]
         buffers = {name for name, _ in original.network.named_buffers()}
         extra = of_number(self._extra, number, self.count) | dict(kept)
-        if buffers & extra.keys():  # statistics of a norm without weights: no way but the network itself
-            outputs = torch.func.functional_call(
-                original.network, dict(zip(original.weight_names, own, strict=True)) | extra, (images,)
-            )
-        else:
-            outputs, _ = original.run(own, images, extra)
-        return outputs.double().log_softmax(1)
+        found = []
+        for images in batches_of(seen):
+            if buffers & extra.keys():  # statistics of a norm without weights: no way but the network itself
+                outputs = call_with(original.network, original.replaced(own, extra), images)
+            else:
+                outputs, _ = original.run(own, images, extra)
+            found.append((outputs.double(), gives_scores(images)))
+        return found
+
+
+_Outputs = tuple[Tensor, bool]  # of a batch; whether they are class scores
+
+
+def _moved(before: _Outputs, after: _Outputs) -> float:
+    """The mean divergence of class scores, half the mean squared difference of other outputs."""
+    (old, scores), (new, _) = before, after
+    if not scores:
+        return float((new - old).square().mean()) / 2
+    return float(F.kl_div(new.log_softmax(1), old.log_softmax(1), reduction="batchmean", log_target=True))
 
 
 def _some_rows(nern: NeRN) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nern.config import LoggingConfig
 from nern.objectives.objective import Losses
-from nern.processes import ALONE, Agreement, Processes
+from nern.processes import ALONE, Processes
 from nern.training.interrupt import Interrupted, StopRequest
 from nern.training.run_folder import RunFolder
 from nern.training.tracking import Tracker
@@ -115,7 +115,6 @@ class Loop:
             NonFiniteLossError: a loss or a gradient is not finite.
         """
         began, saved = time.monotonic() - self.seconds, time.monotonic()
-        agreed = Agreement(self.processes)
         with StopRequest() as stop:
             while self.step < self.total_steps:
                 step, started = self.step, time.monotonic()
@@ -129,16 +128,14 @@ class Loop:
                     self.evaluate()
                     self.save_state()
                     saved = time.monotonic()
-                signal_number = agreed(stop.signal_number or 0)
+                signal_number = self.processes.largest(stop.signal_number or 0)
                 if signal_number or time.monotonic() - saved > 60 * self.save_minutes:
                     self.save_state()
                     saved = time.monotonic()
                 if signal_number and self.step < self.total_steps:
                     self.save_checkpoint("last")
-                    agreed.last()
                     raise Interrupted(signal_number, f"stopped at step {self.step} of {self.total_steps}")
                 self.seconds = time.monotonic() - began
-            agreed.last()
             if self._evaluated_at != self.step:
                 self.evaluate()
             self.seconds = time.monotonic() - began

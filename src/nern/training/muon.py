@@ -20,7 +20,7 @@ EPS_NORM = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices, AdamW for the rest. The rates may be tensors: a step reads no value of one on the host.
+    """Muon for matrices, AdamW for the rest.
 
     Args:
         matrices: parameters of two axes.

@@ -25,16 +25,10 @@ class RatedOptimizer:
     Args:
         optimizer: what an entry of OPTIMIZERS returned.
         lr: its learning rate; set it before a step.
-        capturable: whether steps may be captured in a CUDA graph: a step reads no number of the host that changes. The
-            rates are tensors then. A graph is captured after at least one step that was not, which makes the optimizer's
-            state, and anew after `load_state_dict`.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, lr: float, capturable: bool = False) -> None:
-        self.optimizer, self.capturable = optimizer, capturable
-        if capturable:
-            for group in optimizer.param_groups:
-                group["lr"] = torch.full((), lr, device=group["params"][0].device)
+    def __init__(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
+        self.optimizer = optimizer
         self.lr = lr
 
     @property
@@ -46,23 +40,19 @@ class RatedOptimizer:
     def lr(self, lr: float) -> None:
         self._lr = lr
         for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
+            group["lr"] = lr
 
     def step(self) -> None:
         """Update the parameters."""
         self.optimizer.step()
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients, or set them to 0."""
-        self.optimizer.zero_grad(set_to_none)
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
         """What continues a run, on whatever device."""
-        state = self.optimizer.state_dict()
-        return {**state, "param_groups": [{**group, "lr": self.lr} for group in state["param_groups"]]}
+        return self.optimizer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over `state_dict()`, but for settings that belong to the device."""
@@ -77,48 +67,31 @@ class RatedOptimizer:
 
 def build_optimizer(config: OptimConfig, parameters: Parameters) -> RatedOptimizer:
     """The optimizer that `config` names."""
-    parameters = list(parameters)
-    capturable = OPTIMIZERS.info(config.optimizer_type)["capturable"] and all(p.is_cuda for p in parameters)
-    return RatedOptimizer(OPTIMIZERS[config.optimizer_type](parameters, config), config.lr, capturable)
+    return RatedOptimizer(OPTIMIZERS[config.optimizer_type](list(parameters), config), config.lr)
 
 
-def for_graphs(parameters: list[nn.Parameter], *flags: str) -> dict[str, Any]:
-    """The flags of torch's optimizers that let a graph capture them, where there are graphs."""
-    return dict.fromkeys(flags, True) if all(p.is_cuda for p in parameters) else {}
-
-
-@OPTIMIZERS.register("sgd", capturable=True)
+@OPTIMIZERS.register("sgd")
 def sgd(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum (plain without momentum)."""
-    parameters = list(parameters)
-    optimizer = torch.optim.SGD(
+    return torch.optim.SGD(
         parameters,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.momentum > 0,
         weight_decay=config.weight_decay,
-        **for_graphs(parameters, "fused"),  # the only one of its loops that reads a rate on the device
     )
-    if config.momentum and optimizer.param_groups[0].get("fused"):  # which wants all buffers or none
-        for parameter in parameters:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
 
 
-@OPTIMIZERS.register("adamw", capturable=True)
+@OPTIMIZERS.register("adamw")
 def adamw(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW."""
-    parameters = list(parameters)
-    flags = for_graphs(parameters, "capturable", "fused")
-    return torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay, **flags)
+    return torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay)
 
 
-@OPTIMIZERS.register("adadelta", capturable=True)
+@OPTIMIZERS.register("adadelta")
 def adadelta(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
     """Adadelta."""
-    parameters = list(parameters)
-    flags = for_graphs(parameters, "capturable", "foreach")
-    return torch.optim.Adadelta(parameters, config.lr, weight_decay=config.weight_decay, **flags)
+    return torch.optim.Adadelta(parameters, config.lr, weight_decay=config.weight_decay)
 
 
 @OPTIMIZERS.register("ranger")
@@ -150,7 +123,7 @@ def split_matrices(parameters: Parameters) -> tuple[list[nn.Parameter], list[nn.
     return matrices, [p for p in trained if id(p) not in chosen]
 
 
-@OPTIMIZERS.register("muon", capturable=True)
+@OPTIMIZERS.register("muon")
 def muon(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
     """Muon for hidden matrices, with `momentum`; AdamW for the rest, with `betas`. One `lr` serves both (see `Muon`)."""
     return Muon(*split_matrices(parameters), config.lr, config.momentum, config.betas, config.weight_decay)
@@ -170,8 +143,7 @@ def soap(parameters: Parameters, config: OptimConfig) -> torch.optim.Optimizer:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> None:
-    """Limit gradient entries to `max_gradient`, then the global norm to `max_gradient_norm`, where set.
-    Does not wait for the device."""
+    """Limit gradient entries to `max_gradient`, then the global norm to `max_gradient_norm`, where set."""
     parameters = list(parameters)
     if config.max_gradient:
         nn.utils.clip_grad_value_(parameters, config.max_gradient)
@@ -179,18 +151,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimConfig) -> N
         nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
 
 
-def gradients_finite(parameters: Iterable[Tensor]) -> Tensor:
-    """Whether all gradients are finite (their norms' sum, that is): a scalar on their device, to be looked at later."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return torch.tensor(True)
-    return torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())
-
-
 def check_gradients(named: Mapping[str, Tensor], step: int) -> None:
-    """Raise NonFiniteLossError, naming the step and the parameters, if a gradient is NaN or infinite.
-    Waits for the device."""
-    if not gradients_finite(named.values()):
+    """Raise NonFiniteLossError, naming the step and the parameters, if a gradient is NaN or infinite."""
+    gradients = [p.grad for p in named.values() if p.grad is not None]
+    if gradients and not torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum()):
         bad = [name for name, p in named.items() if p.grad is not None and not torch.isfinite(p.grad).all()]
         raise NonFiniteLossError(
             f"step {step}: the gradient of {', '.join(bad) or 'all parameters together'} is not finite, though every loss "

@@ -55,8 +55,9 @@ class OriginalTrainer(Loop):
         """Predict, compute the losses, differentiate, update; NonFiniteLossError before the update."""
         self.optimizer.lr = self.schedule.lr
         images, labels = self.stream.batch(self.step)
+        assert isinstance(images, Tensor)
         self.network.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         with forked_rng(self.config.seed, "forward", self.step, device=self.device):  # dropout draws from it
             losses = self.losses(images, labels)
             losses.check_finite(self.step)
@@ -109,6 +110,7 @@ class OriginalTrainer(Loop):
         try:
             self.network = copy.deepcopy(network).train()  # batch norms would remember the rehearsal
             images, labels = self.stream.batch(self.step)
+            assert isinstance(images, Tensor)
             with forked_rng(self.config.seed, "rehearsal", device=self.device):
                 self.losses(images[:2], None if labels is None else labels[:2]).check_finite(self.step)
         except NernError:

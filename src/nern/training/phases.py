@@ -5,7 +5,6 @@ A config without phases is one phase, whose first steps may go without images, a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,17 +89,3 @@ def check_extension(before: Sequence[Phase], after: Sequence[Phase], step: int) 
                 f"{'no' if new is None else new.steps} steps now. Give another length to the phase that the run is in, or "
                 "to those after it"
             )
-
-
-def one_phase(config: Config, steps: int, images: bool) -> Config:
-    """A copy that trains for `steps` in one phase: as in distillation (`images`) or reconstruction, where `config` has
-    such phases."""
-    config = copy.deepcopy(config)
-    if config.by_phases:
-        keys = config.phase("distillation" if images else "reconstruction")
-        config.optim = phase_optim(config, keys)
-        config.nern.weights_batch_method, config.nern.weights_batch_size = phase_batches(config, keys)
-    config.phases = []
-    config.epochs, config.num_iterations = None, steps
-    config.loss_warmup_iterations = 0 if images else steps
-    return config

@@ -15,14 +15,16 @@ from nern.calibration.feedback import bits_a_unit, expected_sizes
 from nern.objectives.objective import Losses
 from nern.representation.codes import UNIT, Codes
 
-FIRST_SHARE = 0.03  # of the gradient of the other losses that the rate's has at first
+FIRST_SHARE = 0.003  # of the gradient of the other losses that the rate's has at first
 GAIN = 1.0  # of the logarithm of the weight in a step, for each share of the goal that is missed
 MOST_CHANGE = 0.1  # of that logarithm in a step
+MEASURED_EVERY = 50  # steps: what a file needs, beside what the distributions tell of
 
 
 class Rate:
     """The rate of codes in bits a weight, as a loss: near what the file needs (see `artifact.codes`), each number by a
-    geometric distribution around the size that goes with its filter, channel and entry.
+    geometric distribution around the size that goes with its filter, channel and entry. Numbers count as they are before
+    they are rounded: what they will cost shows there long before the first of them rounds to another whole number.
 
     Args:
         codes: that are trained.
@@ -33,24 +35,28 @@ class Rate:
     def __init__(self, codes: Codes, goal: float, state: dict[str, float | None] | None = None) -> None:
         self.codes, self.goal = codes, goal
         self.weight = None if state is None else state["weight"]
+        self.steps = 0 if state is None else int(state.get("steps") or 0)
         self.count = sum(code.numel() for code in codes.codes)
         known = None if state is None else state["factor"]
         self.factor = known if known is not None else self._measured_factor()
 
     def _measured_factor(self) -> float:
         """Bits of a file for each that the distributions tell of."""
-        multiples = [(code.detach() / UNIT).round().long().cpu() for code in self.codes.codes]
-        told = sum(float(_bits(whole.float()).sum()) for whole in multiples)
-        return 8 * coded_bytes([whole.numpy() for whole in multiples]) / max(told, 1.0)
+        multiples = [code.detach() / UNIT for code in self.codes.codes]
+        told = sum(float(_bits(exact, bits_a_unit(expected_sizes(exact.round()))).sum()) for exact in multiples)
+        return 8 * coded_bytes([exact.round().long().cpu().numpy() for exact in multiples]) / max(told, 1.0)
 
     @torch.no_grad()
     def __call__(self, losses: Losses) -> Losses:
         """Add the rate to losses, and its gradient to those of the codes; then mend its weight."""
+        if self.steps and self.steps % MEASURED_EVERY == 0:
+            self.factor = self._measured_factor()
+        self.steps += 1
         total, slopes = torch.zeros((), device=self.codes.steps.device), list[Tensor]()
         for code in self.codes.codes:
-            whole = (code / UNIT).round()
-            each = bits_a_unit(expected_sizes(whole))
-            total += _bits(whole, each).sum()
+            exact = code / UNIT
+            each = bits_a_unit(expected_sizes(exact.round()))
+            total += _bits(exact, each).sum()
             slopes.append(each * code.sign() * (self.factor / UNIT / self.count))
         rate = total * (self.factor / self.count)
         if self.weight is None:
@@ -65,14 +71,13 @@ class Rate:
 
     def state(self) -> dict[str, float | None]:
         """What a new one goes on with."""
-        return {"weight": self.weight, "factor": self.factor}
+        return {"weight": self.weight, "factor": self.factor, "steps": self.steps}
 
 
-def _bits(whole: Tensor, each: Tensor | None = None) -> Tensor:
-    """Bits of whole numbers: of their sizes, and of the signs."""
-    each = bits_a_unit(expected_sizes(whole)) if each is None else each
-    size = whole.abs()
-    return each * size + (size > 0) - (1 - 2.0**-each).log2()
+def _bits(exact: Tensor, each: Tensor) -> Tensor:
+    """Bits of numbers that are whole but for what rounding takes away: of their sizes, and of the signs."""
+    size = exact.abs()
+    return each * size + size.clamp(max=1) - (1 - 2.0**-each).log2()
 
 
 def _norm(tensors: Sequence[Any]) -> float:

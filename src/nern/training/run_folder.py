@@ -41,6 +41,9 @@ class RunFolder:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self.config, self.state, self.metrics = (self.root / n for n in ("config.yaml", "state.pt", "metrics.json"))
+        self.ordering, self.kept = self.root / ORDERING_FILE, self.root / "kept.safetensors"
+        self.curves = self.root / "curves.png"
 
     @staticmethod
     @contextmanager
@@ -79,36 +82,6 @@ class RunFolder:
     def locked(self) -> AbstractContextManager[None]:
         """While entered, no other process trains in this folder. Raises NernError if one does."""
         return locked(self.root, f"another process is training in {self.root}")
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.root / "config.yaml"
-
-    @property
-    def state(self) -> Path:
-        """What --resume reads."""
-        return self.root / "state.pt"
-
-    @property
-    def ordering(self) -> Path:
-        """The ordering's file."""
-        return self.root / ORDERING_FILE
-
-    @property
-    def kept(self) -> Path:
-        """Parameters and buffers that are not represented."""
-        return self.root / "kept.safetensors"
-
-    @property
-    def metrics(self) -> Path:
-        """The results."""
-        return self.root / "metrics.json"
-
-    @property
-    def curves(self) -> Path:
-        """The picture."""
-        return self.root / "curves.png"
 
     def checkpoint(self, name: str) -> Path:
         """A predictor's state dict."""

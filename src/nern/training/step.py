@@ -1,8 +1,7 @@
 """One step: predict, compute the losses, differentiate them.
 
 Losses are differentiated with respect to the predicted kernels first, of which the kernels drawn for the step pass their
-share on to the predictor. So only the drawn rows are predicted with gradient, a row drawn m times m times. Nothing here
-waits for the device where `capturable` says so.
+share on to the predictor. So only the drawn rows are predicted with gradient, a row drawn m times m times.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from nern.config import NernConfig
 from nern.devices import computing_in, lower_precision
+from nern.inputs import Images, Inputs
 from nern.naming import of_number
 from nern.objectives.curvature import Curvature
 from nern.objectives.objective import Losses, Objective
@@ -96,12 +96,6 @@ class Step:
             return [self.curvatures[index](weight) for weight, index in zip(weights, layers, strict=True)]
         return list(weights)
 
-    @property
-    def capturable(self) -> bool:
-        """Whether steps never wait for the device: rows need not be sorted by head or layer, nor other processes asked."""
-        by_layer = self.config.reconstruction_rows == "drawn" and self._pooled is None
-        return len(self.nern.heads.sizes) == 1 and not by_layer and not self.processes.several
-
     def losses(
         self, weights: Sequence[Tensor], batches: Sequence[Batch] | None, fractions: Sequence[float] | None = None
     ) -> Losses:
@@ -139,15 +133,16 @@ class Step:
         objective: Objective,
         factor: float,
         beside: dict[str, nn.Parameter],
-        images: Tensor,
+        images: Images,
         labels: Tensor | None,
         weights: Sequence[Tensor],
     ) -> Losses:
         return objective.of_images(weights, images, labels, dict(beside)) * factor
 
-    def _images_at_once(self, objective: Objective, images: Tensor) -> int:
+    def _images_at_once(self, objective: Objective, images: Images) -> int:
         """On a CPU a batch is taken in parts whose feature maps stay in the cache; losses and gradients add up."""
-        if images.device.type != "cpu" or not objective.by_image or len(images) <= LEAST_IMAGES:
+        whole = isinstance(images, Inputs) and not images.divisible
+        if whole or images.device.type != "cpu" or not objective.by_image or len(images) <= LEAST_IMAGES:
             return max(len(images), 1)
         known = self._image_bytes.get(objective)
         if known is None:

@@ -12,24 +12,22 @@ from torch import Tensor, nn
 
 from nern.config import Config
 from nern.devices import precision_of, send
-from nern.errors import NernError, NernWarning, NonFiniteLossError
+from nern.errors import NernError, NernWarning
+from nern.inputs import gives_scores
 from nern.objectives.objective import Losses
 from nern.processes import ALONE, Processes
 from nern.representation.nern import NeRN
 from nern.tasks.images import Batch
 from nern.training.assessment import Assessment
-from nern.training.graph import CudaRecorder, GraphedStep, Inputs, Recorder
 from nern.training.loop import Loop
 from nern.training.measures import all_curvatures, all_fitted_norms
 from nern.training.members import Member, split_by_network, trained_beside
-from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients, gradients_finite
+from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients
 from nern.training.phases import Phase, phases_of
 from nern.training.rounding import Rounding
 from nern.training.schedules import Schedule
 from nern.training.step import Step
 from nern.training.weight_batches import WeightBatches
-
-CHECK_EVERY = 20  # steps of a graph after which their losses are looked at
 
 
 class Trainer(Loop):
@@ -74,9 +72,6 @@ class Trainer(Loop):
         self.differentiate = Step(config.nern, nern, members, self.extra, self.precision, processes)
         self.needs_images = self.differentiate.objectives[0].needs_images
         self.parameters = [*nern.predictor.parameters(), *self.extra.values()]
-        self.graph: GraphedStep | None = None
-        self._terms: dict[bool, list[str]] = {}  # with images or without
-        self._unchecked: list[tuple[int, Losses, Tensor]] = []
         if processes.several:
             self._check_several()
         self._begin(self.phases[0])
@@ -96,12 +91,6 @@ class Trainer(Loop):
             )
 
     # --- phases -------------------------------------------------------------------------------------------------
-
-    def take_phases(self, phases: Sequence[Phase]) -> None:
-        """Train by these phases, from the first one on."""
-        self.phases = list(phases)
-        self.total_steps = self.phases[-1].ends
-        self._begin(self.phases[0])
 
     def _begin(self, phase: Phase) -> None:
         """Make what belongs to a phase: losses, optimizer, schedule, weight batches. What needs images is measured at its
@@ -128,20 +117,11 @@ class Trainer(Loop):
         elif self.rounding.quantised is None:
             self.rounding.choose(phase.bits, phase.rounding_images, self.extra, self.processes)
             self.assessment.best = None  # what was not rounded is not compared with what is
-        recorder = self.graph.recorder if self.graph is not None else None
-        on_gpu = self.config.cuda_graph and self.device.type == "cuda" and self.differentiate.capturable
-        on_gpu = on_gpu and self.rounding.rate is None  # whose weight the host mends
-        if recorder is None and on_gpu:
-            recorder = CudaRecorder(self.device)
-        self.graph = None
-        if recorder is not None and (self.optimizer.capturable or not on_gpu):
-            self.replay_steps(recorder)
 
     def _next_phase(self) -> None:
         """Go on to the phase of the next step, if the last has ended."""
         if self.step < self.phase.ends or self.phase is self.phases[-1]:
             return
-        self.settle()
         self._begin(self.phases[self.phases.index(self.phase) + 1])
 
     def _fit_norms(self) -> None:
@@ -188,7 +168,6 @@ class Trainer(Loop):
         losses = self.train_step(batches, self.batches.rows(self.step - self.phase.begins), fractions)
         fits = self.config.norm_images and self.config.learn_norms
         if fits and self.step == self.phase.ends == self.phase.images_from:
-            self.settle()
             self._fit_norms()
         return losses
 
@@ -206,70 +185,25 @@ class Trainer(Loop):
             fractions: of several processes, which part of all images each batch is; None: all.
 
         Raises:
-            NonFiniteLossError: naming step and term; before the update, but of steps that are replayed up to 20 steps later
-                (and before anything is evaluated or saved): then the predictor is spoiled.
+            NonFiniteLossError: naming step and term, before the update.
         """
         rows = None if rows is None else send(rows, self.device)
         self.optimizer.lr = self.schedule.lr
-        if self.graph is None:
-            losses = self._differentiate(batches, rows, fractions)
-            losses.check_finite(self.step)
-            check_gradients(self.named_parameters(), self.step)
-            self._update()
-        else:
-            figures = self.graph([rows, *(t for batch in batches or () for t in batch)])
-            losses = Losses.of_figures(figures[:-1], self._terms[batches is not None])
-            self._unchecked.append((self.step, losses, figures[-1]))
-            if len(self._unchecked) >= CHECK_EVERY:
-                self.settle()
+        self.optimizer.zero_grad()
+        # the gradient at what is rounded moves what is not (Bengio et al. 2013: straight through)
+        with self.rounding.applied():
+            losses = self.differentiate(batches, rows, fractions)
+        losses = losses if self.rounding.rate is None else self.rounding.rate(losses)
+        losses.check_finite(self.step)
+        check_gradients(self.named_parameters(), self.step)
+        self._update()
         self.schedule.after_step(self.step - self.phase.begins)
         self.step += 1
         return losses
 
-    def _differentiate(
-        self, batches: Sequence[Batch] | None, rows: Tensor | None, fractions: Sequence[float] | None = None
-    ) -> Losses:
-        self.optimizer.zero_grad(set_to_none=True)
-        # the gradient at what is rounded moves what is not (Bengio et al. 2013: straight through)
-        with self.rounding.applied():
-            losses = self.differentiate(batches, rows, fractions)
-        return losses if self.rounding.rate is None else self.rounding.rate(losses)
-
     def _update(self) -> None:
         clip_gradients(self.parameters, self.phase.optim)
         self.optimizer.step()
-
-    def replay_steps(self, recorder: Recorder) -> None:
-        """Capture steps by `recorder` from now on, and replay them."""
-        self.graph = GraphedStep(self._whole, recorder, self.parameters)
-
-    def _whole(self, inputs: Inputs) -> Tensor:
-        """A step but for what the host does, for a graph: (rows, images and labels of each network) -> losses, and whether
-        all gradients are finite."""
-        rows, *rest = inputs
-        batches = [(images, labels) for images, labels in zip(rest[::2], rest[1::2], strict=True) if images is not None]
-        losses = self._differentiate(batches or None, rows)
-        finite = gradients_finite(self.parameters)
-        self._update()
-        self._terms[bool(batches)] = list(losses.terms)
-        return torch.cat([losses.figures(), finite.float().view(1)])
-
-    def settle(self) -> None:
-        """Look at steps that were not looked at yet, so that the device need not be waited for at every step.
-
-        Raises:
-            NonFiniteLossError: naming the first step whose losses or gradients are not finite.
-        """
-        unchecked, self._unchecked = self._unchecked, []
-        if not unchecked:
-            return
-        finite = torch.stack([torch.isfinite(losses.total) * (flag > 0) for _, losses, flag in unchecked]).tolist()
-        if not all(finite):
-            step, losses, _ = unchecked[finite.index(False)]
-            losses.check_finite(step)
-            raise NonFiniteLossError(
-                f"step {step}: a gradient is not finite, though every loss term is. A lower optim.lr may help."
-            )
 
     def _images(self, step: int) -> tuple[list[Batch], list[float]] | tuple[None, None]:
         """This process's batch for each network, and which fraction of all processes' it is; None in steps of
@@ -302,12 +236,18 @@ class Trainer(Loop):
                     for data in member.sets.values():
                         images, labels = next(data.batches(2))
                         outputs, _ = member.original.run(own, images)
-                        if labels is not None:
+                        if labels is not None and gives_scores(images):
                             torch.nn.functional.cross_entropy(outputs, labels)
         except NernError:
             raise
         except Exception as error:
             raise NernError(f"the first batch cannot be processed: {type(error).__name__}: {error}") from error
+
+    def round_for_good(self) -> None:
+        """Leave the predictor rounded, if it was trained to be."""
+        with self.rounding.applied():
+            rounded = {name: value.clone() for name, value in self.nern.predictor.state_dict().items()}
+        self.nern.predictor.load_state_dict(rounded)
 
     # --- evaluating and saving ----------------------------------------------------------------------------------
 
@@ -331,7 +271,6 @@ class Trainer(Loop):
 
     def metrics(self) -> dict[str, Any]:
         """Metrics of the current predictor on the held-out and test sets; keeps it as 'best' if it is."""
-        self.settle()
         with self.rounding.applied():
             weights = self.nern.reconstruct()
         record, is_best = self.assessment(self.step, weights, self._detached_extra())
@@ -356,7 +295,6 @@ class Trainer(Loop):
 
     def save_checkpoint(self, name: str) -> None:
         """Write the current predictor as checkpoint `name`."""
-        self.settle()
         if self.folder is not None:
             with self.rounding.applied():
                 record = self.best if name == "best" and self.best is not None else {"step": self.step}
@@ -365,7 +303,6 @@ class Trainer(Loop):
 
     def own_state(self) -> dict[str, Any]:
         """Predictor, optimizer, schedule, window, best."""
-        self.settle()
         return {
             "predictor": self.nern.predictor.state_dict(),
             "extra": self._detached_extra(),
@@ -388,7 +325,6 @@ class Trainer(Loop):
             for name, p in self.extra.items():
                 p.copy_(state["extra"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self._unchecked = []
         self.schedule.advances = state["schedule_advances"]
         self.rounding.load_state(state.get("quantised"))  # a run from before there was this phase has none
         self.assessment.best = state["best"]

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocat
 
 from nern.analysis.style import INK
 from nern.files import atomic_path
-from nern.sweep.table import Group, Row, groups_of
+from nern.sweeps.table import Group, Row, groups_of
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

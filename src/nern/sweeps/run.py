@@ -32,9 +32,9 @@ from nern.devices import available_gpus
 from nern.errors import NernError, plain_errors
 from nern.files import check_writable, locked, write_json, write_text
 from nern.jobs.session import changed_keys
-from nern.sweep.file import PlannedRun, load_sweep
-from nern.sweep.processes import Job, run_side_by_side
-from nern.sweep.table import Row, row_of, table_text
+from nern.sweeps.file import PlannedRun, load_sweep
+from nern.sweeps.processes import Job, run_side_by_side
+from nern.sweeps.table import Row, row_of, table_text
 from nern.training.interrupt import Interrupted
 from nern.training.run_folder import RunFolder
 from nern.untrusted import read_json
@@ -200,7 +200,7 @@ class _Sweep:
     def _write_results(self) -> list[Row]:
         rows = self._write_table()
         if rows:
-            from nern.sweep.picture import draw  # matplotlib takes a second to import
+            from nern.sweeps.picture import draw  # matplotlib takes a second to import
 
             draw(self.root / "results.png", rows)
         return rows

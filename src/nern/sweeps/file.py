@@ -43,7 +43,7 @@ def load_sweep(path: str | Path, folder: str | Path, options: Mapping[str, Any] 
     """The runs of a sweep file, in its order: each of `runs`, at each point of `grid`, with each of `seeds`.
 
     Args:
-        path: the file (docs/sweeps.md).
+        path: the file (docs/many-runs.md).
         folder: of the sweep; run folders lie in its `runs`.
         options: dotted keys and values that win over the file in all runs; `seed` takes the place of `seeds`.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nern.errors import NernError
-from nern.sweep.file import PlannedRun
+from nern.sweeps.file import PlannedRun
 
 Row = dict[str, Any]  # a value for each of COLUMNS; None where there is none
 

@@ -1,0 +1,355 @@
+"""The data of a Python session as a task: a data loader, a dataset, a tensor, or batches of any kind."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
+
+from nern.errors import NernError
+from nern.inputs import Calling, Inputs, compared, tensors_in
+from nern.processes import Processes
+from nern.randomness import forked_rng
+from nern.tasks.base import Task
+from nern.tasks.images import Batch, Share, on_device
+from nern.tasks.loaders import LoaderStream, SkippedImages
+from nern.tasks.streams import EvalSet, TrainStream
+
+Forward = Callable[[nn.Module, Any], Any]
+LABELS = ("labels", "label")  # keys of a mapping under which labels are
+USUAL_SIZE = (
+    3.0  # of outputs after scaling, root mean square: about that of class scores, for which losses are weighted
+)
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Data of a Python session, for one network.
+
+    Args:
+        network: in eval mode.
+        forward: (network, batch) -> outputs; None: see `usual_forward`.
+        device: where the network is.
+        batch_size: samples in a batch of a dataset or a tensor.
+        seed: of the order of samples.
+    """
+
+    network: nn.Module
+    forward: Forward | None
+    device: torch.device
+    batch_size: int
+    seed: int
+
+    def task(self, data: Any, test: Any) -> tuple[Task, Calling]:
+        """The task that the data become, and how the network is called. None: there are none.
+
+        Raises:
+            NernError: they give no batch, or the network does not take it.
+        """
+        firsts, given = [], []
+        for batches in (data, test):
+            if batches is not None:
+                first, batches = peeked(as_batches(batches, self.batch_size))
+                firsts.append(first)
+            given.append(batches)
+        labelled = [first for first in firsts if labels_in(self.network, first) is not None]
+        calling = self.calling((labelled or firsts)[0])
+        train = None if given[0] is None else self.stream(given[0], calling)
+        evaluated = None if given[1] is None else self.test_set(given[1], calling)
+        return Task("data", None, None, train, None, evaluated), calling
+
+    def calling(self, batch: Any) -> Calling:
+        """How the network is called, found from the first batch.
+
+        Raises:
+            NernError: the network does not take it, or its outputs cannot be compared.
+        """
+        forward = self.forward or usual_forward
+        inputs, labels = self.split(batch, Calling(forward))
+        try:
+            with torch.no_grad():
+                outputs = forward(self.network, inputs.batch)
+        except Exception as error:
+            raise NernError(
+                f"the network does not take the first batch, {described(batch)}, called as "
+                f"{'`forward` says' if self.forward else usual_call(self.network, batch)}: "
+                f"{' '.join(f'{type(error).__name__}: {error}'.split())[:300]}. Give `forward`, a function of the network "
+                "and a batch that returns its outputs"
+            ) from error
+        tensors = compared(outputs, len(inputs))
+        if self._are_scores(tensors, labels):
+            return Calling(forward)
+        total = sum(tensor.numel() for tensor in tensors)
+        scales = [
+            USUAL_SIZE
+            * (total / (len(tensors) * t.numel())) ** 0.5
+            / max(float(t.float().square().mean().sqrt()), 1e-12)
+            for t in tensors
+        ]
+        return Calling(forward, scales)
+
+    def split(self, batch: Any, calling: Calling) -> tuple[Inputs, Tensor | None]:
+        """A batch as inputs and labels, on the device."""
+        first = next(tensors_in(batch), None)
+        if first is None or not first.dim():
+            raise NernError(f"a batch of the data, {described(batch)}, holds no tensor with an axis of samples")
+        inputs, labels = on_device((Inputs(batch, calling, len(first)), labels_in(self.network, batch)), self.device)
+        assert isinstance(inputs, Inputs)
+        return inputs, labels
+
+    def as_batch(self, calling: Calling) -> Callable[[Any], Batch]:
+        """What makes a batch of what the data give: where that is one tensor for a classifier, the tensor itself."""
+        plain = self.forward is None and calling.scales is None
+
+        def made(batch: Any) -> Batch:
+            images = batch[0] if isinstance(batch, list | tuple) and batch and positional(self.network) == 1 else batch
+            if plain and isinstance(images, Tensor):
+                return on_device((images, labels_in(self.network, batch)), self.device)
+            return self.split(batch, calling)
+
+        return made
+
+    def stream(self, data: Iterable[Any], calling: Calling) -> TrainStream:
+        """Training batches."""
+        if isinstance(data, DataLoader) and in_order(data):
+            settings = self.device, SkippedImages(), self.seed, self.as_batch(calling)
+            return LoaderStream(data, data.dataset, *settings, batch_size=data.batch_size or 1)
+        return BatchesStream(data, self.as_batch(calling), self.seed)
+
+    def test_set(self, data: Iterable[Any], calling: Calling) -> EvalSet:
+        """Batches to evaluate on."""
+        return BatchesSet(data, self.as_batch(calling), self.seed)
+
+    def mean(self, metric: Callable[[Any, Any], float | Tensor], network: nn.Module, data: EvalSet) -> float:
+        """The mean over all samples of a metric of (outputs, batch)."""
+        assert isinstance(data, BatchesSet)
+        total, count = 0.0, 0
+        for batch in data.raw():
+            inputs, _ = self.split(batch, Calling(self.forward or usual_forward))
+            with torch.no_grad():
+                value = metric(inputs.calling.forward(network, inputs.batch), inputs.batch)
+            total, count = total + float(value) * len(inputs), count + len(inputs)
+        return total / max(count, 1)
+
+    @staticmethod
+    def _are_scores(tensors: list[Tensor], labels: Tensor | None) -> bool:
+        """Whether outputs are scores of classes: one for each, and labels are numbers of them."""
+        if len(tensors) != 1 or tensors[0].dim() != 2 or labels is None:
+            return False
+        whole = labels.dim() == 1 and not labels.is_floating_point() and not labels.is_complex()
+        return (
+            whole
+            and len(labels) == len(tensors[0])
+            and 0 <= int(labels.min()) <= int(labels.max()) < tensors[0].shape[1]
+        )
+
+
+# --- how networks are called ----------------------------------------------------------------------------------------
+
+
+def positional(network: nn.Module) -> int:
+    """How many arguments a network must be given, at least one."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = _parameters(network)
+    return max(sum(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters.values()), 1)
+
+
+def usual_forward(network: nn.Module, batch: Any) -> Any:
+    """Call a network as networks are called: with a mapping's values by name, as far as it takes such arguments; with as
+    many parts of a tuple or list as it must be given; with anything else as it is."""
+    if isinstance(batch, list | tuple):
+        inputs = batch[: positional(network)]
+        return usual_forward(network, inputs[0]) if len(inputs) == 1 else network(*inputs)
+    if isinstance(batch, Mapping):
+        return network(**{key: batch[key] for key in _taken(network, batch)})
+    return network(batch)
+
+
+def usual_call(network: nn.Module, batch: Any) -> str:
+    """What `usual_forward` does, in words."""
+    if isinstance(batch, list | tuple):
+        count = min(positional(network), len(batch))
+        return usual_call(network, batch[0]) if count == 1 else f"network(*batch[:{count}])"
+    return (
+        f"network({', '.join(f'{key}=...' for key in _taken(network, batch))})"
+        if isinstance(batch, Mapping)
+        else "network(batch)"
+    )
+
+
+def _parameters(network: nn.Module) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(network.forward).parameters
+
+
+def _taken(network: nn.Module, batch: Mapping[str, Any]) -> list[str]:
+    """The keys of a batch that are names of the network's arguments; all but labels, where it takes any."""
+    parameters = _parameters(network)
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return [key for key in batch if key in parameters or key not in LABELS]
+    return [key for key in batch if key in parameters]
+
+
+def labels_in(network: nn.Module, batch: Any) -> Tensor | None:
+    """The labels of a batch: of a mapping those of that name, of a tuple or list what follows the inputs; None: there are
+    none."""
+    found: Any = None
+    if isinstance(batch, Mapping):
+        found = next((batch[key] for key in LABELS if key in batch), None)
+    elif isinstance(batch, list | tuple) and len(batch) > positional(network):
+        found = batch[-1]
+    return found if isinstance(found, Tensor) else None
+
+
+def described(batch: Any) -> str:
+    """A batch in words: its kinds and shapes."""
+    if isinstance(batch, Tensor):
+        return f"tensor {tuple(batch.shape)}"
+    if isinstance(batch, Mapping):
+        return f"{type(batch).__name__} of {', '.join(f'{key}: {described(value)}' for key, value in batch.items())}"
+    if isinstance(batch, list | tuple):
+        more = ", ..." if len(batch) > 4 else ""
+        return f"{type(batch).__name__} of {', '.join(map(described, batch[:4]))}{more}"
+    return type(batch).__name__
+
+
+# --- where batches come from ----------------------------------------------------------------------------------------
+
+
+def as_batches(data: Any, batch_size: int) -> Iterable[Any]:
+    """What gives batches: datasets and tensors by a data loader, anything else as it is.
+
+    Raises:
+        NernError: it cannot be iterated.
+    """
+    if isinstance(data, Tensor):
+        data = TensorDataset(data)
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        return DataLoader(data, batch_size=batch_size)
+    if isinstance(data, Mapping) or not isinstance(data, Iterable):
+        raise NernError(
+            f"data (={type(data).__name__}) must be a DataLoader, a Dataset, a tensor, or an iterable of batches"
+        )
+    return data
+
+
+def in_order(data: DataLoader[Any]) -> bool:
+    """Whether any item of a data loader can be had by its number, in an order of ours."""
+    return (
+        isinstance(data.dataset, Sized)
+        and not isinstance(data.dataset, IterableDataset)
+        and data.batch_size is not None
+        and isinstance(data.sampler, RandomSampler | SequentialSampler)
+    )
+
+
+def peeked(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first batch, and data that still have it. Raises NernError if there is none."""
+    with forked_rng(0, "first batch"):
+        iterator = iter(data)
+        first = next(iterator, None)
+    if first is None:
+        raise NernError("the data give no batch")
+    return first, itertools.chain([first], iterator) if iterator is data else data
+
+
+def length(data: Iterable[Any]) -> int:
+    """How many batches there are, if that is known; else 0."""
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:
+        return 0
+
+
+class BatchesStream(TrainStream):
+    """Batches as an iterable gives them; after its last the first follows.
+
+    An iterator is read once, from the first step on.
+
+    Args:
+        data: the iterable.
+        as_batch: what makes a batch of what it gives.
+        seed: of what it draws from PyTorch's generator.
+    """
+
+    def __init__(self, data: Iterable[Any], as_batch: Callable[[Any], Batch], seed: int) -> None:
+        self.data, self.as_batch, self.seed = data, as_batch, seed
+        self.steps_per_epoch = length(data) or 1
+        self._batches: Iterator[Any] | None = None
+        self._next = 0
+        self._once = isinstance(data, Iterator)
+
+    def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
+        """See `TrainStream`; of one process."""
+        if step < self._next and not self._once:
+            self._batches, self._next = None, 0
+        while not self._once and self._next < step:
+            self._read()
+        return self.as_batch(self._read()), 1.0
+
+    def _read(self) -> Any:
+        with forked_rng(self.seed, "batch", self._next):
+            for _ in range(2):
+                if self._batches is None:
+                    self._batches = iter(self.data)
+                for batch in self._batches:
+                    self._next += 1
+                    return batch
+                self._batches = None
+                if self._once:
+                    raise NernError(
+                        f"the data ended after {self._next} batches: an iterator can be read once only. Give a DataLoader, "
+                        "a Dataset, a list or a tensor"
+                    )
+        raise NernError("the data give no batch")
+
+
+@dataclass(eq=False)
+class BatchesSet:
+    """Batches to evaluate on, as an iterable gives them.
+
+    Args:
+        data: the iterable.
+        as_batch: what makes a batch of what it gives.
+        seed: of what it draws from PyTorch's generator.
+        limit: the batches end with the one that has so many samples together; None: with the last.
+
+    Attributes:
+        repeats: the same batches need not come again.
+    """
+
+    repeats: ClassVar[bool] = False
+    data: Iterable[Any]
+    as_batch: Callable[[Any], Batch]
+    seed: int = 0
+    limit: int | None = None
+
+    def __len__(self) -> int:
+        """Batches, if that is known; else 0."""
+        return length(self.data)
+
+    def raw(self) -> Iterator[Any]:
+        """The batches as they come."""
+        batches, number = None, 0
+        while True:
+            with forked_rng(self.seed, "evaluation batch", number):
+                batches = iter(self.data) if batches is None else batches
+                batch = next(batches, None)
+            if batch is None:
+                return
+            number += 1
+            yield batch
+
+    def batches(self, batch_size: int, share: Share | None = None) -> Iterator[Batch]:
+        """See `EvalSet`; batches are as large as they come."""
+        samples = 0
+        for batch in map(self.as_batch, self.raw()):
+            yield batch
+            samples += len(batch[0])
+            if self.limit is not None and samples >= self.limit:
+                return

@@ -1,0 +1,430 @@
+"""Data of a Python session: any loader, any batch, any outputs, any network."""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import nern
+from nern import NernError
+from nern.inputs import Calling, Inputs, batches_of, tensors_in, with_tensors
+from nern.tasks.own import BatchesStream
+
+SHORT = {"reconstruction": 3, "refinement": 2, "distillation": 2}
+
+
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return build()
+
+
+def fit(network: nn.Module, data: Any = None, test: Any = None, **arguments: Any) -> nern.Fitted:
+    config = nern.Config.of_recipe("nern", {"nern": {"embeddings": {"permutations": {"improve_seconds": 0.0}}}})
+    config.norm_images = 8
+    for phase in config.phases:
+        if phase.name == "refinement" and arguments.get("phases", SHORT).get("refinement") is not None:
+            phase.images = 8
+    usual = {"phases": SHORT, "progress": False, "ratio": 1.0, "config": config}
+    return nern.fit(network, data, test, **(usual | arguments))
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+class Classifier(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+        )  # fmt: skip
+
+
+class Segmenter(nn.Module):
+    """Images -> a dict of maps, as torchvision's segmentation networks give them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.out, self.aux = nn.Conv2d(8, 5, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = self.body(images)
+        return {"out": self.out(maps), "aux": self.aux(maps)}
+
+
+@dataclass
+class Pyramid:
+    """What a detector's backbone gives."""
+
+    fine: Tensor
+    coarse: Tensor
+    strides: tuple[int, int]
+
+
+class Backbone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, stride=2, padding=1)
+
+    def forward(self, images: Tensor) -> Pyramid:
+        fine = self.first(images).relu()
+        return Pyramid(fine, self.second(fine), (1, 2))
+
+
+class Audio(nn.Module):
+    """Waveforms -> (frames, an embedding): a network of one dimension with outputs in a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames = nn.Conv1d(1, 6, 9, stride=4)
+        self.mix = nn.Conv1d(6, 6, 3, padding=1)
+
+    def forward(self, waves: Tensor) -> tuple[Tensor, Tensor]:
+        frames = self.mix(self.frames(waves).relu())
+        return frames, frames.mean(2)
+
+
+class Transformer(nn.Module):
+    """Called with what a tokenizer gives, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None) -> Any:
+        hidden = self.layer(
+            self.embed(input_ids), src_key_padding_mask=None if attention_mask is None else attention_mask == 0
+        )
+        logits = self.head(hidden[:, 0])
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return {"loss": loss, "logits": logits}
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(8, 1)
+
+    def forward(self, images: Tensor, facts: Tensor) -> Tensor:
+        return self.head(torch.cat([self.conv(images).mean((2, 3)), facts], 1))
+
+
+def tokens(length: int) -> dict[str, Tensor]:
+    """A batch of a tokenizer, as long as its longest text."""
+    ids = torch.arange(4 * length).reshape(4, length) % 20
+    mask = torch.ones_like(ids)
+    mask[1, length // 2 :] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+IMAGES = numbers(8, 3, 10, 10)
+LABELS = torch.arange(8) % 4
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[Any], dict[str, Any]]] = {
+    "segmentation": (Segmenter, [(IMAGES[:4], LABELS[:4]), (IMAGES[4:], LABELS[4:])], {}),
+    "backbone": (Backbone, [IMAGES[:4], IMAGES[4:]], {}),
+    "audio": (Audio, [numbers(4, 1, 80), numbers(4, 1, 60)], {}),
+    "transformer": (Transformer, [tokens(6), tokens(9)], {"include": ["*.weight"], "exclude": ["embed*", "*norm*"]}),
+    "two inputs": (TwoInputs, [(IMAGES[:4], numbers(4, 2), LABELS[:4])], {}),
+    "labelled tokens": (
+        Transformer,
+        [tokens(6) | {"labels": torch.tensor([0, 1, 2, 0])}],
+        {"include": ["layer*weight"], "exclude": ["*norm*"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_of_any_inputs_and_outputs_is_fitted_and_evaluated(name: str) -> None:
+    build, batches, choice = NETWORKS[name]
+    network, losses = seeded(build), dict[int, dict[str, float]]()
+    fitted = fit(network, batches, batches, on_step=losses.__setitem__, **choice)
+    assert fitted.steps == 7
+    assert losses[1].keys() == {"reconstruction"}
+    assert losses[7]["distillation"] > 0
+    found = fitted.evaluate()
+    key = "agreement" if name == "labelled tokens" else "error"
+    assert found["original"][key] == (100 if key == "agreement" else 0)
+    assert 0 < found["reconstructed"][key] < math.inf
+    assert found["reconstructed"]["images"] == sum(len(next(tensors_in(batch))) for batch in batches)
+
+
+def test_distillation_brings_the_outputs_nearer() -> None:
+    network, images = seeded(Backbone), [numbers(16, 3, 10, 10)]
+
+    def error(steps: int) -> float:
+        phases = {"reconstruction": 30, "refinement": None, "distillation": steps}
+        faster = {"distillation": {"optim": {"lr": 3e-3}}, "nern": {"distillation_loss_weight": 1.0}}
+        config = nern.Config.of_recipe("nern", faster)
+        return fit(network, images, images, phases=phases, config=config).evaluate()["reconstructed"]["error"]
+
+    assert error(200) < 0.8 * error(1)
+
+
+def test_every_output_counts_alike_whatever_its_size() -> None:
+    small, large = numbers(4, 1000) * 1e-3, numbers(4, 2) * 1e3
+
+    def outputs(network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+        return {"small": small * network(batch).mean() / float(network(batch).mean().detach()), "large": large}
+
+    task, calling = nern.api.own_data(
+        nern.api.as_original(seeded(Classifier)), outputs, nern.Config.of_recipe("nern")
+    ).task([IMAGES[:4]], None)
+    rows = calling(seeded(Classifier), IMAGES[:4], 4)
+    squares = rows[:, :1000].square().sum(), rows[:, 1000:].square().sum()
+    assert torch.isclose(*squares, rtol=1e-4)
+    assert torch.isclose(rows.square().mean(), torch.tensor(9.0), rtol=1e-4)
+    assert task.test is None
+
+
+class Items(Dataset[Any]):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return IMAGES[index], int(LABELS[index])
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        yield from zip(IMAGES, LABELS, strict=True)
+
+
+SAME = {
+    "dataset": Items(),
+    "loader": DataLoader(Items(), batch_size=4),
+    "shuffled loader": DataLoader(Items(), batch_size=4, shuffle=True),
+    "tensor dataset": TensorDataset(IMAGES, LABELS),
+    "iterable dataset": DataLoader(Endless(), batch_size=4),
+    "own sampler": DataLoader(Items(), batch_sampler=[[0, 1, 2, 3], [4, 5, 6, 7]]),
+    "list": [(IMAGES[:4], LABELS[:4]), (IMAGES[4:], LABELS[4:])],
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_data_of_any_kind_give_the_same_again(kind: str) -> None:
+    network = seeded(Classifier)
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    first, second = (fit(network, SAME[kind], SAME[kind], include=["*.weight"], exclude=["7*", "1*"]) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = zip(first.nern.reconstruct(), second.nern.reconstruct(), strict=True)
+    assert all(torch.equal(a, b) for a, b in weights)
+    found = first.evaluate()
+    assert found == second.evaluate()
+    assert found["original"]["top1"] == found["original"]["agreement"] * 0 + first.evaluate(Items())["original"]["top1"]
+    assert found["reconstructed"]["images"] == 8
+
+
+def test_a_tensor_is_samples_and_labels_of_the_test_tell_of_classes() -> None:
+    fitted = fit(seeded(Classifier), IMAGES, SAME["loader"])
+    assert set(fitted.evaluate()["reconstructed"]) == {"images", "agreement", "divergence", "top1", "top5", "loss"}
+    assert set(fit(seeded(Classifier), IMAGES).evaluate(IMAGES)["reconstructed"]) == {"images", "error"}
+
+
+def test_a_fit_by_a_loader_is_that_by_its_batches() -> None:
+    network = seeded(Classifier)
+    plain, called = (
+        fit(network, SAME["loader"], forward=forward) for forward in (None, lambda network, batch: network(batch[0]))
+    )
+    for a, b in zip(plain.nern.reconstruct(), called.nern.reconstruct(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-3)  # the one runs with channels last, in parts
+
+
+def test_metric_is_of_the_outputs_as_they_are() -> None:
+    def largest(outputs: dict[str, Tensor], batch: Any) -> Tensor:
+        assert set(outputs) == {"out", "aux"}
+        assert len(batch) == 2
+        return outputs["out"].detach().abs().max()
+
+    network = seeded(Segmenter)
+    batches = NETWORKS["segmentation"][1]
+    fitted = fit(network, batches, batches, metric=largest)
+    network.eval()
+    expected = sum(float(network(images)["out"].detach().abs().max()) for images, _ in batches) / 2
+    assert fitted.evaluate()["original"]["metric"] == pytest.approx(expected, rel=1e-4)
+    assert fitted.evaluate(metric=lambda outputs, batch: 2.0)["reconstructed"]["metric"] == 2
+
+
+def test_norms_that_were_trained_go_into_network_and_file(tmp_path: Path) -> None:
+    fitted = fit(seeded(Classifier), SAME["loader"], SAME["loader"])
+    network = fitted.network()
+    assert not torch.equal(network.state_dict()["1.weight"], seeded(Classifier).state_dict()["1.weight"])
+    assert torch.isfinite(network(IMAGES)).all()
+    fitted.save(tmp_path / "net.nern", nern.PackOptions(lossless=True))
+    again = nern.load(tmp_path / "net.nern").network(seeded(Classifier))
+    torch.testing.assert_close(again(IMAGES), network(IMAGES))
+
+
+def test_what_was_trained_to_be_rounded_is_saved_rounded_so(tmp_path: Path) -> None:
+    fitted = fit(seeded(Classifier), SAME["loader"], phases=SHORT | {"quantisation": 2})
+    assert fitted.quantised is not None
+    artifact = fitted.save(tmp_path / "net.nern")
+    for own, held in zip(fitted.nern.reconstruct(), artifact.weights, strict=True):
+        torch.testing.assert_close(own, held, rtol=1e-3, atol=1e-4)
+
+
+def test_page_tells_of_a_fit(tmp_path: Path) -> None:
+    page = fit(seeded(Classifier), SAME["loader"], SAME["loader"]).report(tmp_path / "page.html")
+    assert "relative error" in page.read_text()
+    of_numbers = fit(seeded(Backbone), [IMAGES], [IMAGES]).report(tmp_path / "other.html").read_text()
+    assert "no scores of classes" in of_numbers
+    assert fit(seeded(Backbone)).report(tmp_path / "alone.html").is_file()
+
+
+def test_a_fit_says_itself_in_two_lines() -> None:
+    fitted = fit(seeded(Classifier))
+    lines = repr(fitted).splitlines()
+    assert len(lines) == 2
+    assert re.match(r"NeRN of Classifier: 792 weights in 2 layers by [\d,]+ parameters \([\d.]+ %", lines[0])
+    assert fitted._repr_html_().startswith("<pre>")
+
+
+# --- a folder -------------------------------------------------------------------------------------------------------
+
+
+def test_run_folder_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    network, data = seeded(Classifier), SAME["loader"]
+    whole = fit(network, data, data, run_folder=tmp_path / "whole")
+
+    def stop(step: int, losses: dict[str, float]) -> None:
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.warns(nern.errors.NernWarning, match="stopped at step 4 of 7"):
+        part = fit(network, data, data, run_folder=tmp_path / "part", on_step=stop)
+    assert part.interrupted
+    rest = fit(network, data, data, run_folder=tmp_path / "part")
+    assert rest.steps == 7
+    for a, b in zip(whole.nern.reconstruct(), rest.nern.reconstruct(), strict=True):
+        assert torch.equal(a, b)
+    assert (tmp_path / "part" / "metrics.json").is_file()
+    assert (tmp_path / "part" / "checkpoints" / "last.pt").is_file()
+    again = fit(network, data, data, run_folder=tmp_path / "part")
+    assert all(torch.equal(a, b) for a, b in zip(again.nern.reconstruct(), rest.nern.reconstruct(), strict=True))
+
+
+def test_run_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    data = SAME["loader"]
+    fit(seeded(Classifier), data, run_folder=tmp_path / "run")
+    with pytest.raises(NernError, match="other settings"):
+        fit(seeded(Classifier), data, run_folder=tmp_path / "run", seed=5)
+    changed = seeded(Classifier)
+    with torch.no_grad():
+        next(changed.parameters()).mul_(2)
+    with pytest.raises(NernError, match="had other weights"):
+        fit(changed, data, run_folder=tmp_path / "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("mine")
+    with pytest.raises(NernError, match="neither a run folder nor empty"):
+        fit(seeded(Classifier), data, run_folder=tmp_path / "mine")
+
+
+# --- what cannot be ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "arguments", "message"),
+    [
+        (5, {}, "must be a DataLoader"),
+        ({"images": IMAGES}, {}, "must be a DataLoader"),
+        ([], {}, "no batch"),
+        (["text"], {}, "holds no tensor"),
+        ([torch.tensor(1.0)], {}, "holds no tensor with an axis of samples"),
+        ([numbers(4, 2, 10, 10)], {}, r"does not take the first batch, tensor \(4, 2, 10, 10\), called as network\(batch\)"),
+        ([IMAGES], {"forward": lambda network, batch: "text"}, "gives str without a tensor"),
+        ([IMAGES], {"forward": lambda network, batch: torch.ones(3)}, r"shape \(3,\) does not belong to 8 samples"),
+        ([IMAGES], {"phases": {"destillation": 3}}, "did you mean 'distillation'"),
+        (iter([IMAGES]), {}, "ended after 1 batches"),
+    ],
+)  # fmt: skip
+def test_data_that_do_not_fit_are_told_of(data: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(NernError, match=message):
+        fit(seeded(Classifier), data, **arguments)
+
+
+def test_evaluating_without_data_is_told_of() -> None:
+    with pytest.raises(NernError, match="nothing to evaluate on"):
+        fit(seeded(Classifier)).evaluate()
+
+
+# --- nested tensors ---------------------------------------------------------------------------------------------------
+
+
+def test_nested_values_keep_their_kinds() -> None:
+    value = {"a": (IMAGES, [LABELS, "text"]), "b": Pyramid(IMAGES, LABELS, (1, 2))}
+    doubled = with_tensors(value, lambda tensor: tensor * 2)
+    assert isinstance(doubled["b"], Pyramid)
+    assert doubled["a"][1][1] == "text"
+    assert all(torch.equal(b, 2 * a) for a, b in zip(tensors_in(value), tensors_in(doubled), strict=True))
+
+
+def test_batches_are_divided_where_every_tensor_counts_samples() -> None:
+    calling = Calling(lambda network, batch: batch)
+    parts = list(batches_of([Inputs((IMAGES, LABELS), calling, 8)], 3))
+    assert [len(part) for part in parts] == [3, 3, 2]
+    assert torch.equal(torch.cat([part.batch[0] for part in parts]), IMAGES)  # type: ignore[union-attr]
+    whole = Inputs((IMAGES, torch.tensor(1.0)), calling, 8)
+    assert list(batches_of([whole], 3)) == [whole]
+
+
+def test_batches_come_by_their_numbers() -> None:
+    stream = BatchesStream([torch.tensor([n]) for n in range(3)], lambda batch: (batch, None), 0)
+    order = [0, 1, 2, 3, 4, 1, 5, 0]
+    assert [int(stream.batch(step)[0]) for step in order] == [step % 3 for step in order]  # type: ignore[arg-type]
+
+
+# --- counterparts of the commands ---------------------------------------------------------------------------------------
+
+
+def test_objects_say_themselves_in_two_lines_at_most() -> None:
+    fitted = fit(seeded(Classifier), SAME["loader"])
+    images = nern.ImageTensors(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4), [0.0], [1.0])
+    artifact = nern.load("pretrained:digits-resnet8.nern")
+    config = nern.Config.of_recipe("nern", {"seed": 3})
+    for thing in (fitted, fitted.ordering, fitted.original, images, artifact, config, nern.OriginalConfig()):
+        text = repr(thing)
+        assert len(text.splitlines()) <= 2, text
+        assert len(text) < 400, text
+    assert repr(config) == "Config of recipe nern; set: seed=3"
+
+
+def test_inspect_tells_what_is_taken_of_a_module_and_of_a_name() -> None:
+    found = nern.inspect(seeded(Classifier), exclude=["3*"])
+    assert [choice.name for choice in found.choices if choice.taken] == ["0.weight"]
+    assert (found.represented, found.name) == (216, "Classifier")
+    assert found.ordering_bytes["none"] == 0 < found.ordering_bytes["crossfilter"]
+    assert "1 of 8 parameter tensors taken: 216 of" in repr(found)
+    assert nern.inspect("ResNet8").represented == 74_160
+    with pytest.raises(NernError, match="ResNet8"):
+        nern.inspect("ResNet9")
+
+
+def test_networks_are_listed_by_a_pattern() -> None:
+    found = nern.list_networks("resnet*")
+    assert {"ResNet20", "torchvision:resnet18", "timm:resnet18"} <= set(found)
+    assert not any("vit" in name for name in found)
+    assert nern.list_networks("torchvision:VGG11") == ["torchvision:vgg11"]
+    assert len(nern.list_networks()) > 1400
+
+
+def test_a_file_is_looked_at_checked_and_unpacked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = seeded(Classifier)
+    fit(network).save(tmp_path / "net.nern")
+    assert nern.verify(tmp_path / "net.nern")["difference"] < 1e-4
+    assert nern.info(tmp_path / "net.nern").size == (tmp_path / "net.nern").stat().st_size
+    nern.unpack(tmp_path / "net.nern", tmp_path / "net.pt")
+    network.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
