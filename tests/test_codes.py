@@ -168,8 +168,8 @@ def test_codes_are_taken_as_multiples_of_steps(rng: torch.Generator) -> None:
     codes = Codes(heads)
     multiples = [torch.randint(-3, 4, tuple(code.shape), generator=rng) for code in codes.codes]
     codes.take(multiples, [0.5, 0.25])
-    for value, whole, step in zip(codes.values(), multiples, (0.5, 0.25), strict=True):
-        assert torch.equal(value, whole * step)
+    for layer, (whole, step) in enumerate(zip(multiples, (0.5, 0.25), strict=True)):
+        assert torch.equal(codes.values(layer), whole * step)
     assert torch.equal(codes.codes[0].detach(), multiples[0] * UNIT)
 
 
@@ -190,7 +190,7 @@ def test_feedback_errs_less_than_rounding_alone(groups: int, seed: int, quality:
     inputs = torch.randn(groups, 4000, n, generator=rng) @ mixing
     moments = inputs.mT @ inputs / 4000
     codes = torch.randn(6 * groups, n // 2, 2, generator=rng)
-    found = rounded(codes, Inputs(moments, moments), torch.ones(6 * groups), quality)
+    found = rounded(codes, Inputs(moments, codes.view(groups, 6, n) @ moments), torch.ones(6 * groups), quality)
     nearest = (codes / found.step).round() * found.step
 
     def error(values: Tensor) -> float:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from nern.calibration.feedback import Inputs, Rounded, rounded, short
@@ -23,6 +23,9 @@ UNSEEN = 0.125  # step of weights that no image tells of, as a share of their st
 VECTORS = 0.5  # step of norms and biases, as a share of what codes have at the same sensitivity
 
 
+GivesCodes = Callable[[], Tensor] | None
+
+
 class Module:
     """A module of the network, as it is and rounded. Its vectors are rounded to a grid, its codes to the nearest.
 
@@ -30,7 +33,7 @@ class Module:
         module: whose parameters they are.
         sensitivity: of its outputs.
         quality: see `feedback.rounded`.
-        codes: of its weight; None: this is not represented.
+        codes: gives those of its weight; None: this is not represented.
         basis: of the codes.
 
     Attributes:
@@ -42,7 +45,7 @@ class Module:
 
     meets = False
 
-    def __init__(self, module: nn.Module, sensitivity: Tensor, quality: float, codes: Tensor | None, basis: Any) -> None:
+    def __init__(self, module: nn.Module, sensitivity: Tensor, quality: float, codes: GivesCodes, basis: Any) -> None:
         self.module, self.sensitivity, self.quality = module, sensitivity, quality
         self.codes, self.basis = codes, basis
         self.as_it_is, self.rounded = copy.copy(module), copy.copy(module)
@@ -59,13 +62,22 @@ class Module:
     def finish(self) -> None:
         """Round it."""
         if self.codes is not None:
-            self.layer = self.rounded_codes(self.codes)
+            self.layer = self.rounded_codes(self.codes())
             own: Any = self.module.weight
             values = (self.layer.values @ self.basis.T).view_as(own).to(own.dtype)
             self.rounded._parameters["weight"] = nn.Parameter(values, requires_grad=False)
         for key, value in self.own_vectors().items():
             self.take(key, value)
         self.done = True
+
+    def add(self, both: Tensor, places: int, rng: torch.Generator) -> None:
+        """Add inputs of some images, where it `meets` them.
+
+        Args:
+            both: of the original in the first half of the batch, of the rounded network in the second.
+            places: of each image that are looked at, drawn; the same of both halves.
+            rng: draws them.
+        """
 
     def rounded_codes(self, codes: Tensor) -> Rounded:
         """The codes, rounded."""
@@ -89,21 +101,16 @@ class Layer(Module):
         self.places, self.lacking = 0, torch.zeros(())
 
     def add(self, both: Tensor, places: int, rng: torch.Generator) -> None:
-        """Add inputs of some images.
-
-        Args:
-            both: of the original in the first half of the batch, of the rounded network in the second.
-            places: of each image, drawn; the same of both halves.
-            rng: draws them.
-        """
+        """See `Module`."""
         assert self.codes is not None
+        codes = self.codes()
         met = patches(self.module, both, rng, places)
         groups, count, n = met.shape
-        k = self.codes.shape[2]
+        k = codes.shape[2]
         if not is_identity(self.basis.cpu()):
             met = (met.reshape(groups, count, n // k, k) @ self.basis).view(groups, count, n)
         first, second = met.chunk(2, dim=1)
-        codes = self.codes.view(groups, -1, n)
+        codes = codes.view(groups, -1, n)
         if not self.sums:
             width = n if n <= MOST_INPUTS else MOST_INPUTS // k * k
             for start in range(0, n, width):
@@ -157,7 +164,7 @@ class Norm(Module):
         self.count, self.sums = 0, torch.zeros(())
 
     def add(self, both: Tensor, places: int, rng: torch.Generator) -> None:
-        """See `Layer.add`; all places are looked at."""
+        """See `Module`; all places are looked at."""
         channels = torch.stack(both.chunk(2)).transpose(1, 2).flatten(2)  # (2, channels, images and places)
         variance, mean = torch.var_mean(channels, 2, correction=0)
         mean, count = mean.double(), channels.shape[2]
@@ -173,10 +180,10 @@ class Norm(Module):
 
 
 def module_of(
-    module: nn.Module, sensitivity: Tensor, quality: float, codes: Tensor | None, basis: Tensor | None
+    module: nn.Module, sensitivity: Tensor, quality: float, codes: GivesCodes, basis: Tensor | None
 ) -> Module:
     """A module of the kind that is needed."""
-    kind = Module
+    kind: type[Module] = Module
     if codes is not None and isinstance(module, (*CONVOLUTIONS, nn.Linear)):
         kind = Layer
     elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and module.running_var is not None:

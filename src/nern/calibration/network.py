@@ -33,9 +33,9 @@ from nern.representation.nern import NeRN
 
 USUAL_ERROR = 1.0  # of the outputs' deviation, over the root of the number of weights: the usual quality
 UNSEEN_QUALITY = 0.35  # the usual quality without images: a step as a share of a layer's deviation
-HELD = 2**25  # numbers of activations that wait in front of a layer, at most
+HELD = 2**24  # numbers of activations that wait in front of a layer, at most
 AT_ONCE = 2**22  # of them, that a few images have which go through the network at a time
-MOST_TURNS = 64  # of these few
+MOST_TURNS = 32  # of these few
 
 
 @dataclass
@@ -79,13 +79,10 @@ def calibrate(
         NernError: outputs that are no tensor, or not finite.
     """
     codes: Any = nern.predictor
-    heads = nern.heads
-    bases = [codes.bases[head].detach() for head in heads.of_layer]
-    values = codes.values()
     if images is None:
-        return Calibrated([unseen(value, quality) for value in values])
+        return Calibrated([unseen(codes.values(layer), quality) for layer in range(len(codes.codes))])
     with computing_in("float32", images.device), torch.inference_mode(False), torch.no_grad():
-        work = _Pass(original, values, bases, quality, seed, on_layer, known or measured(original, images, seed))
+        work = _Pass(original, codes, quality, seed, on_layer, known or measured(original, images, seed))
         outputs = work.run(images)
         found = work.found()
     if outputs.dim() == 2 and outputs.shape[1] > 1:
@@ -150,16 +147,13 @@ def vector_steps(original: Original, sensitivity: Mapping[str, Tensor], quality:
     }
 
 
-
-
 class _Pass:
     """Rounds all modules whose sensitivity is known, in the order in which they are called."""
 
     def __init__(
         self,
         original: Original,
-        codes: Sequence[Tensor],
-        bases: Sequence[Tensor],
+        codes: Any,
         quality: float,
         seed: int,
         on_layer: Callable[[int], None] | None,
@@ -172,7 +166,9 @@ class _Pass:
         for name, module in original.network.named_modules():
             if name in sensitivity:
                 number = self.numbers.get(id(module))
-                own = (None, None) if number is None else (codes[number], bases[number])
+                own: tuple[Any, Any] = (None, None)
+                if number is not None:
+                    own = (partial(codes.values, number), codes.bases[codes.heads.of_layer[number]].detach())
                 self.modules[name] = module_of(module, sensitivity[name], quality, *own)
 
     def run(self, images: Tensor) -> Tensor:
@@ -196,7 +192,9 @@ class _Pass:
     def found(self) -> Calibrated:
         """What became of the modules; of codes that were not met, too."""
         layers = {self.numbers[id(m.module)]: m.layer for m in self.modules.values() if m.layer is not None}
-        found = Calibrated([layers.get(n) or unseen(codes, UNSEEN) for n, codes in enumerate(self.codes)])
+        found = Calibrated(
+            [layers.get(n) or unseen(self.codes.values(n), UNSEEN) for n in range(len(self.codes.codes))]
+        )
         for name, module in self.modules.items():
             for key, value in module.vectors.items():
                 whole = f"{name}.{key}" if name else key
@@ -256,7 +254,7 @@ def waves(costs: Sequence[int], images: int) -> Iterator[tuple[int, int]]:
         while count > 1 and count * cost > HELD:
             count = -(-count // 2)
         counts.append(count)
-    found, end = [], len(costs)
+    found, end = list[tuple[int, int]](), len(costs)
     while end > 0 or not found:
         count, start = (counts[end - 1], end - 1) if end else (images, 0)
         while start > 0 and counts[start - 1] >= count:

@@ -41,12 +41,12 @@ def sensitivities(
     Raises:
         NernError: outputs that are no tensor, or not finite.
     """
-    rng, sums = generator(seed, "directions"), dict[str, Tensor | float]()
+    rng, sums = generator(seed, "directions"), dict[str, Tensor]()
 
     def hook(name: str, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         def add(gradient: Tensor) -> None:
             squares = gradient.movedim(channel_axis(module), 0).flatten(1).square().sum(1).double()
-            sums[name] = sums.get(name, 0.0) + squares
+            sums[name] = sums[name] + squares if name in sums else squares
 
         if not output.requires_grad:  # nothing before it does
             output = output + torch.zeros((), device=output.device, dtype=output.dtype, requires_grad=True)
