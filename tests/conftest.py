@@ -20,6 +20,7 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from nern import Config
+from nern.ordering import order
 from runs import small_resnet, without_pictures
 
 torch.set_num_threads(1)
@@ -38,6 +39,20 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NERN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(sklearn.datasets, "load_digits", lambda: digits)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_searches() -> Iterator[None]:
+    """Orderings are improved for a moment, whatever time a recipe gives."""
+    improve = order._improve
+
+    def shortly(*args: Any) -> Any:
+        *others, seconds, metric = args
+        return improve(*others, min(seconds, 0.3), metric)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "_improve", shortly)
         yield
 
 

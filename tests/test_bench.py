@@ -62,7 +62,7 @@ def check_spread(found: dict[str, Any], n: int = 2) -> None:
 def test_order_measures_random_kernels_and_the_network(
     folder: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"permute_mode": "crossfilter", "improve_seconds": "0.5"}
+    settings = {"permute_mode": "crossfilter", "metric": "distance", "improve_seconds": "0.2"}
     options = [part for key, value in settings.items() for part in (f"--nern.embeddings.permutations.{key}", value)]
     found = bench("order", "--config_path", "tiny.yaml", "--kernels", "600", "--seed", "3", *options)
     kernels, network = found["results"]["measured"].values()
@@ -82,11 +82,14 @@ def test_order_measures_random_kernels_and_the_network(
     assert found["machine"]["cpu"]
     assert found["machine"]["cores"] >= 1
     assert (found["machine"]["gpu"] is None) == (not torch.cuda.is_available())
+    assert (found["results"]["mode"], found["results"]["metric"]) == ("crossfilter", "distance")
     assert found["command"].startswith("nern bench order --repeats 2")
     (table,) = found["tables"]
     assert [heading for heading, _ in table["rows"][0]][:3] == ["", "kernels in layers", "median time"]
     assert "greedy (change)" in dict(table["rows"][0])
-    assert "exact greedy, then improved for up to 0.5 s" in table["note"]
+    assert "crossfilter by distance" in table["note"]
+    assert "Path cost: distance of successive kernels" in table["note"]
+    assert "improved for up to 0.2 s" in table["note"]
     assert torch.__version__ in found["about"]
 
 

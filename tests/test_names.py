@@ -187,7 +187,7 @@ def line(tmp_path: Path) -> Iterator[dict[str, Any]]:
     registry.ORIGINALS.unregister("odd[b]*")
 
 
-@pytest.mark.parametrize(("networks", "kind"), [(1, CleanConsole), (2, CleanConsole), (1, Console)])
+@pytest.mark.parametrize(("networks", "kind"), [(1, CleanConsole), (2, Console)])
 def test_runs_of_any_names(networks: int, kind: type[Console], line: dict[str, Any], tmp_path: Path) -> None:
     several = {"networks": [line] * networks} if networks > 1 else line | {"learn_fc_layer": True, "learn_norms": True}
     config = Config.from_dict(

@@ -82,6 +82,7 @@ def test_divergences_are_not_negative(seed: int, count: int, classes: int, scale
         "StableKLDivLoss": -stable,
         "TempStableKLDivLoss": -4 * stable,
         "LogitsL2Loss": 0.0,
+        "OutputsL2Loss": 0.0,
     }
     assert set(bounds) == set(DISTILLATION_LOSSES)
     for name, bound in bounds.items():

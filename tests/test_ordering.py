@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nern.cli import main
 from nern.config import Config
 from nern.errors import NernError, NernWarning
 from nern.experiment import represent
@@ -353,17 +351,3 @@ def test_the_config_chooses_the_metric() -> None:
 def test_settings_that_cannot_work_are_refused(permutations: dict[str, object], says: str) -> None:
     with pytest.raises(NernError, match=says):
         Config.from_dict({"nern": {"embeddings": {"permutations": permutations}}})
-
-
-def test_bench_order_takes_the_metric(tmp_path: Path) -> None:
-    options = ["--kernels", "200", "--repeats", "1", "--warmup", "1", "--threads", "1"]
-    options += ["--json", str(tmp_path / "out.json")]
-    chosen = {"permute_mode": "infilter_path", "metric": "distance"}
-    options += [part for key, value in chosen.items() for part in (f"--nern.embeddings.permutations.{key}", value)]
-    assert main(["bench", "order", *options]) == 0
-    told = json.loads((tmp_path / "out.json").read_text())
-    found, (table,) = told["results"], told["tables"]
-    assert (found["mode"], found["metric"]) == ("infilter_path", "distance")
-    assert all(0 < of["cost"] < of["cost_unordered"] for of in found["measured"].values())
-    assert "infilter_path by distance" in table["note"]
-    assert "Path cost: distance of successive kernels" in table["note"]

@@ -352,14 +352,9 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 RECONSTRUCTION = {"nern.attention_loss_weight": 0.0, "nern.distillation_loss_weight": 0.0}
 NETWORK: dict[str, Any] = {"original_model_path": "pretrained:digits-resnet8", "task": {"task_name": "digits"}}
 RUNS: dict[str, dict[str, Any]] = {
-    "drawn rows": RECONSTRUCTION
-    | {
-        "nern.reconstruction_rows": "drawn",
-        "nern.weights_batch_method": "random_batch",
-        "optim.optimizer_type": "ranger",
-    },
     "drawn rows of several kernel sizes": RECONSTRUCTION
-    | {"nern.reconstruction_rows": "drawn", "nern.include": ["*.weight"], "nern.reconstruction_loss_type": "MSELoss"},
+    | {"nern.reconstruction_rows": "drawn", "nern.include": ["*.weight"], "nern.reconstruction_loss_type": "MSELoss"}
+    | {"nern.weights_batch_method": "random_batch", "optim.optimizer_type": "ranger"},
     "all rows of several kernel sizes": {"nern.weights_batch_method": "all", "nern.include": ["*.weight"]}
     | {"optim.max_gradient_norm": 0.01},
     "labels and a layer beside": {"nern.task_loss_weight": 1e-3, "learn_fc_layer": True}
