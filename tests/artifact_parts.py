@@ -102,7 +102,8 @@ def make(
     described = [NetworkParts(NetworkDescription(represented=each, **own), others) for each in predicted]
     steps: dict[str, Any] = {} if step is None else dict.fromkeys(quantised_names(nern.predictor.state_dict()), step)
     if config.method == "codes":
-        nern.predictor.take([(value / 0.25).round() for value in nern.predictor.values()], [0.25] * len(table.shapes))
+        numbers = range(len(table.shapes))
+        nern.predictor.take([(nern.predictor.values(n) / 0.25).round() for n in numbers], [0.25] * len(numbers))
         steps |= {f"codes.{index}": Coded(UNIT_STEP) for index in range(len(table.shapes))}
         steps["steps"] = "as"
     holding = Holding(steps, "as" if step is None else "f16")
