@@ -11,15 +11,28 @@ layer's deviation); and tells what the same codes need where nothing is known of
 batches) and codes them without data, at its defaults (trellis-coded quantisation, DeepCABAC) but for the quantisation
 parameter: those in --qp, and for each file the finest one whose bitstream is no larger than the file. Every file is read
 again and its network evaluated on the test images. The test images choose nothing: they only report.
+
+With `--pictures DIR` a network of ImageNet is judged by a folder of pictures without labels: what is called accuracy is the
+share of them to which the file's network gives the class that the original gives. Calibration images are the pictures of
+`--calibration DIR`, or made-up ones:
+
+    python benchmarks/rivals.py --original_model_name torchvision:squeezenet1_0 --original_model_path WEIGHTS \
+        --input_size 227 --pictures DIR --bytes 470000 300000
+
+Where NNCodec is not installed, its rows are missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +45,23 @@ from nern.artifact.container import CODES
 from nern.artifact.tensors import encode_tensors
 from nern.benchmarks.machine import machine, machine_text, versions
 from nern.config import TaskConfig
-from nern.jobs.artifacts import images_of, tested, verify
+from nern.jobs.artifacts import images_of, tested
 from nern.jobs.coding import IMAGES, Coder, Wanted, calibration_images, coded_network, coded_original
 from nern.originals import build_original_network
 from nern.originals.base import Original
+from nern.originals.input_format import InputFormat
 from nern.representation.codes import UNIT
+from nern.tasks.image_files import read_image, suffixes
+from nern.tasks.image_folder import evaluation_transform
 from nern.tasks.streams import EvalSet
 
 FINEST, COARSEST = -40, -8  # quantisation parameters searched
 SHOWN = list(range(-32, -13, 2))
+
+
+def coded_state(network: nn.Module) -> dict[str, torch.Tensor]:
+    """What is coded of a network: all but counters of batches."""
+    return {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
 
 
 class Codec:
@@ -58,9 +79,8 @@ class Codec:
         import nncodec.nn
 
         self._codec = nncodec.nn
-        state = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
         # The network will change.
-        self._state = {name: tensor.detach().clone().float() for name, tensor in state.items()}
+        self._state = {name: tensor.detach().clone().float() for name, tensor in coded_state(network).items()}
         self._options = options
         self._streams: dict[int, tuple[bytearray, float]] = {}
 
@@ -115,13 +135,35 @@ def codec_rows(
     return rows
 
 
-def file_row(path: Path, task: TaskConfig, console: Console) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Judged:
+    """Images with the classes that a network gives them."""
+
+    images: torch.Tensor
+    classes: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, batch_size: int, share: Any = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """All batches, in order."""
+        yield from zip(self.images.split(batch_size), self.classes.split(batch_size), strict=True)
+
+
+def pictures(folder: Path, images: InputFormat) -> torch.Tensor:
+    """The pictures of a folder, and of those in it, in the order of their names, as a network takes them."""
+    transform = evaluation_transform(images)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes())
+    return torch.stack([transform(read_image(str(path), images.shape[0])) for path in files])
+
+
+def file_row(path: Path, data: EvalSet) -> dict[str, Any]:
     """Figures of one .nern file."""
     start = time.perf_counter()
-    load(path).network()
+    network = load(path).network()
     seconds = time.perf_counter() - start
-    found = verify(path, task, console=console)
-    return {"what": "nern", "detail": path.name, "bytes": path.stat().st_size, "unpacked_in": seconds} | found["test"]
+    test = tested(Original(network), data)
+    return {"what": "nern", "detail": path.name, "bytes": path.stat().st_size, "unpacked_in": seconds} | test
 
 
 class PlainCoder(Coder):
@@ -138,17 +180,17 @@ class PlainCoder(Coder):
         return codes
 
 
-def coded_rows(original: Original, name: str, task: TaskConfig, size: int, console: Console) -> list[dict[str, Any]]:
+def coded_rows(
+    network: nn.Module, name: str, images: torch.Tensor, data: EvalSet, size: int, console: Console
+) -> list[dict[str, Any]]:
     """Figures of files of codes of at most so many bytes, and of those without a part."""
     rows = []
-    data = images_of(task, original)
-    images = calibration_images(original, task, IMAGES, 0)
     kinds: list[tuple[str, type[Coder], Any]] = [
         ("codes", Coder, images), ("codes, no basis", PlainCoder, images), ("codes, no images", Coder, None),
     ]  # fmt: skip
     for what, kind, seen in kinds:
         start = time.perf_counter()
-        coder = kind(original, name, task.task_name, seen, 0, None, Console(quiet=True))
+        coder = kind(coded_original(network), name, None, seen, 0, None, Console(quiet=True))
         artifact, found = coded_network(coder, Wanted(size=size), Console(quiet=True))
         seconds = time.perf_counter() - start
         with tempfile.TemporaryDirectory() as folder:
@@ -234,6 +276,26 @@ def draw(path: Path, name: str, rows: list[dict[str, Any]], original: float) -> 
     path.write_bytes(png(figure))
 
 
+def judged(network: nn.Module, given: argparse.Namespace) -> tuple[EvalSet, torch.Tensor]:
+    """The images that judge a network, and those that it is calibrated on."""
+    original = Original(copy.deepcopy(network))
+    if given.pictures is None:
+        kwargs = {"data_dir": given.data_dir} if given.data_dir else {}
+        task = TaskConfig(task_name=given.task_name, original_model_name=given.original_model_name, **kwargs)
+        data, task_or_none = images_of(task, original), task
+    else:
+        known = original.input_format or replace(InputFormat().having(given.input_size), crop=given.input_size / 256)
+        original.input_format = known
+        shown = pictures(given.pictures, known)
+        classes = torch.cat([original(part).argmax(1) for part in shown.split(32)])
+        data, task_or_none = Judged(shown, classes), None
+    of_network = original.input_format or InputFormat()
+    own = None if given.calibration is None else pictures(given.calibration, of_network)
+    images = calibration_images(original, task_or_none, IMAGES, 0, own)
+    assert images is not None
+    return data, images
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -241,6 +303,9 @@ def main() -> None:
     parser.add_argument("--original_model_path", required=True)
     parser.add_argument("--task_name", default="cifar10")
     parser.add_argument("--data_dir", default=None)
+    parser.add_argument("--pictures", type=Path, default=None, help="a folder; in place of a task's test images")
+    parser.add_argument("--calibration", type=Path, default=None, help="a folder; unless given, made-up images")
+    parser.add_argument("--input_size", type=int, default=224, help="side of pictures in pixels")
     parser.add_argument("--files", nargs="*", type=Path, default=[], help="of this network")
     parser.add_argument("--bytes", nargs="*", type=int, default=[], help="of files to make")
     parser.add_argument("--qp", nargs="*", type=int, default=SHOWN, help="to be shown besides")
@@ -257,14 +322,17 @@ def main() -> None:
     options = {name: json.loads(value) for name, _, value in (text.partition("=") for text in given.codec)}
 
     network = build_original_network(given.original_model_name, given.original_model_path).eval()
-    kwargs = {"data_dir": given.data_dir} if given.data_dir else {}
-    task = TaskConfig(task_name=given.task_name, original_model_name=given.original_model_name, **kwargs)
-    data = images_of(task, Original(network))
+    data, images = judged(network, given)
     original = tested(Original(network), data)
-    codec = Codec(network, options)
-    rows = [file_row(path, task, console) for path in given.files]
+    codec = Codec(network, options) if find_spec("nncodec") else None
+    size_before = sum(4 * tensor.numel() for tensor in coded_state(network).values())
+    rows = [file_row(path, data) for path in given.files]
     for size in given.bytes:
-        rows += coded_rows(coded_original(network), given.original_model_name, task, size, console)
+        rows += coded_rows(network, given.original_model_name, images, data, size, console)
+    if codec is None:
+        print(markdown(rows, original, size_before))
+        print(f"\n{original['images']:,} images; {machine_text(machine(), versions(), torch.get_num_threads())}")
+        return
     fitting = {codec.within(row["bytes"]) for row in rows} - {None}
     known = json.loads(given.json.read_text(encoding="utf-8")) if given.json and given.json.is_file() else {}
     same = known.get("original") == original | {"bytes": codec.bytes} and known["about"]["options"] == options

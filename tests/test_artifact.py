@@ -147,7 +147,7 @@ def test_codes_that_no_encoder_writes_are_an_error() -> None:
         Decoder(b"\1\0\0\0").finish()
     with pytest.raises(NernError, match="whole number of 32-bit words"):
         Decoder(code[:-1])
-    with pytest.raises(NernError, match="none that an encoder writes"):
+    with pytest.raises(NernError, match="no encoder writes such bytes"):
         Decoder(b"\xff" * 16).adaptive(3, 7)
     code = adaptive(np.full(50, 1025), 1026)  # 1025 = 512 * 2 + 1: of 1025 symbols the lowest bit would not occur
     with pytest.raises(NernError, match="beyond its 1,025 symbols"):
@@ -382,7 +382,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         load(tmp_path)
     for data in (b"", b"\x89NERN", b"PK\3\4" + bytes(99)):
         (tmp_path / "x.nern").write_bytes(data)
-        with pytest.raises(DamagedFileError, match=r"not a nern artifact|truncated"):
+        with pytest.raises(DamagedFileError, match=r"not a .nern file|truncated"):
             load(tmp_path / "x.nern")
     (tmp_path / "x.nern").write_bytes(container.to_bytes({"META": bytes(100)}))
     with pytest.raises(DamagedFileError, match="at most 10 are read"):

@@ -166,7 +166,7 @@ def test_every_length_that_is_cut(files: list[Sections], path: Path) -> None:
     data = to_bytes(files[1])
     for length in range(0, len(data), 7):
         path.write_bytes(data[:length])
-        with pytest.raises(DamagedFileError, match=r"truncated|not a nern artifact"):
+        with pytest.raises(DamagedFileError, match=r"truncated|not a .nern file"):
             load(path)
 
 

@@ -188,7 +188,8 @@ def test_a_line_says_what_differs_from_the_recipe(
         "--optim.betas": "; set: optim.betas=[0.5, 0.9], epochs=null, num_iterations=3",
         "--recipe": "nern; set: reconstruction.iterations=null, distillation.iterations=7",
     }
-    (line,) = run("train", *(typed or ("--seed", "0"))).out.splitlines()
+    line, *rest = run("train", *(typed or ("--seed", "0"))).out.splitlines()
+    assert [text.partition(":")[0] for text in rest] == ["The config names no recipe"] * ("--recipe" not in typed)
     said = changes[typed[0]] if said is None else said
     assert line == f"recipe {said if said.startswith('nern') else f'published{said}'}"
     (config,) = configs

@@ -23,7 +23,9 @@ from nern.artifact.codes import decode_codes, encode_codes, new_models
 from nern.artifact.entropy import Decoder, Encoder
 from nern.artifact.table import layer_table
 from nern.artifact.tensors import Coded, TensorCode, decode_tensors, encode_tensors
+from nern.calibration import network as calibration
 from nern.calibration.feedback import Inputs, rounded
+from nern.calibration.turns import Enough, Turns
 from nern.cli import main
 from nern.config import Config, NernConfig, TaskConfig
 from nern.jobs import coding as jobs_coding
@@ -168,8 +170,8 @@ def test_codes_are_taken_as_multiples_of_steps(rng: torch.Generator) -> None:
     codes = Codes(heads)
     multiples = [torch.randint(-3, 4, tuple(code.shape), generator=rng) for code in codes.codes]
     codes.take(multiples, [0.5, 0.25])
-    for value, whole, step in zip(codes.values(), multiples, (0.5, 0.25), strict=True):
-        assert torch.equal(value, whole * step)
+    for layer, (whole, step) in enumerate(zip(multiples, (0.5, 0.25), strict=True)):
+        assert torch.equal(codes.values(layer), whole * step)
     assert torch.equal(codes.codes[0].detach(), multiples[0] * UNIT)
 
 
@@ -190,7 +192,7 @@ def test_feedback_errs_less_than_rounding_alone(groups: int, seed: int, quality:
     inputs = torch.randn(groups, 4000, n, generator=rng) @ mixing
     moments = inputs.mT @ inputs / 4000
     codes = torch.randn(6 * groups, n // 2, 2, generator=rng)
-    found = rounded(codes, Inputs(moments, moments), torch.ones(6 * groups), quality)
+    found = rounded(codes, Inputs(moments, codes.view(groups, 6, n) @ moments), torch.ones(6 * groups), quality)
     nearest = (codes / found.step).round() * found.step
 
     def error(values: Tensor) -> float:
@@ -304,6 +306,79 @@ def test_tied_weights_and_other_modules_are_kept(tmp_path: Path, rng: torch.Gene
     assert found.out.weight is found.embed.weight
     with torch.no_grad():
         assert float((found(tokens) - network(tokens)).norm() / network(tokens).norm()) < 0.3
+
+
+class Transposed(nn.Module):
+    """A convolution whose weight has its inputs in front, and one that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 8, 2, stride=2)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1)
+        self.classes = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.up(x))
+        return self.classes(torch.relu(self.twice(torch.relu(self.twice(x)))).mean((2, 3)))
+
+
+def test_layers_of_other_kinds_and_shared_ones_are_held(images: Tensor, tmp_path: Path) -> None:
+    network = Transposed().eval()
+    found = packed(network, tmp_path / "a.nern", images, bits=6.0).network(network)
+    with torch.no_grad():
+        assert float((found(images) - network(images)).norm() / network(images).norm()) < 0.1
+
+
+# --- turns ---------------------------------------------------------------------------------------------------------
+
+
+def test_few_images_at_a_time_are_rounded_as_all_at_once(
+    small: nn.Module, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [packed(small, tmp_path / "whole.nern", images, bits=4.0)]
+    monkeypatch.setattr(calibration, "AT_ONCE", 1)  # 32 parts of two images
+    files.append(packed(small, tmp_path / "parts.nern", images, bits=4.0))
+    monkeypatch.setattr(calibration, "HELD", 2**17)  # the first layers see the first images alone
+    files.append(packed(small, tmp_path / "fewer.nern", images, bits=4.0))
+    with torch.no_grad():
+        errors = [float((file.network(small)(images) - small(images)).square().mean()) for file in files]
+    assert max(errors) < 1.5 * min(errors)
+
+
+def test_layers_with_large_activations_are_rounded_on_fewer_images() -> None:
+    held = calibration.HELD
+    assert list(calibration.waves([held // 16] * 3, 16)) == [(3, 16)]
+    assert list(calibration.waves([held, held // 4, held // 8, held // 64], 64)) == [(1, 1), (2, 4), (3, 8), (4, 64)]
+    assert list(calibration.waves([held // 64, held * 2], 64)) == [(2, 1)]
+
+
+def test_items_meet_before_any_goes_on() -> None:
+    seen: list[str] = []
+
+    def work(item: str) -> str:
+        for meeting in range(2):
+            seen.append(item)
+            turns.meet(lambda meeting=meeting: seen.append(f"met {meeting}"))  # type: ignore[misc]
+        if item == "b":
+            raise Enough
+        return item
+
+    turns = Turns(work, ["a", "b", "c"])
+    assert turns.run() == ["a", None, "c"]
+    assert seen == ["a", "b", "c", "met 0", "a", "b", "c", "met 1"]
+
+
+def test_an_error_of_one_item_ends_all() -> None:
+    def work(item: int) -> None:
+        turns.meet(lambda: None)
+        if item == 1:
+            raise ValueError("bad")
+        turns.meet(lambda: None)
+        raise AssertionError("it went on alone")
+
+    turns = Turns(work, range(3))
+    with pytest.raises(ValueError, match="bad"):
+        turns.run()
 
 
 # --- commands and bad input ----------------------------------------------------------------------------------------

@@ -322,5 +322,5 @@ def test_a_vector_among_a_networks_own_weights_is_an_error() -> None:
             assert self.conv.bias is not None
             return [self.conv.weight, self.conv.bias]
 
-    with pytest.raises(NernError, match=r"conv\.bias represented, a vector"):
+    with pytest.raises(NernError, match=r"conv\.bias is a vector"):
         as_original(Network())

@@ -20,6 +20,7 @@ import yaml
 from nern.cli import main
 from nern.config import Config
 from nern.errors import NernError
+from nern.files import locked
 from nern.sweeps import COLUMNS, load_sweep, sweep
 from nern.sweeps.processes import Job, run_side_by_side
 from nern.sweeps.run import _places
@@ -403,6 +404,26 @@ def test_one_sweep_in_a_folder(write: Write, tmp_path: Path) -> None:
 
 def job(tmp_path: Path, name: str, code: str) -> Job:
     return Job(name, [sys.executable, "-c", code], tmp_path / f"{name}.log")
+
+
+@pytest.mark.usefixtures("fake", "undrawn")
+def test_shards_train_all_runs_once_and_the_table_has_those_of_all(write: Write, tmp_path: Path) -> None:
+    path, out = write(grid=GRID, seeds=[0, 1]), tmp_path / "out"
+    whole = [row["name"] for row in sweep(path, tmp_path / "whole")]
+    first = sweep(path, out, shard="1/3")
+    assert [row["name"] for row in first] == whole[0::3]
+    (out / "shard-2-of-3").mkdir()
+    with locked(out / "shard-2-of-3", "busy"):  # another machine is at work
+        sweep(path, out, shard="3/3")
+        with pytest.raises(NernError, match="another sweep is at work"):
+            sweep(path, out, shard="2/3")
+    assert [row["name"] for row in sweep(path, out, shard="2/3")] == whole
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b"])
+def test_shards_that_are_none_are_refused(write: Write, tmp_path: Path, shard: str) -> None:
+    with pytest.raises(NernError, match=re.escape(f"--shard (={shard}) must be I/N")):
+        sweep(write(), tmp_path / "out", shard=shard)
 
 
 def test_jobs_run_in_places_at_a_time(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from nern.errors import NernError, NernWarning
 from nern.processes import ALONE, Processes
+
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -2, -3, -4, -8  # of glibc's mallopt, malloc.h
 
 
 class Run(Protocol):
@@ -115,13 +117,23 @@ def keep_memory() -> None:
     By default large tensors are returned to the system at once, and every page of their successors is handed out anew:
     half of the time of what only reads and writes.
     """
+    _set_malloc({MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 << 20})
+
+
+def return_memory() -> None:
+    """Let the process return the memory of each large tensor to the system at once (glibc on Linux; elsewhere nothing).
+
+    By default glibc raises the size from which it does so, up to 32 MB, and keeps memory for each thread.
+    """
+    _set_malloc({MMAP_THRESHOLD: 2**20, TRIM_THRESHOLD: 2**20, ARENA_MAX: 1})
+
+
+def _set_malloc(options: Mapping[int, int]) -> None:
     if not sys.platform.startswith("linux"):
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(top_pad, 64 << 20)
+    for option, value in options.items():
+        mallopt(option, value)

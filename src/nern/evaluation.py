@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -159,7 +159,7 @@ class LayerError:
     relative: float
 
 
-def layer_errors(names: Sequence[str], original: Sequence[Tensor], weights: Sequence[Tensor]) -> list[LayerError]:
+def layer_errors(names: Sequence[str], original: Iterable[Tensor], weights: Iterable[Tensor]) -> list[LayerError]:
     """`LayerError` of every layer."""
     errors = []
     for name, o, r in zip(names, original, weights, strict=True):

@@ -216,6 +216,19 @@ def represent(
     return build_nern(config.nern, table, ordering, config.seed, device, weights), ordering, source
 
 
+def _start_from_run(config: Config) -> None:
+    """Put the best checkpoint of `from_run` in the place of the predictor's first weights. Raises NernError if there is
+    none."""
+    if config.from_run is None:
+        return
+    checkpoint = RunFolder.open(config.from_run).checkpoint("best")
+    if not checkpoint.is_file():
+        raise NernError(
+            f"from_run (={config.from_run}) has no checkpoint 'best' yet: let it come to an evaluation first"
+        )
+    config.nern.init, config.nern.checkpoint_path, config.from_run = "checkpoint", str(checkpoint), None
+
+
 def build_experiment(
     config: Config, train: bool = True, processes: Processes = ALONE, tell: Callable[[str], None] | None = None
 ) -> Experiment:
@@ -228,6 +241,7 @@ def build_experiment(
     """
     import_modules(config.imports)
     config.check()
+    _start_from_run(config)
     permutations = config.nern.embeddings.permutations
     permutations.path = permutations.path or ordering_beside(config)
     device, networks = select_device(config, processes), config.members()

@@ -133,7 +133,9 @@ class Processes:
             yield
         except RuntimeError as error:  # what gloo and NCCL raise where another process is gone
             reason = str(error).splitlines()[0][:200]
-            raise NernError(f"process {self.rank} reaches the others no more; one may have ended ({reason})") from error
+            raise NernError(
+                f"process {self.rank} cannot reach the others; one of them may have ended ({reason})"
+            ) from error
 
 
 ALONE = Processes()
@@ -157,7 +159,7 @@ def join() -> Processes:
     and meet again, several runs in one program would have to wait for each other in between.
 
     Raises:
-        NernError: they do not meet.
+        NernError: they cannot connect to each other.
     """
     if not (dist.is_available() and dist.is_initialized()):  # by an earlier run, or the program that calls nern
         if not launched():
@@ -166,7 +168,7 @@ def join() -> Processes:
         try:
             dist.init_process_group(backend, timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
-            raise NernError(f"the processes do not meet: {error}") from error
+            raise NernError(f"the processes cannot connect to each other: {error}") from error
         atexit.register(leave)
     elif dist.get_world_size() > 1 and "gloo" not in dist.get_backend_config():
         raise NernError(

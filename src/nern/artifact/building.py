@@ -26,7 +26,7 @@ from nern.errors import NernError
 from nern.originals.build import builder_of
 
 T = TypeVar("T")
-GIVE_ONE = "build the network, and give it: network(MODULE)"
+GIVE_ONE = "build the network yourself and give it: network(MODULE)"
 _LOADING = ("checkpoint_path", "cache_dir", "scriptable", "exportable", "file", "path", "url")
 _NUMBER = re.compile(r"\d[\d_]*(\.\d+)?([eE][+-]?\d+)?")
 _NO_WORD = re.compile(r"[/\\:]")  # of paths and addresses
@@ -51,7 +51,7 @@ def check_buildable(architecture: str, arguments: Mapping[str, Any], longest: in
     """
     source = architecture.rpartition(":")[0]
     if source not in ("", "torchvision", "timm"):
-        raise NernError(f"a file does not get {architecture!r} called; {GIVE_ONE}")
+        raise NernError(f"the file names the function {architecture!r}, which is not called; {GIVE_ONE}")
     largest, entries = max(_LARGEST, longest), 0
     for key, argument in arguments.items():
         about = f"the file's argument {key[:80]!r} of {architecture}"

@@ -76,7 +76,7 @@ def _read(file: BinaryIO, path: Path, most: int) -> dict[str, bytes]:
 
     size, start = os.fstat(file.fileno()).st_size, file.read(_FIXED.size)
     if not start.startswith(MAGIC):
-        raise DamagedFileError(f"{path} is not a nern artifact (it does not begin as one)")
+        raise DamagedFileError(f"{path} is not a .nern file: its first bytes are not those of one")
     if len(start) < _FIXED.size:
         raise damaged(f"it has {size:,} bytes", "truncated")
     _, version, count, _, total, _ = _FIXED.unpack(start)

@@ -108,14 +108,14 @@ class Decoder:
     def finish(self) -> None:
         """Raises NernError if something is left of the code."""
         if self._untouched or not self._coder.maybe_exhausted():
-            raise NernError("a code is longer than what it should hold")
+            raise NernError("a coded section is longer than its content")
 
     def _decode(self, model: Any, argument: Any) -> np.ndarray:
         self._untouched = False
         try:
             return self._coder.decode(model, argument)
         except (AssertionError, ValueError) as error:
-            raise NernError("a code is none that an encoder writes") from error
+            raise NernError("a coded section is damaged: no encoder writes such bytes") from error
 
 
 def _split(symbols: int) -> tuple[int, int]:

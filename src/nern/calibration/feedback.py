@@ -22,19 +22,15 @@ LEAST = 0.02  # mean size of numbers, in steps: what occurs less often costs no 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Second moments of what a layer's filters multiply.
+    """Second moments of what a layer's filters multiply, in the basis of its codes.
 
     Attributes:
         moments: of the inputs that the rounded network gives, (groups, n, n).
-        mixed: of the original network's with these, (groups, n, n).
+        outputs: of the original's outputs with these inputs, (groups, filters of a group, n).
     """
 
     moments: Float[Tensor, "groups n n"]
-    mixed: Float[Tensor, "groups n n"]
-
-    def rotated(self, basis: Float[Tensor, "k k"]) -> Inputs:
-        """Of inputs in which weights are codes in this basis."""
-        return Inputs(_rotated(self.moments, basis), _rotated(self.mixed, basis))
+    outputs: Float[Tensor, "groups f n"]
 
 
 @dataclass(frozen=True)
@@ -73,24 +69,30 @@ def rounded(
     """
     groups, n = inputs.moments.shape[:2]
     zeros = codes == 0 if float((codes == 0).float().mean()) > FEW_ZEROS else None
-    moments = inputs.moments.double() if n <= 1024 else inputs.moments.float()
-    weights = codes.reshape(groups, -1, n).to(moments)
-    importance = importance.reshape(groups, -1).to(moments)
-    diagonal = moments.diagonal(dim1=1, dim2=2)
-    damping = DAMPING * diagonal.mean(1).clamp_min(1e-12)
-    moments = moments + torch.diag_embed(damping[:, None].expand_as(diagonal))
-    wanted = weights @ inputs.mixed.to(moments) + damping[:, None, None] * weights
+    exact = torch.float64 if n <= 1024 else torch.float32
+    importance = importance.reshape(groups, -1).to(exact)
+    diagonal = inputs.moments.diagonal(dim1=1, dim2=2)
+    damping = DAMPING * diagonal.mean(1).clamp_min(1e-12)[:, None]
+    order = diagonal.argsort(dim=1, descending=True)  # in which they are rounded
+    back, last_first = order.argsort(dim=1), order.flip(1)
+    moments = inputs.moments.gather(1, last_first[:, :, None].expand_as(inputs.moments))
+    moments = moments.gather(2, last_first[:, None].expand_as(moments)).to(exact)
+    moments.diagonal(dim1=1, dim2=2).add_(damping)
+    root = torch.linalg.cholesky(moments)
+    del moments
+    wanted = (inputs.outputs + damping[:, None] * codes.reshape(groups, -1, n)).to(exact)
+    wanted = wanted.gather(2, last_first[:, None].expand_as(wanted))
     # what gives the original's outputs from the rounded one's inputs
-    weights = torch.linalg.solve(moments, wanted.mT).mT
-    order = moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True)
-    back = order.argsort(dim=1)
-    moments = moments.gather(1, order[:, :, None].expand_as(moments)).gather(2, order[:, None].expand_as(moments))
-    factor = torch.linalg.cholesky(torch.linalg.inv(moments), upper=True).float()
-    own = factor.diagonal(dim1=1, dim2=2).float().pow(-2)  # what the square of a number's error costs, after feedback
+    weights = torch.cholesky_solve(wanted.mT, root).mT.flip(2)
+    eye = torch.eye(n, dtype=exact, device=root.device).expand_as(root)
+    # the upper factor of the inverse, whose product with its transpose it is: that of the reversed order, inverted
+    factor = torch.linalg.solve_triangular(root, eye, upper=False).flip(1, 2).float()
+    del root, eye
+    own = factor.diagonal(dim1=1, dim2=2).pow(-2)  # what the square of a number's error costs, after feedback
     if step is None:
         mean = float(importance.mean()) * math.exp(float(own.log().mean()))
         step = short(quality / math.sqrt(max(mean, 1e-60)))
-    weights = (weights.gather(2, order[:, None].expand_as(weights)) / step).float()
+    weights = (weights / step).float()
     scaled = weights.gather(2, back[:, None].expand_as(weights)).view(codes.shape)
     if zeros is not None:
         scaled = scaled.masked_fill(zeros, 0.0)
@@ -155,14 +157,3 @@ def expected_sizes(scaled: Float[Tensor, "filters channels k"]) -> Tensor:
 def bits_a_unit(expected: Tensor) -> Tensor:
     """Bits of each unit of the size of numbers whose mean sizes are these, distributed geometrically."""
     return ((1 + expected) / expected).log2()
-
-
-def _rotated(moments: Tensor, basis: Tensor) -> Tensor:
-    """R^T M R with R the basis repeated along a diagonal."""
-    groups, n, _ = moments.shape
-    k = len(basis)
-    if k == 1:
-        return moments * basis[0, 0] ** 2
-    basis = basis.to(moments)
-    half = (moments.view(groups, n, n // k, k) @ basis).view(groups, n, n)
-    return (half.mT.reshape(groups, n, n // k, k) @ basis).view(groups, n, n).mT

@@ -4,35 +4,38 @@ Every image is there twice: in one half of the batch it meets the original's wei
 layer is called, both of its inputs are known, and the layer is rounded such that what goes in rounded comes out as the
 original's does (Frantar et al. 2022 round for the same inputs; here errors of earlier layers are made up for, too). Norms
 and biases get the means and variances of the original's channels back, as in `fitted_norms`.
+
+A few images at a time go through the network, and wait in front of each layer for the others (`turns`). Layers whose
+activations are large are rounded on the first of the images alone; then more images start anew, through what is rounded.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from nern.calibration.feedback import Inputs, Rounded, rounded, short
-from nern.calibration.sensitivity import channel_axis, checked_outputs, has_vectors, sensitivities
+from nern.calibration.feedback import Rounded
+from nern.calibration.modules import PATCHES, UNSEEN, Layer, Module, module_of, unseen, vector_step
+from nern.calibration.sensitivity import checked_outputs, has_vectors, sensitivities
+from nern.calibration.turns import Enough, Turns
 from nern.devices import computing_in
-from nern.objectives.curvature import owners_of, patches
+from nern.objectives.curvature import owners_of
 from nern.originals.base import Original
-from nern.originals.norm_fitting import fitted_to
 from nern.randomness import generator
-from nern.representation.grid import on_grid, step_number, step_size
 from nern.representation.nern import NeRN
 
-PATCHES = 2**14  # inputs of a layer that are looked at, over all images
-MOST_INPUTS = 4608  # weights of a filter that are rounded with one matrix of moments; of larger ones parts are
-UNSEEN = 0.125  # step of weights that no image tells of, as a share of their standard deviation
 USUAL_ERROR = 1.0  # of the outputs' deviation, over the root of the number of weights: the usual quality
 UNSEEN_QUALITY = 0.35  # the usual quality without images: a step as a share of a layer's deviation
-VECTORS = 0.5  # step of norms and biases, as a share of what codes have at the same sensitivity
+HELD = 2**24  # numbers of activations that wait in front of a layer, at most
+AT_ONCE = 2**22  # of them, that a few images have which go through the network at a time
+MOST_TURNS = 32  # of these few
 
 
 @dataclass
@@ -76,20 +79,16 @@ def calibrate(
         NernError: outputs that are no tensor, or not finite.
     """
     codes: Any = nern.predictor
-    heads = nern.heads
-    bases = [codes.bases[head].detach() for head in heads.of_layer]
-    values = codes.values()
     if images is None:
-        return Calibrated([_unseen(value, quality) for value in values])
+        return Calibrated([unseen(codes.values(layer), quality) for layer in range(len(codes.codes))])
     with computing_in("float32", images.device), torch.inference_mode(False), torch.no_grad():
-        found = _Pass(original, values, bases, quality, seed, on_layer, known or measured(original, images, seed))
-        outputs = found.run(images)
-    layers = [found.layers.get(number) or _unseen(values[number], UNSEEN) for number in range(len(values))]
-    agreement = None
+        work = _Pass(original, codes, quality, seed, on_layer, known or measured(original, images, seed))
+        outputs = work.run(images)
+        found = work.found()
     if outputs.dim() == 2 and outputs.shape[1] > 1:
         first, second = outputs.argmax(1).chunk(2)
-        agreement = 100 * float((first == second).float().mean())
-    return Calibrated(layers, found.vectors, found.steps, agreement)
+        found.agreement = 100 * float((first == second).float().mean())
+    return found
 
 
 def usual_quality(original: Original, images: Tensor | None, weights: int) -> float:
@@ -97,7 +96,7 @@ def usual_quality(original: Original, images: Tensor | None, weights: int) -> fl
     if images is None:
         return UNSEEN_QUALITY
     with torch.no_grad():
-        outputs = checked_outputs(original.network(images[:64]))
+        outputs = torch.cat([checked_outputs(original.network(part)) for part in images[:64].split(8)])
     return USUAL_ERROR * max(float(outputs.std(correction=0)), 1e-6) / math.sqrt(weights)
 
 
@@ -137,18 +136,6 @@ def _seen_modules(original: Original) -> dict[str, nn.Module]:
     return {n: m for n, m in original.network.named_modules() if id(m) in owners or has_vectors(m)}
 
 
-def _unseen(codes: Tensor, share: float) -> Rounded:
-    """Codes rounded to the nearest multiples of a share of their standard deviation."""
-    deviation = float(codes.double().square().mean().sqrt())
-    step = short(share * deviation) if deviation > 0 else 1.0
-    return Rounded((codes.double() / step).round().to(torch.int32), step)
-
-
-def vector_step(sensitivity: Tensor, quality: float) -> int:
-    """The number of the step of a module's norm weights and biases."""
-    return step_number(VECTORS * quality / math.sqrt(max(float(sensitivity.mean()), 1e-60)))
-
-
 def vector_steps(original: Original, sensitivity: Mapping[str, Tensor], quality: float) -> dict[str, int]:
     """The number of the step of each vector of the modules whose sensitivity is known, by name."""
     modules = dict(original.network.named_modules())
@@ -161,115 +148,117 @@ def vector_steps(original: Original, sensitivity: Mapping[str, Tensor], quality:
 
 
 class _Pass:
-    """Hooks on all modules whose parameters are rounded."""
+    """Rounds all modules whose sensitivity is known, in the order in which they are called."""
 
     def __init__(
         self,
         original: Original,
-        codes: Sequence[Tensor],
-        bases: Sequence[Tensor],
+        codes: Any,
         quality: float,
         seed: int,
         on_layer: Callable[[int], None] | None,
         sensitivity: Mapping[str, Tensor],
     ) -> None:
-        self.original, self.codes, self.bases, self.quality, self.on_layer = original, codes, bases, quality, on_layer
-        self.sensitivity, self.rng = sensitivity, generator(seed, "places")
+        self.network, self.codes, self.seed, self.on_layer = original.network, codes, seed, on_layer
         owners = owners_of(original)
         self.numbers = {id(owners[id(w)]): n for n, w in enumerate(original.weights) if id(w) in owners}
-        self.layers: dict[int, Rounded] = {}
-        self.vectors: dict[str, Tensor] = {}
-        self.steps: dict[str, int] = {}
-        self.half = 0
+        self.modules: dict[str, Module] = {}
+        for name, module in original.network.named_modules():
+            if name in sensitivity:
+                number = self.numbers.get(id(module))
+                own: tuple[Any, Any] = (None, None)
+                if number is not None:
+                    own = (partial(codes.values, number), codes.bases[codes.heads.of_layer[number]].detach())
+                self.modules[name] = module_of(module, sensitivity[name], quality, *own)
 
     def run(self, images: Tensor) -> Tensor:
         """Outputs of the original on the images, and of the rounded network."""
-        handles = [
-            module.register_forward_hook(self._hook(name))
-            for name, module in _seen_modules(self.original).items()
-            if name in self.sensitivity
-        ]
-        self.half = len(images)
+        costs, outputs = self._costs(images[:1]), list[Tensor]()
+        for module in self.modules.values():
+            if not module.meets:
+                self._finish(module)
         try:
-            return checked_outputs(self.original.network(torch.cat([images, images])))
+            for place, name in enumerate(costs):
+                self.modules[name].module.forward = partial(self._forward, name, place)
+            for self.end, self.count in waves(list(costs.values()), len(images)):
+                at_once = max(AT_ONCE // max(costs.values(), default=1), -(-self.count // MOST_TURNS), 1)
+                self.turns = Turns(self._through, images[: self.count].split(at_once))
+                outputs = self.turns.run()
         finally:
-            for handle in handles:
-                handle.remove()
+            for name in costs:
+                self.modules[name].module.__dict__.pop("forward", None)
+        return torch.cat([torch.cat(halves) for halves in zip(*(part.chunk(2) for part in outputs), strict=True)])
 
-    def _hook(self, name: str) -> Any:
-        replaced: dict[str, Tensor] = {}  # parameters of the module, once it has been rounded
-
-        def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if len(output) % (2 * self.half):  # a call of this hook's own, of one half
-                return output
-            if not replaced:
-                replaced.update(self._rounded(name, module, inputs[0], output))
-            if not replaced:
-                return output
-            second = functional_call(module, replaced, (inputs[0][len(inputs[0]) // 2 :],))
-            return torch.cat([output[: len(output) // 2], second])
-
-        return hook
-
-    def _rounded(self, name: str, module: Any, inputs: Tensor, output: Tensor) -> dict[str, Tensor]:
-        """The parameters of a module, rounded."""
-        found: dict[str, Tensor] = {}
-        own = dict(module.named_parameters(recurse=False))
-        sensitivity = self.sensitivity[name]
-        number = self.numbers.get(id(module))
-        if number is not None:
-            layer = self._layer(number, module, inputs, sensitivity)
-            self.layers[number] = layer
-            found["weight"] = (layer.values @ self.bases[number].T).view_as(module.weight).to(module.weight.dtype)
-            if self.on_layer is not None:
-                self.on_layer(len(self.layers))
-        vectors = {key: value for key, value in own.items() if key not in found and value.dim() == 1}
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            vectors = vectors | _fitted(module, inputs)
-        elif "bias" in vectors and number is not None:
-            vectors["bias"] = vectors["bias"] + self._missing(module, found, inputs, output)
-        step = vector_step(sensitivity, self.quality)
-        prefix = f"{name}." if name else ""
-        for key, value in vectors.items():
-            if float(value.abs().max()) < step_size(step) * 2**20:
-                found[key] = on_grid(value, step)
-                self.vectors[prefix + key], self.steps[prefix + key] = found[key], step
+    def found(self) -> Calibrated:
+        """What became of the modules; of codes that were not met, too."""
+        layers = {self.numbers[id(m.module)]: m.layer for m in self.modules.values() if m.layer is not None}
+        found = Calibrated(
+            [layers.get(n) or unseen(self.codes.values(n), UNSEEN) for n in range(len(self.codes.codes))]
+        )
+        for name, module in self.modules.items():
+            for key, value in module.vectors.items():
+                whole = f"{name}.{key}" if name else key
+                found.vectors[whole], found.steps[whole] = value, module.step
         return found
 
-    def _layer(self, number: int, module: Any, inputs: Tensor, sensitivity: Tensor) -> Rounded:
-        codes, basis = self.codes[number], self.bases[number]
-        if isinstance(module, nn.Embedding):
-            return _unseen(codes, UNSEEN)
-        met = patches(module, inputs, self.rng, max(1, PATCHES // self.half))  # the same places of both halves
-        if met.shape[2] <= MOST_INPUTS:
-            return rounded(codes, _moments(met).rotated(basis), sensitivity, self.quality)
-        parts, start, step = [], 0, None
-        for part in codes.split(MOST_INPUTS // codes.shape[2], dim=1):
-            own = met[:, :, start : start + part.shape[1] * part.shape[2]]
-            start += own.shape[2]
-            parts.append(rounded(part, _moments(own).rotated(basis), sensitivity, self.quality, step))
-            step = parts[0].step
-        return Rounded(torch.cat([part.multiples for part in parts], 1), parts[0].step)
+    def _costs(self, images: Tensor) -> dict[str, int]:
+        """Numbers that wait in front of each module for one image, by name, in the order in which they are called."""
+        found: dict[str, int] = {}
 
-    def _missing(self, module: Any, found: Mapping[str, Tensor], inputs: Tensor, output: Tensor) -> Tensor:
-        """What the means of a module's outputs lack with its rounded weight."""
-        second = functional_call(module, dict(found), (inputs[len(inputs) // 2 :],))
-        axis = channel_axis(module)
-        return (output[: len(output) // 2] - second).movedim(axis, 0).flatten(1).mean(1)
+        def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            found.setdefault(name, 2 * (inputs[0].numel() + output.numel()))
+
+        with ExitStack() as hooks:
+            for name, module in self.modules.items():
+                hooks.enter_context(module.module.register_forward_hook(partial(note, name)))
+            self.network(images)
+        return found
+
+    def _through(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return checked_outputs(self.network(torch.cat([images, images])))
+
+    def _forward(self, name: str, place: int, both: Tensor) -> Tensor:
+        """What a module gives for both halves of a batch, rounded before if it is not yet."""
+        module, (first, second) = self.modules[name], both.chunk(2)
+        met = not module.done
+        if met:
+            if place >= self.end:
+                raise Enough
+            rng = generator(self.seed, "places", name, self.turns.running)
+            module.add(both, max(1, PATCHES // self.count), rng)
+            self.turns.meet(partial(self._finish, module))
+        outputs = module.as_it_is.forward(first), module.rounded.forward(second)
+        if met and isinstance(module, Layer) and module.has_bias:
+            module.add_outputs(*outputs)
+            self.turns.meet(module.finish_bias)
+            outputs = outputs[0], module.rounded.forward(second)
+        return torch.cat(outputs)
+
+    def _finish(self, module: Module) -> None:
+        module.finish()
+        if module.layer is not None and self.on_layer is not None:
+            self.on_layer(sum(other.layer is not None for other in self.modules.values()))
 
 
-def _moments(met: Tensor) -> Inputs:
-    """Second moments of the later half of patches, and of the earlier with it."""
-    first, second = met.chunk(2, dim=1)
-    count = first.shape[1]
-    return Inputs(second.mT @ second / count, first.mT @ second / count)
+def waves(costs: Sequence[int], images: int) -> Iterator[tuple[int, int]]:
+    """How many modules are rounded, and on how many images, each time that images start anew.
 
-
-def _fitted(norm: Any, inputs: Tensor) -> dict[str, Tensor]:
-    """Weight and bias of a batch norm that give the later half of its inputs the moments of the earlier."""
-    if norm.running_var is None or norm.weight is None or norm.bias is None:
-        return {}
-    first, second = (half.transpose(0, 1).flatten(1).double() for half in inputs.chunk(2))
-    wanted, found = ((half.mean(1), half.var(1, correction=0)) for half in (first, second))
-    weight, bias = fitted_to(norm, wanted, found)
-    return {"weight": weight, "bias": bias}
+    Args:
+        costs: numbers that wait in front of each module for one image.
+        images: that there are.
+    """
+    counts = []
+    for cost in costs:
+        count = images
+        while count > 1 and count * cost > HELD:
+            count = -(-count // 2)
+        counts.append(count)
+    found, end = list[tuple[int, int]](), len(costs)
+    while end > 0 or not found:
+        count, start = (counts[end - 1], end - 1) if end else (images, 0)
+        while start > 0 and counts[start - 1] >= count:
+            start -= 1
+        found.append((end, count))
+        end = start
+    yield from reversed(found)

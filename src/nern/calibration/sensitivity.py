@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from nern.errors import NernError
 from nern.originals.taps import NORMS
 from nern.randomness import generator
 
-IMAGES_AT_ONCE = 32
+IMAGES_AT_ONCE = 32  # at most, and
+KEPT = 2**24  # numbers that are kept for the derivatives of these
 MOST_IMAGES = 512
 LEAST_SHARE = 1e-3  # of a module's mean sensitivity, that each of its channels has at least
 
@@ -38,37 +41,36 @@ def sensitivities(
     Raises:
         NernError: outputs that are no tensor, or not finite.
     """
-    rng, probes = generator(seed, "directions"), dict[str, list[Tensor]]()
-    sums: dict[str, Tensor] = {}
+    rng, sums = generator(seed, "directions"), dict[str, Tensor]()
 
-    def hook(name: str) -> Any:
-        def moved(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            probe = torch.zeros_like(output).requires_grad_()
-            probes.setdefault(name, []).append(probe)
-            return output + probe
+    def hook(name: str, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        def add(gradient: Tensor) -> None:
+            squares = gradient.movedim(channel_axis(module), 0).flatten(1).square().sum(1).double()
+            sums[name] = sums[name] + squares if name in sums else squares
 
-        return moved
+        if not output.requires_grad:  # nothing before it does
+            output = output + torch.zeros((), device=output.device, dtype=output.dtype, requires_grad=True)
+        output.register_hook(add)
+        return output
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    images = images[:MOST_IMAGES]
-    try:
-        for part in images.split(IMAGES_AT_ONCE):
-            probes.clear()
-            with torch.enable_grad():
-                outputs = checked_outputs(network(part))
-                directions = torch.randn(outputs.shape, generator=rng)
-                if outputs.dim() == 2:  # scores of classes, up to a constant
-                    directions = directions - directions.mean(1, keepdim=True)
-                flat = [(name, probe) for name, of_calls in probes.items() for probe in of_calls]
-                along = (outputs * directions).sum()
-                found = torch.autograd.grad(along, [probe for _, probe in flat], allow_unused=True)
-            for (name, _), gradient in zip(flat, found, strict=True):
-                if gradient is not None:
-                    squares = gradient.movedim(channel_axis(modules[name]), 0).flatten(1).square().sum(1).double()
-                    sums[name] = sums.get(name, 0.0) + squares
-    finally:
-        for handle in handles:
-            handle.remove()
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    images, done, kept = images[:MOST_IMAGES], 0, list[int]()
+    with ExitStack() as hooks, torch.enable_grad():
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(partial(hook, name)))
+        while done < len(images):  # the first one alone, to see what is kept for it
+            count = max(1, min(IMAGES_AT_ONCE, KEPT // max(sum(kept), 1))) if done else 1
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor) if not done else nullcontext():
+                outputs = checked_outputs(network(images[done : done + count]))
+            directions = torch.randn(outputs.shape, generator=rng).to(outputs)
+            if outputs.dim() == 2:  # scores of classes, up to a constant
+                directions = directions - directions.mean(1, keepdim=True)
+            if outputs.requires_grad:
+                (outputs * directions).sum().backward()
+            done += count
     means = {name: total / len(images) for name, total in sums.items()}
     return {name: mean.clamp_min(float(mean.mean()) * LEAST_SHARE).float() for name, mean in means.items()}
 

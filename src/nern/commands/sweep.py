@@ -26,7 +26,7 @@ docs/many-runs.md describes the file."""
 
 
 def _sweep_parser() -> ArgumentParser:
-    usage = "nern sweep FILE [--out FOLDER] [--jobs N] [--json FILE] [--dotted.key VALUE ...]"
+    usage = "nern sweep FILE [--out FOLDER] [--jobs N] [--shard I/N] [--json FILE] [--dotted.key VALUE ...]"
     parser = command_parser(SWEEP_HELP, usage)
     parser.add_argument("file", type=str, metavar="FILE", help="the sweep file")
     parser.add_argument(
@@ -43,6 +43,9 @@ def _sweep_parser() -> ArgumentParser:
         metavar="N",
         help="number of runs at a time; null: one on each GPU, or one on the CPU",
     )
+    parser.add_argument(
+        "--shard", type=str | None, default=None, metavar="I/N", help="train every Nth run only, from the Ith on"
+    )
     json_option(parser)
     key_options(parser, Config)
     return parser
@@ -56,7 +59,7 @@ def _run_sweep(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
             raise NernError(
                 f"--{key}: on the command line nern sweep takes single keys only; write this one under settings in the file"
             )
-    rows = sweep(given["file"], given["out"], given["jobs"], given["options"], console)
+    rows = sweep(given["file"], given["out"], given["jobs"], given["options"], console, given["shard"])
     if given["json"] is not None:
         write_json(given["json"], rows)
 

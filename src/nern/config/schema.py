@@ -207,8 +207,9 @@ class TaskConfig:
     """Train on made-up images, not on the training set. No labels are used."""
     random_data: Choice = "uniform"
     """Kind of made-up images, with use_random_data: 'uniform' (noise in [-2, 2], as published), 'leaves' (overlapping discs
-    of random colours), 'inversion' (optimised until the batch norms of the original see the statistics that they hold). The
-    size of the pool and the steps for each image: {name: inversion, images: 512, steps: 150}."""
+    of random colours), 'scenes' (shapes of more kinds and sizes, with gradients, out of focus), 'inversion' (optimised until
+    the batch norms of the original see the statistics that they hold). The size of the pool and the steps for each image:
+    {name: inversion, images: 512, steps: 150}."""
     input_size: FromOne | None = None
     """Side of the images in pixels, for imagenet and imagefolder. null: as the network's metadata says, else 224."""
     mean: list[float] | None = None
@@ -322,6 +323,9 @@ class Config(Settings):
     imports: list[str] = field(default_factory=list)
     """Modules (my_package.networks) or files (networks.py) of yours that are imported first. They register networks, tasks
     and components that other keys name."""
+    from_run: str | None = None
+    """Run folder whose best checkpoint the run starts from: its predictor, its ordering, and what was trained beside it. It
+    takes the place of nern.init and nern.checkpoint_path. null: none."""
     original_model_path: str | None = None
     """Weights of the original network. A file: a state dict or a training checkpoint of PyTorch, a safetensors file, or the
     .index.json of a file in parts; 'FILE#KEY' names one of several state dicts in it; a .json file of the same name may

@@ -120,7 +120,7 @@ _NAMED: dict[str, Callable[[Any], Any]] = {
     "imports": _absolute_imports,
     "original_model_name": _absolute_network,
     **dict.fromkeys(("original_model_path", "initial_weights"), _absolute_weights),
-    **dict.fromkeys(("checkpoint_path", "path", "data_dir", "imagenet_path"), _absolute),
+    **dict.fromkeys(("checkpoint_path", "from_run", "path", "data_dir", "imagenet_path"), _absolute),
 }  # keys that name files and folders which are read, in whatever section
 
 

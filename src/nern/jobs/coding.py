@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,12 +37,13 @@ from nern.tasks.streams import image_tensor
 from nern.terminal import shows_bars
 
 IMAGES = 1024  # that a network is calibrated on, unless fewer fill MOST_NUMBERS
-MOST_NUMBERS = 2**26  # in the largest output of a layer, of all images together
+MOST_NUMBERS = 2**24  # of all images together
 MOST_ENTRIES = 4096  # of a kernel; larger ones are none, and are held in 16 bits
 FEW = 8  # the first passes of a search take so many times fewer images
 NEAR = 0.99  # of the bytes that were asked for, that the file has at least
 PASSES = 6  # with all images, of a search
-KIND = "leaves"  # of made-up images
+DRAWN = 32  # made-up images at a time
+KIND = "scenes"  # of made-up images
 
 
 @dataclass(frozen=True)
@@ -103,20 +103,30 @@ def calibration_images(
                 "`images`), or none (--images 0)"
             )
         rng = generator(seed, "calibration images")
-        if len(shape) == 3:
-            images = RANDOM_IMAGES[KIND](shape, TaskConfig(), seed, torch.device("cpu"), original)(count, rng)
-        else:
-            images = torch.randn(count, *shape, generator=rng)
+        images = torch.empty(min(count, most_images(shape)), *shape)
+        for part in images.split(DRAWN):  # drawing needs several times what it gives
+            if len(shape) == 3:
+                part.copy_(
+                    RANDOM_IMAGES[KIND](shape, TaskConfig(), seed, torch.device("cpu"), original)(len(part), rng)
+                )
+            else:
+                part.normal_(generator=rng)
     if not len(images):
         raise NernError("there are no calibration images; give some, or say --images 0")
     try:
-        largest = _largest_output(original.network, images[:1])
+        with torch.no_grad():
+            original.network(images[:1])
     except (RuntimeError, ValueError, TypeError) as error:
         raise NernError(
             f"the calibration images, {tuple(images.shape[1:])} each, do not fit {original.name}: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
-    return images[: max(1, MOST_NUMBERS // max(largest, 1))]
+    return images[: most_images(images.shape[1:])]
+
+
+def most_images(shape: Sequence[int]) -> int:
+    """Images of this shape on which a network is calibrated at most."""
+    return max(1, MOST_NUMBERS // max(math.prod(shape), 1))
 
 
 def _of_task(original: Original, task: TaskConfig, count: int, seed: int) -> Tensor:
@@ -131,24 +141,6 @@ def _of_task(original: Original, task: TaskConfig, count: int, seed: int) -> Ten
     if (left := count - sum(map(len, parts))) > 0:
         parts.append(image_tensor(built.train, left))
     return torch.cat(parts)[:count]
-
-
-@torch.no_grad()
-def _largest_output(network: nn.Module, image: Tensor) -> int:
-    """Numbers in the largest output of a module, for one image."""
-    largest = [image.numel()]
-
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            largest.append(output.numel())
-
-    handles = [module.register_forward_hook(note) for module in network.modules()]
-    try:
-        network(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return max(largest)
 
 
 def coded_sections(
@@ -175,7 +167,8 @@ def coded_sections(
     held |= {f"bases.{n}": BASIS_STEP for n in range(len(predictor.bases))}
     parameters = dict(original.network.named_parameters(remove_duplicate=False))
     of_kept: dict[str, Any] = {name: "f16" if name in parameters else "as" for name in parts.kept}
-    errors = layer_errors(original.weight_names, original.weights, nern.reconstruct())
+    weights = (nern.weight(predictor.kernels(n), n) for n in range(len(predictor.codes)))
+    errors = layer_errors(original.weight_names, original.weights, weights)
     about = parts.description.about | {"errors": [round(1000 * error.relative) for error in errors]}
     described = NetworkParts(replace(parts.description, about=about), parts.kept)
     return encoded(nern, config, Ordering(), [described], Holding(held), Holding(of_kept | dict(steps)), metadata)
@@ -185,7 +178,7 @@ class Coder:
     """Rounds a network to codes and writes them, at any quality.
 
     Args:
-        original: the network, which is not changed.
+        original: the network, whose norms absorb their statistics.
         name: how it is built; None: it is not known.
         task_name: of the images that it was trained on; None: it is not known.
         images: on which it is calibrated; None: none.
@@ -204,8 +197,8 @@ class Coder:
         metadata: Mapping[str, str] | None,
         console: Console,
     ) -> None:
-        self.original = Original(copy.deepcopy(original.network), names=original.weight_names)
-        self.original.absorb_statistics()
+        self.original = original
+        original.absorb_statistics()
         self.images, self.seed, self.metadata, self.console = images, seed, metadata, console
         self.parts = network_parts(self.original, name, task_name)
         self.config = NernConfig(method="codes")

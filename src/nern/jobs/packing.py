@@ -29,6 +29,7 @@ from nern.artifact.table import accuracy_text, artifact_table
 from nern.calibration.network import measured, vector_steps
 from nern.config import NernConfig, TaskConfig
 from nern.console import PLAIN, CleanConsole
+from nern.devices import return_memory
 from nern.errors import NernError, plain_errors
 from nern.files import check_free, check_writable
 from nern.jobs.artifacts import images_of, tested
@@ -195,6 +196,7 @@ def _pack_network(
     images: Tensor | None,
 ) -> Artifact:
     """`pack`, of a network."""
+    return_memory()
     refused = {"lossless": options.lossless, "checkpoint": options.checkpoint is not None}
     for option, given in refused.items():
         if given:

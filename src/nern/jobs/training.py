@@ -140,7 +140,7 @@ def _run(
     with nullcontext() if folder is None else resumable(folder, "nern train"):
         trainer.rehearse()
         if folder is not None:
-            _announce(console, experiment, trainer, folder)
+            announce(console, experiment, trainer, folder)
             if trainer.step < trainer.total_steps:
                 folder.metrics.unlink(missing_ok=True)  # they are of fewer steps
         run_loop(trainer, config, folder, console, trainer.without_images, "nern train")
@@ -153,7 +153,9 @@ def _run(
     return metrics
 
 
-def _announce(console: Console, experiment: Experiment, trainer: Trainer, folder: RunFolder) -> None:
+def announce(console: Console, experiment: Experiment, trainer: Trainer, folder: RunFolder | None = None) -> None:
+    """Say what is trained, and where."""
+    where = "" if folder is None else f"; run folder {folder.root}"
     nern_, start = experiment.nern, f", from step {trainer.step}" if trainer.step else ""
     ordering, cost = experiment.ordering, experiment.ordering.cost
     kept = sum(len(m.original.choices) - len(m.original.weight_names) for m in experiment.members)
@@ -162,7 +164,7 @@ def _announce(console: Console, experiment: Experiment, trainer: Trainer, folder
         f"{len(nern_.table.shapes)} layers ({_sizes_text(nern_)}), represented by {nern_.num_parameters:,} parameters "
         f"({share_text(nern_.num_parameters / nern_.table.num_weights)}); {kept} tensors are kept as they are\n"
         f"ordering: {ordering.mode}, {experiment.ordering_source}{'' if cost is None else f'; {cost}'}\n"
-        f"{_steps_text(trainer)}{start} on {_devices_text(experiment, trainer)}; run folder {folder.root}",
+        f"{_steps_text(trainer)}{start} on {_devices_text(experiment, trainer)}{where}",
         **PLAIN,
     )
 

@@ -105,7 +105,7 @@ def choose_parameters(
     chosen = list(own) if include is None else matching(network, include, "nern.include")
     vectors = [name for name in chosen if parameters[name].dim() < 2]
     if include is None and vectors:
-        raise NernError(f"the network wants {vectors[0]} represented, a vector; weights need two or more dimensions")
+        raise NernError(f"{vectors[0]} is a vector and cannot be represented; choose weights of two or more dimensions")
     dropped, of_choice = set(matching(network, exclude, "nern.exclude")), set(chosen)
     taken = "chosen" if include is None else "included"
     choices = []

@@ -33,6 +33,10 @@ def find_builder(name: str) -> Builder:
         return _torchvision_builder(what)
     if source == "timm":
         return _timm_builder(what)
+    if source == "pretrained":
+        raise NernError(
+            f"{name!r} names weights, not an architecture; give it as original_model_path (nern inspect: --weights)"
+        )
     module = import_module(source, "task.original_model_name")
     builder = getattr(module, what, None)
     if not callable(builder):

@@ -71,9 +71,15 @@ class Codes(nn.Module):
         self.steps.fill_(1)
 
     @torch.no_grad()
-    def values(self) -> list[Tensor]:
-        """Codes of all layers, on the scale of their kernels."""
-        return [code.detach() * (step / UNIT) for code, step in zip(self.codes, self.steps, strict=True)]
+    def values(self, layer: int) -> Float[Tensor, "filters channels k"]:
+        """Codes of a layer, on the scale of its kernels."""
+        return self.codes[layer].detach() * (self.steps[layer] / UNIT)
+
+    @torch.no_grad()
+    def kernels(self, layer: int) -> Float[Tensor, "r h w"]:
+        """Kernels of a layer."""
+        head = self.heads.of_layer[layer]
+        return (self.values(layer).flatten(0, 1) @ self.bases[head].T).unflatten(1, self.heads.sizes[head])
 
     @torch.no_grad()
     def take(self, multiples: Sequence[Tensor], steps: Sequence[float]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -51,6 +52,7 @@ def sweep(
     jobs: int | None = None,
     options: Mapping[str, Any] | None = None,
     console: Console | None = None,
+    shard: str | None = None,
 ) -> list[Row]:
     """Train all runs of a sweep file that are not finished, and write the table and the picture of all that are.
 
@@ -60,9 +62,11 @@ def sweep(
         jobs: runs at a time; None: one on each GPU, or one on the CPU.
         options: dotted config keys and values that win over the file.
         console: for messages; None: standard output.
+        shard: 'I/N': train every Nth run, from the Ith on (counted from 1), as one of N machines with the folder in common;
+            None: all.
 
     Returns:
-        The rows of the table.
+        The rows of the table: of all finished runs, of whatever shard.
 
     Raises:
         NernError: before any work, for a mistake in the file or a run folder of other settings; at the end, if runs failed.
@@ -73,9 +77,22 @@ def sweep(
     root = Path(out if out is not None else Path("outputs") / Path(path).stem).expanduser()
     check_writable(root / "results.csv", "--out")
     runs = load_sweep(path, root, options)
-    root.mkdir(parents=True, exist_ok=True)
-    with locked(root, f"another sweep is at work in {root}"):
-        return _Sweep(runs, root, command_text(path, options or {}), console or CleanConsole()).run(jobs)
+    first, count = _shard(shard)
+    lock = root if count == 1 else root / f"shard-{first + 1}-of-{count}"
+    lock.mkdir(parents=True, exist_ok=True)
+    with locked(lock, f"another sweep is at work in {lock}"):
+        planned = _Sweep(runs, runs[first::count], root, command_text(path, options or {}), console or CleanConsole())
+        return planned.run(jobs)
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    """Number, from 0 on, and count of a shard. Raises NernError for what is none."""
+    if text is None:
+        return 0, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise NernError(f"--shard (={text}) must be I/N, with I from 1 to N, such as 1/4")
+    return int(found[1]) - 1, int(found[2])
 
 
 def command_text(path: str | Path, options: Mapping[str, Any]) -> str:
@@ -92,7 +109,20 @@ def command_text(path: str | Path, options: Mapping[str, Any]) -> str:
 
 
 class _Sweep:
-    def __init__(self, runs: Sequence[PlannedRun], root: Path, command: str, console: Console) -> None:
+    """Training of some runs of a sweep, and the table of all.
+
+    Args:
+        every: all runs.
+        runs: those that are trained here.
+        root: the sweep's folder.
+        command: as others would type it.
+        console: for messages.
+    """
+
+    def __init__(
+        self, every: Sequence[PlannedRun], runs: Sequence[PlannedRun], root: Path, command: str, console: Console
+    ) -> None:
+        self.every = every
         self.runs, self.root, self.command, self.console = runs, root, command, console
         self.machine: dict[str, Any] = {}
         self.finished = 0
@@ -207,7 +237,7 @@ class _Sweep:
 
     def _write_table(self) -> list[Row]:
         rows = []
-        for run in self.runs:
+        for run in self.every:
             folder, machine_file = self._folder(run), self._beside(run.name, "json")
             if not folder.metrics.is_file():
                 continue

@@ -80,7 +80,7 @@ class Trainer(Loop):
         """Raise NernError for what several processes cannot do, and warn of what they do otherwise than one."""
         if self.config.nern.norm_layer == "bn":
             raise NernError(
-                "nern.norm_layer 'bn' needs statistics of all rows, of which each process has some; use one"
+                "nern.norm_layer 'bn' needs statistics of all kernels, but each process has a part; use one process"
             )
         if self.needs_images and not self.differentiate.objectives[0].by_image and self.processes.main:
             warnings.warn(
@@ -91,6 +91,12 @@ class Trainer(Loop):
             )
 
     # --- phases -------------------------------------------------------------------------------------------------
+
+    def start_phase(self, phase: Phase, measure: bool) -> None:
+        """Go to the first step of a phase; `measure` False: without what it measures before."""
+        self.step = phase.begins
+        self._begin(phase)
+        self._measured = not measure
 
     def _begin(self, phase: Phase) -> None:
         """Make what belongs to a phase: losses, optimizer, schedule, weight batches. What needs images is measured at its
