@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,19 +72,62 @@ def test_three_lines_pack_and_load_a_network(tmp_path: Path, monkeypatch: pytest
     assert torch.nn.functional.mse_loss(rebuilt[0].weight, network[0].weight) < 1e-3  # type: ignore[arg-type]
 
 
+class Segmenter(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = torch.nn.Conv2d(1, 64, 3, padding=1), torch.nn.Conv2d(64, 3, 1)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": self.out(self.conv(images).relu())}
+
+
+class LanguageModel(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(20, 8)
+        self.layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.layer(self.embed(input_ids))
+        return hidden
+
+
 @pytest.mark.parametrize("page", ["README.md", "your-network.md"])
 def test_ten_lines_fit_a_network(
-    page: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    page: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quick = nern.fit_config(3)
-    quick.nern.embeddings.permutations.improve_seconds = 0.1
-    monkeypatch.setattr("nern.api.fit_config", lambda: quick)
-    code = next(b for b in blocks("python", PAGES[page]) if "nern.fit" in b)
-    assert len(code.strip().splitlines()) <= 11
-    names: dict[str, object] = {}
-    exec(code.replace("iterations=2000", "iterations=3, progress=False"), names)
+    monkeypatch.chdir(tmp_path)
+    recipe, short = nern.Config.of_recipe, {"reconstruction": 3, "refinement": 2, "distillation": 2}
+
+    def quick(name: str, values: Any = None) -> nern.Config:
+        config = recipe(name, values)
+        config.norm_images, config.nern.embeddings.permutations.improve_seconds = 8, 0.0
+        for phase in config.phases:
+            phase.iterations, phase.images = short.get(phase.name), 8 if phase.name == "refinement" else phase.images
+        return config
+
+    monkeypatch.setattr(nern.Config, "of_recipe", quick)
+    images, labels = torch.randn(16, 1, 8, 8), torch.arange(16) % 4
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=8)
+    pixels = [(images[:8], torch.arange(8 * 64).reshape(8, 8, 8) % 3)]
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(), torch.nn.Linear(8, 4),
+    )  # fmt: skip
+    names: dict[str, Any] = {
+        **{"nern": nern, "network": network, "train_loader": loader, "test_loader": loader, "segmenter": Segmenter()},
+        **{"pixel_loader": pixels, "language_model": LanguageModel()},
+        "token_batches": [{"input_ids": torch.arange(24).reshape(4, 6) % 20}],
+    }
+    codes = [block for block in blocks("python", PAGES[page]) if "nern.fit" in block]
+    assert len(codes) == {"README.md": 1, "your-network.md": 3}[page]
+    assert len(codes[0].strip().splitlines()) <= 10
+    for code in codes:
+        exec(code, names)
     assert isinstance(names["reconstructed"], torch.nn.Sequential)
-    assert capsys.readouterr().out.count("relative error") == 2
+    assert nern.load("net.nern").network(network)(images).shape == (16, 4)
+    assert (tmp_path / "page.html").is_file()
+    assert "relative error" in capsys.readouterr().out
 
 
 def test_own_network_and_task_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
