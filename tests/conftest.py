@@ -20,8 +20,9 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from nern import Config
+from nern.cli import main
 from nern.ordering import order
-from runs import small_resnet, without_pictures
+from runs import Ended, Run, small_resnet, without_pictures
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
@@ -99,6 +100,23 @@ def configure(request: pytest.FixtureRequest, original: Path, tmp_path: Path) ->
         return Config.from_dict(own | request.module.BASE | dict(given or {}) | more)
 
     return make
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command in an empty working directory, in a terminal of `columns`."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: Any, columns: int = 120) -> Ended:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        return Ended(code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture

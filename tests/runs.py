@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from nern.experiment import build_experiment
 from nern.originals import CifarResNet
 from nern.registry import TASKS
 from nern.training import Interrupted, RunFolder, Trainer
+from nern.training.loop import Loop
 from nern.training.run_folder import attached_to
 
 # A run of a few steps on digits; without its length and the original's weights.
@@ -42,6 +43,22 @@ SHORT: dict[str, Any] = TINY | {
     "evaluation.test_images": 40,
     "epochs": None,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+Run = Callable[..., Ended]
 
 
 def quiet() -> Console:
@@ -121,14 +138,22 @@ def assert_same_result(a: RunFolder, b: RunFolder) -> None:
         assert same(attached_to(one), attached_to(other)), name
 
 
-def stop_after(patch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGINT) -> None:
+def stop_after(
+    patch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGINT, loop: type[Loop] = Trainer
+) -> None:
     """Presses Ctrl-C, or sends another signal, when `step` steps of training are done."""
-    train_step = Trainer.train_step
+    do_step = loop.do_step
 
-    def stopping(self: Trainer, *args: Any) -> Any:
-        losses = train_step(self, *args)
+    def stopping(self: Loop) -> Any:
+        losses = do_step(self)
         if self.step == step:
             signal.raise_signal(number)
         return losses
 
-    patch.setattr(Trainer, "train_step", stopping)
+    patch.setattr(loop, "do_step", stopping)
+
+
+def random_weights(shapes: Sequence[tuple[int, ...]], seed: int = 0) -> list[torch.Tensor]:
+    """Normal numbers, of these shapes."""
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=rng) for shape in shapes]

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,44 +15,10 @@ import torch
 import nern
 from nern import NernError, registry
 from nern.catalog import SECTIONS, SOURCES, names_of, networks_and_tasks
-from nern.cli import main
 from nern.errors import NernWarning
 from nern.originals import CifarResNet
 from nern.terminal import bytes_text
-
-
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command in an empty working directory, in a terminal of `columns`."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str, columns: int = 120) -> Ended:
-        monkeypatch.setenv("COLUMNS", str(columns))
-        capsys.readouterr()
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        return Ended(code, *capsys.readouterr())
-
-    return call
-
+from runs import Ended, Run
 
 # --- list --------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,9 @@ import yaml
 
 import nern
 from nern import Config
-from nern.cli import COMMANDS, main
+from nern.cli import COMMANDS
 from nern.config import known_keys
-from runs import stop_after
+from runs import Ended, Run, stop_after
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = """
@@ -42,34 +41,10 @@ loss_warmup_iterations: 2
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command in an empty working directory that holds `short.yaml`."""
+@pytest.fixture(autouse=True)
+def short(tmp_path: Path) -> None:
+    """The working directory holds `short.yaml`."""
     (tmp_path / "short.yaml").write_text(SHORT)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def call(*arguments: str) -> Ended:
-        capsys.readouterr()
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        return Ended(code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture

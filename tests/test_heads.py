@@ -14,6 +14,7 @@ from nern.config import EmbeddingsConfig, NernConfig
 from nern.errors import NernError
 from nern.registry import SAMPLING_MODES
 from nern.representation import Heads, KernelTable, build_nern, sample_kernels
+from runs import random_weights
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -29,11 +30,6 @@ tensor_shapes = st.one_of(
     st.tuples(sizes, sizes, few, few, few),  # 3-d
 )
 networks_of_all_kinds = st.lists(tensor_shapes, min_size=1, max_size=5)
-
-
-def random_weights(shapes: list[tuple[int, ...]] | tuple[tuple[int, ...], ...], seed: int = 0) -> list[Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=rng) for shape in shapes]
 
 
 def heads_of(shapes: list[tuple[int, ...]] | tuple[tuple[int, ...], ...], kind: str = "per_size", **more: int) -> Heads:

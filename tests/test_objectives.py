@@ -22,6 +22,7 @@ from nern.registry import (
     SMOOTHNESS,
     TASK_LOSSES,
 )
+from runs import random_weights
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -32,17 +33,12 @@ LIST_LOSSES = {
 WEIGHT_SHAPES = [(4, 2, 3, 3), (3, 4, 1, 1)]
 
 
-def randoms(shapes: list[tuple[int, ...]], seed: int = 0) -> list[Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=rng) for shape in shapes]
-
-
 # --- losses ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LIST_LOSSES)
 def test_an_exact_match_has_no_loss_and_a_finite_gradient(name: str) -> None:
-    original = randoms(WEIGHT_SHAPES)
+    original = random_weights(WEIGHT_SHAPES)
     leaves = [t.clone().requires_grad_() for t in original]
     value = LIST_LOSSES[name](original, leaves)
     value.backward()
@@ -55,8 +51,8 @@ def test_an_exact_match_has_no_loss_and_a_finite_gradient(name: str) -> None:
 
 @pytest.mark.parametrize("name", LIST_LOSSES)
 def test_a_difference_is_a_loss_and_descending_lowers_it(name: str) -> None:
-    original = randoms(WEIGHT_SHAPES)
-    leaves = [t.clone().requires_grad_() for t in randoms(WEIGHT_SHAPES, seed=1)]
+    original = random_weights(WEIGHT_SHAPES)
+    leaves = [t.clone().requires_grad_() for t in random_weights(WEIGHT_SHAPES, seed=1)]
     value = LIST_LOSSES[name](original, leaves)
     value.backward()
     norm = torch.stack([leaf.grad.norm() for leaf in leaves]).norm()
@@ -66,14 +62,16 @@ def test_a_difference_is_a_loss_and_descending_lowers_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(FEATURE_MAP_LOSSES))
 def test_feature_maps_are_compared_up_to_their_scale(name: str) -> None:
-    maps = [100 * m for m in randoms([(4, 3, 5, 5), (4, 6)])]
+    maps = [100 * m for m in random_weights([(4, 3, 5, 5), (4, 6)])]
     loss = FEATURE_MAP_LOSSES[name]
-    assert float(loss(maps, [3 * m for m in maps])) < 1e-4 * float(loss(maps, randoms([(4, 3, 5, 5), (4, 6)], 1)))
+    assert float(loss(maps, [3 * m for m in maps])) < 1e-4 * float(
+        loss(maps, random_weights([(4, 3, 5, 5), (4, 6)], 1))
+    )
 
 
 @given(st.integers(0, 1000), st.integers(1, 6), st.integers(2, 12), st.sampled_from([0.1, 1.0, 30.0, 1e4]))
 def test_divergences_are_not_negative(seed: int, count: int, classes: int, scale: float) -> None:
-    p, q = (scale * t for t in randoms([(count, classes), (count, classes)], seed))
+    p, q = (scale * t for t in random_weights([(count, classes), (count, classes)], seed))
     slack = 1e-5
     stable = classes * 1e-4  # log(q + 1e-4) in place of log q lowers the minimum
     bounds = {
@@ -92,7 +90,7 @@ def test_divergences_are_not_negative(seed: int, count: int, classes: int, scale
 
 
 def test_squared_errors_of_logits_are_the_divergence_at_high_temperature() -> None:
-    p, q = (5 * t.double() for t in randoms([(3, 5), (3, 5)]))
+    p, q = (5 * t.double() for t in random_weights([(3, 5), (3, 5)]))
     temperature = 1e4
     limit = temperature**2 * DISTILLATION_LOSSES["KLDivLoss"](p / temperature, q / temperature)
     assert float(DISTILLATION_LOSSES["LogitsL2Loss"](p, q)) == pytest.approx(float(limit), rel=1e-2)
@@ -100,7 +98,7 @@ def test_squared_errors_of_logits_are_the_divergence_at_high_temperature() -> No
 
 @pytest.mark.parametrize("name", sorted(TASK_LOSSES))
 def test_task_losses_are_single_numbers(name: str) -> None:
-    (logits,) = randoms([(6, 10)])
+    (logits,) = random_weights([(6, 10)])
     outputs = logits.log_softmax(1) if name == "NLLLoss" else logits
     labels = torch.arange(6)
     value = TASK_LOSSES[name](outputs, labels)
@@ -150,7 +148,7 @@ def original(small_cnn: Callable[..., nn.Module]) -> Original:
 
 
 def predicted(original: Original, seed: int = 1) -> list[Tensor]:
-    return [w.requires_grad_() for w in randoms([tuple(w.shape) for w in original.weights], seed)]
+    return [w.requires_grad_() for w in random_weights([tuple(w.shape) for w in original.weights], seed)]
 
 
 def config(reconstruction: float = 1, maps: float = 0, distillation: float = 0, task: float = 0) -> NernConfig:

@@ -27,17 +27,12 @@ from nern.ordering import (
 from nern.ordering.cost import METRICS
 from nern.ordering.store import FILE_NAME, cache_key, content_key
 from nern.originals.base import as_original
-from runs import small_resnet
+from runs import random_weights, small_resnet
 
 pytestmark = pytest.mark.usefixtures("rng_untouched", "cache_dir")
 
 MODES = ["crossfilter", "infilter", "infilter_path"]
 SHAPES = [(4, 3, 3, 3), (5, 2, 1, 1), (2, 3, 5, 5)]
-
-
-def random_weights(shapes: list[tuple[int, ...]] = SHAPES, seed: int = 0) -> list[Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=rng) for shape in shapes]
 
 
 # --- our files ---------------------------------------------------------------------------------------------------
@@ -51,7 +46,7 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("mode", MODES)
 def test_an_ordering_survives_its_file(mode: str, metric: str, tmp_path: Path) -> None:
-    ordering = solve_ordering(random_weights(), mode, metric=metric)
+    ordering = solve_ordering(random_weights(SHAPES), mode, metric=metric)
     save_ordering(tmp_path / FILE_NAME, ordering)
     for path in (tmp_path / FILE_NAME, tmp_path):
         again = load_ordering(path, mode, SHAPES, metric)
@@ -63,7 +58,7 @@ def test_an_ordering_survives_its_file(mode: str, metric: str, tmp_path: Path) -
 
 
 def test_files_without_a_metric_are_of_cosine_and_those_without_a_cost_have_none(tmp_path: Path) -> None:
-    save_ordering(tmp_path / FILE_NAME, solve_ordering(random_weights(), "crossfilter"))
+    save_ordering(tmp_path / FILE_NAME, solve_ordering(random_weights(SHAPES), "crossfilter"))
     tensors = load_file(tmp_path / FILE_NAME)
     for metadata, cost in (({"path_cost": "[2.0, 1.0]"}, PathCost(2.0, 1.0, "cosine")), ({}, None)):
         save_file(tensors, tmp_path / FILE_NAME, {"mode": "crossfilter"} | metadata)
@@ -86,7 +81,7 @@ def test_the_smallest_integers_that_hold_an_ordering_are_stored(
 
 @pytest.mark.parametrize(("written", "asked"), [("crossfilter", "infilter"), ("infilter", "crossfilter")])
 def test_an_ordering_of_another_mode_is_refused(written: str, asked: str, tmp_path: Path) -> None:
-    save_ordering(tmp_path / FILE_NAME, solve_ordering(random_weights(), written))
+    save_ordering(tmp_path / FILE_NAME, solve_ordering(random_weights(SHAPES), written))
     with pytest.raises(NernError, match=rf"is of mode '{written}'.*permute_mode is '{asked}'"):
         load_ordering(tmp_path, asked, SHAPES)
 
@@ -96,7 +91,7 @@ def test_an_ordering_of_another_mode_is_refused(written: str, asked: str, tmp_pa
     "shapes", [[(4, 2, 3, 3), *SHAPES[1:]], SHAPES[:2], [*SHAPES, (2, 2, 3, 3)], [SHAPES[1], SHAPES[0], SHAPES[2]]]
 )
 def test_an_ordering_of_another_network_is_refused(mode: str, shapes: list[tuple[int, ...]], tmp_path: Path) -> None:
-    save_ordering(tmp_path / FILE_NAME, solve_ordering(random_weights(), mode))
+    save_ordering(tmp_path / FILE_NAME, solve_ordering(random_weights(SHAPES), mode))
     with pytest.raises(NernError, match=r"ordering.* (does not fit|lacks|has a tensor)"):
         load_ordering(tmp_path, mode, shapes)
 
@@ -104,7 +99,7 @@ def test_an_ordering_of_another_network_is_refused(mode: str, shapes: list[tuple
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "a folder without orderings", "missing"])
 def test_a_damaged_file_is_refused(damage: str, tmp_path: Path) -> None:
     path = tmp_path / FILE_NAME
-    save_ordering(path, solve_ordering(random_weights(), "crossfilter"))
+    save_ordering(path, solve_ordering(random_weights(SHAPES), "crossfilter"))
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-10])
     elif damage in ("empty", "text"):
@@ -147,7 +142,7 @@ IN_FORMS = {
 
 @pytest.mark.parametrize("form", CROSS_FORMS)
 def test_published_cross_filter_folders_are_read(form: str, tmp_path: Path) -> None:
-    ordering = solve_ordering(random_weights(), "crossfilter")
+    ordering = solve_ordering(random_weights(SHAPES), "crossfilter")
     write_published(tmp_path, [CROSS_FORMS[form](layer["order"]) for layer in ordering.layers])
     for metric in METRICS:  # which they do not tell
         assert same(load_ordering(tmp_path, "crossfilter", SHAPES, metric), ordering)
@@ -170,7 +165,7 @@ def test_published_files_of_something_else_are_refused(mode: str, content: Any, 
 
 
 def test_a_published_folder_with_a_damaged_or_missing_layer_is_refused(tmp_path: Path) -> None:
-    write_published(tmp_path, list(solve_ordering(random_weights(), "crossfilter").tensors().values()))
+    write_published(tmp_path, list(solve_ordering(random_weights(SHAPES), "crossfilter").tensors().values()))
     (tmp_path / "layer_2.pt").write_bytes((tmp_path / "layer_2.pt").read_bytes()[:100])
     with pytest.raises(NernError, match=r"layer_2.pt cannot be read"):
         load_ordering(tmp_path, "crossfilter", SHAPES)
@@ -195,7 +190,7 @@ def test_published_files_with_code_are_refused_and_not_executed(
 
 
 def test_the_second_time_an_ordering_comes_from_the_cache(cache_dir: Path) -> None:
-    weights, found = random_weights(), {}
+    weights, found = random_weights(SHAPES), {}
     for said in ("solved now", "from the cache"):
         for mode in MODES:
             for metric in METRICS:
@@ -229,7 +224,7 @@ def test_what_changes_the_result_changes_the_cached_file(tmp_path: Path) -> None
 
 
 def test_the_key_depends_on_mode_shapes_and_every_weight() -> None:
-    weights = random_weights()
+    weights = random_weights(SHAPES)
     changed = [w.clone() for w in weights]
     changed[2][1, 2, 4, 4] += 1e-6
     keys = {
@@ -246,7 +241,7 @@ def test_the_key_depends_on_mode_shapes_and_every_weight() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_ordering_is_written_to_the_path_and_read_from_there(mode: str, tmp_path: Path) -> None:
-    weights, folder = random_weights(), tmp_path / "deep" / "orders"
+    weights, folder = random_weights(SHAPES), tmp_path / "deep" / "orders"
     first, source = get_ordering(weights, mode, folder)
     assert f"written to {folder}" in source
     assert [p.name for p in folder.iterdir()] == [FILE_NAME]
@@ -256,7 +251,7 @@ def test_an_ordering_is_written_to_the_path_and_read_from_there(mode: str, tmp_p
 
 
 def test_what_the_path_holds_goes_before_the_cache(tmp_path: Path) -> None:
-    weights = random_weights()
+    weights = random_weights(SHAPES)
     get_ordering(weights, "crossfilter")
     chosen = CrossFilterOrdering([{"order": torch.arange(f * c).flip(0)} for f, c, _, _ in SHAPES])
     write_published(tmp_path, list(chosen.tensors().values()))

@@ -19,6 +19,7 @@ from nern.ordering import solve_ordering
 from nern.registry import ENCODINGS, NORM_LAYERS, PREDICTORS, SAMPLING_MODES
 from nern.representation import KernelTable, build_nern, build_predictor, parameters_of, sample_kernels
 from nern.representation.coordinates import TableCoordinates
+from runs import random_weights
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -28,11 +29,6 @@ CPU = torch.device("cpu")
 shapes_of_networks = st.lists(
     st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4
 ).map(tuple)
-
-
-def random_weights(shapes: tuple[tuple[int, ...], ...], seed: int = 0) -> list[Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=rng) for shape in shapes]
 
 
 # --- kernel table ------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from nern.objectives.smoothness import mean_neighbour_cosine
 from nern.originals import CifarResNet, build_network
 from nern.tasks.base import DataSettings, build_task
 from nern.training import Interrupted, OriginalTrainer, RunFolder
-from runs import assert_same_result, quiet, same
+from runs import assert_same_result, quiet, same, stop_after
 
 CPU = torch.device("cpu")
 WIDTHS = [4, 6, 8]
@@ -81,23 +81,10 @@ def assert_same_network(a: RunFolder, b: RunFolder) -> None:
     assert same(weights(a), weights(b))
 
 
-def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Presses Ctrl-C when `step` steps are done."""
-    do_step = OriginalTrainer.do_step
-
-    def stopping(self: OriginalTrainer) -> Any:
-        done = do_step(self)
-        if self.step == step:
-            signal.raise_signal(signal.SIGINT)
-        return done
-
-    patch.setattr(OriginalTrainer, "do_step", stopping)
-
-
 def interrupted(config: OriginalConfig, step: int) -> RunFolder:
     """The folder of a run that was stopped after `step` steps."""
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, step)
+        stop_after(patch, step, loop=OriginalTrainer)
         with pytest.raises(Interrupted, match=f"stopped at step {step} of .*; saved.*nern train-original --resume "):
             nern.train_original(config, quiet())
     return RunFolder(sorted(Path(config.logging.log_dir).iterdir(), key=lambda p: p.stat().st_mtime)[-1])
@@ -279,7 +266,7 @@ def test_resumed_run_equals_an_uninterrupted_one(configure: Configure, case: str
     folder = interrupted(config, first)
     for step in later:
         with pytest.MonkeyPatch.context() as patch:
-            stop_after(patch, step)
+            stop_after(patch, step, loop=OriginalTrainer)
             with pytest.raises(Interrupted, match=f"stopped at step {step} of 8"):
                 resume(folder)
     assert folder.load_state()["step"] == [first, *later][-1]
@@ -491,7 +478,7 @@ def test_command_line_wins_over_the_file(in_folder: Path, capsys: pytest.Capture
 def test_command_resumes_and_takes_no_other_settings(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (in_folder / "mine.yaml").write_text(FILE)
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 3)
+        stop_after(patch, 3, loop=OriginalTrainer)
         assert main(["train-original", "--config_path", "mine.yaml"]) == 128 + signal.SIGINT
     assert "nern train-original --resume outputs/mine" in capsys.readouterr().err
     assert main(["train-original", "--resume", "outputs/mine", "--batch_size", "9"]) == 2
