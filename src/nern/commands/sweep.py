@@ -44,7 +44,7 @@ def _sweep_parser() -> ArgumentParser:
         help="number of runs at a time; null: one on each GPU, or one on the CPU",
     )
     parser.add_argument(
-        "--shard", type=str | None, default=None, metavar="I/N", help="train every Nth run only, from the Ith on"
+        "--shard", type=str | None, default=None, metavar="I/N", help="train only every Nth run, beginning with run I"
     )
     json_option(parser)
     key_options(parser, Config)

@@ -84,7 +84,7 @@ def _train_parser() -> ArgumentParser:
         "--dry_run",
         type=bool,
         default=False,
-        help="say what would be trained, and how long it takes here; write nothing",
+        help="print what would be trained and how long it takes on this machine; write nothing",
     )
     return parser
 

@@ -324,8 +324,8 @@ class Config(Settings):
     """Modules (my_package.networks) or files (networks.py) of yours that are imported first. They register networks, tasks
     and components that other keys name."""
     from_run: str | None = None
-    """Run folder whose best checkpoint the run starts from: its predictor, its ordering, and what was trained beside it. It
-    takes the place of nern.init and nern.checkpoint_path. null: none."""
+    """Run folder to start from: the predictor of its best checkpoint, its ordering, and what was trained beside the
+    predictor. It replaces nern.init and nern.checkpoint_path. null: none."""
     original_model_path: str | None = None
     """Weights of the original network. A file: a state dict or a training checkpoint of PyTorch, a safetensors file, or the
     .index.json of a file in parts; 'FILE#KEY' names one of several state dicts in it; a .json file of the same name may
