@@ -90,7 +90,11 @@ def test_a_retired_key_is_no_option(key: str, capsys: pytest.CaptureFixture[str]
     ("values", "name", "choices"),
     [
         ({"nern.embeddings.permutations.permute_mode": "channels"}, "channels", "crossfilter, infilter"),
-        ({"task.use_random_data": True, "task.random_data": "spectrum"}, "spectrum", "inversion, leaves, scenes, uniform"),
+        (
+            {"task.use_random_data": True, "task.random_data": "spectrum"},
+            "spectrum",
+            "inversion, leaves, scenes, uniform",
+        ),
         ({"networks": [{"task": {"use_random_data": True, "random_data": "spectrum"}}]}, "spectrum", "leaves"),
     ],
 )
