@@ -83,6 +83,15 @@ def cifar10(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def cifar100(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the shared copy of CIFAR-100 in its usual layout."""
+    folder = tmp_path_factory.mktemp("data")
+    unpack = shared / "data" / "unpack_cifar100.py"
+    subprocess.run([sys.executable, str(unpack), str(folder)], check=True, capture_output=True)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a very small ResNet for digits."""

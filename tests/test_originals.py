@@ -246,7 +246,8 @@ def test_unknown_names_list_the_choices() -> None:
 def test_networks_that_ship_are_loaded(name: str, rng: torch.Generator) -> None:
     architecture, shape = ("ResNet8", (1, 8, 8)) if "digits" in name else ("ResNet20", (3, 32, 32))
     network = build_original_network(architecture, f"pretrained:{name}")
-    assert Original(network)(torch.randn(2, *shape, generator=rng)).shape == (2, 10)
+    classes = 100 if "cifar100" in name else 10
+    assert Original(network)(torch.randn(2, *shape, generator=rng)).shape == (2, classes)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("resnet20-cifar10", 91.42), ("resnet20-cifar10-smooth", 91.63)])

@@ -26,11 +26,11 @@ def card(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", shipped_nerns())
-def test_what_ships_is_as_its_card_says(name: str, cifar10: Path) -> None:
+def test_what_ships_is_as_its_card_says(name: str, request: pytest.FixtureRequest) -> None:
     artifact = nern.load(name)
     described = artifact.description.networks[0]
     task = described.about["task"]
-    options = {} if task == "digits" else {"data_dir": str(cifar10)}
+    options = {} if task == "digits" else {"data_dir": str(request.getfixturevalue(task))}
     found = verify(name, TaskConfig(task_name=task, **options), console=QUIET)
     told = re.search(r"accuracy: ([\d.]+) % of the ([\d,]+) ", card(name))
     assert told is not None
