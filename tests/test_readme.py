@@ -169,6 +169,25 @@ def test_components_of_the_docs_train_and_are_kept(
         registry.LOSS_TERMS.unregister("agreement")
 
 
+def test_encoding_and_ordering_of_the_docs_train_and_are_kept(
+    tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("parts.py").write_text(blocks("python", EXTEND)[2])
+    Path("config.yaml").write_text(blocks("yaml", EXTEND)[2])
+    options = ["--original_model_path", str(original), "--loss_warmup_iterations", "0"]
+    try:
+        assert main(["train", "--config_path", "config.yaml", *SHORT, *options]) == 0
+        network = nern.load_run("outputs/NeRN_Train")
+        assert main(["pack", "outputs/NeRN_Train", "-o", "run.nern", "--lossless", "true"]) == 0
+        again = nern.load("run.nern").network().state_dict()
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(again[name], value)
+    finally:
+        registry.ENCODINGS.unregister("order_linear")
+        registry.ORDERINGS.unregister("by_norm")
+
+
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory, no_pictures: None) -> Path:
     """A folder with what `nern quickstart` leaves, of few steps."""
