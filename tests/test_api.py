@@ -276,7 +276,7 @@ OWN = {"task.task_name": "loaders", "task.original_model_name": "Published", "or
 
 
 @pytest.fixture
-def mine(tmp_path: Path, config: Callable[..., Config]) -> Iterator[Path]:
+def mine(tmp_path: Path, config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A file that registers a network and a task, and weights of that network."""
     path = tmp_path / "mine.py"
     path.write_text(MINE)
@@ -286,7 +286,8 @@ def mine(tmp_path: Path, config: Callable[..., Config]) -> Iterator[Path]:
         torch.manual_seed(7)
         torch.save({"published": names["Published"](num_classes=3).state_dict()}, tmp_path / "mine.weights")
     forget()
-    sys.modules.pop("mine", None)  # of another test
+    sys.modules.pop("mine", None)  # of another test, as the folders of others are that hold such a file
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if not Path(folder, "mine.py").is_file()])
     modules = set(sys.modules)
     yield path
     forget()

@@ -360,7 +360,7 @@ def test_commands_that_fail(run: RunFolder, packed: Pack, tmp_path: Path, capsys
         (["unpack", str(damaged), "-o", str(tmp_path / "w.safetensors")], "is truncated"),
         (["unpack", str(file), "--network", "1", "-o", str(tmp_path / "w.safetensors")], "must be below 1"),
         (["info", str(file), "--limit", "10"], "more than 10"),
-        (["verify", str(file), "--task.data_dir", "x"], "--task.task_name says"),
+        (["verify", str(file), "--task.data_dir", "x"], "options of a task need --task.task_name"),
         (["pack", str(run.root), "-o", str(tmp_path / "x.nern"), "--bits", "99"], "at most 24"),
         (["pack", str(run.root), "-o", str(tmp_path / "x.nern"), "--bits", "8", "--bytes", "9"], "give one of them"),
     ):
