@@ -1,6 +1,7 @@
-"""A page of results (Markdown) and its picture, from tables of `nern sweep`, beside published results (published.csv).
+r"""A page of results (Markdown) and its picture, from tables of `nern sweep`, beside published results (published.csv).
 
-    cd docs && python ../benchmarks/results.py results-resnet20.csv results-resnet56.csv results-resnet20-cifar100.csv --page results.md
+    cd docs && python ../benchmarks/results.py results-resnet20.csv results-resnet56.csv results-resnet20-cifar100.csv \
+        --page results.md
 
 The page depends on nothing but the tables.
 """

@@ -132,8 +132,8 @@ def test_ten_lines_fit_a_network(
 
 def test_own_network_and_task_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _ = blocks("python", EXTEND)
-    config, _ = blocks("yaml", EXTEND)
+    code, *_ = blocks("python", EXTEND)
+    config, *_ = blocks("yaml", EXTEND)
     Path("mine.py").write_text(code)
     Path("config.yaml").write_text(config)
     names: dict[str, object] = {}
