@@ -65,7 +65,7 @@ def test_a_degenerate_layer_leaves_the_others_alone(
     errors = found.layer_errors()
     assert all(math.isfinite(error.rmse) for error in errors)
     for error, without in zip(errors[:3], ordinary[exact], strict=True):
-        assert error.relative < without + 0.05, (error.name, error.relative, without)
+        assert error.relative < without + 0.1, (error.name, error.relative, without)
     nern.save(found, tmp_path / "net.nern")
     read = nern.load(tmp_path / "net.nern").network(stack(middle))
     for rebuilt in (found.network(), read):
