@@ -74,22 +74,23 @@ def shared() -> Path:
     return SHARED
 
 
+def unpacked(name: str, shared: Path, folder: Path) -> Path:
+    """The folder, with a shared dataset in it."""
+    unpack = shared / "data" / f"unpack_{name}.py"
+    subprocess.run([sys.executable, str(unpack), str(folder)], check=True, capture_output=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def cifar10(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds the shared copy of CIFAR-10 in its usual layout."""
-    folder = tmp_path_factory.mktemp("data")
-    unpack = shared / "data" / "unpack_cifar10.py"
-    subprocess.run([sys.executable, str(unpack), str(folder)], check=True, capture_output=True)
-    return folder
+    return unpacked("cifar10", shared, tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")
 def cifar100(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds the shared copy of CIFAR-100 in its usual layout."""
-    folder = tmp_path_factory.mktemp("data")
-    unpack = shared / "data" / "unpack_cifar100.py"
-    subprocess.run([sys.executable, str(unpack), str(folder)], check=True, capture_output=True)
-    return folder
+    return unpacked("cifar100", shared, tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

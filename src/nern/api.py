@@ -23,6 +23,7 @@ from nern.evaluation import Evaluator, LayerError, layer_errors
 from nern.experiment import Experiment, kernel_table, represent
 from nern.inputs import Calling
 from nern.jobs.own_folder import train_in_folder
+from nern.jobs.session import display_of
 from nern.objectives.objective import Losses
 from nern.ordering.order import Ordering
 from nern.originals.base import Original, as_original
@@ -33,7 +34,7 @@ from nern.representation.nern import NeRN, build_heads, predictor_arguments, sha
 from nern.representation.predictor import parameters_of
 from nern.tasks.base import Task
 from nern.tasks.own import Forward, OwnData, as_batches
-from nern.terminal import ProgressDisplay, share_text
+from nern.terminal import share_text
 from nern.training.interrupt import Interrupted
 from nern.training.members import Member, trained_beside
 from nern.training.trainer import Trainer
@@ -269,7 +270,6 @@ def fit(
         beside = trained_beside([original], config.learn_fc_layer, config.learn_norms) if data is not None else {}
         return Experiment(config, device, [member], ordering, source, nern, beside)
 
-    stopped_by = None
     if run_folder is None:
         experiment = built(config)
         trainer = experiment.trainer()
@@ -359,9 +359,7 @@ def _train(
     trainer: Trainer, console: Console, progress: bool, on_step: Callable[[int, dict[str, float]], None] | None
 ) -> int | None:
     """Train to the end; the signal that stopped it, if one did."""
-    display = ProgressDisplay(console, trainer.total_steps, trainer.without_images, live=progress)
-    display.phase_name = lambda: trainer.phase_name
-    trainer.on_step, trainer.on_evaluation = display.on_step, display.on_evaluation
+    display = display_of(trainer, console, trainer.without_images, progress)
     _hear(trainer, on_step)
     trainer.rehearse()
     try:

@@ -59,9 +59,9 @@ class Inputs:
 
     def __getitem__(self, part: slice) -> Inputs:
         """Some of the samples. All of them, where the first axis of some tensor does not count samples."""
-        if len(range(*part.indices(self.samples))) == self.samples or not self.divisible:
-            return self
         samples = len(range(*part.indices(self.samples)))
+        if samples == self.samples or not self.divisible:
+            return self
         return Inputs(with_tensors(self.batch, lambda tensor: tensor[part]), self.calling, samples)
 
     @property
@@ -98,23 +98,22 @@ def call(network: nn.Module, images: Images) -> Tensor:
     return outputs
 
 
-def call_with(network: nn.Module, tensors: Mapping[str, Tensor], images: Images) -> Tensor:
-    """The same with some of the network's parameters and buffers replaced, by name; the network is not changed."""
-    outputs: Tensor = functional_call(
-        _Caller(network), {f"network.{name}": t for name, t in tensors.items()}, (images,)
-    )
-    return outputs
+def call_with(
+    network: nn.Module, tensors: Mapping[str, Tensor], images: Images, run: Callable[[nn.Module, Images], Any] = call
+) -> Any:
+    """What `run` gives with some of the network's parameters and buffers replaced, by name; the network is not changed."""
+    return functional_call(_Caller(network, run), {f"network.{name}": t for name, t in tensors.items()}, (images,))
 
 
 class _Caller(nn.Module):
-    """What `functional_call` runs."""
+    """What `functional_call` runs: the network, by a function of it and the images."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, run: Callable[[nn.Module, Images], Any]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.run = network, run
 
-    def forward(self, images: Images) -> Tensor:
-        return call(self.network, images)
+    def forward(self, images: Images) -> Any:
+        return self.run(self.network, images)
 
 
 def gives_scores(images: Images) -> bool:

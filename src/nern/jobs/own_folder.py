@@ -57,7 +57,7 @@ def train_in_folder(
     with folder.locked():
         state, digest = None, {"original": original.digest()}
         if folder.state.is_file():
-            state = _state(config, folder)
+            state, saved = _saved(config, folder)
             if load_safetensors(folder.kept, "kept parameters of the run")[1].get("original") != digest["original"]:
                 raise NernError(f"the network in {root} had other weights than this one; name another run_folder")
             take_ordering(config, folder)
@@ -68,8 +68,7 @@ def train_in_folder(
             save_safetensors(folder.kept, kept_tensors(experiment), digest)
         trainer = experiment.trainer()
         if state is not None:
-            before = Config.load(folder.config)
-            check_extension(phases_of(before, trainer.steps_per_epoch), trainer.phases, state.get("step", 0))
+            check_extension(phases_of(saved, trainer.steps_per_epoch), trainer.phases, state.get("step", 0))
             continue_from(trainer, state, folder)
         with resumable(folder, GO_ON):
             trainer.rehearse()
@@ -81,8 +80,8 @@ def train_in_folder(
     return experiment, trainer, None
 
 
-def _state(config: Config, folder: RunFolder) -> dict[str, Any]:
-    """The saved state of the run in a folder. Raises NernError if it has other settings."""
+def _saved(config: Config, folder: RunFolder) -> tuple[dict[str, Any], Config]:
+    """The saved state of the run in a folder, and the config in it. Raises NernError if it has other settings."""
     saved, state, before = saved_run(folder, Config)
     keys = [key for key in changed_keys(saved.to_dict(), config.with_absolute_paths().to_dict()) if key not in PLACE]
     changed = [
@@ -92,4 +91,4 @@ def _state(config: Config, folder: RunFolder) -> dict[str, Any]:
         raise NernError(
             f"{folder.root} holds a run with other settings ({', '.join(changed)}); name another run_folder"
         )
-    return state
+    return state, saved

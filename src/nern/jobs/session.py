@@ -120,6 +120,14 @@ def going_on(command: str, folder: RunFolder) -> str:
     return f"{command} --resume {folder.root}" if command.startswith("nern ") else f"{command} ({folder.root})"
 
 
+def display_of(loop: Loop, console: Console, warmup: int, live: bool) -> ProgressDisplay:
+    """The display of a loop, which calls it at each step and evaluation. Arguments: see `run_loop`."""
+    display = ProgressDisplay(console, loop.total_steps, warmup, loop.step, live)
+    display.phase_name = lambda: loop.phase_name
+    loop.on_step, loop.on_evaluation = display.on_step, display.on_evaluation
+    return display
+
+
 def run_loop(
     loop: L,
     config: Run,
@@ -143,9 +151,7 @@ def run_loop(
         return
     loop.folder = folder
     loop.tracker = build_tracker(config, folder.root, first_step=loop.step)
-    display = ProgressDisplay(console, loop.total_steps, warmup, loop.step, config.logging.progress)
-    display.phase_name = lambda: loop.phase_name
-    loop.on_step, loop.on_evaluation = display.on_step, display.on_evaluation
+    display = display_of(loop, console, warmup, config.logging.progress)
     if hear is not None:
         hear(loop)
     try:

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from nern.errors import NernError, NernWarning
 from nern.files import tensors_of
-from nern.inputs import Images, call
+from nern.inputs import Images, call, call_with
 from nern.originals.checked import check_network, copy_of
 from nern.originals.folding import channels_last, fastest_way
 from nern.originals.input_format import InputFormat, input_format
@@ -241,10 +240,10 @@ class Original:
         Gradients flow to `weights` and `extra`. Without `with_maps` the list of maps is empty.
         """
         network, images = self._ready(batch)
-        caller = _Call(network, self._with_maps if with_maps else lambda network, images: (call(network, images), []))
         own, replaced = self.network.get_parameter, self.replaced(weights, extra)
-        replaced = {f"network.{name}": value.to(own(name).dtype) for name, value in replaced.items()}
-        output: tuple[Tensor, FeatureMaps] = functional_call(caller, replaced, (images,))
+        replaced = {name: value.to(own(name).dtype) for name, value in replaced.items()}
+        run = self._with_maps if with_maps else lambda network, images: (call(network, images), [])
+        output: tuple[Tensor, FeatureMaps] = call_with(network, replaced, images, run)
         return output
 
     def replaced(self, weights: Sequence[Tensor], extra: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -274,17 +273,6 @@ def _chosen_taps(network: nn.Module, feature_maps: Sequence[str] | None) -> Taps
         return Taps(default_taps(network))
     plain = type(network).get_feature_maps is OriginalNetwork.get_feature_maps
     return Taps(network.feature_map_modules()) if plain else None
-
-
-class _Call(nn.Module):
-    """What `functional_call` runs: the network, by a function of it and the images."""
-
-    def __init__(self, network: nn.Module, run: Callable[[nn.Module, Images], tuple[Tensor, FeatureMaps]]) -> None:
-        super().__init__()
-        self.network, self.run = network, run
-
-    def forward(self, images: Images) -> tuple[Tensor, FeatureMaps]:
-        return self.run(self.network, images)
 
 
 def as_original(

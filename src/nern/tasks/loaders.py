@@ -128,8 +128,7 @@ class _Loader:
             if batch is None:
                 yield None, unreadable
                 continue
-            images, labels = self.as_batch(batch)
-            yield on_device((images, labels), self.device), unreadable
+            yield on_device(self.as_batch(batch), self.device), unreadable
 
     def nothing_readable(self, count: int) -> NernError:
         """The error where none of `count` images could be read."""
