@@ -678,6 +678,20 @@ def test_imagenet_is_streamed(imagenet: Path) -> None:
     assert load_imagenet(imagenet, train=False, input_size=None).input_shape == (3, 224, 224)
 
 
+@pytest.mark.parametrize("train", [(), ("n00000007",), ("n00000007", "n00000009")])
+def test_a_training_folder_that_has_not_all_classes_does_not_matter_to_an_evaluation(
+    train: tuple[str, ...], imagenet: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "val").symlink_to(imagenet / "val")
+    (tmp_path / "train").mkdir()
+    for name in train:
+        write_image(tmp_path / "train" / name / "x.png")
+    task = load_imagenet(tmp_path, train=False, test_images=12)
+    assert whole(task.test)[1].tolist() == list(range(12))
+    with pytest.raises(NernError, match=r"train"):  # training needs images of each class
+        load_imagenet(tmp_path)
+
+
 def test_imagenet_is_trained_by_its_recipe(imagenet: Path, tmp_path: Path) -> None:
     (tmp_path / "train").symlink_to(imagenet / "val")
     task = load_imagenet(tmp_path, test_images=0, held_out=10)

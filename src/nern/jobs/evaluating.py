@@ -10,7 +10,7 @@ from rich.console import Console
 
 from nern.config import Config
 from nern.console import PLAIN, CleanConsole
-from nern.devices import select_device
+from nern.devices import keep_memory, select_device
 from nern.errors import NernError, plain_errors
 from nern.evaluation import Evaluator
 from nern.experiment import build_checked_original, build_experiment, data_settings, member_names
@@ -45,6 +45,7 @@ def evaluate(
     check_writable(json_path, "--json")
     if config.evaluation.test_images == 0:
         raise NernError("there is nothing to evaluate on: evaluation.test_images is 0")
+    keep_memory()
     metrics = _evaluate_originals(config) if original else _evaluate_nern(config, run)
     if json_path is not None:
         write_json(json_path, metrics)

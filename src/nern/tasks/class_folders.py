@@ -64,20 +64,27 @@ class SplitFolders:
         raise NernError(f"{self.key} {str(self.root)!r} has no folder {wanted}; it holds: {_content(self.root)}")
 
     def classes(self) -> list[str]:
-        """Names of the classes: those of the training folder, sorted as text; the number of a class is its place.
+        """Names of the classes: those of the training folder, sorted as text; the number of a class is its place. Where it
+        has none or only some of the test folder's, as for an evaluation alone, the test folder names them.
 
         Raises:
-            NernError: no split is there, one has no class folders, or a class is in the test split only.
+            NernError: no split is there, none has class folders, or each has a class that the other lacks.
         """
-        splits = [class_folders(self.folder(split)) for split in ("train", "test") if self.there(split)]
-        names = splits[0] if splits else class_folders(self.folder("test"))
-        unknown = sorted(splits[-1].keys() - names.keys()) if splits else []
-        if unknown:
+        train, test = (self._class_names(split) for split in ("train", "test"))
+        names = test if train <= test else train
+        if not names:
+            class_folders(self.folder("test"))  # says what is there instead
+        if unknown := sorted(test - names):
             raise NernError(
                 f"{self.key} {str(self.root)!r}: {self.folder('test').name}/ has class folders that train/ lacks: "
                 f"{_few(unknown)}. Rename or remove them; a class needs training images"
             )
-        return list(names)
+        return sorted(names)
+
+    def _class_names(self, split: str) -> set[str]:
+        """Those of a split's folder, if it is there and has any."""
+        folders = self.there(split)
+        return set(_found_classes(folders[0])) if folders else set()
 
     def images(self, splits: Iterable[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Of each of these splits, its image files, those in folders within a class's folder, too: (paths as bytes, class
@@ -156,15 +163,20 @@ def class_folders(folder: Path) -> dict[str, list[os.DirEntry[str]]]:
     Raises:
         NernError: there are none, or the folder cannot be read.
     """
-    found: dict[str, list[os.DirEntry[str]]] = {}
-    for entry in _entries(str(folder)):
-        if os.path.isdir(entry.path):  # of a link to itself the entry would raise an error
-            found.setdefault(unicodedata.normalize("NFC", entry.name), []).append(entry)
+    found = _found_classes(folder)
     if not found:
         raise NernError(
             f"{folder} has no class folders; it must hold a folder of images for each class and holds: {_content(folder)}"
         )
     return found
+
+
+def _found_classes(folder: Path) -> dict[str, list[os.DirEntry[str]]]:
+    found: dict[str, list[os.DirEntry[str]]] = {}
+    for entry in _entries(str(folder)):
+        if os.path.isdir(entry.path):  # of a link to itself the entry would raise an error
+            found.setdefault(unicodedata.normalize("NFC", entry.name), []).append(entry)
+    return dict(sorted(found.items()))
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
