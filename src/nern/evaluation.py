@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from nern.processes import ALONE, Processes
 from nern.tasks.streams import EvalSet
 
 TOP = 5
+PIXELS = 2**22  # of the images in one forward pass
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Evaluator:
 
     Args:
         original: the original network.
-        batch_size: images in one forward pass.
+        batch_size: images in one batch; large ones go through the network in several parts.
         processes: each evaluates a share of the batches; all call at the same time, and get the figures of all images.
         reconstructed: the network in which other weights are run; None: the original.
     """
@@ -100,10 +102,14 @@ class Evaluator:
         # agreement, divergence, top-1, top-5, loss; squares of errors and of outputs; images, labelled ones
         sums, scores = torch.zeros(9, dtype=torch.float64), True
         share = self.processes.share if self.processes.several else None
+
+        def rebuilt(part: Any) -> Tensor:
+            return self._reconstructed.run(weights or (), part, extra)[0]
+
         for number, (images, labels) in enumerate(data.batches(self.batch_size, share)):
             with computing_in("float32", images.device):
-                target = self.original(images) if known is None else known[number]
-                result = target if weights is None else self._reconstructed.run(weights, images, extra)[0]
+                target = _in_parts(self.original, images) if known is None else known[number]
+                result = target if weights is None else _in_parts(rebuilt, images)
             if repeats:
                 outputs.append(target)
             sums[7] += len(images)
@@ -135,13 +141,20 @@ class Evaluator:
         return Metrics(int(count), 100 * agreement, divergence, 100 * top1, 100 * top5, loss)
 
 
+def _in_parts(run: Callable[[Any], Tensor], images: Any) -> Tensor:
+    """Outputs for a batch; of large images for a part at a time, as their activations take gigabytes."""
+    if not isinstance(images, Tensor) or images.dim() != 4:
+        return run(images)
+    return torch.cat([run(part) for part in images.split(max(1, PIXELS // images[0, 0].numel()))])
+
+
 @torch.no_grad()
 def accuracy(network: nn.Module, data: EvalSet, batch_size: int) -> dict[str, float]:
     """Top-1 accuracy (percent), cross entropy (nats) and number of images of a network in eval mode on labelled `data`."""
     right, loss, count = 0, 0.0, 0
     for images, labels in data.batches(batch_size):
         assert labels is not None
-        outputs = network(images)
+        outputs = _in_parts(network, images)
         right += int((outputs.argmax(1) == labels).sum())
         loss += float(F.cross_entropy(outputs, labels, reduction="sum"))
         count += len(images)

@@ -274,7 +274,7 @@ class EvaluationConfig:
     test_images: FromZero | None = None
     """Number of test images. null: all. 0: none; the test set is not loaded (runs without data)."""
     batch_size: FromOne = 500
-    """Images in one evaluation batch."""
+    """Number of images in one evaluation batch; large ones go through the network a part at a time."""
 
 
 @dataclass(kw_only=True)
