@@ -132,10 +132,18 @@ def test_a_size_above_the_number_of_rows_takes_all(method: str, size: int) -> No
         assert sorted(listed(batches(method, size).rows(step))) == list(range(TABLE.rows))
 
 
+def test_filters_without_a_size_are_as_many_as_a_step_can_take() -> None:
+    norms = torch.ones(TABLE.rows)
+    small, large = (WeightBatches("random_filters", TABLE, norms, None, 0, 10**n) for n in (6, 11))
+    assert small.rows(3) is None
+    drawn = [large.rows(step) for step in range(5)]
+    assert all(rows is not None and 0 < len(rows) < TABLE.rows for rows in drawn)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_that_need_a_size_say_so(method: str) -> None:
     config = Config(nern=replace(NernConfig(), weights_batch_method=method, weights_batch_size=None))
-    if method in ("random_weighted_batch", "random_batch_without_replacement", "random_filters"):
+    if method in ("random_weighted_batch", "random_batch_without_replacement"):
         with pytest.raises(NernError, match=rf"weights_batch_method '{method}' needs nern.weights_batch_size"):
             config.check()
     else:

@@ -119,7 +119,8 @@ class NernConfig:
     weights_batch_method: Choice = "all"
     """Kernels that get gradient in a step: 'all', 'sequential_layer', 'random_layer', 'random_batch',
     'random_batch_without_replacement', 'random_weighted_batch' (80 % uniform, 20 % by kernel norm; all published
-    experiments), 'random_filters' (whole filters, the same share of each layer)."""
+    experiments), 'random_filters' (whole filters, the same share of each layer; without a size as many
+    kernels as the predictor gives with 1e11 multiply-adds)."""
     embeddings: EmbeddingsConfig = field(default_factory=EmbeddingsConfig)
     reconstruction_loss_weight: float = 1.0
     """Weight of the reconstruction loss."""

@@ -19,6 +19,7 @@ from nern.registry import WEIGHT_BATCHES, Choice
 from nern.representation.kernels import KernelTable
 
 MANY_TIMES = 16  # as many rows as are drawn, from which on they are drawn one by one
+MULTIPLY_ADDS = 10**11  # of the predictor in a step of random_filters for which no size is set
 WEIGHTED_SHARE = 0.2  # of the steps of random_weighted_batch draw by kernel norm
 
 Rows = Int[Tensor, " r"]
@@ -32,17 +33,25 @@ class WeightBatches:
         method: registered name.
         table: the rows.
         norms: of every row's original kernel.
-        size: rows in a batch; None: all.
+        size: rows in a batch; None: all, and of random_filters as many as a step can take (`MULTIPLY_ADDS`).
         seed: of the draws.
+        parameters: of the predictor, which are its multiply-adds for a row.
     """
 
     def __init__(
-        self, method: Choice, table: KernelTable, norms: Float[Tensor, " rows"], size: int | None, seed: int
+        self,
+        method: Choice,
+        table: KernelTable,
+        norms: Float[Tensor, " rows"],
+        size: int | None,
+        seed: int,
+        parameters: int = 1,
     ) -> None:
         self.method: Method = WEIGHT_BATCHES[method]
         self.table = table
         self.norms = norms.cpu()
         self.size = table.rows if size is None else min(size, table.rows)
+        self.affordable = max(1, MULTIPLY_ADDS // parameters) if size is None else self.size
         self.seed = seed
 
     def rows(self, step: int) -> Rows | None:
@@ -121,12 +130,14 @@ def random_batch_without_replacement(batches: WeightBatches, step: int) -> Rows 
     return permutation[index * batches.size : (index + 1) * batches.size]
 
 
-@WEIGHT_BATCHES.register("random_filters", needs_size=True, whole_filters=True)
+@WEIGHT_BATCHES.register("random_filters", needs_size=False, whole_filters=True)
 def random_filters(batches: WeightBatches, step: int) -> Rows | None:
     """All rows of filters: of each layer's filters the share that makes up `size` rows on average, drawn without repeats,
-    each step on its own; at least one filter of all."""
+    each step on its own; at least one filter of all. Where that is all rows, every row."""
     rng, table = batches.rng(step), batches.table
-    share = batches.size / table.rows
+    share = batches.affordable / table.rows
+    if share >= 1:
+        return None
     drawn = []
     for index, (filters, *_) in enumerate(table.shapes):
         wanted = share * filters + float(torch.rand((), generator=rng, dtype=torch.float64))  # its fraction by chance
