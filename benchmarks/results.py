@@ -2,6 +2,8 @@ r"""A page of results (Markdown) and its picture, from tables of `nern sweep`, b
 
     cd docs && python ../benchmarks/results.py results-resnet20.csv results-resnet56.csv results-resnet20-cifar100.csv \
         --page results.md
+    cd docs && python ../benchmarks/results.py history-resnet20.csv history-resnet56.csv --page history.md \
+        --title 'Results of other recipes'
 
 The page depends on nothing but the tables.
 """
@@ -31,6 +33,7 @@ SERIES = {  # of experiments/sweeps
     "drawn filters": "refinement on drawn filters at a lower rate; outputs compared by divergence; one view",
     "without refinement": "an earlier recipe: no refinement, no fitted norms; outputs compared by divergence; one view",
 }
+TITLE = "Results"
 ABOUT = 0.05  # predictors whose numbers of parameters differ by no more than this share are of one size
 OWN_HEADINGS = (
     "series", "ordering", "hidden size", "parameters", "ordering, bytes", "accuracy, %", "gap, points", "n",
@@ -127,13 +130,14 @@ def best_published(network: str, task: str, parameters: float) -> Published | No
     return max(near, key=lambda point: point.gap, default=None)
 
 
-def page_text(tables: Sequence[str | Path], page: str | Path, figure: str | None = None) -> str:
+def page_text(tables: Sequence[str | Path], page: str | Path, figure: str | None = None, title: str = TITLE) -> str:
     """The page.
 
     Args:
         tables: CSV files.
         page: the file that the page is for; links are relative to it.
         figure: name of the picture beside it; None: none is shown.
+        title: its first line.
 
     Raises:
         NernError: a table is missing or malformed.
@@ -142,8 +146,9 @@ def page_text(tables: Sequence[str | Path], page: str | Path, figure: str | None
     names = [Path(os.path.relpath(table, Path(page).parent)).as_posix() for table in tables]
     links = ", ".join(f"[{name}]({name})" for name in names)
     command = shlex.join(["python", "../benchmarks/results.py", *names, "--page", Path(page).name])
+    command += "" if title == TITLE else f" --title {shlex.quote(title)}"
     parts = [
-        "# Results",
+        f"# {title}",
         f"Made from {links} by `{command}` in this folder; do not edit.",
         "- **Accuracy**: top-1 on the test images, last checkpoint. The test images chose nothing.\n"
         "- **Gap**: accuracy minus that of the original network. Where n is above 1: mean ± sample standard deviation over "
@@ -266,12 +271,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="+", metavar="TABLE", help="results.csv of a sweep")
     parser.add_argument("--page", required=True, metavar="FILE", help="the page, such as results.md")
+    parser.add_argument("--title", default=TITLE, help="first line of the page (default: %(default)s)")
     given = parser.parse_args()
     check_writable(given.page, "--page")
     rows, figure = read_tables(given.tables), Path(given.page).with_suffix(".png")
     panels = {(row["network"], row["task"]) for row in rows}
     draw(figure, rows, {panel: [(p.label, p.parameters, p.gap) for p in published(*panel)] for panel in panels})
-    write_text(given.page, page_text(given.tables, given.page, figure.name))
+    write_text(given.page, page_text(given.tables, given.page, figure.name, given.title))
 
 
 if __name__ == "__main__":

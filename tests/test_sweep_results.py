@@ -191,9 +191,15 @@ def test_page_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "None" not in text
 
 
-def test_page_of_the_docs_is_what_the_tables_say() -> None:
-    tables = [DOCS / f"results-{name}.csv" for name in ("resnet20", "resnet56", "resnet20-cifar100")]
-    assert set(tables) == set(DOCS.glob("results*.csv"))
-    assert (DOCS / "results.md").read_text(encoding="utf-8") == PAGE["page_text"](
-        tables, DOCS / "results.md", "results.png"
-    )
+@pytest.mark.parametrize(
+    ("page", "names", "title"),
+    [
+        ("results", ("resnet20", "resnet56", "resnet20-cifar100"), "Results"),
+        ("history", ("resnet20", "resnet56"), "Results of other recipes"),
+    ],
+)
+def test_pages_of_the_docs_are_what_the_tables_say(page: str, names: tuple[str, ...], title: str) -> None:
+    tables = [DOCS / f"{page}-{name}.csv" for name in names]
+    assert set(tables) == set(DOCS.glob(f"{page}*.csv"))
+    expected = PAGE["page_text"](tables, DOCS / f"{page}.md", f"{page}.png", title)
+    assert (DOCS / f"{page}.md").read_text(encoding="utf-8") == expected

@@ -33,7 +33,12 @@ COLUMNS: dict[str, type] = {
 }
 NEEDED = ("name", "series", "seed", "network", "task", "order", "parameters")
 KINDS = {int: "a whole number", float: "a number", str: "a text"}
-ORDERS = {"crossfilter": "cross-filter", "infilter": "in-filter", "none": "no ordering"}
+ORDERS = {
+    "crossfilter": "cross-filter",
+    "infilter": "in-filter",
+    "infilter_path": "in-filter path",
+    "none": "no ordering",
+}
 DIGITS = {"share": 6, "relative_error": 6, "divergence_test": 6, "seconds": 1}
 
 
