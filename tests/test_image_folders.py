@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import socket
 import warnings
 from collections.abc import Callable, Sequence
@@ -771,6 +772,20 @@ def test_a_run_is_trained_and_evaluated_and_tells_what_it_skipped(
     evaluated = json.loads((tmp_path / "metrics.json").read_text())
     assert evaluated["reconstructed"] == metrics["best"]["test"]
     assert len(evaluated["skipped_images"]) == 2
+
+
+def test_a_run_needs_no_training_images_where_it_makes_them_up(
+    configure: Callable[..., Config], folder: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(folder / "train")
+    made_up = {"task.use_random_data": True, "task.random_data": "scenes"}
+    losses = {"nern.task_loss_weight": 0.0, "nern.distillation_loss_weight": 1.0}
+    metrics = nern.train(configure(**made_up, **losses), quiet())
+    assert main(["evaluate", "--run", metrics["run_folder"], "--json", str(tmp_path / "metrics.json")]) == 0
+    evaluated = json.loads((tmp_path / "metrics.json").read_text())
+    assert evaluated["original"]["images"] == 12
+    assert evaluated["reconstructed"] == metrics["best"]["test"]
+    assert {"top1", "top5", "agreement"} <= evaluated["reconstructed"].keys()
 
 
 @pytest.mark.filterwarnings("ignore::nern.errors.NernWarning")

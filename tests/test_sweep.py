@@ -493,7 +493,7 @@ def test_places_of_runs_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_sweep_of_ours_loads(path: Path) -> None:
-    assert len(load_sweep(path, "out")) > 1
+    assert load_sweep(path, "out")
 
 
 def test_docs_describe_every_key_and_column_and_their_example_loads(tmp_path: Path) -> None:
