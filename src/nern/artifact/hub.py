@@ -50,29 +50,18 @@ class HubArtifact(ModelHubMixin, Artifact):  # type: ignore[misc]
         """The card: what the file holds, how it is loaded, the accuracy if the file tells it, and the file's metadata.
         'license' and 'base_model' of these are in the front matter, too."""
         networks, metadata = self.description.networks, self.description.metadata
-        name = ", ".join(plain(network.name) for network in networks)
-        results = [
-            EvalResult(
-                "image-classification",
-                task,
-                task,
-                "accuracy",
-                round(test["top1"], 2),
-                metric_name=f"accuracy, % of {images}",
-            )
-            for network in networks
-            if accuracy_text(network)
-            for task, test in [(plain(network.about.get("task", "images")), network.about["test"])]
-            for images in [f"{test['images']:,} test images"]
-        ]
-        data = ModelCardData(
-            library_name="nern",
-            tags=["nern", "model-compression", "codes" if CODES in self.sections else "neural-representation"],
-            **{key: plain(metadata[key]) for key in FRONT if key in metadata},
-            **({"model_name": name, "eval_results": results, "metrics": ["accuracy"]} if results else {}),
-        )
+        name, results = ", ".join(plain(network.name) for network in networks), list[EvalResult]()
+        front: dict[str, Any] = {key: plain(metadata[key]) for key in FRONT if key in metadata}
+        for network in networks:
+            if accuracy_text(network):
+                task, test = plain(network.about.get("task", "images")), network.about["test"]
+                top1, of = round(test["top1"], 2), f"accuracy, % of {test['images']:,} test images"
+                results.append(EvalResult("image-classification", task, task, "accuracy", top1, metric_name=of))
+        if results:
+            front |= {"model_name": name, "eval_results": results, "metrics": ["accuracy"]}
+        tags = ["nern", "model-compression", "codes" if CODES in self.sections else "neural-representation"]
         numbers = sum(network.weights for network in networks) + sum(code.count for code in self.description.kept)
-        facts = {
+        facts: dict[str, Any] = {
             "name": name,
             "size": f"{self.size:,}",
             "numbers": f"{numbers:,}",
@@ -80,6 +69,7 @@ class HubArtifact(ModelHubMixin, Artifact):  # type: ignore[misc]
             "module": "" if networks[0].architecture else "module",
             "lines": about(self),
         }
+        data = ModelCardData(library_name="nern", tags=tags, **front)
         return ModelCard.from_template(data, template_str=CARD, **facts, **kwargs)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
