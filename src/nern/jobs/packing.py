@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -32,6 +33,7 @@ from nern.console import PLAIN, CleanConsole
 from nern.devices import return_memory
 from nern.errors import NernError, plain_errors
 from nern.files import check_free, check_writable
+from nern.inputs import Images, joined
 from nern.jobs.artifacts import images_of, tested
 from nern.jobs.coding import IMAGES, Coder, Wanted, calibration_images, coded_network, coded_original, coded_sections
 from nern.jobs.evaluating import config_of_run
@@ -49,7 +51,8 @@ from nern.representation.nern import NeRN
 from nern.representation.predictor import SCALES
 from nern.shipped import SHIPPED
 from nern.tasks.base import network_arguments
-from nern.tasks.streams import EvalSet, image_tensor
+from nern.tasks.own import Forward
+from nern.tasks.streams import EvalSet, first_images
 from nern.training.effects import KEPT, PREDICTOR, Effects, under
 from nern.training.members import Member, split_by_network
 from nern.training.run_folder import RunFolder, load_steps
@@ -133,7 +136,8 @@ def pack(
     options: PackOptions | None = None,
     console: Console | None = None,
     task: TaskConfig | None = None,
-    images: Tensor | None = None,
+    images: Any = None,
+    forward: Forward | None = None,
 ) -> Artifact:
     """Write into one file: the NeRN of a run, or a network, rounded without training.
 
@@ -143,7 +147,9 @@ def pack(
         options: how.
         console: where the table of bytes goes; None: standard output.
         task: of a network: whose training images it is calibrated on (`task_name` '': made-up ones).
-        images: of a network: the images themselves, as it takes them, (images, ...).
+        images: of a network: the images themselves, as it takes them: a tensor (images, ...); or a DataLoader, a Dataset, or
+            an iterable of batches as `nern.fit` takes them, whose first samples are taken.
+        forward: (network, batch) -> outputs, in place of the usual call of the network with a batch of `images`.
 
     Returns:
         What a reader of the file gets.
@@ -155,13 +161,13 @@ def pack(
     options, console = options or PackOptions(), console or CleanConsole()
     options.check()
     if isinstance(source, nn.Module) or not Path(source).is_dir():
-        return _pack_network(source, out, options, console, task, images)
+        return _pack_network(source, out, options, console, task, images, forward)
     if options.gap is not None:
         raise NernError("gap is of a network; of a run say bits or bytes")
     if options.bits is not None and options.bits < 1:
         raise NernError(f"bits (={options.bits}) must be at least 1, for each number of the predictor")
-    if task is not None or images is not None:
-        raise NernError("a run knows its task and its images; leave task and images out")
+    if task is not None or images is not None or forward is not None:
+        raise NernError("a run knows its task and its images; leave task, images and forward out")
     run = Path(source)
     named, out = out is not None, Path(out) if out is not None else run.with_name(run.resolve().name + SUFFIX)
     check_writable(out, "pack")
@@ -193,7 +199,8 @@ def _pack_network(
     options: PackOptions,
     console: Console,
     task: TaskConfig | None,
-    images: Tensor | None,
+    images: Any,
+    forward: Forward | None,
 ) -> Artifact:
     """`pack`, of a network."""
     return_memory()
@@ -206,6 +213,8 @@ def _pack_network(
     task_name = task.task_name if task is not None and task.task_name else None
     if options.evaluate and task_name is None:
         raise NernError("evaluate needs test images: --task.task_name says whose")
+    if forward is not None and images is None:
+        raise NernError("forward says how the network is called with `images`; give these, too")
     name, network = _network(source, task)
     if isinstance(source, nn.Module) and out is None:
         raise NernError("a network in memory has no name; say `out`, the file to write")
@@ -220,7 +229,7 @@ def _pack_network(
         original.input_format = (original.input_format or InputFormat()).having(size)  # torchvision does not tell
     known = task if task_name is not None else None
     count = options.images if options.images is not None else IMAGES
-    seen = calibration_images(original, known, count, SEED, images)
+    seen = calibration_images(original, known, count, SEED, images, forward)
     told = Wanted(options.size, options.bits, options.gap)
     coder = Coder(original, name, task_name, seen, SEED, options.metadata, console)
     console.print(f"calibrated on {0 if seen is None else len(seen):,} {_whose(known, images, seen)}", **PLAIN)
@@ -249,7 +258,7 @@ def _network(source: str | Path | nn.Module, task: TaskConfig | None) -> tuple[s
     return name, build_original_network(name, str(source), task.original_model_kwargs, arguments)
 
 
-def _whose(task: TaskConfig | None, images: Tensor | None, seen: Tensor | None) -> str:
+def _whose(task: TaskConfig | None, images: Any, seen: Images | None) -> str:
     if seen is None or images is not None:
         return "images"
     return "made-up images" if task is None else f"training images of {task.task_name}"
@@ -374,7 +383,7 @@ def _of_codes(packable: Packable, parts: NetworkParts, options: PackOptions, cou
         raise NernError(
             "its codes were trained at the bits that they have; bits and what is trained go together, drop it"
         )
-    seen = None if member.stream is None or not count else image_tensor(member.stream, count)
+    seen = None if member.stream is None or not count else joined(first_images(member.stream, count))
     sensitivity = {} if seen is None else measured(member.original, seen, SEED)
     steps = vector_steps(member.original, sensitivity, trained.level)
     sections = coded_sections(member.original, packable.nern, packable.config, parts, steps, options.metadata)
