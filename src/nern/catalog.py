@@ -126,7 +126,8 @@ def inspect(
 
     Args:
         network: a module, which is not changed; or a name as `task.original_model_name` has it.
-        include, exclude: globs on names of parameters, as for `nern.fit`.
+        include: weights to represent, as for `nern.fit`.
+        exclude: weights to keep, as for `nern.fit`.
         weights: of a named network: as `original_model_path`; None: random ones.
         kwargs: of a named network: arguments to build it with.
 
