@@ -224,7 +224,7 @@ def documented_folder(
     ("page", "expected"),
     [
         ("README.md", {"pack": 2, "info": 1, "verify": 1, "train": 4, "evaluate": 2, "unpack": 1}),
-        ("start.md", {"quickstart": 1, "evaluate": 1, "info": 1, "verify": 1}),
+        ("start.md", {"--completion": 1, "quickstart": 1, "evaluate": 1, "info": 1, "verify": 1}),
         ("train.md", {"train": 6, "evaluate": 4}),
         ("compress.md", {"pack": 3, "info": 1, "verify": 1, "unpack": 1, "train": 1}),
         ("files.md", {"pack": 1, "info": 1, "verify": 1, "unpack": 1}),
@@ -277,6 +277,7 @@ def test_documented_snippets_run(page: str, documented_folder: Path) -> None:
 def test_api_page_has_every_public_name() -> None:
     named = re.findall(r"^::: nern\.(\w+)$", PAGES["api.md"], flags=re.MULTILINE)
     assert sorted(named) == sorted(PUBLIC)
+    assert set(dir(nern)) == {*PUBLIC, "__version__"}
 
 
 @pytest.mark.parametrize(
