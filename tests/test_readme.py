@@ -229,7 +229,7 @@ def documented_folder(
         ("compress.md", {"pack": 3, "info": 1, "verify": 1, "unpack": 1, "train": 1}),
         ("files.md", {"pack": 1, "info": 1, "verify": 1, "unpack": 1}),
         ("paper.md", {"train": 1}),
-        ("your-network.md", {"inspect": 2}),
+        ("networks.md", {"inspect": 2}),
         ("study.md", {"report": 4}),
     ],
 )
@@ -304,7 +304,7 @@ def test_networks_and_tasks_are_what_the_command_prints(capsys: pytest.CaptureFi
         return [re.sub(r"the [\d,]+ networks", "the networks", line) for line in text.strip().splitlines()]
 
     assert main(["list"]) == 0
-    between = PAGES["your-network.md"].partition("<!-- nern list -->")[2].partition("<!-- end -->")[0]
+    between = PAGES["networks.md"].partition("<!-- nern list -->")[2].partition("<!-- end -->")[0]
     assert plain(between) == plain(capsys.readouterr().out)
 
 
