@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
 import re
@@ -17,7 +19,7 @@ import yaml
 
 import nern
 from nern import Config
-from nern.cli import COMMANDS
+from nern.cli import COMMANDS, main
 from nern.config import known_keys
 from runs import Ended, Run, stop_after
 
@@ -55,6 +57,16 @@ def configs(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     return seen
 
 
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The script that `nern --completion` prints."""
+    path, text = tmp_path_factory.mktemp("completion") / "nern", io.StringIO()
+    with contextlib.redirect_stdout(text):
+        assert main(["--completion"]) == 0
+    path.write_text(text.getvalue())
+    return path
+
+
 # --- the front ---------------------------------------------------------------------------------------------------
 
 
@@ -74,6 +86,23 @@ def test_unknown_command_suggests_the_nearest(run: Run) -> None:
 def outside(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("nern ev", ["evaluate"]),
+        ("nern train --nern.hid", ["--nern.hidden_layer_size"]),
+        ("nern train --distillation.it", ["--distillation.iterations"]),
+        ("nern pack --byt", ["--bytes"]),
+        ("nern pack net.p", []),  # then the shell takes the names of files
+    ],
+)
+def test_the_shell_completes_commands_and_options(completion: Path, typed: str, completed: list[str]) -> None:
+    words = typed.split()
+    call = f"COMP_WORDS=({typed}) COMP_CWORD={len(words) - 1}; _nern nern {words[-1]}; echo ${{COMPREPLY[@]}}"
+    ended = subprocess.run(["bash", "-c", f"source {completion}; {call}"], capture_output=True, text=True, check=True)
+    assert (ended.stdout.split(), ended.stderr) == (completed, "")
 
 
 def test_front_page_needs_no_torch_and_names_come_when_they_are_used() -> None:

@@ -35,6 +35,7 @@ from nern.representation.codes import UNIT, Codes, is_identity, principal_axes
 from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern
+from nern.tasks.own import Forward
 from runs import assert_same_result, interrupted, resume, train, without_pictures
 
 QUIET = Console(file=io.StringIO())
@@ -466,6 +467,54 @@ def test_networks_without_a_known_format_need_images_or_none(tmp_path: Path, rng
     with pytest.raises(NernError, match="give some"):
         packed(network, tmp_path / "a.nern")
     assert packed(network, tmp_path / "a.nern", torch.randint(5, (9, 3), generator=rng)).size < 2000
+
+
+class Tagger(nn.Module):
+    """A small transformer: scores of tags for each token, in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 16)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.out = nn.Linear(16, 5)
+
+    def forward(self, tokens: Tensor, padding: Tensor) -> dict[str, Tensor]:
+        return {"tags": self.out(self.layer(self.embed(tokens), src_key_padding_mask=padding))}
+
+
+@pytest.fixture
+def batches(rng: torch.Generator) -> list[dict[str, Tensor]]:
+    """Batches for a `Tagger`, as a collate function gives them."""
+    padding = torch.arange(7).expand(16, 7) > 4
+    return [{"tokens": torch.randint(20, (16, 7), generator=rng), "padding": padding} for _ in range(3)]
+
+
+@pytest.mark.parametrize("forward", [None, lambda network, batch: network(batch["tokens"], batch["padding"])["tags"]])
+def test_a_network_is_calibrated_on_batches_of_nested_tensors(
+    forward: Forward | None, batches: list[dict[str, Tensor]], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = Tagger().eval()
+
+    def error(artifact: nern.Artifact) -> float:
+        with torch.no_grad():
+            outputs, wanted = (
+                torch.cat([net(**batch)["tags"] for batch in batches]) for net in (artifact.network(network), network)
+            )
+        return float((outputs - wanted).norm() / wanted.norm())
+
+    seen = nern.pack(network, tmp_path / "a.nern", PackOptions(bits=3), QUIET, images=batches, forward=forward)
+    blind = packed(network, tmp_path / "b.nern", bits=3, images=0)
+    assert error(seen) < 0.8 * error(blind)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_batches_that_cannot_be_joined_are_refused(batches: list[dict[str, Tensor]], tmp_path: Path) -> None:
+    shorter = {name: tensor[:, :5] for name, tensor in batches[0].items()}
+    with pytest.raises(NernError, match="pad them to one shape"):
+        nern.pack(Tagger().eval(), tmp_path / "a.nern", images=[batches[0], shorter])
+    with pytest.raises(NernError, match="give these, too"):
+        nern.pack(Tagger().eval(), tmp_path / "a.nern", forward=lambda network, batch: network(**batch))
 
 
 @pytest.mark.parametrize(("options", "side"), [([], 224), (["--task.input_size", "64"], 64)])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from torch import nn
 
 import nern
 from nern import Artifact, NernError, PackOptions
-from nern.artifact import hub
+from nern.artifact import described_anew, hub
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +32,30 @@ def test_a_folder_holds_the_very_file_and_a_card(file: Path, tmp_path: Path) -> 
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"network.nern", "README.md"}
     assert (tmp_path / "out" / "network.nern").read_bytes() == file.read_bytes()
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"`network.nern`, of {file.stat().st_size:,} bytes" in card
-    assert "library_name: nern" in card
+    assert f"# Sequential, in {file.stat().st_size:,} bytes" in card
+    assert 'from_pretrained("USER/NAME").network(module)' in card
     found = Artifact.from_pretrained(tmp_path / "out")
     assert isinstance(found, Artifact)
     assert all(torch.equal(a, b) for a, b in zip(found.weights, nern.load(file).weights, strict=True))
+
+
+def test_the_card_tells_of_accuracy_and_origin(tmp_path: Path) -> None:
+    shipped = nern.load("pretrained:resnet20-cifar10.nern")
+    metadata = {"license": "mit", "recipe": "none, seed 0"}
+    described_anew(shipped, dataclasses.replace(shipped.description, metadata=metadata)).save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.library_name, card.data.license) == ("nern", "mit")
+    (result,) = card.data.eval_results or []
+    assert (result.dataset_name, result.metric_value) == ("cifar10", 91.12)
+    assert result.metric_name == "accuracy, % of 9,806 test images"
+    for told in (
+        "# ResNet20, in ",
+        "271,117 parameters and buffers",
+        ".network()",
+        "- recipe: none, seed 0",
+        "91.12 %",
+    ):
+        assert told in card.text
 
 
 def test_limits_hold_there_too(file: Path, tmp_path: Path) -> None:
@@ -92,4 +113,5 @@ def test_what_is_pushed_is_what_a_folder_would_hold(file: Path, monkeypatch: pyt
     nern.load(file).push_to_hub("someone/small", commit_message="First", token="secret")
     assert (pushed["repo_id"], pushed["commit_message"], pushed["token"]) == ("someone/small", "First", "secret")
     assert pushed["files"].keys() == {"network.nern", "README.md"}
+    assert b'from_pretrained("someone/small")' in pushed["files"]["README.md"]
     assert pushed["files"]["network.nern"] == file.read_bytes()

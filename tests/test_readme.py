@@ -224,12 +224,12 @@ def documented_folder(
     ("page", "expected"),
     [
         ("README.md", {"pack": 2, "info": 1, "verify": 1, "train": 4, "evaluate": 2, "unpack": 1}),
-        ("start.md", {"quickstart": 1, "evaluate": 1, "info": 1, "verify": 1}),
+        ("start.md", {"--completion": 1, "quickstart": 1, "evaluate": 1, "info": 1, "verify": 1}),
         ("train.md", {"train": 6, "evaluate": 4}),
         ("compress.md", {"pack": 3, "info": 1, "verify": 1, "unpack": 1, "train": 1}),
         ("files.md", {"pack": 1, "info": 1, "verify": 1, "unpack": 1}),
         ("paper.md", {"train": 1}),
-        ("your-network.md", {"inspect": 2}),
+        ("networks.md", {"inspect": 2}),
         ("study.md", {"report": 4}),
     ],
 )
@@ -277,6 +277,7 @@ def test_documented_snippets_run(page: str, documented_folder: Path) -> None:
 def test_api_page_has_every_public_name() -> None:
     named = re.findall(r"^::: nern\.(\w+)$", PAGES["api.md"], flags=re.MULTILINE)
     assert sorted(named) == sorted(PUBLIC)
+    assert set(dir(nern)) == {*PUBLIC, "__version__"}
 
 
 @pytest.mark.parametrize(
@@ -303,7 +304,7 @@ def test_networks_and_tasks_are_what_the_command_prints(capsys: pytest.CaptureFi
         return [re.sub(r"the [\d,]+ networks", "the networks", line) for line in text.strip().splitlines()]
 
     assert main(["list"]) == 0
-    between = PAGES["your-network.md"].partition("<!-- nern list -->")[2].partition("<!-- end -->")[0]
+    between = PAGES["networks.md"].partition("<!-- nern list -->")[2].partition("<!-- end -->")[0]
     assert plain(between) == plain(capsys.readouterr().out)
 
 

@@ -26,4 +26,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *importlib.import_module("nern.public").__all__})
+    return sorted(["__version__", *importlib.import_module("nern.public").__all__])

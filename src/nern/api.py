@@ -49,21 +49,21 @@ Metric = Callable[[Any, Any], float | Tensor]
 
 @dataclass(frozen=True, repr=False)
 class Fitted:
-    """A NeRN fitted to a network.
+    """A NeRN fitted to a network: what `nern.fit` returns.
 
     Attributes:
-        original: the frozen copy of the network.
-        nern: its representation.
-        ordering: of its kernels.
-        config: that the NeRN was built by.
-        steps: of training that were done.
+        original: a frozen copy of the network; `original.weights` are the represented weights.
+        nern: the representation: predictor, encoding of coordinates and ordering.
+        ordering: the order of the kernels.
+        config: the settings that the NeRN was built with (section `nern` of a config).
+        steps: number of training steps that were done.
         interrupted: whether Ctrl-C ended the training before its last step.
-        beside: parameters that were trained beside the predictor (norms), by name.
-        quantised: steps of the predictor's rounding; None: it was not trained to be rounded.
-        data: how batches are read.
-        task: the data it was fitted on and is tested on; None: there were none.
-        calling: how the network is called with a batch; None: there was none yet.
-        metric: of outputs and a batch.
+        beside: parameters of the network that were trained beside the predictor (norms), by name.
+        quantised: the steps to which the predictor's numbers are rounded; None: it was not trained to be rounded.
+        data: how batches are read; None: as `nern.fit` reads them by default.
+        task: the data that it was fitted on and is tested on; None: there were none.
+        calling: how the network is called with a batch; None: there were no data.
+        metric: the `metric` that `nern.fit` was given.
     """
 
     original: Original
@@ -80,23 +80,24 @@ class Fitted:
     metric: Metric | None = None
 
     def network(self) -> nn.Module:
-        """The reconstructed network: a copy of the module with predicted weights, in eval mode, its parameters
-        trainable."""
+        """The reconstructed network: a copy of the module with predicted weights, in eval mode. Its parameters can be
+        trained."""
         return self.original.rebuild(self.nern.reconstruct(), dict(self.beside))
 
     def layer_errors(self) -> list[LayerError]:
-        """Reconstruction error of each layer."""
+        """The reconstruction error of each layer, in the order of the network. `relative` of an error is the norm of the
+        difference over the norm of the original's weights; `name` is that of the parameter."""
         return layer_errors(self.original.weight_names, self.original.weights, self.nern.reconstruct())
 
     @property
     def share(self) -> float:
-        """Bytes of the predictor in float32 and of the ordering (log2 of the number of all such orderings), over those of
-        the represented weights in float32."""
+        """Size of predictor and ordering over the size of the represented weights, from 0. Numbers count 32 bits; the
+        ordering counts log2 of the number of all such orderings."""
         return share_of(self.nern.num_parameters, self.ordering.bits(), self.nern.table.num_weights)
 
     @property
     def predictor_share(self) -> float:
-        """Parameters of the predictor over represented weights."""
+        """Number of the predictor's parameters over the number of represented weights, from 0."""
         return self.nern.num_parameters / self.nern.table.num_weights
 
     @plain_errors()
@@ -109,9 +110,11 @@ class Fitted:
             metric: (outputs, batch) -> a number for this batch; None: the one that `fit` was given.
 
         Returns:
-            'original' and 'reconstructed', each with 'images' (samples) and, of a classifier with labelled data,
-            'agreement', 'divergence', 'top1', 'top5', 'loss'; else 'error', norm of the outputs' error over the norm of the
-            original's outputs. Shares are in percent. 'metric': its mean over all samples.
+            Figures by name, for 'original' and for 'reconstructed'. 'images': number of samples. Of a classifier with
+            labelled data: 'top1' and 'top5' (accuracies, percent), 'loss' (cross entropy, nats), 'agreement' (percent of
+            samples that get the original's class), 'divergence' (of the class probabilities from the original's, nats).
+            Of other networks: 'error', the norm of the difference of the outputs over the norm of the original's outputs,
+            in percent. With a metric: 'metric', its mean over all samples.
 
         Raises:
             NernError: there are no data, or the network does not take them.
@@ -141,13 +144,13 @@ class Fitted:
         return found
 
     def save(self, path: str | Path, options: PackOptions | None = None) -> Artifact:
-        """Write all of it into one file. See `nern.save`."""
+        """Write the reconstructed network into one file: `nern.save(self, path, options)`."""
         from nern.jobs.packing import save
 
         return save(self, path, options)
 
     def report(self, path: str | Path) -> Path:
-        """Write a page about it. See `nern.report`."""
+        """Write an HTML page with figures, and return its path: `nern.report(self, path)`."""
         from nern.jobs.report import report
 
         return report(self, path)
@@ -170,7 +173,14 @@ class Fitted:
 
 
 def fit_config(iterations: int = FIT_ITERATIONS) -> Config:
-    """The settings of `fit` without data: reconstruction by recipe 'nern'."""
+    """The settings of `nern.fit` without data: those of recipe 'nern', with the phase `reconstruction` alone.
+
+    Args:
+        iterations: number of its steps.
+
+    Returns:
+        A config to change, and to give to `nern.fit` as `config`.
+    """
     return Config.of_recipe(
         "nern",
         {
@@ -208,40 +218,48 @@ def fit(
 ) -> Fitted:
     """Fit a NeRN to a network. The network itself is not changed.
 
-    With `data`, all phases of recipe 'nern' train it: weights, weights by what their errors do to the outputs, outputs.
-    Without, the weights alone are reconstructed.
+    With `data` the phases of recipe 'nern' train it: first on the weights, then on the weights with each error counted by
+    its effect on the outputs, then on the outputs. Without `data` it is trained on the weights alone.
 
-    A batch may be a tensor, or tensors in tuples, lists, mappings and dataclasses. The network is called with the values
-    of a mapping by name, with the first parts of a tuple (as many as it must be given), with anything else as it is;
-    `forward` says it otherwise. All its floating-point outputs are distilled. Labels (what follows the inputs in a tuple,
-    or a mapping's 'labels') tell that the outputs are scores of classes, and are used in no other way.
+    A batch may be a tensor, or tensors in tuples, lists, mappings and dataclasses. The first axis of its first tensor counts
+    samples. The values of a mapping are given to the network by name; of a tuple the network gets as many parts as it must
+    be given; anything else is its one argument. `forward` replaces this call. All floating-point outputs are distilled.
+    Labels are what follows the inputs in a tuple, or a mapping's 'labels'. They tell that the outputs are scores of
+    classes, and have no other use.
 
-    Ctrl-C ends the training after the step that runs, and what was reached is returned, with a warning; a second Ctrl-C
+    Ctrl-C ends the training after the current step; the NeRN reached so far is returned, with a warning. A second Ctrl-C
     interrupts at once.
 
     Args:
         network: any module, or an `OriginalNetwork` that chooses its own weights.
-        data: to train on: a DataLoader, a Dataset, a tensor of samples, or an iterable of batches.
-        test: to evaluate on, at the end of each phase; as `data`.
-        ratio: size of the predictor, the ordering apart, as a share of the represented weights: the hidden width is the
-            largest that keeps within it. None: 0.5, or with `config` its own width.
-        iterations: steps of reconstruction. None: 2,000 without data, 3,000 with, or with `config` its own count.
-        phases: steps of phases by name: 'reconstruction', 'refinement', 'distillation', 'quantisation'; None: not run.
-        config: all settings, copied; None: those of recipe 'nern'.
+        data: training data: a DataLoader, a Dataset, a tensor of samples (samples, ...), or an iterable of batches.
+        test: data to evaluate on at the end of each phase; of the same kinds as `data`.
+        ratio: number of the predictor's parameters over the number of represented weights, above 0. The hidden layers
+            become as wide as it allows; the ordering is not counted. None: 0.5, or with `config` its own width.
+        iterations: steps of the phase `reconstruction`. None: 2,000 without data, 3,000 with data, or with `config` its own
+            number.
+        phases: steps of each phase by name: 'reconstruction', 'refinement', 'distillation', 'quantisation'; None: the phase
+            is not run.
+        config: all settings; they are copied. None: those of recipe 'nern'.
         forward: (network, batch) -> outputs, in place of the usual call.
-        metric: (outputs, batch) -> a number for this batch, which `Fitted.evaluate` averages.
-        seed: of initialisation, weight batches and the order of samples. None: 0, or with `config` its own.
-        include: weights to represent, globs on parameter names; None: all convolutions (or the network's own choice).
-        exclude: weights to keep, globs over `include`. Given one of both, those of `config` have no part.
-        run_folder: a folder for checkpoints, losses and what is needed to go on; where it holds a run of the same network
-            and settings, that goes on from where it was.
+        metric: (outputs, batch) -> a number for this batch; `Fitted.evaluate` gives its mean.
+        seed: of the initial predictor, the weight batches and the order of samples. None: 0, or with `config` its own.
+        include: weights to represent: globs on names of parameters. None: all convolutions, or the network's own choice.
+        exclude: weights to keep as they are: globs, applied after `include`. If `include` or `exclude` is given, those of
+            `config` are ignored.
+        run_folder: a folder for checkpoints and losses. If it holds a run of the same network and settings that was stopped,
+            this goes on. None: nothing is written.
         on_step: is called after each step with the number of steps done and the losses by name.
-        progress: say what the ordering takes, and show a progress bar.
-        console: where it is shown; None: standard output.
+        progress: whether to print what the ordering takes, and to show a progress bar.
+        console: where to print; None: standard output.
+
+    Returns:
+        The NeRN with its network, to evaluate, rebuild, save or report.
 
     Raises:
-        NernError: nothing to represent, values that are not finite, `ratio` too small for any predictor, data that the
-            network does not take, a run folder with another run.
+        NernError: there is nothing to represent; values are not finite; `ratio` is too small for any predictor; the network
+            does not take the data; the run folder holds another run; settings contradict each other.
+        NonFiniteLossError: the training diverged.
         KeyboardInterrupt: on Ctrl-C before the first step, and on a second one.
     """
     ratio = 0.5 if ratio is None and config is None else ratio

@@ -73,6 +73,9 @@ def list_networks(pattern: str = "*") -> list[str]:
 
     Args:
         pattern: a glob that names match, upper and lower case alike, with or without 'torchvision:' and 'timm:'.
+
+    Returns:
+        Names for `task.original_model_name` and `nern.inspect`.
     """
     names = [*registry.ORIGINALS, *(name for source in SOURCES for name in names_of(source))]
     wanted = pattern.lower()
@@ -81,7 +84,7 @@ def list_networks(pattern: str = "*") -> list[str]:
 
 @dataclass(frozen=True, repr=False)
 class Inspection:
-    """What of a network a NeRN represents.
+    """Which weights of a network a NeRN represents.
 
     Attributes:
         name: of the network.
@@ -98,12 +101,12 @@ class Inspection:
 
     @property
     def represented(self) -> int:
-        """Weights that are represented."""
+        """Number of weights that are represented."""
         return sum(weight.numel() for weight in self.original.weights)
 
     @property
     def ordering_bytes(self) -> dict[str, float]:
-        """The least that each kind of ordering of the kernels takes."""
+        """The least bytes that each kind of ordering of the kernels takes, by name."""
         shapes = kernel_shapes(self.original)
         return {mode: ordering_bits(mode, shapes) / 8 for mode in registry.ORDERINGS}
 
@@ -122,13 +125,17 @@ def inspect(
     weights: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Inspection:
-    """What of a network a NeRN represents.
+    """Which weights of a network a NeRN represents.
 
     Args:
         network: a module, which is not changed; or a name as `task.original_model_name` has it.
-        include, exclude: globs on names of parameters, as for `nern.fit`.
-        weights: of a named network: as `original_model_path`; None: random ones.
-        kwargs: of a named network: arguments to build it with.
+        include: weights to represent, as for `nern.fit`.
+        exclude: weights to keep, as for `nern.fit`.
+        weights: for a named network: its weights, as `original_model_path`; None: random ones.
+        kwargs: for a named network: arguments to build it with.
+
+    Returns:
+        What becomes of each parameter.
 
     Raises:
         NernError: no such network; nothing to represent.

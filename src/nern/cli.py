@@ -33,7 +33,7 @@ def _usage() -> str:
     return (
         f"nern {nern.__version__}: write a network in few bytes; represent its weights by a small network (a NeRN)\n\n"
         + "\n".join(lines)
-        + "\n\n`nern COMMAND --help` explains a command."
+        + "\n\n`nern COMMAND --help` explains a command; `nern --completion` prints a script for the shell."
     )
 
 
@@ -50,6 +50,11 @@ def main(argv: Sequence[str] | None = None, may_restart: bool = False) -> int:
         return 0
     if arguments[0] == "--version":
         print(nern.__version__)
+        return 0
+    if arguments[0] == "--completion":
+        from nern.commands.completion import completion_script
+
+        print(completion_script({name: module for name, (module, _) in COMMANDS.items()}))
         return 0
     with stopped_by_signals():
         try:

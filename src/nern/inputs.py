@@ -127,6 +127,30 @@ def batches_of(seen: Seen, size: int | None = None) -> Iterator[Images]:
         yield from [images] if size is None else images.split(size)
 
 
+def joined(batches: Seen | Sequence[Images]) -> Images:
+    """Batches as one.
+
+    Raises:
+        NernError: nested tensors that do not have one shape but for the first axis, which counts samples.
+    """
+    if isinstance(batches, Tensor):
+        return batches
+    first = batches[0]
+    if isinstance(first, Tensor):
+        return torch.cat([batch for batch in batches if isinstance(batch, Tensor)])
+    nested = [batch for batch in batches if isinstance(batch, Inputs)]
+    try:
+        if not all(batch.divisible for batch in nested):
+            raise ValueError("the first axis of a tensor does not count samples")
+        tensors = iter([torch.cat(same) for same in zip(*(tensors_in(b.batch) for b in nested), strict=True)])
+    except (RuntimeError, ValueError) as error:
+        raise NernError(
+            f"batches of nested tensors are joined along their first axis, which these do not allow ({error}); pad them "
+            "to one shape, or give `forward` a batch of tensors that count samples"
+        ) from error
+    return Inputs(with_tensors(first.batch, lambda _: next(tensors)), first.calling, sum(map(len, nested)))
+
+
 # --- nested tensors -------------------------------------------------------------------------------------------------
 
 

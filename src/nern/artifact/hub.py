@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
 
-from nern.artifact.container import write_artifact
+from nern.artifact.container import CODES, write_artifact
 from nern.artifact.reading import LIMIT, Artifact, load_as
+from nern.artifact.table import about, accuracy_text, plain
 from nern.errors import NernError
 
 FILE = "network.nern"
@@ -18,17 +19,24 @@ CARD = """---
 {{ card_data }}
 ---
 
-A neural representation of {{ name }}: one file, `network.nern`, of {{ size }} bytes, from which its weights are predicted.
+# {{ name }}, in {{ size }} bytes
+
+One file, `network.nern`, holds the network {{ name }}: {{ numbers }} parameters and buffers, {{ bits }} bits each.
 
 ```python
 import nern
 
-network = nern.Artifact.from_pretrained("USER/NAME").network()
+network = nern.Artifact.from_pretrained("{{ repo_id | default("USER/NAME", true) }}").network({{ module }})
 ```
+
+{% for line in lines %}- {{ line }}
+{% endfor %}
+`nern info network.nern` shows where the bytes are, and how each layer is held.
 """
+FRONT = ("license", "base_model")  # of the metadata of a file, what goes into the front matter of its card
 
 
-class HubArtifact(ModelHubMixin, Artifact, library_name="nern", model_card_template=CARD):  # type: ignore[misc]
+class HubArtifact(ModelHubMixin, Artifact):  # type: ignore[misc]
     """An artifact with `save_pretrained`, `push_to_hub` and `from_pretrained` as huggingface_hub has them."""
 
     def __init__(self, sections: Mapping[str, bytes], limit: int = LIMIT) -> None:
@@ -39,9 +47,35 @@ class HubArtifact(ModelHubMixin, Artifact, library_name="nern", model_card_templ
         write_artifact(save_directory / FILE, self.sections)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> Any:
-        """The card, which tells what the file is."""
-        names = ", ".join(network.name for network in self.description.networks)
-        return super().generate_model_card(*args, name=names, size=f"{self.size:,}", **kwargs)
+        """The card: what the file holds, how it is loaded, the accuracy if the file tells it, and the file's metadata.
+        'license' and 'base_model' of these are in the front matter, too."""
+        networks, metadata = self.description.networks, self.description.metadata
+        name, results = ", ".join(plain(network.name) for network in networks), list[EvalResult]()
+        front: dict[str, Any] = {key: plain(metadata[key]) for key in FRONT if key in metadata}
+        for network in networks:
+            if accuracy_text(network):
+                task, test = plain(network.about.get("task", "images")), network.about["test"]
+                top1, of = round(test["top1"], 2), f"accuracy, % of {test['images']:,} test images"
+                results.append(EvalResult("image-classification", task, task, "accuracy", top1, metric_name=of))
+        if results:
+            front |= {"model_name": name, "eval_results": results, "metrics": ["accuracy"]}
+        tags = ["nern", "model-compression", "codes" if CODES in self.sections else "neural-representation"]
+        numbers = sum(network.weights for network in networks) + sum(code.count for code in self.description.kept)
+        facts: dict[str, Any] = {
+            "name": name,
+            "size": f"{self.size:,}",
+            "numbers": f"{numbers:,}",
+            "bits": f"{8 * self.size / numbers:.2f}",
+            "module": "" if networks[0].architecture else "module",
+            "lines": about(self),
+        }
+        data = ModelCardData(library_name="nern", tags=tags, **front)
+        return ModelCard.from_template(data, template_str=CARD, **facts, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """As huggingface_hub's; the card names the repository."""
+        names = {"repo_id": repo_id} | (options.pop("model_card_kwargs", None) or {})
+        return super().push_to_hub(repo_id, model_card_kwargs=names, **options)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str | Path, limit: int = LIMIT, **options: Any) -> HubArtifact:

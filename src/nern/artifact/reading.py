@@ -241,10 +241,13 @@ def load(path: str | Path, limit: int = LIMIT) -> Artifact:
 
     Args:
         path: of the file; or 'pretrained:NAME.nern', one that ships with nern (`nern list pretrained`).
-        limit: most numbers (weights, parameters, kernels) that it may hold; what asks for more is refused.
+        limit: most numbers (weights, parameters, kernels) that it may hold; a file that asks for more is refused.
+
+    Returns:
+        What is in the file; `network()` of it is the reconstructed network.
 
     Raises:
-        NernError: no such file, no artifact, of another version, damaged, larger than `limit`.
+        NernError: there is no such file; it is no artifact, of another version, damaged, or larger than `limit`.
     """
     return load_as(Artifact, path, limit)
 

@@ -100,24 +100,24 @@ def layer_table(artifact: Artifact) -> Table | None:
             basis = predictor.bases[artifact.nern.heads.of_layer[number]]
             how = "whole numbers" if is_identity(basis) else "codes in a basis"
             error = f"{errors[at] / 10:.1f} %" if at < len(errors) else ""
-            table.add_row(_plain(name), " x ".join(map(str, shape)), how, f"{used / count:.2f}", error)
+            table.add_row(plain(name), " x ".join(map(str, shape)), how, f"{used / count:.2f}", error)
             number += 1
     return table
 
 
 def _told(metadata: Mapping[str, str]) -> list[str]:
-    return [f"{_plain(key)}: {_plain(value)}" for key, value in metadata.items()]
+    return [f"{plain(key)}: {plain(value)}" for key, value in metadata.items()]
 
 
 def accuracy_text(network: NetworkDescription) -> str:
     """The accuracy that a file tells of a network, on how many images of what; empty: it tells none."""
-    told, task = network.about.get("test", {}), _plain(network.about.get("task", ""))
+    told, task = network.about.get("test", {}), plain(network.about.get("task", ""))
     if not {"top1", "images"} <= told.keys():
         return ""
     return f"{told['top1']:.2f} % of {told['images']:,} test images{f' of {task}' if task else ''}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text of a file as one line that no terminal takes for commands."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

@@ -26,6 +26,7 @@ from nern.calibration.modules import PATCHES, UNSEEN, Layer, Module, module_of, 
 from nern.calibration.sensitivity import checked_outputs, has_vectors, sensitivities
 from nern.calibration.turns import Enough, Turns
 from nern.devices import computing_in
+from nern.inputs import Images, call, gives_scores, joined
 from nern.objectives.curvature import owners_of
 from nern.originals.base import Original
 from nern.randomness import generator
@@ -58,7 +59,7 @@ class Calibrated:
 def calibrate(
     original: Original,
     nern: NeRN,
-    images: Tensor | None,
+    images: Images | None,
     quality: float,
     seed: int,
     on_layer: Callable[[int], None] | None = None,
@@ -85,22 +86,22 @@ def calibrate(
         work = _Pass(original, codes, quality, seed, on_layer, known or measured(original, images, seed))
         outputs = work.run(images)
         found = work.found()
-    if outputs.dim() == 2 and outputs.shape[1] > 1:
+    if outputs.dim() == 2 and outputs.shape[1] > 1 and gives_scores(images):
         first, second = outputs.argmax(1).chunk(2)
         found.agreement = 100 * float((first == second).float().mean())
     return found
 
 
-def usual_quality(original: Original, images: Tensor | None, weights: int) -> float:
+def usual_quality(original: Original, images: Images | None, weights: int) -> float:
     """A quality that keeps a network of so many weights near the original."""
     if images is None:
         return UNSEEN_QUALITY
     with torch.no_grad():
-        outputs = torch.cat([checked_outputs(original.network(part)) for part in images[:64].split(8)])
+        outputs = torch.cat([checked_outputs(call(original.network, part)) for part in images[:64].split(8)])
     return USUAL_ERROR * max(float(outputs.std(correction=0)), 1e-6) / math.sqrt(weights)
 
 
-def measured(original: Original, images: Tensor, seed: int) -> dict[str, Tensor]:
+def measured(original: Original, images: Images, seed: int) -> dict[str, Tensor]:
     """The sensitivities that calibration needs, by name of the module; of those that it can calibrate."""
     modules = _seen_modules(original)
     halved = _halved(original.network, modules, images[:2])
@@ -108,7 +109,7 @@ def measured(original: Original, images: Tensor, seed: int) -> dict[str, Tensor]
 
 
 @torch.no_grad()
-def _halved(network: nn.Module, modules: Mapping[str, nn.Module], images: Tensor) -> set[str]:
+def _halved(network: nn.Module, modules: Mapping[str, nn.Module], images: Images) -> set[str]:
     """The modules whose inputs' first axis has one half for each half of a batch."""
     found: dict[str, bool] = {}
 
@@ -124,7 +125,7 @@ def _halved(network: nn.Module, modules: Mapping[str, nn.Module], images: Tensor
 
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
     try:
-        network(torch.cat([images, images]))
+        call(network, joined([images, images]))
     finally:
         for handle in handles:
             handle.remove()
@@ -171,12 +172,14 @@ class _Pass:
                     own = (partial(codes.values, number), codes.bases[codes.heads.of_layer[number]].detach())
                 self.modules[name] = module_of(module, sensitivity[name], quality, *own)
 
-    def run(self, images: Tensor) -> Tensor:
+    def run(self, images: Images) -> Tensor:
         """Outputs of the original on the images, and of the rounded network."""
         costs, outputs = self._costs(images[:1]), list[Tensor]()
         for module in self.modules.values():
             if not module.meets:
                 self._finish(module)
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # it leaves out the modules of a transformer's layers
         try:
             for place, name in enumerate(costs):
                 self.modules[name].module.forward = partial(self._forward, name, place)
@@ -185,6 +188,7 @@ class _Pass:
                 self.turns = Turns(self._through, images[: self.count].split(at_once))
                 outputs = self.turns.run()
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
             for name in costs:
                 self.modules[name].module.__dict__.pop("forward", None)
         return torch.cat([torch.cat(halves) for halves in zip(*(part.chunk(2) for part in outputs), strict=True)])
@@ -201,7 +205,7 @@ class _Pass:
                 found.vectors[whole], found.steps[whole] = value, module.step
         return found
 
-    def _costs(self, images: Tensor) -> dict[str, int]:
+    def _costs(self, images: Images) -> dict[str, int]:
         """Numbers that wait in front of each module for one image, by name, in the order in which they are called."""
         found: dict[str, int] = {}
 
@@ -211,12 +215,12 @@ class _Pass:
         with ExitStack() as hooks:
             for name, module in self.modules.items():
                 hooks.enter_context(module.module.register_forward_hook(partial(note, name)))
-            self.network(images)
+            call(self.network, images)
         return found
 
-    def _through(self, images: Tensor) -> Tensor:
+    def _through(self, images: Images) -> Tensor:
         with torch.no_grad():
-            return checked_outputs(self.network(torch.cat([images, images])))
+            return checked_outputs(call(self.network, joined([images, images])))
 
     def _forward(self, name: str, place: int, both: Tensor) -> Tensor:
         """What a module gives for both halves of a batch, rounded before if it is not yet."""

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nern.errors import NernError
+from nern.inputs import Images, call, gives_scores
 from nern.originals.taps import NORMS
 from nern.randomness import generator
 
@@ -27,7 +28,7 @@ def channel_axis(module: nn.Module) -> int:
 
 
 def sensitivities(
-    network: nn.Module, modules: Mapping[str, nn.Module], images: Tensor, seed: int
+    network: nn.Module, modules: Mapping[str, nn.Module], images: Images, seed: int
 ) -> dict[str, Float[Tensor, " channels"]]:
     """Of each module and channel, the squared derivative of the outputs by what the module puts out: summed over places, a
     mean over images, along one drawn direction of the outputs for each image (the diagonal of G, `objectives.curvature`).
@@ -64,9 +65,9 @@ def sensitivities(
         while done < len(images):  # the first one alone, to see what is kept for it
             count = max(1, min(IMAGES_AT_ONCE, KEPT // max(sum(kept), 1))) if done else 1
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor) if not done else nullcontext():
-                outputs = checked_outputs(network(images[done : done + count]))
+                outputs = checked_outputs(call(network, images[done : done + count]))
             directions = torch.randn(outputs.shape, generator=rng).to(outputs)
-            if outputs.dim() == 2:  # scores of classes, up to a constant
+            if outputs.dim() == 2 and gives_scores(images):  # scores of classes, up to a constant
                 directions = directions - directions.mean(1, keepdim=True)
             if outputs.requires_grad:
                 (outputs * directions).sum().backward()
@@ -79,8 +80,8 @@ def checked_outputs(outputs: Any) -> Tensor:
     """Outputs of a network, as a tensor of finite numbers. Raises NernError for others."""
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
         raise NernError(
-            f"the network gives {type(outputs).__name__}, and calibration needs one tensor of numbers; pack it without "
-            "images (--images 0)"
+            f"the network gives {type(outputs).__name__}, and calibration needs one tensor of numbers; give `forward`, a "
+            "function of the network and a batch that returns such outputs, or pack it without images (--images 0)"
         )
     if not outputs.isfinite().all():
         raise NernError("the network's outputs on the calibration images are not finite; are these its images?")

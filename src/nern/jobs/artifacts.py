@@ -31,10 +31,18 @@ _POINTS = 0.2  # by which rounding may change an accuracy; of few images, one im
 
 @plain_errors()
 def info(file: str | Path, limit: int = LIMIT, console: Console | None = None) -> Artifact:
-    """Show what is in an artifact, and where its bytes are.
+    """Print what is in a file, where its bytes are, and how each layer is held.
+
+    Args:
+        file: the `.nern` file, or 'pretrained:NAME.nern'.
+        limit: largest number of numbers to read (see `nern.load`).
+        console: where to print; None: standard output.
+
+    Returns:
+        What is in the file.
 
     Raises:
-        NernError: no artifact, or a damaged one.
+        NernError: it is no such file, or damaged.
     """
     console, artifact = console or CleanConsole(), load(file, limit)
     for line in about(artifact):
@@ -53,18 +61,21 @@ def unpack(
     limit: int = LIMIT,
     console: Console | None = None,
 ) -> Artifact:
-    """Write the weights of the reconstructed network, all its parameters and buffers by name: as safetensors, or as a state
-    dict of PyTorch.
+    """Write all parameters and buffers of the network in a file, by name: as safetensors, or as a state dict of PyTorch.
 
     Args:
-        file: the artifact.
-        out: the file to write, in place of one that is there; its suffix says the format: .safetensors, .pt, .pth, .th.
-        network: which, of several.
-        limit: most numbers to read (see `nern.load`).
-        console: where messages go; None: standard output.
+        file: the `.nern` file, or 'pretrained:NAME.nern'.
+        out: the file to write; an older one is replaced. Its suffix says the format: .safetensors, .pt, .pth, .th.
+        network: number of the network in a file of several, from 0.
+        limit: largest number of numbers to read (see `nern.load`).
+        console: where to print; None: standard output.
+
+    Returns:
+        What is in the file.
 
     Raises:
-        NernError: no artifact, or a damaged one; no such network; another suffix; the file cannot be written.
+        NernError: it is no such file, or damaged; there is no such network; the suffix is another one; the file cannot be
+            written.
     """
     console = console or CleanConsole()
     check_weights_suffix(out, "unpack")
@@ -127,21 +138,24 @@ def verify(
     limit: int = LIMIT,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Check all that an artifact promises: every section's checksum, that the weights predicted here are those that the
-    writer predicted, and with `task` the accuracy.
+    """Check a file: every checksum; that this machine predicts the same weights as the writer's; and, with `task`, the
+    accuracy.
 
     Args:
-        file: the artifact.
-        task: with whose test images to evaluate: all, or as many as the file's accuracy was measured on, if that is of
-            this task; the two are then compared. Its network is the file's.
-        network: which of several; or a network of yours to put the weights in.
-        limit: most numbers to read.
+        file: the `.nern` file, or 'pretrained:NAME.nern'.
+        task: the task on whose test images the file's network is evaluated. If the file tells its accuracy on this task,
+            the same images are taken, and the two accuracies are compared.
+        network: number of the network in a file of several, from 0; or a network of yours, of the same architecture, to put
+            the weights in.
+        limit: largest number of numbers to read (see `nern.load`).
+        console: where to print; None: standard output.
 
     Returns:
-        {'bytes', 'sections', 'difference' (of predicted weights, in root mean squares), 'test' (with `task`)}.
+        'bytes' of the file; number of its 'sections'; 'difference', the largest between predicted weights here and there,
+        over their root mean square; with `task` also 'test': 'images', 'top1' and 'top5' (percent), 'loss' (nats).
 
     Raises:
-        NernError: anything that is not as it should be.
+        NernError: the file is damaged, or something is not as the file says; the test images cannot be had.
     """
     console, artifact = console or CleanConsole(), load(file, limit)
     difference = artifact.check(predicted(artifact, console).weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from nern.console import PLAIN
 from nern.errors import NernError
 from nern.evaluation import layer_errors
 from nern.experiment import kernel_table
+from nern.inputs import Images, call, joined, tensors_in
 from nern.jobs.parts import network_parts
 from nern.objectives.curvature import shapes_taken
 from nern.ordering.order import Ordering
@@ -33,7 +34,8 @@ from nern.registry import RANDOM_IMAGES
 from nern.representation.codes import BASIS_STEP, UNIT_STEP
 from nern.representation.nern import NeRN, build_nern
 from nern.tasks.base import DataSettings, build_task
-from nern.tasks.streams import image_tensor
+from nern.tasks.own import Forward, OwnData, described
+from nern.tasks.streams import EvalSet, image_tensor
 from nern.terminal import shows_bars
 
 IMAGES = 1024  # that a network is calibrated on, unless fewer fill MOST_NUMBERS
@@ -74,8 +76,13 @@ def coded_original(network: nn.Module) -> Original:
 
 
 def calibration_images(
-    original: Original, task: TaskConfig | None, count: int, seed: int, given: Tensor | None = None
-) -> Tensor | None:
+    original: Original,
+    task: TaskConfig | None,
+    count: int,
+    seed: int,
+    given: Any = None,
+    forward: Forward | None = None,
+) -> Images | None:
     """Images on which a network is calibrated: those given, of a task's training set, or made-up ones.
 
     Args:
@@ -83,7 +90,8 @@ def calibration_images(
         task: None: made-up images are taken.
         count: how many at most; 0: none.
         seed: of their order.
-        given: a tensor of them.
+        given: a tensor of them; or a DataLoader, a Dataset, or batches of nested tensors, whose first samples are taken.
+        forward: (network, batch) -> outputs, in place of the usual call.
 
     Raises:
         NernError: the task's images cannot be had, or those given do not fit the network; nothing is known of the images
@@ -91,7 +99,10 @@ def calibration_images(
     """
     if count == 0:
         return None
-    if given is not None:
+    if given is not None and (forward is not None or not isinstance(given, Tensor)):
+        own = OwnData(original.network, forward, original.weights[0].device, DRAWN, seed)
+        images = _first_samples(own.task(None, given)[0].test, count)
+    elif given is not None:
         images = given[:count]
     elif task is not None:
         images = _of_task(original, task, count, seed)
@@ -103,7 +114,7 @@ def calibration_images(
                 "`images`), or none (--images 0)"
             )
         rng = generator(seed, "calibration images")
-        images = torch.empty(min(count, most_images(shape)), *shape)
+        images = torch.empty(min(count, most_images(math.prod(shape))), *shape)
         for part in images.split(DRAWN):  # drawing needs several times what it gives
             if len(shape) == 3:
                 part.copy_(
@@ -115,18 +126,29 @@ def calibration_images(
         raise NernError("there are no calibration images; give some, or say --images 0")
     try:
         with torch.no_grad():
-            original.network(images[:1])
+            call(original.network, images[:1])
     except (RuntimeError, ValueError, TypeError) as error:
         raise NernError(
-            f"the calibration images, {tuple(images.shape[1:])} each, do not fit {original.name}: "
+            f"the calibration images, {described(getattr(images[:1], 'batch', images[:1]))}, do not fit {original.name}: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
-    return images[: most_images(images.shape[1:])]
+    return images[: most_images(sum(tensor.numel() for tensor in tensors_in(images)) // len(images))]
 
 
-def most_images(shape: Sequence[int]) -> int:
-    """Images of this shape on which a network is calibrated at most."""
-    return max(1, MOST_NUMBERS // max(math.prod(shape), 1))
+def most_images(numbers: int) -> int:
+    """Images of so many numbers each, on which a network is calibrated at most."""
+    return max(1, MOST_NUMBERS // max(numbers, 1))
+
+
+def _first_samples(data: EvalSet | None, count: int) -> Images:
+    assert data is not None
+    parts, left = list[Images](), count
+    for images, _ in data.batches(DRAWN):
+        parts.append(images[:left])
+        left -= len(parts[-1])
+        if left <= 0:
+            break
+    return joined(parts)
 
 
 def _of_task(original: Original, task: TaskConfig, count: int, seed: int) -> Tensor:
@@ -192,7 +214,7 @@ class Coder:
         original: Original,
         name: str | None,
         task_name: str | None,
-        images: Tensor | None,
+        images: Images | None,
         seed: int,
         metadata: Mapping[str, str] | None,
         console: Console,

@@ -31,15 +31,21 @@ def evaluate(
     console: Console | None = None,
     run: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluate the NeRN of `config` (its checkpoint), or the original network itself, on the test images.
+    """Evaluate a NeRN, or the original network itself, on the test images.
 
-    With `run`, the folder that `config_of_run` was given, the original must still be the one of the run.
+    Args:
+        config: of the NeRN: its `nern.init` is 'checkpoint', its `nern.checkpoint_path` the predictor's file.
+        original: evaluate the original network alone.
+        json_path: also write the figures to this file.
+        console: where to print; None: standard output.
+        run: the run folder that the config is of; the original must still be that of the run. None: not checked.
 
     Returns:
-        {"original": {...}} and, unless `original`, {"reconstructed": {...}, "layers": [...]}.
+        'original' and, unless `original`, 'reconstructed': figures by name, as `Fitted.evaluate` gives them; and 'layers':
+        'name', 'weights' (their number), 'rmse' and 'relative' error of each layer.
 
     Raises:
-        NernError: no test images, no checkpoint, or one that does not fit.
+        NernError: there are no test images, no checkpoint, or one that does not fit.
     """
     console = console or CleanConsole()
     check_writable(json_path, "--json")
@@ -129,7 +135,10 @@ def load_run(path: str | Path, checkpoint: str = "best", network: int = 0) -> to
     Args:
         path: the run folder.
         checkpoint: 'best', 'last', 'step_N', or of a run by phases the name of one, such as 'refinement'.
-        network: which of several, counted from 0.
+        network: number of the network in a run of several, from 0.
+
+    Returns:
+        A module of the original's architecture.
 
     Raises:
         NernError: no run there, no such checkpoint or network, or files that do not fit.

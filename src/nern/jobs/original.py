@@ -37,6 +37,11 @@ def train_original(
 
     The folder ends up with `network.safetensors`, `network.json` (its arguments) and `network.md` (its card).
 
+    Args:
+        config: a checked config.
+        console: where to print; None: standard output.
+        json_path: also write the metrics to this file.
+
     Raises:
         NernError: before anything is written, if the config cannot work; later, if a loss is not finite, or disk or memory
             run out (`ResourceError`).
@@ -59,8 +64,14 @@ def resume_original(
     json_path: str | Path | None = None,
     lengths: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Continue the run in folder `path` to its end, with the result that an uninterrupted run would have had; `lengths`:
-    {'epochs': n} for another end.
+    """Continue the run in folder `path` to its end, with the result that an uninterrupted run would have had; returns (and
+    writes) its metrics.
+
+    Args:
+        path: the run folder.
+        console: where to print; None: standard output.
+        json_path: also write the metrics to this file.
+        lengths: {'epochs': n} for another end; None: the config's.
 
     Raises:
         NernError: no run there, nothing saved, or its state is damaged.

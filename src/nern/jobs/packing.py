@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,14 +25,14 @@ from nern.artifact import (
     size_of,
     write_artifact,
 )
-from nern.artifact.description import NetworkDescription
 from nern.artifact.table import accuracy_text, artifact_table
-from nern.calibration.network import measured, vector_steps
+from nern.calibration.network import Calibrated, measured, vector_steps
 from nern.config import NernConfig, TaskConfig
 from nern.console import PLAIN, CleanConsole
 from nern.devices import return_memory
 from nern.errors import NernError, plain_errors
 from nern.files import check_free, check_writable
+from nern.inputs import Images, joined
 from nern.jobs.artifacts import images_of, tested
 from nern.jobs.coding import IMAGES, Coder, Wanted, calibration_images, coded_network, coded_original, coded_sections
 from nern.jobs.evaluating import config_of_run
@@ -49,7 +50,8 @@ from nern.representation.nern import NeRN
 from nern.representation.predictor import SCALES
 from nern.shipped import SHIPPED
 from nern.tasks.base import network_arguments
-from nern.tasks.streams import EvalSet, image_tensor
+from nern.tasks.own import Forward
+from nern.tasks.streams import EvalSet, first_images
 from nern.training.effects import KEPT, PREDICTOR, Effects, under
 from nern.training.members import Member, split_by_network
 from nern.training.run_folder import RunFolder, load_steps
@@ -63,20 +65,21 @@ COARSER = 6  # times that the level of the other tensors is doubled, half a bit 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How a run, or a network, is packed.
+    """How `nern.pack` and `nern.save` write a network, or the NeRN of a run. Give one of `bits`, `size` and `gap`, or none.
 
     Attributes:
-        checkpoint: of the run: 'best', 'last', ...; None: 'best'.
-        bits: of a number of the predictor, on average; None: what it was trained to be rounded to, else 8, or what `size`
-            leaves. Of a network: of each of its weights; None: as many as keep it near the original.
-        size: most bytes of the file; None: what comes of `bits`. A predictor that was trained to be rounded stays as it
-            was, as long as coarser steps of the other tensors are enough.
-        gap: of a network: most images, in percent, of which the file's network may give another class than the original.
-        lossless: of a run: everything as it is, in 32 bits.
-        images: training images on which it is measured what rounding does; 0: it is measured on the weights; None: 128 for
-            a run, up to 1,024 for a network, as many as its layers leave room for. Where the predictor was not trained to
-            be rounded, batch norms are fitted on them to what rounding makes of the weights.
-        evaluate: also evaluate what the file gives on the test images, and keep the figures in the file.
+        checkpoint: for a run: the checkpoint, 'best', 'last', 'step_N' or the name of a phase. None: 'best'.
+        bits: for a network: bits of a weight, on average; None: a file near the original. For a NeRN: bits of a number of
+            the predictor, on average; None: what it was trained to be rounded to, else 8. Above 0, at most 24.
+        size: largest size of the file, in bytes; None: no limit. If a predictor was trained to be rounded, the other
+            tensors are rounded more coarsely first.
+        gap: for a network: largest share of calibration images, in percent, that may get another class than from the
+            original.
+        lossless: for a NeRN: every number as it is, in 32 bits.
+        images: number of images on which the effect of rounding is measured; None: 128 for a NeRN, up to 1,024 for a
+            network. 0: no images are needed; the weights alone are looked at. Batch norms are fitted on these images to the
+            rounded weights, unless the predictor was trained to be rounded.
+        evaluate: whether to evaluate the file's network on the test images, and to keep the figures in the file.
         metadata: text by name, kept in the file.
     """
 
@@ -90,7 +93,11 @@ class PackOptions:
     metadata: Mapping[str, str] | None = None
 
     def check(self) -> None:
-        """Raise NernError for what cannot be asked for."""
+        """Check the options.
+
+        Raises:
+            NernError: one is out of its range, or two exclude each other.
+        """
         if self.bits is not None and not 0 < self.bits <= MOST_BITS:
             raise NernError(f"bits (={self.bits}) must be above 0, and at most {MOST_BITS:g}")
         if self.lossless and (self.bits is not None or self.size is not None):
@@ -133,48 +140,49 @@ def pack(
     options: PackOptions | None = None,
     console: Console | None = None,
     task: TaskConfig | None = None,
-    images: Tensor | None = None,
+    images: Any = None,
+    forward: Forward | None = None,
 ) -> Artifact:
-    """Write into one file: the NeRN of a run, or a network, rounded without training.
+    """Write a network, rounded without training, or the NeRN of a run into one file.
 
     Args:
-        source: a run folder; a network; or a file of weights, whose network `task.original_model_name` names.
-        out: the file, in place of one that is there; None: SOURCE.nern beside the source, unless there is one.
-        options: how.
-        console: where the table of bytes goes; None: standard output.
-        task: of a network: whose training images it is calibrated on (`task_name` '': made-up ones).
-        images: of a network: the images themselves, as it takes them, (images, ...).
+        source: a module; a file of weights, whose network `task.original_model_name` names; or a run folder.
+        out: the file to write; an older one is replaced. None: SOURCE.nern beside the source; it must not exist yet.
+        options: how; None: the defaults of `PackOptions`.
+        console: where to print the table of bytes; None: standard output.
+        task: for a network: the task whose training images it is calibrated on; with `task_name` '' images are made up.
+        images: for a network: the calibration images in place of the task's: a tensor (images, ...) of its inputs; or a
+            DataLoader, a Dataset or an iterable of batches, as for `nern.fit`. The first samples are taken, so let a
+            DataLoader shuffle.
+        forward: (network, batch) -> outputs, in place of the usual call with a batch of `images`.
 
     Returns:
         What a reader of the file gets.
 
     Raises:
-        NernError: no run there, its original has changed, its images are not to be had (`images` 0 needs none) or do not
-            fit, the file cannot be written, not within so many bytes, or is there without having been named.
+        NernError: there is no run, or its original has changed; the images cannot be had, or do not fit the network (with
+            `images` 0 of the options none are needed); options contradict each other or cannot be met; the file cannot be
+            written, or exists although `out` is None.
     """
     options, console = options or PackOptions(), console or CleanConsole()
     options.check()
     if isinstance(source, nn.Module) or not Path(source).is_dir():
-        return _pack_network(source, out, options, console, task, images)
+        return _pack_network(source, out, options, console, task, images, forward)
     if options.gap is not None:
         raise NernError("gap is of a network; of a run say bits or bytes")
     if options.bits is not None and options.bits < 1:
         raise NernError(f"bits (={options.bits}) must be at least 1, for each number of the predictor")
-    if task is not None or images is not None:
-        raise NernError("a run knows its task and its images; leave task and images out")
+    if task is not None or images is not None or forward is not None:
+        raise NernError("a run knows its task and its images; leave task, images and forward out")
     run = Path(source)
     named, out = out is not None, Path(out) if out is not None else run.with_name(run.resolve().name + SUFFIX)
     check_writable(out, "pack")
     if not named:
         check_free(out, "-o (in Python `out`)")
     packable = _of_run(run, options)
-    artifact, room = artifact_of(packable, options), options.size or 0
-    if options.evaluate:
-        artifact = _with_figures(packable.members, artifact)
-        while options.size is not None and artifact.size > options.size:  # figures need bytes, too
-            room -= artifact.size - options.size
-            artifact = _with_figures(packable.members, artifact_of(packable, replace(options, size=room)))
-    return _written(artifact, out, console)
+    tests = [(member.original, member.sets["test"]) for member in packable.members] if options.evaluate else []
+    made = _with_figures(lambda size: artifact_of(packable, replace(options, size=size)), options.size, tests)
+    return _written(made, out, console)
 
 
 def _written(artifact: Artifact, out: Path, console: Console) -> Artifact:
@@ -193,7 +201,8 @@ def _pack_network(
     options: PackOptions,
     console: Console,
     task: TaskConfig | None,
-    images: Tensor | None,
+    images: Any,
+    forward: Forward | None,
 ) -> Artifact:
     """`pack`, of a network."""
     return_memory()
@@ -206,6 +215,8 @@ def _pack_network(
     task_name = task.task_name if task is not None and task.task_name else None
     if options.evaluate and task_name is None:
         raise NernError("evaluate needs test images: --task.task_name says whose")
+    if forward is not None and images is None:
+        raise NernError("forward says how the network is called with `images`; give these, too")
     name, network = _network(source, task)
     if isinstance(source, nn.Module) and out is None:
         raise NernError("a network in memory has no name; say `out`, the file to write")
@@ -220,21 +231,20 @@ def _pack_network(
         original.input_format = (original.input_format or InputFormat()).having(size)  # torchvision does not tell
     known = task if task_name is not None else None
     count = options.images if options.images is not None else IMAGES
-    seen = calibration_images(original, known, count, SEED, images)
-    told = Wanted(options.size, options.bits, options.gap)
+    seen = calibration_images(original, known, count, SEED, images, forward)
     coder = Coder(original, name, task_name, seen, SEED, options.metadata, console)
     console.print(f"calibrated on {0 if seen is None else len(seen):,} {_whose(known, images, seen)}", **PLAIN)
-    artifact, found = coded_network(coder, told, console)
-    if options.evaluate:
-        assert known is not None
-        data = images_of(known, original)
-        artifact = _with_test(artifact, original, data)
-        while options.size is not None and artifact.size > options.size:  # figures need bytes, too
-            room = options.size - (artifact.size - options.size)
-            artifact, found = coded_network(coder, replace(told, size=room), console)
-            artifact = _with_test(artifact, original, data)
-    if found.agreement is not None:
-        console.print(f"agreement with the original on the calibration images: {found.agreement:.2f} %", **PLAIN)
+    found: list[Calibrated] = []
+
+    def made(size: int | None) -> Artifact:
+        artifact, calibrated = coded_network(coder, Wanted(size, options.bits, options.gap), console)
+        found.append(calibrated)
+        return artifact
+
+    tests = [(original, images_of(known, original))] if options.evaluate and known is not None else []
+    artifact = _with_figures(made, options.size, tests)
+    if found[-1].agreement is not None:
+        console.print(f"agreement with the original on the calibration images: {found[-1].agreement:.2f} %", **PLAIN)
     return _written(artifact, target, console)
 
 
@@ -249,33 +259,28 @@ def _network(source: str | Path | nn.Module, task: TaskConfig | None) -> tuple[s
     return name, build_original_network(name, str(source), task.original_model_kwargs, arguments)
 
 
-def _whose(task: TaskConfig | None, images: Tensor | None, seen: Tensor | None) -> str:
+def _whose(task: TaskConfig | None, images: Any, seen: Images | None) -> str:
     if seen is None or images is not None:
         return "images"
     return "made-up images" if task is None else f"training images of {task.task_name}"
 
 
-def _with_test(artifact: Artifact, original: Original, data: EvalSet) -> Artifact:
-    """The same file, with the accuracy of the network that it gives."""
-    described = _tested(artifact, 0, artifact.description.networks[0], original, data)
-    return described_anew(artifact, replace(artifact.description, networks=[described]))
-
-
 @plain_errors()
 def save(fitted: Fitted, path: str | Path, options: PackOptions | None = None) -> Artifact:
-    """Write what `nern.fit` gave, with all that the network has besides, into one file: `nern.load(path).network(MODULE)`
-    puts the weights into a copy of a module of the same architecture.
+    """Write what `nern.fit` returned, and everything else of its network, into one file. `nern.load(path).network(module)`
+    is a copy of `module`, which has the same architecture, with the weights of the file.
 
     Args:
-        fitted: the NeRN of a network.
-        path: the file, in place of one that is there.
-        options: how; `images` of the data that it was fitted on, if there were any, and `evaluate` has no part.
+        fitted: what `nern.fit` returned.
+        path: the file to write; an older one is replaced.
+        options: how; None: the defaults of `PackOptions`. `images` are taken from the data that it was fitted on; `evaluate`
+            is not allowed, use `Fitted.evaluate`.
 
     Returns:
         What a reader of the file gets.
 
     Raises:
-        NernError: options that cannot be met; the file cannot be written.
+        NernError: options contradict each other or cannot be met; the file cannot be written.
     """
     options = options or PackOptions()
     options.check()
@@ -374,7 +379,7 @@ def _of_codes(packable: Packable, parts: NetworkParts, options: PackOptions, cou
         raise NernError(
             "its codes were trained at the bits that they have; bits and what is trained go together, drop it"
         )
-    seen = None if member.stream is None or not count else image_tensor(member.stream, count)
+    seen = None if member.stream is None or not count else joined(first_images(member.stream, count))
     sensitivity = {} if seen is None else measured(member.original, seen, SEED)
     steps = vector_steps(member.original, sensitivity, trained.level)
     sections = coded_sections(member.original, packable.nern, packable.config, parts, steps, options.metadata)
@@ -406,22 +411,25 @@ def _named(task: TaskConfig | None) -> tuple[str | None, str | None]:
     return (None, None) if task is None else (task.original_model_name, task.task_name)
 
 
-def _with_figures(members: Sequence[Member], artifact: Artifact) -> Artifact:
-    """The same file, with the accuracy of each network that it gives."""
-    networks = []
-    for number, (member, described) in enumerate(zip(members, artifact.description.networks, strict=True)):
-        networks.append(_tested(artifact, number, described, member.original, member.sets["test"]))
-    return described_anew(artifact, replace(artifact.description, networks=networks))
-
-
-def _tested(
-    artifact: Artifact, number: int, described: NetworkDescription, original: Original, data: EvalSet
-) -> NetworkDescription:
-    """What is said of a network, with the accuracy that the file gives it."""
-    network = copy.deepcopy(original.network)
-    network.load_state_dict(artifact.state_dict(number))
-    figures = tested(Original(network, names=original.weight_names), data)
-    return replace(described, about=described.about | {"test": figures})
+def _with_figures(
+    made: Callable[[int | None], Artifact], size: int | None, tests: Sequence[tuple[Original, EvalSet]]
+) -> Artifact:
+    """A file of at most `size` bytes with the accuracies that its networks have, where there are `tests`: of each network
+    the original and test images. `made` makes a file of at most so many bytes."""
+    room = size
+    while True:
+        artifact = made(room)
+        networks = list(artifact.description.networks)
+        for number, (original, data) in enumerate(tests):
+            network = copy.deepcopy(original.network)
+            network.load_state_dict(artifact.state_dict(number))
+            figures = tested(Original(network, names=original.weight_names), data)
+            networks[number] = replace(networks[number], about=networks[number].about | {"test": figures})
+        if tests:
+            artifact = described_anew(artifact, replace(artifact.description, networks=networks))
+        if size is None or room is None or artifact.size <= size:
+            return artifact
+        room -= artifact.size - size  # figures need bytes, too
 
 
 def _within(at: Callable[[float, bool], dict[str, bytes]], size: int) -> dict[str, bytes]:
