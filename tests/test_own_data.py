@@ -356,6 +356,17 @@ def test_data_that_do_not_fit_are_told_of(data: Any, arguments: dict[str, Any], 
         fit(seeded(Classifier), data, **arguments)
 
 
+def test_codes_are_trained_on_nested_tensors(tmp_path: Path) -> None:
+    config = nern.Config.of_recipe("codes", {"quantisation": {"bits": 6.0, "images": 8}})
+    network = seeded(Transformer).eval()
+    fitted = nern.fit(network, [tokens(6), tokens(6)], phases={"quantisation": 2}, config=config, progress=False)
+    fitted.save(tmp_path / "net.nern")
+    loaded = nern.load(tmp_path / "net.nern").network(seeded(Transformer))
+    with torch.no_grad():
+        outputs = [net(**tokens(6))["logits"] for net in (fitted.network().eval(), loaded.eval())]
+    torch.testing.assert_close(*outputs, rtol=0, atol=2e-2)
+
+
 def test_evaluating_without_data_is_told_of() -> None:
     with pytest.raises(NernError, match="nothing to evaluate on"):
         fit(seeded(Classifier)).evaluate()

@@ -35,7 +35,7 @@ from nern.representation.codes import BASIS_STEP, UNIT_STEP
 from nern.representation.nern import NeRN, build_nern
 from nern.tasks.base import DataSettings, build_task
 from nern.tasks.own import Forward, OwnData, described
-from nern.tasks.streams import EvalSet, image_tensor
+from nern.tasks.streams import EvalSet, first_images
 from nern.terminal import shows_bars
 
 IMAGES = 1024  # that a network is calibrated on, unless fewer fill MOST_NUMBERS
@@ -151,7 +151,7 @@ def _first_samples(data: EvalSet | None, count: int) -> Images:
     return joined(parts)
 
 
-def _of_task(original: Original, task: TaskConfig, count: int, seed: int) -> Tensor:
+def _of_task(original: Original, task: TaskConfig, count: int, seed: int) -> Images:
     """Training images of a task: as they are, and where the tenth that is set aside is too few, augmented ones."""
     settings = DataSettings(
         batch_size=256, eval_batch_size=256, num_workers=0, seed=seed, held_out_images=count, test_images=0
@@ -159,10 +159,10 @@ def _of_task(original: Original, task: TaskConfig, count: int, seed: int) -> Ten
     built = build_task(task, settings, torch.device("cpu"), original=original)
     assert built.train is not None
     held_out = [] if built.held_out is None else built.held_out.batches(256)
-    parts = [images for images, _ in held_out if isinstance(images, Tensor)]
+    parts = [images for images, _ in held_out]
     if (left := count - sum(map(len, parts))) > 0:
-        parts.append(image_tensor(built.train, left))
-    return torch.cat(parts)[:count]
+        parts.append(joined(first_images(built.train, left)))
+    return joined(parts)[:count]
 
 
 def coded_sections(

@@ -14,7 +14,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from nern.compat import import_torchvision
-from nern.errors import NernError
 from nern.inputs import Images, Inputs, Seen
 from nern.processes import ALONE, Processes
 from nern.randomness import forked_rng, generator
@@ -62,14 +61,6 @@ def first_images(stream: TrainStream, count: int) -> Seen:
             break
     tensors = [part for part in parts if isinstance(part, Tensor)]
     return torch.cat(tensors) if tensors else [part for part in parts if isinstance(part, Inputs)]
-
-
-def image_tensor(stream: TrainStream, count: int) -> Tensor:
-    """`first_images` of a stream whose batches are tensors. Raises NernError for others."""
-    images = first_images(stream, count)
-    if not isinstance(images, Tensor):
-        raise NernError("codes are calibrated on batches that are one tensor each; these are nested tensors")
-    return images
 
 
 class EpochOrder:

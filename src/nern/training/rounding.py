@@ -13,12 +13,13 @@ from nern.artifact.codes import coded_bytes
 from nern.calibration import Calibrated, calibrate
 from nern.calibration.network import measured, usual_quality
 from nern.calibration.search import nearest_below
+from nern.inputs import joined
 from nern.processes import Processes
 from nern.representation.codes import UNIT_STEP, Codes
 from nern.representation.grid import Quantised, StepChooser, on_grid
 from nern.representation.nern import NeRN
 from nern.representation.predictor import SCALES
-from nern.tasks.streams import image_tensor
+from nern.tasks.streams import first_images
 from nern.training.effects import PREDICTOR, Effects, under
 from nern.training.members import Member
 from nern.training.rate import Rate
@@ -75,7 +76,7 @@ class Rounding:
         original, stream = self.members[0].original, self.members[0].stream
 
         def calibrated() -> Any:
-            seen = None if stream is None or not images else image_tensor(stream, images)
+            seen = None if stream is None or not images else joined(first_images(stream, images))
             known = None if seen is None else measured(original, seen, self.seed)
             found: dict[float, Calibrated] = {}
             count = self.nern.table.num_weights
