@@ -27,23 +27,23 @@ from nern.sweeps.table import COLUMNS, ORDERS, Group, Row, checked, groups_of
 
 SERIES = {  # of experiments/sweeps
     "nern": "recipe `nern`",
-    "one view": "the same, outputs distilled for the image alone: `teacher.mirrored: false`",
-    "stronger teacher": "outputs of a ResNet56 are distilled, by their divergence",
-    "stronger teacher, one view": "the same with `teacher.mirrored: false`",
-    "drawn filters": "refinement on drawn filters at a lower rate; outputs compared by divergence; one view",
+    "one view": "recipe `nern`, but outputs are distilled for the image alone: `teacher.mirrored: false`",
+    "stronger teacher": "recipe `nern`, but the outputs of a ResNet56 are distilled, by their Kullback-Leibler divergence",
+    "stronger teacher, one view": "stronger teacher, with `teacher.mirrored: false`",
+    "drawn filters": "refinement on drawn filters at a lower learning rate; outputs compared by divergence; one view",
     "without refinement": "an earlier recipe: no refinement, no fitted norms; outputs compared by divergence; one view",
 }
 TITLE = "Results"
 ABOUT = 0.05  # predictors whose numbers of parameters differ by no more than this share are of one size
 OWN_HEADINGS = (
-    "series", "ordering", "hidden size", "parameters", "ordering, bytes", "accuracy, %", "gap, points", "n",
-    "agreement, %", "best published gap at this size", "reconstruction alone, %", "refined, %", "relative error",
-    "steps", "minutes",
+    "series", "ordering", "hidden units", "parameters", "ordering, bytes", "accuracy, %", "gap, points", "n",
+    "agreement, %", "best published gap, points", "accuracy after reconstruction, %", "after refinement, %",
+    "relative error", "steps", "minutes",
 )  # fmt: skip
 THEIR_HEADINGS = (
     "method",
     "ordering",
-    "hidden size",
+    "hidden units",
     "parameters",
     "accuracy, %",
     "original, %",
@@ -149,23 +149,24 @@ def page_text(tables: Sequence[str | Path], page: str | Path, figure: str | None
     command += "" if title == TITLE else f" --title {shlex.quote(title)}"
     parts = [
         f"# {title}",
-        f"Made from {links} by `{command}` in this folder; do not edit.",
         "- **Accuracy**: top-1 on the test images, last checkpoint. The test images chose nothing.\n"
         "- **Gap**: accuracy minus that of the original network. Where n is above 1: mean ± sample standard deviation over "
         "n seeds.\n"
         "- **Best published gap**: the smallest gap of a published predictor of this size (within 5 %), to the original "
-        "network of its source.\n"
+        "network of its source. SBS orders kernels in one direction and sets the frequencies of each layer.\n"
         "- **Agreement**: share of test images to which both networks give the same class, last checkpoint.\n"
         "- **Relative error**: norm of the error of all weights over their norm, best checkpoint.",
     ]
     if figure is not None:
         parts.append(f"![accuracy over the size of the predictor]({figure})")
     series = _distinct(row["series"] for row in rows if row["series"] in SERIES)
-    if series:
+    if series == ["nern"]:
+        parts.append("Every row is of recipe `nern`.")
+    elif series:
         parts.append(_table(("series", "what"), [(name, SERIES[name]) for name in series]))
     for (network, task), groups in groups_of(rows).items():
         parts += _section(network, task, groups)
-    parts += _circumstances(rows)
+    parts += [*_circumstances(rows), f"This page is made from {links} in its folder by `{command}`."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -201,7 +202,7 @@ def _their_line(point: Published) -> list[str]:
 def _own_line(network: str, task: str, group: Group) -> list[str]:
     row = group.rows[0]
     best = best_published(network, task, group.parameters)
-    share = "" if row["share"] is None else f" ({row['share']:.1%})"
+    share = "" if row["share"] is None else f" ({100 * row['share']:.1f} %)"
     of = {name: [row[name] for row in group.rows] for name in COLUMNS}
     return [
         row["series"],

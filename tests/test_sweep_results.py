@@ -168,18 +168,17 @@ def test_page_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     text = page.read_text(encoding="utf-8")
     assert text == PAGE["page_text"]([tmp_path / "results.csv"], page, "results.png")
-    assert "Made from [results.csv](results.csv) by `python ../benchmarks/results.py results.csv --page results" in text
     assert "![accuracy over the size of the predictor](results.png)" in text
     assert "Accuracy of the original: 91.67 %. Weights represented: 267,696." in text
     lines = text.splitlines()
     assert lines[lines.index("## ResNet20 on cifar10") + 4 :][:5] == [
-        "| series | ordering | hidden size | parameters | ordering, bytes | accuracy, % | gap, points | n | "
-        "best published gap at this size | steps | minutes |",
+        "| series | ordering | hidden units | parameters | ordering, bytes | accuracy, % | gap, points | n | "
+        "best published gap, points | steps | minutes |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| ours | cross-filter | 108 | 51,417 (19.2%) | 48,000 | 90.17 | -1.50 | 1 | -1.19 (SBS) | 10 | 1.5 |",
-        "| ours | cross-filter | 140 | 94,229 (35.2%) | 48,000 | 91.20 ± 0.28 | -0.47 ± 0.28 | 2 | "
+        "| ours | cross-filter | 108 | 51,417 (19.2 %) | 48,000 | 90.17 | -1.50 | 1 | -1.19 (SBS) | 10 | 1.5 |",
+        "| ours | cross-filter | 140 | 94,229 (35.2 %) | 48,000 | 91.20 ± 0.28 | -0.47 ± 0.28 | 2 | "
         "-1.30 (NeRN) | 10 | 2.0 |",
-        "| ours | no ordering | 140 | 94,229 (35.2%) | 0 | 89.00 | -2.67 | 1 | -1.30 (NeRN) | 10 | 1.5 |",
+        "| ours | no ordering | 140 | 94,229 (35.2 %) | 0 | 89.00 | -2.67 | 1 | -1.30 (NeRN) | 10 | 1.5 |",
     ]
     assert (
         "| NeRN | cross-filter | 180 | 142,749 | 91.50 | 91.69 | -0.19 | [arXiv 2212.13554](https://arxiv.org" in text
@@ -187,7 +186,9 @@ def test_page_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "- Versions: nern 1.0, torch 2.0, python 3.0." in text
     assert "- Hardware: a CPU, 2 cores, 2 threads." in text
     assert "- Seeds: 0, 1; 5 runs." in text
-    assert text.endswith("```sh\nnern sweep x.yaml\n```\n")
+    command = "`python ../benchmarks/results.py results.csv --page results.md`"
+    made = f"This page is made from [results.csv](results.csv) in its folder by {command}.\n"
+    assert text.endswith(f"```sh\nnern sweep x.yaml\n```\n\n{made}")
     assert "None" not in text
 
 
