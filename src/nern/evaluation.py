@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from nern.devices import computing_in
 from nern.errors import NernError
-from nern.inputs import gives_scores
+from nern.inputs import batches_of, gives_scores
 from nern.originals.base import Original
 from nern.processes import ALONE, Processes
 from nern.tasks.streams import EvalSet
 
 TOP = 5
-PIXELS = 2**22  # of the images in one forward pass
 
 
 @dataclass(frozen=True)
@@ -143,9 +142,7 @@ class Evaluator:
 
 def _in_parts(run: Callable[[Any], Tensor], images: Any) -> Tensor:
     """Outputs for a batch; of large images for a part at a time, as their activations take gigabytes."""
-    if not isinstance(images, Tensor) or images.dim() != 4:
-        return run(images)
-    return torch.cat([run(part) for part in images.split(max(1, PIXELS // images[0, 0].numel()))])
+    return torch.cat([run(part) for part in batches_of(images)]) if isinstance(images, Tensor) else run(images)
 
 
 @torch.no_grad()

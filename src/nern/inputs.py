@@ -14,6 +14,8 @@ from torch.func import functional_call
 
 from nern.errors import NernError
 
+NUMBERS = 2**21  # of a batch; what a network makes of more takes gigabytes
+
 
 @dataclass(frozen=True)
 class Calling:
@@ -122,9 +124,11 @@ def gives_scores(images: Images) -> bool:
 
 
 def batches_of(seen: Seen, size: int | None = None) -> Iterator[Images]:
-    """All of it in batches, of at most so many samples as far as batches can be divided."""
+    """All of it in batches, of at most so many samples, and of fewer large ones, as far as batches can be divided."""
     for images in [seen] if isinstance(seen, Tensor) else seen:
-        yield from [images] if size is None else images.split(size)
+        numbers = sum(tensor.numel() for tensor in tensors_in(images)) // max(len(images), 1)
+        most = max(1, NUMBERS // max(numbers, 1))
+        yield from images.split(most if size is None else min(size, most))
 
 
 def joined(batches: Seen | Sequence[Images]) -> Images:

@@ -19,7 +19,6 @@ from nern.representation.grid import on_grid, step_number, step_size
 
 PATCHES = 2**14  # inputs of a layer that are looked at, over all images
 MOST_INPUTS = 2304  # weights of a filter that are rounded with one matrix of moments; of larger ones parts are
-UNSEEN = 0.125  # step of weights that no image tells of, as a share of their standard deviation
 VECTORS = 0.5  # step of norms and biases, as a share of what codes have at the same sensitivity
 
 
@@ -35,6 +34,7 @@ class Module:
         quality: see `feedback.rounded`.
         codes: gives those of its weight; None: this is not represented.
         basis: of the codes.
+        plain: step of codes that are rounded each by itself.
 
     Attributes:
         vectors: its rounded vectors, by their own names, once it is `done`.
@@ -45,9 +45,11 @@ class Module:
 
     meets = False
 
-    def __init__(self, module: nn.Module, sensitivity: Tensor, quality: float, codes: GivesCodes, basis: Any) -> None:
+    def __init__(
+        self, module: nn.Module, sensitivity: Tensor, quality: float, codes: GivesCodes, basis: Any, plain: float
+    ) -> None:
         self.module, self.sensitivity, self.quality = module, sensitivity, quality
-        self.codes, self.basis = codes, basis
+        self.codes, self.basis, self.plain = codes, basis, plain
         self.as_it_is, self.rounded = copy.copy(module), copy.copy(module)
         self.rounded._parameters = dict(module._parameters)
         self.step = vector_step(sensitivity, quality)
@@ -81,7 +83,7 @@ class Module:
 
     def rounded_codes(self, codes: Tensor) -> Rounded:
         """The codes, rounded."""
-        return unseen(codes, UNSEEN)
+        return nearest(codes, self.plain)
 
     def take(self, key: str, value: Tensor) -> None:
         """Take a vector, rounded."""
@@ -180,22 +182,31 @@ class Norm(Module):
 
 
 def module_of(
-    module: nn.Module, sensitivity: Tensor, quality: float, codes: GivesCodes, basis: Tensor | None
+    module: nn.Module, sensitivity: Tensor, quality: float, codes: GivesCodes, basis: Tensor | None, plain: float
 ) -> Module:
     """A module of the kind that is needed."""
     kind: type[Module] = Module
-    if codes is not None and isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+    if codes is not None and meets_images(module):
         kind = Layer
     elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and module.running_var is not None:
         kind = Norm
-    return kind(module, sensitivity, quality, codes, basis)
+    return kind(module, sensitivity, quality, codes, basis, plain)
 
 
-def unseen(codes: Tensor, share: float) -> Rounded:
-    """Codes rounded to the nearest multiples of a share of their standard deviation."""
-    deviation = float(codes.double().square().mean().sqrt())
-    step = short(share * deviation) if deviation > 0 else 1.0
+def meets_images(module: nn.Module) -> bool:
+    """Whether a represented weight of this module is rounded by what the module meets."""
+    return isinstance(module, (*CONVOLUTIONS, nn.Linear))
+
+
+def nearest(codes: Tensor, step: float) -> Rounded:
+    """Codes rounded to the nearest multiples of a step."""
     return Rounded((codes.double() / step).round().to(torch.int32), step)
+
+
+def share_of_deviation(codes: Tensor, share: float) -> float:
+    """A step that is this share of the standard deviation of codes."""
+    deviation = float(codes.double().square().mean().sqrt())
+    return short(share * deviation) if deviation > 0 else 1.0
 
 
 def vector_step(sensitivity: Tensor, quality: float) -> int:

@@ -21,9 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nern.calibration.feedback import Rounded
-from nern.calibration.modules import PATCHES, UNSEEN, Layer, Module, module_of, unseen, vector_step
-from nern.calibration.sensitivity import checked_outputs, has_vectors, sensitivities
+from nern.calibration.feedback import Rounded, short
+from nern.calibration.modules import (
+    PATCHES,
+    Layer,
+    Module,
+    meets_images,
+    module_of,
+    nearest,
+    share_of_deviation,
+    vector_step,
+)
+from nern.calibration.sensitivity import checked_outputs, has_vectors, of_weights, sensitivities
 from nern.calibration.turns import Enough, Turns
 from nern.devices import computing_in
 from nern.inputs import Images, call, gives_scores, joined
@@ -34,6 +43,7 @@ from nern.representation.nern import NeRN
 
 USUAL_ERROR = 1.0  # of the outputs' deviation, over the root of the number of weights: the usual quality
 UNSEEN_QUALITY = 0.35  # the usual quality without images: a step as a share of a layer's deviation
+UNFELT = 1.0  # the same of weights that move no output
 HELD = 2**24  # numbers of activations that wait in front of a layer, at most
 AT_ONCE = 2**22  # of them, that a few images have which go through the network at a time
 MOST_TURNS = 32  # of these few
@@ -81,7 +91,8 @@ def calibrate(
     """
     codes: Any = nern.predictor
     if images is None:
-        return Calibrated([unseen(codes.values(layer), quality) for layer in range(len(codes.codes))])
+        values = [codes.values(layer) for layer in range(len(codes.codes))]
+        return Calibrated([nearest(v, share_of_deviation(v, quality)) for v in values])
     with computing_in("float32", images.device), torch.inference_mode(False), torch.no_grad():
         work = _Pass(original, codes, quality, seed, on_layer, known or measured(original, images, seed))
         outputs = work.run(images)
@@ -102,10 +113,16 @@ def usual_quality(original: Original, images: Images | None, weights: int) -> fl
 
 
 def measured(original: Original, images: Images, seed: int) -> dict[str, Tensor]:
-    """The sensitivities that calibration needs, by name of the module; of those that it can calibrate."""
+    """The sensitivities that calibration needs: of modules that it can calibrate, by name, and of represented weights that
+    are in none of these, by theirs."""
     modules = _seen_modules(original)
     halved = _halved(original.network, modules, images[:2])
-    return sensitivities(original.network, {name: m for name, m in modules.items() if name in halved}, images, seed)
+    seen = {name: module for name, module in modules.items() if name in halved}
+    met = {id(module.weight) for module in seen.values() if meets_images(module)}
+    named = zip(original.weight_names, original.weights, strict=True)
+    others = {name: weight for name, weight in named if id(weight) not in met}
+    found = sensitivities(original.network, seen, images, seed)
+    return found | of_weights(original.network, others, images, seed)
 
 
 @torch.no_grad()
@@ -143,6 +160,7 @@ def vector_steps(original: Original, sensitivity: Mapping[str, Tensor], quality:
     return {
         f"{name}.{key}" if name else key: vector_step(found, quality)
         for name, found in sensitivity.items()
+        if name in modules
         for key, value in modules[name].named_parameters(recurse=False)
         if value.dim() == 1
     }
@@ -161,16 +179,27 @@ class _Pass:
         sensitivity: Mapping[str, Tensor],
     ) -> None:
         self.network, self.codes, self.seed, self.on_layer = original.network, codes, seed, on_layer
+        self.plain = [
+            self._plain_step(codes.values(n), sensitivity.get(name), quality)
+            for n, name in enumerate(original.weight_names)
+        ]
         owners = owners_of(original)
         self.numbers = {id(owners[id(w)]): n for n, w in enumerate(original.weights) if id(w) in owners}
         self.modules: dict[str, Module] = {}
         for name, module in original.network.named_modules():
             if name in sensitivity:
                 number = self.numbers.get(id(module))
-                own: tuple[Any, Any] = (None, None)
+                own: tuple[Any, Any, float] = (None, None, 1.0)
                 if number is not None:
-                    own = (partial(codes.values, number), codes.bases[codes.heads.of_layer[number]].detach())
+                    basis = codes.bases[codes.heads.of_layer[number]].detach()
+                    own = (partial(codes.values, number), basis, self.plain[number])
                 self.modules[name] = module_of(module, sensitivity[name], quality, *own)
+
+    @staticmethod
+    def _plain_step(codes: Tensor, sensitivity: Tensor | None, quality: float) -> float:
+        """The step of codes that are rounded each by itself."""
+        felt = 0.0 if sensitivity is None else float(sensitivity)
+        return short(quality / math.sqrt(felt)) if felt > 0 else share_of_deviation(codes, UNFELT)
 
     def run(self, images: Images) -> Tensor:
         """Outputs of the original on the images, and of the rounded network."""
@@ -197,7 +226,7 @@ class _Pass:
         """What became of the modules; of codes that were not met, too."""
         layers = {self.numbers[id(m.module)]: m.layer for m in self.modules.values() if m.layer is not None}
         found = Calibrated(
-            [layers.get(n) or unseen(self.codes.values(n), UNSEEN) for n in range(len(self.codes.codes))]
+            [layers.get(n) or nearest(self.codes.values(n), self.plain[n]) for n in range(len(self.codes.codes))]
         )
         for name, module in self.modules.items():
             for key, value in module.vectors.items():

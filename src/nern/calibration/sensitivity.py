@@ -19,6 +19,7 @@ from nern.randomness import generator
 IMAGES_AT_ONCE = 32  # at most, and
 KEPT = 2**24  # numbers that are kept for the derivatives of these
 MOST_IMAGES = 512
+WEIGHT_IMAGES = 32  # one at a time, for the derivatives by weights themselves
 LEAST_SHARE = 1e-3  # of a module's mean sensitivity, that each of its channels has at least
 
 
@@ -74,6 +75,29 @@ def sensitivities(
             done += count
     means = {name: total / len(images) for name, total in sums.items()}
     return {name: mean.clamp_min(float(mean.mean()) * LEAST_SHARE).float() for name, mean in means.items()}
+
+
+def of_weights(network: nn.Module, weights: Mapping[str, Tensor], images: Images, seed: int) -> dict[str, Tensor]:
+    """Of each of these parameters, by name, the squared derivative of the outputs by a number in it: a mean over its numbers
+    and over images, along one drawn direction of the outputs for each image. Raises as `sensitivities` does."""
+    rng, found = generator(seed, "directions of weights"), dict.fromkeys(weights, 0.0)
+    asked = {name: weight.requires_grad for name, weight in weights.items()}
+    count = min(len(images), WEIGHT_IMAGES) if weights else 0
+    try:
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        for image in images[:count].split(1) if count else ():
+            with torch.enable_grad():
+                outputs = checked_outputs(call(network, image))
+                directions = torch.randn(outputs.shape, generator=rng).to(outputs)
+                aim = (outputs * directions).sum()
+                derivatives = torch.autograd.grad(aim, list(weights.values()), allow_unused=True)
+            for name, derivative in zip(weights, derivatives, strict=True):
+                found[name] += 0.0 if derivative is None else float(derivative.double().square().mean()) / count
+    finally:
+        for name, weight in weights.items():
+            weight.requires_grad_(asked[name])
+    return {name: torch.tensor([mean]) for name, mean in found.items()}
 
 
 def checked_outputs(outputs: Any) -> Tensor:
