@@ -63,24 +63,6 @@ def batch(rng: torch.Generator) -> Tensor:
 # --- fit ---------------------------------------------------------------------------------------------------------
 
 
-def test_network_of_the_same_architecture_comes_back(fitted: nern.Fitted, batch: Tensor) -> None:
-    network = fitted.network()
-    assert type(network) is Mixed
-    assert not network.training
-    expected = mixed().state_dict()
-    state = network.state_dict()
-    assert {name: tensor.shape for name, tensor in state.items()} == {n: t.shape for n, t in expected.items()}
-    assert torch.isfinite(network(batch)).all()
-
-
-def test_convolutions_are_predicted_and_the_rest_is_kept(fitted: nern.Fitted) -> None:
-    network, before = fitted.network(), mixed().state_dict()
-    predicted = dict(zip(fitted.original.weight_names, fitted.nern.reconstruct(), strict=True))
-    assert predicted.keys() == {"stem.weight", "point.weight", "wide.weight"}
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, predicted.get(name, before[name])), name
-
-
 def test_each_call_gives_a_network_of_its_own(fitted: nern.Fitted, batch: Tensor) -> None:
     first, second = fitted.network(), fitted.network()
     with torch.no_grad():
@@ -362,12 +344,3 @@ def test_bad_imports_are_explained(
         (tmp_path / name).write_text(text)
     with pytest.raises(NernError, match=said):
         config(imports=[name])
-
-
-def test_registered_name_is_taken(mine: Path, config: Callable[..., Config]) -> None:
-    config(imports=["mine.py"])
-    with pytest.raises(NernError, match=r"task .*'loaders' is registered already"):
-        nern.register_task("loaders", input_shape=(1, 1, 1), num_classes=1)(lambda *args, **kwargs: None)
-    with pytest.raises(NernError, match=r"original network .*'Published' is registered already"):
-        nern.register_original("Published")(Mixed)
-    assert registry.ORIGINALS["Published"] is not Mixed

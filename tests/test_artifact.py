@@ -30,15 +30,15 @@ from artifact_parts import (
     with_description,
 )
 from nern import DamagedFileError, NernError
-from nern.artifact import Artifact, Holding, NetworkParts, container, encoded, load, probed, write_artifact
+from nern.artifact import Artifact, NetworkParts, container, encoded, load, probed, write_artifact
 from nern.artifact.description import NetworkDescription, represented_as
 from nern.artifact.entropy import AT_ONCE, MOST_ADAPTIVE, MOST_UNIFORM, Decoder, Encoder
 from nern.artifact.orderings import decode_ordering, encode_ordering
 from nern.artifact.outliers import decode_outliers
-from nern.artifact.permutations import SHORT, decode_permutations, encode_permutations, least_bits
+from nern.artifact.permutations import decode_permutations, encode_permutations, least_bits
 from nern.artifact.reading import TOLERANCE
-from nern.artifact.table import about, artifact_table
-from nern.artifact.tensors import MOST_SYMBOLS, TensorCode, decode_tensors, encode_tensors
+from nern.artifact.table import about
+from nern.artifact.tensors import TensorCode, decode_tensors, encode_tensors
 from nern.jobs.packing import PackOptions
 from nern.originals import build_network
 from nern.originals.checked import DTYPES
@@ -170,15 +170,6 @@ def test_permutations_come_back(n: int, rows: int, seed: int) -> None:
     assert rows * least_bits(n) <= 8 * len(code) + 1e-6
 
 
-@pytest.mark.parametrize(("n", "rows"), [(0, 1), (1, 2), (5, 3), (1000, 2), (SHORT, 1), (SHORT + 1, 1)])
-def test_permutations_of_any_length_come_back_either_way(n: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    orders = np.stack([np.random.default_rng(row).permutation(n) for row in range(rows)])
-    code = permuted(orders)
-    assert np.array_equal(decode_permutations(Decoder(code), rows, n), orders)
-    monkeypatch.setattr("nern.artifact.permutations.SHORT", n if n > SHORT else -1)
-    assert np.array_equal(decode_permutations(Decoder(code), rows, n), orders)
-
-
 @given(st.binary(max_size=400).map(lambda data: data[: len(data) // 4 * 4]), st.integers(0, 40), st.integers(0, 3))
 def test_any_bytes_are_permutations_or_an_error(data: bytes, n: int, rows: int) -> None:
     try:
@@ -188,11 +179,6 @@ def test_any_bytes_are_permutations_or_an_error(data: bytes, n: int, rows: int) 
         return
     assert orders.shape == (rows, n)
     assert all(sorted(order) == list(range(n)) for order in orders.tolist())
-
-
-def test_too_long_an_ordering_is_an_error() -> None:
-    with pytest.raises(NernError, match="too long for an artifact"):
-        decode_permutations(Decoder(b""), 1, MOST_UNIFORM + 1)
 
 
 # --- tensors --------------------------------------------------------------------------------------------------------
@@ -258,36 +244,6 @@ def test_tensors_that_cannot_be_held() -> None:
         encode_tensors({"t": torch.zeros(2)}, {"t": 801})
 
 
-GRID = ["t", [2], "f32", "grid", 0, 0, 4]
-BAD_TENSORS: list[Any] = [
-    None, 3, "text", [], ["t", [2]], [1, [2], "f32", "as"], ["t", 2, "f32", "as"], ["t", [-1], "f32", "as"],
-    ["t", [2.0], "f32", "as"], ["t", [True], "f32", "as"], ["t", [2**31], "f32", "as"], ["t", [1] * 17, "f32", "as"],
-    ["t", [0, 2**30, 2**30, 2**30], "f32", "as"], ["t", [2], "f8", "as"], ["t", [2], "f32", "zip"],
-    ["t", [2], "f32", "as", 1], [*GRID[:6]], [*GRID, 1], [*GRID[:4], 801, 0, 1], [*GRID[:4], 10**400, 0, 1],
-    [*GRID[:4], 0, 0, 0], [*GRID[:4], 0, 0, MOST_SYMBOLS + 1], [*GRID[:4], 0, MOST_SYMBOLS + 1, 1],
-    [*GRID[:4], 0, 0, 2.0], ["t", [2], "i8", "f16"], ["t", [2], "i8", "grid", 8, 0, 1], ["t", [2], "i8", "grid", 0, 100, 60],
-    ["t", [2], "u8", "grid", 0, -1, 2], ["t", [2], "b", "grid", 0, 0, 3], ["\x1b[2J", [2], "f32", "as"],
-    ["t" * 513, [2], "f32", "as"], ["\ud800", [2], "f32", "as"], ["t", [2], ["f32"], "as"],
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("value", BAD_TENSORS, ids=lambda value: repr(value)[:40])
-def test_what_describes_no_tensor(value: Any) -> None:
-    with pytest.raises(NernError) as caught:
-        TensorCode.from_json(value)
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 1000
-
-
-def test_bytes_that_are_not_as_many_as_described() -> None:
-    codes, code, raw = encode_tensors({"t": torch.full((3,), 0.1), "n": torch.arange(50)}, {})
-    for changed in (raw + b"\0", raw[:-1], b""):
-        with pytest.raises(NernError, match="bytes of tensors are there"):
-            decode_tensors(codes, code, changed)
-    with pytest.raises(NernError, match="longer"):
-        decode_tensors(codes, code + bytes(8), raw)
-
-
 # --- orderings and outliers -----------------------------------------------------------------------------------------
 
 LAYERS = st.lists(st.tuples(*[st.integers(1, 7)] * 2, st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4)
@@ -318,21 +274,6 @@ def test_orderings_a_file_does_not_hold() -> None:
         decode_ordering("crossfilter", bytes(4), [(2**11, 2**11, 1, 1)])
     with pytest.raises(NernError, match="permutations; at most"):
         decode_ordering("infilter", bytes(4), [(2**21, 1, 1, 1)])
-
-
-@MANY
-@given(shapes=LAYERS, share=st.sampled_from([0.01, 0.3, 1.0]), seed=st.integers(0, 99))
-def test_outliers_come_back(shapes: list[tuple[int, int, int, int]], share: float, seed: int) -> None:
-    table = KernelTable(tuple(shapes))
-    rng = torch.Generator().manual_seed(seed)
-    count = max(round(share * table.num_weights), 1)
-    positions = torch.randperm(table.num_weights, generator=rng)[:count].sort().values
-    values = torch.randn(len(positions), generator=rng)
-    described, code, raw = encode_outliers(positions, values)
-    found = decode_outliers(described, code, raw, table)
-    assert found is not None
-    assert torch.equal(found[0], positions)
-    assert same_tensor(found[1], values)
 
 
 def test_outliers_that_do_not_fit() -> None:
@@ -482,17 +423,6 @@ def test_probes_notice_other_weights(tmp_path: Path) -> None:
         load(save(tmp_path / "x.nern", {name: data for name, data in sections.items() if name != "PROB"}))
 
 
-def test_the_table_adds_up(tmp_path: Path) -> None:
-    for number, options in enumerate(({}, {"step": None, "mode": "none"}, {"networks": 2, "kept": Holding({}, "f16")})):
-        path = save(tmp_path / f"{number}.nern", make(**options)[0])
-        artifact = load(path)
-        table = artifact_table(artifact)
-        numbers = [int(str(cell).replace(",", "")) for cell in table.columns[3].cells]
-        assert sum(numbers[:-1]) == numbers[-1] == path.stat().st_size == artifact.size
-        shares = [float(str(cell).rstrip("%")) for cell in table.columns[4].cells if str(cell)]
-        assert abs(sum(shares) - 100) < 0.5
-
-
 def test_what_a_file_says_cannot_command_a_terminal(tmp_path: Path) -> None:
     sections = with_description(make()[0], lambda d: d.update(metadata={"note\x07": "one\n\x1b[2Jtwo\u202e"}))
     lines = about(load(save(tmp_path / "net.nern", sections)))
@@ -560,25 +490,6 @@ def test_reading_and_building_draw_nothing_of_yours(tmp_path: Path) -> None:
     assert artifact.weights[0].shape == (4, 3, 3, 3)
     with pytest.raises(NernError, match="does not fit"):
         artifact.network()
-
-
-def test_what_fit_gave_is_saved(small_cnn: Callable[..., nn.Module], tmp_path: Path) -> None:
-    network = small_cnn()
-    fitted = nern.fit(network, ratio=0.9, iterations=2, progress=False, console=Console(file=io.StringIO()))
-    nern.save(fitted, tmp_path / "net.nern", PackOptions(lossless=True))
-    found, expected = load(tmp_path / "net.nern").network(network).state_dict(), fitted.network().state_dict()
-    assert all(same_tensor(found[key], value) for key, value in expected.items())
-    nern.save(fitted, tmp_path / "small.nern", PackOptions(bits=6))
-    assert (tmp_path / "small.nern").stat().st_size < (tmp_path / "net.nern").stat().st_size
-    state = load(tmp_path / "small.nern").network(network).state_dict()
-    assert all(
-        float((state[k] - v).norm()) <= 0.5 * float(v.norm()) + 1e-6
-        for k, v in expected.items()
-        if v.is_floating_point()
-    )
-    images = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        assert load(tmp_path / "small.nern").network(network)(images).isfinite().all()
 
 
 class Shared(nn.Module):

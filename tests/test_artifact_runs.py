@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -294,28 +292,6 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     assert_same_result(run, resumed)
 
 
-BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
-    ({"quantisation.bits": 0.5}, "quantisation.bits"),
-    ({"quantisation.bits": 25.0}, "quantisation.bits (=25.0) must be at most 24"),
-    ({"quantisation.iterations": -1}, "quantisation.iterations"),
-    ({"quantisation.images": -1}, "quantisation.images"),
-    ({"quantisation.iterations": 3, "quantisation.epochs": 1}, "epochs"),
-    ({"quantisation.iterations": None}, "quantisation"),
-    ({"quantisation.iterations": None, "quantisation.bits": 6.0, "quantisation.images": 9}, "quantisation"),
-    ({"quantisation.weights_batch_method": "none"}, "weights_batch_method"),
-    ({"quantisation.optim.lr": -1.0}, "quantisation.optim.lr"),
-]
-
-
-@pytest.mark.parametrize(("given", "message"), BAD_CONFIGS, ids=lambda value: repr(value)[:50])
-def test_configs_that_cannot_be(
-    configure: Callable[..., Config], given: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(NernError) as caught:
-        configure(tmp_path, given).check()
-    assert message in str(caught.value)
-
-
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
@@ -370,11 +346,3 @@ def test_commands_that_fail(run: RunFolder, packed: Pack, tmp_path: Path, capsys
         assert "Traceback" not in captured.err
     assert not (tmp_path / "x.nern").exists()
     assert not (tmp_path / "w.safetensors").exists()
-
-
-def test_info_is_what_python_gets(packed: Pack) -> None:
-    artifact, console = nern.load(packed()), Console(file=io.StringIO(), width=160)
-    assert nern.jobs.artifacts.info(packed(), console=console).sizes == artifact.sizes
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    for size in (artifact.size, artifact.sizes["ORDR"], artifact.sizes["META"]):
-        assert f"{size:,}" in text

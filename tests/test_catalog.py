@@ -194,11 +194,6 @@ def test_globs_choose_and_every_reason_is_given(run: Run) -> None:
     assert fates["layer2.0.conv1.weight"] == "kept: not included"
 
 
-def test_a_choice_of_a_small_share_is(run: Run) -> None:
-    ended = run("inspect", "torchvision:alexnet", "--kwargs", '{"num_classes": 2}')
-    assert "warning: the convolutions of AlexNet hold only 4.3% of its parameters; nern.include" in ended.err
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -173,15 +173,6 @@ def test_help_describes_every_key(run: Run) -> None:
 # --- settings ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file_first", [True, False])
-def test_options_win_over_the_file_wherever_they_stand(run: Run, configs: list[Config], file_first: bool) -> None:
-    file, options = ["--config_path", "short.yaml"], ["--epochs", "400", "--num_iterations", "null", "--optim.lr=5e-4"]
-    assert run("train", *(file + options if file_first else options + file)).code == 0
-    (config,) = configs
-    assert (config.epochs, config.num_iterations, config.optim.lr) == (400, None, 5e-4)
-    assert config.nern.hidden_layer_size == 8
-
-
 def test_published_options_work_as_written(run: Run, configs: list[Config]) -> None:
     options = "--logging.use_tensorboard True --nern.weights_batch_method all --logging.tracker tensorboard"
     assert run("train", *options.split(), "--config_path", "short.yaml").code == 0
@@ -231,15 +222,6 @@ def test_training_an_original_says_what_is_not_as_usual(run: Run, monkeypatch: p
     monkeypatch.setattr("nern.commands.training.train_original", lambda *args: None)
     ended = run("train-original", "--task.task_name", "cifar100", "--epochs", "3")
     assert ended == Ended(0, 'defaults; set: task.task_name="cifar100", epochs=3\n', "")
-
-
-def test_print_config_shows_the_settings_and_stops(run: Run, configs: list[Config]) -> None:
-    ended = run("train", "--config_path", "short.yaml", "--seed", "5", "--print_config")
-    assert ended.code == 0
-    printed = yaml.safe_load(ended.out)
-    assert (printed["seed"], printed["num_iterations"]) == (5, 6)
-    assert printed["nern"]["embeddings"]["permutations"]["permute_mode"] == "infilter"
-    assert configs == []
 
 
 # --- errors ------------------------------------------------------------------------------------------------------

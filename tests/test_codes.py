@@ -25,14 +25,10 @@ from nern.artifact.table import layer_table
 from nern.artifact.tensors import Coded, TensorCode, decode_tensors, encode_tensors
 from nern.calibration import network as calibration
 from nern.calibration.feedback import Inputs, rounded
-from nern.calibration.turns import Enough, Turns
 from nern.cli import main
 from nern.config import Config, NernConfig, TaskConfig
 from nern.jobs import coding as jobs_coding
-from nern.jobs.coding import coded_original
 from nern.originals.build import build_network
-from nern.representation.codes import UNIT, Codes, is_identity, principal_axes
-from nern.representation.heads import Heads
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern
 from nern.tasks.own import Forward
@@ -98,11 +94,6 @@ def test_codes_are_decoded_as_they_were(shape: tuple[int, int, int], spread: flo
     decoder.finish()
 
 
-def test_numbers_that_are_too_large_are_refused() -> None:
-    with pytest.raises(NernError, match="take a larger step"):
-        encode_codes(Encoder(), np.full((1, 1, 1), 2**25), new_models())
-
-
 def test_codes_that_would_take_hours_are_refused(tmp_path: Path) -> None:
     huge = torch.zeros(1, 1, 2**18 + 1)
     with pytest.raises(NernError, match="take too long"):
@@ -143,15 +134,6 @@ def test_what_is_known_of_filters_and_channels_saves_bits() -> None:
 # --- the basis ---------------------------------------------------------------------------------------------------
 
 
-def test_axes_are_orthogonal_but_for_their_grid_and_ordered(rng: torch.Generator) -> None:
-    kernels = torch.randn(500, 9, generator=rng) * torch.tensor([3.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.2, 0.1, 0.1])
-    axes = principal_axes([kernels @ torch.linalg.qr(torch.randn(9, 9, generator=rng))[0]])
-    assert torch.allclose(axes.T @ axes, torch.eye(9), atol=0.1)
-    assert torch.equal(axes * 64, (axes * 64).round())
-    assert is_identity(principal_axes([torch.randn(5, 1)]))
-    assert is_identity(principal_axes([torch.randn(5, 49)]))
-
-
 @pytest.mark.parametrize("heads", ["per_size", "per_layer"])
 def test_codes_of_weights_give_these_weights(heads: str, rng: torch.Generator) -> None:
     shapes = ((6, 4, 3, 3), (5, 6), (3, 5, 1, 1), (7, 3, 3, 3), (4, 2, 5))
@@ -164,21 +146,6 @@ def test_codes_of_weights_give_these_weights(heads: str, rng: torch.Generator) -
     whole = made()
     for found, of_head, (_, local) in zip(made(rows), whole, made.heads.split(rows), strict=True):
         torch.testing.assert_close(found, of_head[local])
-
-
-def test_codes_are_taken_as_multiples_of_steps(rng: torch.Generator) -> None:
-    heads = Heads.build(KernelTable(((3, 2, 3, 3), (4, 3, 1, 1))), "per_size")
-    codes = Codes(heads)
-    multiples = [torch.randint(-3, 4, tuple(code.shape), generator=rng) for code in codes.codes]
-    codes.take(multiples, [0.5, 0.25])
-    for layer, (whole, step) in enumerate(zip(multiples, (0.5, 0.25), strict=True)):
-        assert torch.equal(codes.values(layer), whole * step)
-    assert torch.equal(codes.codes[0].detach(), multiples[0] * UNIT)
-
-
-def test_kernels_sampled_from_a_shared_head_are_refused() -> None:
-    with pytest.raises(NernError, match="must be 'per_size' or 'per_layer'"):
-        Config.from_dict({"epochs": 1, "num_iterations": None, "nern": {"method": "codes", "heads": "shared"}})
 
 
 # --- rounding ----------------------------------------------------------------------------------------------------
@@ -346,42 +313,6 @@ def test_few_images_at_a_time_are_rounded_as_all_at_once(
     assert max(errors) < 1.5 * min(errors)
 
 
-def test_layers_with_large_activations_are_rounded_on_fewer_images() -> None:
-    held = calibration.HELD
-    assert list(calibration.waves([held // 16] * 3, 16)) == [(3, 16)]
-    assert list(calibration.waves([held, held // 4, held // 8, held // 64], 64)) == [(1, 1), (2, 4), (3, 8), (4, 64)]
-    assert list(calibration.waves([held // 64, held * 2], 64)) == [(2, 1)]
-
-
-def test_items_meet_before_any_goes_on() -> None:
-    seen: list[str] = []
-
-    def work(item: str) -> str:
-        for meeting in range(2):
-            seen.append(item)
-            turns.meet(lambda meeting=meeting: seen.append(f"met {meeting}"))  # type: ignore[misc]
-        if item == "b":
-            raise Enough
-        return item
-
-    turns = Turns(work, ["a", "b", "c"])
-    assert turns.run() == ["a", None, "c"]
-    assert seen == ["a", "b", "c", "met 0", "a", "b", "c", "met 1"]
-
-
-def test_an_error_of_one_item_ends_all() -> None:
-    def work(item: int) -> None:
-        turns.meet(lambda: None)
-        if item == 1:
-            raise ValueError("bad")
-        turns.meet(lambda: None)
-        raise AssertionError("it went on alone")
-
-    turns = Turns(work, range(3))
-    with pytest.raises(ValueError, match="bad"):
-        turns.run()
-
-
 # --- commands and bad input ----------------------------------------------------------------------------------------
 
 
@@ -535,11 +466,6 @@ def test_made_up_images_have_the_size_of_the_network(
     name = ["--task.original_model_name", "torchvision:squeezenet1_1"]
     assert main(["pack", str(weights), "-o", str(tmp_path / "a.nern"), "--images", "2", *name, *options]) == 0
     assert seen == [(2, 3, side, side)]
-
-
-def test_all_matrices_are_coded() -> None:
-    original = coded_original(build_network("timm:vit_tiny_patch16_224"))
-    assert len(original.weight_names) == sum(p.dim() > 1 for p in original.network.parameters())
 
 
 # --- trained -------------------------------------------------------------------------------------------------------

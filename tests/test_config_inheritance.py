@@ -103,14 +103,6 @@ def test_one_base_several_or_none(write: Write, base: str | list[str]) -> None:
     assert Config.load(write("own.yaml", {"base": base})) == Config().check()
 
 
-def test_written_config_needs_no_base(write: Write, tmp_path: Path) -> None:
-    write("base.yaml", "nern: {num_blocks: 4}\n")
-    config = Config.load(write("own.yaml", "base: base.yaml\nepochs: 2\n"))
-    config.save(tmp_path / "elsewhere" / "config.yaml")
-    assert Config.load(tmp_path / "elsewhere" / "config.yaml") == config
-    assert "base.yaml" not in config.to_yaml()
-
-
 def test_configs_of_originals_have_bases_too(write: Write) -> None:
     write("base.yaml", "optim: {lr: 0.1}\nepochs: 9\n")
     config = OriginalConfig.load(write("own.yaml", "base: base.yaml\nepochs: 2\n"))
@@ -194,14 +186,6 @@ def test_option_can_unset_what_a_base_sets(write: Write, trained: list[Config]) 
     options = ["--epochs", "null", "--num_iterations", "3", "--original_model_path", "null"]
     assert main(["train", "--config_path", str(own), *options]) == 0
     assert (trained[0].epochs, trained[0].num_iterations, trained[0].original_model_path) == (None, 3, None)
-
-
-def test_command_line_reads_what_load_reads(write: Write, trained: list[Config]) -> None:
-    write("base.yaml", {"nern": {"exclude": ["a"]}, "task.original_model_kwargs": {"option": "B"}, "optim.lr": 5e-3})
-    own = write("own.yaml", {"base": "base.yaml", "task.original_model_kwargs.widths": [4, 4, 4]})
-    assert main(["train", "--config_path", str(own)]) == 0
-    assert trained == [Config.load(own)]
-    assert trained[0].task.original_model_kwargs == {"option": "B", "widths": [4, 4, 4]}
 
 
 # --- several networks --------------------------------------------------------------------------------------------
@@ -324,8 +308,3 @@ def test_options_cannot_say_which_of_several_networks_they_mean(capsys: pytest.C
     assert "networks is a list of sections, and the option does not say which one" in " ".join(
         capsys.readouterr().err.split()
     )
-
-
-def test_empty_network_sections_are_refused() -> None:
-    with pytest.raises(NernError, match="networks holds an empty section"):
-        of_networks([{}])

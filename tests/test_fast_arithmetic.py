@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nern.objectives.feature_maps import EPSILON
-from nern.objectives.row_arithmetic import combinations
 from nern.registry import ACTIVATIONS, FEATURE_MAP_LOSSES, NORM_LAYERS, PREDICTORS
 from nern.representation import KernelTable, build_predictor
 from nern.representation.coordinates import TableCoordinates
@@ -32,54 +31,6 @@ def randoms(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> T
 # --- products and combinations of rows -----------------------------------------------------------------------------
 
 ROWS, ENTRIES = st.integers(0, 9), st.integers(0, 70)
-
-
-def exact_maps(rows: int, entries: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Maps x, y in bfloat16 and factors a, b, so that a x + b y is exact in float32 but not in bfloat16; many sums lie
-    halfway between two bfloat16 numbers."""
-    rng = torch.Generator().manual_seed(seed)
-    x, y = (torch.randint(-255, 256, (rows, entries), generator=rng).to(torch.bfloat16) for _ in range(2))
-    a, b = (2.0 ** torch.randint(-4, 5, (rows,), generator=rng) for _ in range(2))
-    return x, y, a, b
-
-
-@given(st.integers(1, 7), st.integers(1, 50), st.integers(0, 999))
-def test_combinations_of_16_bits_are_rounded_to_the_nearest_ties_to_even(rows: int, entries: int, seed: int) -> None:
-    x, y, a, b = exact_maps(rows, entries, seed)
-    (found,) = combinations([(x, y)], [(a, b)])
-    exact = a[:, None].double() * x.double() + b[:, None].double() * y.double()
-    assert torch.equal(exact.float().double(), exact)
-    expected = exact.float().to(torch.bfloat16)
-    if rows * entries >= 200:  # there are ties of both kinds
-        bits = exact.float().view(torch.int32)
-        assert {int(parity) for parity in (bits[(bits & 0xFFFF) == 0x8000] >> 16) & 1} == {0, 1}
-    assert torch.equal(found + 0.0, expected + 0.0)
-    nonzero = expected != 0  # zeros may have either sign
-    assert torch.equal(found.view(torch.uint16)[nonzero].int(), expected.view(torch.uint16)[nonzero].int())
-
-
-@given(
-    st.lists(st.tuples(ROWS, ENTRIES), max_size=4),
-    st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.float16]),
-    st.integers(0, 99),
-)
-def test_combinations_are_those_of_pytorch(shapes: list[tuple[int, int]], dtype: torch.dtype, seed: int) -> None:
-    pairs, factors = [], []
-    for index, shape in enumerate(shapes):
-        draws = [randoms(*shape, seed=seed + 4 * index + i, dtype=dtype) for i in range(2)]
-        pairs.append((draws[0], draws[1]))
-        factors.append(tuple(randoms(shape[0], seed=seed + 4 * index + i) for i in (2, 3)))
-    kept = [tuple(m.clone() for m in pair) for pair in pairs]
-    found = combinations(pairs, factors)
-    assert len(found) == len(pairs)
-    for (x, y), (a, b), result in zip(pairs, factors, found, strict=True):
-        exact = a.double()[:, None] * x.double() + b.double()[:, None] * y.double()
-        size = (a.double()[:, None] * x.double()).abs() + (b.double()[:, None] * y.double()).abs()
-        assert (result.dtype, result.shape) == (dtype, x.shape)
-        assert ((result.double() - exact).abs() <= torch.finfo(dtype).eps * size + 1e-7).all()
-    assert all(
-        torch.equal(m, k) for pair, keep in zip(pairs, kept, strict=True) for m, k in zip(pair, keep, strict=True)
-    )
 
 
 # --- the distance of feature maps ----------------------------------------------------------------------------------

@@ -108,25 +108,11 @@ def test_the_shared_networks_have_their_accuracies(depth: int, expected: float, 
     assert found == pytest.approx(expected, abs=0.02)
 
 
-@pytest.mark.parametrize("depth", [20, 56])
-def test_state_dict_names_are_those_of_the_shared_weights(shared: Path, depth: int) -> None:
-    state = torch.load(shared / "weights" / f"resnet{depth}-cifar10.pt", weights_only=True)
-    own = ORIGINALS[f"ResNet{depth}"]().state_dict()
-    assert {name for name in own if "num_batches" not in name} == {n for n in state if "num_batches" not in n}
-
-
 # --- weights files -----------------------------------------------------------------------------------------------
 
 
 def save_weights(path: Path, state: dict[str, Any]) -> None:
     save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
-
-
-@pytest.mark.parametrize("option", ["A", "B"])
-def test_what_the_weights_tell_need_not_be_said(option: str, tmp_path: Path) -> None:
-    source = resnet8(option=option, num_classes=13, in_channels=2, widths=[4, 8, 10])
-    torch.save(source.state_dict(), tmp_path / "weights.pt")
-    assert equal_states(build_original_network("ResNet8", str(tmp_path / "weights.pt")), source)
 
 
 def test_the_json_file_beside_the_weights_goes_before_what_they_tell(tmp_path: Path) -> None:
@@ -215,24 +201,6 @@ def test_a_missing_file_lists_what_is_there(tmp_path: Path) -> None:
         build_original_network("ResNet8", str(tmp_path / "nowhere" / "resnet9.pt"))
     with pytest.raises(NernError, match="is a folder"):
         build_original_network("ResNet8", str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("how", "suffix"), [("save_torch", ".pt"), ("save_pickle", ".th"), ("save_torch", ".safetensors")]
-)
-def test_weights_files_with_code_are_refused_and_not_executed(
-    how: str, suffix: str, attack: Any, tmp_path: Path
-) -> None:
-    getattr(attack, how)(tmp_path / f"weights{suffix}")
-    with pytest.raises(NernError, match=r"refused|not a complete safetensors file"):
-        build_original_network("ResNet8", str(tmp_path / f"weights{suffix}"))
-    assert not attack.executed
-
-
-def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
-    torch.save(resnet8(), tmp_path / "model.pt")
-    with pytest.raises(NernError, match=r"Python objects besides tensors.*Save plain tensors instead"):
-        build_original_network("ResNet8", str(tmp_path / "model.pt"))
 
 
 def test_unknown_names_list_the_choices() -> None:

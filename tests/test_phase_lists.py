@@ -129,14 +129,6 @@ def test_errors_count_alike_again_where_a_phase_says_so(make: Make) -> None:
     assert seen == [True, True, False]
 
 
-def test_nothing_is_measured_before_the_first_step(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(*args: Any) -> Any:
-        raise AssertionError("the curvature was measured before the rehearsal")
-
-    monkeypatch.setattr("nern.training.trainer.all_curvatures", measured)
-    build(make(phases=[{"name": "refinement", "iterations": 1}])).rehearse()
-
-
 def test_bits_hold_for_their_phase_alone(make: Make) -> None:
     phases = [{"name": "rounded", "iterations": 1, "bits": 5, "images": 8}, {"name": "exact", "iterations": 1}]
     trainer = build(make(phases=phases))

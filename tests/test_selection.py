@@ -96,27 +96,6 @@ def test_a_choice_of_nothing_is_refused(
         taken(mixture, include, exclude)
 
 
-def test_every_parameter_has_a_reason(mixture: nn.Module) -> None:
-    original = as_original(mixture, include=["stem.*", "depth.*", "head.*"], exclude=["depth.weight"])
-    reasons = {choice.name: (choice.taken, choice.reason) for choice in original.choices}
-    assert reasons.keys() == {name for name, _ in mixture.named_parameters()}
-    assert reasons["stem.weight"] == (True, "included")
-    assert reasons["head.weight"] == (True, "included")
-    assert reasons["depth.weight"] == (False, "excluded")
-    assert reasons["head.bias"] == (False, "a vector")
-    assert reasons["norm.weight"] == (False, "not included")
-    sizes = {choice.name: (choice.kernels, choice.kernel_size) for choice in original.choices}
-    assert sizes["stem.weight"] == (12, "3x3")
-    assert sizes["depth.weight"] == (4, "5x5")
-    assert sizes["time.weight"] == (8, "3")
-    assert sizes["volume.weight"] == (4, "1x2x3")
-    assert sizes["head.weight"] == (15, "1x1")
-    assert sizes["head.bias"] == (0, "-")
-    by_default = {choice.name: (choice.taken, choice.reason) for choice in as_original(mixture).choices}
-    assert by_default["stem.weight"] == (True, "chosen")
-    assert by_default["head.weight"] == (False, "not chosen")
-
-
 class Chooser(OriginalNetwork):
     """Chooses its second convolution, then its first, twice."""
 

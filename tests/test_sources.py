@@ -144,28 +144,6 @@ def test_names_that_are_not_there_are_one_clear_error(mine: Path, name: str, mes
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (AssertionError(), "AssertionError"),
-        (ModuleNotFoundError("No module named 'einops'"), "No module named 'einops'"),
-        (NernError("its own words"), "its own words"),
-    ],
-)
-def test_whatever_building_raises_is_one_clear_error(
-    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def build(**kwargs: Any) -> nn.Module:
-        raise error
-
-    monkeypatch.setattr("nern.originals.build.find_builder", lambda name: build)
-    with pytest.raises(NernError) as caught:
-        build_network("mine:make", {"width": 0})
-    text = str(caught.value)
-    assert text.endswith(said)
-    assert text.startswith("mine:make cannot be built with {'width': 0}: ") or text == said
-
-
-@pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
         ("mine.py:make", {"classes": 3}, "unknown argument of mine.py:make 'classes'; did you mean 'num_classes'"),
@@ -415,19 +393,6 @@ def with_metadata(**attributes: Any) -> nn.Module:
     for name, value in attributes.items():
         setattr(network, name, value)
     return network
-
-
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        {"input_size": "large"},
-        {"input_size": (3, 224, 224), "mean": ("a", "b", "c")},
-        {"input_size": (3, 224, 224), "std": (1.0,)},
-    ],
-)
-def test_metadata_that_make_no_sense_are_an_error(metadata: dict[str, Any]) -> None:
-    with pytest.raises(NernError, match=r"Conv2d cannot be read|need as many numbers in mean"):
-        input_format(with_metadata(default_cfg=metadata))
 
 
 def test_metadata_of_one_s_own_networks_count() -> None:
