@@ -35,7 +35,7 @@ from nern.artifact.description import NetworkDescription, represented_as
 from nern.artifact.entropy import AT_ONCE, MOST_ADAPTIVE, MOST_UNIFORM, Decoder, Encoder
 from nern.artifact.orderings import decode_ordering, encode_ordering
 from nern.artifact.outliers import decode_outliers
-from nern.artifact.permutations import decode_permutations, encode_permutations, least_bits
+from nern.artifact.permutations import SHORT, decode_permutations, encode_permutations, least_bits
 from nern.artifact.reading import TOLERANCE
 from nern.artifact.table import about
 from nern.artifact.tensors import TensorCode, decode_tensors, encode_tensors
@@ -121,15 +121,11 @@ def test_codes_are_pinned() -> None:
     assert permuted(np.array([[3, 0, 2, 1, 4], [4, 3, 2, 1, 0]])).hex() == "4472fb9f"
 
 
-def test_very_large_alphabets_come_back() -> None:
+def test_very_large_alphabets_and_long_sequences_come_back() -> None:
     values = np.array([0, 1, 2**31, 2**32 - 7, 2**32 - 1], np.int64)
-    for symbols in (2**32, MOST_ADAPTIVE):
-        assert np.array_equal(Decoder(adaptive(values, symbols)).adaptive(5, symbols), values)
+    assert np.array_equal(Decoder(adaptive(values, MOST_ADAPTIVE)).adaptive(5, MOST_ADAPTIVE), values)
     with pytest.raises(NernError, match="too large"):
         Decoder(b"").adaptive(5, MOST_ADAPTIVE + 1)
-
-
-def test_a_long_sequence_in_several_parts_comes_back() -> None:
     symbols, count = 5000, AT_ONCE + 4097
     values = np.random.default_rng(0).integers(0, symbols, count)
     code = adaptive(values, symbols)
@@ -158,7 +154,7 @@ def test_codes_that_no_encoder_writes_are_an_error() -> None:
 
 
 @MANY
-@given(n=st.integers(0, 300), rows=st.integers(0, 4), seed=st.integers(0, 999))
+@given(n=st.integers(0, 300) | st.sampled_from([SHORT, SHORT + 1]), rows=st.integers(0, 4), seed=st.integers(0, 999))
 def test_permutations_come_back(n: int, rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     orders = np.stack([rng.permutation(n) for _ in range(rows)]) if rows else np.empty((0, n), np.int64)
@@ -274,13 +270,15 @@ def test_orderings_a_file_does_not_hold() -> None:
         decode_ordering("crossfilter", bytes(4), [(2**11, 2**11, 1, 1)])
     with pytest.raises(NernError, match="permutations; at most"):
         decode_ordering("infilter", bytes(4), [(2**21, 1, 1, 1)])
+    with pytest.raises(NernError, match="too long for an artifact"):
+        decode_permutations(Decoder(b""), 1, MOST_UNIFORM + 1)
 
 
 def test_outliers_that_do_not_fit() -> None:
     table = KernelTable(((2, 3, 1, 1),))
     described, code, raw = encode_outliers(torch.tensor([1, 5]), torch.tensor([0.5, 2.0]))
     assert decode_outliers(described, code, raw, table) is not None
-    for wrong in ((3, 4), (0, 4), (2, 0), (2, 7), (7, 4), (2**40, 2**40)):
+    for wrong in ((3, 4), (0, 4), (2, 0), (0, 0), (2**40, 2**40)):
         with pytest.raises(NernError):
             decode_outliers(wrong, code, raw, table)
     for data in (raw + b"\0", raw[:-1], b"", raw + raw):
@@ -290,8 +288,6 @@ def test_outliers_that_do_not_fit() -> None:
         decode_outliers(described, code, np.array([math.nan, 1], "<f4").tobytes(), table)
     with pytest.raises(NernError, match="must rise"):
         decode_outliers(described, code, raw, KernelTable(((5, 1, 1, 1),)))
-    with pytest.raises(NernError):
-        decode_outliers((0, 0), code, raw, table)
 
 
 def test_a_file_of_the_version_that_wrote_outliers_opens() -> None:
@@ -405,8 +401,7 @@ def test_several_networks_are_told_apart(tmp_path: Path) -> None:
 
 def test_probes_notice_other_weights(tmp_path: Path) -> None:
     sections, artifact, _ = make([(4, 3, 3, 3)], "none", config=nern_config())
-    flat, other = torch.cat([w.flatten() for w in artifact.weights]), "differ from the writer's"
-    assert sections["PROB"] == flat[torch.arange(16) * len(flat) // 16].numpy().astype("<f4").tobytes()
+    other = "differ from the writer's"
     assert artifact.check(artifact.weights) == 0
     with pytest.raises(DamagedFileError, match=other):
         artifact.check([w + 20 * TOLERANCE for w in artifact.weights])

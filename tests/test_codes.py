@@ -27,7 +27,6 @@ from nern.calibration import network as calibration
 from nern.calibration.feedback import Inputs, rounded
 from nern.cli import main
 from nern.config import Config, NernConfig, TaskConfig
-from nern.jobs import coding as jobs_coding
 from nern.originals.build import build_network
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern
@@ -94,23 +93,20 @@ def test_codes_are_decoded_as_they_were(shape: tuple[int, int, int], spread: flo
     decoder.finish()
 
 
-def test_codes_that_would_take_hours_are_refused(tmp_path: Path) -> None:
+def test_codes_that_are_too_large_or_would_take_hours_are_refused(tmp_path: Path) -> None:
     huge = torch.zeros(1, 1, 2**18 + 1)
     with pytest.raises(NernError, match="take too long"):
         encode_tensors({"codes.0": huge}, {"codes.0": Coded(0)})
     with pytest.raises(NernError, match="take too long"):
         decode_tensors([TensorCode("codes.0", tuple(huge.shape), "f32", "codes")], b"", b"")
+    with pytest.raises(NernError, match="take a larger step"):
+        encode_codes(Encoder(), np.full((1, 1, 1), 2**25), new_models())
 
 
-def test_large_parameters_that_are_no_kernels_are_held_in_sixteen_bits(tmp_path: Path) -> None:
-    class Grid(Small):
-        def __init__(self) -> None:
-            super().__init__()
-            self.grid = nn.Parameter(torch.linspace(0, 1, 5000).view(1, 1, 5000))
-
-    artifact = packed(Grid().eval(), tmp_path / "a.nern", images=0)
-    held = {code.name: code.held for code in artifact.description.kept}
-    assert held["grid"] == "f16"
+def test_large_parameters_that_are_no_kernels_are_held_in_sixteen_bits(small: nn.Module, tmp_path: Path) -> None:
+    small.grid = nn.Parameter(torch.linspace(0, 1, 5000).view(1, 1, 5000))
+    kept = packed(small, tmp_path / "a.nern", images=0).description.kept
+    assert {code.name: code.held for code in kept}["grid"] == "f16"
 
 
 def test_what_is_known_of_filters_and_channels_saves_bits() -> None:
@@ -199,18 +195,15 @@ def test_every_kind_of_layer_is_rounded_by_what_it_meets(small: nn.Module, image
     assert table.row_count == 4
 
 
-def test_the_network_that_was_given_is_not_changed(small: nn.Module, images: Tensor, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("rng_untouched")
+def test_packing_changes_nothing_and_gives_the_same_file_again(
+    small: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
     before = copy.deepcopy(small.state_dict())
-    state = torch.random.get_rng_state()
-    packed(small, tmp_path / "a.nern", images)
-    assert torch.equal(state, torch.random.get_rng_state())
-    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
-
-
-def test_the_same_seed_gives_the_same_file(small: nn.Module, images: Tensor, tmp_path: Path) -> None:
     for name in ("a.nern", "b.nern"):
         packed(small, tmp_path / name, images, bits=3.0)
     assert (tmp_path / "a.nern").read_bytes() == (tmp_path / "b.nern").read_bytes()
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
 
 
 @pytest.mark.parametrize("size", [1500, 2200])
@@ -355,31 +348,17 @@ def test_options_that_cannot_be(
     assert not (tmp_path / "a.nern").exists()
 
 
-class Broken(Small):
-    """Outputs of another kind than are asked for."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-
-    def forward(self, x: Tensor) -> Any:
-        found = super().forward(x)
-        return {"nan": found * float("nan"), "tuple": (found, found), "words": "classes"}[self.kind]
-
-
-@pytest.mark.parametrize(("kind", "message"), [("nan", "not finite"), ("tuple", "gives tuple"), ("words", "gives str")])
-def test_outputs_that_cannot_be_calibrated_on(kind: str, message: str, images: Tensor, tmp_path: Path) -> None:
-    network = Broken(kind).eval()
-    with pytest.raises(NernError, match=message):
-        packed(network, tmp_path / "a.nern", images)
-    packed(network, tmp_path / "a.nern", images=0)  # needs none
-    assert nern.load(tmp_path / "a.nern").size < 8000
-
-
-def test_images_that_do_not_fit_are_refused(small: nn.Module, tmp_path: Path) -> None:
-    for shape in ((4, 1, 16, 16), (4, 3), (0, 3, 16, 16)):
+def test_images_and_outputs_that_cannot_be_calibrated_on_are_refused(
+    small: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
+    for shape in ((4, 1, 16, 16), (0, 3, 16, 16)):
         with pytest.raises(NernError, match=r"do not fit Small|there are no calibration images"):
             packed(small, tmp_path / "a.nern", torch.zeros(shape))
+    for change, message in ((lambda y: y * float("nan"), "not finite"), (lambda y: (y, y), "gives tuple")):
+        handle = small.register_forward_hook(lambda module, inputs, output, change=change: change(output))
+        with pytest.raises(NernError, match=message):
+            packed(small, tmp_path / "a.nern", images)
+        handle.remove()
 
 
 def test_what_is_no_network_is_refused(small: nn.Module, tmp_path: Path) -> None:
@@ -391,13 +370,8 @@ def test_what_is_no_network_is_refused(small: nn.Module, tmp_path: Path) -> None
         nern.pack(tmp_path / "w.pt", tmp_path / "a.nern", console=QUIET, task=TaskConfig(original_model_name="ResNet8"))
     with pytest.raises(NernError, match="nothing to code"):
         packed(nn.Sequential(nn.BatchNorm1d(3)), tmp_path / "a.nern", images=0)
-
-
-def test_networks_without_a_known_format_need_images_or_none(tmp_path: Path, rng: torch.Generator) -> None:
-    network = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 3)).eval()
-    with pytest.raises(NernError, match="give some"):
-        packed(network, tmp_path / "a.nern")
-    assert packed(network, tmp_path / "a.nern", torch.randint(5, (9, 3), generator=rng)).size < 2000
+    with pytest.raises(NernError, match="give some"):  # its format is not known
+        packed(nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 3)), tmp_path / "a.nern")
 
 
 class Tagger(nn.Module):
@@ -446,26 +420,6 @@ def test_batches_that_cannot_be_joined_are_refused(batches: list[dict[str, Tenso
         nern.pack(Tagger().eval(), tmp_path / "a.nern", images=[batches[0], shorter])
     with pytest.raises(NernError, match="give these, too"):
         nern.pack(Tagger().eval(), tmp_path / "a.nern", forward=lambda network, batch: network(**batch))
-
-
-@pytest.mark.parametrize(("options", "side"), [([], 224), (["--task.input_size", "64"], 64)])
-def test_made_up_images_have_the_size_of_the_network(
-    options: list[str], side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[torch.Size] = []
-
-    def calibration_images(*arguments: Any) -> Tensor | None:
-        found = jobs_coding.calibration_images(*arguments)
-        assert found is not None
-        seen.append(found.shape)
-        return found
-
-    monkeypatch.setattr("nern.jobs.packing.calibration_images", calibration_images)
-    weights = tmp_path / "w.pt"
-    torch.save(build_network("torchvision:squeezenet1_1").state_dict(), weights)
-    name = ["--task.original_model_name", "torchvision:squeezenet1_1"]
-    assert main(["pack", str(weights), "-o", str(tmp_path / "a.nern"), "--images", "2", *name, *options]) == 0
-    assert seen == [(2, 3, side, side)]
 
 
 # --- trained -------------------------------------------------------------------------------------------------------

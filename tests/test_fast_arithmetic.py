@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from nern.objectives.feature_maps import EPSILON
 from nern.registry import ACTIVATIONS, FEATURE_MAP_LOSSES, NORM_LAYERS, PREDICTORS
@@ -26,11 +24,6 @@ CPU_TYPES = (torch.float32, torch.bfloat16)
 
 def randoms(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-# --- products and combinations of rows -----------------------------------------------------------------------------
-
-ROWS, ENTRIES = st.integers(0, 9), st.integers(0, 70)
 
 
 # --- the distance of feature maps ----------------------------------------------------------------------------------
@@ -212,55 +205,9 @@ def test_the_first_layer_is_in_float32_under_autocast(kind: str, fusion: str) ->
     assert torch.equal(*gradients(found, [weight]), *gradients(expected, [weight]))
 
 
-def plain_prediction(predictor: nn.Module, method: str, encodings: Tensor) -> Tensor:
-    """What the predictor's formula says, one PyTorch operation after the other."""
-    predictor = copy.deepcopy(predictor)
-    parameters = dict(predictor.named_parameters())
-    if hasattr(predictor.activation, "inplace"):
-        predictor.activation.inplace = False
-    count, middle, h = len(predictor.layers), predictor.middle, encodings
-    first: Any = None
-    for index in range(count):
-        if method == "kxk_nerf" and index == middle:
-            h = torch.cat([encodings, h], dim=1)
-        h = F.linear(h, parameters[f"layers.{index}.weight"], parameters[f"layers.{index}.bias"])
-        h = h if predictor.norms is None else predictor.norms[index](h)
-        if method == "kxk_residual" and index == 0:
-            first = h
-            continue
-        if method == "kxk_residual" and index == middle:
-            h = h + first
-        h = predictor.activation(h)
-    h = F.linear(h, parameters["final_linear_layer.weight"], parameters["final_linear_layer.bias"])
-    found = h.unflatten(-1, predictor.kernel_sizes[0])
-    found.parameters_used = list(parameters.values())
-    return found
-
-
-def predictors_agree(method: str, table: KernelTable, which: Tensor | slice, fusion: str, **kwargs: Any) -> None:
-    """Given encodings, given the dense ones, and by the formula: the same kernels and gradients."""
-    encoded = encoded_rows("ffn" if fusion == "ffn" else "basic", table, fusion)
-    dense = encoded(which)
-    arguments = {"input_size": dense.shape[1], "hidden_layer_size": 9} | kwargs
-    predictor = build_predictor(method, 0, **arguments)
-    expected = plain_prediction(predictor, method, dense)
-    assert expected.numel()
-    wanted = gradients(expected, expected.parameters_used)
-    for given_ in (Encodings(encoded, which), dense):
-        found = predictor(given_)
-        close(found, expected)
-        all_close(gradients(found, list(predictor.parameters())), wanted)
-
-
 METHODS = sorted(name for name in PREDICTORS if not PREDICTORS.info(name)["of_kernels"])
 SHAPES_OF = {3: ((16, 20, 3, 3), (8, 4, 3, 3)), 5: ((4, 6, 3, 3), (3, 4, 3, 3))}
 REPEATED = torch.randint(300, (60,), generator=torch.Generator().manual_seed(0))
-
-
-def table_of(method: str) -> KernelTable:
-    num_idxs = PREDICTORS.info(method)["num_idxs"]
-    table = KernelTable(SHAPES_OF[num_idxs], num_idxs)
-    return table
 
 
 @pytest.mark.parametrize(
@@ -269,15 +216,20 @@ def table_of(method: str) -> KernelTable:
         *({"act_layer": name} for name in sorted(ACTIVATIONS)),
         *({"norm_layer": norm, "act_layer": name} for norm in sorted(NORM_LAYERS) for name in ("relu", "elu")),
         *({"num_blocks": blocks} for blocks in (2, 3, 5, 6)),
+        *({"kind": kind, "fusion": fusion, "rows": REPEATED} for kind, fusion in ENCODED),
     ],
-    ids=lambda given_: " ".join(map(str, given_.values())),
+    ids=lambda given_: " ".join(str(value) for value in given_.values() if value is not REPEATED),
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_predictors_need_no_dense_encodings(method: str, settings_: dict[str, Any]) -> None:
-    predictors_agree(method, table_of(method), slice(None), "concat", **({"num_blocks": 4} | settings_))
-
-
-@pytest.mark.parametrize("fusion", ["concat", "sum", "ffn"])
-@pytest.mark.parametrize("method", METHODS)
-def test_predictors_need_no_dense_encodings_of_drawn_rows(method: str, fusion: str) -> None:
-    predictors_agree(method, table_of(method), REPEATED, fusion, num_blocks=4)
+    own = {"num_blocks": 4, "kind": "basic", "fusion": "concat", "rows": slice(None)} | settings_
+    num_idxs = PREDICTORS.info(method)["num_idxs"]
+    which = own.pop("rows")
+    encoded = encoded_rows(own.pop("kind"), KernelTable(SHAPES_OF[num_idxs], num_idxs), own.pop("fusion"))
+    dense = encoded(which)
+    predictor = build_predictor(method, 0, input_size=dense.shape[1], hidden_layer_size=9, **own)
+    found, expected = predictor(Encodings(encoded, which)), predictor(dense)
+    assert expected.numel()
+    close(found, expected)
+    parameters = list(predictor.parameters())
+    all_close(gradients(found, parameters), gradients(expected, parameters))
