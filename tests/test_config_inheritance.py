@@ -40,40 +40,28 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 # --- base --------------------------------------------------------------------------------------------------------
 
 
-def test_bases_may_have_bases(write: Write) -> None:
-    write("a.yaml", "epochs: 1\nseed: 1\nbatch_size: 1\nnum_workers: 1\n")
-    write("b.yaml", "base: a.yaml\nseed: 2\nbatch_size: 2\nnum_workers: 2\n")
-    write("c.yaml", "base: b.yaml\nbatch_size: 3\nnum_workers: 3\n")
-    values = read_config_file(write("d.yaml", "base: c.yaml\nnum_workers: 4\n"), Config)
-    assert values == {"epochs": 1, "seed": 2, "batch_size": 3, "num_workers": 4}
+def test_bases_may_have_bases_and_share_them(write: Write) -> None:
+    write("root.yaml", "epochs: 1\nseed: 1\nbatch_size: 1\nnum_workers: 1\n")
+    write("left.yaml", "base: root.yaml\nseed: 2\nbatch_size: 2\nnum_workers: 2\n")
+    write("right.yaml", "base: root.yaml\nbatch_size: 3\nnum_workers: 3\n")
+    values = read_config_file(write("own.yaml", "base: [left.yaml, right.yaml]\nnum_workers: 4\n"), Config)
+    assert values == {"epochs": 1, "seed": 1, "batch_size": 3, "num_workers": 4}
 
 
-def test_two_bases_may_share_one(write: Write) -> None:
-    write("root.yaml", "epochs: 1\nseed: 1\n")
-    write("left.yaml", "base: root.yaml\nbatch_size: 5\n")
-    write("right.yaml", "base: root.yaml\nnum_workers: 6\n")
-    values = read_config_file(write("own.yaml", "base: [left.yaml, right.yaml]\n"), Config)
-    assert values == {"epochs": 1, "seed": 1, "batch_size": 5, "num_workers": 6}
-
-
-def test_base_is_found_from_its_own_file(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write("top.yaml", "seed: 5\n")
+def test_base_is_found_from_its_own_file_the_root_or_the_home(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = write("top.yaml", "seed: 5\n")
     write("parts/middle.yaml", "base: ../top.yaml\nepochs: 6\n")
     write("mine/own.yaml", "base: ../parts/middle.yaml\n")
     write("elsewhere/top.yaml", "seed: 99\n")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert Config.load("../mine/own.yaml").seed == 5
     assert Config.load(tmp_path / "mine" / "own.yaml").epochs == 6
-
-
-def test_base_may_be_named_from_the_root_or_the_home(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    base = write("base.yaml", "seed: 5\n")
-    assert Config.load(write("a/own.yaml", {"base": str(base)})).seed == 5
-    assert Config.load(write("a/own.yaml", {"base": "~/base.yaml"})).seed == 5
+    for home in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(home, str(tmp_path))
+    for base in (str(top), "~/top.yaml"):
+        assert Config.load(write("mine/own.yaml", {"base": base})).seed == 5
 
 
 def test_dotted_keys_and_sections_are_the_same(write: Write) -> None:
@@ -95,12 +83,6 @@ def test_lists_are_replaced_whole(write: Write) -> None:
     assert values["nern"]["exclude"] == ["c"]
     assert values["optim"]["betas"] == [0.9, 0.99]
     assert values["networks"] == [{"task": {"task_name": "cifar10"}}]
-
-
-@pytest.mark.parametrize("base", ["base.yaml", [], ["base.yaml", "base.yaml"]])
-def test_one_base_several_or_none(write: Write, base: str | list[str]) -> None:
-    write("base.yaml", "# nothing\n")
-    assert Config.load(write("own.yaml", {"base": base})) == Config().check()
 
 
 def test_configs_of_originals_have_bases_too(write: Write) -> None:
@@ -135,21 +117,9 @@ def test_base_of_another_type_is_refused(write: Write, base: object) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("- 1\n", "holds list, not keys and values"),
-        ("epochs: [1\n", "is not valid YAML"),
-        ("nern.init: fmod\nnern: {init: default}\n", "nern.init is given twice"),
-        ("epochs: !!python/object:os.system 1\n", "is not valid YAML"),
-    ],
-)
-def test_malformed_base_is_named(write: Write, content: str, message: str) -> None:
-    write("base.yaml", content)
-    with pytest.raises(NernError, match=rf"base\.yaml.*{message}"):
-        Config.load(write("own.yaml", "base: base.yaml\nepochs: 1\n"))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+        ("- 1\n", r"base\.yaml.*holds list, not keys and values"),
+        ("epochs: [1\n", r"base\.yaml.*is not valid YAML"),
+        ("nern.init: fmod\nnern: {init: default}\n", r"base\.yaml.*nern\.init is given twice"),
         ("nern: {num_block: 3}\n", r"'nern\.num_block'; did you mean 'nern\.num_blocks'"),
         ("batch_size: 0\n", r"batch_size \(=0\)"),
         ("nern: {base: other.yaml}\n", r"'nern\.base'"),
@@ -158,7 +128,7 @@ def test_malformed_base_is_named(write: Write, content: str, message: str) -> No
 def test_what_a_base_says_is_checked(write: Write, content: str, message: str) -> None:
     write("base.yaml", content)
     with pytest.raises(NernError, match=message):
-        Config.load(write("own.yaml", "base: base.yaml\n"))
+        Config.load(write("own.yaml", "base: base.yaml\nepochs: 1\n"))
 
 
 def test_base_is_a_matter_of_files() -> None:
@@ -237,11 +207,9 @@ def test_paths_of_all_networks_are_made_absolute(tmp_path: Path, monkeypatch: py
     ("item", "message"),
     [
         ({"path": "a.pt"}, r"unknown configuration key 'networks\.path'.*networks\.original_model_path"),
-        ({"task": None}, r"networks\.task is a section"),
+        ({}, "networks holds an empty section"),
         ({"task": {"input_size": "large"}}, r"networks.*task\.input_size"),
-        ({"task": {"input_size": 0}}, r"networks\.task\.input_size \(=0\) must be at least 1"),
         ({"task": {"task_name": "nonesuch"}}, r"task\.task_name.*'nonesuch'"),
-        ({"original_model_path": 3}, r"networks.*original_model_path"),
         (None, "networks is a list of sections"),
     ],
 )
@@ -264,12 +232,7 @@ def test_networks_take_the_place_of_one_network(alone: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("nern", "heads"),
-    [
-        ({}, "per_size"),
-        ({"output_size": 5}, "shared"),
-        ({"heads": None, "output_size": 7}, "shared"),
-        ({"heads": "shared"}, "shared"),
-    ],
+    [({}, "per_size"), ({"output_size": 5}, "shared"), ({"heads": "shared"}, "shared")],
 )
 def test_heads_left_open_follow_the_output_size(nern: dict[str, Any], heads: str) -> None:
     config = Config.from_dict({"nern": nern})
@@ -278,29 +241,11 @@ def test_heads_left_open_follow_the_output_size(nern: dict[str, Any], heads: str
 
 
 def test_output_size_has_no_part_in_heads_by_size(write: Write) -> None:
-    with pytest.raises(NernError, match=r"nern\.output_size \(=5\) has an effect only with nern\.heads 'shared'"):
-        Config.from_dict({"nern": {"heads": "per_size", "output_size": 5}})
     write("base.yaml", "nern.heads: per_size\n")
-    with pytest.raises(NernError, match=r"nern\.output_size \(=5\)"):
+    with pytest.raises(NernError, match=r"nern\.output_size \(=5\) has an effect only with nern\.heads 'shared'"):
         Config.load(write("own.yaml", "base: base.yaml\nnern.output_size: 5\n"))
     config = Config.load(write("own.yaml", "base: base.yaml\nnern: {output_size: 5, heads: null}\n"))
     assert config.nern.kind_of_heads == "shared"
-
-
-@pytest.mark.parametrize(
-    ("text", "what"),
-    [
-        (
-            "logging: {exp_name: 2020-01-01}",
-            r"logging\.exp_name holds a date; quote it if text is meant \('2020-01-01'\)",
-        ),
-        ("nern: {exclude: !!set {a, b}}", r"nern\.exclude holds a set"),
-        ("task: {original_model_kwargs: {x: !!binary aGk=}}", r"task\.original_model_kwargs\.x holds a bytes"),
-    ],
-)
-def test_values_that_only_yaml_knows_are_refused(write: Write, text: str, what: str) -> None:
-    with pytest.raises(NernError, match=what):
-        Config.load(write("own.yaml", text))
 
 
 def test_options_cannot_say_which_of_several_networks_they_mean(capsys: pytest.CaptureFixture[str]) -> None:
