@@ -27,6 +27,7 @@ from nern.calibration import network as calibration
 from nern.calibration.feedback import Inputs, rounded
 from nern.cli import main
 from nern.config import Config, NernConfig, TaskConfig
+from nern.jobs import coding as jobs_coding
 from nern.originals.build import build_network
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern
@@ -400,6 +401,19 @@ def test_batches_that_cannot_be_joined_are_refused(batches: list[dict[str, Tenso
         nern.pack(Tagger().eval(), tmp_path / "a.nern", images=[batches[0], shorter])
     with pytest.raises(NernError, match="give these, too"):
         nern.pack(Tagger().eval(), tmp_path / "a.nern", forward=lambda network, batch: network(**batch))
+
+
+@pytest.mark.parametrize(("options", "side"), [([], 224), (["--task.input_size", "64"], 64)])
+def test_made_up_images_have_the_size_of_the_network(
+    options: list[str], side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    make = jobs_coding.calibration_images
+    monkeypatch.setattr("nern.jobs.packing.calibration_images", lambda *given: seen.append(make(*given)) or seen[0])
+    torch.save(build_network("torchvision:squeezenet1_1").state_dict(), tmp_path / "w.pt")
+    typed = ["pack", str(tmp_path / "w.pt"), "-o", str(tmp_path / "a.nern"), "--images", "2", *options]
+    assert main([*typed, "--task.original_model_name", "torchvision:squeezenet1_1"]) == 0
+    assert [images.shape for images in seen] == [(2, 3, side, side)]
 
 
 # --- trained -------------------------------------------------------------------------------------------------------

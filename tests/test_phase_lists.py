@@ -16,7 +16,9 @@ from nern.cli import main
 from nern.config.phases import KNOWN
 from nern.training import RunFolder
 from nern.training.phases import phases_of
-from runs import TINY, build, quiet, without_pictures
+from runs import TINY, build, quiet, train
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 BASE: dict[str, Any] = TINY | {"logging.log_interval": 1, "epochs": None}
 LIST: list[dict[str, Any]] = [
@@ -92,7 +94,6 @@ def test_known_phases_that_are_added_stand_in_their_places() -> None:
         ([{"name": "a", "epochs": 3, "losses": ["reconstruction"]}], r"a\.epochs \(=3\) counts epochs of images, but"),
         ([{"name": "a", "iterations": 3, "losses": ["task"]}], r"no loss of a has a weight above 0"),
         ([{"name": "best", "iterations": 3}], "'best' cannot be the name of a phase"),
-        ([{"name": "seed", "iterations": 3}], "'seed' cannot be the name of a phase"),
         ("distillation", "phases is a list of sections"),
     ],
 )
@@ -143,15 +144,8 @@ def test_bits_hold_for_their_phase_alone(make: Make) -> None:
 CONSTANT = {"optim__lr_scheduler_type": "constant"}
 
 
-def train(config: Config) -> RunFolder:
-    with without_pictures():
-        return RunFolder.open(nern.train(config, quiet())["run_folder"])
-
-
 def resume(folder: RunFolder, **lengths: Any) -> dict[str, Any]:
-    given = {key.replace("__", "."): value for key, value in lengths.items()}
-    with without_pictures():
-        return nern.resume(folder.root, quiet(), lengths=given)
+    return nern.resume(folder.root, quiet(), lengths={key.replace("__", "."): n for key, n in lengths.items()})
 
 
 def test_a_finished_run_made_longer_is_the_longer_run_at_a_constant_rate(make: Make) -> None:
@@ -194,12 +188,8 @@ def test_what_cannot_change_is_refused_and_the_run_is_as_before(
 
 def test_a_killed_extension_goes_on(make: Make) -> None:
     folder, whole = (train(make(phases=LIST, outputs={"iterations": n}, **CONSTANT)) for n in (2, 4))
-    text = folder.config.read_text(encoding="utf-8").replace(
-        "name: outputs\n  iterations: 2", "name: outputs\n  iterations: 4"
-    )
-    folder.config.write_text(
-        text, encoding="utf-8"
-    )  # as after a kill: the config is the new one, the state the old one
+    text = folder.config.read_text().replace("name: outputs\n  iterations: 2", "name: outputs\n  iterations: 4")
+    folder.config.write_text(text)  # as after a kill: the config is the new one, the state the old one
     resume(folder)
     one, other = (torch.load(f.checkpoint("last")) for f in (folder, whole))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -6,7 +6,6 @@ import argparse
 import collections
 import datetime
 import json
-import pathlib
 import types
 import warnings
 from collections.abc import Callable
@@ -93,14 +92,6 @@ def write_script(source: Net, path: Path) -> None:
         torch.jit.script(nn.Sequential(nn.Linear(2, 2))).save(str(path))
 
 
-def write_quantised(source: Net, path: Path) -> None:
-    state = source.state_dict()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        state["conv.weight"] = torch.quantize_per_tensor(state["conv.weight"], 0.1, 0, torch.qint8)
-    torch.save(state, path)
-
-
 def write_dynamically_quantised(source: Net, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -112,7 +103,6 @@ def write_dynamically_quantised(source: Net, path: Path) -> None:
     [
         (write_dynamically_quantised, "It is of a quantised module: weights as they were before are needed"),
         (write_script, "is a TorchScript file, which holds code. Save its weights instead"),
-        (write_quantised, r"conv.weight is quantised \(torch.qint8\)"),
         (lambda source, path: path.write_bytes(b"GGUF" + b"\0" * 40), "is a GGUF file"),
         (lambda source, path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 40), "is an HDF5 file"),
         (lambda source, path: path.write_bytes(b"\x89NERN\r\n\x1a" + b"\0" * 40), "is a .nern file: `nern unpack`"),
@@ -204,9 +194,7 @@ def test_predictors_read_whatever_networks_do(
     "wrap",
     [
         prefixed("module."),
-        prefixed("model."),
         prefixed("model._orig_mod."),
-        prefixed("module.model.net."),
         prefixed("encoder."),
         lambda state: {name.replace("conv.", "conv._orig_mod."): value for name, value in state.items()},
         lambda state: prefixed("model.")({name.replace(".", ".module.", 1): value for name, value in state.items()}),
@@ -300,23 +288,16 @@ def test_of_several_that_fit_the_weights_go_before_their_average_and_the_others_
     "beside",
     [
         np.float64(91.7),
-        np.float32(0.5),
-        np.int64(3),
         np.bool_(True),
         np.arange(4),
         np.dtype("float32"),
         Path("runs/here"),
-        pathlib.PureWindowsPath("c:/runs"),
         collections.defaultdict(list, a=[1]),
-        collections.defaultdict(float),
         collections.OrderedDict(a=1),
-        collections.deque([1, 2]),
         argparse.Namespace(lr=0.1, data=Path("data")),
         types.SimpleNamespace(lr=0.1),
         datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC),
-        datetime.timedelta(seconds=3),
         range(3),
-        torch.Size([2]),
         torch.device("cpu"),
         torch.float16,
         frozenset({1}),
@@ -357,10 +338,8 @@ def test_any_other_object_is_refused_by_its_name(
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_files_in_parts_are_read_by_their_index(kind: str, source: Net, tmp_path: Path) -> None:
     state = {n: t for n, t in source.state_dict().items() if n != "tied.weight"}
-    places, save = {}, save_safe if kind == "safetensors" else save_zip
-    for number, name in enumerate(state):
-        part = f"model-{number % 2 + 1:05}-of-00002.{kind}"
-        places[name] = part
+    save = save_safe if kind == "safetensors" else save_zip
+    places = {name: f"model-{number % 2 + 1:05}-of-00002.{kind}" for number, name in enumerate(state)}
     for part in set(places.values()):
         save({n: state[n] for n, of in places.items() if of == part}, tmp_path / part)
     index = tmp_path / f"model.{kind}.index.json"
@@ -374,7 +353,6 @@ def test_files_in_parts_are_read_by_their_index(kind: str, source: Net, tmp_path
     ("index", "says"),
     [
         ({"weight_map": {"conv.weight": "../w.safetensors"}}, "outside its folder; that is refused"),
-        ({"weight_map": {"conv.weight": "/etc/passwd"}}, "outside its folder; that is refused"),
         ({"weight_map": {"conv.weight": "m.index.json"}}, "names an index as one of its parts; that is refused"),
         ({"weight_map": {"conv.weight": "none.safetensors"}}, "no such file"),
         ({"weight_map": {"other": "w.safetensors"}}, "other is not in w.safetensors"),
@@ -412,7 +390,6 @@ def test_other_floating_numbers_are_converted(dtype: torch.dtype, source: Net, t
             torch.ones(3, 1, 3, 3, dtype=torch.int8),
             r"conv.weight holds torch.int8, the network has torch.float32 there",
         ),
-        (torch.ones(3, 1, 3, 3, dtype=torch.complex64), r"holds torch.complex64"),
         (torch.ones(3, 1, 3, 3).to(torch.float8_e4m3fn), r"holds torch.float8_e4m3fn"),
         (torch.ones(3, 1, 3, 3).to_sparse(), r"conv.weight is sparse"),
         (
@@ -472,9 +449,11 @@ def test_a_part_of_a_deeper_network_is_not_taken_for_the_whole(tmp_path: Path) -
         build_original_network("ResNet8", str(tmp_path / "deep.pt"))
 
 
-@pytest.mark.parametrize("wrap", [prefixed("module."), prefixed("_orig_mod."), lambda state: {"net": state}])
-def test_what_wrapped_weights_tell_need_not_be_said(wrap: Callable[[State], State], tmp_path: Path) -> None:
-    source = build_original_network("ResNet8", None, {"option": "B", "num_classes": 13, "widths": [4, 8, 10]})
+@pytest.mark.parametrize("wrap", [dict, prefixed("module."), lambda state: {"net": state}])
+@pytest.mark.parametrize("option", ["A", "B"])
+def test_what_weights_tell_need_not_be_said(wrap: Callable[[State], State], option: str, tmp_path: Path) -> None:
+    arguments = {"option": option, "num_classes": 13, "in_channels": 2, "widths": [4, 8, 10]}
+    source = build_original_network("ResNet8", None, arguments)
     torch.save(wrap(dict(source.state_dict())), tmp_path / "w.pth.tar")
     assert equal(build_original_network("ResNet8", str(tmp_path / "w.pth.tar")), source)
 
