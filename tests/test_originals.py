@@ -30,15 +30,13 @@ from nern.originals import (
 from nern.registry import ORIGINALS
 from nern.shipped import NETWORK, shipped_names
 from nern.tasks import build_task
+from runs import small_resnet
 
 DEPTHS = (8, 20, 32, 44, 56, 110)
 
 
 def resnet8(seed: int = 0, **kwargs: Any) -> CifarResNet:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network: CifarResNet = ORIGINALS["ResNet8"](**({"widths": [4, 6, 8]} | kwargs))
-    return network
+    return small_resnet(seed, **({"in_channels": 3} | kwargs))
 
 
 def equal_states(a: nn.Module, b: nn.Module) -> bool:
@@ -111,10 +109,6 @@ def test_the_shared_networks_have_their_accuracies(depth: int, expected: float, 
 # --- weights files -----------------------------------------------------------------------------------------------
 
 
-def save_weights(path: Path, state: dict[str, Any]) -> None:
-    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
-
-
 def test_the_json_file_beside_the_weights_goes_before_what_they_tell(tmp_path: Path) -> None:
     folder = tmp_path / "pt.models"  # "pt" in the path must not matter
     folder.mkdir()
@@ -133,7 +127,6 @@ def test_the_json_file_beside_the_weights_goes_before_what_they_tell(tmp_path: P
         ('["B"]', r"weights.json holds list, not an object"),
         ('{"optoin": "B"}', r"unknown argument of ResNet8 'optoin'; did you mean 'option'"),
         ('{"option": "D"}', r"unknown shortcut option 'D'"),
-        ('{"num_classes": "ten"}', r"num_classes"),
     ],
 )
 def test_bad_arguments_are_one_clear_error(text: str, says: str, tmp_path: Path) -> None:
@@ -143,42 +136,23 @@ def test_bad_arguments_are_one_clear_error(text: str, says: str, tmp_path: Path)
         build_original_network("ResNet8", str(tmp_path / "weights.pt"))
 
 
-def without(state: dict[str, Tensor]) -> None:
-    del state["layer2.0.conv1.weight"]
-
-
-def more(state: dict[str, Tensor]) -> None:
-    state["layer9.weight"] = torch.zeros(2)
-
-
-def reshaped(state: dict[str, Tensor]) -> None:
-    state["layer1.0.conv2.weight"] = torch.zeros(4, 4, 5, 5)
-
-
-def not_a_number(state: dict[str, Tensor]) -> None:
-    state["bn1.running_var"][1] = math.nan
-
-
-def infinite(state: dict[str, Tensor]) -> None:
-    state["conv1.weight"][0, 0, 0, 0] = math.inf
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (without, r"does not fit CifarResNet: 1 missing: layer2.0.conv1.weight"),
-        (more, r"1 not expected: layer9.weight"),
-        (reshaped, r"layer1.0.conv2.weight: expected \(4, 4, 3, 3\), found \(4, 4, 5, 5\)"),
-        (not_a_number, r"bn1.running_var holds values that are not finite"),
-        (infinite, r"conv1.weight holds values that are not finite"),
+        ({"layer2.0.conv1.weight": None}, r"does not fit CifarResNet: 1 missing: layer2.0.conv1.weight"),
+        ({"layer9.weight": torch.zeros(2)}, r"1 not expected: layer9.weight"),
+        (
+            {"layer1.0.conv2.weight": torch.zeros(4, 4, 5, 5)},
+            r"layer1.0.conv2.weight: expected \(4, 4, 3, 3\), found \(4, 4, 5, 5\)",
+        ),
+        ({"bn1.running_var": torch.full((4,), math.nan)}, r"bn1.running_var holds values that are not finite"),
     ],
 )
 def test_weights_that_do_not_fit_are_one_clear_error(
-    change: Callable[[dict[str, Tensor]], None], says: str, tmp_path: Path
+    change: dict[str, Tensor | None], says: str, tmp_path: Path
 ) -> None:
-    state = resnet8().state_dict()
-    change(state)
-    save_file(state, tmp_path / "weights.safetensors")
+    state = resnet8().state_dict() | change
+    save_file({name: t for name, t in state.items() if t is not None}, tmp_path / "weights.safetensors")
     with pytest.raises(NernError, match=says):
         build_original_network("ResNet8", str(tmp_path / "weights.safetensors"))
 
@@ -187,7 +161,7 @@ def test_weights_that_do_not_fit_are_one_clear_error(
 @pytest.mark.parametrize("kept", [0, -50])
 def test_truncated_weights_are_one_clear_error(suffix: str, kept: int, tmp_path: Path) -> None:
     path = tmp_path / f"weights{suffix}"
-    save_weights(path, resnet8().state_dict())
+    (save_file if suffix == ".safetensors" else torch.save)(resnet8().state_dict(), path)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(NernError, match=r"weights.* (cannot be read: truncated|is not a complete safetensors file)"):
         build_original_network("ResNet8", str(path))
@@ -197,8 +171,6 @@ def test_a_missing_file_lists_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "resnet8.pt").touch()
     with pytest.raises(NernError, match=r"original_model_path.*no such file: .*resnet9.pt; in that folder: resnet8.pt"):
         build_original_network("ResNet8", str(tmp_path / "resnet9.pt"))
-    with pytest.raises(NernError, match="no such file"):
-        build_original_network("ResNet8", str(tmp_path / "nowhere" / "resnet9.pt"))
     with pytest.raises(NernError, match="is a folder"):
         build_original_network("ResNet8", str(tmp_path))
 
@@ -242,9 +214,6 @@ def test_a_network_of_the_user_s_with_its_own_loader(tmp_path: Path) -> None:
             super().__init__()
             self.conv = nn.Conv2d(1, num_classes, 3)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x).mean((2, 3))
-
         def load(self, path: str, device: torch.device) -> None:
             with torch.no_grad():
                 self.conv.weight.fill_(float(Path(path).read_text()))
@@ -266,8 +235,6 @@ def test_feature_maps_can_be_chosen_by_name_and_glob(small_cnn: Callable[..., nn
     original = as_original(small_cnn(), ["5", "[13]", "5"])
     _, maps = original.features(images)
     assert [tuple(m.shape[1:]) for m in maps] == [(3, 6, 6), (4, 8, 8), (6, 8, 8), (3, 6, 6)]
-    with pytest.raises(NernError, match=r"nern.feature_maps.*'layer9.\*'"):
-        as_original(small_cnn(), ["layer9.*"])
 
 
 def test_the_original_is_frozen_and_the_user_s_module_is_not_touched(
@@ -318,14 +285,16 @@ def test_a_module_with_values_that_are_not_finite_is_one_clear_error(
         as_original(network)
 
 
-def test_a_learnable_weight_that_is_no_parameter_is_one_clear_error() -> None:
+def test_learnable_weights_that_cannot_be_are_one_clear_error() -> None:
     class Odd(OriginalNetwork):
-        def __init__(self) -> None:
+        def __init__(self, change: Callable[[nn.Conv2d], Tensor]) -> None:
             super().__init__()
-            self.conv = nn.Conv2d(1, 2, 3)
+            self.conv, self.change = nn.Conv2d(1, 2, 3), change
 
         def get_learnable_weights(self) -> list[Tensor]:
-            return [self.conv.weight, self.conv.weight * 2]
+            return [self.conv.weight, self.change(self.conv)]
 
     with pytest.raises(NernError, match="learnable weight 1 is not a parameter of Odd, but computed"):
-        as_original(Odd())
+        as_original(Odd(lambda conv: conv.weight * 2))
+    with pytest.raises(NernError, match=r"conv\.bias is a vector"):
+        as_original(Odd(lambda conv: conv.bias))

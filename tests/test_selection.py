@@ -8,36 +8,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import nern
 from nern.compat import import_torchvision
 from nern.errors import NernError, NernWarning
 from nern.originals import OriginalNetwork, as_original
-from nern.originals.selection import convolution_weights
 from nern.originals.taps import Taps, default_taps
 
 # --- weights -----------------------------------------------------------------------------------------------------
 
 
-def make_mixture() -> nn.Module:
-    """Convolutions of one, two and three dimensions, a transposed one, norms, fully connected layers."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.ModuleDict(
-            {
-                "stem": nn.Conv2d(3, 4, 3),
-                "norm": nn.BatchNorm2d(4),
-                "depth": nn.Conv2d(4, 4, 5, groups=4),
-                "time": nn.Conv1d(4, 2, 3),
-                "volume": nn.Conv3d(2, 2, (1, 2, 3)),
-                "up": nn.ConvTranspose2d(2, 3, 2),
-                "head": nn.Linear(3, 5),
-            }
-        )
-
-
 @pytest.fixture
 def mixture() -> nn.Module:
-    return make_mixture()
+    """Convolutions of one, two and three dimensions, a transposed one, norms, fully connected layers."""
+    return nn.ModuleDict(
+        {
+            "stem": nn.Conv2d(3, 4, 3),
+            "norm": nn.BatchNorm2d(4),
+            "depth": nn.Conv2d(4, 4, 5, groups=4),
+            "time": nn.Conv1d(4, 2, 3),
+            "volume": nn.Conv3d(2, 2, (1, 2, 3)),
+            "up": nn.ConvTranspose2d(2, 3, 2),
+            "head": nn.Linear(3, 5),
+        }
+    )
 
 
 CONVOLUTIONS = ["stem.weight", "depth.weight", "time.weight", "volume.weight", "up.weight"]
@@ -47,15 +39,10 @@ def taken(network: nn.Module, include: Sequence[str] | None = None, exclude: Seq
     return as_original(network, include=include, exclude=exclude).weight_names
 
 
-def test_without_a_choice_all_convolutions_are_represented(mixture: nn.Module) -> None:
-    assert taken(mixture) == CONVOLUTIONS
-    assert [w.dim() for w in convolution_weights(mixture)] == [4, 4, 3, 5, 4]
-
-
 @pytest.mark.parametrize(
     ("include", "exclude", "expected"),
     [
-        (["*"], [], [*CONVOLUTIONS, "head.weight"]),
+        (None, [], CONVOLUTIONS),
         (["*.weight"], [], [*CONVOLUTIONS, "head.weight"]),
         (["head.*", "stem.*"], [], ["stem.weight", "head.weight"]),  # in the network's order
         (["stem.weight", "s*"], [], ["stem.weight"]),  # once
@@ -71,29 +58,17 @@ def test_globs_choose(mixture: nn.Module, include: list[str] | None, exclude: li
 
 @pytest.mark.parametrize("key", ["include", "exclude"])
 def test_a_glob_that_matches_nothing_lists_what_there_is(mixture: nn.Module, key: str) -> None:
-    with pytest.raises(
-        NernError, match=rf"nern\.{key}.*'stem\.wieght'; did you mean 'stem\.weight'.*Choices: "
-    ) as caught:
+    says = rf"nern\.{key}.*'stem\.wieght'; did you mean 'stem\.weight'.*Choices: "
+    with pytest.raises(NernError, match=says) as caught:
         as_original(mixture, **{key: ["*.weight", "stem.wieght"]})
     assert all(name in str(caught.value) for name, _ in mixture.named_parameters())
-    network = nn.Sequential(*(nn.Conv2d(1, 1, 1) for _ in range(60)))
-    with pytest.raises(NernError, match=r"\.\.\. \(120 in all\)"):
-        as_original(network, **{key: ["nothing*"]})
 
 
-@pytest.mark.parametrize(
-    ("include", "exclude", "message"),
-    [
-        (["*.bias"], [], r"nern\.include \['\*\.bias'\] matches vectors only"),
-        (None, ["*"], r"nern\.exclude \['\*'\] leaves nothing to represent"),
-        (["stem.*"], ["stem.*"], r"nern\.exclude \['stem\.\*'\] leaves nothing to represent"),
-    ],
-)
-def test_a_choice_of_nothing_is_refused(
-    mixture: nn.Module, include: list[str] | None, exclude: list[str], message: str
-) -> None:
-    with pytest.raises(NernError, match=message):
-        taken(mixture, include, exclude)
+def test_a_choice_of_nothing_is_refused(mixture: nn.Module) -> None:
+    with pytest.raises(NernError, match=r"nern\.include \['\*\.bias'\] matches vectors only"):
+        taken(mixture, ["*.bias"])
+    with pytest.raises(NernError, match=r"nern\.exclude \['stem\.\*'\] leaves nothing to represent"):
+        taken(mixture, ["stem.*"], ["stem.*"])
 
 
 class Chooser(OriginalNetwork):
@@ -207,8 +182,7 @@ def test_operations_in_place_reach_neither_maps_nor_gradients(
         torch.testing.assert_close(maps, expected_maps)
         assert len(maps) == 8  # relu runs twice
         assert any((m < 0).any() for m in maps[:2])
-    # The first pass was repeated with copies, the next needs no repeat; nor does a network that changes nothing in place.
-    assert [calls.count(network) for network in branches] == [3, 2]
+    assert [calls.count(network) for network in branches] == [3, 2]  # once, a pass is repeated with copies
     gradients = []
     for network in branches:
         output, maps = Taps(NAMES)(network, images)
@@ -259,25 +233,15 @@ def test_without_a_choice_norms_else_convolutions_else_linear_layers_are_tapped(
     assert default_taps(nn.Sequential(*layers)) == expected
 
 
-def norm_act_network() -> nn.Module:
-    """Norms that apply the activation themselves, as timm's networks have them."""
+def test_maps_of_norms_that_activate_are_taken_before_their_activation(images: Tensor) -> None:
     import_torchvision()
     from timm.layers import BatchNormAct2d
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(1, 3, 3),
-            BatchNormAct2d(3),  # its relu works in place
-            nn.Conv2d(3, 4, 3),
-            BatchNormAct2d(4, apply_act=False),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-        )
-
-
-def test_maps_of_norms_that_activate_are_taken_before_their_activation(images: Tensor) -> None:
-    network = norm_act_network()
+        norms = BatchNormAct2d(3), BatchNormAct2d(4, apply_act=False)  # the relu of the first works in place
+        layers = nn.Conv2d(1, 3, 3), norms[0], nn.Conv2d(3, 4, 3), norms[1], nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    network = nn.Sequential(*layers)
     assert default_taps(network) == ["1.act:input", "3"]
     original = as_original(network)
     output, (first, second) = original.features(images)
@@ -289,17 +253,3 @@ def test_maps_of_norms_that_activate_are_taken_before_their_activation(images: T
     torch.testing.assert_close(first, normed)
     torch.testing.assert_close(second, original.network[3](original.network[2](normed.relu())))
     torch.testing.assert_close(output, original(images))
-
-
-def test_a_vector_among_a_networks_own_weights_is_an_error() -> None:
-    class Network(nern.OriginalNetwork):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = torch.nn.Conv2d(1, 2, 3)
-
-        def get_learnable_weights(self) -> list[torch.Tensor]:
-            assert self.conv.bias is not None
-            return [self.conv.weight, self.conv.bias]
-
-    with pytest.raises(NernError, match=r"conv\.bias is a vector"):
-        as_original(Network())
