@@ -359,7 +359,6 @@ def test_a_length_over_the_phases_of_a_recipe_is_refused() -> None:
         ({"nern.embeddings.type": "ffn", "nern.embeddings.gauss_scale": [1, 0.1]}, "gauss_scale .* num_idxs"),
         ({"nern.method": "basic"}, "needs nern.embeddings.num_idxs 5, not 3"),
         ({"quantisation.iterations": 3, "quantisation.bits": 25.0}, r"quantisation.bits \(=25.0\) must be at most 24"),
-        ({"quantisation.bits": 6.0}, "quantisation"),
         ({"nern.init": "checkpoint"}, "needs nern.checkpoint_path"),
         ({"nern.checkpoint_path": "best.pt"}, "set nern.init to 'checkpoint'"),
         ({"nern.weights_batch_method": "random_weighted_batch", "nern.weights_batch_size": None}, "weights_batch_size"),

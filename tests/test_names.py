@@ -149,15 +149,12 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     assert (tmp_path / "run.png").is_file()
 
 
-@pytest.mark.parametrize("name", ["a", "a/b", "[red]x", "a*?", "...", ".hidden", "a:b", "ünï", "a/"])
-def test_names_of_runs(name: str) -> None:
-    check_logging(LoggingConfig(exp_name=name))
-
-
-@pytest.mark.parametrize("name", ["..", ".", "../a", "a/../../b", "/a", "/", "", " ", "a\0"])
-def test_names_of_runs_that_leave_their_folder(name: str) -> None:
-    with pytest.raises(NernError, match=r"logging\.exp_name .* must name a folder in logging\.log_dir"):
+def test_names_of_runs_stay_in_their_folder() -> None:
+    for name in ("a", "a/b", "[red]x", "a*?", "...", ".hidden", "a:b", "ünï", "a/"):
         check_logging(LoggingConfig(exp_name=name))
+    for name in ("..", ".", "../a", "a/../../b", "/a", "/", "", " ", "a\0"):
+        with pytest.raises(NernError, match=r"logging\.exp_name .* must name a folder in logging\.log_dir"):
+            check_logging(LoggingConfig(exp_name=name))
 
 
 class Line(nn.Module):
