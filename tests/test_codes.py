@@ -32,7 +32,7 @@ from nern.originals.build import build_network
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern
 from nern.tasks.own import Forward
-from runs import assert_same_result, interrupted, resume, train, without_pictures
+from runs import assert_same_result, interrupted, resume, train
 
 QUIET = Console(file=io.StringIO())
 DIGITS = ["--task.original_model_name", "ResNet8", "--task.task_name", "digits"]
@@ -160,7 +160,7 @@ def test_feedback_errs_less_than_rounding_alone(groups: int, seed: int, quality:
     found = rounded(codes, Inputs(moments, codes.view(groups, 6, n) @ moments), torch.ones(6 * groups), quality)
     nearest = (codes / found.step).round() * found.step
 
-    def error(values: Tensor) -> float:
+    def off(values: Tensor) -> float:
         difference = (values - codes).reshape(groups, 6, n)
         return float(((difference @ moments) * difference).sum())
 
@@ -168,29 +168,28 @@ def test_feedback_errs_less_than_rounding_alone(groups: int, seed: int, quality:
         return float((values / found.step).abs().log1p().sum())
 
     assert torch.equal(found.values, found.multiples * found.step)
-    assert error(found.values) < error(nearest) or size(found.values) < size(nearest)
-    assert error(found.values) < error(torch.zeros_like(codes))
+    assert off(found.values) < off(nearest) or size(found.values) < size(nearest)
+    assert off(found.values) < off(torch.zeros_like(codes))
+
+
+def error(artifact: nern.Artifact, network: nn.Module, images: Tensor) -> float:
+    """Of the outputs."""
+    with torch.no_grad():
+        return float((artifact.network(network)(images) - network(images)).square().mean())
 
 
 def test_finer_qualities_need_more_bytes_and_err_less(small: nn.Module, images: Tensor, tmp_path: Path) -> None:
-    exact, sizes, errors = small(images), [], []
-    for bits in (2.0, 3.5, 5.0):
-        artifact = packed(small, tmp_path / f"{bits}.nern", images, bits=bits)
-        with torch.no_grad():
-            errors.append(float((artifact.network(small)(images) - exact).square().mean()))
-        sizes.append(artifact.sizes["CODE"])
+    files = [packed(small, tmp_path / f"{bits}.nern", images, bits=bits) for bits in (2.0, 3.5, 5.0)]
+    sizes, errors = [file.sizes["CODE"] for file in files], [error(file, small, images) for file in files]
     assert sizes == sorted(sizes)
     assert errors == sorted(errors, reverse=True)
 
 
 def test_every_kind_of_layer_is_rounded_by_what_it_meets(small: nn.Module, images: Tensor, tmp_path: Path) -> None:
     """At the same size of the file the outputs are nearer than without images."""
-    exact = small(images)
     with_images = packed(small, tmp_path / "a.nern", images, size=2200)
     without = packed(small, tmp_path / "b.nern", size=2200, images=0)
-    with torch.no_grad():
-        first, second = (float((a.network(small)(images) - exact).square().mean()) for a in (with_images, without))
-    assert first < 0.7 * second
+    assert error(with_images, small, images) < 0.7 * error(without, small, images)
     table = layer_table(with_images)
     assert table is not None
     assert table.row_count == 4
@@ -271,7 +270,7 @@ def test_layers_of_other_kinds_shared_and_tied_ones_are_held(images: Tensor, tmp
     found = packed(network, tmp_path / "a.nern", images, bits=6.0).network(network)
     assert found.two.weight is found.one.weight
     with torch.no_grad():
-        assert float((found(images) - network(images)).norm() / network(images).norm()) < 0.1
+        assert (found(images) - network(images)).norm() < 0.1 * network(images).norm()
 
 
 def test_few_images_at_a_time_are_rounded_as_all_at_once(
@@ -282,8 +281,7 @@ def test_few_images_at_a_time_are_rounded_as_all_at_once(
     files.append(packed(small, tmp_path / "parts.nern", images, bits=4.0))
     monkeypatch.setattr(calibration, "HELD", 2**17)  # the first layers see the first images alone
     files.append(packed(small, tmp_path / "fewer.nern", images, bits=4.0))
-    with torch.no_grad():
-        errors = [float((file.network(small)(images) - small(images)).square().mean()) for file in files]
+    errors = [error(file, small, images) for file in files]
     assert max(errors) < 1.5 * min(errors)
 
 
@@ -291,21 +289,18 @@ def test_few_images_at_a_time_are_rounded_as_all_at_once(
 
 
 def test_the_command_writes_a_file_that_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "net.nern"
-    assert (
-        main(["pack", "pretrained:digits-resnet8", "-o", str(file), *DIGITS, "--bytes", "9000", "--evaluate", "true"])
-        == 0
-    )
-    text = " ".join(capsys.readouterr().out.split())
-    assert "calibrated on 1,024 training images of digits" in text
-    assert "expected:" in text
+    file, typed = tmp_path / "net.nern", [*DIGITS, "--bytes", "9000", "--evaluate", "true"]
+    for command, said in (
+        (
+            ["pack", "pretrained:digits-resnet8", "-o", str(file), *typed],
+            "calibrated on 1,024 training images of digits",
+        ),
+        (["verify", str(file), "--task.task_name", "digits"], "the same images"),
+        (["info", str(file)], "codes in a basis"),
+    ):
+        assert main(command) == 0
+        assert said in " ".join(capsys.readouterr().out.split())
     assert 8900 <= file.stat().st_size <= 9000
-    assert main(["verify", str(file), "--task.task_name", "digits"]) == 0
-    assert "the same images" in capsys.readouterr().out
-    assert main(["info", str(file)]) == 0
-    text = capsys.readouterr().out
-    assert "codes in a basis" in text
-    assert "layer3.0.conv2.weight" in text
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -313,7 +308,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"bits": 0.0}, "bits (=0.0) must be above 0"),
     ({"gap": 100.0}, "gap (=100.0) is a share"),
     ({"lossless": True}, "lossless is of runs"),
-    ({"checkpoint": "best"}, "checkpoint is of runs"),
     ({"evaluate": True}, "evaluate needs test images"),
     ({"gap": 0.5, "images": 0}, "gap is of classes on calibration images"),
 ]
@@ -382,7 +376,7 @@ def test_a_network_is_calibrated_on_batches_of_nested_tensors(
     torch.manual_seed(0)
     network = Tagger().eval()
 
-    def error(artifact: nern.Artifact) -> float:
+    def off(artifact: nern.Artifact) -> float:
         with torch.no_grad():
             outputs, wanted = (
                 torch.cat([net(**batch)["tags"] for batch in batches]) for net in (artifact.network(network), network)
@@ -391,7 +385,7 @@ def test_a_network_is_calibrated_on_batches_of_nested_tensors(
 
     seen = nern.pack(network, tmp_path / "a.nern", PackOptions(bits=3), QUIET, images=batches, forward=forward)
     blind = packed(network, tmp_path / "b.nern", bits=3, images=0)
-    assert error(seen) < 0.8 * error(blind)
+    assert off(seen) < 0.8 * off(blind)
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -436,17 +430,17 @@ def config(tmp_path: Path, **changes: Any) -> Config:
     return Config.of_recipe("codes", settings | changes)
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    with without_pictures():
-        whole = train(config(tmp_path, **{"logging.exp_name": "whole"}))
-        part = resume(interrupted(config(tmp_path / "part"), 3))
+    whole = train(config(tmp_path, **{"logging.exp_name": "whole"}))
+    part = resume(interrupted(config(tmp_path / "part"), 3))
     assert_same_result(whole, part)
     assert whole.load_state()["quantised"]["rate"]["weight"] > 0
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_the_rate_is_held_and_the_file_gives_the_accuracy_of_the_run(tmp_path: Path) -> None:
-    with without_pictures():
-        run = train(config(tmp_path, **{"quantisation.iterations": 60, "quantisation.bits": 0.8}))
+    run = train(config(tmp_path, **{"quantisation.iterations": 60, "quantisation.bits": 0.8}))
     file = tmp_path / "run.nern"
     artifact = nern.pack(run.root, file, PackOptions(checkpoint="last", evaluate=True), QUIET)
     weights = artifact.nern.table.num_weights
@@ -463,9 +457,9 @@ def test_the_rate_is_held_and_the_file_gives_the_accuracy_of_the_run(tmp_path: P
         nern.pack(run.root, file, PackOptions(bits=2.0), QUIET)
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_codes_that_were_not_trained_to_be_rounded_are_not_packed(tmp_path: Path) -> None:
-    with without_pictures():
-        run = train(config(tmp_path, phases=[{"name": "distillation", "iterations": 2}]))
+    run = train(config(tmp_path, phases=[{"name": "distillation", "iterations": 2}]))
     with pytest.raises(NernError, match="were not trained to be rounded"):
         nern.pack(run.root, tmp_path / "run.nern", console=QUIET)
 
