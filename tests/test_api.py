@@ -49,7 +49,7 @@ def fit(network: nn.Module, **arguments: Any) -> nern.Fitted:
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> nern.Fitted:
+def fitted() -> nern.Fitted:
     return fit(mixed())
 
 

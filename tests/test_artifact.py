@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import itertools
 import json
 import math
@@ -16,12 +15,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from torch import Tensor, nn
 
 import nern
 from artifact_parts import (
-    encode_outliers,
     make,
     nern_config,
     random_ordering,
@@ -34,12 +31,10 @@ from nern.artifact import Artifact, NetworkParts, container, encoded, load, prob
 from nern.artifact.description import NetworkDescription, represented_as
 from nern.artifact.entropy import AT_ONCE, MOST_ADAPTIVE, MOST_UNIFORM, Decoder, Encoder
 from nern.artifact.orderings import decode_ordering, encode_ordering
-from nern.artifact.outliers import decode_outliers
 from nern.artifact.permutations import SHORT, decode_permutations, encode_permutations, least_bits
 from nern.artifact.reading import TOLERANCE
 from nern.artifact.table import about
 from nern.artifact.tensors import TensorCode, decode_tensors, encode_tensors
-from nern.jobs.packing import PackOptions
 from nern.originals import build_network
 from nern.originals.checked import DTYPES
 from nern.registry import ORDERINGS
@@ -166,17 +161,6 @@ def test_permutations_come_back(n: int, rows: int, seed: int) -> None:
     assert rows * least_bits(n) <= 8 * len(code) + 1e-6
 
 
-@given(st.binary(max_size=400).map(lambda data: data[: len(data) // 4 * 4]), st.integers(0, 40), st.integers(0, 3))
-def test_any_bytes_are_permutations_or_an_error(data: bytes, n: int, rows: int) -> None:
-    try:
-        orders = decode_permutations(Decoder(data), rows, n)
-    except NernError:
-        assert len(data) > 4  # what begins with less than all ones can be decoded
-        return
-    assert orders.shape == (rows, n)
-    assert all(sorted(order) == list(range(n)) for order in orders.tolist())
-
-
 # --- tensors --------------------------------------------------------------------------------------------------------
 
 
@@ -272,22 +256,6 @@ def test_orderings_a_file_does_not_hold() -> None:
         decode_ordering("infilter", bytes(4), [(2**21, 1, 1, 1)])
     with pytest.raises(NernError, match="too long for an artifact"):
         decode_permutations(Decoder(b""), 1, MOST_UNIFORM + 1)
-
-
-def test_outliers_that_do_not_fit() -> None:
-    table = KernelTable(((2, 3, 1, 1),))
-    described, code, raw = encode_outliers(torch.tensor([1, 5]), torch.tensor([0.5, 2.0]))
-    assert decode_outliers(described, code, raw, table) is not None
-    for wrong in ((3, 4), (0, 4), (2, 0), (0, 0), (2**40, 2**40)):
-        with pytest.raises(NernError):
-            decode_outliers(wrong, code, raw, table)
-    for data in (raw + b"\0", raw[:-1], b"", raw + raw):
-        with pytest.raises(NernError, match="outliers need"):
-            decode_outliers(described, code, data, table)
-    with pytest.raises(NernError, match="not all finite"):
-        decode_outliers(described, code, np.array([math.nan, 1], "<f4").tobytes(), table)
-    with pytest.raises(NernError, match="must rise"):
-        decode_outliers(described, code, raw, KernelTable(((5, 1, 1, 1),)))
 
 
 def test_a_file_of_the_version_that_wrote_outliers_opens() -> None:
@@ -485,37 +453,3 @@ def test_reading_and_building_draw_nothing_of_yours(tmp_path: Path) -> None:
     assert artifact.weights[0].shape == (4, 3, 3, 3)
     with pytest.raises(NernError, match="does not fit"):
         artifact.network()
-
-
-class Shared(nn.Module):
-    """A convolution and a norm under two names, and two layers that share a weight but not their biases."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.norm = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)
-        self.again, self.same, self.one, self.two = self.b, self.norm, nn.Linear(4, 4), nn.Linear(4, 4)
-        self.two.weight = self.one.weight
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_networks_with_ties_and_of_other_numbers_are_saved(dtype: torch.dtype, tmp_path: Path) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = Shared().to(dtype).eval()
-    fitted = nern.fit(network, ratio=3.0, iterations=1, progress=False, console=Console(file=io.StringIO()))
-    expected = fitted.network().state_dict()
-    aliases = {f"again.{name}": f"b.{name}" for name in ("weight", "bias")} | {"two.weight": "one.weight"}
-    aliases |= {f"same.{name}": f"norm.{name}" for name in network.norm.state_dict()}
-    for options in (PackOptions(lossless=True), PackOptions(bits=12.0)):
-        nern.save(fitted, tmp_path / "net.nern", options)
-        artifact = load(tmp_path / "net.nern")
-        assert artifact.description.networks[0].aliases == aliases
-        state, found = artifact.state_dict(), artifact.network(network)
-        assert all(state[alias] is state[name] for alias, name in aliases.items())
-        assert found.two.weight is found.one.weight
-        assert found.again.weight is found.b.weight
-        for name, tensor in found.state_dict().items():
-            assert tensor.dtype == expected[name].dtype == network.state_dict()[name].dtype
-            if options.lossless:
-                assert same_tensor(tensor, expected[name])
-            assert torch.allclose(tensor.double(), expected[name].double(), rtol=0.05, atol=0.02)

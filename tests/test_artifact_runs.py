@@ -93,26 +93,13 @@ def packed(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 @pytest.mark.parametrize("checkpoint", ["best", "last", "reconstruction"])
 def test_lossless_weights_are_those_of_the_run(run: RunFolder, packed: Pack, checkpoint: str) -> None:
-    expected, artifact = nern.load_run(run.root, checkpoint).state_dict(), nern.load(packed(checkpoint, lossless=True))
-    built = artifact.network()
+    of_run, artifact = nern.load_run(run.root, checkpoint), nern.load(packed(checkpoint, lossless=True))
+    expected, built = of_run.state_dict(), artifact.network()
+    assert all(p.requires_grad and p.is_leaf for p in (*of_run.parameters(), *built.parameters()))
     assert isinstance(built, CifarResNet)
     for found in (artifact.state_dict(), built.state_dict()):
         assert found.keys() == expected.keys()
         assert all(same_tensor(found[name], tensor) for name, tensor in expected.items())
-
-
-def test_networks_of_runs_and_files_can_be_trained(run: RunFolder, packed: Pack) -> None:
-    images, after = torch.ones(2, 1, 8, 8), []
-    for network in (nern.load_run(run.root), nern.load(packed(lossless=True)).network()):
-        assert not any(module.training for module in network.modules())
-        assert all(p.requires_grad and p.is_leaf for p in network.parameters())
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-        network(images).square().sum().backward()
-        before = network(images)
-        optimizer.step()
-        assert not torch.equal(network(images), before)
-        after.append(network(images))
-    torch.testing.assert_close(*after)
 
 
 def test_more_bits_give_larger_files_nearer_to_the_run(run: RunFolder, packed: Pack) -> None:

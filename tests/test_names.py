@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
@@ -104,26 +103,6 @@ def test_globs_of_the_user_are_globs() -> None:
         as_original(odd(["a[0]", "b"]), include=["own.a[0]"])
 
 
-def test_a_module_may_be_named_like_a_tap() -> None:
-    class Net(OriginalNetwork):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(1, 1, 1)
-            self.add_module("norm:input", nn.BatchNorm2d(1))
-
-        def forward(self, images: Tensor) -> Tensor:
-            return getattr(self, "norm:input")(self.conv(images) - 3)
-
-    network, images = Net().eval(), torch.ones(1, 1, 2, 2)
-    for feature_maps in (None, ["*[:]input"]):
-        original = Original(network, feature_maps)
-        output, maps = original.features(images)
-        assert len(maps) == 1
-        torch.testing.assert_close(maps[0], output)
-    (before,) = Original(network, ["norm[:]input:input"]).features(images)[1]
-    torch.testing.assert_close(before, network.conv(images) - 3)
-
-
 def test_the_order_of_a_networks_own_choice_is_kept_in_its_file(tmp_path: Path) -> None:
     class Backwards(OriginalNetwork):
         def __init__(self) -> None:
@@ -184,8 +163,8 @@ def line(tmp_path: Path) -> Iterator[dict[str, Any]]:
     registry.ORIGINALS.unregister("odd[b]*")
 
 
-@pytest.mark.parametrize(("networks", "kind"), [(1, CleanConsole), (2, Console)])
-def test_runs_of_any_names(networks: int, kind: type[Console], line: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("networks", [1, 2])
+def test_runs_of_any_names(networks: int, line: dict[str, Any], tmp_path: Path) -> None:
     several = {"networks": [line] * networks} if networks > 1 else line | {"learn_fc_layer": True, "learn_norms": True}
     config = Config.from_dict(
         several
@@ -198,7 +177,7 @@ def test_runs_of_any_names(networks: int, kind: type[Console], line: dict[str, A
             "logging": {"exp_name": "g/[red]x$_{$", "log_dir": str(tmp_path), "verbose": True, "log_interval": 1},
         }
     )
-    console = kind(file=io.StringIO(), width=150)
+    console = CleanConsole(file=io.StringIO(), width=150)
     run = Path(nern.train(config, console)["run_folder"])
     assert run == tmp_path / "g" / "[red]x$_{$"
     nern.pack(run, tmp_path / "a[0].nern", nern.PackOptions(lossless=True), console)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from nern.originals import (
     OriginalNetwork,
     as_original,
     build_original_network,
-    register_original,
 )
 from nern.registry import ORIGINALS
 from nern.shipped import NETWORK, shipped_names
@@ -207,27 +205,6 @@ def test_without_weights_the_network_is_random_by_the_seed_and_says_so() -> None
     assert not torch.equal(networks[0].conv1.weight, networks[2].conv1.weight)
 
 
-def test_a_network_of_the_user_s_with_its_own_loader(tmp_path: Path) -> None:
-    @register_original("Mine")
-    class Mine(OriginalNetwork):
-        def __init__(self, num_classes: int = 10) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(1, num_classes, 3)
-
-        def load(self, path: str, device: torch.device) -> None:
-            with torch.no_grad():
-                self.conv.weight.fill_(float(Path(path).read_text()))
-
-    try:
-        (tmp_path / "weights.txt").write_text("0.25")
-        network = build_original_network("Mine", str(tmp_path / "weights.txt"), task_kwargs={"num_classes": 3})
-        assert torch.equal(network.conv.weight, torch.full((3, 1, 3, 3), 0.25))
-        with pytest.raises(NernError, match="registered already"):
-            register_original("Mine")(Mine)
-    finally:
-        ORIGINALS.unregister("Mine")
-
-
 # --- the frozen handle -------------------------------------------------------------------------------------------
 
 
@@ -235,54 +212,6 @@ def test_feature_maps_can_be_chosen_by_name_and_glob(small_cnn: Callable[..., nn
     original = as_original(small_cnn(), ["5", "[13]", "5"])
     _, maps = original.features(images)
     assert [tuple(m.shape[1:]) for m in maps] == [(3, 6, 6), (4, 8, 8), (6, 8, 8), (3, 6, 6)]
-
-
-def test_the_original_is_frozen_and_the_user_s_module_is_not_touched(
-    small_cnn: Callable[..., nn.Module], images: Tensor
-) -> None:
-    network = small_cnn().train()
-    before = copy.deepcopy(network)
-    original = as_original(network)
-    assert not any(module.training for module in original.network.modules())
-    assert not any(p.requires_grad for p in original.network.parameters())
-    assert not original.features(images)[0].requires_grad
-    output = original(images)
-    weights = [torch.zeros_like(w).requires_grad_() for w in original.weights]
-    original.run(weights, images, with_maps=True)[0].sum().backward()
-    original.rebuild(weights)
-    assert torch.equal(original(images), output)
-    torch.testing.assert_close(original.run(original.weights, images)[0], output)
-    assert equal_states(original.network, before)
-    assert equal_states(network, before)
-    assert all(module.training for module in network.modules())
-    assert all(p.requires_grad and p.grad is None for p in network.parameters())
-    assert not any(module._forward_hooks for module in network.modules())
-
-
-def test_a_rebuilt_network_gives_the_functional_outputs(
-    small_cnn: Callable[..., nn.Module], images: Tensor, rng: torch.Generator
-) -> None:
-    original = as_original(small_cnn())
-    weights = [torch.randn(w.shape, generator=rng) for w in original.weights]
-    extra = {name: p + 1 for name, p in original.classifier().items()}
-    rebuilt = original.rebuild(weights, extra)
-    assert type(rebuilt) is nn.Sequential
-    assert {*original.kept(), *original.weight_names} == set(rebuilt.state_dict())
-    assert not set(original.kept()) & set(original.weight_names)
-    assert original.num_parameters == sum(p.numel() for p in rebuilt.parameters())
-    assert not rebuilt.training
-    torch.testing.assert_close(rebuilt(images), original.run(weights, images, extra)[0])
-    assert not torch.allclose(rebuilt(images), original(images))
-
-
-@pytest.mark.parametrize(("where", "value"), [("0.weight", math.nan), ("1.running_mean", -math.inf)])
-def test_a_module_with_values_that_are_not_finite_is_one_clear_error(
-    small_cnn: Callable[..., nn.Module], where: str, value: float
-) -> None:
-    network = small_cnn()
-    network.state_dict()[where].view(-1)[1] = value
-    with pytest.raises(NernError, match=rf"{where} of Sequential holds values that are not finite"):
-        as_original(network)
 
 
 def test_learnable_weights_that_cannot_be_are_one_clear_error() -> None:

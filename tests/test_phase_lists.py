@@ -116,27 +116,17 @@ def test_each_phase_has_the_losses_that_it_names(make: Make) -> None:
     torch.testing.assert_close(alone.total, weights["distillation"] * alone.terms["distillation"])
 
 
-def test_errors_count_alike_again_where_a_phase_says_so(make: Make) -> None:
+def test_errors_and_bits_are_those_of_their_phase(make: Make) -> None:
     phases = [
         {"name": "refinement", "iterations": 1, "images": 8},
-        {"name": "as_before", "iterations": 1},
+        {"name": "as_before", "iterations": 1, "bits": 5, "images": 8},
         {"name": "alike", "iterations": 1, "errors": "plain"},
     ]
-    trainer = build(make(phases=phases))
-    seen = []
-    for _ in range(3):
+    trainer, seen = build(make(phases=phases)), []
+    for _ in phases:
         trainer.do_step()
-        seen.append(trainer.differentiate.curvatures is not None)
-    assert seen == [True, True, False]
-
-
-def test_bits_hold_for_their_phase_alone(make: Make) -> None:
-    phases = [{"name": "rounded", "iterations": 1, "bits": 5, "images": 8}, {"name": "exact", "iterations": 1}]
-    trainer = build(make(phases=phases))
-    trainer.do_step()
-    assert trainer.rounding.quantised is not None
-    trainer.do_step()
-    assert trainer.rounding.quantised is None
+        seen.append((trainer.differentiate.curvatures is not None, trainer.rounding.quantised is not None))
+    assert seen == [(True, False), (True, True), (False, False)]
 
 
 # --- longer runs ---------------------------------------------------------------------------------------------------

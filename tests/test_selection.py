@@ -91,36 +91,6 @@ def test_a_network_s_own_choice_keeps_its_order_and_gives_way_to_globs() -> None
     assert taken(Chooser(), include=["third.*", "first.*"]) == ["first.weight", "third.weight"]
 
 
-class Tied(nn.Module):
-    """An embedding and the layer after it share a weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.body, self.out = nn.Linear(4, 6, bias=False), nn.Linear(6, 6), nn.Linear(4, 6)
-        self.out.weight = self.embed.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(self.embed(x)) + self.out(x)
-
-
-def test_tied_weights_are_represented_once_and_stay_tied(rng: torch.Generator) -> None:
-    network, batch = Tied(), torch.randn(3, 4, generator=rng)
-    with pytest.raises(
-        NernError, match=r"Tied has no convolutions .* nern\.include\. There are: embed\.weight, body\.weight"
-    ):
-        as_original(network)
-    assert taken(network, ["out.weight"]) == ["embed.weight"]  # found under each of its names
-    original = as_original(network, include=["*"])
-    assert original.weight_names == ["embed.weight", "body.weight"]
-    assert [choice.name for choice in original.choices].count("embed.weight") == 1
-    weights = [torch.randn(w.shape, generator=rng) for w in original.weights]
-    rebuilt = original.rebuild(weights)
-    assert rebuilt.out.weight is rebuilt.embed.weight
-    assert torch.equal(rebuilt.out.weight, weights[0])
-    torch.testing.assert_close(original.run(weights, batch)[0], rebuilt(batch))
-    assert not {"embed.weight", "out.weight", "body.weight"} & original.kept().keys()
-
-
 def test_a_choice_of_a_small_share_is_a_warning_unless_it_was_asked_for() -> None:
     network = nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten(), nn.Linear(100, 10))
     with pytest.warns(NernWarning, match=r"hold only 0\.\d% of its parameters; nern\.include"):

@@ -387,61 +387,33 @@ def test_metadata_of_one_s_own_networks_count() -> None:
 # --- any network there and back ----------------------------------------------------------------------------------
 
 
-# name or builder, its arguments, what is included, some of what is taken, some of what is kept
-NETWORKS: dict[str, tuple[Any, dict[str, Any], list[str] | None, list[str], list[str]]] = {
-    "mobilenet": ("torchvision:mobilenet_v3_small", {"width_mult": 0.5}, None,
-                  ["features.0.0.weight", "features.1.block.1.fc1.weight"], ["classifier.0.weight"]),
-    "convnext": ("timm:convnext_atto", {"depths": (1, 1, 1, 1), "dims": (16, 24, 32, 40)}, None,
-                 ["stem.0.weight", "stages.1.blocks.0.conv_dw.weight"], ["head.fc.weight", "stages.1.blocks.0.gamma"]),
-    "vit": ("timm:vit_tiny_patch16_224", {"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 32}, ["*.weight"],
-            ["patch_embed.proj.weight", "blocks.1.mlp.fc2.weight"], ["pos_embed", "cls_token", "norm.weight"]),
-    "sequences": (lambda: nn.Sequential(nn.Conv1d(2, 6, 5), nn.ReLU(), nn.Conv1d(6, 4, 1), nn.BatchNorm1d(4)), {}, None,
-                  ["0.weight", "2.weight"], ["3.running_var"]),
-    "oblong": (lambda: nn.Sequential(nn.Conv2d(3, 6, (1, 7)), nn.ConvTranspose2d(6, 4, (2, 3))), {}, None,
-               ["0.weight", "1.weight"], []),
-    "perceptron": (lambda: nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.LayerNorm(16), nn.Linear(16, 4, bias=False)), {},
-                   ["*.weight"], ["0.weight", "3.weight"], ["0.bias", "2.weight"]),
+# its arguments, what is included, some of what is taken, some of what is kept
+NETWORKS: dict[str, tuple[dict[str, Any], list[str] | None, list[str], list[str]]] = {
+    "torchvision:mobilenet_v3_small": ({"width_mult": 0.5}, None,
+                                       ["features.1.block.1.fc1.weight"], ["classifier.0.weight"]),
+    "timm:convnext_atto": ({"depths": (1, 1, 1, 1), "dims": (16, 24, 32, 40)}, None,
+                           ["stem.0.weight", "stages.1.blocks.0.conv_dw.weight"], ["head.fc.weight"]),
+    "timm:vit_tiny_patch16_224": ({"embed_dim": 48, "depth": 2, "num_heads": 2, "img_size": 32}, ["*.weight"],
+                                  ["patch_embed.proj.weight", "blocks.1.mlp.fc2.weight"], ["pos_embed", "norm.weight"]),
 }  # fmt: skip
 
 
-def make(name: str) -> nn.Module:
-    builder, kwargs, *_ = NETWORKS[name]
-    if isinstance(builder, str):
-        return build_network(builder, kwargs, seed=1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return builder()
-
-
-def quick(iterations: int = 2, levels: int = 2) -> Config:
-    """Settings of a very small predictor, without an ordering."""
-    config = nern.fit_config(iterations)
-    config.nern.embeddings.enc_levels = levels
-    config.nern.embeddings.permutations.permute_mode = "none"
-    config.nern.num_blocks, config.nern.weights_batch_size = 3, 2048
-    return config
-
-
 @pytest.mark.usefixtures("rng_untouched")
-@pytest.mark.filterwarnings("ignore:the convolutions of .* hold only")
 @pytest.mark.parametrize("name", NETWORKS)
-def test_any_network_is_fitted_and_comes_back(name: str) -> None:
-    _, _, include, some_taken, some_kept = NETWORKS[name]
-    network = make(name)
-    count = sum(p.numel() for p in network.parameters())
-    ratio = 1.0 if count < 10_000 else 0.02
-    fitted = nern.fit(network, config=quick(), ratio=ratio, include=include, progress=False)
-    assert 0 < fitted.predictor_share <= ratio
+def test_networks_of_the_libraries_are_fitted_and_come_back(name: str) -> None:
+    arguments, include, some_taken, some_kept = NETWORKS[name]
+    network = build_network(name, arguments, seed=1)
+    config = nern.fit_config(2)
+    config.nern.embeddings.enc_levels, config.nern.num_blocks, config.nern.weights_batch_size = 2, 3, 2048
+    config.nern.embeddings.permutations.permute_mode = "none"
+    fitted = nern.fit(network, config=config, ratio=0.02, include=include, progress=False)
+    assert 0 < fitted.predictor_share <= 0.02
     back, before = fitted.network(), network.state_dict()
-    assert type(back) is type(network)
-    assert str(back) == str(network)
-    assert not back.training
+    assert (str(back), back.training) == (str(network), False)
     predicted = dict(zip(fitted.original.weight_names, fitted.nern.reconstruct(), strict=True))
     assert set(some_taken) <= predicted.keys()
     assert not set(some_kept) & predicted.keys()
     assert back.state_dict().keys() == before.keys()
     for key, tensor in back.state_dict().items():
         assert torch.equal(tensor, predicted.get(key, before[key])), key
-    for key in predicted:
-        assert torch.isfinite(predicted[key]).all()
-        assert not torch.equal(predicted[key], before[key])
+        assert key not in predicted or not torch.equal(tensor, before[key])

@@ -258,30 +258,28 @@ def test_of_several_that_fit_the_weights_go_before_their_average_and_the_others_
 
 
 @pytest.mark.parametrize("save", [save_zip, save_legacy])
-@pytest.mark.parametrize(
-    "beside",
-    [
+def test_harmless_kinds_beside_the_weights_are_read(
+    save: Callable[[Any, Path], None], source: Net, tmp_path: Path
+) -> None:
+    beside: list[Any] = [
         np.float64(91.7),
+        np.float32(0.5),
+        np.int64(3),
         np.bool_(True),
         np.arange(4),
         np.dtype("float32"),
+    ]
+    beside += [
         Path("runs/here"),
-        collections.defaultdict(list, a=[1]),
-        collections.OrderedDict(a=1),
-        argparse.Namespace(lr=0.1, data=Path("data")),
-        types.SimpleNamespace(lr=0.1),
-        datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC),
+        pathlib.PureWindowsPath("c:/runs"),
+        datetime.timedelta(seconds=3),
         range(3),
-        torch.device("cpu"),
-        torch.float16,
         frozenset({1}),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_harmless_kinds_beside_the_weights_are_read(
-    save: Callable[[Any, Path], None], beside: Any, source: Net, tmp_path: Path
-) -> None:
-    save({"state_dict": source.state_dict(), "beside": beside, "list": [beside]}, tmp_path / "w.pt")
+    ]
+    beside += [collections.defaultdict(list, a=[1]), collections.OrderedDict(a=1), collections.deque([1, 2])]
+    beside += [argparse.Namespace(lr=0.1, data=Path("data")), types.SimpleNamespace(lr=0.1)]
+    beside += [datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC), torch.Size([2]), torch.device("cpu"), torch.float16]
+    save({"state_dict": source.state_dict(), "list": beside, "beside": dict(enumerate(beside))}, tmp_path / "w.pt")
     assert equal(loaded(tmp_path / "w.pt"), source)
 
 
@@ -357,20 +355,17 @@ def test_other_floating_numbers_are_converted(dtype: torch.dtype, source: Net, t
     assert found.norm.num_batches_tracked == 0
 
 
+ONES = torch.ones(3, 1, 3, 3)
+
+
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (
-            torch.ones(3, 1, 3, 3, dtype=torch.int8),
-            r"conv.weight holds torch.int8, the network has torch.float32 there",
-        ),
-        (torch.ones(3, 1, 3, 3).to(torch.float8_e4m3fn), r"holds torch.float8_e4m3fn"),
-        (torch.ones(3, 1, 3, 3).to_sparse(), r"conv.weight is sparse"),
-        (
-            torch.full((3, 1, 3, 3), 1e300, dtype=torch.float64),
-            r"conv.weight holds 1e\+300, beyond the network's torch.float32",
-        ),
-        (torch.full((3, 1, 3, 3), float("nan")), r"values that are not finite"),
+        (ONES.to(torch.int8), r"conv.weight holds torch.int8, the network has torch.float32 there"),
+        (ONES.to(torch.float8_e4m3fn), r"holds torch.float8_e4m3fn"),
+        (ONES.to_sparse(), r"conv.weight is sparse"),
+        (ONES.double() * 1e300, r"conv.weight holds 1e\+300, beyond the network's torch.float32"),
+        (ONES * torch.nan, r"values that are not finite"),
     ],
 )
 def test_one_kind_of_number_never_stands_for_another(value: Tensor, says: str, source: Net, tmp_path: Path) -> None:
@@ -410,9 +405,8 @@ def test_the_nearest_state_dict_is_described(source: Net, tmp_path: Path) -> Non
     torch.save({"other": {"a": torch.zeros(1)}, "net": state}, tmp_path / "w.pt")
     with pytest.raises(NernError, match=r"w.pt \(net.module\) does not fit Net: 1 missing: conv.bias$"):
         loaded(tmp_path / "w.pt")
-    torch.save(
-        {"layers.0.weight": torch.zeros(2, 2), "final_linear_layer.weight": torch.zeros(9, 2)}, tmp_path / "p.pt"
-    )
+    predictor = {"layers.0.weight": torch.zeros(2, 2), "final_linear_layer.weight": torch.zeros(9, 2)}
+    torch.save(predictor, tmp_path / "p.pt")
     with pytest.raises(NernError, match=r"These are the weights of a NeRN's predictor"):
         loaded(tmp_path / "p.pt")
 
