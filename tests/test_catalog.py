@@ -154,18 +154,6 @@ def check_sums(ended: Ended) -> None:
         assert f"{sum(row.kernels for row in of_size)} of {kernel} in {len(of_size)} tensors" in text
 
 
-@pytest.mark.parametrize(
-    ("network", "options"),
-    [
-        ("ResNet8", []),
-        ("ResNet8", ["--include", "layer[12]*", "linear.*", "--exclude", "*.conv2.*", "*bn*"]),
-        ("timm:vit_tiny_patch16_224", ["--include", "*.weight", "--exclude", "head.*", "--kwargs", '{"depth": 1}']),
-    ],
-)
-def test_what_is_printed_sums_up(run: Run, network: str, options: list[str]) -> None:
-    check_sums(run("inspect", network, *options, "--vectors", "true"))
-
-
 def test_globs_choose_and_every_reason_is_given(run: Run) -> None:
     without = run("inspect", "ResNet8", "--kwargs", '{"widths": [4, 6, 8]}')
     assert without.err == ""  # random weights are no cause for a warning

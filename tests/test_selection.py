@@ -170,21 +170,17 @@ def test_a_map_that_is_not_there_lists_the_modules(branches: tuple[nn.Module, nn
 
 
 def test_what_is_no_tensor_is_no_map() -> None:
-    class Pair(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return x, x
-
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.pair = nn.Conv2d(1, 2, 3), Pair()
+            self.conv, self.pair = nn.Conv1d(1, 2, 3), nn.GRU(6, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.pair(self.conv(x))[0].mean((2, 3))
+            return self.pair(self.conv(x))[0].mean((1, 2))
 
     original = as_original(Network(), feature_maps=["pair"])
     with pytest.raises(NernError, match="module 'pair' gives tuple, not a tensor"):
-        original.features(torch.zeros(1, 1, 8, 8))
+        original.features(torch.zeros(1, 1, 8))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in original.network.modules())
 
 

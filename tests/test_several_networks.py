@@ -151,18 +151,6 @@ def test_a_resumed_run_of_several_equals_an_uninterrupted_one(configure: Configu
     assert_same_result(whole, resume(stopped))
 
 
-def test_another_second_original_is_noticed(configure: Configure, small: Path, tmp_path: Path) -> None:
-    copied = tmp_path / "copied.pt"
-    copied.write_bytes(small.read_bytes())
-    folder = train(configure(networks=[*two(small)[:1], {"original_model_path": str(copied)}], num_iterations=1))
-    nern.load_run(folder.root, network=1)
-    state = torch.load(copied)
-    torch.save({name: 2 * value for name, value in state.items()}, copied)
-    for use in (lambda: nern.load_run(folder.root), lambda: nern.resume(folder.root, quiet())):
-        with pytest.raises(NernError, match="had other weights"):
-            use()
-
-
 # --- what is trained ---------------------------------------------------------------------------------------------
 
 

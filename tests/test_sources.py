@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import nern
-from nern import Config, NernError
+from nern import NernError
 from nern.compat import import_torchvision
 from nern.originals import (
     InputFormat,
@@ -142,16 +142,6 @@ def test_names_and_arguments_that_are_not_there_are_one_clear_error(
 ) -> None:
     with pytest.raises(NernError, match=message):
         build_network(name, kwargs)
-
-
-def test_a_run_keeps_the_file_s_absolute_path(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Config.from_dict({"task.original_model_name": "mine.py:make"}).with_absolute_paths()
-    assert config.task.original_model_name == f"{tmp_path}/mine.py:make"
-    monkeypatch.chdir("/")
-    build_network(config.task.original_model_name)
-    for name in ("torchvision:resnet18", "ownpackage.networks:make", "ResNet8"):
-        config = Config.from_dict({"task.original_model_name": name})
-        assert config.with_absolute_paths().task.original_model_name == name
 
 
 # --- the networks of the published experiments ---------------------------------------------------------------------
