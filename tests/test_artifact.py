@@ -18,14 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import nern
-from artifact_parts import (
-    make,
-    nern_config,
-    random_ordering,
-    same_tensor,
-    save,
-    with_description,
-)
+from artifact_parts import make, nern_config, random_ordering, same_tensor, save, with_description
 from nern import DamagedFileError, NernError
 from nern.artifact import Artifact, NetworkParts, container, encoded, load, probed, write_artifact
 from nern.artifact.description import NetworkDescription, represented_as

@@ -456,9 +456,9 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "metadata of numbers": (lambda d: d.update(metadata={"a": 1}), "not all text"),
     "figures that are none": (network_of(about={"test": {"top1": "99"}}), "is no number"),
     "a negative number of outliers": (lambda d: d.update(outliers=[-1, 3]), "no two numbers"),
-    "a tensor of no shape": (tensor_of("kept", "x", [-1], "f32", "as"), "kept"),
-    "a tensor of unknown numbers": (tensor_of("kept", "x", [2], "f8", "as"), "kept"),
-    "a tensor held in no known way": (tensor_of("kept", "x", [2], "f32", "zip"), "kept"),
+    "a tensor of no shape": (tensor_of("kept", "x", [-1], "f32", "as"), "has the shape"),
+    "a tensor of unknown numbers": (tensor_of("kept", "x", [2], "f8", "as"), "neither is known"),
+    "a tensor held in no known way": (tensor_of("kept", "x", [2], "f32", "zip"), "neither is known"),
     "a predictor that is not finite": (lambda d: _infinite(d["predictor"]), "not finite"),
 }
 
