@@ -19,21 +19,20 @@ from torch import Tensor, nn
 
 import nern
 from artifact_parts import make, nern_config, random_ordering, same_tensor, save, with_description
-from nern import DamagedFileError, NernError
-from nern.artifact import Artifact, NetworkParts, container, encoded, load, probed, write_artifact
-from nern.artifact.description import NetworkDescription, represented_as
+from nern import DamagedFileError, NernError, PackOptions
+from nern.artifact import Artifact, container, load, write_artifact
 from nern.artifact.entropy import AT_ONCE, MOST_ADAPTIVE, MOST_UNIFORM, Decoder, Encoder
 from nern.artifact.orderings import decode_ordering, encode_ordering
 from nern.artifact.permutations import SHORT, decode_permutations, encode_permutations, least_bits
 from nern.artifact.reading import TOLERANCE
 from nern.artifact.table import about
 from nern.artifact.tensors import TensorCode, decode_tensors, encode_tensors
+from nern.config import TaskConfig
 from nern.originals import build_network
 from nern.originals.checked import DTYPES
 from nern.registry import ORDERINGS
 from nern.representation.grid import step_size
-from nern.representation.kernels import KernelTable
-from nern.representation.nern import build_nern
+from runs import quiet
 
 MODES = list(ORDERINGS)
 MANY = settings(max_examples=100)
@@ -389,21 +388,6 @@ def test_what_a_file_says_cannot_command_a_terminal(tmp_path: Path) -> None:
 # --- networks -------------------------------------------------------------------------------------------------------
 
 
-def pack_network(
-    network: nn.Module, path: Path, include: list[str] | None = None, architecture: str | None = None, **arguments: Any
-) -> Artifact:
-    """A file of a network with a predictor that was not trained, everything as it is."""
-    original = nern.originals.as_original(network, None, include, [])
-    config = nern_config()
-    table = KernelTable.of(original.weights)
-    ordering = random_ordering("infilter_path", table.shapes, torch.Generator().manual_seed(0))
-    nern_ = build_nern(config, table, ordering, 0)
-    represented = represented_as(dict(zip(original.weight_names, original.weights, strict=True)))
-    parts = NetworkParts(NetworkDescription("net", architecture, arguments, represented), original.kept())
-    write_artifact(path, probed(encoded(nern_, config, ordering, [parts])).sections)
-    return load(path)
-
-
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -414,24 +398,23 @@ def pack_network(
 )
 def test_networks_are_built_from_the_file_alone(name: str, arguments: dict[str, Any], tmp_path: Path) -> None:
     network = build_network(name, arguments).eval()
-    artifact = pack_network(network, tmp_path / "net.nern", architecture=name, **arguments)
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    task = TaskConfig(original_model_name=name, original_model_kwargs=arguments)
+    nern.pack(tmp_path / "w.pt", tmp_path / "a.nern", PackOptions(images=0), quiet(), task=task)
+    artifact = load(tmp_path / "a.nern")
     built, state = artifact.network(), artifact.state_dict()
-    assert type(built) is type(network)
-    assert not built.training
+    assert (type(built), built.training) == (type(network), False)
     own = built.state_dict()
     assert own.keys() == network.state_dict().keys() == state.keys()
     assert all(same_tensor(own[key], value) for key, value in state.items())
-    kept = {key: value for key, value in network.state_dict().items() if key in artifact.kept}
-    assert all(same_tensor(own[key], value) for key, value in kept.items())
 
 
 def test_a_state_dict_goes_into_a_module_of_yours(small_cnn: Callable[..., nn.Module], tmp_path: Path) -> None:
-    artifact = pack_network(small_cnn(), tmp_path / "net.nern")
-    mine = small_cnn(5)
+    nern.save(nern.fit(small_cnn(), ratio=3.0, iterations=1, progress=False), tmp_path / "net.nern")
+    artifact, mine = load(tmp_path / "net.nern"), small_cnn(5)
     before = copy.deepcopy(mine.state_dict())
-    built = artifact.network(mine)
-    assert built is not mine
-    assert all(same_tensor(built.state_dict()[key], value) for key, value in artifact.state_dict().items())
+    built = artifact.network(mine).state_dict()
+    assert all(same_tensor(built[key], value) for key, value in artifact.state_dict().items())
     assert all(same_tensor(mine.state_dict()[key], value) for key, value in before.items())
     with pytest.raises(NernError, match=r"network\(MODULE\)"):
         artifact.network()

@@ -318,9 +318,7 @@ def network_of(**values: Any) -> Callable[[dict[str, Any]], object]:
     return lambda description: description["networks"][0].update(values)
 
 
-def weight_of(place: int, value: Any) -> Callable[[dict[str, Any]], object]:
-    """Describes the first predicted weight otherwise."""
-    return lambda description: put(description, ("networks", 0, "represented", 0, place), value)
+FIRST = ("networks", 0, "represented", 0)  # where the first predicted weight is described
 
 
 def tensor_of(group: str, *tensor: Any) -> Callable[[dict[str, Any]], object]:
@@ -448,8 +446,8 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a weight that is kept": (tensor_of("kept", "w0", [], "f32", "grid", 0, 0, 1), "twice"),
     "another name of nothing": (network_of(aliases={"a": "nothing"}), "does not hold"),
     "another name that is taken": (network_of(aliases={"w1": "w0"}), "twice"),
-    "a weight of whole numbers": (weight_of(2, "i64"), "whole numbers"),
-    "an empty weight": (weight_of(1, [0, 4, 3, 3]), "has no kernels"),
+    "a weight of whole numbers": (lambda d: put(d, (*FIRST, 2), "i64"), "whole numbers"),
+    "an empty weight": (lambda d: put(d, (*FIRST, 1), [0, 4, 3, 3]), "has no kernels"),
     "a name that commands": (network_of(name="\x1b[2J"), "no name of a network"),
     "an architecture that commands": (network_of(architecture="\x07"), "no name of an arch"),
     "half a character": (lambda d: d.update(metadata={"a": "\ud800"}), "not all text"),

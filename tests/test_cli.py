@@ -47,14 +47,6 @@ def short(tmp_path: Path) -> None:
     (tmp_path / "short.yaml").write_text(SHORT)
 
 
-@pytest.fixture
-def configs(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """The configs that `nern train` would have trained."""
-    seen: list[Config] = []
-    monkeypatch.setattr("nern.commands.training.train", lambda config, *args: seen.append(config))
-    return seen
-
-
 # --- the front ---------------------------------------------------------------------------------------------------
 
 

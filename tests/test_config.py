@@ -299,22 +299,16 @@ LENGTH_KEYS = ("epochs", "num_iterations", *PHASE_LENGTHS)
     ],
 )
 def test_the_length_that_is_given_takes_the_place_of_the_others(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    base: dict[str, Any],
-    own: dict[str, Any],
-    expected: tuple[Any, ...],
+    tmp_path: Path, configs: list[Config], base: dict[str, Any], own: dict[str, Any], expected: tuple[Any, ...]
 ) -> None:
-    made: list[Config] = []
-    monkeypatch.setattr("nern.commands.training.train", lambda config, *args: made.append(config))
     (tmp_path / "base.yaml").write_text(json.dumps(base))
     (tmp_path / "own.yaml").write_text(json.dumps({"base": "base.yaml"} | own))
     options = [f"--{key}={'null' if value is None else value}" for key, value in own.items()]
     assert main(["train", "--config_path", str(tmp_path / "base.yaml"), *options]) == 0
-    made.append(Config.load(tmp_path / "own.yaml"))
+    configs.append(Config.load(tmp_path / "own.yaml"))
     if not base:
-        made.append(Config.from_dict(own))
-    for config in made:
+        configs.append(Config.from_dict(own))
+    for config in configs:
         found = config.to_dict() | {phase.name: vars(phase) for phase in config.phases}
         assert tuple(nested_value(found, key) for key in LENGTH_KEYS) == expected
         assert Config.from_dict(config.to_dict()) == config

@@ -29,14 +29,6 @@ def write(tmp_path: Path) -> Write:
     return file
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """The configs that `nern train` was asked to train; it trains none."""
-    configs: list[Config] = []
-    monkeypatch.setattr("nern.commands.training.train", lambda config, *_: configs.append(config))
-    return configs
-
-
 # --- base --------------------------------------------------------------------------------------------------------
 
 
@@ -140,22 +132,22 @@ def test_base_is_a_matter_of_files() -> None:
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_options_win_over_file_and_base_wherever_they_stand(write: Write, trained: list[Config], last: bool) -> None:
+def test_options_win_over_file_and_base_wherever_they_stand(write: Write, configs: list[Config], last: bool) -> None:
     write("base.yaml", "nern: {hidden_layer_size: 10, num_blocks: 4, weights_batch_size: 8}\nepochs: 5\n")
     own = write("own.yaml", "base: base.yaml\nnern.num_blocks: 5\nepochs: 6\n")
     file, options = ["--config_path", str(own)], ["--nern.hidden_layer_size", "30", "--epochs=7"]
     assert main(["train", *(file + options if last else options + file)]) == 0
-    (config,) = trained
+    (config,) = configs
     assert (config.nern.hidden_layer_size, config.nern.num_blocks, config.nern.weights_batch_size) == (30, 5, 8)
     assert config.epochs == 7
 
 
-def test_option_can_unset_what_a_base_sets(write: Write, trained: list[Config]) -> None:
+def test_option_can_unset_what_a_base_sets(write: Write, configs: list[Config]) -> None:
     write("base.yaml", "epochs: 5\noriginal_model_path: a.pt\n")
     own = write("own.yaml", "base: base.yaml\n")
     options = ["--epochs", "null", "--num_iterations", "3", "--original_model_path", "null"]
     assert main(["train", "--config_path", str(own), *options]) == 0
-    assert (trained[0].epochs, trained[0].num_iterations, trained[0].original_model_path) == (None, 3, None)
+    assert (configs[0].epochs, configs[0].num_iterations, configs[0].original_model_path) == (None, 3, None)
 
 
 # --- several networks --------------------------------------------------------------------------------------------
@@ -176,12 +168,12 @@ def of_networks(networks: Sequence[Any], **values: Any) -> Config:
     return Config.from_dict({"networks": list(networks)} | values)
 
 
-def test_networks_may_be_written_with_dotted_keys(write: Write, trained: list[Config]) -> None:
+def test_networks_may_be_written_with_dotted_keys(write: Write, configs: list[Config]) -> None:
     path = write("own.yaml", "networks:\n- task.task_name: cifar10\n  task.original_model_kwargs.option: B\n")
     (network,) = Config.load(path).networks
     assert (network.task.task_name, network.task.original_model_kwargs) == ("cifar10", {"option": "B"})
     assert main(["train", "--config_path", str(path), "--seed", "4"]) == 0
-    assert trained[0].networks == [network]
+    assert configs[0].networks == [network]
 
 
 def test_members_take_what_they_leave_open_from_nern() -> None:
