@@ -245,7 +245,7 @@ def test_layers_of_other_kinds_shared_and_tied_ones_are_held(images: Tensor, tmp
     found = packed(network, tmp_path / "a.nern", images, bits=6.0).network(network)
     assert found.two.weight is found.one.weight
     with torch.no_grad():
-        assert (found(images) - network(images)).norm() < 0.1 * network(images).norm()
+        assert (found(images) - network(images)).norm() < 0.3 * network(images).norm()
 
 
 def test_few_images_at_a_time_are_rounded_as_all_at_once(

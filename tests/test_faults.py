@@ -111,9 +111,10 @@ def test_the_empty_folder_of_another_run_is_left_alone(configure: Configure, tmp
 def test_file_systems_without_locks_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with locked(tmp_path, "busy"):
         for attribute, value in (("fcntl.flock", lambda *args: failing(errno.ENOLCK)), ("nern.files.fcntl", None)):
-            monkeypatch.setattr(attribute, value)  # the second is Windows
-            with locked(tmp_path, "busy"):
-                pass
+            with monkeypatch.context() as patch:
+                patch.setattr(attribute, value)  # the second is Windows
+                with locked(tmp_path, "busy"):
+                    pass
 
 
 def failing(number: int) -> None:

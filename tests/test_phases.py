@@ -180,7 +180,8 @@ def test_each_phase_has_its_own_optimizer_schedule_and_batches(
     table = trainer.nern.table
     layers = [torch.arange(table.starts[i], table.starts[i + 1]) for i in range(len(table.shapes))]
     assert all(step.batches is None and step.terms.keys() == {"reconstruction"} for step in seen[:4])
-    stream = trainer.members[0].stream
+    assert trainer.members[0].task is not None
+    stream = trainer.members[0].task.train
     for number, step in enumerate(seen[4:]):  # distillation begins with the first images
         assert step.terms.keys() == {"reconstruction", "feature_maps", "distillation"}
         assert step.rows is not None

@@ -389,6 +389,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], list[str] | None, list[str], list[str]
 
 
 @pytest.mark.usefixtures("rng_untouched")
+@pytest.mark.filterwarnings("ignore:the convolutions of .* hold only")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_the_libraries_are_fitted_and_come_back(name: str) -> None:
     arguments, include, some_taken, some_kept = NETWORKS[name]
