@@ -62,11 +62,6 @@ def test_unknown_command_suggests_the_nearest(run: Run) -> None:
     assert all(name in ended.err for name in COMMANDS)
 
 
-def outside(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
-
-
 def test_the_shell_completes_commands_and_options(run: Run, tmp_path: Path) -> None:
     (tmp_path / "completion").write_text(run("--completion").out)
     for typed, completed in (
@@ -90,7 +85,8 @@ def test_front_page_needs_no_torch_and_names_come_when_they_are_used() -> None:
         "from nern import Config, registry; assert 'ResNet20' in registry.ORIGINALS; assert nern.config.Config is Config;"
         "names = {}; exec('from nern import *', names); assert names['fit'] is nern.fit"
     )
-    ended = outside("-c", code)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert nern.__version__ in ended.stdout
 
@@ -146,13 +142,6 @@ def test_help_describes_every_key(run: Run) -> None:
 
 
 # --- settings ----------------------------------------------------------------------------------------------------
-
-
-def test_published_options_work_as_written(run: Run, configs: list[Config]) -> None:
-    options = "--logging.use_tensorboard True --nern.weights_batch_method all --logging.tracker tensorboard"
-    assert run("train", *options.split(), "--config_path", "short.yaml").code == 0
-    assert configs[0].logging.tracker == "tensorboard"
-    assert configs[0].nern.weights_batch_method == "all"
 
 
 def test_entries_are_added_to_lists(run: Run, configs: list[Config], tmp_path: Path) -> None:

@@ -86,12 +86,9 @@ def test_each_name_alone_is_exact(name: str, tmp_path: Path) -> None:
     maps = Taps([name, f"{name}:input"])(network, images)[1]
     assert torch.equal(maps[0], getattr(network, name)(images))
     assert torch.equal(maps[1], images)
-    (taken,) = as_original(network, include=[f"own.{glob_of(name)}"]).weight_names
+    glob = "".join(f"[{c}]" if c in "*?[" else c for c in name)
+    (taken,) = as_original(network, include=[f"own.{glob}"]).weight_names
     assert taken == f"own.{name}"
-
-
-def glob_of(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def test_globs_of_the_user_are_globs() -> None:

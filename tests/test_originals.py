@@ -28,18 +28,13 @@ from nern.originals import (
 from nern.registry import ORIGINALS
 from nern.shipped import NETWORK, shipped_names
 from nern.tasks import build_task
-from runs import small_resnet
+from runs import same, small_resnet
 
 DEPTHS = (8, 20, 32, 44, 56, 110)
 
 
 def resnet8(seed: int = 0, **kwargs: Any) -> CifarResNet:
     return small_resnet(seed, **({"in_channels": 3} | kwargs))
-
-
-def equal_states(a: nn.Module, b: nn.Module) -> bool:
-    first, second = a.state_dict(), b.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 # --- architectures -----------------------------------------------------------------------------------------------
@@ -201,7 +196,7 @@ def test_without_weights_the_network_is_random_by_the_seed_and_says_so() -> None
     for seed in (1, 1, 2):
         with pytest.warns(NernWarning, match="original_model_path is not set: ResNet8 has random weights"):
             networks.append(build_original_network("ResNet8", None, seed=seed))
-    assert equal_states(networks[0], networks[1])
+    assert same(dict(networks[0].state_dict()), dict(networks[1].state_dict()))
     assert not torch.equal(networks[0].conv1.weight, networks[2].conv1.weight)
 
 
