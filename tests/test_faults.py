@@ -34,7 +34,7 @@ from nern.shipped import shipped_file
 from nern.stopping import leave_lost_terminal
 from nern.training import Interrupted, RunFolder, Trainer
 from nern.training.run_folder import attached_to
-from runs import SHORT, assert_same_result, quiet, same, stop_after
+from runs import SHORT, assert_same_result, quiet, same, stop_after, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -49,7 +49,7 @@ Configure = Callable[..., Config]
 def run(original: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A finished run."""
     own = {"original_model_path": str(original), "logging.log_dir": str(tmp_path_factory.mktemp("runs"))}
-    return RunFolder(nern.train(Config.from_dict(own | BASE | {"num_iterations": 1}), quiet())["run_folder"])
+    return train(Config.from_dict(own | BASE | {"num_iterations": 1}))
 
 
 def assert_same_metrics(a: RunFolder, b: RunFolder) -> None:
@@ -328,8 +328,7 @@ RESUMABLE = {"eval_iterations_interval": 1, "learn_norms": True}
 def whole(original: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run of four steps that no fault disturbs."""
     own = {"original_model_path": str(original), "logging.log_dir": str(tmp_path_factory.mktemp("whole"))}
-    config = Config.from_dict(own | BASE | RESUMABLE)
-    return RunFolder(nern.train(config, quiet())["run_folder"])
+    return train(Config.from_dict(own | BASE | RESUMABLE))
 
 
 @pytest.mark.parametrize(
