@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from nern.originals import Original, OriginalNetwork, as_original
 from nern.originals.taps import Taps
 from nern.training.loop import History
 from nern.weights_file import load_weights
+from runs import same
 
 ODD = [
     "a[0]", "w*", "x?", "a/b", "a b", "ünï", "[red]x", "#k", "module", "_orig_mod", "weight:input", "0", "$x_{$",
@@ -56,10 +57,6 @@ def odd(names: list[str] = ODD, seed: int = 0) -> nn.Module:
         return Odd(names)
 
 
-def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def test_networks_of_any_names_come_back(tmp_path: Path) -> None:
     network, images = odd(), torch.randn(2, 1, 5, 5, generator=torch.Generator().manual_seed(1))
     fitted = nern.fit(network, iterations=1, ratio=60.0, include=["*"], progress=False)
@@ -67,12 +64,12 @@ def test_networks_of_any_names_come_back(tmp_path: Path) -> None:
     assert sorted(fitted.original.weight_names) == sorted(expected)
     nern.save(fitted, tmp_path / "odd.nern", nern.PackOptions(lossless=True))
     loaded = nern.load(tmp_path / "odd.nern").network(odd(seed=1))
-    assert equal(loaded.state_dict(), fitted.network().state_dict())
+    assert same(loaded.state_dict(), fitted.network().state_dict())
     assert torch.equal(loaded(images), fitted.network()(images))
     torch.save(network.state_dict(), tmp_path / "odd.pt")
     other = odd(seed=1)
     load_weights(other, tmp_path / "odd.pt")
-    assert equal(other.state_dict(), network.state_dict())
+    assert same(other.state_dict(), network.state_dict())
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -111,7 +108,7 @@ def test_the_order_of_a_networks_own_choice_is_kept_in_its_file(tmp_path: Path) 
 
     fitted = nern.fit(Backwards(), iterations=2, ratio=20.0, progress=False)
     nern.save(fitted, tmp_path / "b.nern", nern.PackOptions(lossless=True))
-    assert equal(nern.load(tmp_path / "b.nern").network(Backwards()).state_dict(), fitted.network().state_dict())
+    assert same(nern.load(tmp_path / "b.nern").network(Backwards()).state_dict(), fitted.network().state_dict())
 
 
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:

@@ -23,11 +23,11 @@ from nern.originals import (
     build_original_network,
 )
 from nern.originals.input_format import input_format
+from runs import same
 
 torchvision = import_torchvision()
 import timm  # noqa: E402  (needs torchvision, which may need help)
 
-RANDOM = "ignore:original_model_path is not set"
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 MINE = """
@@ -69,8 +69,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
-    own, other = a.state_dict(), b.state_dict()
-    return own.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in own.items())
+    return same(dict(a.state_dict()), dict(b.state_dict()))
 
 
 # --- by name -----------------------------------------------------------------------------------------------------
@@ -191,7 +190,7 @@ def test_the_25_maps_of_resnet18_are_taken_before_the_activation(resnet18: Origi
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.filterwarnings(RANDOM)
+@pytest.mark.filterwarnings("ignore:original_model_path is not set")
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_squeezenets_represent_the_convolutions_of_their_fire_modules(version: str) -> None:
     original = build_original(f"SqueezeNet{version}", None, {"num_classes": 5})

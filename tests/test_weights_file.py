@@ -61,10 +61,6 @@ def prefixed(prefix: str) -> Callable[[State], State]:
     return lambda state: {prefix + name: value for name, value in state.items()}
 
 
-def save_zip(value: Any, path: Path) -> None:
-    torch.save(value, path)
-
-
 def save_legacy(value: Any, path: Path) -> None:
     torch.save(value, path, _use_new_zipfile_serialization=False)
 
@@ -80,7 +76,7 @@ def save_safe(value: State, path: Path) -> None:
     "name",
     ["w.pth.tar", "w.PTH", "w", "w#1.pt", "w.safetensors"],
 )
-@pytest.mark.parametrize("save", [save_zip, save_legacy, save_safe])
+@pytest.mark.parametrize("save", [torch.save, save_legacy, save_safe])
 def test_the_suffix_says_nothing(name: str, save: Callable[[Any, Path], None], source: Net, tmp_path: Path) -> None:
     save(source.state_dict(), tmp_path / name)
     assert equal(loaded(tmp_path / name), source)
@@ -159,8 +155,8 @@ def test_state_dicts_in_lists_and_under_numbers_are_found(wrap: Callable[..., An
     ("save", "wrap"),
     [
         (save_legacy, dict),
-        (save_zip, prefixed("predictor._orig_mod.")),
-        (save_zip, lambda state: [{"lr": 0.1}, {"epoch": 3, "model_state_dict": state}]),
+        (torch.save, prefixed("predictor._orig_mod.")),
+        (torch.save, lambda state: [{"lr": 0.1}, {"epoch": 3, "model_state_dict": state}]),
     ],
 )
 def test_predictors_read_whatever_networks_do(
@@ -252,7 +248,7 @@ def test_of_several_that_fit_the_weights_go_before_their_average_and_the_others_
 # --- what lies beside it -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("save", [save_zip, save_legacy])
+@pytest.mark.parametrize("save", [torch.save, save_legacy])
 def test_harmless_kinds_beside_the_weights_are_read(
     save: Callable[[Any, Path], None], source: Net, tmp_path: Path
 ) -> None:
@@ -282,7 +278,7 @@ class Custom:
     """A class of a training script."""
 
 
-@pytest.mark.parametrize("save", [save_zip, save_legacy])
+@pytest.mark.parametrize("save", [torch.save, save_legacy])
 def test_any_other_object_is_refused_by_its_name(
     save: Callable[[Any, Path], None], source: Net, attack: Any, tmp_path: Path
 ) -> None:
@@ -305,7 +301,7 @@ def test_any_other_object_is_refused_by_its_name(
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_files_in_parts_are_read_by_their_index(kind: str, source: Net, tmp_path: Path) -> None:
     state = {n: t for n, t in source.state_dict().items() if n != "tied.weight"}
-    save = save_safe if kind == "safetensors" else save_zip
+    save = save_safe if kind == "safetensors" else torch.save
     places = {name: f"model-{number % 2 + 1:05}-of-00002.{kind}" for number, name in enumerate(state)}
     for part in set(places.values()):
         save({n: state[n] for n, of in places.items() if of == part}, tmp_path / part)
