@@ -399,7 +399,7 @@ def test_what_a_file_says_cannot_command_a_terminal(tmp_path: Path) -> None:
 def test_networks_are_built_from_the_file_alone(name: str, arguments: dict[str, Any], tmp_path: Path) -> None:
     network = build_network(name, arguments).eval()
     torch.save(network.state_dict(), tmp_path / "w.pt")
-    task = TaskConfig(original_model_name=name, original_model_kwargs=arguments)
+    task = TaskConfig(task_name="cifar10", original_model_name=name, original_model_kwargs=arguments)
     nern.pack(tmp_path / "w.pt", tmp_path / "a.nern", PackOptions(images=0), quiet(), task=task)
     artifact = load(tmp_path / "a.nern")
     built, state = artifact.network(), artifact.state_dict()

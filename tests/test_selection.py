@@ -173,7 +173,7 @@ def test_what_is_no_tensor_is_no_map() -> None:
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.pair = nn.Conv1d(1, 2, 3), nn.GRU(6, 2)
+            self.conv, self.pair = nn.Conv1d(1, 2, 3), nn.MaxPool1d(2, return_indices=True)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.pair(self.conv(x))[0].mean((1, 2))

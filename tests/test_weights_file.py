@@ -6,6 +6,7 @@ import argparse
 import collections
 import datetime
 import json
+import pathlib
 import types
 import warnings
 from collections.abc import Callable
