@@ -130,6 +130,14 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture
+def configs(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configs that `nern train` was asked to train; it trains none."""
+    seen: list[Config] = []
+    monkeypatch.setattr("nern.commands.training.train", lambda config, *_: seen.append(config))
+    return seen
+
+
+@pytest.fixture
 def no_picture() -> Iterator[None]:
     """See `without_pictures`."""
     with without_pictures():

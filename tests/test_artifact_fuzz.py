@@ -153,17 +153,13 @@ def test_damage_is_found(files: list[Sections], seed: int, path: Path) -> None:
             assert tried(path) == (other == data)
 
 
-def test_every_byte_of_the_header_is_looked_at(files: list[Sections], path: Path) -> None:
+def test_every_byte_of_the_header_and_every_length_is_looked_at(files: list[Sections], path: Path) -> None:
     data = to_bytes(files[0])
     for byte in range(40 + 28 * len(files[0])):
         changed = bytearray(data)
         changed[byte] ^= 1 << byte % 7
         path.write_bytes(changed)
         assert not tried(path)
-
-
-def test_every_length_that_is_cut(files: list[Sections], path: Path) -> None:
-    data = to_bytes(files[1])
     for length in range(0, len(data), 7):
         path.write_bytes(data[:length])
         with pytest.raises(DamagedFileError, match=r"truncated|not a .nern file"):
@@ -322,9 +318,7 @@ def network_of(**values: Any) -> Callable[[dict[str, Any]], object]:
     return lambda description: description["networks"][0].update(values)
 
 
-def weight_of(place: int, value: Any) -> Callable[[dict[str, Any]], object]:
-    """Describes the first predicted weight otherwise."""
-    return lambda description: put(description, ("networks", 0, "represented", 0, place), value)
+FIRST = ("networks", 0, "represented", 0)  # where the first predicted weight is described
 
 
 def tensor_of(group: str, *tensor: Any) -> Callable[[dict[str, Any]], object]:
@@ -338,21 +332,14 @@ BOMBS: dict[str, Callable[[dict[str, Any]], object]] = {
     "many layers": layers_of(*[[1, 1]] * (2**14 + 1)),
     "many sizes of kernels": layers_of(*[[1, 1, i + 1, 1] for i in range(10_000)]),
     "a head for each layer": layers_of(*[[1, 1, i + 1, 1] for i in range(10_000)], heads="per_layer"),
-    "large kernels": layers_of([1, 1, 2**13, 2**13]),
     "shared heads": layers_of([2**10, 2**10], heads="shared", output_size=2**14),
-    "many axes": layers_of([1] * 17),
     "wide": nern_of(hidden_layer_size=2**14),
-    "wider": nern_of(hidden_layer_size=2**40),
     "deep": nern_of(num_blocks=2**30),
     "frequencies": nern_of(enc_levels=2**13),
-    "frequencies of random features": nern_of(type="ffn", enc_levels=2**13),
     "coordinates": layers_of([2**26, 1], type="basic", enc_levels=2**13),
-    "local coordinates": layers_of(*[[2**14, 1]] * 1000, type="basic", normalization_mode="local"),
     "a tensor of one value": tensor_of("kept", "x", [2**30], "f32", "grid", 0, 0, 1),
-    "a tensor of many axes": tensor_of("kept", "x", [2**30] * 16, "f32", "grid", 0, 0, 1),
     "an empty tensor of huge axes": tensor_of("kept", "x", [0, *[2**30] * 4], "f32", "as"),
     "a predictor that is empty and wide": tensor_of("predictor", "x", [0, 2**14], "f32", "as"),
-    "a predictor with more": tensor_of("predictor", "x", [2**20], "f32", "grid", 0, 0, 1),
     "many tensors": lambda d: d["kept"].extend([f"t{i}", [1], "f32", "grid", 0, 0, 1] for i in range(2**16)),
     "symbols": tensor_of("kept", "x", [2**16], "f32", "grid", 0, 0, 2**40),
     "outliers": lambda d: d.update(outliers=[2**39, 2**39]),
@@ -432,55 +419,30 @@ def test_what_would_be_predicted_for_years_is_refused(path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "infinite base": (nern_of(base=math.inf), "holds Infinity"),
     "base that is no number": (nern_of(base=math.nan), "holds NaN"),
-    "large base": (nern_of(base=2.0**21), "has base"),
     "negative base": (nern_of(base=-1.0), "has base"),
-    "negative bandwidth": (nern_of(bandwidth=-0.1), "has bandwidth"),
-    "bandwidth of another kind": (nern_of(bandwidth="1"), "has bandwidth"),
-    "no width": (nern_of(hidden_layer_size=0), "has hidden_layer_size"),
     "true width": (nern_of(hidden_layer_size=True), "has hidden_layer_size"),
-    "fractional width": (nern_of(hidden_layer_size=9.0), "has hidden_layer_size"),
     "another width": (nern_of(hidden_layer_size=8), "does not fit its description"),
-    "other frequencies": (nern_of(enc_levels=4), "does not fit its description"),
-    "no frequencies": (nern_of(enc_levels=0), "has enc_levels"),
     "one block": (nern_of(num_blocks=1), "has num_blocks"),
-    "another method": (nern_of(method="kxk_nerf", num_blocks=3), "does not fit its description"),
-    "method of weights": (nern_of(method="basic"), "num_idxs = 3"),
-    "method of weights by order": (nern_of(method="basic", num_idxs=5), "num_idxs = 5"),
     "unknown method": (nern_of(method="kxl"), "has method = 'kxl'"),
     "unknown encoding": (nern_of(type="x" * 10**6), "has type"),
-    "unknown fusion": (nern_of(fusion_mode="product"), "has fusion_mode"),
     "unknown normalisation": (nern_of(normalization_mode=["none"]), "has normalization_mode"),
-    "unknown scales": (nern_of(output_scales="all"), "has output_scales"),
-    "unknown heads": (nern_of(heads="two"), "has heads"),
-    "other heads": (nern_of(heads="per_layer"), "does not fit its description"),
     "random features of two indices": (nern_of(type="ffn", gauss_scale=[1.0, 0.1]), "2 numbers in gauss_scale"),
-    "random features of text": (nern_of(type="ffn", gauss_scale=["1", 1, 1]), "gauss_scale that is not all numbers"),
     "unknown ordering": (lambda d: d.update(ordering="best"), "ordering 'best' is unknown"),
-    "ordering of networks": (lambda d: d.update(ordering="channels"), "ordering 'channels' is unknown"),
     "no network": (lambda d: d.update(networks=[]), "names no network"),
-    "no weights": (network_of(represented=[]), "names no predicted weights"),
-    "a weight twice": (lambda d: d["networks"][0]["represented"].append(d["networks"][0]["represented"][0]), "twice"),
     "a tensor twice": (lambda d: d["kept"].append(d["kept"][0]), "twice"),
     "a weight that is kept": (tensor_of("kept", "w0", [], "f32", "grid", 0, 0, 1), "twice"),
     "another name of nothing": (network_of(aliases={"a": "nothing"}), "does not hold"),
-    "another name of itself": (network_of(aliases={"a": "a"}), "does not hold"),
     "another name that is taken": (network_of(aliases={"w1": "w0"}), "twice"),
-    "another name that is kept": (network_of(aliases={"steps": "w0"}), "twice"),
-    "a weight of whole numbers": (weight_of(2, "i64"), "whole numbers"),
-    "an empty weight": (weight_of(1, [0, 4, 3, 3]), "has no kernels"),
-    "a vector": (weight_of(1, [3]), "has no kernels"),
+    "a weight of whole numbers": (lambda d: put(d, (*FIRST, 2), "i64"), "whole numbers"),
+    "an empty weight": (lambda d: put(d, (*FIRST, 1), [0, 4, 3, 3]), "has no kernels"),
     "a name that commands": (network_of(name="\x1b[2J"), "no name of a network"),
-    "a name as long as a book": (network_of(name="x" * 1000), "no name of a network"),
-    "an architecture that commands": (network_of(architecture="\x07"), "no name of an arch"),
-    "an architecture that is a number": (network_of(architecture=3), "architecture"),
-    "half a character": (lambda d: d.update(metadata={"a": "\ud800"}), "not all text"),
-    "metadata of numbers": (lambda d: d.update(metadata={"a": 1}), "not all text"),
     "figures that are none": (network_of(about={"test": {"top1": "99"}}), "is no number"),
-    "figures of another kind": (network_of(about={"test": [1]}), "lacks 'test'"),
+    "metadata of numbers": (lambda d: d.update(metadata={"a": 1}), "not all text"),
     "a negative number of outliers": (lambda d: d.update(outliers=[-1, 3]), "no two numbers"),
-    "three numbers of outliers": (lambda d: d.update(outliers=[1, 3, 5]), "no two numbers"),
+    "a tensor of no shape": (tensor_of("kept", "x", [-1], "f32", "as"), "has the shape"),
+    "a tensor of unknown numbers": (tensor_of("kept", "x", [2], "f8", "as"), "neither is known"),
+    "a tensor held in no known way": (tensor_of("kept", "x", [2], "f32", "zip"), "neither is known"),
     "a predictor that is not finite": (lambda d: _infinite(d["predictor"]), "not finite"),
 }
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import nern
-from nern import NernError, registry
+from nern import registry
 from nern.catalog import SECTIONS, SOURCES, names_of, networks_and_tasks
 from nern.errors import NernWarning
 from nern.originals import CifarResNet
@@ -44,14 +44,11 @@ def test_networks_of_a_library_are_listed_as_a_config_names_them(run: Run, sourc
     assert ended.lines == sorted(ended.lines)
 
 
-@pytest.mark.parametrize(("what", "nearest"), [("timn", "timm"), ("network", "networks")])
-def test_an_unknown_kind_suggests_the_nearest(run: Run, what: str, nearest: str) -> None:
-    ended = run("list", what)
+def test_an_unknown_kind_suggests_the_nearest(run: Run) -> None:
+    ended = run("list", "timn")
     assert (ended.code, ended.out) == (2, "")
-    assert f"{what!r}; did you mean {nearest!r}?" in ended.err
+    assert "'timn'; did you mean 'timm'?" in ended.err
     assert all(name in ended.err for name in (*SECTIONS, *SOURCES, "pretrained"))
-    with pytest.raises(NernError):
-        names_of(what)
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -90,8 +87,6 @@ def network(num_classes=10):
 @nern.register_task("listed-task", input_shape=(1, 5, 6), num_classes=4)
 def task(train_kwargs, test_kwargs, **kwargs):
     '''Images of mine.'''
-
-nern.register_task("silent-task", input_shape=(1, 5, 6), num_classes=4)(lambda **kwargs: None)
 """
 
 
@@ -101,8 +96,7 @@ def own(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "own.py").write_text(OWN)
     yield tmp_path / "own.py"
     registry.ORIGINALS.unregister("ListedNetwork")
-    for task in ("listed-task", "silent-task"):
-        registry.TASKS.unregister(task)
+    registry.TASKS.unregister("listed-task")
 
 
 def test_what_one_s_own_modules_register_is_listed(run: Run, own: Path) -> None:
@@ -110,7 +104,6 @@ def test_what_one_s_own_modules_register_is_listed(run: Run, own: Path) -> None:
     found = rows(run("list").out)
     assert found["ListedNetwork"] == ["a network of mine"]
     assert found["listed-task"] == ["Images of mine", "1x5x6", "4"]
-    assert found["silent-task"] == ["", "1x5x6", "4"]
     assert "1 of 2 parameter tensors taken" in run("inspect", "ListedNetwork", "--imports", "own.py").out
 
 
@@ -141,10 +134,7 @@ def table(ended: Ended) -> list[Row]:
 
 def size(shape: str) -> int:
     """Numbers in a tensor of this shape."""
-    count = 1
-    for side in shape.split("x"):
-        count *= int(side)
-    return count
+    return math.prod(map(int, shape.split("x")))
 
 
 def check_sums(ended: Ended) -> None:
@@ -162,18 +152,6 @@ def check_sums(ended: Ended) -> None:
     for kernel in {row.kernel for row in taken}:
         of_size = [row for row in taken if row.kernel == kernel]
         assert f"{sum(row.kernels for row in of_size)} of {kernel} in {len(of_size)} tensors" in text
-
-
-@pytest.mark.parametrize(
-    ("network", "options"),
-    [
-        ("ResNet8", []),
-        ("ResNet8", ["--include", "layer[12]*", "linear.*", "--exclude", "*.conv2.*", "*bn*"]),
-        ("timm:vit_tiny_patch16_224", ["--include", "*.weight", "--exclude", "head.*", "--kwargs", '{"depth": 1}']),
-    ],
-)
-def test_what_is_printed_sums_up(run: Run, network: str, options: list[str]) -> None:
-    check_sums(run("inspect", network, *options, "--vectors", "true"))
 
 
 def test_globs_choose_and_every_reason_is_given(run: Run) -> None:
@@ -194,11 +172,6 @@ def test_globs_choose_and_every_reason_is_given(run: Run) -> None:
     assert fates["layer2.0.conv1.weight"] == "kept: not included"
 
 
-def test_a_choice_of_a_small_share_is(run: Run) -> None:
-    ended = run("inspect", "torchvision:alexnet", "--kwargs", '{"num_classes": 2}')
-    assert "warning: the convolutions of AlexNet hold only 4.3% of its parameters; nern.include" in ended.err
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -206,7 +179,6 @@ def test_a_choice_of_a_small_share_is(run: Run) -> None:
         (["ResNet8", "--kwargs", '{"width": 3}'], "unknown argument of ResNet8 'width'"),
         (["ResNet9"], "unknown original network (task.original_model_name) 'ResNet9'; did you mean 'ResNet"),
         (["ResNet8", "--include", "layer9.*"], "parameter (nern.include) 'layer9.*'"),
-        (["ResNet8", "--include", "*.bias"], "matches vectors only"),
         (["ResNet8", "--includes", "*"], "--includes"),
     ],
 )
@@ -235,26 +207,14 @@ def sequences():
 """
 
 
-@pytest.fixture
-def mine(tmp_path: Path) -> Path:
-    """A file of networks in the working directory."""
+def test_networks_in_one_s_own_file_are_shown_and_tied_weights_count_once(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
-    return tmp_path / "mine.py"
-
-
-def test_networks_in_one_s_own_file_are_shown(run: Run, mine: Path) -> None:
-    for name in ("mine.py:sequences", f"{mine}:sequences"):
+    for name in ("mine.py:sequences", f"{tmp_path}/mine.py:sequences"):
         ended = run("inspect", name, "--vectors", "true")
         check_sums(ended)
-        assert [(row.shape, row.kernel, row.kernels) for row in table(ended)[:3]] == [
-            ("3x2x5", "5", 6),
-            ("2x2x1x2x3", "1x2x3", 4),
-            ("3x4x2x2", "2x2", 12),
-        ]
+        shapes = [("3x2x5", "5", 6), ("2x2x1x2x3", "1x2x3", 4), ("3x4x2x2", "2x2", 12)]
+        assert [(row.shape, row.kernel, row.kernels) for row in table(ended)[:3]] == shapes
         assert "6 of 5 in 1 tensors; 4 of 1x2x3 in 1 tensors; 12 of 2x2 in 1 tensors" in ended.out
-
-
-def test_tied_weights_appear_and_count_once(run: Run, mine: Path) -> None:
     ended = run("inspect", "mine.py:Tied", "--include", "*", "--kwargs", '{"width": 5}', "--vectors", "true")
     assert [row.name for row in table(ended)] == ["embed.weight", "body.weight", "body.bias", "out.bias"]
     check_sums(ended)
@@ -304,11 +264,6 @@ def test_fit_says_it_before_the_work_and_counts_it(capsys: pytest.CaptureFixture
         fitted = nern.fit(network, iterations=1, ratio=2.0)
     assert capsys.readouterr().out.splitlines()[0] == said
     assert fitted.share == pytest.approx(fitted.predictor_share + log2_factorials(1600) / 32 / 1600, rel=1e-12)
-    config = nern.fit_config(1)
-    config.nern.embeddings.permutations.permute_mode = "none"
-    without = nern.fit(network, config=config, ratio=2.0)
-    assert without.share == without.predictor_share
-    assert "takes at least" not in capsys.readouterr().out
     nern.fit(torch.nn.Conv2d(2, 3, 3), iterations=1, ratio=9.0)  # no warning
     assert "ordering crossfilter of 6 kernels takes at least 1 B" in capsys.readouterr().out
 

@@ -42,11 +42,6 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def make(**values: Any) -> Config:
-    """A config with these keys set; sections and names are joined by two underscores."""
-    return Config.from_dict(nested({key.replace("__", "."): value for key, value in values.items()}))
-
-
 def value_of(config: Config, key: str) -> Any:
     value: Any = config
     for name in key.split("."):
@@ -101,49 +96,34 @@ def test_all_published_defaults_are_accepted_in_one_file(tmp_path: Path, publish
 # --- reading and writing files -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", ["5e-3", "5.e-3", "5E-3"])
-def test_numbers_are_read_as_people_write_them(tmp_path: Path, number: str) -> None:
-    assert load(tmp_path, f"optim: {{lr: {number}}}").optim.lr == 0.005
+@pytest.mark.parametrize(("number", "word"), [("5e-3", "False"), ("5.e-3", "no"), ("5E-3", "off")])
+def test_numbers_and_booleans_are_read_as_people_write_them(tmp_path: Path, number: str, word: str) -> None:
+    optim = load(tmp_path, f"optim: {{lr: {number}, ranger_use_gc: {word}}}").optim
+    assert (optim.lr, optim.ranger_use_gc) == (0.005, False)
 
 
-@pytest.mark.parametrize("word", ["False", "false", "no", "off"])
-def test_booleans_are_read_as_people_write_them(tmp_path: Path, word: str) -> None:
-    assert load(tmp_path, f"optim: {{ranger_use_gc: {word}}}").optim.ranger_use_gc is False
+LOOKS = ["1e3", "5e-3", "1_0e1", "007", "true", "null", "~", "1.5", "2020-01-01", "a: b"]  # like something else
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1)
 
 
-def test_written_config_reads_back_equal(tmp_path: Path) -> None:
-    config = make(
-        original_model_path="weights/network.pt",
-        nern__method="basic",
-        nern__embeddings__num_idxs=5,
-        nern__embeddings__permutations__permute_mode="crossfilter",
-        nern__feature_maps=["bn1", "layer*.sum"],
-        task__original_model_kwargs={"option": "B", "widths": [4, 6, 8]},
-        optim__lr=5e-3,
-        optim__betas=[0.9, 0.95],
-        optim__min_lr=0.0,
-        epochs=None,
-        num_iterations=7,
-    )
-    config.save(tmp_path / "config.yaml")
-    assert Config.load(tmp_path / "config.yaml") == config
-
-
-@settings(max_examples=12)
-@given(name=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1), lr=st.floats(1e-6, 1e6))
-def test_any_name_and_number_read_back_equal(tmp_path_factory: pytest.TempPathFactory, name: str, lr: float) -> None:
+@given(name=st.sampled_from(LOOKS) | TEXT, lr=st.floats(1e-6, 1e6))
+def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, name: str, lr: float) -> None:
     path = tmp_path_factory.mktemp("round") / "config.yaml"
-    config = Config()
+    config = Config.from_dict(
+        {
+            "original_model_path": "weights/network.pt",
+            "nern.method": "basic",
+            "nern.embeddings.num_idxs": 5,
+            "nern.embeddings.permutations.permute_mode": "crossfilter",
+            "nern.feature_maps": ["bn1", "layer*.sum"],
+            "task.original_model_kwargs": {"option": "B", "widths": [4, 6, 8]},
+            "optim": {"betas": [0.9, 0.95], "min_lr": 0.0},
+            "num_iterations": 7,
+        }
+    )
     config.logging.exp_name, config.optim.lr = name, lr
     config.check().save(path)
     assert Config.load(path) == config
-
-
-@pytest.mark.parametrize("name", ["1e3", "5e-3", "1_0e1", "007", "true", "null", "~", "1.5", "2020-01-01", "a: b"])
-def test_names_that_look_like_something_else_read_back_equal(tmp_path: Path, name: str) -> None:
-    config = make(logging__exp_name=name)
-    config.save(tmp_path / "config.yaml")
-    assert Config.load(tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize("text", ["", "# nothing but a remark\n", "---\n"])
@@ -151,24 +131,21 @@ def test_empty_file_means_all_defaults(tmp_path: Path, text: str) -> None:
     assert load(tmp_path, text) == Config().check()
 
 
-@pytest.mark.parametrize("text", ["- epochs\n", "12"])
-def test_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(NernError, match=r"config\.yaml holds .*, not keys and values"):
-        load(tmp_path, text)
-
-
 @pytest.mark.parametrize(
-    "text", ["nern: [1\nepochs: 2", "nern:\n\t- x: 1", "a: b: c", "epochs: !!python/object:os.system 1"]
+    ("text", "says"),
+    [
+        ("- epochs\n", r"config\.yaml holds .*, not keys and values"),
+        ("nern: [1\nepochs: 2", r"config\.yaml is not valid YAML"),
+        ("epochs: !!python/object:os.system 1", r"config\.yaml is not valid YAML"),
+        ("logging: {exp_name: mine}\nepochs: 3\nlogging: {use_tensorboard: True}\n", "logging"),
+        ("logging: {exp_name: 2020-01-01}", r"logging\.exp_name holds a date; quote it if text is meant"),
+        ("nern: {exclude: !!set {a, b}}", r"nern\.exclude holds a set"),
+    ],
 )
-def test_malformed_file_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
-    with pytest.raises(NernError, match=r"config\.yaml is not valid YAML") as caught:
+def test_a_file_that_is_no_config_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(NernError, match=says) as caught:
         load(tmp_path, text)
     assert "\n" not in str(caught.value)
-
-
-def test_key_given_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NernError, match="logging"):
-        load(tmp_path, "logging: {exp_name: mine}\nepochs: 3\nlogging: {use_tensorboard: True}\n")
 
 
 # --- keys --------------------------------------------------------------------------------------------------------
@@ -179,7 +156,6 @@ def test_key_given_twice_is_refused(tmp_path: Path) -> None:
     [
         ("epoch", "epochs", "num_iterations"),
         ("nern.num_block", "nern.num_blocks", "nern.hidden_layer_size"),
-        ("nern.embeddings.permutations.permute_mod", "permutations.permute_mode", "permutations.path"),
         ("optim.learning_rate", "optim", "optim.lr"),
     ],
 )
@@ -193,7 +169,7 @@ def test_unknown_key_names_the_nearest_and_all_choices(tmp_path: Path, key: str,
     assert "config.yaml" in message
 
 
-@pytest.mark.parametrize("section", ["nern", "nern.embeddings", "nern.embeddings.permutations", "task", "logging"])
+@pytest.mark.parametrize("section", ["nern", "nern.embeddings.permutations"])
 @pytest.mark.parametrize("value", ["crossfilter", None])
 def test_section_must_hold_keys(section: str, value: object) -> None:
     with pytest.raises(NernError, match=f"{section} is a section"):
@@ -204,16 +180,11 @@ def test_section_must_hold_keys(section: str, value: object) -> None:
     ("key", "value"),
     [
         ("nern.num_blocks", "five"),
-        ("nern.num_blocks", 5.5),
         ("nern.method", 3),
         ("nern.embeddings.gauss_scale", ["a"]),
-        ("nern.embeddings.gauss_scale", 1.0),
-        ("nern.feature_maps", "bn1"),
         ("optim.lr", "fast"),
         ("optim.lr", True),
-        ("optim.betas", [0.9]),
         ("no_cuda", "perhaps"),
-        ("imports", "module"),
         ("task.original_model_kwargs", [1]),
     ],
 )
@@ -297,28 +268,25 @@ def test_negative_number_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["batch_size", "nern.hidden_layer_size", "nern.num_blocks", "optim.lr", "logging.log_interval"]
+    ("key", "value"),
+    [
+        *((key, 0) for key in ("batch_size", "nern.hidden_layer_size", "optim.lr", "logging.log_interval")),
+        *((key, float("nan")) for key in ("optim.lr", "nern.embeddings.base")),
+        ("optim.max_gradient_norm", float("inf")),
+    ],
 )
-def test_zero_is_refused_where_nothing_could_happen(key: str) -> None:
-    with pytest.raises(NernError, match=key.replace(".", r"\.")):
-        Config.from_dict(nested({key: 0}))
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("key", ["optim.lr", "nern.embeddings.base", "optim.max_gradient_norm"])
-def test_numbers_must_be_finite(key: str, value: float) -> None:
+def test_zero_where_nothing_could_happen_and_infinite_numbers_are_refused(key: str, value: float) -> None:
     with pytest.raises(NernError, match=key.replace(".", r"\.")):
         Config.from_dict(nested({key: value}))
 
 
-LENGTH_KEYS = (
-    "epochs",
-    "num_iterations",
+PHASE_LENGTHS = (
     "reconstruction.iterations",
     "distillation.iterations",
     "distillation.epochs",
     "quantisation.iterations",
 )
+LENGTH_KEYS = ("epochs", "num_iterations", *PHASE_LENGTHS)
 
 
 @pytest.mark.parametrize(
@@ -326,44 +294,32 @@ LENGTH_KEYS = (
     [
         ({}, {"num_iterations": 10}, (None, 10, None, None, None, None)),
         ({}, {"reconstruction.iterations": 3}, (None, None, 3, None, None, None)),
-        ({"epochs": 3}, {"num_iterations": 10}, (None, 10, None, None, None, None)),
         ({"num_iterations": 10}, {"epochs": 3}, (3, None, None, None, None, None)),
-        ({"distillation.epochs": 3}, {"distillation.iterations": 5}, (None, None, None, 5, None, None)),
         ({"recipe": "nern"}, {"distillation.epochs": 5}, (None, None, 3000, None, 5, None)),
-        ({"recipe": "nern"}, {"distillation.iterations": 5}, (None, None, 3000, 5, None, None)),
     ],
 )
 def test_the_length_that_is_given_takes_the_place_of_the_others(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    base: dict[str, Any],
-    own: dict[str, Any],
-    expected: tuple[Any, ...],
+    tmp_path: Path, configs: list[Config], base: dict[str, Any], own: dict[str, Any], expected: tuple[Any, ...]
 ) -> None:
-    made: list[Config] = []
-    monkeypatch.setattr("nern.commands.training.train", lambda config, *args: made.append(config))
     (tmp_path / "base.yaml").write_text(json.dumps(base))
     (tmp_path / "own.yaml").write_text(json.dumps({"base": "base.yaml"} | own))
     options = [f"--{key}={'null' if value is None else value}" for key, value in own.items()]
     assert main(["train", "--config_path", str(tmp_path / "base.yaml"), *options]) == 0
-    made.append(Config.load(tmp_path / "own.yaml"))
+    configs.append(Config.load(tmp_path / "own.yaml"))
     if not base:
-        made.append(Config.from_dict(own))
-    for config in made:
+        configs.append(Config.from_dict(own))
+    for config in configs:
         found = config.to_dict() | {phase.name: vars(phase) for phase in config.phases}
         assert tuple(nested_value(found, key) for key in LENGTH_KEYS) == expected
         assert Config.from_dict(config.to_dict()) == config
 
 
-@pytest.mark.parametrize("own", [{"epochs": 3, "num_iterations": 10}, {"epochs": 3, "distillation.iterations": 2}])
-def test_two_lengths_given_at_once_are_refused(own: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(NernError, match=r"set .*epochs and num_iterations"):
-        Config.from_dict(own)
-    assert main(["train", *(f"--{key}={value}" for key, value in own.items())]) == 2
-    assert "epochs is 3" in capsys.readouterr().err
-
-
-def test_a_length_over_the_phases_of_a_recipe_is_refused() -> None:
+def test_two_lengths_at_once_and_one_over_those_of_a_recipe_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for own in ({"epochs": 3, "num_iterations": 10}, {"epochs": 3, "distillation.iterations": 2}):
+        with pytest.raises(NernError, match=r"set .*epochs and num_iterations"):
+            Config.from_dict(own)
+        assert main(["train", *(f"--{key}={value}" for key, value in own.items())]) == 2
+        assert "epochs is 3" in capsys.readouterr().err
     with pytest.raises(NernError, match=r"recipe 'nern' sets distillation\.iterations"):
         Config.from_dict({"recipe": "nern", "num_iterations": 10})
 
@@ -377,7 +333,7 @@ def test_a_length_over_the_phases_of_a_recipe_is_refused() -> None:
         ),
         ({"nern.embeddings.type": "ffn", "nern.embeddings.gauss_scale": [1, 0.1]}, "gauss_scale .* num_idxs"),
         ({"nern.method": "basic"}, "needs nern.embeddings.num_idxs 5, not 3"),
-        ({"nern.embeddings.num_idxs": 5}, "needs nern.embeddings.num_idxs 3, not 5"),
+        ({"quantisation.iterations": 3, "quantisation.bits": 25.0}, r"quantisation.bits \(=25.0\) must be at most 24"),
         ({"nern.init": "checkpoint"}, "needs nern.checkpoint_path"),
         ({"nern.checkpoint_path": "best.pt"}, "set nern.init to 'checkpoint'"),
         ({"nern.weights_batch_method": "random_weighted_batch", "nern.weights_batch_size": None}, "weights_batch_size"),

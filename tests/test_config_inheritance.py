@@ -29,51 +29,31 @@ def write(tmp_path: Path) -> Write:
     return file
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """The configs that `nern train` was asked to train; it trains none."""
-    configs: list[Config] = []
-    monkeypatch.setattr("nern.commands.training.train", lambda config, *_: configs.append(config))
-    return configs
-
-
 # --- base --------------------------------------------------------------------------------------------------------
 
 
-def test_bases_may_have_bases(write: Write) -> None:
-    write("a.yaml", "epochs: 1\nseed: 1\nbatch_size: 1\nnum_workers: 1\n")
-    write("b.yaml", "base: a.yaml\nseed: 2\nbatch_size: 2\nnum_workers: 2\n")
-    write("c.yaml", "base: b.yaml\nbatch_size: 3\nnum_workers: 3\n")
-    values = read_config_file(write("d.yaml", "base: c.yaml\nnum_workers: 4\n"), Config)
-    assert values == {"epochs": 1, "seed": 2, "batch_size": 3, "num_workers": 4}
+def test_bases_may_have_bases_and_share_them(write: Write) -> None:
+    write("root.yaml", "epochs: 1\nseed: 1\nbatch_size: 1\nnum_workers: 1\n")
+    write("left.yaml", "base: root.yaml\nseed: 2\nbatch_size: 2\nnum_workers: 2\n")
+    write("right.yaml", "base: root.yaml\nbatch_size: 3\nnum_workers: 3\n")
+    values = read_config_file(write("own.yaml", "base: [left.yaml, right.yaml]\nnum_workers: 4\n"), Config)
+    assert values == {"epochs": 1, "seed": 1, "batch_size": 3, "num_workers": 4}
 
 
-def test_two_bases_may_share_one(write: Write) -> None:
-    write("root.yaml", "epochs: 1\nseed: 1\n")
-    write("left.yaml", "base: root.yaml\nbatch_size: 5\n")
-    write("right.yaml", "base: root.yaml\nnum_workers: 6\n")
-    values = read_config_file(write("own.yaml", "base: [left.yaml, right.yaml]\n"), Config)
-    assert values == {"epochs": 1, "seed": 1, "batch_size": 5, "num_workers": 6}
-
-
-def test_base_is_found_from_its_own_file(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write("top.yaml", "seed: 5\n")
+def test_base_is_found_from_its_own_file_the_root_or_the_home(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = write("top.yaml", "seed: 5\n")
     write("parts/middle.yaml", "base: ../top.yaml\nepochs: 6\n")
     write("mine/own.yaml", "base: ../parts/middle.yaml\n")
     write("elsewhere/top.yaml", "seed: 99\n")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert Config.load("../mine/own.yaml").seed == 5
     assert Config.load(tmp_path / "mine" / "own.yaml").epochs == 6
-
-
-def test_base_may_be_named_from_the_root_or_the_home(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    base = write("base.yaml", "seed: 5\n")
-    assert Config.load(write("a/own.yaml", {"base": str(base)})).seed == 5
-    assert Config.load(write("a/own.yaml", {"base": "~/base.yaml"})).seed == 5
+    for home in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(home, str(tmp_path))
+    for base in (str(top), "~/top.yaml"):
+        assert Config.load(write("mine/own.yaml", {"base": base})).seed == 5
 
 
 def test_dotted_keys_and_sections_are_the_same(write: Write) -> None:
@@ -95,20 +75,6 @@ def test_lists_are_replaced_whole(write: Write) -> None:
     assert values["nern"]["exclude"] == ["c"]
     assert values["optim"]["betas"] == [0.9, 0.99]
     assert values["networks"] == [{"task": {"task_name": "cifar10"}}]
-
-
-@pytest.mark.parametrize("base", ["base.yaml", [], ["base.yaml", "base.yaml"]])
-def test_one_base_several_or_none(write: Write, base: str | list[str]) -> None:
-    write("base.yaml", "# nothing\n")
-    assert Config.load(write("own.yaml", {"base": base})) == Config().check()
-
-
-def test_written_config_needs_no_base(write: Write, tmp_path: Path) -> None:
-    write("base.yaml", "nern: {num_blocks: 4}\n")
-    config = Config.load(write("own.yaml", "base: base.yaml\nepochs: 2\n"))
-    config.save(tmp_path / "elsewhere" / "config.yaml")
-    assert Config.load(tmp_path / "elsewhere" / "config.yaml") == config
-    assert "base.yaml" not in config.to_yaml()
 
 
 def test_configs_of_originals_have_bases_too(write: Write) -> None:
@@ -143,21 +109,9 @@ def test_base_of_another_type_is_refused(write: Write, base: object) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("- 1\n", "holds list, not keys and values"),
-        ("epochs: [1\n", "is not valid YAML"),
-        ("nern.init: fmod\nnern: {init: default}\n", "nern.init is given twice"),
-        ("epochs: !!python/object:os.system 1\n", "is not valid YAML"),
-    ],
-)
-def test_malformed_base_is_named(write: Write, content: str, message: str) -> None:
-    write("base.yaml", content)
-    with pytest.raises(NernError, match=rf"base\.yaml.*{message}"):
-        Config.load(write("own.yaml", "base: base.yaml\nepochs: 1\n"))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+        ("- 1\n", r"base\.yaml.*holds list, not keys and values"),
+        ("epochs: [1\n", r"base\.yaml.*is not valid YAML"),
+        ("nern.init: fmod\nnern: {init: default}\n", r"base\.yaml.*nern\.init is given twice"),
         ("nern: {num_block: 3}\n", r"'nern\.num_block'; did you mean 'nern\.num_blocks'"),
         ("batch_size: 0\n", r"batch_size \(=0\)"),
         ("nern: {base: other.yaml}\n", r"'nern\.base'"),
@@ -166,7 +120,7 @@ def test_malformed_base_is_named(write: Write, content: str, message: str) -> No
 def test_what_a_base_says_is_checked(write: Write, content: str, message: str) -> None:
     write("base.yaml", content)
     with pytest.raises(NernError, match=message):
-        Config.load(write("own.yaml", "base: base.yaml\n"))
+        Config.load(write("own.yaml", "base: base.yaml\nepochs: 1\n"))
 
 
 def test_base_is_a_matter_of_files() -> None:
@@ -178,30 +132,22 @@ def test_base_is_a_matter_of_files() -> None:
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_options_win_over_file_and_base_wherever_they_stand(write: Write, trained: list[Config], last: bool) -> None:
+def test_options_win_over_file_and_base_wherever_they_stand(write: Write, configs: list[Config], last: bool) -> None:
     write("base.yaml", "nern: {hidden_layer_size: 10, num_blocks: 4, weights_batch_size: 8}\nepochs: 5\n")
     own = write("own.yaml", "base: base.yaml\nnern.num_blocks: 5\nepochs: 6\n")
     file, options = ["--config_path", str(own)], ["--nern.hidden_layer_size", "30", "--epochs=7"]
     assert main(["train", *(file + options if last else options + file)]) == 0
-    (config,) = trained
+    (config,) = configs
     assert (config.nern.hidden_layer_size, config.nern.num_blocks, config.nern.weights_batch_size) == (30, 5, 8)
     assert config.epochs == 7
 
 
-def test_option_can_unset_what_a_base_sets(write: Write, trained: list[Config]) -> None:
+def test_option_can_unset_what_a_base_sets(write: Write, configs: list[Config]) -> None:
     write("base.yaml", "epochs: 5\noriginal_model_path: a.pt\n")
     own = write("own.yaml", "base: base.yaml\n")
     options = ["--epochs", "null", "--num_iterations", "3", "--original_model_path", "null"]
     assert main(["train", "--config_path", str(own), *options]) == 0
-    assert (trained[0].epochs, trained[0].num_iterations, trained[0].original_model_path) == (None, 3, None)
-
-
-def test_command_line_reads_what_load_reads(write: Write, trained: list[Config]) -> None:
-    write("base.yaml", {"nern": {"exclude": ["a"]}, "task.original_model_kwargs": {"option": "B"}, "optim.lr": 5e-3})
-    own = write("own.yaml", {"base": "base.yaml", "task.original_model_kwargs.widths": [4, 4, 4]})
-    assert main(["train", "--config_path", str(own)]) == 0
-    assert trained == [Config.load(own)]
-    assert trained[0].task.original_model_kwargs == {"option": "B", "widths": [4, 4, 4]}
+    assert (configs[0].epochs, configs[0].num_iterations, configs[0].original_model_path) == (None, 3, None)
 
 
 # --- several networks --------------------------------------------------------------------------------------------
@@ -222,12 +168,12 @@ def of_networks(networks: Sequence[Any], **values: Any) -> Config:
     return Config.from_dict({"networks": list(networks)} | values)
 
 
-def test_networks_may_be_written_with_dotted_keys(write: Write, trained: list[Config]) -> None:
+def test_networks_may_be_written_with_dotted_keys(write: Write, configs: list[Config]) -> None:
     path = write("own.yaml", "networks:\n- task.task_name: cifar10\n  task.original_model_kwargs.option: B\n")
     (network,) = Config.load(path).networks
     assert (network.task.task_name, network.task.original_model_kwargs) == ("cifar10", {"option": "B"})
     assert main(["train", "--config_path", str(path), "--seed", "4"]) == 0
-    assert trained[0].networks == [network]
+    assert configs[0].networks == [network]
 
 
 def test_members_take_what_they_leave_open_from_nern() -> None:
@@ -253,11 +199,9 @@ def test_paths_of_all_networks_are_made_absolute(tmp_path: Path, monkeypatch: py
     ("item", "message"),
     [
         ({"path": "a.pt"}, r"unknown configuration key 'networks\.path'.*networks\.original_model_path"),
-        ({"task": None}, r"networks\.task is a section"),
+        ({}, "networks holds an empty section"),
         ({"task": {"input_size": "large"}}, r"networks.*task\.input_size"),
-        ({"task": {"input_size": 0}}, r"networks\.task\.input_size \(=0\) must be at least 1"),
         ({"task": {"task_name": "nonesuch"}}, r"task\.task_name.*'nonesuch'"),
-        ({"original_model_path": 3}, r"networks.*original_model_path"),
         (None, "networks is a list of sections"),
     ],
 )
@@ -280,12 +224,7 @@ def test_networks_take_the_place_of_one_network(alone: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("nern", "heads"),
-    [
-        ({}, "per_size"),
-        ({"output_size": 5}, "shared"),
-        ({"heads": None, "output_size": 7}, "shared"),
-        ({"heads": "shared"}, "shared"),
-    ],
+    [({}, "per_size"), ({"output_size": 5}, "shared"), ({"heads": "shared"}, "shared")],
 )
 def test_heads_left_open_follow_the_output_size(nern: dict[str, Any], heads: str) -> None:
     config = Config.from_dict({"nern": nern})
@@ -294,29 +233,11 @@ def test_heads_left_open_follow_the_output_size(nern: dict[str, Any], heads: str
 
 
 def test_output_size_has_no_part_in_heads_by_size(write: Write) -> None:
-    with pytest.raises(NernError, match=r"nern\.output_size \(=5\) has an effect only with nern\.heads 'shared'"):
-        Config.from_dict({"nern": {"heads": "per_size", "output_size": 5}})
     write("base.yaml", "nern.heads: per_size\n")
-    with pytest.raises(NernError, match=r"nern\.output_size \(=5\)"):
+    with pytest.raises(NernError, match=r"nern\.output_size \(=5\) has an effect only with nern\.heads 'shared'"):
         Config.load(write("own.yaml", "base: base.yaml\nnern.output_size: 5\n"))
     config = Config.load(write("own.yaml", "base: base.yaml\nnern: {output_size: 5, heads: null}\n"))
     assert config.nern.kind_of_heads == "shared"
-
-
-@pytest.mark.parametrize(
-    ("text", "what"),
-    [
-        (
-            "logging: {exp_name: 2020-01-01}",
-            r"logging\.exp_name holds a date; quote it if text is meant \('2020-01-01'\)",
-        ),
-        ("nern: {exclude: !!set {a, b}}", r"nern\.exclude holds a set"),
-        ("task: {original_model_kwargs: {x: !!binary aGk=}}", r"task\.original_model_kwargs\.x holds a bytes"),
-    ],
-)
-def test_values_that_only_yaml_knows_are_refused(write: Write, text: str, what: str) -> None:
-    with pytest.raises(NernError, match=what):
-        Config.load(write("own.yaml", text))
 
 
 def test_options_cannot_say_which_of_several_networks_they_mean(capsys: pytest.CaptureFixture[str]) -> None:
@@ -324,8 +245,3 @@ def test_options_cannot_say_which_of_several_networks_they_mean(capsys: pytest.C
     assert "networks is a list of sections, and the option does not say which one" in " ".join(
         capsys.readouterr().err.split()
     )
-
-
-def test_empty_network_sections_are_refused() -> None:
-    with pytest.raises(NernError, match="networks holds an empty section"):
-        of_networks([{}])

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from nern.objectives.feature_maps import EPSILON
-from nern.objectives.row_arithmetic import combinations
 from nern.registry import ACTIVATIONS, FEATURE_MAP_LOSSES, NORM_LAYERS, PREDICTORS
 from nern.representation import KernelTable, build_predictor
 from nern.representation.coordinates import TableCoordinates
@@ -27,59 +24,6 @@ CPU_TYPES = (torch.float32, torch.bfloat16)
 
 def randoms(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-# --- products and combinations of rows -----------------------------------------------------------------------------
-
-ROWS, ENTRIES = st.integers(0, 9), st.integers(0, 70)
-
-
-def exact_maps(rows: int, entries: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Maps x, y in bfloat16 and factors a, b, so that a x + b y is exact in float32 but not in bfloat16; many sums lie
-    halfway between two bfloat16 numbers."""
-    rng = torch.Generator().manual_seed(seed)
-    x, y = (torch.randint(-255, 256, (rows, entries), generator=rng).to(torch.bfloat16) for _ in range(2))
-    a, b = (2.0 ** torch.randint(-4, 5, (rows,), generator=rng) for _ in range(2))
-    return x, y, a, b
-
-
-@given(st.integers(1, 7), st.integers(1, 50), st.integers(0, 999))
-def test_combinations_of_16_bits_are_rounded_to_the_nearest_ties_to_even(rows: int, entries: int, seed: int) -> None:
-    x, y, a, b = exact_maps(rows, entries, seed)
-    (found,) = combinations([(x, y)], [(a, b)])
-    exact = a[:, None].double() * x.double() + b[:, None].double() * y.double()
-    assert torch.equal(exact.float().double(), exact)
-    expected = exact.float().to(torch.bfloat16)
-    if rows * entries >= 200:  # there are ties of both kinds
-        bits = exact.float().view(torch.int32)
-        assert {int(parity) for parity in (bits[(bits & 0xFFFF) == 0x8000] >> 16) & 1} == {0, 1}
-    assert torch.equal(found + 0.0, expected + 0.0)
-    nonzero = expected != 0  # zeros may have either sign
-    assert torch.equal(found.view(torch.uint16)[nonzero].int(), expected.view(torch.uint16)[nonzero].int())
-
-
-@given(
-    st.lists(st.tuples(ROWS, ENTRIES), max_size=4),
-    st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.float16]),
-    st.integers(0, 99),
-)
-def test_combinations_are_those_of_pytorch(shapes: list[tuple[int, int]], dtype: torch.dtype, seed: int) -> None:
-    pairs, factors = [], []
-    for index, shape in enumerate(shapes):
-        draws = [randoms(*shape, seed=seed + 4 * index + i, dtype=dtype) for i in range(2)]
-        pairs.append((draws[0], draws[1]))
-        factors.append(tuple(randoms(shape[0], seed=seed + 4 * index + i) for i in (2, 3)))
-    kept = [tuple(m.clone() for m in pair) for pair in pairs]
-    found = combinations(pairs, factors)
-    assert len(found) == len(pairs)
-    for (x, y), (a, b), result in zip(pairs, factors, found, strict=True):
-        exact = a.double()[:, None] * x.double() + b.double()[:, None] * y.double()
-        size = (a.double()[:, None] * x.double()).abs() + (b.double()[:, None] * y.double()).abs()
-        assert (result.dtype, result.shape) == (dtype, x.shape)
-        assert ((result.double() - exact).abs() <= torch.finfo(dtype).eps * size + 1e-7).all()
-    assert all(
-        torch.equal(m, k) for pair, keep in zip(pairs, kept, strict=True) for m, k in zip(pair, keep, strict=True)
-    )
 
 
 # --- the distance of feature maps ----------------------------------------------------------------------------------
@@ -204,10 +148,10 @@ def gradients(output: Tensor, leaves: Sequence[Tensor]) -> list[Tensor | None]:
 
 
 TABLES = {
-    "3 indices": KernelTable(((4, 3, 3, 3), (6, 4, 3, 3), (2, 6, 1, 1))),
-    "5 indices": KernelTable(((4, 3, 3, 3), (3, 4, 2, 3), (2, 3, 1, 1)), num_idxs=5),
-    "several networks": KernelTable(((4, 3, 3, 3), (6, 4, 3, 3), (2, 6, 3, 3)), networks=(0, 1, 1)),
-    "several networks, 5 indices": KernelTable(((4, 3, 3, 3), (3, 4, 2, 3)), 5, networks=(0, 1)),
+    ("one network", 3): KernelTable(((4, 3, 3, 3), (6, 4, 3, 3), (2, 6, 1, 1))),
+    ("one network", 5): KernelTable(((4, 3, 3, 3), (3, 4, 2, 3), (2, 3, 1, 1)), num_idxs=5),
+    ("several networks", 3): KernelTable(((4, 3, 3, 3), (6, 4, 3, 3), (2, 6, 3, 3)), networks=(0, 1, 1)),
+    ("several networks", 5): KernelTable(((4, 3, 3, 3), (3, 4, 2, 3)), 5, networks=(0, 1)),
 }
 
 
@@ -222,36 +166,11 @@ def encoded_rows(kind: str, table: KernelTable, fusion: str = "concat", levels: 
 
 
 ENCODED = [("basic", "concat"), ("basic", "sum"), ("ffn", "concat")]
-SOME_ROWS: list[slice | Tensor] = [
-    slice(None),
-    slice(3, 17),
-    slice(0, 0),
-    torch.tensor([5, 0, 5, 29, 17, 5]),
-    torch.tensor([], dtype=torch.int64),
-]
-
-
-@pytest.mark.parametrize("which", SOME_ROWS, ids=["all", "slice", "none", "repeats", "empty"])
-@pytest.mark.parametrize("name", TABLES)
-@pytest.mark.parametrize(("kind", "fusion"), ENCODED)
-def test_a_linear_layer_of_encodings_is_that_of_the_dense_ones(
-    kind: str, fusion: str, name: str, which: slice | Tensor
-) -> None:
-    encoded = encoded_rows(kind, TABLES[name], fusion)
-    dense = encoded(which)
-    leaves = [randoms(7, dense.shape[1]).requires_grad_(), randoms(7, seed=1).requires_grad_()]
-    for bias in (leaves[1], None):
-        found, expected = encoded.linear(which, leaves[0], bias), dense @ leaves[0].T
-        expected = expected if bias is None else expected + bias
-        assert (found.shape, found.dtype) == (expected.shape, torch.float32)
-        close(found, expected)
-        for one, other in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
-            close(one, other)
 
 
 @pytest.mark.parametrize(("kind", "fusion"), ENCODED)
 def test_the_first_layer_is_in_float32_under_autocast(kind: str, fusion: str) -> None:
-    encoded = encoded_rows(kind, TABLES["3 indices"], fusion)
+    encoded = encoded_rows(kind, TABLES["one network", 3], fusion)
     weight, bias = randoms(7, encoded(slice(0, 1)).shape[1]).requires_grad_(), randoms(7, seed=1)
     with torch.autocast("cpu", torch.bfloat16):
         found = encoded.linear(slice(None), weight, bias)
@@ -261,55 +180,8 @@ def test_the_first_layer_is_in_float32_under_autocast(kind: str, fusion: str) ->
     assert torch.equal(*gradients(found, [weight]), *gradients(expected, [weight]))
 
 
-def plain_prediction(predictor: nn.Module, method: str, encodings: Tensor) -> Tensor:
-    """What the predictor's formula says, one PyTorch operation after the other."""
-    predictor = copy.deepcopy(predictor)
-    parameters = dict(predictor.named_parameters())
-    if hasattr(predictor.activation, "inplace"):
-        predictor.activation.inplace = False
-    count, middle, h = len(predictor.layers), predictor.middle, encodings
-    first: Any = None
-    for index in range(count):
-        if method == "kxk_nerf" and index == middle:
-            h = torch.cat([encodings, h], dim=1)
-        h = F.linear(h, parameters[f"layers.{index}.weight"], parameters[f"layers.{index}.bias"])
-        h = h if predictor.norms is None else predictor.norms[index](h)
-        if method == "kxk_residual" and index == 0:
-            first = h
-            continue
-        if method == "kxk_residual" and index == middle:
-            h = h + first
-        h = predictor.activation(h)
-    h = F.linear(h, parameters["final_linear_layer.weight"], parameters["final_linear_layer.bias"])
-    found = h.unflatten(-1, predictor.kernel_sizes[0])
-    found.parameters_used = list(parameters.values())
-    return found
-
-
-def predictors_agree(method: str, table: KernelTable, which: Tensor | slice, fusion: str, **kwargs: Any) -> None:
-    """Given encodings, given the dense ones, and by the formula: the same kernels and gradients."""
-    encoded = encoded_rows("ffn" if fusion == "ffn" else "basic", table, fusion)
-    dense = encoded(which)
-    arguments = {"input_size": dense.shape[1], "hidden_layer_size": 9} | kwargs
-    predictor = build_predictor(method, 0, **arguments)
-    expected = plain_prediction(predictor, method, dense)
-    assert expected.numel()
-    wanted = gradients(expected, expected.parameters_used)
-    for given_ in (Encodings(encoded, which), dense):
-        found = predictor(given_)
-        close(found, expected)
-        all_close(gradients(found, list(predictor.parameters())), wanted)
-
-
 METHODS = sorted(name for name in PREDICTORS if not PREDICTORS.info(name)["of_kernels"])
-SHAPES_OF = {3: ((16, 20, 3, 3), (8, 4, 3, 3)), 5: ((4, 6, 3, 3), (3, 4, 3, 3))}
-REPEATED = torch.randint(300, (60,), generator=torch.Generator().manual_seed(0))
-
-
-def table_of(method: str) -> KernelTable:
-    num_idxs = PREDICTORS.info(method)["num_idxs"]
-    table = KernelTable(SHAPES_OF[num_idxs], num_idxs)
-    return table
+REPEATED = torch.randint(36, (60,), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(
@@ -318,15 +190,27 @@ def table_of(method: str) -> KernelTable:
         *({"act_layer": name} for name in sorted(ACTIVATIONS)),
         *({"norm_layer": norm, "act_layer": name} for norm in sorted(NORM_LAYERS) for name in ("relu", "elu")),
         *({"num_blocks": blocks} for blocks in (2, 3, 5, 6)),
+        *({"kind": kind, "fusion": fusion, "rows": REPEATED} for kind, fusion in ENCODED),
+        *({"kind": kind, "fusion": fusion, "table": "several networks"} for kind, fusion in ENCODED),
+        {"rows": slice(3, 17)},
     ],
-    ids=lambda given_: " ".join(map(str, given_.values())),
+    ids=lambda given_: " ".join(str(value) for value in given_.values() if value is not REPEATED),
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_predictors_need_no_dense_encodings(method: str, settings_: dict[str, Any]) -> None:
-    predictors_agree(method, table_of(method), slice(None), "concat", **({"num_blocks": 4} | settings_))
-
-
-@pytest.mark.parametrize("fusion", ["concat", "sum", "ffn"])
-@pytest.mark.parametrize("method", METHODS)
-def test_predictors_need_no_dense_encodings_of_drawn_rows(method: str, fusion: str) -> None:
-    predictors_agree(method, table_of(method), REPEATED, fusion, num_blocks=4)
+    own = {
+        "num_blocks": 4,
+        "kind": "basic",
+        "fusion": "concat",
+        "rows": slice(None),
+        "table": "one network",
+    } | settings_
+    which, table = own.pop("rows"), TABLES[own.pop("table"), PREDICTORS.info(method)["num_idxs"]]
+    encoded = encoded_rows(own.pop("kind"), table, own.pop("fusion"))
+    dense = encoded(which)
+    predictor = build_predictor(method, 0, input_size=dense.shape[1], hidden_layer_size=9, **own)
+    found, expected = predictor(Encodings(encoded, which)), predictor(dense)
+    assert expected.numel()
+    close(found, expected)
+    parameters = list(predictor.parameters())
+    all_close(gradients(found, parameters), gradients(expected, parameters))

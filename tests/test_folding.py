@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from nern.compat import import_torchvision
 from nern.originals import Original, OriginalNetwork
-from nern.originals.folding import FoldedConvolution, folded
+from nern.originals.folding import FoldedConvolution
 from nern.originals.taps import INPUT
 from nern.registry import ORIGINALS
 
@@ -149,18 +149,6 @@ class Twice(nn.Module):
         return self.single_norm(self.single(self.branching_norm(h).relu() + h))
 
 
-class NormTwice(nn.Module):
-    """One norm after two convolutions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
-        self.last, self.last_norm = nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last_norm(self.last(self.norm(self.second(self.norm(self.first(x)).relu()))))
-
-
 class InPlace(nn.Module):
     """Changes what the norms give, in place, in several ways."""
 
@@ -202,7 +190,6 @@ FOLDED: dict[str, tuple[Make, int, tuple[int, ...]]] = {
     "1d": (lambda: Chain(nn.Conv1d(3, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm1d(4), nn.ELU()), 1, (3, 3, 9)),
     "3d": (lambda: Chain(nn.Conv3d(2, 4, 3, bias=True), nn.BatchNorm3d(4), nn.Hardswish(inplace=True)), 1, (2, 2, 5, 4, 6)),
     "used or called twice": (Twice, 1, IMAGE),
-    "norm called twice": (NormTwice, 1, IMAGE),
     "in place": (InPlace, 2, IMAGE),
     "tied": (Tied, 2, IMAGE),
 }  # fmt: skip
@@ -299,7 +286,6 @@ def test_a_norm_in_train_mode_is_not_folded() -> None:
     original.network[1].train()
     original.network[1].momentum = 0.0  # its averages stay
     assert_as_plain(original, randoms(IMAGE), pairs=1)
-    assert folded(seeded(two).train(), []) is None  # statistics of the batch
 
 
 class OwnConvolution(nn.Conv2d):
@@ -324,22 +310,12 @@ def test_other_pairs_are_not_folded(make: Make) -> None:
     assert_as_plain(Original(seeded(make)), randoms(IMAGE), pairs=0)
 
 
-def double(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    return 2 * output
-
-
-def double_inputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(2 * x for x in inputs)
-
-
-def double_gradients(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Any) -> tuple[Any, ...]:
-    return tuple(None if g is None else 2 * g for g in inputs)
-
-
 HOOKS: dict[str, Callable[[nn.Module], Any]] = {
-    "after": lambda module: module.register_forward_hook(double),
-    "before": lambda module: module.register_forward_pre_hook(double_inputs),
-    "backward": lambda module: module.register_full_backward_hook(double_gradients),
+    "after": lambda module: module.register_forward_hook(lambda _, inputs, output: 2 * output),
+    "before": lambda module: module.register_forward_pre_hook(lambda _, inputs: tuple(2 * x for x in inputs)),
+    "backward": lambda module: module.register_full_backward_hook(
+        lambda _, g, h: tuple(None if x is None else 2 * x for x in g)
+    ),
 }
 
 
@@ -382,16 +358,13 @@ class OwnMaps(OriginalNetwork):
 @pytest.mark.parametrize(("maps", "pairs"), [("before", 0), ("after", 2)])
 def test_maps_by_a_method_of_the_network_s_own_are_what_it_says(maps: str, pairs: int) -> None:
     original, images = Original(seeded(lambda: OwnMaps(maps))), randoms(IMAGE)
-    network = copy.deepcopy(original.network)
-    with torch.no_grad():
-        assert_alike(list(original.features(images)), list(network.get_feature_maps(images)))
     leaves = [w.requires_grad_() for w in other_weights(original)]
     found, found_maps = original.run(leaves, images, with_maps=True)
+    network = copy.deepcopy(original.network)
     for name, leaf in zip(original.weight_names, leaves, strict=True):
         network.get_parameter(name).data.copy_(leaf.detach())
-        network.get_parameter(name).requires_grad_()
+    own = [network.get_parameter(name).requires_grad_() for name in original.weight_names]
     output, own_maps = network.get_feature_maps(images)
-    own = [network.get_parameter(name) for name in original.weight_names]
     assert_alike(
         [found, found_maps, differentiated(found, found_maps, leaves)],
         [output, own_maps, differentiated(output, own_maps, own)],
@@ -402,34 +375,20 @@ def test_maps_by_a_method_of_the_network_s_own_are_what_it_says(maps: str, pairs
 # --- the original is not touched -----------------------------------------------------------------------------------
 
 
-def everything_of(network: nn.Module) -> dict[str, Any]:
-    """Modules, their attributes and hooks, and the bytes of every tensor."""
-    found: dict[str, Any] = {}
-    for name, module in network.named_modules():
-        hooks = [len(getattr(module, key)) for key in vars(module) if key.endswith("_hooks")]
-        found[name] = (id(module), type(module), sorted(vars(module)), hooks, getattr(module, "inplace", None))
-    for name, value in network.state_dict(keep_vars=True).items():
-        found[f"value of {name}"] = (id(value), value._version, value.requires_grad, value.detach().flatten().tolist())
-    return found
-
-
 @pytest.mark.parametrize("name", ["in place", "tied"])
 def test_the_network_itself_stays_as_it_is_and_is_rebuilt_as_it_is(name: str) -> None:
-    make, pairs, shape = FOLDED[name]
+    make, _, shape = FOLDED[name]
     original, images = Original(seeded(make)), randoms(shape)
-    digest, before, kept = original.digest(), everything_of(original.network), original.kept()
-    kept = {name: value.clone() for name, value in kept.items()}
+    digest = original.digest()
+    versions = {key: (id(value), value._version) for key, value in original.network.state_dict(keep_vars=True).items()}
     leaves = [w.requires_grad_() for w in other_weights(original)]
     output, maps = original.run(leaves, images, with_maps=True)
     differentiated(output, maps, leaves)
-    original.features(images)
-    assert pairs_folded(original, images) == pairs
     rebuilt = original.rebuild(leaves)
-    assert [type(m) for m in rebuilt.modules()] == [type(m) for m in original.network.modules()]
+    assert str(rebuilt) == str(original.network)
     assert rebuilt.state_dict().keys() == original.network.state_dict().keys()
     assert_alike(rebuilt(images).detach(), output.detach())
     assert original.digest() == digest
-    assert everything_of(original.network) == before
-    assert original.kept().keys() == kept.keys()
-    assert all(torch.equal(value, kept[name]) for name, value in original.kept().items())
+    found = {key: (id(value), value._version) for key, value in original.network.state_dict(keep_vars=True).items()}
+    assert found == versions
     assert all(p.grad is None for p in original.network.parameters())

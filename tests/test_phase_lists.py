@@ -14,9 +14,10 @@ import nern
 from nern import Config, NernError
 from nern.cli import main
 from nern.config.phases import KNOWN
-from nern.training import RunFolder
 from nern.training.phases import phases_of
-from runs import TINY, build, quiet, without_pictures
+from runs import TINY, build, quiet, resume, train
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 BASE: dict[str, Any] = TINY | {"logging.log_interval": 1, "epochs": None}
 LIST: list[dict[str, Any]] = [
@@ -24,25 +25,14 @@ LIST: list[dict[str, Any]] = [
     {"name": "reconstruction", "iterations": 2},
     {"name": "outputs", "epochs": None, "iterations": 2, "losses": ["distillation"], "optim": {"lr": 1e-3}},
 ]
-Make = Callable[..., Config]
-
-
-@pytest.fixture
-def make(original: Path, tmp_path: Path) -> Make:
-    """Makes the config of a tiny run on digits; keys given win over its own."""
-
-    def made(**given: Any) -> Config:
-        values = BASE | {"original_model_path": str(original), "logging.log_dir": str(tmp_path / "runs")}
-        return Config.from_dict(values | {key.replace("__", "."): value for key, value in given.items()})
-
-    return made
+Configure = Callable[..., Config]
 
 
 # --- the list ------------------------------------------------------------------------------------------------------
 
 
-def test_phases_run_in_the_order_of_their_list(make: Make) -> None:
-    phases = phases_of(make(phases=LIST), 5)
+def test_phases_run_in_the_order_of_their_list(configure: Configure) -> None:
+    phases = phases_of(configure(phases=LIST), 5)
     assert [(p.name, p.begins, p.ends, p.images_from) for p in phases] == [
         ("rough", 0, 2, 2),
         ("reconstruction", 2, 4, 4),
@@ -92,7 +82,6 @@ def test_known_phases_that_are_added_stand_in_their_places() -> None:
         ([{"name": "a", "epochs": 3, "losses": ["reconstruction"]}], r"a\.epochs \(=3\) counts epochs of images, but"),
         ([{"name": "a", "iterations": 3, "losses": ["task"]}], r"no loss of a has a weight above 0"),
         ([{"name": "best", "iterations": 3}], "'best' cannot be the name of a phase"),
-        ([{"name": "seed", "iterations": 3}], "'seed' cannot be the name of a phase"),
         ("distillation", "phases is a list of sections"),
     ],
 )
@@ -104,8 +93,8 @@ def test_mistakes_in_a_list_are_named(phases: Any, said: str) -> None:
 # --- losses, errors, bits ------------------------------------------------------------------------------------------
 
 
-def test_each_phase_has_the_losses_that_it_names(make: Make) -> None:
-    trainer = build(make(phases=[*LIST, {"name": "all", "iterations": 1}], nern__attention_loss_weight=1e-3))
+def test_each_phase_has_the_losses_that_it_names(configure: Configure) -> None:
+    trainer = build(configure(phases=[*LIST, {"name": "all", "iterations": 1}], **{"nern.attention_loss_weight": 1e-3}))
     losses = [trainer.do_step() for _ in range(7)]
     weights = trainer.differentiate.objectives[0].all_weights
     terms = [{name for name, weight in weights.items() if weight > 0 and name in found.terms} for found in losses]
@@ -115,56 +104,27 @@ def test_each_phase_has_the_losses_that_it_names(make: Make) -> None:
     torch.testing.assert_close(alone.total, weights["distillation"] * alone.terms["distillation"])
 
 
-def test_errors_count_alike_again_where_a_phase_says_so(make: Make) -> None:
+def test_errors_and_bits_are_those_of_their_phase(configure: Configure) -> None:
     phases = [
         {"name": "refinement", "iterations": 1, "images": 8},
-        {"name": "as_before", "iterations": 1},
+        {"name": "as_before", "iterations": 1, "bits": 5, "images": 8},
         {"name": "alike", "iterations": 1, "errors": "plain"},
     ]
-    trainer = build(make(phases=phases))
-    seen = []
-    for _ in range(3):
+    trainer, seen = build(configure(phases=phases)), []
+    for _ in phases:
         trainer.do_step()
-        seen.append(trainer.differentiate.curvatures is not None)
-    assert seen == [True, True, False]
-
-
-def test_nothing_is_measured_before_the_first_step(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(*args: Any) -> Any:
-        raise AssertionError("the curvature was measured before the rehearsal")
-
-    monkeypatch.setattr("nern.training.trainer.all_curvatures", measured)
-    build(make(phases=[{"name": "refinement", "iterations": 1}])).rehearse()
-
-
-def test_bits_hold_for_their_phase_alone(make: Make) -> None:
-    phases = [{"name": "rounded", "iterations": 1, "bits": 5, "images": 8}, {"name": "exact", "iterations": 1}]
-    trainer = build(make(phases=phases))
-    trainer.do_step()
-    assert trainer.rounding.quantised is not None
-    trainer.do_step()
-    assert trainer.rounding.quantised is None
+        seen.append((trainer.differentiate.curvatures is not None, trainer.rounding.quantised is not None))
+    assert seen == [(True, False), (True, True), (False, False)]
 
 
 # --- longer runs ---------------------------------------------------------------------------------------------------
 
-CONSTANT = {"optim__lr_scheduler_type": "constant"}
+CONSTANT = {"optim.lr_scheduler_type": "constant"}
 
 
-def train(config: Config) -> RunFolder:
-    with without_pictures():
-        return RunFolder.open(nern.train(config, quiet())["run_folder"])
-
-
-def resume(folder: RunFolder, **lengths: Any) -> dict[str, Any]:
-    given = {key.replace("__", "."): value for key, value in lengths.items()}
-    with without_pictures():
-        return nern.resume(folder.root, quiet(), lengths=given)
-
-
-def test_a_finished_run_made_longer_is_the_longer_run_at_a_constant_rate(make: Make) -> None:
-    short, long = (train(make(phases=LIST, outputs={"iterations": n}, **CONSTANT)) for n in (2, 5))
-    resume(short, outputs__iterations=5)
+def test_a_finished_run_made_longer_is_the_longer_run_at_a_constant_rate(configure: Configure) -> None:
+    short, long = (train(configure(phases=LIST, outputs={"iterations": n}, **CONSTANT)) for n in (2, 5))
+    nern.resume(short.root, quiet(), lengths={"outputs.iterations": 5})
     assert Config.load(short.config).phase("outputs").iterations == 5
     ends = json.loads(short.metrics.read_text())["phases"][-1]
     assert (ends["name"], ends["steps"], ends["ends"]) == ("outputs", 5, 9)
@@ -173,9 +133,9 @@ def test_a_finished_run_made_longer_is_the_longer_run_at_a_constant_rate(make: M
     resume(short)  # and nothing more
 
 
-def test_a_phase_can_follow_a_finished_run(make: Make) -> None:
-    folder = train(make(phases=LIST))
-    metrics = resume(folder, quantisation__iterations=2)
+def test_a_phase_can_follow_a_finished_run(configure: Configure) -> None:
+    folder = train(configure(phases=LIST))
+    metrics = nern.resume(folder.root, quiet(), lengths={"quantisation.iterations": 2})
     assert [p["name"] for p in metrics["phases"]] == ["rough", "reconstruction", "outputs", "quantisation"]
     assert metrics["steps"] == 8
 
@@ -191,23 +151,19 @@ def test_a_phase_can_follow_a_finished_run(make: Make) -> None:
     ],
 )
 def test_what_cannot_change_is_refused_and_the_run_is_as_before(
-    make: Make, typed: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    configure: Configure, typed: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = train(make(phases=LIST))
+    folder = train(configure(phases=LIST))
     before = {path: path.read_bytes() for path in folder.root.rglob("*") if path.is_file()}
     assert main(["train", "--resume", str(folder.root), *typed]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
     assert {path: path.read_bytes() for path in folder.root.rglob("*") if path.is_file()} == before
 
 
-def test_a_killed_extension_goes_on(make: Make) -> None:
-    folder, whole = (train(make(phases=LIST, outputs={"iterations": n}, **CONSTANT)) for n in (2, 4))
-    text = folder.config.read_text(encoding="utf-8").replace(
-        "name: outputs\n  iterations: 2", "name: outputs\n  iterations: 4"
-    )
-    folder.config.write_text(
-        text, encoding="utf-8"
-    )  # as after a kill: the config is the new one, the state the old one
+def test_a_killed_extension_goes_on(configure: Configure) -> None:
+    folder, whole = (train(configure(phases=LIST, outputs={"iterations": n}, **CONSTANT)) for n in (2, 4))
+    text = folder.config.read_text().replace("name: outputs\n  iterations: 2", "name: outputs\n  iterations: 4")
+    folder.config.write_text(text)  # as after a kill: the config is the new one, the state the old one
     resume(folder)
     one, other = (torch.load(f.checkpoint("last")) for f in (folder, whole))
     assert all(torch.equal(one[name], other[name]) for name in one)

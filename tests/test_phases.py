@@ -19,12 +19,11 @@ from torch import Tensor
 
 import nern
 from nern import Config, NernError
-from nern.config import OptimConfig, PhaseConfig
 from nern.originals import CifarResNet
-from nern.training import Interrupted, RunFolder, Trainer
+from nern.training import RunFolder, Trainer
 from nern.training.optimizers import clip_gradients
-from nern.training.phases import phase_optim, phases_of
-from runs import SHORT, assert_same_result, build, quiet, same, stop_after, train, without_pictures
+from nern.training.phases import phases_of
+from runs import SHORT, assert_same_result, build, interrupted, resume, same, train, without_pictures
 
 PHASES: dict[str, Any] = {
     "reconstruction.iterations": 4,
@@ -77,26 +76,12 @@ def test_phases_are_consecutive_and_cover_the_run(
         assert [(p.name, p.ends, p.images_from) for p in phases] == [("training", 11 * steps_per_epoch, 3)]
         return
     distilled = (epochs or 0) * steps_per_epoch if iterations is None else iterations
-    if not reconstruction and not distilled:  # the last one asked for stays, without steps
-        asked = iterations is not None or epochs is not None
-        assert [(p.name, p.steps) for p in phases] == [("distillation" if asked else "reconstruction", 0)]
-        return
-    assert phases[-1].ends == (reconstruction or 0) + distilled
-    first = [phase for phase in phases if phase.name != "distillation"]
-    assert [phase.steps for phase in first] == ([reconstruction] if reconstruction else [])
-    assert all(phase.images_from >= phase.ends for phase in first)
-    last = phases[len(first) :]
-    assert [phase.steps for phase in last] == ([distilled] if distilled or not first else [])
-    assert all(phase.images_from == phase.begins for phase in last)
-
-
-def test_what_a_phase_leaves_out_or_null_is_as_in_optim() -> None:
-    config = Config(optim=OptimConfig(lr=0.5, momentum=0.7, max_gradient=3.0, ranger_use_gc=True))
-    assert phase_optim(config, PhaseConfig(name="any")) == config.optim
-    own = {"momentum": 0.0, "ranger_use_gc": False, "betas": (0.1, 0.2), "warmup": 0.5}
-    merged = phase_optim(config, PhaseConfig(name="any", optim=own | {"lr": None}))
-    assert merged == dataclasses.replace(config.optim, **own)
-    assert config.optim.momentum == 0.7
+    steps = {phase.name: phase.steps for phase in phases}
+    assert steps.get("reconstruction", 0) == (reconstruction or 0)
+    assert steps.get("distillation", 0) == distilled
+    assert len(phases) == 1 or all(steps.values())
+    for phase in phases:
+        assert phase.images_from == phase.begins if phase.name == "distillation" else phase.images_from >= phase.ends
 
 
 @pytest.mark.parametrize("phase", ["refinement", "distillation"])
@@ -112,8 +97,7 @@ def test_zero_switches_off_in_a_phase_what_is_set_for_all(phase: str, given: flo
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([30.0, 40.0])
     clip_gradients([parameter], only.optim)
-    expected = {0.5: [0.3536, 0.3536], 0.0: [30.0, 40.0], 2.0: [1.4142, 1.4142]}[held]
-    torch.testing.assert_close(parameter.grad, torch.tensor(expected), atol=1e-4, rtol=0)
+    assert float(parameter.grad.norm()) == pytest.approx(held or 50.0, rel=1e-4)
     assert Config.from_dict(config.to_dict()) == config
 
 
@@ -125,21 +109,9 @@ ALONE = {"epochs": None, "reconstruction.iterations": 4}
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (
-            {"reconstruction.iterations": 4, "epochs": 250},
-            r"set epochs and num_iterations to null \(epochs is 250, num_iterations None",
-        ),
-        (
-            ALONE | {"distillation.iterations": 3, "distillation.epochs": 2},
-            r"one of distillation\.iterations \(=3\) and distillation\.epochs \(=2\)",
-        ),
-        (ALONE | {"reconstruction.iterations": -1}, r"reconstruction\.iterations \(=-1\) must be at least 0"),
-        (
-            ALONE | {"distillation.weights_batch_size": -1},
-            r"distillation\.weights_batch_size \(=-1\) must be at least 0",
-        ),
+        ({"reconstruction.iterations": 4, "epochs": 250}, r"set epochs and num_iterations to null \(epochs is 250"),
+        (ALONE | {"distillation.iterations": 3, "distillation.epochs": 2}, r"one of distillation\.iterations \(=3\)"),
         ({"reconstruction.optim.lr": 0.1}, r"^reconstruction sets more than its length, but no phase has one"),
-        (ALONE | {"reconstruction.optim.lr": 0.0}, r"^reconstruction\.optim\.lr \(=0\.0\) must be above 0"),
         (ALONE | {"distillation.optim.lr": 1e-9}, r"^distillation\.optim\.min_lr \(=1e-06\) must not be above"),
         (ALONE | {"distillation.optim.betas": [0.5, 1.0]}, r"^distillation\.optim\.betas \(=\[0\.5, 1\.0\]\)"),
         (ALONE | {"reconstruction.optim.optimizer_type": "adm"}, r"unknown .*'adm'.*adamw"),
@@ -207,95 +179,41 @@ def test_each_phase_has_its_own_optimizer_schedule_and_batches(
     assert all(len(step.rows) == 48 for step in seen[:4] if step.rows is not None)
     table = trainer.nern.table
     layers = [torch.arange(table.starts[i], table.starts[i + 1]) for i in range(len(table.shapes))]
-    for step in seen[4:]:
-        assert step.rows is not None
-        assert any(torch.equal(step.rows, layer) for layer in layers)
-
-
-def test_reconstruction_sees_no_images_and_distillation_begins_with_the_first(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = build(configure())
-    seen = watched(trainer, monkeypatch)
-    for _ in range(7):
-        trainer.do_step()
     assert all(step.batches is None and step.terms.keys() == {"reconstruction"} for step in seen[:4])
-    assert all(step.terms.keys() == {"reconstruction", "feature_maps", "distillation"} for step in seen[4:])
     assert trainer.members[0].task is not None
     stream = trainer.members[0].task.train
-    assert stream is not None
-    for number, step in enumerate(seen[4:]):
-        ((images, labels),) = step.batches
-        wanted = stream.batch(number)
-        assert torch.equal(images, wanted[0])
-        assert torch.equal(labels, wanted[1])
-    assert not torch.equal(seen[4].batches[0][0], seen[5].batches[0][0])
-
-
-def test_gradients_are_clipped_as_their_phase_says(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    norms = []
-    train_step = Trainer._update
-
-    def looking(self: Trainer) -> None:
-        train_step(self)
-        norms.append(math.sqrt(sum(float(p.grad.square().sum()) for p in self.parameters if p.grad is not None)))
-
-    monkeypatch.setattr(Trainer, "_update", looking)
-    trainer = build(configure({"nern.reconstruction_loss_weight": 1e3}))
-    for _ in range(7):
-        trainer.do_step()
-    assert min(norms[:4]) > 2
-    assert norms[4:] == pytest.approx([1, 1, 1], abs=1e-3)
-
-
-class Kept:
-    """A tracker that keeps what it was given."""
-
-    def __init__(self) -> None:
-        self.scalars: dict[str, list[int]] = {}
-
-    def log(self, scalars: dict[str, float], step: int) -> None:
-        """Keep it."""
-        for name in scalars:
-            self.scalars.setdefault(name, []).append(step)
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-def fitted(config: Config) -> tuple[Trainer, dict[str, list[int]]]:
-    """A trainer that has come to its end, and the steps of each scalar it has logged."""
-    trainer, kept = build(config), Kept()
-    trainer.tracker = kept
-    trainer.fit()
-    return trainer, kept.scalars
+    for number, step in enumerate(seen[4:]):  # distillation begins with the first images
+        assert step.terms.keys() == {"reconstruction", "feature_maps", "distillation"}
+        assert step.rows is not None
+        assert any(torch.equal(step.rows, layer) for layer in layers)
+        assert stream is not None
+        assert all(map(torch.equal, step.batches[0], stream.batch(number)))
 
 
 def test_losses_and_evaluations_tell_their_phase(configure: Configure) -> None:
-    trainer, scalars = fitted(configure({"eval_iterations_interval": 3}))
-    of_steps = [NAMES[0]] * 4 + [NAMES[1]] * 3
-    assert [record["phase"] for record in trainer.history.losses] == of_steps
-    assert [(r["step"], r["phase"]) for r in trainer.history.evaluations] == [
-        (3, NAMES[0]),
-        (4, NAMES[0]),
-        (6, NAMES[1]),
-        (7, NAMES[1]),
-    ]
+    trainer, scalars = build(configure({"eval_iterations_interval": 3})), {}
+
+    class Kept:
+        def log(self, named: dict[str, float], step: int) -> None:
+            for name in named:
+                scalars.setdefault(name, []).append(step)
+
+        def close(self) -> None:
+            """Nothing to close."""
+
+    trainer.tracker = Kept()
+    trainer.fit()
+    assert [record["phase"] for record in trainer.history.losses] == [NAMES[0]] * 4 + [NAMES[1]] * 3
+    told = [(record["step"], record["phase"]) for record in trainer.history.evaluations]
+    assert told == [(3, NAMES[0]), (4, NAMES[0]), (6, NAMES[1]), (7, NAMES[1])]
     for name, steps in zip(NAMES, ([0, 1, 2, 3], [4, 5, 6]), strict=True):
-        assert scalars[f"{name}/loss/reconstruction"] == scalars[f"{name}/loss/total"] == steps
-        assert scalars[f"{name}/optim/lr"] == steps
-    assert scalars["distillation/loss/distillation"] == [4, 5, 6]
+        assert scalars[f"{name}/loss/{name}"] == scalars[f"{name}/loss/total"] == scalars[f"{name}/optim/lr"] == steps
     assert "reconstruction/loss/distillation" not in scalars
     assert not any(name.startswith(("loss/", "optim/")) for name in scalars)
     assert scalars["test/top1"] == [3, 4, 6, 7]
 
 
 # --- whole runs ----------------------------------------------------------------------------------------------------
-
-
-def checkpoint(folder: RunFolder, name: str) -> State:
-    state: State = torch.load(folder.checkpoint(name), weights_only=True)
-    return state
 
 
 @pytest.mark.usefixtures("no_picture")
@@ -306,16 +224,10 @@ def test_a_run_keeps_a_checkpoint_and_the_figures_of_each_phase(
     seen = watched(build(config), monkeypatch)
     metrics = nern.train(config, Console(file=output, width=200))
     folder = RunFolder(metrics["run_folder"])
-    assert {file.stem for file in (folder.root / "checkpoints").iterdir()} == {
-        *NAMES,
-        "best",
-        "last",
-        "step_3",
-        "step_6",
-    }
-    for name, end in zip(NAMES, ENDS, strict=True):
-        assert same(checkpoint(folder, name), seen[end - 1].after)
-    assert same(checkpoint(folder, "last"), seen[-1].after)
+    kept = {file.stem: torch.load(file) for file in (folder.root / "checkpoints").iterdir()}
+    assert kept.keys() == {*NAMES, "best", "last", "step_3", "step_6"}
+    assert all(same(kept[name], seen[end - 1].after) for name, end in zip(NAMES, ENDS, strict=True))
+    assert same(kept["last"], seen[-1].after)
     state = folder.load_state()
     phases = json.loads(folder.metrics.read_text())["phases"]
     assert [(p["name"], p["steps"], p["ends"]) for p in phases] == list(zip(NAMES, [4, 3], ENDS, strict=True))
@@ -331,26 +243,6 @@ def test_a_run_keeps_a_checkpoint_and_the_figures_of_each_phase(
     assert isinstance(weights, CifarResNet)
 
 
-def stopped(config: Config, step: int, resumed: RunFolder | None = None) -> RunFolder:
-    """The folder of a run (a new one, or one that is continued) that Ctrl-C ends when `step` steps are done."""
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, step)
-        message = f"stopped at step {step} of 7; saved"
-        if resumed is None:
-            with pytest.raises(Interrupted, match=message):
-                nern.train(config, quiet())
-        else:
-            with pytest.raises(Interrupted, match=message):
-                nern.resume(resumed.root, quiet())
-    return resumed or RunFolder(Path(config.logging.log_dir) / config.logging.exp_name)
-
-
-def assert_same_phases(a: RunFolder, b: RunFolder) -> None:
-    assert_same_result(a, b)
-    phases = [json.loads(folder.metrics.read_text())["phases"] for folder in (a, b)]
-    assert phases[0] == phases[1]
-
-
 @pytest.fixture(scope="module")
 def whole(original: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """An uninterrupted run of three phases."""
@@ -364,7 +256,7 @@ def whole(original: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder
 def test_a_run_stopped_anywhere_and_resumed_equals_the_uninterrupted_one(
     configure: Configure, whole: RunFolder, step: int
 ) -> None:
-    folder = stopped(configure(), step)
-    assert folder.load_state()["step"] == step
-    nern.resume(folder.root, quiet())
-    assert_same_phases(whole, folder)
+    resumed = resume(interrupted(configure(), step))
+    assert_same_result(whole, resumed)
+    phases = [json.loads(folder.metrics.read_text())["phases"] for folder in (whole, resumed)]
+    assert phases[0] == phases[1]

@@ -18,9 +18,9 @@ from nern.evaluation import accuracy, mean_metrics
 from nern.experiment import build_experiment
 from nern.jobs import config_of_run
 from nern.originals.base import Original
-from nern.training import RunFolder, Trainer
+from nern.training import RunFolder
 from nern.training.run_folder import attached_to
-from runs import SHORT, assert_same_result, interrupted, quiet, resume, small_resnet, train
+from runs import SHORT, assert_same_result, build, interrupted, quiet, resume, small_resnet, train
 
 BASE: dict[str, Any] = SHORT | {
     "nern.weights_batch_method": "random_weighted_batch",
@@ -95,22 +95,12 @@ def test_metrics_hold_each_network_and_their_mean(finished: Finished) -> None:
                 assert record[name][figure] == pytest.approx((parts[0][figure] + parts[1][figure]) / 2)
 
 
-def test_layers_are_named_after_their_network(finished: Finished, small: Path) -> None:
-    names = [layer["name"] for layer in finished[1]["layers"]]
-    assert names[0] == f"{FIRST}: conv1.weight"
-    assert [name for name in names if "shortcut" in name] == [
-        f"{SECOND}: layer{stage}.0.shortcut.0.weight" for stage in (2, 3)
-    ]
-    assert names[-1] == f"{SECOND}: linear.weight"
-    assert len(names) == 7 + 10
-
-
-def test_kept_and_represented_make_the_whole_networks(finished: Finished, small: Path) -> None:
+def test_kept_and_represented_make_the_whole_networks(finished: Finished) -> None:
     folder, metrics = finished
+    layers = [layer["name"] for layer in metrics["layers"]]
+    assert (layers[0], layers[-1], len(layers)) == (f"{FIRST}: conv1.weight", f"{SECOND}: linear.weight", 7 + 10)
     kept = load_file(folder.kept)
-    represented = {
-        layer["name"].replace(f"{FIRST}: ", "0.").replace(f"{SECOND}: ", "1.") for layer in metrics["layers"]
-    }
+    represented = {name.replace(f"{FIRST}: ", "0.").replace(f"{SECOND}: ", "1.") for name in layers}
     networks = [small_resnet(), small_resnet(option="B")]
     names = {f"{number}.{name}" for number, network in enumerate(networks) for name in network.state_dict()}
     assert represented | kept.keys() == names
@@ -159,18 +149,6 @@ def test_each_network_is_loaded_with_the_accuracy_that_was_reported(finished: Fi
 def test_a_resumed_run_of_several_equals_an_uninterrupted_one(configure: Configure, more: dict[str, Any]) -> None:
     whole, stopped = train(configure(**more)), interrupted(configure(**more), 4)
     assert_same_result(whole, resume(stopped))
-
-
-def test_another_second_original_is_noticed(configure: Configure, small: Path, tmp_path: Path) -> None:
-    copied = tmp_path / "copied.pt"
-    copied.write_bytes(small.read_bytes())
-    folder = train(configure(networks=[*two(small)[:1], {"original_model_path": str(copied)}], num_iterations=1))
-    nern.load_run(folder.root, network=1)
-    state = torch.load(copied)
-    torch.save({name: 2 * value for name, value in state.items()}, copied)
-    for use in (lambda: nern.load_run(folder.root), lambda: nern.resume(folder.root, quiet())):
-        with pytest.raises(NernError, match="had other weights"):
-            use()
 
 
 # --- what is trained ---------------------------------------------------------------------------------------------
@@ -228,26 +206,18 @@ def colours() -> Iterator[None]:
 
 @pytest.mark.usefixtures("colours")
 @pytest.mark.filterwarnings("ignore:original_model_path is not set")
-def test_networks_may_have_different_tasks(configure: Configure, small: Path) -> None:
-    other = {"task": {"task_name": "colours", "original_model_name": "Plain"}}
-    folder = train(configure(networks=[other, *two(small)[:1]], batch_size=10, num_iterations=20))
+def test_networks_may_have_different_tasks_and_an_epoch_is_one_of_the_largest_data_set(
+    configure: Configure, small: Path
+) -> None:
+    networks = [{"task": {"task_name": "colours", "original_model_name": "Plain"}}, *two(small)[:1]]
+    folder = train(configure(networks=networks, batch_size=10, num_iterations=20))
     metrics = json.loads(folder.metrics.read_text())
     assert list(metrics["original"]["networks"]) == ["Plain on colours", FIRST]
-    assert metrics["last"]["networks"]["Plain on colours"]["test"]["images"] == 30
-    assert metrics["last"]["networks"][FIRST]["test"]["images"] == 40
+    images = [metrics["last"]["networks"][name]["test"]["images"] for name in ("Plain on colours", FIRST)]
+    assert images == [30, 40]
     assert "distillation" in folder.load_state()["losses"][-1]
-    network = nern.load_run(folder.root, network=0)
-    assert network(torch.zeros(2, 3, 6, 6)).shape == (2, 3)
-
-
-@pytest.mark.usefixtures("colours")
-@pytest.mark.filterwarnings("ignore:original_model_path is not set")
-def test_an_epoch_is_one_of_the_largest_data_set(configure: Configure, small: Path) -> None:
-    other = {"task": {"task_name": "colours", "original_model_name": "Plain"}}
-    config = configure(networks=[other, *two(small)[:1]], batch_size=100, num_iterations=None, epochs=1)
-    experiment = build_experiment(config)
-    trainer = Trainer(config, experiment.members, experiment.nern)
-    assert [member.task.train.steps_per_epoch for member in experiment.members] == [1, 12]
+    assert nern.load_run(folder.root, network=0)(torch.zeros(2, 3, 6, 6)).shape == (2, 3)
+    trainer = build(configure(networks=networks, batch_size=100, num_iterations=None, epochs=1))
     assert trainer.total_steps == 12
     assert [len(images) for images, _ in trainer._images(11)[0]] == [81, 80]
 

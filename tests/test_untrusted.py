@@ -20,15 +20,12 @@ JSON: dict[str, tuple[str | bytes, str]] = {
     "deep lists": ("[" * 10**6, DEEP),
     "deep objects": ('{"a":' * 10**6, DEEP),
     "deep and closed": ("[" * 65 + "1" + "]" * 65, DEEP),
-    "deep in turns": ('[{"a":' * 40 + "1" + "}]" * 40, DEEP),
     "a key twice": ('{"a": 1, "b": {"c": 1, "c": 2}}', "a key twice"),
     "a long number": ("[" + "9" * 5000 + "]", LONG),
     "infinite": ('{"a": 1e999}', "holds 1e999"),
     "not a number": ("[NaN]", "holds NaN"),
-    "named infinity": ("[-Infinity]", "holds -Infinity"),
     "cut": ('{"a": [1, 2', "is not valid JSON"),
     "nothing": ("", "is not valid JSON"),
-    "more": ("{} x", "is not valid JSON"),
     "no UTF-8": (b"\xff\xfe[]", "is not valid JSON"),
     "a mark": (b"\xef\xbb\xbf[]", "is not valid JSON"),
 }
@@ -81,8 +78,6 @@ YAML: dict[str, tuple[str, str]] = {
     "laughs": (LAUGHS, "more than 65,536 values"),
     "merged laughs": (MERGED, "more than 65,536 values"),
     "a circle": ("a: &a [*a]", DEEP),
-    "a circle of keys": ("a: &a {b: {c: *a}}", DEEP),
-    "deep lists": ("[" * 1000, DEEP),
     "deep and closed": ("[" * 70 + "]" * 70, DEEP),
     "deep mappings": ("".join(" " * i + "a:\n" for i in range(200)), DEEP),
     "a long number": ("a: " + "9" * 5000, LONG),
@@ -92,7 +87,6 @@ YAML: dict[str, tuple[str, str]] = {
     "an object": ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
     "no day": ("a: 2020-99-99", "month must be in"),
     "no key": ("{[1]: 2}", "unhashable key"),
-    "several documents": ("a: 1\n---\nb: 2", "expected a single document"),
     "no text": ("a: \x00", "unacceptable character"),
 }
 

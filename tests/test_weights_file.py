@@ -7,7 +7,6 @@ import collections
 import datetime
 import json
 import pathlib
-import re
 import types
 import warnings
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.errors import NernError, NernWarning
-from nern.originals import Original, build_original_network
+from nern.originals import build_original_network
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern
 from nern.weights_file import load_weights, state_dicts
@@ -63,10 +62,6 @@ def prefixed(prefix: str) -> Callable[[State], State]:
     return lambda state: {prefix + name: value for name, value in state.items()}
 
 
-def save_zip(value: Any, path: Path) -> None:
-    torch.save(value, path)
-
-
 def save_legacy(value: Any, path: Path) -> None:
     torch.save(value, path, _use_new_zipfile_serialization=False)
 
@@ -82,7 +77,7 @@ def save_safe(value: State, path: Path) -> None:
     "name",
     ["w.pth.tar", "w.PTH", "w", "w#1.pt", "w.safetensors"],
 )
-@pytest.mark.parametrize("save", [save_zip, save_legacy, save_safe])
+@pytest.mark.parametrize("save", [torch.save, save_legacy, save_safe])
 def test_the_suffix_says_nothing(name: str, save: Callable[[Any, Path], None], source: Net, tmp_path: Path) -> None:
     save(source.state_dict(), tmp_path / name)
     assert equal(loaded(tmp_path / name), source)
@@ -92,14 +87,6 @@ def write_script(source: Net, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.script(nn.Sequential(nn.Linear(2, 2))).save(str(path))
-
-
-def write_quantised(source: Net, path: Path) -> None:
-    state = source.state_dict()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        state["conv.weight"] = torch.quantize_per_tensor(state["conv.weight"], 0.1, 0, torch.qint8)
-    torch.save(state, path)
 
 
 def write_dynamically_quantised(source: Net, path: Path) -> None:
@@ -113,7 +100,6 @@ def write_dynamically_quantised(source: Net, path: Path) -> None:
     [
         (write_dynamically_quantised, "It is of a quantised module: weights as they were before are needed"),
         (write_script, "is a TorchScript file, which holds code. Save its weights instead"),
-        (write_quantised, r"conv.weight is quantised \(torch.qint8\)"),
         (lambda source, path: path.write_bytes(b"GGUF" + b"\0" * 40), "is a GGUF file"),
         (lambda source, path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 40), "is an HDF5 file"),
         (lambda source, path: path.write_bytes(b"\x89NERN\r\n\x1a" + b"\0" * 40), "is a .nern file: `nern unpack`"),
@@ -151,14 +137,12 @@ def test_a_state_dict_under_any_key_is_found(key: str, source: Net, tmp_path: Pa
 @pytest.mark.parametrize(
     ("wrap", "key"),
     [
-        (lambda first, second: [first, second], "1"),
         (lambda first, second: ({"epoch": 1}, first, (second,)), "2.0"),
-        (lambda first, second: {0: first, 1: second, (1, 2): 3}, "1"),
-        (lambda first, second: {"nets": {7: [first, second]}, "losses": [0.5, 0.25]}, "nets.7.1"),
+        (lambda first, second: {"nets": {7: [first, second]}, "losses": [0.5, 0.25], (1, 2): 3}, "nets.7.1"),
         (lambda first, second: collections.defaultdict(list, nets=collections.deque([first, second])), "nets.1"),
         (lambda first, second: argparse.Namespace(first=first, rest=[second]), "rest.0"),
     ],
-    ids=["list", "tuple", "numbers", "both", "deque", "namespace"],
+    ids=["tuple", "numbers", "deque", "namespace"],
 )
 def test_state_dicts_in_lists_and_under_numbers_are_found(wrap: Callable[..., Any], key: str, tmp_path: Path) -> None:
     first, second = Net(1), Net(2)
@@ -168,36 +152,25 @@ def test_state_dicts_in_lists_and_under_numbers_are_found(wrap: Callable[..., An
     assert equal(loaded(f"{tmp_path}/w.pt#{key}"), second)
 
 
-PREDICTOR: dict[str, Any] = {
-    "hidden_layer_size": 6,
-    "embeddings": EmbeddingsConfig(type="order", enc_levels=3),
-}
-
-
 @pytest.mark.parametrize(
-    "wrap",
+    ("save", "wrap"),
     [
-        dict,
-        prefixed("module."),
-        prefixed("predictor._orig_mod."),
-        lambda state: {"epoch": 3, "model_state_dict": state, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
-        lambda state: [{"lr": 0.1}, state],
+        (save_legacy, dict),
+        (torch.save, prefixed("predictor._orig_mod.")),
+        (torch.save, lambda state: [{"lr": 0.1}, {"epoch": 3, "model_state_dict": state}]),
     ],
 )
-@pytest.mark.parametrize("save", [save_zip, save_legacy])
 def test_predictors_read_whatever_networks_do(
     wrap: Callable[[State], Any], save: Callable[[Any, Path], None], tmp_path: Path
 ) -> None:
-    table = KernelTable(((4, 3, 3, 3),))
-    written = build_nern(NernConfig(**PREDICTOR), table, None, 1)
+    table, own = KernelTable(((4, 3, 3, 3),)), {"embeddings": EmbeddingsConfig(type="order", enc_levels=3)}
+    written = build_nern(NernConfig(hidden_layer_size=6, **own), table, None, 1)
     save(wrap(dict(written.predictor.state_dict())), tmp_path / "p.ckpt")
-    config = NernConfig(**PREDICTOR, init="checkpoint", checkpoint_path=str(tmp_path / "p.ckpt"))
+    config = NernConfig(hidden_layer_size=6, init="checkpoint", checkpoint_path=str(tmp_path / "p.ckpt"), **own)
     assert equal(build_nern(config, table, None, 2).predictor, written.predictor)
     config.hidden_layer_size = 7
-    with pytest.raises(
-        NernError, match=r"predictor checkpoint .*p\.ckpt.* does not fit KxKPredictor: .*layers\.0\.weight: expected "
-        r"\(7, 7\), found \(6, 7\).*Its shape follows from nern\.method"
-    ):  # fmt: skip
+    says = r"predictor checkpoint .*p\.ckpt.* does not fit KxKPredictor: .*layers\.0\.weight: expected \(7, 7\), found"
+    with pytest.raises(NernError, match=says):
         build_nern(config, table, None, 2)
 
 
@@ -205,9 +178,7 @@ def test_predictors_read_whatever_networks_do(
     "wrap",
     [
         prefixed("module."),
-        prefixed("model."),
         prefixed("model._orig_mod."),
-        prefixed("module.model.net."),
         prefixed("encoder."),
         lambda state: {name.replace("conv.", "conv._orig_mod."): value for name, value in state.items()},
         lambda state: prefixed("model.")({name.replace(".", ".module.", 1): value for name, value in state.items()}),
@@ -225,64 +196,32 @@ def test_names_are_unwrapped_until_they_fit(wrap: Callable[[State], State], sour
     assert equal(loaded(tmp_path / "w.pt"), source)
 
 
-class Wrapped(nn.Module):
-    """Its own names begin as a wrapper's do."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.module, self._orig_mod = Net(seed), nn.Linear(2, 2)
-
-
-class Inner(nn.Sequential):
-    """A part of its own is called as one of a wrapper's."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__(collections.OrderedDict(module=Net(seed)))
-
-
 @pytest.mark.parametrize(
-    ("make", "wrap"),
+    ("names", "wrap"),
     [
-        (Wrapped, dict),
-        (Wrapped, prefixed("module.")),
-        (Inner, lambda state: {name.replace("conv.", "conv._orig_mod."): value for name, value in state.items()}),
-        (Inner, lambda state: {name.replace("module.", "_orig_mod.module."): value for name, value in state.items()}),
+        (("module", "_orig_mod"), dict),
+        (("module", "_orig_mod"), prefixed("module.")),
+        (("module",), lambda state: {n.replace("conv.", "conv._orig_mod."): v for n, v in state.items()}),
+        (("module",), lambda state: {n.replace("module.", "_orig_mod.module."): v for n, v in state.items()}),
     ],
 )
-def test_names_that_fit_as_they_are_are_not_unwrapped(
-    make: Callable[[int], nn.Module], wrap: Callable[[State], State], tmp_path: Path
+def test_names_that_begin_as_a_wrapper_s_are_not_unwrapped(
+    names: tuple[str, ...], wrap: Callable[[State], State], tmp_path: Path
 ) -> None:
-    source, network = make(1), make(0)
+    source, network = (nn.ModuleDict({name: Net(seed) for name in names}) for seed in (1, 0))
     torch.save(wrap(dict(source.state_dict())), tmp_path / "w.pt")
     load_weights(network, tmp_path / "w.pt")
     assert equal(network, source)
 
 
-@pytest.mark.parametrize(("prefix", "parameters_only"), [("ema.", False), ("module.", True), ("a.ema_model.", False)])
-def test_weights_beside_a_copy_under_a_prefix(prefix: str, parameters_only: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["ema", "a.ema_model"])
+def test_weights_beside_a_copy_under_a_prefix(prefix: str, tmp_path: Path) -> None:
     first, average = Net(1), Net(2)
-    copy = dict(average.named_parameters()) if parameters_only else average.state_dict()
-    torch.save(dict(first.state_dict()) | prefixed(prefix)(copy), tmp_path / "w.pt")
-    says = rf"tensors beside '' were left out: {prefix}conv" if parameters_only else r"the outermost was taken\. .*#"
-    with pytest.warns(NernWarning, match=says):
+    torch.save(dict(first.state_dict()) | prefixed(f"{prefix}.")(average.state_dict()), tmp_path / "w.pt")
+    with pytest.warns(NernWarning, match=r"the outermost was taken\. .*#"):
         assert equal(loaded(tmp_path / "w.pt"), first)
     assert equal(loaded(f"{tmp_path}/w.pt#"), first)
-    if not parameters_only:
-        assert equal(loaded(f"{tmp_path}/w.pt#{prefix.rstrip('.')}"), average)
-
-
-def test_an_average_is_told_by_whole_words(tmp_path: Path) -> None:
-    first, second = Net(1), Net(2)
-    for name, average in (
-        ("semantic", False),
-        ("themes", False),
-        ("modelEma", True),
-        ("EMA", True),
-        ("swa_model", True),
-    ):
-        torch.save({name: first.state_dict(), "other": second.state_dict()}, tmp_path / "w.pt")
-        with pytest.warns(NernWarning, match="several weights that fit"):
-            assert equal(loaded(tmp_path / "w.pt"), second if average else first), name
+    assert equal(loaded(f"{tmp_path}/w.pt#{prefix}"), average)
 
 
 def test_of_several_that_fit_the_weights_go_before_their_average_and_the_others_have_a_key(tmp_path: Path) -> None:
@@ -310,38 +249,29 @@ def test_of_several_that_fit_the_weights_go_before_their_average_and_the_others_
 # --- what lies beside it -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("save", [save_zip, save_legacy])
-@pytest.mark.parametrize(
-    "beside",
-    [
+@pytest.mark.parametrize("save", [torch.save, save_legacy])
+def test_harmless_kinds_beside_the_weights_are_read(
+    save: Callable[[Any, Path], None], source: Net, tmp_path: Path
+) -> None:
+    beside: list[Any] = [
         np.float64(91.7),
         np.float32(0.5),
         np.int64(3),
         np.bool_(True),
         np.arange(4),
         np.dtype("float32"),
+    ]
+    beside += [
         Path("runs/here"),
         pathlib.PureWindowsPath("c:/runs"),
-        collections.defaultdict(list, a=[1]),
-        collections.defaultdict(float),
-        collections.OrderedDict(a=1),
-        collections.deque([1, 2]),
-        argparse.Namespace(lr=0.1, data=Path("data")),
-        types.SimpleNamespace(lr=0.1),
-        datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC),
         datetime.timedelta(seconds=3),
         range(3),
-        torch.Size([2]),
-        torch.device("cpu"),
-        torch.float16,
         frozenset({1}),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_harmless_kinds_beside_the_weights_are_read(
-    save: Callable[[Any, Path], None], beside: Any, source: Net, tmp_path: Path
-) -> None:
-    save({"state_dict": source.state_dict(), "beside": beside, "list": [beside]}, tmp_path / "w.pt")
+    ]
+    beside += [collections.defaultdict(list, a=[1]), collections.OrderedDict(a=1), collections.deque([1, 2])]
+    beside += [argparse.Namespace(lr=0.1, data=Path("data")), types.SimpleNamespace(lr=0.1)]
+    beside += [datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC), torch.Size([2]), torch.device("cpu"), torch.float16]
+    save({"state_dict": source.state_dict(), "list": beside, "beside": dict(enumerate(beside))}, tmp_path / "w.pt")
     assert equal(loaded(tmp_path / "w.pt"), source)
 
 
@@ -349,7 +279,7 @@ class Custom:
     """A class of a training script."""
 
 
-@pytest.mark.parametrize("save", [save_zip, save_legacy])
+@pytest.mark.parametrize("save", [torch.save, save_legacy])
 def test_any_other_object_is_refused_by_its_name(
     save: Callable[[Any, Path], None], source: Net, attack: Any, tmp_path: Path
 ) -> None:
@@ -372,10 +302,8 @@ def test_any_other_object_is_refused_by_its_name(
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_files_in_parts_are_read_by_their_index(kind: str, source: Net, tmp_path: Path) -> None:
     state = {n: t for n, t in source.state_dict().items() if n != "tied.weight"}
-    places, save = {}, save_safe if kind == "safetensors" else save_zip
-    for number, name in enumerate(state):
-        part = f"model-{number % 2 + 1:05}-of-00002.{kind}"
-        places[name] = part
+    save = save_safe if kind == "safetensors" else torch.save
+    places = {name: f"model-{number % 2 + 1:05}-of-00002.{kind}" for number, name in enumerate(state)}
     for part in set(places.values()):
         save({n: state[n] for n, of in places.items() if of == part}, tmp_path / part)
     index = tmp_path / f"model.{kind}.index.json"
@@ -389,7 +317,6 @@ def test_files_in_parts_are_read_by_their_index(kind: str, source: Net, tmp_path
     ("index", "says"),
     [
         ({"weight_map": {"conv.weight": "../w.safetensors"}}, "outside its folder; that is refused"),
-        ({"weight_map": {"conv.weight": "/etc/passwd"}}, "outside its folder; that is refused"),
         ({"weight_map": {"conv.weight": "m.index.json"}}, "names an index as one of its parts; that is refused"),
         ({"weight_map": {"conv.weight": "none.safetensors"}}, "no such file"),
         ({"weight_map": {"other": "w.safetensors"}}, "other is not in w.safetensors"),
@@ -420,21 +347,17 @@ def test_other_floating_numbers_are_converted(dtype: torch.dtype, source: Net, t
     assert found.norm.num_batches_tracked == 0
 
 
+ONES = torch.ones(3, 1, 3, 3)
+
+
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (
-            torch.ones(3, 1, 3, 3, dtype=torch.int8),
-            r"conv.weight holds torch.int8, the network has torch.float32 there",
-        ),
-        (torch.ones(3, 1, 3, 3, dtype=torch.complex64), r"holds torch.complex64"),
-        (torch.ones(3, 1, 3, 3).to(torch.float8_e4m3fn), r"holds torch.float8_e4m3fn"),
-        (torch.ones(3, 1, 3, 3).to_sparse(), r"conv.weight is sparse"),
-        (
-            torch.full((3, 1, 3, 3), 1e300, dtype=torch.float64),
-            r"conv.weight holds 1e\+300, beyond the network's torch.float32",
-        ),
-        (torch.full((3, 1, 3, 3), float("nan")), r"values that are not finite"),
+        (ONES.to(torch.int8), r"conv.weight holds torch.int8, the network has torch.float32 there"),
+        (ONES.to(torch.float8_e4m3fn), r"holds torch.float8_e4m3fn"),
+        (ONES.to_sparse(), r"conv.weight is sparse"),
+        (ONES.double() * 1e300, r"conv.weight holds 1e\+300, beyond the network's torch.float32"),
+        (ONES * torch.nan, r"values that are not finite"),
     ],
 )
 def test_one_kind_of_number_never_stands_for_another(value: Tensor, says: str, source: Net, tmp_path: Path) -> None:
@@ -443,38 +366,10 @@ def test_one_kind_of_number_never_stands_for_another(value: Tensor, says: str, s
         loaded(tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize(
-    ("own", "given"),
-    [
-        (torch.int8, torch.tensor([1, 300])),
-        (torch.float32, torch.tensor([1.0, 1e300], dtype=torch.float64)),
-        (torch.float16, torch.tensor([1.0, 1e6])),
-    ],
-)
-def test_values_that_a_buffer_cannot_hold_are_refused(own: torch.dtype, given: Tensor, tmp_path: Path) -> None:
-    network = Net()
-    network.register_buffer("more", torch.zeros(2, dtype=own))
-    torch.save(network.state_dict() | {"more": given}, tmp_path / "w.pt")
-    with pytest.raises(NernError, match=rf"more holds {re.escape(str(given[1].item()))}, beyond the network's {own}"):
-        load_weights(network, tmp_path / "w.pt")
-
-
 def test_tied_tensors_that_differ_in_the_file_are_refused(source: Net, tmp_path: Path) -> None:
     torch.save(source.state_dict() | {"tied.weight": torch.zeros(3, 3)}, tmp_path / "w.pt")
     with pytest.raises(NernError, match=r"head\.weight and tied\.weight are one tensor in Net, and differ in the file"):
         loaded(tmp_path / "w.pt")
-
-
-def test_a_buffer_of_ones_own_may_hold_anything_whatever_its_name(tmp_path: Path) -> None:
-    network = Net()
-    network.register_buffer("running_var", torch.tensor([torch.inf, torch.nan]))
-    torch.save(network.state_dict(), tmp_path / "w.pt")
-    load_weights(network, tmp_path / "w.pt")
-    Original(network)
-    network.norm.running_var.fill_(torch.inf)
-    torch.save(network.state_dict(), tmp_path / "w.pt")
-    with pytest.raises(NernError, match=r"norm\.running_var holds values that are not finite"):
-        load_weights(network, tmp_path / "w.pt")
 
 
 def test_a_network_of_whole_numbers_takes_whole_numbers(tmp_path: Path) -> None:
@@ -502,9 +397,8 @@ def test_the_nearest_state_dict_is_described(source: Net, tmp_path: Path) -> Non
     torch.save({"other": {"a": torch.zeros(1)}, "net": state}, tmp_path / "w.pt")
     with pytest.raises(NernError, match=r"w.pt \(net.module\) does not fit Net: 1 missing: conv.bias$"):
         loaded(tmp_path / "w.pt")
-    torch.save(
-        {"layers.0.weight": torch.zeros(2, 2), "final_linear_layer.weight": torch.zeros(9, 2)}, tmp_path / "p.pt"
-    )
+    predictor = {"layers.0.weight": torch.zeros(2, 2), "final_linear_layer.weight": torch.zeros(9, 2)}
+    torch.save(predictor, tmp_path / "p.pt")
     with pytest.raises(NernError, match=r"These are the weights of a NeRN's predictor"):
         loaded(tmp_path / "p.pt")
 
@@ -515,9 +409,11 @@ def test_a_part_of_a_deeper_network_is_not_taken_for_the_whole(tmp_path: Path) -
         build_original_network("ResNet8", str(tmp_path / "deep.pt"))
 
 
-@pytest.mark.parametrize("wrap", [prefixed("module."), prefixed("_orig_mod."), lambda state: {"net": state}])
-def test_what_wrapped_weights_tell_need_not_be_said(wrap: Callable[[State], State], tmp_path: Path) -> None:
-    source = build_original_network("ResNet8", None, {"option": "B", "num_classes": 13, "widths": [4, 8, 10]})
+@pytest.mark.parametrize("wrap", [dict, prefixed("module."), lambda state: {"net": state}])
+@pytest.mark.parametrize("option", ["A", "B"])
+def test_what_weights_tell_need_not_be_said(wrap: Callable[[State], State], option: str, tmp_path: Path) -> None:
+    arguments = {"option": option, "num_classes": 13, "in_channels": 2, "widths": [4, 8, 10]}
+    source = build_original_network("ResNet8", None, arguments)
     torch.save(wrap(dict(source.state_dict())), tmp_path / "w.pth.tar")
     assert equal(build_original_network("ResNet8", str(tmp_path / "w.pth.tar")), source)
 
