@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from nern.artifact.entropy import Decoder, Encoder
 from nern.artifact.table import layer_table
 from nern.artifact.tensors import Coded, TensorCode, decode_tensors, encode_tensors
 from nern.calibration import network as calibration
+from nern.calibration.feedback import Inputs, rounded
 from nern.cli import main
 from nern.config import Config, NernConfig, TaskConfig
 from nern.jobs import coding as jobs_coding
@@ -151,6 +152,30 @@ def error(artifact: nern.Artifact, network: nn.Module, images: Tensor) -> float:
     """Of the outputs."""
     with torch.no_grad():
         return float((artifact.network(network)(images) - network(images)).square().mean())
+
+
+@settings(deadline=None)
+@given(groups=st.sampled_from([1, 3]), seed=st.integers(0, 50), quality=st.sampled_from([0.05, 0.3, 1.0]))
+def test_feedback_errs_less_than_rounding_alone(groups: int, seed: int, quality: float) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    n = 24
+    mixing = torch.randn(groups, n, n, generator=rng) * torch.logspace(0, -1.5, n)
+    inputs = torch.randn(groups, 4000, n, generator=rng) @ mixing
+    moments = inputs.mT @ inputs / 4000
+    codes = torch.randn(6 * groups, n // 2, 2, generator=rng)
+    found = rounded(codes, Inputs(moments, codes.view(groups, 6, n) @ moments), torch.ones(6 * groups), quality)
+    nearest = (codes / found.step).round() * found.step
+
+    def error(values: Tensor) -> float:
+        difference = (values - codes).reshape(groups, 6, n)
+        return float(((difference @ moments) * difference).sum())
+
+    def size(values: Tensor) -> float:
+        return float((values / found.step).abs().log1p().sum())
+
+    assert torch.equal(found.values, found.multiples * found.step)
+    assert error(found.values) < error(nearest) or size(found.values) < size(nearest)
+    assert error(found.values) < error(torch.zeros_like(codes))
 
 
 def test_finer_qualities_need_more_bytes_and_err_less(small: nn.Module, images: Tensor, tmp_path: Path) -> None:
