@@ -16,7 +16,6 @@ from nern.api import fit_config
 from nern.config import Config
 from nern.jobs import train
 from nern.jobs.packing import PackOptions
-from nern.representation.nern import NeRN
 
 ITERATIONS = 100
 
@@ -180,22 +179,3 @@ def test_whole_numbers_cost_few_bytes(masked: nern.Fitted, tmp_path: Path) -> No
     network.register_buffer("ones", torch.ones(100_000))
     with_them = nern.save(nern.fit(network, iterations=1, progress=False), tmp_path / "b.nern").size
     assert with_them - plain < 200
-
-
-def test_a_save_predicts_all_weights_once_or_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nern.training.effects.MOST_ROWS", 2**10)  # on so many effects are measured
-    config = fit_config(1)
-    config.nern.embeddings.permutations.permute_mode = "none"
-    config.nern.embeddings.permutations.improve_seconds = 0.0
-    found = nern.fit(nn.Sequential(*(nn.Conv2d(40, 40, 3) for _ in range(4))), config=config, progress=False)
-    predicted, predict = [], NeRN._predict
-
-    def counted(self: NeRN, rows: Tensor | None, head: int) -> Tensor:
-        predicted.append(self.table.rows if rows is None else len(rows))
-        return predict(self, rows, head)
-
-    monkeypatch.setattr(NeRN, "_predict", counted)
-    nern.save(found, tmp_path / "net.nern")
-    whole = 4 * 40 * 40
-    assert sum(count == whole for count in predicted) <= 2
-    assert 0 < sum(count for count in predicted if count < whole) < 20 * 2**10

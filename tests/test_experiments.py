@@ -20,8 +20,6 @@ from nern.files import save_safetensors
 from nern.jobs import train as train_run
 from nern.jobs.packing import PackOptions, pack
 from nern.objectives.objective import Losses
-from nern.ordering.order import InFilterOrdering
-from nern.ordering.store import FILE_NAME, save_ordering
 from nern.originals.build import build_network
 from nern.registry import TASKS
 from nern.tasks import ImageTensors, register_task
@@ -145,19 +143,6 @@ def orderings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("orderings")
 
 
-@pytest.fixture
-def random_orderings(tmp_path: Path) -> Path:
-    """A random ordering of ResNet18, whose kernels take minutes to order."""
-    rng, state = torch.Generator().manual_seed(0), build_network("ResNet18").state_dict()
-    weights = [w for name, w in state.items() if name.startswith("layer") and w.shape[2:] == (3, 3)]
-    sizes = [tuple(weight.shape[:2]) for weight in weights]
-    filters = [torch.randperm(co, generator=rng) for co, _ in sizes]
-    channels = [torch.rand(co, ci, generator=rng).argsort(1) for co, ci in sizes]
-    pairs = zip(filters, channels, strict=True)
-    save_ordering(tmp_path / FILE_NAME, InFilterOrdering([{"filter_order": f, "channel_order": c} for f, c in pairs]))
-    return tmp_path
-
-
 def short(path: str, tmp_path: Path, **changes: Any) -> Config:
     """The config of a step with images, over the file at `path`; sections and names are joined by two underscores."""
     values = {
@@ -233,20 +218,6 @@ def test_imagenet_experiment_trains_on_the_first_stage(path: str, tmp_path: Path
         nern__embeddings__permutations__path=str(orderings / path.rpartition("_")[0]),
     )
     assert len(train(config).nern.table.shapes) == 4
-
-
-@pytest.mark.filterwarnings("ignore:(num_gpus is 2|original_model_path is not set):nern.errors.NernWarning")
-@pytest.mark.usefixtures("imagenet")
-def test_imagenet_experiment_trains_on_all_stages(tmp_path: Path, random_orderings: Path) -> None:
-    config = short(
-        "resnet18/imagenet/imagenet_resnet18_smoothpes_permute_infilter_1024.yaml",
-        tmp_path,
-        batch_size=2,
-        original_model_path=None,
-        nern__hidden_layer_size=8,
-        nern__embeddings__permutations__path=str(random_orderings),
-    )
-    assert train(config).nern.table.rows == 1_220_608
 
 
 def test_two_networks_train_in_one_nern(tmp_path: Path, tiny_cifar: Path) -> None:

@@ -54,12 +54,6 @@ def to_weights(heads: Heads, predictions: list[Tensor]) -> list[Tensor]:
 # --- weights of all kinds ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (0, 3), (3, 2, 0, 3)])
-def test_a_tensor_without_kernels_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(NernError, match="has no kernels"):
-        KernelTable.of([torch.zeros(shape)])
-
-
 @given(networks_of_all_kinds, st.sampled_from([3, 5]))
 def test_weights_of_all_kinds_survive_the_way_through_rows(shapes: list[tuple[int, ...]], num_idxs: int) -> None:
     weights = random_weights(shapes)
@@ -85,31 +79,6 @@ def test_splitting_rows_keeps_their_order_and_repeats(
         assert of_head.tolist() == [row for row in rows.tolist() if row in mine]
         assert torch.equal(heads.rows(head)[local], of_head)
     assert sum(len(of_head) for of_head, _ in parts) == len(rows)
-
-
-@given(
-    networks_of_all_kinds,
-    st.lists(st.integers(0, 10**6), max_size=20),
-    st.sampled_from([("per_size", 3), ("shared", 3), ("per_size", 5)]),
-)
-def test_predictions_sorted_by_layer_are_those_of_the_whole(
-    shapes: list[tuple[int, ...]], numbers: list[int], which: tuple[str, int]
-) -> None:
-    kind, num_idxs = which
-    weights = random_weights(shapes)
-    heads = Heads.build(KernelTable.of(weights, num_idxs), kind, output_size=9)
-    rows = torch.tensor([number % heads.table.rows for number in numbers], dtype=torch.int64).sort().values
-    rng = torch.Generator().manual_seed(1)
-    whole = [torch.randn(n, *size, generator=rng) for n, size in zip(heads.counts, heads.sizes, strict=True)]
-    drawn = [of_head[local] for of_head, (_, local) in zip(whole, heads.split(rows), strict=True)]
-    parts = heads.by_layer(rows, drawn)
-    layers = [index for index, _, _ in parts]
-    assert layers == sorted(set(layers))
-    begins = [heads.table.starts[index] + local for index, local, _ in parts]
-    assert torch.cat([rows[:0], *begins]).tolist() == rows.tolist()
-    for index, local, kernels in parts:
-        assert len(kernels) > 0
-        assert torch.equal(kernels, heads.sampled(heads.part(whole, index), index)[local])
 
 
 @pytest.mark.parametrize("mode", sorted(SAMPLING_MODES))

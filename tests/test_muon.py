@@ -106,21 +106,6 @@ def test_parameters_without_gradient_are_left_alone() -> None:
     assert all(torch.equal(p, old) for p, old in zip([*matrices, *others], now, strict=True))
 
 
-def test_a_parameter_whose_first_gradient_comes_late_begins_as_in_adamw() -> None:
-    """As the head of a layer does whose rows are drawn late."""
-    ends = []
-    for kind in (lambda p: Muon([], p, 0.1), lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.0)):
-        parameters = made([(5,), (5,)])
-        optimizer = kind(parameters)
-        for step in range(6):
-            give_gradients(parameters, step)
-            if step < 5:
-                parameters[1].grad = None
-            optimizer.step()
-        ends.append(parameters[1])
-    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
-
-
 # --- by config -----------------------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -80,53 +78,6 @@ def test_a_resumed_optimizer_continues_exactly(name: str) -> None:
     assert second.state_dict()["param_groups"] == state["param_groups"]
     steps(second, halves, range(9, 20))
     assert all(torch.equal(a, b) for a, b in zip(whole, halves, strict=True))
-
-
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_what_belongs_to_the_device_is_not_loaded(name: str) -> None:
-    config = OptimConfig(optimizer_type=name)
-    here, there = start(), start()
-    first = build_optimizer(config, here)
-    steps(first, here, range(9))
-    state = first.state_dict()
-    for group in state["param_groups"]:  # as version 0.1.0 saved it on a GPU
-        group |= {key: True for key in ("capturable", "fused") if key in group}
-    second = build_optimizer(config, there)
-    for p, q in zip(here, there, strict=True):
-        q.data.copy_(p)
-    second.load_state_dict(copy.deepcopy(state))
-    steps(first, here, range(9, 15))
-    steps(second, there, range(9, 15))
-    assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
-
-
-class Own(torch.optim.Optimizer):
-    """An optimizer of a user's own."""
-
-    def __init__(self, parameters: object) -> None:
-        super().__init__(parameters, {"lr": 1.0})
-
-    def step(self) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.data -= group["lr"] * p.grad
-
-
-@pytest.fixture
-def own() -> Iterator[str]:
-    OPTIMIZERS.register("own")(lambda parameters, config: Own(parameters))
-    yield "own"
-    OPTIMIZERS.unregister("own")
-
-
-def test_a_registered_optimizer_works(own: str) -> None:
-    p = nn.Parameter(torch.ones(2))
-    optimizer = build_optimizer(OptimConfig(optimizer_type=own), [p])
-    p.grad, optimizer.lr = torch.ones(2), 0.25
-    optimizer.step()
-    assert p.tolist() == [0.75, 0.75]
-    optimizer.zero_grad()
-    assert p.grad is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nern import devices
 from nern.config import Config
 from nern.errors import NernError
 from nern.evaluation import Evaluator
@@ -113,41 +108,6 @@ def test_every_loss_in_16_bits_is_nearly_that_in_float32(make: Make, key: str, n
     assert float((one - other).norm()) < 0.15 * float(other.norm())
 
 
-@pytest.mark.parametrize("method", ["kxk", "kxk_nerf", "kxk_residual", "basic"])
-@pytest.mark.parametrize("rows", [ROWS, None], ids=["drawn", "all"])
-def test_predicted_kernels_are_in_float32(make: Make, method: str, rows: Tensor | None) -> None:
-    idxs = 5 if method == "basic" else 3
-    settings = {"nern.method": method, "nern.embeddings.num_idxs": idxs, "nern.num_blocks": 4}
-    trainer = make(precision="bf16", **settings)
-    kernels, hidden = [], []
-    trainer.nern.predictor.register_forward_hook(lambda module, inputs, output: kernels.append(output))
-    trainer.nern.predictor.activation.register_forward_hook(lambda module, inputs, output: hidden.append(output.dtype))
-    trainer.differentiate([batch()], rows)
-    assert kernels
-    assert all(k.dtype == torch.float32 for k in kernels)
-    assert torch.bfloat16 in hidden  # between them it is computed in 16 bits
-    assert any((k != k.bfloat16().float()).any() for k in kernels)  # more digits than 16 bits have
-
-
-@pytest.mark.parametrize("any_precision", [True, False])
-def test_feature_maps_reach_a_loss_in_the_precision_it_can_do(make: Make, any_precision: bool) -> None:
-    seen: list[torch.dtype] = []
-
-    def loss(original: Sequence[Tensor], reconstructed: Sequence[Tensor]) -> Tensor:
-        seen.extend(m.dtype for m in (*original, *reconstructed))
-        assert not torch.is_autocast_enabled("cpu")
-        return torch.stack([(o.float() - r.float()).square().mean() for o, r in zip(original, reconstructed)]).sum()  # noqa: B905
-
-    FEATURE_MAP_LOSSES.register("Watching", any_precision=any_precision)(loss)
-    try:
-        trainer = make(precision="bf16", **{"nern.attention_loss_type": "Watching"})
-        losses = trainer.differentiate([batch()], ROWS)
-    finally:
-        FEATURE_MAP_LOSSES.unregister("Watching")
-    assert set(seen) == {torch.bfloat16 if any_precision else torch.float32}
-    assert torch.isfinite(losses.total)
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "ranger", "sgd"])
 def test_training_in_16_bits_keeps_parameters_in_float32_and_lowers_the_loss(make: Make, optimizer: str) -> None:
     rate = 1e-3 if optimizer == "sgd" else 5e-3
@@ -190,17 +150,6 @@ def test_an_unknown_precision_names_the_choices(given_: str) -> None:
         Config.from_dict(SETTINGS | {"precision": given_}).check()
 
 
-def test_a_weight_seen_without_gradient_gets_one_later() -> None:
-    weight, rows = torch.ones(3, 4, requires_grad=True), torch.ones(2, 4)
-    with devices.lower_precision("bf16", torch.device("cpu")):
-        with torch.no_grad():
-            nn.functional.linear(rows, weight)
-        result = nn.functional.linear(rows, weight)
-    result.sum().backward()
-    assert weight.grad is not None
-    assert torch.equal(weight.grad, torch.full((3, 4), 2.0))
-
-
 # --- batches in parts ----------------------------------------------------------------------------------------------
 
 
@@ -227,12 +176,11 @@ def compared(
     make: Make, monkeypatch: pytest.MonkeyPatch, images: int, batches: Sequence[Batch], rows: Tensor | None, **more: Any
 ) -> None:
     """Losses and gradients of batches in parts of so many images are those of whole batches."""
-    fractions = more.pop("fractions", None)
     results = []
     for limit in (10**6, images):
         at_once(monkeypatch, limit)
         trainer = make(len(batches), **more)
-        losses = trainer.differentiate(batches, rows, fractions)
+        losses = trainer.differentiate(batches, rows)
         results.append((losses, gradients(trainer)))
     (whole, expected), (parts, found) = results
     assert parts.terms.keys() == whole.terms.keys() == {"reconstruction", "feature_maps", "distillation", "task"}
@@ -259,15 +207,6 @@ def test_parts_of_a_batch_add_up_to_it(
     assert sizes == [8, 3, 3, 2]
 
 
-def test_a_share_of_the_images_counts_as_a_share(make: Make, monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
-    compared(make, monkeypatch, 3, [batch(), batch(4, seed=1)], ROWS, fractions=[0.25, 0.5])
-    assert sizes == [8, 4, 3, 3, 2, 3, 1]
-    whole, share = (make().differentiate([batch()], ROWS, [fraction]) for fraction in (1.0, 0.25))
-    for name, value in whole.terms.items():
-        expected = float(value) * (1.0 if name == "reconstruction" else 0.25)
-        assert float(share.terms[name]) == pytest.approx(expected, rel=1e-5), name
-
-
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize(("key", "name"), AS_A_WHOLE)
 def test_losses_of_a_batch_as_a_whole_are_never_divided(
@@ -279,41 +218,3 @@ def test_losses_of_a_batch_as_a_whole_are_never_divided(
     make(precision=precision, **{key: name, key.replace("type", "weight"): 0.0}).differentiate([batch()], ROWS)
     assert sizes == [8, *[2 if precision == "bf16" else 1] * len(sizes[1:])]  # without it the others are
     assert sum(sizes) == 16
-
-
-def test_the_losses_of_a_batch_as_a_whole_are_known() -> None:
-    assert {name for _, name in AS_A_WHOLE} == {"L2AttentionLoss", "SPAttentionLoss"}
-    assert len(BY_IMAGE) == len(DISTILLATION_LOSSES._entries) + len(TASK_LOSSES._entries) + 1
-
-
-@given(st.integers(2, 9), st.data())
-def test_losses_by_image_are_means_over_images(count: int, data: st.DataObject) -> None:
-    cut, seed = data.draw(st.integers(1, count - 1)), data.draw(st.integers(0, 99))
-    rng = torch.Generator().manual_seed(seed)
-    maps, other = ([torch.randn(count, *s, generator=rng) for s in ((2, 3, 3), (5,))] for _ in range(2))
-    logits, outputs = torch.randn(2, count, 4, generator=rng)
-    labels = torch.randint(4, (count,), generator=rng)
-    parts = (slice(cut), slice(cut, None))
-    given_to: dict[str, Callable[[slice], tuple[Any, Any]]] = {
-        "nern.attention_loss_type": lambda part: ([m[part] for m in maps], [m[part] for m in other]),
-        "nern.distillation_loss_type": lambda part: (logits[part], outputs[part]),
-        "nern.task_loss_type": lambda part: (outputs[part], labels[part]),
-    }
-    for key, name in BY_IMAGE:
-        loss, of = KEYS[key][name], given_to[key]
-        shares = [cut / count, 1 - cut / count]
-        added = sum(share * float(loss(*of(part))) for share, part in zip(shares, parts, strict=True))
-        whole = float(loss(*of(slice(None))))
-        assert whole == pytest.approx(added, rel=1e-4, abs=1e-5), name
-
-
-# --- memory that is kept -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("system", ["darwin", "win32", "cygwin", "freebsd14"])
-def test_on_other_systems_memory_is_left_alone(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: asked.append(name))
-    monkeypatch.setattr(sys, "platform", system)
-    devices.keep_memory()
-    assert asked == []

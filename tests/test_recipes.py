@@ -148,23 +148,7 @@ def test_an_unknown_recipe_lists_the_choices(name: object, tmp_path: Path) -> No
         Config.load(path)
 
 
-@pytest.mark.parametrize("arguments", [["--recipe", "nernn"], ["--recipe=nernn"], ["--recipe"]])
-def test_an_unknown_recipe_is_refused_when_typed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *arguments]) == 2
-    message = capsys.readouterr().err
-    assert "recipe" in message
-    assert "Traceback" not in message
-
-
 # --- saved and read again ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_saved_config_is_read_back_unchanged(tmp_path: Path, typed: Any, name: str) -> None:
-    config = Config.of_recipe(name, {"nern.weights_batch_size": 9, "distillation.epochs": None})
-    config.save(tmp_path / "saved.yaml")
-    assert Config.load(tmp_path / "saved.yaml") == config
-    assert typed("--config_path", tmp_path / "saved.yaml") == config
 
 
 def test_a_saved_config_does_not_change_with_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,6 @@ from runs import random_weights
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
 SHAPES = ((4, 2, 3, 3), (3, 4, 1, 1), (2, 3, 3, 2))
-CPU = torch.device("cpu")
 
 shapes_of_networks = st.lists(
     st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4
@@ -60,12 +59,6 @@ def test_rows_are_kernels_or_weights_in_the_order_of_their_coordinates(
 def test_impossible_tables_are_refused(shapes: tuple, num_idxs: int, says: str) -> None:
     with pytest.raises(NernError, match=says):
         KernelTable(shapes, num_idxs)
-
-
-def test_a_kernel_above_the_output_size_is_refused_before_anything_is_built() -> None:
-    table = KernelTable(((4, 2, 3, 3), (4, 4, 5, 5)))
-    with pytest.raises(NernError, match=r"learnable weight 1 .* nern.output_size to at least 5"):
-        build_nern(NernConfig(heads="shared"), table, None, seed=0)
 
 
 # --- sampling ----------------------------------------------------------------------------------------------------
@@ -137,20 +130,6 @@ def test_every_predictor_trains_all_its_parameters(method: str, norm_layer: str,
             assert parameter.grad.any(), name  # a batch norm takes the bias before it away
 
 
-@pytest.mark.parametrize("method", MLPS)
-def test_state_dicts_have_the_published_names(method: str) -> None:
-    predictor = build_predictor(method, seed=0, input_size=8, num_blocks=4, hidden_layer_size=6)
-    layers = [f"layers.{i}.{name}" for i in range(3) for name in ("weight", "bias")]
-    assert list(predictor.state_dict()) == [*layers, "final_linear_layer.weight", "final_linear_layer.bias"]
-
-
-@pytest.mark.parametrize("method", MLPS)
-def test_too_few_blocks_are_refused(method: str) -> None:
-    build_predictor(method, seed=0, input_size=8, num_blocks=2)
-    with pytest.raises(NernError, match=r"nern.num_blocks \(=1\) must be at least 2"):
-        build_predictor(method, seed=0, input_size=8, num_blocks=1)
-
-
 def test_the_number_of_parameters_is_that_of_the_published_experiment() -> None:
     predictor = build_predictor("kxk", seed=0, input_size=240, num_blocks=5, hidden_layer_size=180)
     assert parameters_of(predictor) == 142_749
@@ -182,25 +161,6 @@ def test_predictions_do_not_depend_on_the_size_of_forward_calls(chunk: int, head
     expected = [of_head[local] for of_head, (_, local) in zip(whole(), whole.heads.split(rows), strict=True)]
     assert sum(map(len, expected)) == 4
     torch.testing.assert_close(pieces(rows), expected)
-
-
-@pytest.mark.parametrize("norm_layer", ["none", "bn"])
-def test_many_rows_are_predicted_in_parts_with_the_same_values_and_gradients(
-    norm_layer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def gradients() -> tuple[list[Tensor], int]:
-        nern = build_nern(config(norm_layer=norm_layer), KernelTable(SHAPES), None, seed=0).train()
-        calls: list[int] = []
-        nern.predictor.register_forward_pre_hook(lambda *_: calls.append(1))
-        torch.cat([of_head.flatten() for of_head in nern()]).square().sum().backward()
-        return [p.grad for p in nern.predictor.parameters()], len(calls)
-
-    whole, once = gradients()
-    monkeypatch.setattr("nern.representation.nern.FEW_ROWS", 4)
-    monkeypatch.setattr("nern.representation.nern.CACHED_ROWS", 3)
-    parts, calls = gradients()
-    torch.testing.assert_close(parts, whole)
-    assert (calls > once) == (norm_layer == "none")  # statistics are those of all rows of a step
 
 
 @pytest.mark.parametrize("method", MLPS)

@@ -17,9 +17,8 @@ from nern.experiment import build_experiment, build_teachers
 from nern.objectives.objective import Objective
 from nern.originals.base import Original
 from nern.originals.mirrored import Mirrored
-from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, TASKS
-from nern.tasks.base import register_task
-from nern.training import RunFolder, Trainer
+from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES
+from nern.training import RunFolder
 from runs import SHORT, assert_same_result, interrupted, resume, small_resnet, train
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -96,41 +95,7 @@ def test_outputs_are_the_teachers_and_feature_maps_the_originals(images: Tensor,
     torch.testing.assert_close(twin.total, plain.total)
 
 
-@pytest.mark.parametrize("maps", [0.0, 0.5])
-def test_mirrored_outputs_are_means_over_both_views_and_feature_maps_are_of_the_image(
-    images: Tensor, maps: float
-) -> None:
-    original, weights = Original(small_resnet()), moved(Original(small_resnet()))
-    config = Config.from_dict({"nern.attention_loss_weight": maps, "nern.distillation_loss_weight": 0.25}).nern
-    expected = (original(images) + original(torch.flip(images, dims=(3,)))) / 2
-    assert not torch.allclose(expected, original(images))
-    found = Objective(config, original, Mirrored(original))(weights, images)
-    outputs = original.run(weights, images)[0]
-    torch.testing.assert_close(
-        found.terms["distillation"], DISTILLATION_LOSSES[config.distillation_loss_type](expected, outputs)
-    )
-    plain = Objective(config, original)(weights, images)
-    assert found.terms.keys() == plain.terms.keys()
-    assert all(torch.equal(found.terms[name], plain.terms[name]) for name in found.terms if name != "distillation")
-
-
 # --- built from a config -------------------------------------------------------------------------------------------
-
-
-def test_the_teacher_of_a_config_is_built_from_its_file(configure: Configure, images: Tensor) -> None:
-    experiment = build_experiment(configure())
-    (member,) = experiment.members
-    teacher = member.teacher
-    assert teacher is not None
-    torch.testing.assert_close(teacher(images), small_resnet(4, widths=[6, 8, 10]).eval()(images).detach())
-    assert experiment.nern.table.num_weights == sum(w.numel() for w in member.original.weights)
-    trainer = Trainer(experiment.config, experiment.members, experiment.nern, experiment.extra)
-    assert trainer.differentiate.objectives[0].teacher is teacher
-    assert build_experiment(configure(), train=False).members[0].teacher is None
-    experiment = build_experiment(configure(NONE))
-    assert experiment.members[0].teacher is None
-    objective = Trainer(experiment.config, experiment.members, experiment.nern).differentiate.objectives[0]
-    assert objective.teacher is objective.original
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -159,34 +124,6 @@ def test_tasks_say_whether_images_are_mirrored(configure: Configure, task: str, 
     assert build_teachers(config, torch.device("cpu"), [original]) == [None]
     config.teacher.mirrored = True
     assert isinstance(build_teachers(config, torch.device("cpu"), [original])[0], Mirrored)
-
-
-def test_what_is_no_image_has_no_mirror_image(configure: Configure) -> None:
-    @register_task("series", input_shape=(1, 8), num_classes=10)
-    def series(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("not built")
-
-    original = Original(small_resnet())
-    config = configure(NONE)
-    config.teacher.mirrored = True
-    config.task.task_name = "series"
-    try:
-        with pytest.raises(
-            NernError, match=r"teacher\.mirrored needs images, but the inputs of series have shape \(1, 8\)"
-        ):
-            build_teachers(config, torch.device("cpu"), [original])
-    finally:
-        TASKS.unregister("series")
-
-
-def test_paths_of_the_teacher_are_named_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    names = {"teacher.original_model_name": "mine.py:make", "teacher.original_model_path": "teacher.pt"}
-    config = Config.from_dict(names).with_absolute_paths()
-    assert config.teacher.original_model_path == str(tmp_path / "teacher.pt")
-    assert config.teacher.original_model_name == f"{tmp_path / 'mine.py'}:make"
-    shipped = Config.from_dict(names | {"teacher.original_model_path": "pretrained:digits-resnet8"})
-    assert shipped.with_absolute_paths().teacher.original_model_path == "pretrained:digits-resnet8"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -20,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import nern
-from nern import Config, NernError, NonFiniteLossError, registry
+from nern import Config, NernError, registry
 from nern.cli import main
 from nern.config import OriginalConfig
 from nern.objectives.smoothness import mean_neighbour_cosine
@@ -28,6 +27,8 @@ from nern.originals import CifarResNet, build_network
 from nern.tasks.base import DataSettings, build_task
 from nern.training import Interrupted, OriginalTrainer, RunFolder
 from runs import assert_same_result, quiet, same, stop_after
+
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 CPU = torch.device("cpu")
 WIDTHS = [4, 6, 8]
@@ -46,6 +47,7 @@ BASE: dict[str, Any] = {
 ONE_STEP: dict[str, Any] = {"epochs": 1, "batch_size": 1200}
 
 Configure = Callable[..., OriginalConfig]
+Finished = tuple[RunFolder, dict[str, Any]]
 
 
 @pytest.fixture
@@ -108,7 +110,7 @@ def first_batch(config: OriginalConfig) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run that learns something, with every file, and what it returned."""
     values = BASE | {
         "logging.log_dir": str(tmp_path_factory.mktemp("finished")),
@@ -122,7 +124,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[
     return RunFolder(metrics["run_folder"]), metrics
 
 
-def test_run_folder_holds_what_is_documented(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+def test_run_folder_holds_what_is_documented(finished: Finished) -> None:
     root = finished[0].root
     found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     found = {"events" if name.startswith("events.out.tfevents.") else name for name in found}
@@ -141,7 +143,7 @@ def test_run_folder_holds_what_is_documented(finished: tuple[RunFolder, dict[str
     assert width > height > 300
 
 
-def test_files_agree_and_hold_the_network_that_was_trained(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+def test_files_agree_and_hold_the_network_that_was_trained(finished: Finished) -> None:
     folder, metrics = finished
     assert json.loads(folder.metrics.read_text()) == metrics
     assert losses(folder)[-1]["task"] < 0.7 * losses(folder)[0]["task"]
@@ -166,9 +168,7 @@ def test_files_agree_and_hold_the_network_that_was_trained(finished: tuple[RunFo
     assert metrics["neighbour_cosine"] == pytest.approx(mean_neighbour_cosine(kernels))
 
 
-def test_network_is_represented_and_evaluated_with_the_same_accuracy(
-    finished: tuple[RunFolder, dict[str, Any]], no_picture: None, tmp_path: Path
-) -> None:
+def test_network_is_represented_and_evaluated_with_the_same_accuracy(finished: Finished, tmp_path: Path) -> None:
     metrics = finished[1]
     given = ["--original_model_path", metrics["network"], "--json", str(tmp_path / "metrics.json")]
     assert main(["evaluate", *given, "--original", "true"]) == 0
@@ -185,7 +185,7 @@ def test_network_is_represented_and_evaluated_with_the_same_accuracy(
     assert nern.train(config, quiet())["original"]["test"]["top1"] == pytest.approx(metrics["test"]["top1"])
 
 
-def test_card_tells_what_the_network_is(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+def test_card_tells_what_the_network_is(finished: Finished) -> None:
     folder, metrics = finished
     card = (folder.root / "network.md").read_text()
     assert card.startswith("# run\n")
@@ -195,22 +195,10 @@ def test_card_tells_what_the_network_is(finished: tuple[RunFolder, dict[str, Any
     assert "5 epochs, seed 0, float32" in card
 
 
-@pytest.mark.usefixtures("no_picture")
-def test_classes_that_a_network_alone_takes_are_among_its_arguments(configure: Configure, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "from torch import nn\n"
-        "def make(num_classes=3):\n"
-        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, num_classes))\n"
-    )
-    mine = {"task.original_model_name": f"{tmp_path}/mine.py:make", "task.original_model_kwargs": {}}
-    folder = train(configure(ONE_STEP | mine))
-    assert json.loads((folder.root / "network.json").read_text()) == {"num_classes": 10}
-
-
 # --- randomness, stopping and resuming ---------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("rng_untouched", "no_picture")
+@pytest.mark.usefixtures("rng_untouched")
 def test_weights_and_dropout_are_functions_of_seed_and_step(configure: Configure) -> None:
     masks: list[Tensor] = []
 
@@ -258,7 +246,6 @@ RESUMED: dict[str, tuple[dict[str, Any], list[int]]] = {
 }
 
 
-@pytest.mark.usefixtures("no_picture")
 @pytest.mark.parametrize("case", RESUMED)
 def test_resumed_run_equals_an_uninterrupted_one(configure: Configure, case: str) -> None:
     values, (first, *later) = RESUMED[case]
@@ -277,7 +264,6 @@ def test_resumed_run_equals_an_uninterrupted_one(configure: Configure, case: str
     assert not torch.equal(weights(folder)["conv1.weight"], start(config).get_parameter("conv1.weight"))
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_a_run_goes_on_with_its_settings_in_one_process_and_not_beyond_its_end(configure: Configure) -> None:
     folder = interrupted(configure(), 3)
     text = folder.config.read_text()
@@ -314,7 +300,6 @@ def plain_smoothness(layers: list[Tensor], along: list[str]) -> tuple[float, flo
     return cosine, distance
 
 
-@pytest.mark.usefixtures("no_picture")
 @pytest.mark.parametrize("along", [["filters"], ["filters", "channels"]])
 def test_smoothness_is_that_of_the_neighbours_in_the_given_directions(configure: Configure, along: list[str]) -> None:
     config = configure(ONE_STEP | {"smoothness.cosine_factor": 0.25, "smoothness.along": along})
@@ -329,9 +314,8 @@ def test_smoothness_is_that_of_the_neighbours_in_the_given_directions(configure:
     assert record["total"] == pytest.approx(record["task"] - 0.5 * distance, rel=1e-4)
 
 
-@pytest.mark.usefixtures("no_picture")
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_task_loss_is_the_cross_entropy_of_the_first_batch(configure: Configure, smoothing: float) -> None:
+def test_task_loss_is_the_smoothed_cross_entropy_of_the_first_batch(configure: Configure) -> None:
+    smoothing = 0.2
     config = configure(ONE_STEP | {"label_smoothing": smoothing})
     network, (images, labels) = start(config), first_batch(config)
     logp = network(images).log_softmax(1).detach()
@@ -342,7 +326,6 @@ def test_task_loss_is_the_cross_entropy_of_the_first_batch(configure: Configure,
     assert record["total"] == record["task"]
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_one_step_is_the_one_of_plain_torch(configure: Configure) -> None:
     config = configure(ONE_STEP | {"optim.lr_scheduler_type": "constant"})
     network, (images, labels) = start(config), first_batch(config)
@@ -352,7 +335,6 @@ def test_one_step_is_the_one_of_plain_torch(configure: Configure) -> None:
     torch.testing.assert_close(weights(train(config)), dict(network.state_dict()), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_every_measure_of_smoothness_makes_neighbouring_kernels_alike(configure: Configure) -> None:
     factors = {"CosineSmoothness": "smoothness.cosine_factor", "L2Smoothness": "smoothness.l2_factor"}
     assert factors.keys() == set(registry.SMOOTHNESS)
@@ -365,18 +347,9 @@ def test_every_measure_of_smoothness_makes_neighbouring_kernels_alike(configure:
         assert cosine({"smoothness.type": name, factor: 0.02}) > plain + 0.2, name
 
 
-@pytest.mark.usefixtures("no_picture")
-def test_loss_that_is_not_finite_stops_the_run_naming_the_step(configure: Configure) -> None:
-    config = configure({"optim.lr": 1e30, "optim.lr_scheduler_type": "constant"})
-    with pytest.raises(NonFiniteLossError, match=r"step [1-5]: .*(task|smoothness|gradient).* not finite|is (inf|nan)"):
-        train(config)
-    assert not Path(config.logging.log_dir, "run", "metrics.json").exists()
-
-
 # --- where it starts from ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_training_goes_on_from_given_weights_from_any_working_directory(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,7 +370,6 @@ def test_training_goes_on_from_given_weights_from_any_working_directory(
     ("values", "message"),
     [
         ({"initial_weights": "absent.pt"}, "no such file: absent.pt"),
-        ({"initial_weights": "pretrained:digits-resnet9"}, "did you mean 'pretrained:digits-resnet8'"),
         ({"initial_weights": "torchvision"}, "means pretrained weights of a torchvision network; 'ResNet8' is none"),
         ({"initial_weights": "pretrained:digits-resnet8"}, "does not fit CifarResNet: .* of another shape"),
         ({"task.original_model_kwargs": {"width": [4, 6, 8]}}, "unknown argument of ResNet8 'width'"),
@@ -421,16 +393,11 @@ def test_run_that_cannot_work_leaves_nothing(configure: Configure, values: dict[
         ({"smoothness.type": "CosineSmothness"}, "unknown smoothness measure .*did you mean 'CosineSmoothness'"),
         ({"smoothness.type": "L2Smoothness", "smoothness.cosine_factor": 0.1}, "set smoothness.l2_factor"),
         ({"smoothness.cosine_factor": -0.1}, "finite numbers, not negative"),
-        ({"smoothness.l2_factor": math.inf}, "finite numbers, not negative"),
         ({"smoothness.along": ["rows"]}, r"unknown smoothness\.along 'rows'.*Choices: channels, filters"),
         ({"task.use_random_data": True}, "needs labels; task.use_random_data has none"),
         ({"epochs": 0}, r"epochs \(=0\) must be at least 1"),
         ({"num_iterations": 10}, "unknown configuration key 'num_iterations'"),
-        ({"precision": "bf17"}, "unknown precision 'bf17'; did you mean 'bf16'"),
         ({"label_smoothing": 1.0}, r"label_smoothing \(=1.0\) must lie in \[0, 1\)"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"optim.warmup": 1.0}, "optim.warmup .* between 0 and 1"),
-        ({"logging.exp_name": " "}, "must name a folder"),
     ],
 )
 def test_bad_settings_are_one_clear_error(values: dict[str, Any], message: str) -> None:
@@ -455,7 +422,6 @@ batch_size: 600
 """
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_command_line_wins_over_the_file(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (in_folder / "mine.yaml").write_text(FILE)
     options = ["--epochs", "2", "--optim.lr=0.05", "--smoothness.cosine_factor", "0.01", "--json", "figures.json"]
@@ -474,7 +440,6 @@ def test_command_line_wins_over_the_file(in_folder: Path, capsys: pytest.Capture
     assert "CosineSmoothness {'cosine_factor': 0.01}" in (folder.root / "network.md").read_text()
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_command_resumes_and_takes_no_other_settings(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (in_folder / "mine.yaml").write_text(FILE)
     with pytest.MonkeyPatch.context() as patch:
@@ -510,38 +475,18 @@ def pictures(tmp_path: Path) -> Iterator[Path]:
     return tmp_path / "images"
 
 
-class Small(nn.Module):
-    """Says what images it expects: their side, mean and deviation."""
-
-    def __init__(self, num_classes: int = 3) -> None:
-        super().__init__()
-        self.default_cfg = {"input_size": (3, 24, 24), "mean": (0.5,) * 3, "std": (0.25,) * 3}
-        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert x.shape[2:] == (24, 24)
-        return self.linear(self.conv(x).mean((2, 3)))
-
-
-@pytest.mark.usefixtures("no_picture")
-@pytest.mark.parametrize(
-    ("name", "side", "last"), [("Small", None, "linear.weight"), ("torchvision:shufflenet_v2_x0_5", 32, "fc.weight")]
-)
 def test_network_of_any_source_is_trained_on_the_images_and_classes_it_is_evaluated_on(
-    pictures: Path, tmp_path: Path, name: str, side: int | None, last: str
+    pictures: Path, tmp_path: Path
 ) -> None:
-    nern.register_original("Small")(Small)
-    task = {"task_name": "imagefolder", "data_dir": str(pictures), "input_size": side, "original_model_name": name}
+    task = {"task_name": "imagefolder", "data_dir": str(pictures), "input_size": 32}
+    task["original_model_name"] = "torchvision:shufflenet_v2_x0_5"
     values = {"task": task, "optim": {"lr": 0.02}, "epochs": 2, "batch_size": 6}
     logging = {"tracker": "none", "log_dir": str(tmp_path / "runs")}
-    try:
-        metrics = nern.train_original(OriginalConfig.from_dict(values | {"logging": logging}), quiet())
-        config = Config.from_dict({"original_model_path": metrics["network"], "task": task})
-        evaluated = nern.evaluate(config, original=True, console=quiet())
-    finally:
-        registry.ORIGINALS.unregister("Small")
+    metrics = nern.train_original(OriginalConfig.from_dict(values | {"logging": logging}), quiet())
+    config = Config.from_dict({"original_model_path": metrics["network"], "task": task})
+    evaluated = nern.evaluate(config, original=True, console=quiet())
     assert (metrics["test"]["images"], metrics["steps"]) == (9, 6)
-    assert len(load_file(metrics["network"])[last]) == 3
+    assert len(load_file(metrics["network"])["fc.weight"]) == 3
     assert json.loads(Path(metrics["network"]).with_suffix(".json").read_text())["num_classes"] == 3
     assert evaluated["original"]["top1"] == pytest.approx(metrics["test"]["top1"])
     assert evaluated["original"]["loss"] == pytest.approx(metrics["test"]["loss"], rel=1e-3)
