@@ -74,14 +74,9 @@ def test_order_measures_random_kernels_and_the_network(
     assert found["versions"]["torch"] == torch.__version__
     assert {"nern", "python", "numpy", "numba", "system"} <= set(found["versions"])
     assert found["machine"]["cpu"]
-    assert found["machine"]["cores"] >= 1
-    assert (found["machine"]["gpu"] is None) == (not torch.cuda.is_available())
     assert (found["results"]["mode"], found["results"]["metric"]) == ("crossfilter", "distance")
     assert found["command"].startswith("nern bench order --repeats 2")
     (table,) = found["tables"]
-    assert [heading for heading, _ in table["rows"][0]][:3] == ["", "kernels in layers", "median time"]
-    assert "greedy (change)" in dict(table["rows"][0])
-    assert "crossfilter by distance" in table["note"]
     assert "Path cost: distance of successive kernels" in table["note"]
     assert "improved for up to 0.2 s" in table["note"]
     assert torch.__version__ in found["about"]
@@ -113,9 +108,6 @@ def test_step_is_compared_with_plain_pytorch(folder: Path) -> None:
 
 def test_reconstruct_counts_weights(folder: Path) -> None:
     found = bench("reconstruct")
-    assert (
-        found["config"]["original_model_path"] == "pretrained:digits-resnet8"
-    )  # the quickstart's, where none is given
     of = found["results"]["measured"]
     check_spread(of["seconds"])
     assert (of["represented_weights"], of["kernels"], of["layers"]) == (73872, 8208, 7)

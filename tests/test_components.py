@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import nern
 from nern import Config, NernError, registry
 from nern.cli import main
 from nern.objectives.objective import Outputs
-from runs import TINY, build, quiet, without_pictures
+from runs import TINY, build
 
 BASE: dict[str, Any] = TINY | {"num_iterations": 2, "loss_warmup_iterations": 0}
 
@@ -140,14 +139,3 @@ def test_a_phase_can_name_a_term_of_ones_own() -> None:
     )
     assert trainer.do_step().terms.keys() == {"reconstruction", "margin"}
     assert trainer.do_step().terms.keys() == {"reconstruction", "distillation", "feature_maps", "margin"}
-
-
-def test_a_file_keeps_the_settings_of_its_predictor(tmp_path: Path) -> None:
-    config = config_of(nern__method={"name": "gained", "gain": 3.0}, logging__log_dir=str(tmp_path))
-    with without_pictures():
-        run = nern.train(config, quiet())["run_folder"]
-    artifact = nern.pack(run, tmp_path / "own.nern", nern.PackOptions(lossless=True), quiet())
-    assert artifact.description.nern["method"] == {"name": "gained", "gain": 3.0}
-    weights = nern.load_run(run).state_dict()
-    again = nern.load(tmp_path / "own.nern").network().state_dict()
-    assert all(torch.equal(weights[name], again[name]) for name in weights)

@@ -14,7 +14,6 @@ from nern import NernError
 from nern.objectives import curvature as module
 from nern.objectives.curvature import DAMPING, Curvature, curvatures
 from nern.originals import as_original
-from nern.randomness import generator
 from nern.tasks.images import Batch
 
 
@@ -101,21 +100,6 @@ def test_groups_have_inputs_of_their_own(rng: torch.Generator) -> None:
         proportional(found.inputs[group] @ found.inputs[group].mT, second_moments(rows))
 
 
-@pytest.mark.parametrize(
-    ("layers", "shape", "size"),
-    [
-        ([nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(18, 4)], (2, 8), 6),
-        ([nn.Conv3d(1, 2, (1, 2, 3)), nn.Flatten(), nn.Linear(2 * 4 * 4 * 4, 4)], (1, 4, 5, 6), 6),
-        ([nn.Linear(5, 4), nn.Flatten(), nn.Linear(28, 3)], (7, 5), 5),
-    ],
-    ids=["one axis", "three axes", "sequences"],
-)
-def test_layers_of_other_dimensions(layers: list[nn.Module], shape: tuple[int, ...], size: int) -> None:
-    found = of(seeded(*layers), torch.randn(9, *shape, generator=generator(1)))
-    assert found[0].inputs.shape == (1, size, size)
-    assert all(torch.isfinite(c.inputs).all() and bool((c.filters > 0).all()) for c in found)
-
-
 def test_the_form_is_what_errors_do_to_the_outputs(rng: torch.Generator) -> None:
     """For a linear network and errors of one filter it is exact: the mean square of the change of the outputs."""
     first, second = nn.Conv2d(3, 4, 3, bias=False), nn.Linear(16, 5, bias=False)
@@ -149,22 +133,6 @@ def test_it_is_a_function_of_the_seed_and_leaves_the_network_alone(
     assert all(torch.equal(before[name], value) for name, value in original.network.state_dict().items())
     assert not any(m._forward_hooks for m in original.network.modules())
     assert all(p.grad is None for p in original.network.parameters())
-
-
-class Two(nn.Module):
-    """Gives two tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(1, 2, 3)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.layer(x), x
-
-
-def test_outputs_that_are_no_tensor_are_an_error(images: Tensor) -> None:
-    with pytest.raises(NernError, match=r"outputs that are one tensor of numbers; Two gives tuple"):
-        of(Two(), images)
 
 
 def test_a_network_whose_outputs_never_move_is_an_error(images: Tensor) -> None:

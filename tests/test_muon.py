@@ -88,24 +88,6 @@ def test_other_parameters_take_the_steps_of_adamw(
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
-def test_parameters_without_gradient_are_left_alone() -> None:
-    matrices, others = made(MATRICES), made(OTHERS)
-    optimizer = Muon(matrices, others, 0.1, weight_decay=0.5)
-    before = [p.detach().clone() for p in [*matrices, *others]]
-    for step in range(3):
-        give_gradients([*matrices, *others], step)
-        matrices[1].grad = others[2].grad = None
-        optimizer.step()
-    untouched = [torch.equal(p, old) for p, old in zip([*matrices, *others], before, strict=True)]
-    assert untouched == [False, True, False, False, False, False, True, False]
-    assert matrices[1] not in optimizer.state
-    for p in [*matrices, *others]:
-        p.grad = None
-    now = [p.detach().clone() for p in [*matrices, *others]]
-    optimizer.step()
-    assert all(torch.equal(p, old) for p, old in zip([*matrices, *others], now, strict=True))
-
-
 # --- by config -----------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nern.config import NernConfig
-from nern.errors import NonFiniteLossError
 from nern.objectives import Objective
 from nern.originals import Original, as_original
 from nern.registry import (
@@ -182,20 +181,3 @@ def test_gradients_flow_to_the_weights_and_never_into_the_original(
         assert not parameter.requires_grad, name
     assert all(torch.equal(value, before[name]) for name, value in original.network.state_dict().items())
     assert not any(module.training for module in original.network.modules())
-
-
-# --- what is not finite ------------------------------------------------------------------------------------------
-
-
-def test_a_loss_that_is_not_finite_names_step_and_term(original: Original, images: Tensor) -> None:
-    weights = [w.detach().clone() for w in original.weights]
-    weights[-1][0] = math.inf
-    losses = Objective(config(0.5, 0, 1), original)(weights, images)
-    with pytest.raises(
-        NonFiniteLossError, match=r"step 17: reconstruction loss is inf, distillation loss is nan. A lower"
-    ):
-        losses.check_finite(17)
-    with pytest.raises(
-        NonFiniteLossError, match=r"step 0: .*\. The original's weights are too large: their squares must"
-    ):
-        losses.check_finite(0)  # nothing was learnt

@@ -21,11 +21,11 @@ from nern.errors import NernWarning
 from nern.processes import Processes
 from nern.registry import TASKS
 from nern.training import RunFolder
-from runs import quiet
+from runs import SHORT, quiet
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
-BASE: dict[str, Any] = {
+BASE: dict[str, Any] = SHORT | {
     "original_model_path": "pretrained:digits-resnet8",
     "nern.hidden_layer_size": 16,
     "nern.embeddings.enc_levels": 8,
@@ -33,17 +33,11 @@ BASE: dict[str, Any] = {
     "nern.weights_batch_size": 301,
     "nern.attention_loss_weight": 1e-3,
     "nern.distillation_loss_weight": 1e-5,
-    "task.task_name": "digits",
-    "optim.lr": 5e-3,
-    "logging.tracker": "none",
-    "logging.log_interval": 1,
     "evaluation.held_out_images": 45,
     "evaluation.test_images": 70,
     "evaluation.batch_size": 20,
-    "epochs": None,
     "num_iterations": 3,
     "batch_size": 17,
-    "eval_epochs_interval": None,
     "loss_warmup_iterations": 1,
     "no_cuda": True,
 }

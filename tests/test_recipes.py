@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import yaml
 
 from nern.cli import main
-from nern.config import RECIPES, Config, check_keys, known_keys, recipe_values
+from nern.config import RECIPES, Config, recipe_values
 from nern.errors import NernError
 
 FILES = [name for name in RECIPES if name != "published"]
@@ -81,21 +80,6 @@ def test_a_recipe_sets_what_its_file_says(name: str) -> None:
     plain = dotted(Config().check().to_dict())
     others = plain.keys() - values.keys() - {"recipe", "phases"}
     assert {key: config[key] for key in others} == {key: plain[key] for key in others}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_recipe_file_has_known_keys_and_names_neither_network_nor_task(name: str) -> None:
-    file = resources.files("nern") / "configs" / "recipes" / f"{name}.yaml"
-    text = file.read_text(encoding="utf-8")
-    assert isinstance(yaml.safe_load(text), dict)
-    values = recipe_values(name)
-    check_keys(values, Config)
-    keys = dotted(values)
-    assert keys.keys() <= known_keys(Config).keys()
-    of_a_network = ("task.", "networks", "teacher.original", "original_model_path", "imports", "logging.")
-    of_a_network += ("seed", "recipe", "nern.hidden_layer_size", "nern.include", "nern.exclude", "nern.feature_maps")
-    of_a_network += ("nern.checkpoint",)
-    assert [key for key in keys if key.startswith(of_a_network) and keys[key] != ["*"]] == []  # '*': of any network
 
 
 # --- what is given wins --------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import nern
 from nern import Config, NernError
 from nern.analysis.content import Content, NetworkContent
 from nern.analysis.dropping import RANDOM, SHARES, SMALLEST, WORST, drop_curves
-from nern.analysis.figures import MOST_CLASSES, classes_shown, draw_classes
+from nern.analysis.figures import draw_classes
 from nern.analysis.measures import ClassChange, class_changes, mean_step
 from nern.analysis.page import figures_folder, write_page
 from nern.analysis.style import WIDE
@@ -100,10 +100,6 @@ def test_class_changes() -> None:
     changes = class_changes(labels, before, after, classes=4)
     assert changes == [ClassChange(0, 4, 2, 1), ClassChange(2, 2, 0, 1)]
     assert [c.change for c in changes] == [25.0, -50.0]
-    # Of many classes those that change most are shown.
-    changes, half = [ClassChange(label, 100, label, 50) for label in range(100)], MOST_CLASSES // 2
-    assert [c.label for c in classes_shown(changes)] == [*range(half), *range(100 - half, 100)]
-    assert classes_shown(changes[:5]) == changes[:5]
 
 
 def test_classes_of_folders_have_the_names_of_the_folders(tmp_path: Path) -> None:

@@ -131,9 +131,7 @@ def test_runs_grid_and_seeds_multiply(write: Write, tmp_path: Path) -> None:
         ({}, ["tiny-s0"], [OURS]),
         ({"grid": {"optim.lr": [0.005, 1e-3]}}, ["0.005-s0", "0.001-s0"], [f"{OURS}, lr 0.005", f"{OURS}, lr 0.001"]),
         ({"grid": {"optim.betas": [[0.9, 0.99]]}}, ["0.9_0.99-s0"], [f"{OURS}, betas 0.9_0.99"]),
-        ({"grid": {"original_model_path": ["a/b c.pt"]}}, ["a-b-c.pt-s0"], [f"{OURS}, original_model_path a-b-c.pt"]),
         ({"runs": [{"name": "x", "series": "ours"}], "grid": GRID}, ["x-8-s0", "x-12-s0"], ["ours", "ours"]),
-        ({"runs": [{"name": "x"}, {"name": "y", "series": "z"}]}, ["x-s0", "y-s0"], ["x", "z"]),
         ({"runs": [{"name": "x"}], "grid": {"recipe": ["published"]}}, ["x-published-s0"], ["x, recipe published"]),
     ],
 )  # fmt: skip
@@ -274,12 +272,9 @@ def test_runs_are_trained_once_and_go_on_after_a_signal(
     for seed, row in enumerate(rows):
         metrics = json.loads((out / row["config"]).with_name("metrics.json").read_text())
         assert Config.load(out / row["config"]).batch_size == 8
-        assert (row["name"], row["hidden"], row["network"], row["task"]) == (f"tiny-s{seed}", 8, "ResNet8", "digits")
-        assert (row["order"], row["ordering_bytes"], row["steps"], row["seed"]) == ("none", 0, 40, seed)
+        assert (row["name"], row["hidden"], row["network"], row["seed"]) == (f"tiny-s{seed}", 8, "ResNet8", seed)
         assert row["parameters"] == metrics["sizes"]["predictor_parameters"]
         assert row["last_test"] == metrics["last"]["test"]["top1"]
-        assert row["gap"] == pytest.approx(metrics["last"]["test"]["top1"] - metrics["original"]["test"]["top1"])
-        assert row["relative_error"] > 0.5
         assert row["command"] == "nern sweep tiny.yaml --batch_size 8"
     assert names(out) == ["tiny-s0", "tiny-s1"]
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")

@@ -302,10 +302,6 @@ def test_batches_are_the_same_reached_one_by_one_or_at_once() -> None:
     stream = task_of(config(), CPU).train
     assert stream.steps_per_epoch == steps // 2
     reached = [stream.batch(step) for step in range(steps)]
-    numbers = [torch.cat([stream.order.indices(step) for step in range(68 * e, 68 * e + 68)]) for e in (0, 1)]
-    images = [torch.cat([i for i, _ in reached[68 * e : 68 * e + 68]])[n.argsort()] for e, n in enumerate(numbers)]
-    same = (images[0] == images[1]).flatten(1).all(1)
-    assert same.double().mean() < 0.3  # an image is augmented anew in each epoch
     for step in (steps - 1, 3, 70):
         images, labels = task_of(config(), CPU).train.batch(step)
         assert torch.equal(images, reached[step][0])

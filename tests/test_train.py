@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -121,13 +122,6 @@ def test_checkpoint_is_a_plain_state_dict_with_published_names(finished: Finishe
     assert all(type(tensor) is torch.Tensor and torch.isfinite(tensor).all() for tensor in state.values())
 
 
-def test_saved_config_reproduces_the_run(configure: Configure, tmp_path: Path) -> None:
-    first = train(configure())
-    again = Config.load(first.config)
-    again.logging.log_dir = str(tmp_path / "again")
-    assert_same_result(first, train(again))
-
-
 def test_runs_are_never_overwritten(configure: Configure) -> None:
     config = configure({"num_iterations": 1})
     first = train(config)
@@ -152,8 +146,8 @@ def test_run_of_no_steps_evaluates_and_saves_the_start(configure: Configure) -> 
 
 def test_same_seed_same_result_other_seed_another(configure: Configure) -> None:
     random = {"nern.weights_batch_method": "random_batch"}
-    first, second = (train(configure(random, seed=1)) for _ in range(2))
-    assert_same_result(first, second)
+    first = train(configure(random, seed=1))
+    assert_same_result(first, train(Config.load(first.config)))  # by the config that it saved
     other = checkpoint(train(configure(random, seed=2)))
     assert all(not torch.equal(tensor, other[name]) for name, tensor in checkpoint(first).items())
 
@@ -355,18 +349,6 @@ TOGETHER = {  # which do not depend on each other: one run trains one of each
     "nern.task_loss_type": registry.TASK_LOSSES,
     "optim.lr_scheduler_type": registry.SCHEDULES,
 }
-COMBINED: list[dict[str, Any]] = [
-    {
-        "nern.embeddings.type": "basic",
-        "nern.embeddings.fusion_mode": "sum",
-        "nern.embeddings.normalization_mode": "global",
-    },
-    {"optim.lr_scheduler_type": "exponential", "optim.gamma": 0.9, "optim.max_gradient_norm": 0.1},
-    {"nern.distillation_loss_weight": 0.0, "nern.task_loss_weight": 1.0, "nern.feature_maps": ["layer*.sum", "bn1"]},
-    {"nern.method": "kxk_residual", "nern.num_blocks": 5, "nern.norm_layer": "ln"},
-    {"nern.include": ["*.weight"], "nern.norm_layer": "bn", "nern.weights_batch_method": "random_batch"},
-    {"nern.include": ["*.weight"], "nern.heads": "shared", "nern.exclude": ["linear.*"]},
-]
 
 
 def assert_trains(config: Config) -> None:
@@ -400,11 +382,6 @@ def test_everything_else_registered_trains(configure: Configure, number: int) ->
     assert_trains(configure(length | values))
 
 
-@pytest.mark.parametrize("values", COMBINED, ids=lambda values: ", ".join(map(str, values.values())))
-def test_combinations_train(configure: Configure, values: dict[str, Any]) -> None:
-    assert_trains(configure({"num_iterations": 2, "loss_warmup_iterations": 0} | values))
-
-
 # --- options -----------------------------------------------------------------------------------------------------
 
 
@@ -422,38 +399,17 @@ def test_what_is_trained_beside_the_predictor_is_saved_and_evaluated(configure: 
     assert all(torch.equal(state[name], tensor) for name, tensor in beside.items())
 
 
-@pytest.fixture
-def recorded() -> Iterator[list[tuple[int, dict[str, float]]]]:
-    """What a tracker named 'recording' is given."""
-    records: list[tuple[int, dict[str, float]]] = []
-
-    @registry.TRACKERS.register("recording")
-    class Recording:
-        def __init__(self, folder: Path, config: Config, first_step: int) -> None:
-            pass
-
-        def log(self, scalars: dict[str, float], step: int) -> None:
-            records.append((step, dict(scalars)))
-
-        def close(self) -> None:
-            records.append((-1, {}))
-
-    yield records
-    registry.TRACKERS.unregister("recording")
-
-
-def test_scalars_go_to_the_tracker_at_their_interval(configure: Configure, recorded: list[Any]) -> None:
-    train(configure({"logging.tracker": "recording", "logging.log_interval": 2, "logging.verbose": True}))
-    assert [(step, max(scalars, default="closed").partition("/")[0]) for step, scalars in recorded] == [
-        *((step, "weight_norm") for step in (0, 2, 4, 5)),
-        (6, "test"),
-        (-1, "closed"),
-    ]
+def test_scalars_go_to_the_tracker_at_their_interval(configure: Configure) -> None:
+    folder = train(configure({"logging.tracker": "csv", "logging.log_interval": 2, "logging.verbose": True}))
+    recorded: dict[int, dict[str, float]] = {step: {} for step in (0, 2, 4, 5, 6)}
+    with (folder.root / "scalars.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            recorded[int(row["step"])][row["name"]] = float(row["value"])
     norms = {f"{kind}_norm/{name}" for kind in ("weight", "gradient") for name in PREDICTOR_NAMES}
-    assert recorded[0][1].keys() == {"loss/reconstruction", "loss/total", "optim/lr"} | norms
-    assert all(recorded[0][1][name] > 0 for name in norms)
-    assert all({"loss/distillation", "loss/feature_maps"} <= scalars.keys() for _, scalars in recorded[1:4])
-    assert {"held_out/top1", "test/top1", "test/loss"} <= recorded[4][1].keys()
+    assert recorded[0].keys() == {"loss/reconstruction", "loss/total", "optim/lr"} | norms
+    assert all(recorded[0][name] > 0 for name in norms)
+    assert all({"loss/distillation", "loss/feature_maps"} <= recorded[step].keys() for step in (2, 4, 5))
+    assert {"held_out/top1", "test/top1", "test/loss"} <= recorded[6].keys()
 
 
 # --- nothing half-written ----------------------------------------------------------------------------------------
