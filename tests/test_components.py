@@ -128,14 +128,3 @@ def test_a_loss_term_is_weighted_and_differentiated_like_the_others() -> None:
     alone.do_step()
     moved = [not torch.equal(p, q) for p, q in zip(alone.parameters, before, strict=True)]
     assert any(moved)
-
-
-def test_a_phase_can_name_a_term_of_ones_own() -> None:
-    phases = [{"name": "first", "iterations": 1, "losses": ["margin"]}, {"name": "second", "iterations": 1}]
-    trainer = build(
-        config_of(
-            num_iterations=None, epochs=None, phases=phases, nern__losses={"margin": 1.0}, loss_warmup_iterations=10000
-        )
-    )
-    assert trainer.do_step().terms.keys() == {"reconstruction", "margin"}
-    assert trainer.do_step().terms.keys() == {"reconstruction", "distillation", "feature_maps", "margin"}

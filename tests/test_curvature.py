@@ -57,9 +57,6 @@ def second_moments(rows: Tensor) -> Tensor:
     return (a + DAMPING * a.diagonal().mean() * torch.eye(len(a))).float()
 
 
-# --- what is measured -----------------------------------------------------------------------------------------------
-
-
 def test_the_mean_of_inputs_counts_less_where_norms_follow(rng: torch.Generator) -> None:
     images = torch.randn(4000, 4, generator=rng) + 3
     (found,) = of(seeded(nn.Linear(4, 2)), images, norms_follow=True)

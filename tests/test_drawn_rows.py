@@ -75,9 +75,6 @@ def by_layer(trainer: Trainer, rows: Tensor, layers: range) -> list[tuple[Tensor
     return pairs
 
 
-# --- only the drawn rows are compared ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("loss", sorted(RECONSTRUCTION_LOSSES))
 def test_the_loss_of_drawn_rows_is_that_of_these_kernels_alone(
@@ -124,9 +121,6 @@ def test_drawn_rows_of_several_networks_have_the_mean_of_the_networks_and_none_c
     (0.7 * expected).backward()
     torch.testing.assert_close(losses.terms["reconstruction"], expected)
     torch.testing.assert_close(found, gradients(trainer))
-
-
-# --- all rows are compared, the drawn ones carry gradient --------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_images", [False, True])

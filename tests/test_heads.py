@@ -51,9 +51,6 @@ def to_weights(heads: Heads, predictions: list[Tensor]) -> list[Tensor]:
     ]
 
 
-# --- weights of all kinds ----------------------------------------------------------------------------------------
-
-
 @given(networks_of_all_kinds, st.sampled_from([3, 5]))
 def test_weights_of_all_kinds_survive_the_way_through_rows(shapes: list[tuple[int, ...]], num_idxs: int) -> None:
     weights = random_weights(shapes)
@@ -61,9 +58,6 @@ def test_weights_of_all_kinds_survive_the_way_through_rows(shapes: list[tuple[in
     restored = to_weights(heads, exact_predictions(heads, weights))
     assert [w.shape for w in restored] == [w.shape for w in weights]
     assert all(torch.equal(a, b) for a, b in zip(restored, weights, strict=True))
-
-
-# --- heads -------------------------------------------------------------------------------------------------------
 
 
 @given(networks_of_all_kinds, st.lists(st.integers(0, 10**6), max_size=20), st.sampled_from(["per_size", "shared"]))
@@ -109,17 +103,3 @@ def test_heads_share_all_layers_but_the_last() -> None:
     assert list(nern.predictor.state_dict()) == layers + heads
     sum(w.square().sum() for w in nern.weights()).backward()
     assert all(p.grad is not None and p.grad.any() for p in nern.predictor.parameters())
-
-
-# --- several networks --------------------------------------------------------------------------------------------
-
-TWO = [[(2, 3, 3, 3), (4, 2)], [(3, 2, 3, 3), (2, 2, 1, 1), (2, 2, 3)]]
-
-
-def test_equal_networks_have_different_encodings() -> None:
-    weights = random_weights(TWO[0])
-    nern = build_nern(config(), KernelTable.of_networks([weights, weights]), None, seed=0)
-    first, second = nern.encoded(slice(None)).chunk(2)
-    assert first.shape == second.shape
-    assert not torch.equal(first, second)
-    assert len(torch.cat([first, second]).unique(dim=0)) == len(first) + len(second)

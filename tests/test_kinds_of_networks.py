@@ -303,17 +303,3 @@ def test_extra_state_stays_with_its_module(value: Any, tmp_path: Path) -> None:
             if isinstance(expected, Tensor)
             else network.value == expected
         )
-
-
-def test_networks_that_are_given_can_be_trained(tmp_path: Path) -> None:
-    network = seeded(Net, lambda network: network.register_parameter("n", nn.Parameter(torch.arange(3), False)))
-    fitted = fit(network.requires_grad_(False) or network)
-    nern.save(fitted, tmp_path / "a.nern")
-    for given in (fitted.network(), nern.load(tmp_path / "a.nern").network(network)):
-        assert not any(module.training for module in given.modules())
-        real = [p for p in given.parameters() if p.is_floating_point()]
-        assert all(p.requires_grad and p.is_leaf for p in real)
-        given(torch.ones(2, 1, 4, 4)).square().sum().backward()
-        assert all(p.grad is not None for p in real)
-        assert any(p.grad.abs().sum() > 0 for p in real if p.grad is not None)
-    assert not any(p.requires_grad for p in network.parameters())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nern.config import OptimConfig
 from nern.training.muon import Muon
-from nern.training.optimizers import LEAST_ROWS, build_optimizer, split_matrices
+from nern.training.optimizers import build_optimizer
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -35,9 +35,6 @@ def train(optimizer: Any, parameters: list[nn.Parameter], steps: range) -> None:
         for group in optimizer.param_groups:
             group["lr"] = 0.1 / (1 + step)
         optimizer.step()
-
-
-# --- steps ---------------------------------------------------------------------------------------------------------
 
 
 def plain_newton_schulz(matrix: Tensor) -> Tensor:
@@ -86,18 +83,6 @@ def test_other_parameters_take_the_steps_of_adamw(
     train(torch.optim.AdamW(theirs, lr=0.1, betas=betas, weight_decay=decay), theirs, range(20))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-# --- by config -----------------------------------------------------------------------------------------------------
-
-
-def test_large_trained_matrices_go_one_way_and_the_rest_the_other() -> None:
-    shapes = [(LEAST_ROWS, LEAST_ROWS), (LEAST_ROWS - 1, 90), (90, LEAST_ROWS), (40,), (20, 20, 3, 3), (9, 40), ()]
-    parameters = made(shapes)
-    frozen = nn.Parameter(torch.zeros(30, 30), requires_grad=False)
-    matrices, others = split_matrices([*parameters, frozen])
-    assert [id(p) for p in matrices] == [id(parameters[0]), id(parameters[2])]
-    assert [id(p) for p in others] == [id(parameters[i]) for i in (1, 3, 4, 5, 6)]
 
 
 def test_muon_is_made_of_the_keys_of_optim() -> None:

@@ -68,16 +68,6 @@ def own_places() -> list[list[int]]:
     return [list(range(co * ci)) for co, ci, _, _ in SHAPES]
 
 
-# --- values --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_values_are_those_of_the_plain_formula(kind: str) -> None:
-    values = encoded(kind, KernelTable(SHAPES))(slice(None))
-    assert values.dtype == torch.float32
-    torch.testing.assert_close(values.double(), by_hand(kind, own_places()), rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_of_long_layers_are_exact_too(kind: str) -> None:
     """Arguments reach thousands of radians, where float32 would round them by more than 1e-4."""
@@ -100,9 +90,6 @@ def test_the_kernel_at_each_position_of_a_cross_filter_path_has_that_place(kind:
         start += len(order)
 
 
-# --- sines ---------------------------------------------------------------------------------------------------------
-
-
 def test_siren_widens_the_hidden_layers_alone() -> None:
     sizes = {"hidden_layer_size": 64, "num_blocks": 4, "embeddings": embeddings()}
     plain, siren = (
@@ -116,9 +103,6 @@ def test_siren_widens_the_hidden_layers_alone() -> None:
             torch.testing.assert_close(other, one * math.sqrt(6))
         else:
             assert torch.equal(one, other)
-
-
-# --- output scales -------------------------------------------------------------------------------------------------
 
 
 def scaled(kind: str, heads: str | None = None, weights: list[Tensor] | None = None) -> NeRN:
@@ -185,9 +169,6 @@ def test_a_checkpoint_restores_scales_and_heads(heads: str, tmp_path: Path) -> N
     others = [w * 9 for w in random_weights()]  # scales are the checkpoint's, not those of other weights
     read = build_nern(config, KernelTable(SHAPES), None, 1, weights=others)
     assert all(torch.equal(a, b) for a, b in zip(written.reconstruct(), read.reconstruct(), strict=True))
-
-
-# --- a head for each layer -----------------------------------------------------------------------------------------
 
 
 def test_heads_of_layers_are_named_by_number() -> None:

@@ -24,7 +24,7 @@ from nern.ordering import (
     solve_ordering,
 )
 from nern.ordering.cost import METRICS
-from nern.ordering.store import FILE_NAME, cache_key, content_key
+from nern.ordering.store import FILE_NAME
 from nern.originals.base import as_original
 from runs import random_weights, small_resnet
 
@@ -195,18 +195,11 @@ def test_the_second_time_an_ordering_comes_from_the_cache(cache_dir: Path) -> No
                 first = found.setdefault((mode, metric), ordering)
                 assert same(ordering, first)
                 assert (ordering.mode, ordering.metric, ordering.cost) == (mode, metric, first.cost)
-    keys = {content_key(weights, mode) for mode in MODES}
-    names = {file.stem for file in (cache_dir / "orderings").iterdir()}
-    assert keys < names
-    assert len(names) == 6
+    assert len(list((cache_dir / "orderings").iterdir())) == 6
 
 
 def test_what_changes_the_result_changes_the_cached_file(tmp_path: Path) -> None:
     weights = random_weights([(9, 7, 3, 3)])
-    key = content_key(weights, "crossfilter")
-    assert cache_key(key, 0.0) == key
-    choices = [(s, m) for s in (0.0, 1.0, 1.5) for m in METRICS]
-    assert len({cache_key(key, *choice) for choice in choices}) == len(choices)
     improved, _ = get_ordering(weights, "crossfilter", tmp_path, improve_seconds=0.05)
     assert improved.cost is not None
     assert improved.cost.final < improved.cost.greedy

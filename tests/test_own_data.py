@@ -232,14 +232,6 @@ def test_norms_that_were_trained_go_into_network_and_file(tmp_path: Path) -> Non
     torch.testing.assert_close(again(IMAGES), network(IMAGES))
 
 
-def test_what_was_trained_to_be_rounded_is_saved_rounded_so(tmp_path: Path) -> None:
-    fitted = fit(seeded(Classifier), SAME["loader"], phases=SHORT | {"quantisation": 2})
-    assert fitted.quantised is not None
-    artifact = fitted.save(tmp_path / "net.nern")
-    for own, held in zip(fitted.nern.reconstruct(), artifact.weights, strict=True):
-        torch.testing.assert_close(own, held, rtol=1e-3, atol=1e-4)
-
-
 def test_page_tells_of_a_fit(tmp_path: Path) -> None:
     page = fit(seeded(Classifier), SAME["loader"], SAME["loader"]).report(tmp_path / "page.html")
     assert "relative error" in page.read_text()

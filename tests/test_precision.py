@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from nern.config import Config
-from nern.errors import NernError
 from nern.objectives import Objective
 from nern.originals import as_original
 from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, RECONSTRUCTION_LOSSES, TASK_LOSSES
@@ -84,9 +83,6 @@ def together(tensors: dict[str, Tensor]) -> Tensor:
     return torch.cat([t.flatten().double() for t in tensors.values()])
 
 
-# --- 16 bits -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("key", "name"), EVERY_LOSS)
 def test_every_loss_in_16_bits_is_nearly_that_in_float32(make: Make, key: str, name: str) -> None:
     settings = {key: name} | ({"nern.reconstruction_loss_weight": 1.0} if "reconstruction" in key else {})
@@ -138,15 +134,6 @@ def test_evaluations_do_not_depend_on_the_precision_of_training(make: Make) -> N
     assert records[0][0]["test"]["images"] == 20
     assert all(w.dtype == torch.float32 for w in weights[1])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
-
-
-@pytest.mark.parametrize("given_", ["bf17", ""])
-def test_an_unknown_precision_names_the_choices(given_: str) -> None:
-    with pytest.raises(NernError, match=rf"precision '{given_}'.*Choices: auto, bf16, float32, tf32"):
-        Config.from_dict(SETTINGS | {"precision": given_}).check()
-
-
-# --- batches in parts ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -120,16 +120,6 @@ def test_batches_are_a_function_of_seed_and_step(kind: str) -> None:
     assert not torch.equal(one.batch(5 + 24)[0], images)  # the next epoch has images of its own
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_held_out_images_stay_the_same_and_are_others(kind: str) -> None:
-    task = stream(kind)
-    first, again = (list(task.held_out.batches(20)) for _ in range(2))
-    assert [len(images) for images, _ in first] == [20, 10]
-    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
-    assert not torch.equal(first[0][0], task.train.batch(0)[0][:20])
-    assert task.test is None
-
-
 # --- inversion ---------------------------------------------------------------------------------------------------
 
 

@@ -41,18 +41,12 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Any:
     return parse
 
 
-# --- without a recipe ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("text", ["", "seed: 0\n", "recipe: published\n"])
 def test_a_file_without_a_recipe_means_the_published_defaults(tmp_path: Path, typed: Any, text: str) -> None:
     path = write(tmp_path, text)
     assert Config.load(path) == Config().check()
     assert Config.load(path).recipe == "published"
     assert typed("--config_path", path) == Config().check()
-
-
-# --- by name -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -82,9 +76,6 @@ def test_a_recipe_sets_what_its_file_says(name: str) -> None:
     assert {key: config[key] for key in others} == {key: plain[key] for key in others}
 
 
-# --- what is given wins --------------------------------------------------------------------------------------------
-
-
 def test_keys_of_a_file_win_over_the_recipe(tmp_path: Path, typed: Any) -> None:
     text = (
         "recipe: nern\nnern: {act_layer: gelu, embeddings: {enc_levels: 9}}\noptim.weight_decay: 0.5\nbatch_size: 3\n"
@@ -97,14 +88,6 @@ def test_keys_of_a_file_win_over_the_recipe(tmp_path: Path, typed: Any) -> None:
     assert config.nern.init == recipe.nern.init
     assert config.optim.betas == recipe.optim.betas
     assert typed("--config_path", path) == config
-
-
-def test_the_recipe_of_an_heir_wins_over_that_of_its_base(tmp_path: Path, typed: Any) -> None:
-    write(tmp_path, "recipe: nern\nnern: {act_layer: elu}\n", "beneath.yaml")
-    path = write(tmp_path, "base: beneath.yaml\nrecipe: published\n")
-    plain = Config().check()
-    plain.nern.act_layer = "elu"
-    assert Config.load(path) == typed("--config_path", path) == plain
 
 
 def test_what_is_typed_wins_over_file_and_recipe(tmp_path: Path, typed: Any) -> None:
@@ -120,9 +103,6 @@ def test_what_is_typed_wins_over_file_and_recipe(tmp_path: Path, typed: Any) -> 
     assert typed("--recipe", "published", "--recipe", "nern") == Config.of_recipe("nern")
 
 
-# --- mistakes ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["nernn", "", None, 3])
 def test_an_unknown_recipe_lists_the_choices(name: object, tmp_path: Path) -> None:
     with pytest.raises(NernError, match=r"unknown recipe .*published, nern|unknown recipe .*nern, published"):
@@ -130,9 +110,6 @@ def test_an_unknown_recipe_lists_the_choices(name: object, tmp_path: Path) -> No
     path = write(tmp_path, yaml.safe_dump({"recipe": name}))
     with pytest.raises(NernError, match="unknown recipe"):
         Config.load(path)
-
-
-# --- saved and read again ------------------------------------------------------------------------------------------
 
 
 def test_a_saved_config_does_not_change_with_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

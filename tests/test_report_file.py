@@ -20,7 +20,7 @@ from nern.config import TaskConfig
 from nern.jobs.artifacts import verify
 from nern.jobs.report_of_file import content_of_file, file_parts
 from nern.shipped import NERN, shipped_file
-from report_parts import SECTIONS, Page, check_in_browser, without_browser
+from report_parts import SECTIONS, Page
 from runs import quiet, small_resnet
 
 ORIGINAL = "pretrained:digits-resnet8"
@@ -198,8 +198,3 @@ def test_a_run_knows_its_own_original_and_task(tmp_path: Path, capfd: pytest.Cap
         assert f"{name}: for .nern files only; run {tmp_path} knows its" in capfd.readouterr().err
     assert main(["report", str(tmp_path), "--task.data_dir", "data"]) == 2
     assert "options of a task need --task.task_name" in capfd.readouterr().err
-
-
-@without_browser
-def test_a_browser_shows_it_all(file: Path, tmp_path: Path) -> None:
-    check_in_browser(nern.report(file, original_model_path=ORIGINAL, console=quiet()), tmp_path, 5)

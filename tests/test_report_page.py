@@ -270,9 +270,8 @@ def test_damaged_runs(copy: Path, damage: Callable[[Path], object], message: str
 
 
 def test_places_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
     (tmp_path / "page_figures").write_text("")
-    for place in (tmp_path, tmp_path / "file" / "page.html", tmp_path / "page.html"):
+    for place in (tmp_path, tmp_path / "page.html"):
         with pytest.raises(NernError, match=r"--out: .* cannot be written"):
             nern.report(run, place, console=quiet())
     with pytest.raises(NernError, match=r"--images \(=-1\) must be 0"):

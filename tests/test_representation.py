@@ -11,14 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from coordinates_parts import listed
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.errors import NernError
 from nern.files import save_torch
 from nern.ordering import solve_ordering
-from nern.registry import ENCODINGS, NORM_LAYERS, PREDICTORS, SAMPLING_MODES
+from nern.registry import NORM_LAYERS, PREDICTORS
 from nern.representation import KernelTable, build_nern, build_predictor, parameters_of, sample_kernels
-from nern.representation.coordinates import TableCoordinates
 from runs import random_weights
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
@@ -28,9 +26,6 @@ SHAPES = ((4, 2, 3, 3), (3, 4, 1, 1), (2, 3, 3, 2))
 shapes_of_networks = st.lists(
     st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4
 ).map(tuple)
-
-
-# --- kernel table ------------------------------------------------------------------------------------------------
 
 
 @given(shapes_of_networks, st.sampled_from([3, 5]))
@@ -61,9 +56,6 @@ def test_impossible_tables_are_refused(shapes: tuple, num_idxs: int, says: str) 
         KernelTable(shapes, num_idxs)
 
 
-# --- sampling ----------------------------------------------------------------------------------------------------
-
-
 def sampled_by_loops(kernel: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     height, width = kernel.shape
     out = torch.empty(size)
@@ -88,30 +80,7 @@ def test_sampling_equals_loops(predicted: int, height: int, width: int, mode: st
     torch.testing.assert_close(sampled, torch.stack([sampled_by_loops(kernel, size, mode) for kernel in kernels]))
 
 
-# --- encodings ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", ["none", "local", "global"])
-@pytest.mark.parametrize("num_idxs", [3, 5])
-@pytest.mark.parametrize("kind", ["basic", "sum", "ffn"])
-def test_served_encodings_are_those_of_encode(kind: str, num_idxs: int, mode: str) -> None:
-    table = KernelTable(SHAPES, num_idxs)
-    name, fusion = ("ffn", "concat") if kind == "ffn" else ("basic", "sum" if kind == "sum" else "concat")
-    scale = [1.0] * num_idxs
-    encoding = ENCODINGS[name](num_idxs=num_idxs, enc_levels=6, base=1.25, fusion_mode=fusion, gauss_scale=scale)
-    served = encoding.prepare(TableCoordinates(table, None, mode))
-    coordinates = listed(table, None, mode)
-    whole = encoding.encode(coordinates if name == "ffn" else coordinates.float()).float()
-    assert served(slice(None)).shape == (table.rows, encoding.size)
-    assert served(slice(None)).dtype == torch.float32
-    for rows in (slice(None), slice(5, 9), torch.tensor([3, 3, 0, 19])):
-        torch.testing.assert_close(served(rows), whole[rows], rtol=0, atol=1e-5)
-
-
 MLPS = sorted(name for name in PREDICTORS if not PREDICTORS.info(name)["of_kernels"])
-
-
-# --- predictors --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm_layer", sorted(NORM_LAYERS))
@@ -143,9 +112,6 @@ def test_a_checkpoint_of_another_predictor_is_refused_and_says_where_to_look(tmp
         assert part in str(error.value)
 
 
-# --- NeRN --------------------------------------------------------------------------------------------------------
-
-
 def config(**changes: object) -> NernConfig:
     return replace(NernConfig(hidden_layer_size=8, embeddings=EmbeddingsConfig(enc_levels=4)), **changes)
 
@@ -161,18 +127,6 @@ def test_predictions_do_not_depend_on_the_size_of_forward_calls(chunk: int, head
     expected = [of_head[local] for of_head, (_, local) in zip(whole(), whole.heads.split(rows), strict=True)]
     assert sum(map(len, expected)) == 4
     torch.testing.assert_close(pieces(rows), expected)
-
-
-@pytest.mark.parametrize("method", MLPS)
-@pytest.mark.parametrize("sampling_mode", [None, *sorted(SAMPLING_MODES)])
-def test_a_nern_gives_weights_of_the_original_shapes(method: str, sampling_mode: str | None) -> None:
-    num_idxs = PREDICTORS.info(method)["num_idxs"]
-    shared = {"heads": "shared", "sampling_mode": sampling_mode} if sampling_mode else {"heads": "per_size"}
-    settings = config(method=method, num_blocks=4, **shared)
-    settings.embeddings.num_idxs = num_idxs
-    nern = build_nern(settings, KernelTable(SHAPES, num_idxs), None, seed=0)
-    assert [tuple(w.shape) for w in nern.weights()] == list(SHAPES)
-    assert all(torch.equal(a, b) for a, b in zip(nern.weights(), nern.reconstruct(), strict=True))
 
 
 @pytest.mark.parametrize("training", [True, False])

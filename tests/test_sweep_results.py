@@ -41,8 +41,6 @@ ROWS = [
 ]
 
 
-# --- rows --------------------------------------------------------------------------------------------------------
-
 TEST = {"top1": 80.0, "agreement": 97.5, "divergence": 0.0123456}
 FIRST = {"name": "reconstruction", "test": {"top1": 60.0}, "held_out": {"top1": 61.0}}
 SECOND = {"name": "refinement", "test": {"top1": 65.0}}
@@ -67,9 +65,6 @@ def test_row_of_a_run(metrics: dict[str, Any], expected: dict[str, Any]) -> None
     run = PlannedRun("a-s0", "ours", Config().check())
     found = row_of(run, needed | metrics, {}, "config.yaml", "nern sweep a.yaml")
     assert {name: found[name] for name in expected} == expected
-
-
-# --- tables ------------------------------------------------------------------------------------------------------
 
 
 def test_table_reads_back(tmp_path: Path) -> None:
@@ -102,9 +97,6 @@ def test_mistakes_in_tables(tmp_path: Path, change: tuple[str, str], message: st
         read_tables([path])
 
 
-# --- groups and published points ---------------------------------------------------------------------------------
-
-
 def test_seeds_are_brought_together() -> None:
     groups = groups_of(ROWS)
     assert list(groups) == [("ResNet20", "cifar10"), ("ResNet8", "digits")]
@@ -123,9 +115,6 @@ def test_one_seed_twice_is_no_group() -> None:
         groups_of([*ROWS, row(name="e-s0")])
 
 
-# --- the picture -------------------------------------------------------------------------------------------------
-
-
 def test_picture_of_several_networks(tmp_path: Path) -> None:
     text = r"x$\frac$"  # no formula
     rows = [row(network=f"{text} {i}", series=text, seed=s, gap=-80.0 * i - s) for i in range(4) for s in (0, 1)]
@@ -135,9 +124,6 @@ def test_picture_of_several_networks(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         draw(tmp_path / "results.png", rows, marks)
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
-
-
-# --- the page ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -58,19 +58,11 @@ def configure(files: Path, tmp_path: Path) -> Configure:
     return make
 
 
-# --- the objective -------------------------------------------------------------------------------------------------
-
-
-def moved(original: Original) -> list[Tensor]:
-    rng = torch.Generator().manual_seed(9)
-    return [w + 0.1 * torch.randn(w.shape, generator=rng) for w in original.weights]
-
-
-@pytest.mark.parametrize("maps", [0.0, 0.5])
-def test_outputs_are_the_teachers_and_feature_maps_the_originals(images: Tensor, maps: float) -> None:
+def test_outputs_are_the_teachers_and_feature_maps_the_originals(images: Tensor) -> None:
     original, teacher = Original(small_resnet()), Original(small_resnet(4, widths=[6, 8, 10]))
-    config = Config.from_dict({"nern.attention_loss_weight": maps, "nern.distillation_loss_weight": 0.25}).nern
-    weights = [w.requires_grad_() for w in moved(original)]
+    config = Config.from_dict({"nern.attention_loss_weight": 0.5, "nern.distillation_loss_weight": 0.25}).nern
+    rng = torch.Generator().manual_seed(9)
+    weights = [w + 0.1 * torch.randn(w.shape, generator=rng) for w in original.weights]
     with_teacher, without = Objective(config, original, teacher), Objective(config, original)
     found, plain = with_teacher(weights, images), without(weights, images)
     outputs, own_maps = original.run(weights, images, None, True)
@@ -78,24 +70,14 @@ def test_outputs_are_the_teachers_and_feature_maps_the_originals(images: Tensor,
     torch.testing.assert_close(found.terms["distillation"], distilled(teacher(images), outputs))
     torch.testing.assert_close(plain.terms["distillation"], distilled(original(images), outputs))
     assert not torch.allclose(found.terms["distillation"], plain.terms["distillation"])
-    assert ("feature_maps" in found.terms) is (maps > 0)
-    if maps:
-        of_original = original.features(images)[1]
-        compared = FEATURE_MAP_LOSSES[config.attention_loss_type](of_original, own_maps)
-        torch.testing.assert_close(found.terms["feature_maps"], compared)
-        assert torch.equal(found.terms["feature_maps"], plain.terms["feature_maps"])
-    assert torch.equal(found.terms["reconstruction"], plain.terms["reconstruction"])
-    terms = {"reconstruction": 1.0, "distillation": 0.25, "feature_maps": maps}
-    torch.testing.assert_close(found.total, sum(terms[name] * value for name, value in found.terms.items()))
-    found.total.backward()
-    assert all(w.grad is not None for w in weights)
+    compared = FEATURE_MAP_LOSSES[config.attention_loss_type](original.features(images)[1], own_maps)
+    torch.testing.assert_close(found.terms["feature_maps"], compared)
+    for name in ("feature_maps", "reconstruction"):
+        assert torch.equal(found.terms[name], plain.terms[name])
     assert not any(p.requires_grad for p in teacher.network.parameters())
     assert not teacher.network.training
     twin = Objective(config, original, Original(small_resnet()))(weights, images)  # the original as its own teacher
     torch.testing.assert_close(twin.total, plain.total)
-
-
-# --- built from a config -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -131,12 +113,7 @@ def test_tasks_say_whether_images_are_mirrored(configure: Configure, task: str, 
     [
         ({"teacher.original_model_name": "ResNet9"}, r"unknown .*'ResNet9'.*ResNet8"),
         ({"teacher.original_model_name": None}, r"teacher\.original_model_name is null, so the original network is"),
-        (NONE | {"teacher.original_model_kwargs": {"a": 1}}, r"teacher\.original_model_name is null"),
         ({"nern.distillation_loss_weight": 0.0}, r"set nern\.distillation_loss_weight above 0"),
-        (
-            NONE | {"teacher.mirrored": True, "nern.distillation_loss_weight": 0.0},
-            r"set nern\.distillation_loss_weight above 0",
-        ),
         (
             {"networks": [{"original_model_path": "a.pt"}] * 2, "original_model_path": None},
             r"teacher\.original_model_name works with one original network; networks lists several",
@@ -155,9 +132,6 @@ def test_a_teacher_that_does_not_fit_is_refused(configure: Configure, files: Pat
     for path, message in (("seven.pt", said), ("gone.pt", r"gone\.pt")):
         with pytest.raises(NernError, match=message):
             build_experiment(configure({"teacher.original_model_path": str(files / path)}))
-
-
-# --- runs ----------------------------------------------------------------------------------------------------------
 
 
 def losses(folder: RunFolder, term: str) -> list[float]:

@@ -88,11 +88,9 @@ def test_metrics_are_written_as_returned(finished: Finished) -> None:
     assert set(metrics["best"]) == set(metrics["last"]) == {"step", "held_out", "test"}
     assert set(metrics["best"]["test"]) == {"images", "agreement", "divergence", "top1", "top5", "loss"}
     assert metrics["steps"] == metrics["last"]["step"] == 6
-    assert metrics["seconds"] > 0
     assert 0 < metrics["seconds_per_step"] <= metrics["seconds"] / 6
     assert metrics["peak_memory_bytes"] > 10**7
     assert metrics["versions"]["nern"] == nern.__version__
-    assert metrics["run_folder"] == str(folder.root)
     assert [layer["name"] for layer in metrics["layers"]][:2] == ["conv1.weight", "layer1.0.conv1.weight"]
     assert len(metrics["layers"]) == 7
     assert all(layer["rmse"] > 0 and layer["relative"] > 0 for layer in metrics["layers"])

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nern.config import Config, LoggingConfig, OptimConfig
-from nern.errors import NernError, NernWarning
+from nern.errors import NernError, NernWarning, NonFiniteLossError
 from nern.training import tracking
-from nern.training.optimizers import clip_gradients
+from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients
 from nern.training.schedules import Schedule
 from nern.training.tracking import build_tracker
 
@@ -84,7 +84,7 @@ def test_the_cosine_has_interval_1_whatever_is_set_and_says_so() -> None:
     assert values == rates(OptimConfig(lr=1.0), 50)
 
 
-# --- clipping ----------------------------------------------------------------------------------------------------
+# --- gradients ----------------------------------------------------------------------------------------------------
 
 
 def with_gradients(*gradients: list[float]) -> list[nn.Parameter]:
@@ -102,6 +102,37 @@ def test_entries_are_limited_before_the_norm() -> None:
     clip_gradients(parameters, OptimConfig(max_gradient=3.0, max_gradient_norm=18**0.5 / 3))
     for parameter, gradient in zip(parameters, [[1.0, 0.0], [0.0, -1.0]], strict=True):
         torch.testing.assert_close(parameter.grad, torch.tensor(gradient))
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_gradients_that_are_not_finite_are_seen(bad: float) -> None:
+    parameters = {"0": nn.Parameter(torch.zeros(2)), "1": with_gradients([1.0, 2.0])[0]}
+    check_gradients(parameters, 0)  # one has none
+    parameters["1"].grad[1] = bad
+    with pytest.raises(NonFiniteLossError, match="the gradient of 1 is not"):
+        check_gradients(parameters, 0)
+
+
+def test_ranger_goes_on_from_the_state_of_a_run_before_0_2() -> None:
+    config, ends = OptimConfig(optimizer_type="ranger", lr=0.1, betas=(0.9, 0.999), weight_decay=0.01), []
+    for stopped_at in (None, 9):
+        rng = torch.Generator().manual_seed(1)
+        parameters = [nn.Parameter(torch.randn(shape, generator=rng)) for shape in [(3, 4), (5,), (4, 3, 3, 2), ()]]
+        optimizer = build_optimizer(config, parameters)
+        for step in range(20):
+            if step == stopped_at:
+                state = optimizer.state_dict()
+                names = ("params", "lr", "betas", "weight_decay", "eps", "k", "alpha", "step")
+                older = {"n_sma_threshold": 5, "use_gc": True, "capturable": False}
+                state["param_groups"] = [{n: group[n] for n in names} | older for group in state["param_groups"]]
+                optimizer = build_optimizer(config, parameters)
+                optimizer.load_state_dict(state)
+            for p in parameters:
+                p.grad = torch.randn(p.shape, generator=rng)
+            optimizer.lr = 0.1 / (1 + step)
+            optimizer.step()
+        ends.append(parameters)
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
 # --- trackers ----------------------------------------------------------------------------------------------------
