@@ -58,15 +58,10 @@ def gradients(trainer: Trainer) -> list[Tensor]:
     return found
 
 
-def kernel_rows(trainer: Trainer, weights: list[Tensor]) -> list[Tensor]:
-    """Every row of these weights on its own, in the order of the table."""
-    return [row for layer in trainer.nern.table.to_rows(weights) for row in layer]
-
-
 def by_layer(trainer: Trainer, rows: Tensor, layers: range) -> list[tuple[Tensor, Tensor]]:
     """Originals and predictions of the drawn rows, repeats kept, one flat pair for each of these layers that has any."""
-    table, trainer_originals = trainer.nern.table, [w for m in trainer.members for w in m.original.weights]
-    originals, predicted = (kernel_rows(trainer, w) for w in (trainer_originals, trainer.nern.weights()))
+    table, weights = trainer.nern.table, [w for m in trainer.members for w in m.original.weights]
+    originals, predicted = ([r for of in table.to_rows(w) for r in of] for w in (weights, trainer.nern.weights()))
     pairs = []
     for index in layers:
         own = [row for row in rows.tolist() if table.starts[index] <= row < table.starts[index + 1]]

@@ -43,14 +43,10 @@ QUIET = Console(quiet=True)
 # --- what the files say ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ORIGINALS)
-def test_config_of_an_original_loads(path: str) -> None:
-    assert OriginalConfig.load(EXPERIMENTS / path).logging.exp_name == Path(path).stem
-
-
-@pytest.mark.parametrize("path", OURS)
-def test_config_of_ours_loads(path: str) -> None:
-    assert Config.load(EXPERIMENTS / path).logging.exp_name == Path(path).stem
+@pytest.mark.parametrize("path", FILES)
+def test_config_loads_and_its_runs_are_named_after_it(path: str) -> None:
+    kind = OriginalConfig if path in ORIGINALS else Config
+    assert kind.load(EXPERIMENTS / path).logging.exp_name == Path(path).stem
 
 
 def test_configs_say_what_was_published(shared: Path) -> None:
@@ -64,19 +60,15 @@ def test_configs_say_what_was_published(shared: Path) -> None:
 # --- that they train ---------------------------------------------------------------------------------------------
 
 
-def _tiny_imagenet(train_kwargs: Any, test_kwargs: Any, **kwargs: Any) -> tuple[ImageTensors, ImageTensors]:
-    rng = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (IMAGES, 3, 64, 64), generator=rng, dtype=torch.uint8)
-    data = ImageTensors(images, torch.randint(0, CLASSES, (IMAGES,), generator=rng), (0.5,) * 3, (0.2,) * 3)
-    return data, data
-
-
 @pytest.fixture
 def imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few made-up images of 1000 classes in place of the task of this name."""
     others = {name: entry for name, entry in TASKS._entries.items() if name != "imagenet"}
     monkeypatch.setattr(TASKS, "_entries", others)
-    register_task("imagenet", input_shape=(3, 64, 64), num_classes=CLASSES)(_tiny_imagenet)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (IMAGES, 3, 64, 64), generator=rng, dtype=torch.uint8)
+    data = ImageTensors(images, torch.randint(0, CLASSES, (IMAGES,), generator=rng), (0.5,) * 3, (0.2,) * 3)
+    register_task("imagenet", input_shape=(3, 64, 64), num_classes=CLASSES)(lambda *args, **kwargs: (data, data))
 
 
 @pytest.fixture(scope="session")

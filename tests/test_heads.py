@@ -36,15 +36,6 @@ def heads_of(shapes: list[tuple[int, ...]] | tuple[tuple[int, ...], ...], kind: 
     return Heads.build(KernelTable.of(random_weights(shapes)), kind, **more)
 
 
-def exact_predictions(heads: Heads, weights: list[Tensor]) -> list[Tensor]:
-    """For each head the rows that make these weights."""
-    rows = heads.table.to_rows(weights)
-    return [
-        torch.cat([layer for layer, of in zip(rows, heads.of_layer, strict=True) if of == head])
-        for head in range(len(heads.sizes))
-    ]
-
-
 def to_weights(heads: Heads, predictions: list[Tensor]) -> list[Tensor]:
     return [
         heads.table.to_weight(heads.sampled(heads.part(predictions, i), i), i) for i in range(len(heads.table.shapes))
@@ -55,7 +46,9 @@ def to_weights(heads: Heads, predictions: list[Tensor]) -> list[Tensor]:
 def test_weights_of_all_kinds_survive_the_way_through_rows(shapes: list[tuple[int, ...]], num_idxs: int) -> None:
     weights = random_weights(shapes)
     heads = Heads.build(KernelTable.of(weights, num_idxs), "per_size")
-    restored = to_weights(heads, exact_predictions(heads, weights))
+    rows = list(zip(heads.table.to_rows(weights), heads.of_layer, strict=True))
+    exact = [torch.cat([layer for layer, of in rows if of == head]) for head in range(len(heads.sizes))]
+    restored = to_weights(heads, exact)
     assert [w.shape for w in restored] == [w.shape for w in weights]
     assert all(torch.equal(a, b) for a, b in zip(restored, weights, strict=True))
 

@@ -80,11 +80,6 @@ def read_all(*args: Any, **given: Any) -> tuple[Task, list[Any], Any, Any]:
     return task, epoch_of(task.train), whole(task.test), whole(task.test)
 
 
-def counts(root: Path) -> list[int]:
-    """Images of each class in val/."""
-    return whole(load(root, train=False).test)[1].bincount().tolist()
-
-
 STORED = {"in memory": {"in_memory": True}, "streamed": {"in_memory": False}}
 stored = pytest.mark.parametrize("how", STORED.values(), ids=list(STORED))
 stored_or_worked = pytest.mark.parametrize(
@@ -243,7 +238,7 @@ def test_each_real_file_is_visited_once_whatever_links_lead_to_it(links: str, fo
     made, expected = LINKS[links]
     for path, target in made.items():
         (folder / path).symlink_to(target)
-    assert counts(folder) == expected
+    assert whole(load(folder, train=False).test)[1].bincount().tolist() == expected
 
 
 def test_a_folder_that_cannot_be_read_is_one_clear_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

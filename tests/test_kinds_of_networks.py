@@ -63,14 +63,6 @@ class Cloning(Net):
         return {name: tensor.clone() for name, tensor in super().state_dict(*args, **kwargs).items()}
 
 
-def generator() -> Iterator[int]:
-    yield 1
-
-
-def attribute(value: Any) -> Change:
-    return lambda network: setattr(network, "value", value)
-
-
 def buffer(value: Tensor, persistent: bool = True) -> Change:
     return lambda network: network.register_buffer("more", value, persistent)
 
@@ -97,16 +89,12 @@ def columns(network: nn.Module) -> None:
     network.even, network.odd = nn.Parameter(whole[:, ::2]), nn.Parameter(whole[:, 1::2])
 
 
-def at(dtype: torch.dtype) -> Change:
-    return lambda network: network.to(dtype)
-
-
 TAKEN: dict[str, Change] = {
     "plain": lambda network: None,
     "training, some frozen": lambda network: network.train().first.weight.requires_grad_(False),
     "tied": tied,
     "columns of one memory": columns,
-    "bfloat16": at(torch.bfloat16),
+    "bfloat16": lambda network: network.to(torch.bfloat16),
     "mixed": lambda network: network.head.to(torch.float64),
     "buffers of any values": buffer(torch.tensor([float("-inf"), float("nan"), -0.0, 0.1, float("inf")])),
     "empty buffer": buffer(torch.zeros(0, 3)),
@@ -124,8 +112,7 @@ class OwnTensor(torch.Tensor):
 
 
 REFUSED: dict[str, tuple[Change, str]] = {
-    "lock": (attribute(threading.Lock()), "cannot be copied .*lock"),
-    "generator": (attribute(generator()), "cannot be copied .*generator"),
+    "lock": (lambda network: setattr(network, "value", threading.Lock()), "cannot be copied .*lock"),
     "old weight_norm": (lambda network: nn.utils.weight_norm(network.first), "cannot be copied .*Remove weight_norm"),
     "weight_norm": (lambda network: parametrizations.weight_norm(network.first), "remove_parametrizations"),
     "spectral_norm": (lambda network: nn.utils.spectral_norm(network.first), "is not a parameter of Net"),

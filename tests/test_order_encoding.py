@@ -22,18 +22,13 @@ SHAPES = ((4, 3, 3, 3), (5, 4, 1, 1), (1, 1, 3, 3), (6, 5, 3, 3))
 KINDS = ["order", "order_random"]
 
 
-def random_weights(shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[Tensor]:
+def random_weights() -> list[Tensor]:
     rng = torch.Generator().manual_seed(5)
-    return [torch.randn(shape, generator=rng) * (index + 1) for index, shape in enumerate(shapes)]
+    return [torch.randn(shape, generator=rng) * (index + 1) for index, shape in enumerate(SHAPES)]
 
 
-def random_ordering() -> CrossFilterOrdering:
-    rng = torch.Generator().manual_seed(6)
-    return CrossFilterOrdering([{"order": torch.randperm(co * ci, generator=rng)} for co, ci, _, _ in SHAPES])
-
-
-def embeddings(kind: str = "order", levels: int = 7, bandwidth: float = 0.4) -> EmbeddingsConfig:
-    return EmbeddingsConfig(type=kind, enc_levels=levels, bandwidth=bandwidth)
+def embeddings(kind: str = "order") -> EmbeddingsConfig:
+    return EmbeddingsConfig(type=kind, enc_levels=7, bandwidth=0.4)
 
 
 def encoded(kind: str, table: KernelTable, ordering: Ordering | None = None) -> order_encoding.OrderRows:
@@ -64,10 +59,6 @@ def by_hand(kind: str, places: list[list[int]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def own_places() -> list[list[int]]:
-    return [list(range(co * ci)) for co, ci, _, _ in SHAPES]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_of_long_layers_are_exact_too(kind: str) -> None:
     """Arguments reach thousands of radians, where float32 would round them by more than 1e-4."""
@@ -82,8 +73,9 @@ def test_values_of_long_layers_are_exact_too(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_kernel_at_each_position_of_a_cross_filter_path_has_that_place(kind: str) -> None:
-    ordering, start = random_ordering(), 0
-    values, wanted = encoded(kind, KernelTable(SHAPES), ordering)(slice(None)), by_hand(kind, own_places())
+    rng, start, places = torch.Generator().manual_seed(6), 0, [list(range(co * ci)) for co, ci, _, _ in SHAPES]
+    ordering = CrossFilterOrdering([{"order": torch.randperm(len(layer), generator=rng)} for layer in places])
+    values, wanted = encoded(kind, KernelTable(SHAPES), ordering)(slice(None)), by_hand(kind, places)
     for order in ordering.tensors().values():
         visited = values[start + order]  # kernel order[p] is visited at position p
         torch.testing.assert_close(visited.double(), wanted[start : start + len(order)], rtol=0, atol=1e-6)
@@ -158,14 +150,8 @@ def test_scales_of_nothing_are_0() -> None:
 def test_a_checkpoint_restores_scales_and_heads(heads: str, tmp_path: Path) -> None:
     written = scaled("per_layer", heads, random_weights())
     torch.save(written.predictor.state_dict(), tmp_path / "predictor.pt")
-    config = NernConfig(
-        output_scales="per_layer",
-        heads=heads,
-        hidden_layer_size=6,
-        embeddings=embeddings(),
-        init="checkpoint",
-        checkpoint_path=str(tmp_path / "predictor.pt"),
-    )
+    start = {"init": "checkpoint", "checkpoint_path": str(tmp_path / "predictor.pt"), "hidden_layer_size": 6}
+    config = NernConfig(output_scales="per_layer", heads=heads, embeddings=embeddings(), **start)
     others = [w * 9 for w in random_weights()]  # scales are the checkpoint's, not those of other weights
     read = build_nern(config, KernelTable(SHAPES), None, 1, weights=others)
     assert all(torch.equal(a, b) for a, b in zip(written.reconstruct(), read.reconstruct(), strict=True))

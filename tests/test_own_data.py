@@ -81,19 +81,6 @@ class Backbone(nn.Module):
         return Pyramid(fine, self.second(fine), (1, 2))
 
 
-class Audio(nn.Module):
-    """Waveforms -> (frames, an embedding): a network of one dimension with outputs in a tuple."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.frames = nn.Conv1d(1, 6, 9, stride=4)
-        self.mix = nn.Conv1d(6, 6, 3, padding=1)
-
-    def forward(self, waves: Tensor) -> tuple[Tensor, Tensor]:
-        frames = self.mix(self.frames(waves).relu())
-        return frames, frames.mean(2)
-
-
 class Transformer(nn.Module):
     """Called with what a tokenizer gives, by name."""
 
@@ -125,7 +112,6 @@ LABELS = torch.arange(8) % 4
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[Any], dict[str, Any]]] = {
     "segmentation": (Segmenter, [(IMAGES[:4], LABELS[:4]), (IMAGES[4:], LABELS[4:])], {}),
     "backbone": (Backbone, [IMAGES[:4], IMAGES[4:]], {}),
-    "audio": (Audio, [numbers(4, 1, 80), numbers(4, 1, 60)], {}),
     "transformer": (Transformer, [tokens(6), tokens(9)], {"include": ["*.weight"], "exclude": ["embed*", "*norm*"]}),
     "labelled tokens": (
         Transformer,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,16 +48,13 @@ Make = Callable[..., Trainer]
 
 @pytest.fixture
 def make(small_cnn: Callable[..., nn.Module]) -> Make:
-    """Makes a trainer of one small network, or several."""
+    """Makes a trainer of a small network."""
 
-    def trainer(networks: int = 1, tasks: Sequence[Any] = (), **settings: Any) -> Trainer:
+    def trainer(given_task: Any = None, **settings: Any) -> Trainer:
         config = Config.from_dict(SETTINGS | settings).check()
-        originals = [as_original(small_cnn(seed)) for seed in range(networks)]
-        table = KernelTable.of_networks([o.weights for o in originals], config.nern.embeddings.num_idxs)
-        nern = build_nern(config.nern, table, None, seed=0)
-        given_tasks = [*tasks, *[None] * (networks - len(tasks))]
-        members = [Member(o, task, str(i)) for i, (o, task) in enumerate(zip(originals, given_tasks, strict=True))]
-        return Trainer(config, members, nern)
+        original = as_original(small_cnn(0))
+        nern = build_nern(config.nern, KernelTable.of(original.weights), None, seed=0)
+        return Trainer(config, [Member(original, given_task)], nern)
 
     return trainer
 
@@ -123,7 +120,7 @@ def test_evaluations_do_not_depend_on_the_precision_of_training(make: Make) -> N
     task = SimpleNamespace(train=None, held_out=None, test=data)
     records, states, weights = [], [], []
     for precision in ("float32", "bf16"):
-        trainer = make(tasks=[task], precision=precision)
+        trainer = make(task, precision=precision)
         trainer.differentiate([batch()], ROWS)
         trainer.nern.zero_grad()
         records.append((trainer.metrics(), trainer.original_metrics()))

@@ -336,11 +336,10 @@ def test_two_processes_do_what_one_does(
     assert metrics.get("skipped_images") == alone.get("skipped_images")
 
 
-def test_a_predictor_with_batch_norm_is_refused(runs: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_batch_norm_is_refused_and_a_loss_of_the_whole_batch_warned_of(
+    runs: tuple[Path, list[dict[str, Any]]],
+) -> None:
     assert all("nern.norm_layer 'bn' needs" in found["batch norm"]["error"] for found in runs[1])
-
-
-def test_a_loss_of_the_whole_batch_is_warned_of(runs: tuple[Path, list[dict[str, Any]]]) -> None:
     told = [" ".join(found["losses of the whole batch"]["warnings"]) for found in runs[1]]
     assert "compares the images of a batch as a whole" in told[0]
     assert told[1] == ""

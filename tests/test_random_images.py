@@ -54,26 +54,14 @@ def section(kind: str, **given: Any) -> TaskConfig:
     return TaskConfig(use_random_data=True, random_data=small if kind == "inversion" else kind)
 
 
-def drawer(
-    kind: str, shape: tuple[int, int, int] = (3, 12, 12), seed: int = 0, **given: Any
-) -> Callable[[int, torch.Generator], Tensor]:
-    original = as_original(normed_network(shape[0])) if kind == "inversion" else None
-    return registry.RANDOM_IMAGES[kind](shape, section(kind, **given), seed, CPU, original)
-
-
-def drawn(
-    kind: str, shape: tuple[int, int, int] = (3, 12, 12), count: int = 64, seed: int = 0, step: int = 0
-) -> Tensor:
-    return drawer(kind, shape, seed)(count, generator(seed, "test", step))
-
-
 # --- every kind --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_are_normalised_whatever_their_shape(kind: str, shape: tuple[int, int, int]) -> None:
-    images = drawn(kind, shape, count=300)
+    original = as_original(normed_network(shape[0])) if kind == "inversion" else None
+    images = registry.RANDOM_IMAGES[kind](shape, section(kind), 0, CPU, original)(300, generator(0, "test", 0))
     assert images.shape == (300, *shape)
     assert images.dtype == torch.float32
     assert torch.isfinite(images).all()
@@ -87,10 +75,6 @@ def test_images_are_normalised_whatever_their_shape(kind: str, shape: tuple[int,
     assert len(images[:10].flatten(1).unique(dim=0)) > 5  # a pool may be drawn from twice
 
 
-def original_of(kind: str) -> Original | None:
-    return as_original(normed_network(1)) if kind == "inversion" else None
-
-
 def stream(kind: str, seed: int = 0, batch_size: int = 50, held_out: int = 30) -> Any:
     """The task of digits with images made up."""
     settings = DataSettings(
@@ -101,7 +85,7 @@ def stream(kind: str, seed: int = 0, batch_size: int = 50, held_out: int = 30) -
         held_out_images=held_out,
         test_images=0,
     )
-    return build_task(section(kind), settings, CPU, original=original_of(kind))
+    return build_task(section(kind), settings, CPU, original=as_original(normed_network(1)))
 
 
 @pytest.mark.usefixtures("rng_untouched")

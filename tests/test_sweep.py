@@ -87,7 +87,7 @@ def made_up(job: Job) -> str | None:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of sweeps end at once, with made-up results."""
+    """Runs of sweeps end at once, with made-up results; no picture is drawn."""
 
     def run(jobs: Sequence[Job], places: Any, on_start: Callable[[Job], None], on_end: Callable[[Job], None]) -> None:
         for job in jobs:
@@ -96,11 +96,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
             on_end(job)
 
     monkeypatch.setattr("nern.sweeps.run.run_side_by_side", run)
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sweeps draw none."""
     monkeypatch.setattr("nern.sweeps.picture.draw", lambda path, rows: None)
 
 
@@ -141,9 +136,7 @@ def test_names_and_series(write: Write, values: dict[str, Any], names: list[str]
     assert [run.series for run in found] == series
 
 
-def test_phases_are_set_by_the_grid_and_on_the_command_line(
-    write: Write, tmp_path: Path, fake: None, undrawn: None
-) -> None:
+def test_phases_are_set_by_the_grid_and_on_the_command_line(write: Write, tmp_path: Path, fake: None) -> None:
     grid = {"distillation.iterations": [3, 4], "quantisation.optim.lr": [0.5]}
     path = write(grid=grid, settings={"recipe": "nern"}, seeds=[0])
     found = [run.config for run in load_sweep(path, tmp_path)]
@@ -287,7 +280,7 @@ def test_runs_are_trained_once_and_go_on_after_a_signal(
     assert (out / "results.csv").read_bytes() == table
 
 
-@pytest.mark.usefixtures("fake", "undrawn")
+@pytest.mark.usefixtures("fake")
 def test_table_holds_what_the_metrics_say(write: Write, tmp_path: Path) -> None:
     rows = sweep(write(grid=GRID, seeds=[0, 1]), tmp_path / "out")
     table = (tmp_path / "out" / "results.csv").read_text()
@@ -305,7 +298,7 @@ def test_table_holds_what_the_metrics_say(write: Write, tmp_path: Path) -> None:
     assert "cores" in row["device"]
 
 
-@pytest.mark.usefixtures("fake", "undrawn")
+@pytest.mark.usefixtures("fake")
 def test_failed_runs_are_told_at_the_end_and_tried_again(
     write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,7 +315,7 @@ def test_failed_runs_are_told_at_the_end_and_tried_again(
         assert names(out) == ["works-s0"]
 
 
-@pytest.mark.usefixtures("fake", "undrawn")
+@pytest.mark.usefixtures("fake")
 def test_changed_settings_of_runs_that_are_there(write: Write, tmp_path: Path) -> None:
     path, out = write(grid=GRID), tmp_path / "out"
     sweep(path, out, console=quiet())
@@ -334,7 +327,7 @@ def test_changed_settings_of_runs_that_are_there(write: Write, tmp_path: Path) -
     sweep(path, out, options={"logging.log_interval": 3})  # changes no result
 
 
-@pytest.mark.usefixtures("fake", "undrawn")
+@pytest.mark.usefixtures("fake")
 def test_what_lies_in_the_place_of_a_run(write: Write, tmp_path: Path) -> None:
     left = tmp_path / "out" / "runs" / "tiny-s0"
     left.mkdir(parents=True)
@@ -347,7 +340,7 @@ def test_what_lies_in_the_place_of_a_run(write: Write, tmp_path: Path) -> None:
     assert not (left / "notes.txt").exists()
 
 
-@pytest.mark.usefixtures("fake", "undrawn")
+@pytest.mark.usefixtures("fake")
 def test_damaged_files_of_a_run(write: Write, tmp_path: Path) -> None:
     path, out = write(), tmp_path / "out"
     sweep(path, out)
@@ -377,7 +370,7 @@ def job(tmp_path: Path, name: str, code: str) -> Job:
     return Job(name, [sys.executable, "-c", code], tmp_path / f"{name}.log")
 
 
-@pytest.mark.usefixtures("fake", "undrawn")
+@pytest.mark.usefixtures("fake")
 def test_shards_train_all_runs_once_and_the_table_has_those_of_all(write: Write, tmp_path: Path) -> None:
     path, out = write(grid=GRID, seeds=[0, 1]), tmp_path / "out"
     whole = [row["name"] for row in sweep(path, tmp_path / "whole")]

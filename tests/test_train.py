@@ -33,9 +33,9 @@ Configure = Callable[..., Config]
 Finished = tuple[RunFolder, dict[str, Any]]
 
 
-def steps(folder: RunFolder, what: str = "evaluations") -> list[int]:
-    """Steps of the recorded losses or evaluations."""
-    return [record["step"] for record in folder.load_state()[what]]
+def steps(folder: RunFolder) -> list[int]:
+    """Of the recorded evaluations."""
+    return [record["step"] for record in folder.load_state()["evaluations"]]
 
 
 def checkpoint(folder: RunFolder, name: str = "last") -> dict[str, torch.Tensor]:
