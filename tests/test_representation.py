@@ -1,4 +1,4 @@
-"""Kernel table, sampling, encodings, predictors, and the NeRN made of them."""
+"""Kernel table, sampling, predictors, heads, and the NeRN made of them."""
 
 from __future__ import annotations
 
@@ -16,30 +16,24 @@ from nern.errors import NernError
 from nern.files import save_torch
 from nern.ordering import solve_ordering
 from nern.registry import NORM_LAYERS, PREDICTORS
-from nern.representation import KernelTable, build_nern, build_predictor, parameters_of, sample_kernels
+from nern.representation import Heads, KernelTable, build_nern, build_predictor, parameters_of, sample_kernels
 from runs import random_weights
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
 SHAPES = ((4, 2, 3, 3), (3, 4, 1, 1), (2, 3, 3, 2))
+ALL_KINDS = ((4, 2, 3, 3), (3, 5), (2, 3, 1, 1), (6, 1, 3, 3), (3, 2, 4), (2, 2, 2, 1, 3))  # 3x3, 1x1, 1x4, 2x3
 
-shapes_of_networks = st.lists(
-    st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4
-).map(tuple)
-
-
-@given(shapes_of_networks, st.sampled_from([3, 5]))
-def test_rows_are_kernels_or_weights_in_the_order_of_their_coordinates(
-    shapes: tuple[tuple[int, int, int, int], ...], num_idxs: int
-) -> None:
-    weights = random_weights(shapes)
-    table = KernelTable(shapes, num_idxs)
-    rows = torch.cat([rows.flatten() for rows in table.to_rows(weights)])
-    assert torch.equal(rows, torch.cat([w.flatten() for w in weights]))
-    sizes = [w.numel() if num_idxs == 5 else w.shape[0] * w.shape[1] for w in weights]
-    assert [table.layer(i).stop - table.layer(i).start for i in range(len(shapes))] == sizes
-    assert table.rows == sum(sizes)
-    assert table.num_weights == len(rows)
+sizes = st.integers(1, 4)
+few = st.integers(1, 3)
+tensor_shapes = st.one_of(
+    st.tuples(sizes, sizes),  # fully connected
+    st.tuples(sizes, sizes, few),  # 1-d
+    st.tuples(sizes, sizes, few, few),
+    st.tuples(sizes, st.just(1), few, few),  # depthwise
+    st.tuples(sizes, sizes, few, few, few),  # 3-d
+)
+networks_of_all_kinds = st.lists(tensor_shapes, min_size=1, max_size=5)
 
 
 @pytest.mark.parametrize(
@@ -153,3 +147,49 @@ def test_a_nern_encodes_the_ordered_coordinates(mode: str) -> None:
     for layer, positions in enumerate(ordering.positions(table.shapes)):
         served = ordered.encoded(table.layer(layer))
         assert torch.equal(served, plain.encoded(table.layer(layer))[positions])
+
+
+@given(networks_of_all_kinds, st.sampled_from([3, 5]))
+def test_weights_of_all_kinds_survive_the_way_through_rows(shapes: list[tuple[int, ...]], num_idxs: int) -> None:
+    weights = random_weights(shapes)
+    table = KernelTable.of(weights, num_idxs)
+    heads, rows = Heads.build(table, "per_size"), table.to_rows(weights)
+    assert torch.equal(torch.cat([of.flatten() for of in rows]), torch.cat([w.flatten() for w in weights]))
+    sizes = [w.numel() if num_idxs == 5 else w.shape[0] * w.shape[1] for w in weights]
+    assert [table.layer(i).stop - table.layer(i).start for i in range(len(shapes))] == sizes
+    assert (table.rows, table.num_weights) == (sum(sizes), sum(w.numel() for w in weights))
+    layers = list(zip(rows, heads.of_layer, strict=True))
+    exact = [torch.cat([layer for layer, of in layers if of == head]) for head in range(len(heads.sizes))]
+    parts = [heads.sampled(heads.part(exact, i), i) for i in range(len(shapes))]
+    restored = [table.to_weight(part, i) for i, part in enumerate(parts)]
+    assert [w.shape for w in restored] == [w.shape for w in weights]
+    assert all(torch.equal(a, b) for a, b in zip(restored, weights, strict=True))
+
+
+@given(networks_of_all_kinds, st.lists(st.integers(0, 10**6), max_size=20), st.sampled_from(["per_size", "shared"]))
+def test_splitting_rows_keeps_their_order_and_repeats(
+    shapes: list[tuple[int, ...]], numbers: list[int], kind: str
+) -> None:
+    heads = Heads.build(KernelTable.of(random_weights(shapes)), kind, output_size=9)
+    rows = torch.tensor([number % heads.table.rows for number in numbers], dtype=torch.int64)
+    parts = heads.split(rows)
+    assert len(parts) == len(heads.sizes)
+    for head, (of_head, local) in enumerate(parts):
+        mine = set(heads.rows(head).tolist())
+        assert of_head.tolist() == [row for row in rows.tolist() if row in mine]
+        assert torch.equal(heads.rows(head)[local], of_head)
+    assert sum(len(of_head) for of_head, _ in parts) == len(rows)
+
+
+def test_a_kernel_larger_than_the_shared_head_names_both_ways_out() -> None:
+    with pytest.raises(NernError, match=r"weight 4 has 1 x 4 kernels.*nern.output_size to at least 4, or .*per_size"):
+        Heads.build(KernelTable.of(random_weights(ALL_KINDS[:5])), "shared", output_size=3)
+
+
+def test_heads_share_all_layers_but_the_last() -> None:
+    nern = build_nern(config(), KernelTable.of(random_weights(ALL_KINDS)), None, seed=0)
+    layers = [f"layers.{i}.{name}" for i in range(2) for name in ("weight", "bias")]
+    heads = [f"final_linear_layers.{h}x{w}.{name}" for h, w in nern.heads.sizes for name in ("weight", "bias")]
+    assert list(nern.predictor.state_dict()) == layers + heads
+    sum(w.square().sum() for w in nern.weights()).backward()
+    assert all(p.grad is not None and p.grad.any() for p in nern.predictor.parameters())

