@@ -1,4 +1,4 @@
-"""Components of a user's own, with settings of their own: configured in files, trained, kept in files."""
+"""Components of a user's own, with settings of their own: configured in files, and trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Degenerate numbers: layers of zeros, constants and single values; buffers that hold anything."""
+"""Degenerate numbers: layers of zeros, of equal kernels and of values too small for their squares."""
 
 from __future__ import annotations
 

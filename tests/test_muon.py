@@ -1,4 +1,4 @@
-"""Muon against a plain loop, its part for other parameters against torch's AdamW; SOAP where its package is missing."""
+"""Muon against a plain loop, and its part for other parameters against torch's AdamW."""
 
 from __future__ import annotations
 

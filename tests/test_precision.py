@@ -1,4 +1,4 @@
-"""Training in 16 bits, batches taken in parts, and memory that is kept: the results stay what they were."""
+"""Training in 16 bits, and batches taken in parts: the results stay what they were."""
 
 from __future__ import annotations
 
