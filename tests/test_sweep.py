@@ -23,6 +23,7 @@ from nern.errors import NernError
 from nern.files import locked
 from nern.sweeps import COLUMNS, load_sweep, sweep
 from nern.sweeps.processes import Job, run_side_by_side
+from nern.sweeps.run import _places
 from nern.training.interrupt import Interrupted
 from runs import quiet
 
@@ -419,6 +420,14 @@ def test_why_a_job_failed(tmp_path: Path) -> None:
     run_side_by_side([again], [{}])
     assert again.error == "exit status 3, nothing printed"
     assert again.log.read_text().startswith("0\n")
+
+
+def test_runs_side_by_side_share_the_cores_or_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert _places(3, 0) == [{"OMP_NUM_THREADS": "2"}] * 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in _places(3, 2)] == ["4", "7", "4"]
 
 
 # --- what ships --------------------------------------------------------------------------------------------------
