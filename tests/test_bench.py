@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,9 @@ import matplotlib.image
 import pytest
 import torch
 
-from nern.benchmarks.worker import Worker, in_process
 from nern.cli import main
 from nern.commands.bench import BENCHMARKS
-from nern.config import parse_yaml
-from nern.errors import NernError
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = """
 original_model_path: pretrained:digits-resnet8
 nern:
@@ -80,14 +74,9 @@ def test_order_measures_random_kernels_and_the_network(
     assert found["versions"]["torch"] == torch.__version__
     assert {"nern", "python", "numpy", "numba", "system"} <= set(found["versions"])
     assert found["machine"]["cpu"]
-    assert found["machine"]["cores"] >= 1
-    assert (found["machine"]["gpu"] is None) == (not torch.cuda.is_available())
     assert (found["results"]["mode"], found["results"]["metric"]) == ("crossfilter", "distance")
     assert found["command"].startswith("nern bench order --repeats 2")
     (table,) = found["tables"]
-    assert [heading for heading, _ in table["rows"][0]][:3] == ["", "kernels in layers", "median time"]
-    assert "greedy (change)" in dict(table["rows"][0])
-    assert "crossfilter by distance" in table["note"]
     assert "Path cost: distance of successive kernels" in table["note"]
     assert "improved for up to 0.2 s" in table["note"]
     assert torch.__version__ in found["about"]
@@ -119,9 +108,6 @@ def test_step_is_compared_with_plain_pytorch(folder: Path) -> None:
 
 def test_reconstruct_counts_weights(folder: Path) -> None:
     found = bench("reconstruct")
-    assert (
-        found["config"]["original_model_path"] == "pretrained:digits-resnet8"
-    )  # the quickstart's, where none is given
     of = found["results"]["measured"]
     check_spread(of["seconds"])
     assert (of["represented_weights"], of["kernels"], of["layers"]) == (73872, 8208, 7)
@@ -147,11 +133,9 @@ def test_scaling_draws_a_figure(folder: Path) -> None:
     ("arguments", "message"),
     [
         ([], "the name of a benchmark is required: order, step, reconstruct, scaling"),
-        (["stp"], "unknown benchmark 'stp'; did you mean 'step'? Choices: order, reconstruct, scaling, step"),
         (["order", "--largest", "10"], "--largest belongs to nern bench scaling; order has --kernels"),
         (["step", "--precisions", "float32", "fp8"], "unknown precision (--precisions) 'fp8'"),
         (["scaling", "--largest", "5000"], "--largest (=5000) must be at least --smallest (=10000)"),
-        (["order", "--kernls", "10"], "unknown option 'kernls'; did you mean 'kernels'?"),
         (["scaling", "--figure", "."], "--figure: . cannot be written"),
     ],
 )
@@ -162,33 +146,3 @@ def test_mistakes_stop_before_any_work(
     monkeypatch.setattr("nern.commands.bench.BENCHMARKS", nothing)
     assert main(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_workers_keep_state_and_pass_on_failures() -> None:
-    with Worker(list, [3], threads=1) as worker:
-        worker.call("append", 4)
-        with pytest.raises(ValueError, match="not in list"):
-            worker.call("remove", 5)
-        assert worker.call("copy") == [3, 4]
-    with pytest.raises(NernError, match="while parsing"):
-        in_process(parse_yaml, "[")
-    with pytest.raises(NernError, match="ended early"):
-        in_process(os._exit, 3)
-
-
-def test_tables_are_filled_in_between_their_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fill = runpy.run_path(str(ROOT / "benchmarks" / "fill.py"))["fill"]
-    readme, results = tmp_path / "README.md", tmp_path / "results"
-    results.mkdir()
-    marked = "a\n<!-- one -->\n{}<!-- end -->\nb\n<!-- two -->\nkept\n<!-- end -->\n<!-- three -->\n{}<!-- end -->\n"
-    readme.write_text(marked.format("old\n", ""))
-    table = {"title": "T", "rows": [[["", "a|b"], ["x", "\\1"]]], "note": "N."}
-    told = {"command": "nern bench order --json one.json --seed 1", "tables": [table], "about": "n = 2"}
-    (results / "one.json").write_text(json.dumps(told))
-    (results / "three.md").write_text("3")
-    (results / "three.png").write_bytes(b"picture")
-    fill(readme, results)
-    one = "`nern bench order --seed 1`\n\n**T**\n\n|  | x |\n|---|---:|\n| a\\|b | \\1 |\n\nN.\n\nn = 2\n"
-    assert readme.read_text() == marked.format(one, "3\n\n![three](three.png)\n")
-    assert (tmp_path / "three.png").read_bytes() == b"picture"
-    assert capsys.readouterr().out == "left as it is: two\n"

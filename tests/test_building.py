@@ -51,8 +51,6 @@ def refused(artifact: Artifact, message: str = "") -> float:
     return time.process_time() - start
 
 
-# --- what a file does not get called ----------------------------------------------------------------------------------
-
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("os:system", {}), ("package.module:function", {}), ("network.py:build", {}), ("/tmp/network.py:build", {}),
     ("timm:hf_hub:user/model", {}), ("timm:local-dir:/etc", {}), ("torch.hub:load", {}),
@@ -80,8 +78,6 @@ def test_what_a_file_does_not_get_called(
 def test_unknown_networks(architecture: str, told: Callable[[str, dict[str, Any]], Artifact]) -> None:
     refused(told(architecture, {}), "has no network|unknown|ResNet9")
 
-
-# --- what building costs ----------------------------------------------------------------------------------------------
 
 COSTS: list[tuple[str, dict[str, Any], str]] = [
     ("torchvision:resnet18", {"layers": [1_000_000, 1, 1, 1]}, REFUSAL),

@@ -14,7 +14,6 @@ from nern import NernError
 from nern.objectives import curvature as module
 from nern.objectives.curvature import DAMPING, Curvature, curvatures
 from nern.originals import as_original
-from nern.randomness import generator
 from nern.tasks.images import Batch
 
 
@@ -58,9 +57,6 @@ def second_moments(rows: Tensor) -> Tensor:
     return (a + DAMPING * a.diagonal().mean() * torch.eye(len(a))).float()
 
 
-# --- what is measured -----------------------------------------------------------------------------------------------
-
-
 def test_the_mean_of_inputs_counts_less_where_norms_follow(rng: torch.Generator) -> None:
     images = torch.randn(4000, 4, generator=rng) + 3
     (found,) = of(seeded(nn.Linear(4, 2)), images, norms_follow=True)
@@ -101,32 +97,6 @@ def test_groups_have_inputs_of_their_own(rng: torch.Generator) -> None:
         proportional(found.inputs[group] @ found.inputs[group].mT, second_moments(rows))
 
 
-@pytest.mark.parametrize(
-    ("layers", "shape", "size"),
-    [
-        ([nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(18, 4)], (2, 8), 6),
-        ([nn.Conv3d(1, 2, (1, 2, 3)), nn.Flatten(), nn.Linear(2 * 4 * 4 * 4, 4)], (1, 4, 5, 6), 6),
-        ([nn.Linear(5, 4), nn.Flatten(), nn.Linear(28, 3)], (7, 5), 5),
-    ],
-    ids=["one axis", "three axes", "sequences"],
-)
-def test_layers_of_other_dimensions(layers: list[nn.Module], shape: tuple[int, ...], size: int) -> None:
-    found = of(seeded(*layers), torch.randn(9, *shape, generator=generator(1)))
-    assert found[0].inputs.shape == (1, size, size)
-    assert all(torch.isfinite(c.inputs).all() and bool((c.filters > 0).all()) for c in found)
-
-
-def test_derivatives_of_a_layer_are_those_of_the_outputs(rng: torch.Generator) -> None:
-    """Of y = V W x the derivative at W x along r is V^T r; its mean square is that of V's columns, centred."""
-    first, second = nn.Linear(5, 6, bias=False), nn.Linear(6, 4, bias=False)
-    network = seeded(first, second)
-    images = torch.randn(30_000, 5, generator=rng)
-    found = of(network, images)
-    centred = second.weight - second.weight.mean(0, keepdim=True)  # a constant added to all scores changes nothing
-    g = centred.detach().square().sum(0)
-    proportional(found[0].filters.square(), g + DAMPING * g.mean(), rtol=0.05)
-
-
 def test_the_form_is_what_errors_do_to_the_outputs(rng: torch.Generator) -> None:
     """For a linear network and errors of one filter it is exact: the mean square of the change of the outputs."""
     first, second = nn.Conv2d(3, 4, 3, bias=False), nn.Linear(16, 5, bias=False)
@@ -162,40 +132,6 @@ def test_it_is_a_function_of_the_seed_and_leaves_the_network_alone(
     assert all(p.grad is None for p in original.network.parameters())
 
 
-def test_layers_of_other_kinds_count_as_the_mean_of_all(rng: torch.Generator) -> None:
-    network = seeded(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 3), nn.Flatten())
-    found = of(network, torch.randn(5, 3, 6, 6, generator=rng))
-    weight = network[1].weight.detach()  # type: ignore[index]
-    assert torch.equal(found[1](weight), weight)
-
-
-def test_very_large_filters_have_a_diagonal(monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
-    images = torch.randn(30, 5, generator=rng) + 1
-    monkeypatch.setattr(module, "MOST_INPUTS", 4)
-    (found,) = of(seeded(nn.Linear(5, 3)), images)
-    assert found.inputs.shape == (1, 5)
-    squares = images.square().mean(0)
-    proportional(found.inputs[0].square(), squares + DAMPING * squares.mean())
-    weight = torch.randn(3, 5, generator=rng)
-    torch.testing.assert_close(found(weight), weight * found.inputs[0] * found.filters[:, None])
-
-
-class Two(nn.Module):
-    """Gives two tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(1, 2, 3)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.layer(x), x
-
-
-def test_outputs_that_are_no_tensor_are_an_error(images: Tensor) -> None:
-    with pytest.raises(NernError, match=r"outputs that are one tensor of numbers; Two gives tuple"):
-        of(Two(), images)
-
-
 def test_a_network_whose_outputs_never_move_is_an_error(images: Tensor) -> None:
     network = seeded(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))
     with torch.no_grad():
@@ -205,22 +141,3 @@ def test_a_network_whose_outputs_never_move_is_an_error(images: Tensor) -> None:
         NernError, match=r"no weight of Sequential that moves its outputs .*refinement.iterations to null"
     ):
         curvatures(original, Stream(images), 8, 0, False)
-
-
-# --- what errors count ----------------------------------------------------------------------------------------------
-
-
-def curvature_of(filters: int, groups: int, n: int, whole: bool = True) -> Curvature:
-    rng = torch.Generator().manual_seed(2)
-    inputs = torch.randn(groups, n, n, generator=rng) if whole else torch.rand(groups, n, generator=rng)
-    return Curvature(torch.rand(filters, generator=rng) + 0.1, inputs)
-
-
-@pytest.mark.parametrize("whole", [True, False], ids=["matrices", "diagonals"])
-@pytest.mark.parametrize("groups", [1, 3])
-def test_some_filters_give_what_all_give_for_them(groups: int, whole: bool, rng: torch.Generator) -> None:
-    found = curvature_of(6, groups, 18, whole)
-    weight = torch.randn(6, 2, 3, 3, generator=rng)
-    filters = torch.tensor([4, 0, 2])
-    torch.testing.assert_close(found(weight[filters], filters), found(weight)[filters])
-    torch.testing.assert_close(found(weight[filters].flatten(1), filters), found(weight)[filters].flatten(1))

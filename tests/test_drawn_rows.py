@@ -14,7 +14,6 @@ from nern.originals import as_original
 from nern.registry import RECONSTRUCTION_LOSSES, SAMPLING_MODES
 from nern.representation import KernelTable, build_nern
 from nern.training import Member, Trainer
-from nern.training.members import split_by_network
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -59,24 +58,16 @@ def gradients(trainer: Trainer) -> list[Tensor]:
     return found
 
 
-def kernel_rows(trainer: Trainer, weights: list[Tensor]) -> list[Tensor]:
-    """Every row of these weights on its own, in the order of the table."""
-    return [row for layer in trainer.nern.table.to_rows(weights) for row in layer]
-
-
 def by_layer(trainer: Trainer, rows: Tensor, layers: range) -> list[tuple[Tensor, Tensor]]:
     """Originals and predictions of the drawn rows, repeats kept, one flat pair for each of these layers that has any."""
-    table, trainer_originals = trainer.nern.table, [w for m in trainer.members for w in m.original.weights]
-    originals, predicted = (kernel_rows(trainer, w) for w in (trainer_originals, trainer.nern.weights()))
+    table, weights = trainer.nern.table, [w for m in trainer.members for w in m.original.weights]
+    originals, predicted = ([r for of in table.to_rows(w) for r in of] for w in (weights, trainer.nern.weights()))
     pairs = []
     for index in layers:
         own = [row for row in rows.tolist() if table.starts[index] <= row < table.starts[index + 1]]
         if own:
             pairs.append(tuple(torch.cat([source[r].flatten() for r in own]) for source in (originals, predicted)))
     return pairs
-
-
-# --- only the drawn rows are compared ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("heads", HEADS)
@@ -99,15 +90,6 @@ def test_the_loss_of_drawn_rows_is_that_of_these_kernels_alone(
     torch.testing.assert_close(losses.terms["reconstruction"], expected)
     torch.testing.assert_close(losses.total, 0.7 * expected)
     torch.testing.assert_close(found, gradients(trainer))
-
-
-def test_all_rows_drawn_once_have_the_loss_of_all(make: Callable[..., Trainer]) -> None:
-    trainer = make(**{"nern.reconstruction_rows": "drawn"})
-    drawn = trainer.differentiate(None, torch.randperm(76, generator=torch.Generator().manual_seed(0)))
-    one = gradients(trainer)
-    whole = trainer.differentiate(None, None)
-    torch.testing.assert_close(drawn.total, whole.total)
-    torch.testing.assert_close(one, gradients(trainer))
 
 
 def test_a_step_with_images_compares_all_rows(make: Callable[..., Trainer], images: Tensor) -> None:
@@ -136,9 +118,6 @@ def test_drawn_rows_of_several_networks_have_the_mean_of_the_networks_and_none_c
     torch.testing.assert_close(found, gradients(trainer))
 
 
-# --- all rows are compared, the drawn ones carry gradient --------------------------------------------------------
-
-
 @pytest.mark.parametrize("with_images", [False, True])
 @pytest.mark.parametrize("heads", HEADS)
 def test_gradient_arrives_through_the_drawn_rows_as_often_as_they_were_drawn(
@@ -161,29 +140,3 @@ def test_gradient_arrives_through_the_drawn_rows_as_often_as_they_were_drawn(
     carried.backward()
     torch.testing.assert_close(found, gradients(trainer))
     assert any(gradient.any() for gradient in found)
-
-
-@pytest.mark.parametrize("networks", [1, 2])
-def test_all_rows_drawn_once_have_the_gradient_of_all(
-    make: Callable[..., Trainer], images: Tensor, networks: int
-) -> None:
-    trainer = make(networks)
-    batches = [(images, None)] * networks
-    trainer.differentiate(batches, torch.arange(trainer.nern.table.rows).flip(0))
-    one = gradients(trainer)
-    trainer.differentiate(batches, None)
-    torch.testing.assert_close(one, gradients(trainer))
-
-
-def test_the_losses_of_several_networks_are_the_mean_of_each_one_s(
-    make: Callable[..., Trainer], images: Tensor
-) -> None:
-    trainer = make(2)
-    batches = [(images, None), (images.flip(0) + 1, None)]
-    losses = trainer.differentiate(batches, None)
-    own = split_by_network(trainer.members, trainer.nern.weights())
-    parts = [o(w, i) for o, w, (i, _) in zip(trainer.differentiate.objectives, own, batches, strict=True)]
-    assert losses.terms.keys() == {"reconstruction", "feature_maps", "distillation"}
-    for name, value in losses.terms.items():
-        torch.testing.assert_close(value, (parts[0].terms[name] + parts[1].terms[name]) / 2)
-    torch.testing.assert_close(losses.total, (parts[0].total + parts[1].total) / 2)

@@ -20,8 +20,6 @@ from nern.files import save_safetensors
 from nern.jobs import train as train_run
 from nern.jobs.packing import PackOptions, pack
 from nern.objectives.objective import Losses
-from nern.ordering.order import InFilterOrdering
-from nern.ordering.store import FILE_NAME, save_ordering
 from nern.originals.build import build_network
 from nern.registry import TASKS
 from nern.tasks import ImageTensors, register_task
@@ -37,12 +35,6 @@ FILES = sorted(
 ORIGINALS = [path for path in FILES if path.startswith("originals/")]
 OURS = [path for path in FILES if path.startswith(("without-data/", "several-networks/", "files/"))]
 PUBLISHED = [path for path in FILES if path not in ORIGINALS + OURS]
-SIZES = {
-    "resnet18/imagenet": (1024, 1140, 1256, 1372),
-    "resnet20/cifar10": (140, 160, 180, 200),
-    "resnet56/cifar10": (240, 280, 320, 360),
-    "resnet56/cifar100": (320, 360, 400),
-}
 CLASSES = 1000
 IMAGES = 20
 QUIET = Console(quiet=True)
@@ -51,37 +43,10 @@ QUIET = Console(quiet=True)
 # --- what the files say ------------------------------------------------------------------------------------------
 
 
-def test_every_group_is_there_in_every_ordering_and_size() -> None:
-    expected = set()
-    for folder, sizes in SIZES.items():
-        network, task = folder.split("/")
-        for ordering in ("permute_crossfilter", "permute_infilter", "regular"):
-            if (task, ordering) != ("imagenet", "regular"):
-                expected |= {f"{folder}/{task}_{network}_smoothpes_{ordering}_{size}.yaml" for size in sizes}
-    assert len(expected) == 41
-    assert set(PUBLISHED) == expected
-    assert len(OURS) == 4
-    assert ORIGINALS
-
-
-@pytest.mark.parametrize("path", PUBLISHED)
-def test_published_config_loads(path: str) -> None:
-    config = Config.load(EXPERIMENTS / path)
-    assert config.logging.exp_name == Path(path).stem
-    assert config.logging.log_dir == f"outputs/{Path(path).parent.as_posix()}"
-    assert str(config.nern.hidden_layer_size) == path.rpartition("_")[2].removesuffix(".yaml")
-    mode = config.nern.embeddings.permutations.permute_mode
-    assert f"_permute_{mode}_" in path or (mode == "none" and "_regular_" in path)
-
-
-@pytest.mark.parametrize("path", ORIGINALS)
-def test_config_of_an_original_loads(path: str) -> None:
-    assert OriginalConfig.load(EXPERIMENTS / path).logging.exp_name == Path(path).stem
-
-
-@pytest.mark.parametrize("path", OURS)
-def test_config_of_ours_loads(path: str) -> None:
-    assert Config.load(EXPERIMENTS / path).logging.exp_name == Path(path).stem
+@pytest.mark.parametrize("path", FILES)
+def test_config_loads_and_its_runs_are_named_after_it(path: str) -> None:
+    kind = OriginalConfig if path in ORIGINALS else Config
+    assert kind.load(EXPERIMENTS / path).logging.exp_name == Path(path).stem
 
 
 def test_configs_say_what_was_published(shared: Path) -> None:
@@ -95,19 +60,15 @@ def test_configs_say_what_was_published(shared: Path) -> None:
 # --- that they train ---------------------------------------------------------------------------------------------
 
 
-def _tiny_imagenet(train_kwargs: Any, test_kwargs: Any, **kwargs: Any) -> tuple[ImageTensors, ImageTensors]:
-    rng = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (IMAGES, 3, 64, 64), generator=rng, dtype=torch.uint8)
-    data = ImageTensors(images, torch.randint(0, CLASSES, (IMAGES,), generator=rng), (0.5,) * 3, (0.2,) * 3)
-    return data, data
-
-
 @pytest.fixture
 def imagenet(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few made-up images of 1000 classes in place of the task of this name."""
     others = {name: entry for name, entry in TASKS._entries.items() if name != "imagenet"}
     monkeypatch.setattr(TASKS, "_entries", others)
-    register_task("imagenet", input_shape=(3, 64, 64), num_classes=CLASSES)(_tiny_imagenet)
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (IMAGES, 3, 64, 64), generator=rng, dtype=torch.uint8)
+    data = ImageTensors(images, torch.randint(0, CLASSES, (IMAGES,), generator=rng), (0.5,) * 3, (0.2,) * 3)
+    register_task("imagenet", input_shape=(3, 64, 64), num_classes=CLASSES)(lambda *args, **kwargs: (data, data))
 
 
 @pytest.fixture(scope="session")
@@ -143,19 +104,6 @@ def cifar_networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def orderings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a group's first run leaves its ordering for the others."""
     return tmp_path_factory.mktemp("orderings")
-
-
-@pytest.fixture
-def random_orderings(tmp_path: Path) -> Path:
-    """A random ordering of ResNet18, whose kernels take minutes to order."""
-    rng, state = torch.Generator().manual_seed(0), build_network("ResNet18").state_dict()
-    weights = [w for name, w in state.items() if name.startswith("layer") and w.shape[2:] == (3, 3)]
-    sizes = [tuple(weight.shape[:2]) for weight in weights]
-    filters = [torch.randperm(co, generator=rng) for co, _ in sizes]
-    channels = [torch.rand(co, ci, generator=rng).argsort(1) for co, ci in sizes]
-    pairs = zip(filters, channels, strict=True)
-    save_ordering(tmp_path / FILE_NAME, InFilterOrdering([{"filter_order": f, "channel_order": c} for f, c in pairs]))
-    return tmp_path
 
 
 def short(path: str, tmp_path: Path, **changes: Any) -> Config:
@@ -233,20 +181,6 @@ def test_imagenet_experiment_trains_on_the_first_stage(path: str, tmp_path: Path
         nern__embeddings__permutations__path=str(orderings / path.rpartition("_")[0]),
     )
     assert len(train(config).nern.table.shapes) == 4
-
-
-@pytest.mark.filterwarnings("ignore:(num_gpus is 2|original_model_path is not set):nern.errors.NernWarning")
-@pytest.mark.usefixtures("imagenet")
-def test_imagenet_experiment_trains_on_all_stages(tmp_path: Path, random_orderings: Path) -> None:
-    config = short(
-        "resnet18/imagenet/imagenet_resnet18_smoothpes_permute_infilter_1024.yaml",
-        tmp_path,
-        batch_size=2,
-        original_model_path=None,
-        nern__hidden_layer_size=8,
-        nern__embeddings__permutations__path=str(random_orderings),
-    )
-    assert train(config).nern.table.rows == 1_220_608
 
 
 def test_two_networks_train_in_one_nern(tmp_path: Path, tiny_cifar: Path) -> None:

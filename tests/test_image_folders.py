@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,18 +24,14 @@ from nern import Config, NernError
 from nern.cli import main
 from nern.config import TaskConfig
 from nern.errors import NernWarning
-from nern.objectives.curvature import curvatures
-from nern.originals import as_original
 from nern.originals.input_format import InputFormat
-from nern.registry import TASKS
 from nern.tasks import ImageTensors, Task, build_task, image_folder
-from nern.tasks.base import DataSettings, classes_of, default_of
+from nern.tasks.base import DataSettings
 from nern.tasks.image_files import read_image
 from nern.tasks.image_folder import evaluation_transform, not_too_long, training_transform
 from nern.tasks.loaders import LoaderSet, LoaderStream
 from nern.tasks.streams import MixedStream, first_images
-from nern.training import Interrupted, RunFolder
-from runs import quiet, same, small_resnet, stop_after
+from runs import TINY, interrupted, quiet, resume, same, small_resnet, train
 
 CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cat")
@@ -83,11 +78,6 @@ def read_all(*args: Any, **given: Any) -> tuple[Task, list[Any], Any, Any]:
     """A task with the batches of its first epoch, and its test images twice."""
     task = load(*args, **given)
     return task, epoch_of(task.train), whole(task.test), whole(task.test)
-
-
-def counts(root: Path) -> list[int]:
-    """Images of each class in val/."""
-    return whole(load(root, train=False).test)[1].bincount().tolist()
 
 
 STORED = {"in memory": {"in_memory": True}, "streamed": {"in_memory": False}}
@@ -158,64 +148,26 @@ def test_up_to_a_size_and_without_a_policy_images_are_held_in_memory(
 
 
 @stored
-@pytest.mark.parametrize("left", ["no folder", "a folder of hidden files"])
-def test_a_class_may_lack_test_images(how: dict[str, bool], left: str, folder: Path) -> None:
-    for path in (folder / "val" / "bee").iterdir():
-        path.rename(path.with_name(f".{path.name}")) if left.endswith("files") else path.unlink()
-    if left == "no folder":
-        (folder / "val" / "bee").rmdir()
-    for train in (True, False):
-        task = load(folder, train=train, **how)
+def test_a_class_may_lack_test_images(how: dict[str, bool], folder: Path) -> None:
+    shutil.rmtree(folder / "val" / "bee")
+    for training in (True, False):
+        task = load(folder, train=training, **how)
         assert (task.num_classes, whole(task.test)[1].tolist()) == (3, [0, 2] * 4)
 
 
-@pytest.mark.parametrize(
-    ("there", "used"),
-    [("valid test", "test"), ("validation test val", "val")],
-)
-def test_of_several_test_folders_the_first_that_is_known_is_used(there: str, used: str, folder: Path) -> None:
-    (folder / "val").rename(folder / used)
-    for name in set(there.split()) - {used}:
+def test_of_several_test_folders_the_first_that_is_known_is_used(folder: Path) -> None:
+    for name in ("validation", "test"):
         write_image(folder / name / "ant" / "x.png")
-    with pytest.warns(NernWarning, match=rf"holds {used}/ and .*: the test images are those of {used}/"):
+    with pytest.warns(NernWarning, match=r"holds val/ and .*: the test images are those of val/"):
         assert len(load(folder, train=False).test) == 12
 
 
-@pytest.mark.parametrize(
-    ("names", "order"),
-    [
-        ([str(n) for n in range(12)], "0 is '0', 1 is '1', 2 is '10', 3 is '11', ... (12 in all)"),
-        (["2_cat", "10_dog", "1_ant"], "0 is '10_dog', 1 is '1_ant', 2 is '2_cat'"),
-        (["00", "01", "10"], None),
-    ],
-)
-def test_an_order_of_classes_that_is_not_that_of_their_numbers_is_told(
-    names: list[str], order: str | None, tmp_path: Path
-) -> None:
-    for name in names:
-        write_image(tmp_path / "val" / name / "x.png")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+def test_an_order_of_classes_that_is_not_that_of_their_numbers_is_told(tmp_path: Path) -> None:
+    for name in range(12):
+        write_image(tmp_path / "val" / str(name) / "x.png")
+    with pytest.warns(NernWarning, match=r"order of their names as text: 0 is '0', 1 is '1', 2 is '10', .*12 in all"):
         task = load(tmp_path, train=False)
-    assert whole(task.test)[1].tolist() == list(range(len(names)))
-    texts = [str(w.message) for w in caught]
-    assert len(texts) == (order is not None)
-    assert order is None or f"are numbered in the order of their names as text: {order}. Where" in texts[0]
-
-
-@pytest.mark.parametrize(("one", "other"), [("caf\u00e9", "cafe\u0301"), ("\uac00", "\u1100\u1161")])
-def test_a_class_is_its_name_however_unicode_composes_it(one: str, other: str, tmp_path: Path) -> None:
-    for split, names in (("train", [one]), ("val", [one, other]), ("other", [other])):
-        for seed, name in enumerate([*names, "zoo", "bar"]):
-            write_image(tmp_path / split / name / "x.png", seed=seed)
-    task = load(tmp_path)
-    first, second, *_ = whole(task.test)[0][whole(task.test)[1] == sorted(["bar", "zoo", one]).index(one)]
-    assert not torch.equal(first, second)
-    assert (task.num_classes, len(task.test)) == (3, 4)
-    (tmp_path / "val").rename(tmp_path / "first")
-    (tmp_path / "other").rename(tmp_path / "val")
-    task = load(tmp_path)
-    assert (task.num_classes, whole(task.test)[1].tolist()) == (3, [0, 1, 2])
+    assert whole(task.test)[1].tolist() == list(range(12))
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -266,31 +218,10 @@ def test_files_that_another_program_would_draw_are_not_images_whatever_their_suf
             read_image(str(path), 3)
 
 
-CHANGES: dict[str, tuple[Callable[[Path], Any] | None, str]] = {
-    "pipe": (os.mkfifo, "it is no file, but a pipe, a socket, a device or a folder"),
-    "folder": (Path.mkdir, "it is no file, but a pipe, a socket, a device or a folder"),
-    "empty": (Path.touch, "it is empty"),
-    "gone": (None, "No such file or directory"),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_images_that_are_none_any_more_are_left_out(change: str, folder: Path) -> None:
-    task = load(folder, train=False, in_memory=False)
-    make, reason = CHANGES[change]
-    path = folder / "val" / "bee" / "01.png"
-    path.unlink()
-    if make is not None:
-        make(path)
-    with pytest.warns(NernWarning, match=rf"bee/01.png cannot be read \(.*{reason}"):
-        assert whole(task.test)[1].bincount().tolist() == [4, 3, 4]
-
-
 LINKS: dict[str, tuple[dict[str, str], list[int]]] = {
     "to everything": ({"val/ant/root": "/"}, [4, 4, 4]),
     "to each other": ({"val/bee/a": "b", "val/bee/b": "a", "val/bee/c.png": "c.png"}, [4, 4, 4]),
     "to images of another class": ({"val/ant/x.png": "../bee/00.png", "val/cat/x.png": "../bee/00.png"}, [4, 4, 4]),
-    "to the same elsewhere": ({"val/ant/a": "../../store", "val/bee/b": "../../store"}, [6, 4, 4]),
     "to elsewhere, file by file": (
         {"val/cat/a.png": "../../store/0.png", "val/cat/b.png": "../../store/1.png"},
         [4, 4, 6],
@@ -307,35 +238,19 @@ def test_each_real_file_is_visited_once_whatever_links_lead_to_it(links: str, fo
     made, expected = LINKS[links]
     for path, target in made.items():
         (folder / path).symlink_to(target)
-    assert counts(folder) == expected
+    assert whole(load(folder, train=False).test)[1].bincount().tolist() == expected
 
 
-def test_class_folders_and_splits_may_be_links(folder: Path) -> None:
-    os.link(folder / "val" / "bee" / "00.png", folder / "val" / "ant" / "x.png")  # a hard link is a file of its own
-    (folder / "val" / "bee").rename(folder / "elsewhere")
-    (folder / "val" / "bee").symlink_to("../elsewhere")
-    (folder / "val").rename(folder / "tests")
-    (folder / "val").symlink_to("tests")
-    assert counts(folder) == [5, 4, 4]
-    (folder / "train" / "dog").symlink_to("cat")
-    with pytest.raises(NernError, match=r"class folders without images in .*train: dog\. .*An image counts once"):
-        load(folder)
-
-
-@pytest.mark.parametrize("name", ["val", "val/bee/deep"])
-def test_a_folder_that_cannot_be_read_is_one_clear_error(
-    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_image(folder / "val" / "bee" / "deep" / "x.png")
+def test_a_folder_that_cannot_be_read_is_one_clear_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.scandir
 
     def scandir(path: str) -> Any:
-        if path == str(folder / name):
+        if path == str(folder / "val/bee"):
             raise PermissionError(13, "Permission denied", path)
         return real(path)
 
     monkeypatch.setattr("nern.tasks.class_folders.os.scandir", scandir)
-    with pytest.raises(NernError, match=rf"the folder .*{name} cannot be read: Permission denied"):
+    with pytest.raises(NernError, match=r"the folder .*val/bee cannot be read: Permission denied"):
         load(folder, train=False)
 
 
@@ -402,10 +317,7 @@ def test_images_of_every_kind_become_grey_or_colour(mode: str, tmp_path: Path) -
 WIDE: dict[str, tuple[Any, list[float], list[int]]] = {
     "16 bits": (np.uint16, [0, 257, 32896, 65535], [0, 1, 128, 255]),
     "32 bits": (np.int32, [0, 65536, 1_000_000, 2_000_000], [0, 8, 128, 255]),
-    "32 bits, signed": (np.int32, [-100, 20, 100], [0, 153, 255]),
-    "32 bits, one value": (np.int32, [70000, 70000], [255, 255]),
     "fractions": (np.float32, [0, 0.2, 1], [0, 51, 255]),
-    "fractions up to 65,535": (np.float32, [0, 257, 40000], [0, 1, 156]),
     "fractions beyond": (np.float32, [0, 5e5, 1e6], [0, 128, 255]),
     "nothing": (np.float32, [0, 0], [0, 0]),
 }
@@ -418,15 +330,6 @@ def test_wide_numbers_are_scaled_by_the_range_that_holds_them(kind: str, tmp_pat
     Image.fromarray(np.array([values], dtype)).save(path)
     assert np.array_equal(np.asarray(read_image(str(path), 1)), [expected])
     assert np.array_equal(np.asarray(read_image(str(path), 3))[..., 1], [expected])
-
-
-def test_of_several_pictures_in_a_file_the_first_is_read(tmp_path: Path) -> None:
-    first, *others = (Image.new("RGB", (4, 4), colour) for colour in ((0, 0, 255), (255, 0, 0), (0, 255, 0)))
-    for name in ("x.gif", "x.tif", "x.apng", "x.webp", "x.mpo"):
-        options = {"lossless": True} if "webp" in name else {}
-        first.save(tmp_path / name, save_all=True, append_images=others, **options)
-        red, _, blue = read_image(str(tmp_path / name), 3).getpixel((1, 1))
-        assert (red <= 1, blue >= 254) == (True, True)
 
 
 def test_images_are_turned_as_their_exif_data_say(tmp_path: Path) -> None:
@@ -447,19 +350,6 @@ def test_images_of_every_size_are_taken(width: int, height: int, tall: bool, gre
     assert evaluation_transform(images, normalize=False)(image).eq(7).all() or not grey
     for transform in (evaluation_transform(images), training_transform(images, "rand-m9-mstd0.5-inc1")):
         assert transform(image).shape == images.shape
-
-
-@stored
-def test_tiny_and_lone_images_are_taken(how: dict[str, bool], tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        write_image(tmp_path / split / "point" / "x.png", size=(1, 1))
-        write_image(tmp_path / split / "line" / "x.png", size=(1, 900))
-    task = load(tmp_path, **how, batch_size=2, held_out=1000)
-    assert task.held_out is None
-    images, labels = task.train.batch(0)
-    assert images.shape == (2, 3, 8, 8)
-    assert sorted(labels.tolist()) == whole(task.test)[1].tolist() == [0, 1]
-    assert torch.isfinite(images).all()
 
 
 @stored
@@ -502,11 +392,6 @@ def test_mixed_labels_are_shares_of_the_classes_and_first_images_unmixed(folder:
     assert (type(mixed), type(plain)) == (MixedStream, LoaderStream)
     first = torch.cat([plain.batch(0)[0], plain.batch(1)[0]])[:7]
     assert torch.equal(first_images(plain, 7), first)
-    original = as_original(small_resnet(in_channels=3, num_classes=3))
-    measured = [curvatures(original, stream, 6, 0, norms_follow=False) for stream in (mixed, plain)]
-    for one, other in zip(*measured, strict=True):
-        assert torch.equal(one.filters, other.filters)
-        assert torch.equal(one.inputs, other.inputs)
     labels = [mixed.batch(step)[1] for step in range(15)]
     assert torch.equal(first_images(mixed, 7), first)
     assert not torch.equal(mixed.batch(0)[0], first[:5])
@@ -555,20 +440,6 @@ def test_images_that_cannot_be_read_are_left_out_and_named(how: dict[str, Any], 
 
 
 @pytest.mark.filterwarnings("ignore::nern.errors.NernWarning")
-def test_batches_of_a_damaged_set_are_a_function_of_seed_and_step(folder: Path) -> None:
-    bad = spoil(folder, [f"train/{name}/{number:02}.png" for name in CLASSES for number in range(7)])  # three are left
-    streams = [load(folder, in_memory=False, batch_size=2, num_workers=n).train for n in (0, 1)]
-    reached = [streams[0].batch(step) for step in range(15)]  # some batches have nothing left
-    assert all(1 <= len(images) <= 2 for images, _ in reached)
-    assert all(same(streams[1].batch(step), reached[step]) for step in range(12, 15))
-    for step in (3, 8, 11):
-        assert same(load(folder, in_memory=False, batch_size=2).train.batch(step), reached[step])
-    mixed = load(folder, **MIXED)
-    epoch_of(mixed.train)
-    assert set(mixed.skipped()) == bad
-
-
-@pytest.mark.filterwarnings("ignore::nern.errors.NernWarning")
 @stored_or_worked
 def test_a_set_of_which_nothing_can_be_read_is_an_error(how: dict[str, Any], folder: Path) -> None:
     spoil(folder, [f"train/{name}/{number:02}.png" for name in CLASSES for number in range(8)])
@@ -577,21 +448,6 @@ def test_a_set_of_which_nothing_can_be_read_is_an_error(how: dict[str, Any], fol
     spoil(folder, [f"val/{name}/{number:02}.png" for name in CLASSES for number in range(4)])
     with pytest.raises(NernError, match=r"none of the 12 images can be read, among them: .*val/"):
         list(load(folder, train=False, **how).test.batches(5))
-
-
-@pytest.mark.filterwarnings("ignore::nern.errors.NernWarning")
-def test_evaluation_images_stay_the_same_ones(folder: Path) -> None:
-    sound = {path: path.read_bytes() for path in (folder / "val").rglob("*.png")}
-    spoil(folder, ["val/ant/00.png", "val/bee/00.png", "val/cat/00.png"])  # the first batch of three
-    test = load(folder, train=False, in_memory=False).test
-    before = [images for images, _ in test.batches(3)]
-    assert len(before) == 3
-    for path, content in sound.items():
-        path.write_bytes(content)
-    assert all(torch.equal(a, b) for a, b in zip(before, [images for images, _ in test.batches(3)], strict=True))
-    spoil(folder, ["val/cat/02.png"])
-    with pytest.raises(NernError, match=r"val/cat/02.png could be read before and cannot be read any more: "):
-        list(test.batches(3))
 
 
 def test_images_too_large_to_be_honest_are_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -626,11 +482,9 @@ def spoilt(folder: Path) -> Path:
     [
         (None, {}, r"task.data_dir is not set: .* holds train/ and val/ \(or test/, validation/, valid/\)"),
         ("nowhere", {}, r"task.data_dir '.*nowhere' is not there"),
-        ("flat/val/x.png", {}, r"task.data_dir '.*x.png' is no folder"),
         ("val", {}, r"has no folder val/ or test/ or validation/ or valid/; it holds: ant/, bee/, cat/"),
         ("flat", {}, r"val has no class folders; .*a folder of images for each class.*holds: x.png"),
         ("raw", {"test_images": 0}, r"class folders without images in .*train: ant, bee\. Images .* \.jpg, .*\.png"),
-        ("raw", {"test_images": 0}, r"whatever links lead to it\. Passed over: 2 \.raw$"),
         ("other", {}, r"val/ has class folders that train/ lacks: dog, more0, more1, more2, more3, ... \(10 in all\)"),
         ("other", {"train": False}, r"lacks: dog, .*Rename or remove them"),  # their numbers would be wrong
         ("", {"auto_augment": "rand-x9"}, r"task.auto_augment \(='rand-x9'\) is no policy of timm's"),
@@ -679,20 +533,6 @@ def test_imagenet_is_streamed(imagenet: Path) -> None:
     assert load_imagenet(imagenet, train=False, input_size=None).input_shape == (3, 224, 224)
 
 
-@pytest.mark.parametrize("train", [(), ("n00000007",), ("n00000007", "n00000009")])
-def test_a_training_folder_that_has_not_all_classes_does_not_matter_to_an_evaluation(
-    train: tuple[str, ...], imagenet: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "val").symlink_to(imagenet / "val")
-    (tmp_path / "train").mkdir()
-    for name in train:
-        write_image(tmp_path / "train" / name / "x.png")
-    task = load_imagenet(tmp_path, train=False, test_images=12)
-    assert whole(task.test)[1].tolist() == list(range(12))
-    with pytest.raises(NernError, match=r"train"):  # training needs images of each class
-        load_imagenet(tmp_path)
-
-
 def test_imagenet_is_trained_by_its_recipe(imagenet: Path, tmp_path: Path) -> None:
     (tmp_path / "train").symlink_to(imagenet / "val")
     task = load_imagenet(tmp_path, test_images=0, held_out=10)
@@ -702,12 +542,9 @@ def test_imagenet_is_trained_by_its_recipe(imagenet: Path, tmp_path: Path) -> No
     images, labels = task.train.batch(0)
     assert images.shape == (5, 3, 8, 8)
     assert labels.shape == (5, 1000)
-    recipe = [default_of(TaskConfig(task_name="imagenet"), key) for key in ("mixup", "cutmix", "auto_augment")]
-    assert recipe == [0.8, 1.0, "rand-m9-mstd0.5-inc1"]
     plain = load_imagenet(tmp_path, test_images=0, mixup=0.0, cutmix=0.0, auto_augment="none")
     assert isinstance(plain.train, LoaderStream)
     assert "RandAugment" not in str(plain.train.dataset.dataset.transform)
-    assert TASKS.info("imagenet")["train_images"] == 1_281_167
 
 
 def test_imagenet_needs_its_classes_and_its_folders(imagenet: Path, folder: Path, tmp_path: Path) -> None:
@@ -724,7 +561,6 @@ def test_imagenet_needs_its_classes_and_its_folders(imagenet: Path, folder: Path
     write_image(tmp_path / "flat" / "val" / "ILSVRC2012_val_00000001.JPEG")
     with pytest.raises(NernError, match=r"holds the images themselves \(ILSVRC.*JPEG, ...\)\. Sort them into a folder"):
         load_imagenet(tmp_path / "flat", train=False)
-    assert classes_of(TaskConfig(task_name="imagenet")) == 1000
 
 
 # --- runs --------------------------------------------------------------------------------------------------------
@@ -734,25 +570,13 @@ def test_imagenet_needs_its_classes_and_its_folders(imagenet: Path, folder: Path
 def configure(folder: Path, tmp_path: Path, no_picture: None) -> Callable[..., Config]:
     """Makes a short run's config, of a very small network for three classes of colour images."""
 
-    def make(num_classes: int = 3, **more: Any) -> Config:
-        torch.save(small_resnet(in_channels=3, num_classes=num_classes).state_dict(), tmp_path / "network.pt")
-        values: dict[str, Any] = {
-            "original_model_path": str(tmp_path / "network.pt"),
-            "nern.hidden_layer_size": 8,
-            "nern.embeddings.enc_levels": 4,
-            "nern.task_loss_weight": 1.0,
-            "task.original_model_name": "ResNet8",
-            "task.task_name": "imagefolder",
-            "task.data_dir": str(folder),
-            "task.input_size": 8,
-            "logging": {"tracker": "none", "log_dir": str(tmp_path / "runs")},
-            "epochs": None,
-            "num_iterations": 3,
-            "batch_size": 5,
-            "eval_epochs_interval": None,
-            "loss_warmup_iterations": 0,
-        }
-        return Config.from_dict(values | more)
+    def make(**more: Any) -> Config:
+        torch.save(small_resnet(in_channels=3, num_classes=3).state_dict(), tmp_path / "network.pt")
+        paths = {"original_model_path": str(tmp_path / "network.pt"), "logging.log_dir": str(tmp_path / "runs")}
+        task = {"task.task_name": "imagefolder", "task.data_dir": str(folder), "task.input_size": 8}
+        length = {"epochs": None, "num_iterations": 3, "batch_size": 5, "loss_warmup_iterations": 0}
+        usual = {"evaluation.held_out_images": 1000, "evaluation.test_images": None, "nern.task_loss_weight": 1.0}
+        return Config.from_dict(TINY | paths | task | length | usual | more)
 
     return make
 
@@ -774,31 +598,13 @@ def test_a_run_is_trained_and_evaluated_and_tells_what_it_skipped(
     assert len(evaluated["skipped_images"]) == 2
 
 
-def test_a_run_needs_no_training_images_where_it_makes_them_up(
-    configure: Callable[..., Config], folder: Path, tmp_path: Path
-) -> None:
-    shutil.rmtree(folder / "train")
-    made_up = {"task.use_random_data": True, "task.random_data": "scenes"}
-    losses = {"nern.task_loss_weight": 0.0, "nern.distillation_loss_weight": 1.0}
-    metrics = nern.train(configure(**made_up, **losses), quiet())
-    assert main(["evaluate", "--run", metrics["run_folder"], "--json", str(tmp_path / "metrics.json")]) == 0
-    evaluated = json.loads((tmp_path / "metrics.json").read_text())
-    assert evaluated["original"]["images"] == 12
-    assert evaluated["reconstructed"] == metrics["best"]["test"]
-    assert {"top1", "top5", "agreement"} <= evaluated["reconstructed"].keys()
-
-
 @pytest.mark.filterwarnings("ignore::nern.errors.NernWarning")
 def test_a_resumed_run_of_streamed_images_equals_an_uninterrupted_one(
     configure: Callable[..., Config], folder: Path
 ) -> None:
     spoil(folder, BAD[:2])
     config = configure(**{f"task.{key}": value for key, value in MIXED.items()}, num_iterations=4, save_minutes=1000.0)
-    whole_run = nern.train(config, quiet())
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 2)
-        with pytest.raises(Interrupted) as stopped:
-            nern.train(config, quiet())
-    resumed = nern.resume(str(stopped.value).rpartition(" ")[2], quiet())
-    assert resumed["last"] == whole_run["last"]
-    assert same(*(RunFolder(run["run_folder"]).load_state()["predictor"] for run in (whole_run, resumed)))
+    whole_run, resumed = train(config), resume(interrupted(config, 2))
+    results = [json.loads(run.metrics.read_text())["last"] for run in (whole_run, resumed)]
+    assert results[0] == results[1]
+    assert same(*(run.load_state()["predictor"] for run in (whole_run, resumed)))

@@ -1,4 +1,4 @@
-"""Muon against a plain loop, its part for other parameters against torch's AdamW; SOAP where its package is missing."""
+"""Muon against a plain loop, and its part for other parameters against torch's AdamW."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nern.config import OptimConfig
 from nern.training.muon import Muon
-from nern.training.optimizers import LEAST_ROWS, build_optimizer, split_matrices
+from nern.training.optimizers import build_optimizer
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -35,9 +35,6 @@ def train(optimizer: Any, parameters: list[nn.Parameter], steps: range) -> None:
         for group in optimizer.param_groups:
             group["lr"] = 0.1 / (1 + step)
         optimizer.step()
-
-
-# --- steps ---------------------------------------------------------------------------------------------------------
 
 
 def plain_newton_schulz(matrix: Tensor) -> Tensor:
@@ -86,51 +83,6 @@ def test_other_parameters_take_the_steps_of_adamw(
     train(torch.optim.AdamW(theirs, lr=0.1, betas=betas, weight_decay=decay), theirs, range(20))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-def test_parameters_without_gradient_are_left_alone() -> None:
-    matrices, others = made(MATRICES), made(OTHERS)
-    optimizer = Muon(matrices, others, 0.1, weight_decay=0.5)
-    before = [p.detach().clone() for p in [*matrices, *others]]
-    for step in range(3):
-        give_gradients([*matrices, *others], step)
-        matrices[1].grad = others[2].grad = None
-        optimizer.step()
-    untouched = [torch.equal(p, old) for p, old in zip([*matrices, *others], before, strict=True)]
-    assert untouched == [False, True, False, False, False, False, True, False]
-    assert matrices[1] not in optimizer.state
-    for p in [*matrices, *others]:
-        p.grad = None
-    now = [p.detach().clone() for p in [*matrices, *others]]
-    optimizer.step()
-    assert all(torch.equal(p, old) for p, old in zip([*matrices, *others], now, strict=True))
-
-
-def test_a_parameter_whose_first_gradient_comes_late_begins_as_in_adamw() -> None:
-    """As the head of a layer does whose rows are drawn late."""
-    ends = []
-    for kind in (lambda p: Muon([], p, 0.1), lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.0)):
-        parameters = made([(5,), (5,)])
-        optimizer = kind(parameters)
-        for step in range(6):
-            give_gradients(parameters, step)
-            if step < 5:
-                parameters[1].grad = None
-            optimizer.step()
-        ends.append(parameters[1])
-    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
-
-
-# --- by config -----------------------------------------------------------------------------------------------------
-
-
-def test_large_trained_matrices_go_one_way_and_the_rest_the_other() -> None:
-    shapes = [(LEAST_ROWS, LEAST_ROWS), (LEAST_ROWS - 1, 90), (90, LEAST_ROWS), (40,), (20, 20, 3, 3), (9, 40), ()]
-    parameters = made(shapes)
-    frozen = nn.Parameter(torch.zeros(30, 30), requires_grad=False)
-    matrices, others = split_matrices([*parameters, frozen])
-    assert [id(p) for p in matrices] == [id(parameters[0]), id(parameters[2])]
-    assert [id(p) for p in others] == [id(parameters[i]) for i in (1, 3, 4, 5, 6)]
 
 
 def test_muon_is_made_of_the_keys_of_optim() -> None:

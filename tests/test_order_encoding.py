@@ -7,18 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nern.config import Config, EmbeddingsConfig, NernConfig
-from nern.errors import NernError
-from nern.evaluation import layer_errors
-from nern.ordering import CrossFilterOrdering, InFilterOrdering, Ordering
-from nern.originals.base import as_original
+from nern.config import EmbeddingsConfig, NernConfig
+from nern.ordering import CrossFilterOrdering, Ordering
 from nern.randomness import generator
 from nern.representation import KernelTable, build_nern, order_encoding
 from nern.representation.coordinates import TableCoordinates
 from nern.representation.nern import NeRN, build_encoding, output_scales, scale_groups
-from nern.training import Member, Trainer
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -26,18 +22,13 @@ SHAPES = ((4, 3, 3, 3), (5, 4, 1, 1), (1, 1, 3, 3), (6, 5, 3, 3))
 KINDS = ["order", "order_random"]
 
 
-def random_weights(shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[Tensor]:
+def random_weights() -> list[Tensor]:
     rng = torch.Generator().manual_seed(5)
-    return [torch.randn(shape, generator=rng) * (index + 1) for index, shape in enumerate(shapes)]
+    return [torch.randn(shape, generator=rng) * (index + 1) for index, shape in enumerate(SHAPES)]
 
 
-def random_ordering() -> CrossFilterOrdering:
-    rng = torch.Generator().manual_seed(6)
-    return CrossFilterOrdering([{"order": torch.randperm(co * ci, generator=rng)} for co, ci, _, _ in SHAPES])
-
-
-def embeddings(kind: str = "order", levels: int = 7, bandwidth: float = 0.4) -> EmbeddingsConfig:
-    return EmbeddingsConfig(type=kind, enc_levels=levels, bandwidth=bandwidth)
+def embeddings(kind: str = "order") -> EmbeddingsConfig:
+    return EmbeddingsConfig(type=kind, enc_levels=7, bandwidth=0.4)
 
 
 def encoded(kind: str, table: KernelTable, ordering: Ordering | None = None) -> order_encoding.OrderRows:
@@ -68,20 +59,6 @@ def by_hand(kind: str, places: list[list[int]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def own_places() -> list[list[int]]:
-    return [list(range(co * ci)) for co, ci, _, _ in SHAPES]
-
-
-# --- values --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_values_are_those_of_the_plain_formula(kind: str) -> None:
-    values = encoded(kind, KernelTable(SHAPES))(slice(None))
-    assert values.dtype == torch.float32
-    torch.testing.assert_close(values.double(), by_hand(kind, own_places()), rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_of_long_layers_are_exact_too(kind: str) -> None:
     """Arguments reach thousands of radians, where float32 would round them by more than 1e-4."""
@@ -96,54 +73,13 @@ def test_values_of_long_layers_are_exact_too(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_kernel_at_each_position_of_a_cross_filter_path_has_that_place(kind: str) -> None:
-    ordering, start = random_ordering(), 0
-    values, wanted = encoded(kind, KernelTable(SHAPES), ordering)(slice(None)), by_hand(kind, own_places())
+    rng, start, places = torch.Generator().manual_seed(6), 0, [list(range(co * ci)) for co, ci, _, _ in SHAPES]
+    ordering = CrossFilterOrdering([{"order": torch.randperm(len(layer), generator=rng)} for layer in places])
+    values, wanted = encoded(kind, KernelTable(SHAPES), ordering)(slice(None)), by_hand(kind, places)
     for order in ordering.tensors().values():
         visited = values[start + order]  # kernel order[p] is visited at position p
         torch.testing.assert_close(visited.double(), wanted[start : start + len(order)], rtol=0, atol=1e-6)
         start += len(order)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_places_of_an_in_filter_ordering_count_filter_by_filter(kind: str) -> None:
-    rng = torch.Generator().manual_seed(7)
-    filters = [torch.randperm(co, generator=rng) for co, _, _, _ in SHAPES]
-    channels = [torch.stack([torch.randperm(ci, generator=rng) for _ in range(co)]) for co, ci, _, _ in SHAPES]
-    places = []
-    for filter_order, channel_order in zip(filters, channels, strict=True):
-        co, ci = channel_order.shape
-        of_layer = [0] * (co * ci)
-        walk = [(int(f), int(c)) for f in filter_order for c in channel_order[f]]
-        for place, (f, c) in enumerate(walk):
-            of_layer[f * ci + c] = place
-        places.append(of_layer)
-    layers = [{"filter_order": f, "channel_order": c} for f, c in zip(filters, channels, strict=True)]
-    values = encoded(kind, KernelTable(SHAPES), InFilterOrdering(layers))(slice(None))
-    torch.testing.assert_close(values.double(), by_hand(kind, places), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("ordered", [False, True])
-def test_encodings_made_anew_are_those_that_are_held(kind: str, ordered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    table, ordering = (
-        KernelTable(SHAPES),
-        random_ordering() if ordered else None,
-    )
-    held = encoded(kind, table, ordering)
-    monkeypatch.setattr(order_encoding, "HELD_BYTES", 0)
-    anew = encoded(kind, table, ordering)
-    assert held._held is not None
-    assert anew._held is None
-    for which in (slice(None), slice(3, 20), torch.tensor([44, 0, 7, 7, 12, 32]), torch.tensor([], dtype=torch.int64)):
-        assert torch.equal(held(which), anew(which))
-        assert torch.equal(held(which), held(slice(None))[which])
-    weight, bias = torch.randn(3, 18, generator=torch.Generator().manual_seed(0)), torch.arange(3.0)
-    which = torch.tensor([5, 40])
-    torch.testing.assert_close(anew.linear(which, weight, bias), held(which) @ weight.T + bias)
-    torch.testing.assert_close(anew.linear(which, weight, None), held(which) @ weight.T)
-
-
-# --- sines ---------------------------------------------------------------------------------------------------------
 
 
 def test_siren_widens_the_hidden_layers_alone() -> None:
@@ -159,9 +95,6 @@ def test_siren_widens_the_hidden_layers_alone() -> None:
             torch.testing.assert_close(other, one * math.sqrt(6))
         else:
             assert torch.equal(one, other)
-
-
-# --- output scales -------------------------------------------------------------------------------------------------
 
 
 def scaled(kind: str, heads: str | None = None, weights: list[Tensor] | None = None) -> NeRN:
@@ -217,33 +150,11 @@ def test_scales_of_nothing_are_0() -> None:
 def test_a_checkpoint_restores_scales_and_heads(heads: str, tmp_path: Path) -> None:
     written = scaled("per_layer", heads, random_weights())
     torch.save(written.predictor.state_dict(), tmp_path / "predictor.pt")
-    config = NernConfig(
-        output_scales="per_layer",
-        heads=heads,
-        hidden_layer_size=6,
-        embeddings=embeddings(),
-        init="checkpoint",
-        checkpoint_path=str(tmp_path / "predictor.pt"),
-    )
+    start = {"init": "checkpoint", "checkpoint_path": str(tmp_path / "predictor.pt"), "hidden_layer_size": 6}
+    config = NernConfig(output_scales="per_layer", heads=heads, embeddings=embeddings(), **start)
     others = [w * 9 for w in random_weights()]  # scales are the checkpoint's, not those of other weights
     read = build_nern(config, KernelTable(SHAPES), None, 1, weights=others)
     assert all(torch.equal(a, b) for a, b in zip(written.reconstruct(), read.reconstruct(), strict=True))
-
-
-def test_a_checkpoint_without_scales_is_refused_where_they_are_asked_for(tmp_path: Path) -> None:
-    torch.save(scaled("none").predictor.state_dict(), tmp_path / "predictor.pt")
-    config = NernConfig(
-        output_scales="per_layer",
-        hidden_layer_size=6,
-        embeddings=embeddings(),
-        init="checkpoint",
-        checkpoint_path=str(tmp_path / "predictor.pt"),
-    )
-    with pytest.raises(NernError, match="output_scales"):
-        build_nern(config, KernelTable(SHAPES), None, 0)
-
-
-# --- a head for each layer -----------------------------------------------------------------------------------------
 
 
 def test_heads_of_layers_are_named_by_number() -> None:
@@ -255,43 +166,3 @@ def test_heads_of_layers_are_named_by_number() -> None:
         "final_linear_layer.weight",
         "final_linear_layer.bias",
     }
-
-
-@pytest.mark.parametrize("rows", ["all", "drawn"])
-def test_training_lowers_the_error_of_every_layer(rows: str) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 4, 3))
-    original = as_original(network, None)
-    values = {
-        "nern.heads": "per_layer",
-        "nern.output_scales": "per_layer",
-        "nern.act_layer": "sine",
-        "nern.init": "siren",
-        "nern.hidden_layer_size": 32,
-        "nern.embeddings.type": "order",
-        "nern.embeddings.enc_levels": 8,
-        "nern.weights_batch_method": "random_batch",
-        "nern.weights_batch_size": 30,
-        "nern.reconstruction_rows": rows,
-        "nern.attention_loss_weight": 0.0,
-        "nern.distillation_loss_weight": 0.0,
-        "optim.optimizer_type": "muon",
-        "optim.lr": 3e-2,
-        "epochs": None,
-        "reconstruction.iterations": 100,
-    }
-    config = Config.from_dict(values)
-    nern = build_nern(config.nern, KernelTable.of(original.weights), None, 0, "cpu", original.weights)
-    scales = nern.predictor.output_scales.clone()  # type: ignore[union-attr, operator]
-
-    def errors() -> list[float]:
-        found = layer_errors(original.weight_names, original.weights, nern.reconstruct())
-        return [error.relative for error in found]
-
-    before = errors()
-    trainer = Trainer(config, [Member(original)], nern)
-    for _ in range(100):
-        trainer.do_step()
-    assert [after < 0.5 * start for after, start in zip(errors(), before, strict=True)] == [True] * 3, errors()
-    assert torch.equal(nern.predictor.output_scales, scales)  # type: ignore[arg-type]

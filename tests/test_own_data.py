@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import nern
 from nern import NernError
-from nern.inputs import Calling, Inputs, batches_of, tensors_in, with_tensors
-from nern.tasks.own import BatchesStream
+from nern.inputs import tensors_in
 
 SHORT = {"reconstruction": 3, "refinement": 2, "distillation": 2}
 
@@ -83,19 +81,6 @@ class Backbone(nn.Module):
         return Pyramid(fine, self.second(fine), (1, 2))
 
 
-class Audio(nn.Module):
-    """Waveforms -> (frames, an embedding): a network of one dimension with outputs in a tuple."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.frames = nn.Conv1d(1, 6, 9, stride=4)
-        self.mix = nn.Conv1d(6, 6, 3, padding=1)
-
-    def forward(self, waves: Tensor) -> tuple[Tensor, Tensor]:
-        frames = self.mix(self.frames(waves).relu())
-        return frames, frames.mean(2)
-
-
 class Transformer(nn.Module):
     """Called with what a tokenizer gives, by name."""
 
@@ -114,15 +99,6 @@ class Transformer(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
-class TwoInputs(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(8, 1)
-
-    def forward(self, images: Tensor, facts: Tensor) -> Tensor:
-        return self.head(torch.cat([self.conv(images).mean((2, 3)), facts], 1))
-
-
 def tokens(length: int) -> dict[str, Tensor]:
     """A batch of a tokenizer, as long as its longest text."""
     ids = torch.arange(4 * length).reshape(4, length) % 20
@@ -136,9 +112,7 @@ LABELS = torch.arange(8) % 4
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[Any], dict[str, Any]]] = {
     "segmentation": (Segmenter, [(IMAGES[:4], LABELS[:4]), (IMAGES[4:], LABELS[4:])], {}),
     "backbone": (Backbone, [IMAGES[:4], IMAGES[4:]], {}),
-    "audio": (Audio, [numbers(4, 1, 80), numbers(4, 1, 60)], {}),
     "transformer": (Transformer, [tokens(6), tokens(9)], {"include": ["*.weight"], "exclude": ["embed*", "*norm*"]}),
-    "two inputs": (TwoInputs, [(IMAGES[:4], numbers(4, 2), LABELS[:4])], {}),
     "labelled tokens": (
         Transformer,
         [tokens(6) | {"labels": torch.tensor([0, 1, 2, 0])}],
@@ -172,22 +146,6 @@ def test_distillation_brings_the_outputs_nearer() -> None:
         return fit(network, images, images, phases=phases, config=config).evaluate()["reconstructed"]["error"]
 
     assert error(200) < 0.8 * error(1)
-
-
-def test_every_output_counts_alike_whatever_its_size() -> None:
-    small, large = numbers(4, 1000) * 1e-3, numbers(4, 2) * 1e3
-
-    def outputs(network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
-        return {"small": small * network(batch).mean() / float(network(batch).mean().detach()), "large": large}
-
-    task, calling = nern.api.own_data(
-        nern.api.as_original(seeded(Classifier)), outputs, nern.Config.of_recipe("nern")
-    ).task([IMAGES[:4]], None)
-    rows = calling(seeded(Classifier), IMAGES[:4], 4)
-    squares = rows[:, :1000].square().sum(), rows[:, 1000:].square().sum()
-    assert torch.isclose(*squares, rtol=1e-4)
-    assert torch.isclose(rows.square().mean(), torch.tensor(9.0), rtol=1e-4)
-    assert task.test is None
 
 
 class Items(Dataset[Any]):
@@ -235,15 +193,6 @@ def test_a_tensor_is_samples_and_labels_of_the_test_tell_of_classes() -> None:
     assert set(fit(seeded(Classifier), IMAGES).evaluate(IMAGES)["reconstructed"]) == {"images", "error"}
 
 
-def test_a_fit_by_a_loader_is_that_by_its_batches() -> None:
-    network = seeded(Classifier)
-    plain, called = (
-        fit(network, SAME["loader"], forward=forward) for forward in (None, lambda network, batch: network(batch[0]))
-    )
-    for a, b in zip(plain.nern.reconstruct(), called.nern.reconstruct(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-3)  # the one runs with channels last, in parts
-
-
 def test_metric_is_of_the_outputs_as_they_are() -> None:
     def largest(outputs: dict[str, Tensor], batch: Any) -> Tensor:
         assert set(outputs) == {"out", "aux"}
@@ -269,28 +218,12 @@ def test_norms_that_were_trained_go_into_network_and_file(tmp_path: Path) -> Non
     torch.testing.assert_close(again(IMAGES), network(IMAGES))
 
 
-def test_what_was_trained_to_be_rounded_is_saved_rounded_so(tmp_path: Path) -> None:
-    fitted = fit(seeded(Classifier), SAME["loader"], phases=SHORT | {"quantisation": 2})
-    assert fitted.quantised is not None
-    artifact = fitted.save(tmp_path / "net.nern")
-    for own, held in zip(fitted.nern.reconstruct(), artifact.weights, strict=True):
-        torch.testing.assert_close(own, held, rtol=1e-3, atol=1e-4)
-
-
 def test_page_tells_of_a_fit(tmp_path: Path) -> None:
     page = fit(seeded(Classifier), SAME["loader"], SAME["loader"]).report(tmp_path / "page.html")
     assert "relative error" in page.read_text()
     of_numbers = fit(seeded(Backbone), [IMAGES], [IMAGES]).report(tmp_path / "other.html").read_text()
     assert "no scores of classes" in of_numbers
     assert fit(seeded(Backbone)).report(tmp_path / "alone.html").is_file()
-
-
-def test_a_fit_says_itself_in_two_lines() -> None:
-    fitted = fit(seeded(Classifier))
-    lines = repr(fitted).splitlines()
-    assert len(lines) == 2
-    assert re.match(r"NeRN of Classifier: 792 weights in 2 layers by [\d,]+ parameters \([\d.]+ %", lines[0])
-    assert fitted._repr_html_().startswith("<pre>")
 
 
 # --- a folder -------------------------------------------------------------------------------------------------------
@@ -340,10 +273,8 @@ def test_run_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     ("data", "arguments", "message"),
     [
         (5, {}, "must be a DataLoader"),
-        ({"images": IMAGES}, {}, "must be a DataLoader"),
         ([], {}, "no batch"),
         (["text"], {}, "holds no tensor"),
-        ([torch.tensor(1.0)], {}, "holds no tensor with an axis of samples"),
         ([numbers(4, 2, 10, 10)], {}, r"does not take the first batch, tensor \(4, 2, 10, 10\), called as network\(batch\)"),
         ([IMAGES], {"forward": lambda network, batch: "text"}, "gives str without a tensor"),
         ([IMAGES], {"forward": lambda network, batch: torch.ones(3)}, r"shape \(3,\) does not belong to 8 samples"),
@@ -370,32 +301,6 @@ def test_codes_are_trained_on_nested_tensors(tmp_path: Path) -> None:
 def test_evaluating_without_data_is_told_of() -> None:
     with pytest.raises(NernError, match="nothing to evaluate on"):
         fit(seeded(Classifier)).evaluate()
-
-
-# --- nested tensors ---------------------------------------------------------------------------------------------------
-
-
-def test_nested_values_keep_their_kinds() -> None:
-    value = {"a": (IMAGES, [LABELS, "text"]), "b": Pyramid(IMAGES, LABELS, (1, 2))}
-    doubled = with_tensors(value, lambda tensor: tensor * 2)
-    assert isinstance(doubled["b"], Pyramid)
-    assert doubled["a"][1][1] == "text"
-    assert all(torch.equal(b, 2 * a) for a, b in zip(tensors_in(value), tensors_in(doubled), strict=True))
-
-
-def test_batches_are_divided_where_every_tensor_counts_samples() -> None:
-    calling = Calling(lambda network, batch: batch)
-    parts = list(batches_of([Inputs((IMAGES, LABELS), calling, 8)], 3))
-    assert [len(part) for part in parts] == [3, 3, 2]
-    assert torch.equal(torch.cat([part.batch[0] for part in parts]), IMAGES)  # type: ignore[union-attr]
-    whole = Inputs((IMAGES, torch.tensor(1.0)), calling, 8)
-    assert list(batches_of([whole], 3)) == [whole]
-
-
-def test_batches_come_by_their_numbers() -> None:
-    stream = BatchesStream([torch.tensor([n]) for n in range(3)], lambda batch: (batch, None), 0)
-    order = [0, 1, 2, 3, 4, 1, 5, 0]
-    assert [int(stream.batch(step)[0]) for step in order] == [step % 3 for step in order]  # type: ignore[arg-type]
 
 
 # --- counterparts of the commands ---------------------------------------------------------------------------------------

@@ -1,23 +1,16 @@
-"""Training in 16 bits, batches taken in parts, and memory that is kept: the results stay what they were."""
+"""Training in 16 bits, and batches taken in parts: the results stay what they were."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nern import devices
 from nern.config import Config
-from nern.errors import NernError
-from nern.evaluation import Evaluator
 from nern.objectives import Objective
 from nern.originals import as_original
 from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, RECONSTRUCTION_LOSSES, TASK_LOSSES
@@ -55,25 +48,21 @@ Make = Callable[..., Trainer]
 
 @pytest.fixture
 def make(small_cnn: Callable[..., nn.Module]) -> Make:
-    """Makes a trainer of one small network, or several."""
+    """Makes a trainer of a small network."""
 
-    def trainer(networks: int = 1, tasks: Sequence[Any] = (), **settings: Any) -> Trainer:
+    def trainer(given_task: Any = None, **settings: Any) -> Trainer:
         config = Config.from_dict(SETTINGS | settings).check()
-        originals = [as_original(small_cnn(seed)) for seed in range(networks)]
-        table = KernelTable.of_networks([o.weights for o in originals], config.nern.embeddings.num_idxs)
-        nern = build_nern(config.nern, table, None, seed=0)
-        given_tasks = [*tasks, *[None] * (networks - len(tasks))]
-        members = [Member(o, task, str(i)) for i, (o, task) in enumerate(zip(originals, given_tasks, strict=True))]
-        return Trainer(config, members, nern)
+        original = as_original(small_cnn(0))
+        nern = build_nern(config.nern, KernelTable.of(original.weights), None, seed=0)
+        return Trainer(config, [Member(original, given_task)], nern)
 
     return trainer
 
 
-def batch(count: int = 8, seed: int = 0, mixed: bool = False) -> Batch:
+def batch(count: int = 8, seed: int = 0) -> Batch:
     rng = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 1, 8, 8, generator=rng)
-    labels = torch.randint(10, (count,), generator=rng)
-    return images, torch.rand(count, 10, generator=rng).softmax(1) if mixed else labels
+    return images, torch.randint(10, (count,), generator=rng)
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
@@ -89,9 +78,6 @@ def parameters(trainer: Trainer) -> dict[str, Tensor]:
 
 def together(tensors: dict[str, Tensor]) -> Tensor:
     return torch.cat([t.flatten().double() for t in tensors.values()])
-
-
-# --- 16 bits -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("key", "name"), EVERY_LOSS)
@@ -111,41 +97,6 @@ def test_every_loss_in_16_bits_is_nearly_that_in_float32(make: Make, key: str, n
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in found.values())
     one, other = together(found), together(expected)
     assert float((one - other).norm()) < 0.15 * float(other.norm())
-
-
-@pytest.mark.parametrize("method", ["kxk", "kxk_nerf", "kxk_residual", "basic"])
-@pytest.mark.parametrize("rows", [ROWS, None], ids=["drawn", "all"])
-def test_predicted_kernels_are_in_float32(make: Make, method: str, rows: Tensor | None) -> None:
-    idxs = 5 if method == "basic" else 3
-    settings = {"nern.method": method, "nern.embeddings.num_idxs": idxs, "nern.num_blocks": 4}
-    trainer = make(precision="bf16", **settings)
-    kernels, hidden = [], []
-    trainer.nern.predictor.register_forward_hook(lambda module, inputs, output: kernels.append(output))
-    trainer.nern.predictor.activation.register_forward_hook(lambda module, inputs, output: hidden.append(output.dtype))
-    trainer.differentiate([batch()], rows)
-    assert kernels
-    assert all(k.dtype == torch.float32 for k in kernels)
-    assert torch.bfloat16 in hidden  # between them it is computed in 16 bits
-    assert any((k != k.bfloat16().float()).any() for k in kernels)  # more digits than 16 bits have
-
-
-@pytest.mark.parametrize("any_precision", [True, False])
-def test_feature_maps_reach_a_loss_in_the_precision_it_can_do(make: Make, any_precision: bool) -> None:
-    seen: list[torch.dtype] = []
-
-    def loss(original: Sequence[Tensor], reconstructed: Sequence[Tensor]) -> Tensor:
-        seen.extend(m.dtype for m in (*original, *reconstructed))
-        assert not torch.is_autocast_enabled("cpu")
-        return torch.stack([(o.float() - r.float()).square().mean() for o, r in zip(original, reconstructed)]).sum()  # noqa: B905
-
-    FEATURE_MAP_LOSSES.register("Watching", any_precision=any_precision)(loss)
-    try:
-        trainer = make(precision="bf16", **{"nern.attention_loss_type": "Watching"})
-        losses = trainer.differentiate([batch()], ROWS)
-    finally:
-        FEATURE_MAP_LOSSES.unregister("Watching")
-    assert set(seen) == {torch.bfloat16 if any_precision else torch.float32}
-    assert torch.isfinite(losses.total)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "ranger", "sgd"])
@@ -169,7 +120,7 @@ def test_evaluations_do_not_depend_on_the_precision_of_training(make: Make) -> N
     task = SimpleNamespace(train=None, held_out=None, test=data)
     records, states, weights = [], [], []
     for precision in ("float32", "bf16"):
-        trainer = make(tasks=[task], precision=precision)
+        trainer = make(task, precision=precision)
         trainer.differentiate([batch()], ROWS)
         trainer.nern.zero_grad()
         records.append((trainer.metrics(), trainer.original_metrics()))
@@ -180,28 +131,6 @@ def test_evaluations_do_not_depend_on_the_precision_of_training(make: Make) -> N
     assert records[0][0]["test"]["images"] == 20
     assert all(w.dtype == torch.float32 for w in weights[1])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
-    evaluator = Evaluator(make().members[0].original, 7)
-    assert evaluator(data, weights[1]).to_dict() == evaluator(data, weights[0]).to_dict()
-
-
-@pytest.mark.parametrize("given_", ["bf17", "fp16", "", "FLOAT32"])
-def test_an_unknown_precision_names_the_choices(given_: str) -> None:
-    with pytest.raises(NernError, match=rf"precision '{given_}'.*Choices: auto, bf16, float32, tf32"):
-        Config.from_dict(SETTINGS | {"precision": given_}).check()
-
-
-def test_a_weight_seen_without_gradient_gets_one_later() -> None:
-    weight, rows = torch.ones(3, 4, requires_grad=True), torch.ones(2, 4)
-    with devices.lower_precision("bf16", torch.device("cpu")):
-        with torch.no_grad():
-            nn.functional.linear(rows, weight)
-        result = nn.functional.linear(rows, weight)
-    result.sum().backward()
-    assert weight.grad is not None
-    assert torch.equal(weight.grad, torch.full((3, 4), 2.0))
-
-
-# --- batches in parts ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -218,30 +147,9 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def at_once(monkeypatch: pytest.MonkeyPatch, images: int, least: int = 1) -> None:
+def at_once(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
     monkeypatch.setattr(step_module, "CACHE_BYTES", images * MAP_BYTES)
-    monkeypatch.setattr(step_module, "LEAST_IMAGES", least)
-
-
-def compared(
-    make: Make, monkeypatch: pytest.MonkeyPatch, images: int, batches: Sequence[Batch], rows: Tensor | None, **more: Any
-) -> None:
-    """Losses and gradients of batches in parts of so many images are those of whole batches."""
-    fractions = more.pop("fractions", None)
-    results = []
-    for limit in (10**6, images):
-        at_once(monkeypatch, limit)
-        trainer = make(len(batches), **more)
-        losses = trainer.differentiate(batches, rows, fractions)
-        results.append((losses, gradients(trainer)))
-    (whole, expected), (parts, found) = results
-    assert parts.terms.keys() == whole.terms.keys() == {"reconstruction", "feature_maps", "distillation", "task"}
-    for name, value in whole.terms.items():
-        torch.testing.assert_close(parts.terms[name], value, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(parts.total, whole.total, rtol=1e-5, atol=1e-6)
-    scale = float(together(expected).abs().max())
-    assert scale > 0
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * scale)
+    monkeypatch.setattr(step_module, "LEAST_IMAGES", 1)
 
 
 BY_IMAGE = [(key, name) for key, name in EVERY_LOSS if KEYS[key].info(name).get("by_image")]
@@ -255,17 +163,20 @@ AS_A_WHOLE = [
 def test_parts_of_a_batch_add_up_to_it(
     make: Make, monkeypatch: pytest.MonkeyPatch, sizes: list[int], key: str, name: str, rows: Tensor | None
 ) -> None:
-    compared(make, monkeypatch, 3, [batch()], rows, **{key: name})
+    results = []
+    for limit in (10**6, 3):
+        at_once(monkeypatch, limit)
+        trainer = make(**{key: name})
+        losses = trainer.differentiate([batch()], rows)
+        results.append((losses, gradients(trainer)))
     assert sizes == [8, 3, 3, 2]
-
-
-def test_a_share_of_the_images_counts_as_a_share(make: Make, monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
-    compared(make, monkeypatch, 3, [batch(), batch(4, seed=1)], ROWS, fractions=[0.25, 0.5])
-    assert sizes == [8, 4, 3, 3, 2, 3, 1]
-    whole, share = (make().differentiate([batch()], ROWS, [fraction]) for fraction in (1.0, 0.25))
-    for name, value in whole.terms.items():
-        expected = float(value) * (1.0 if name == "reconstruction" else 0.25)
-        assert float(share.terms[name]) == pytest.approx(expected, rel=1e-5), name
+    (whole, expected), (parts, found) = results
+    assert parts.terms.keys() == {"reconstruction", "feature_maps", "distillation", "task"}
+    torch.testing.assert_close(parts.terms, whole.terms, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts.total, whole.total, rtol=1e-5, atol=1e-6)
+    scale = float(together(expected).abs().max())
+    assert scale > 0
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -279,41 +190,3 @@ def test_losses_of_a_batch_as_a_whole_are_never_divided(
     make(precision=precision, **{key: name, key.replace("type", "weight"): 0.0}).differentiate([batch()], ROWS)
     assert sizes == [8, *[2 if precision == "bf16" else 1] * len(sizes[1:])]  # without it the others are
     assert sum(sizes) == 16
-
-
-def test_the_losses_of_a_batch_as_a_whole_are_known() -> None:
-    assert {name for _, name in AS_A_WHOLE} == {"L2AttentionLoss", "SPAttentionLoss"}
-    assert len(BY_IMAGE) == len(DISTILLATION_LOSSES._entries) + len(TASK_LOSSES._entries) + 1
-
-
-@given(st.integers(2, 9), st.data())
-def test_losses_by_image_are_means_over_images(count: int, data: st.DataObject) -> None:
-    cut, seed = data.draw(st.integers(1, count - 1)), data.draw(st.integers(0, 99))
-    rng = torch.Generator().manual_seed(seed)
-    maps, other = ([torch.randn(count, *s, generator=rng) for s in ((2, 3, 3), (5,))] for _ in range(2))
-    logits, outputs = torch.randn(2, count, 4, generator=rng)
-    labels = torch.randint(4, (count,), generator=rng)
-    parts = (slice(cut), slice(cut, None))
-    given_to: dict[str, Callable[[slice], tuple[Any, Any]]] = {
-        "nern.attention_loss_type": lambda part: ([m[part] for m in maps], [m[part] for m in other]),
-        "nern.distillation_loss_type": lambda part: (logits[part], outputs[part]),
-        "nern.task_loss_type": lambda part: (outputs[part], labels[part]),
-    }
-    for key, name in BY_IMAGE:
-        loss, of = KEYS[key][name], given_to[key]
-        shares = [cut / count, 1 - cut / count]
-        added = sum(share * float(loss(*of(part))) for share, part in zip(shares, parts, strict=True))
-        whole = float(loss(*of(slice(None))))
-        assert whole == pytest.approx(added, rel=1e-4, abs=1e-5), name
-
-
-# --- memory that is kept -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("system", ["darwin", "win32", "cygwin", "freebsd14"])
-def test_on_other_systems_memory_is_left_alone(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: asked.append(name))
-    monkeypatch.setattr(sys, "platform", system)
-    devices.keep_memory()
-    assert asked == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import yaml
 
 from nern.cli import main
-from nern.config import RECIPES, Config, check_keys, known_keys, recipe_values
+from nern.config import RECIPES, Config, recipe_values
 from nern.errors import NernError
 
 FILES = [name for name in RECIPES if name != "published"]
@@ -42,18 +41,12 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Any:
     return parse
 
 
-# --- without a recipe ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("text", ["", "seed: 0\n", "recipe: published\n"])
 def test_a_file_without_a_recipe_means_the_published_defaults(tmp_path: Path, typed: Any, text: str) -> None:
     path = write(tmp_path, text)
     assert Config.load(path) == Config().check()
     assert Config.load(path).recipe == "published"
     assert typed("--config_path", path) == Config().check()
-
-
-# --- by name -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -83,24 +76,6 @@ def test_a_recipe_sets_what_its_file_says(name: str) -> None:
     assert {key: config[key] for key in others} == {key: plain[key] for key in others}
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_recipe_file_has_known_keys_and_names_neither_network_nor_task(name: str) -> None:
-    file = resources.files("nern") / "configs" / "recipes" / f"{name}.yaml"
-    text = file.read_text(encoding="utf-8")
-    assert isinstance(yaml.safe_load(text), dict)
-    values = recipe_values(name)
-    check_keys(values, Config)
-    keys = dotted(values)
-    assert keys.keys() <= known_keys(Config).keys()
-    of_a_network = ("task.", "networks", "teacher.original", "original_model_path", "imports", "logging.")
-    of_a_network += ("seed", "recipe", "nern.hidden_layer_size", "nern.include", "nern.exclude", "nern.feature_maps")
-    of_a_network += ("nern.checkpoint",)
-    assert [key for key in keys if key.startswith(of_a_network) and keys[key] != ["*"]] == []  # '*': of any network
-
-
-# --- what is given wins --------------------------------------------------------------------------------------------
-
-
 def test_keys_of_a_file_win_over_the_recipe(tmp_path: Path, typed: Any) -> None:
     text = (
         "recipe: nern\nnern: {act_layer: gelu, embeddings: {enc_levels: 9}}\noptim.weight_decay: 0.5\nbatch_size: 3\n"
@@ -113,14 +88,6 @@ def test_keys_of_a_file_win_over_the_recipe(tmp_path: Path, typed: Any) -> None:
     assert config.nern.init == recipe.nern.init
     assert config.optim.betas == recipe.optim.betas
     assert typed("--config_path", path) == config
-
-
-def test_the_recipe_of_an_heir_wins_over_that_of_its_base(tmp_path: Path, typed: Any) -> None:
-    write(tmp_path, "recipe: nern\nnern: {act_layer: elu}\n", "beneath.yaml")
-    path = write(tmp_path, "base: beneath.yaml\nrecipe: published\n")
-    plain = Config().check()
-    plain.nern.act_layer = "elu"
-    assert Config.load(path) == typed("--config_path", path) == plain
 
 
 def test_what_is_typed_wins_over_file_and_recipe(tmp_path: Path, typed: Any) -> None:
@@ -136,9 +103,6 @@ def test_what_is_typed_wins_over_file_and_recipe(tmp_path: Path, typed: Any) -> 
     assert typed("--recipe", "published", "--recipe", "nern") == Config.of_recipe("nern")
 
 
-# --- mistakes ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["nernn", "", None, 3])
 def test_an_unknown_recipe_lists_the_choices(name: object, tmp_path: Path) -> None:
     with pytest.raises(NernError, match=r"unknown recipe .*published, nern|unknown recipe .*nern, published"):
@@ -146,25 +110,6 @@ def test_an_unknown_recipe_lists_the_choices(name: object, tmp_path: Path) -> No
     path = write(tmp_path, yaml.safe_dump({"recipe": name}))
     with pytest.raises(NernError, match="unknown recipe"):
         Config.load(path)
-
-
-@pytest.mark.parametrize("arguments", [["--recipe", "nernn"], ["--recipe=nernn"], ["--recipe"]])
-def test_an_unknown_recipe_is_refused_when_typed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *arguments]) == 2
-    message = capsys.readouterr().err
-    assert "recipe" in message
-    assert "Traceback" not in message
-
-
-# --- saved and read again ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_saved_config_is_read_back_unchanged(tmp_path: Path, typed: Any, name: str) -> None:
-    config = Config.of_recipe(name, {"nern.weights_batch_size": 9, "distillation.epochs": None})
-    config.save(tmp_path / "saved.yaml")
-    assert Config.load(tmp_path / "saved.yaml") == config
-    assert typed("--config_path", tmp_path / "saved.yaml") == config
 
 
 def test_a_saved_config_does_not_change_with_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

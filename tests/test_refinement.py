@@ -67,36 +67,6 @@ def test_the_loss_is_the_root_of_the_form(configure: Configure, rows: str) -> No
         )
 
 
-def test_drawn_filters_are_compared_alone(configure: Configure) -> None:
-    given = {
-        "nern.reconstruction_rows": "drawn",
-        "refinement.weights_batch_method": "random_filters",
-        "refinement.weights_batch_size": 60,
-    }
-    trainer = build(configure(given))
-    original = trainer.members[0].original
-    assert trainer.members[0].task is not None
-    found = curvatures(original, trainer.members[0].task.train, 24, 0, True)
-    for _ in range(2):
-        trainer.do_step()
-    for step in range(3):
-        if step == 0:
-            trainer._begin(trainer.phases[1])
-        rows = trainer.batches.rows(step)
-        assert rows is not None
-        assert len(rows) < trainer.nern.table.rows
-        predicted, errors = trainer.nern.reconstruct(), []
-        for index, (c, p, w) in enumerate(zip(found, predicted, original.weights, strict=True)):
-            layer = trainer.nern.table.layer(index)
-            local = rows[(rows >= layer.start) & (rows < layer.stop)] - layer.start
-            filters = (local // w.shape[1]).unique()
-            assert len(local) == len(filters) * w.shape[1]
-            errors.append(c(p - w)[filters].flatten())
-        wanted = torch.cat(errors).square().mean().sqrt()
-        losses = trainer.do_step()
-        assert float(losses.terms["reconstruction"].detach()) == pytest.approx(float(wanted), rel=1e-4)
-
-
 def test_norms_are_fitted_at_the_end_of_each_phase_without_images(configure: Configure) -> None:
     trainer = build(configure())
     original = trainer.members[0].original

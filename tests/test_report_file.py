@@ -17,13 +17,10 @@ from nern.analysis.content import Evaluation
 from nern.artifact.tensors import tensor_bits
 from nern.cli import main
 from nern.config import TaskConfig
-from nern.evaluation import layer_errors
 from nern.jobs.artifacts import verify
 from nern.jobs.report_of_file import content_of_file, file_parts
-from nern.originals.build import build_original
 from nern.shipped import NERN, shipped_file
-from nern.tasks.base import DataSettings, build_task
-from report_parts import SECTIONS, Page, check_in_browser, without_browser
+from report_parts import SECTIONS, Page
 from runs import quiet, small_resnet
 
 ORIGINAL = "pretrained:digits-resnet8"
@@ -99,10 +96,6 @@ def test_with_the_original_what_compares_is_there(file: Path, quickly: None) -> 
     assert "made of the file and the original's weights alone" in found.text
     assert "--original_model_path" not in found.text
     assert "Along the file's order a step" in found.of("smoothness")
-    original, state = build_original("ResNet8", ORIGINAL, {"in_channels": 1}), nern.load(file).state_dict()
-    errors = layer_errors(original.weight_names, original.weights, [state[name] for name in original.weight_names])
-    worst = max(errors, key=lambda error: error.relative)
-    assert f"{worst.name.removesuffix('.weight')}, relative error {worst.relative:.3f}" in found.text
 
 
 def test_accuracy_is_that_of_verify(file: Path) -> None:
@@ -113,21 +106,11 @@ def test_accuracy_is_that_of_verify(file: Path) -> None:
     found, evaluation = beside.figures["test"]["reconstructed"], beside.evaluation
     assert (found["images"], found["top1"], found["top5"]) == tuple(expected[k] for k in ("images", "top1", "top5"))
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    # The two networks, asked here for themselves.
-    original = build_original("ResNet8", ORIGINAL, {"in_channels": 1})
-    settings = DataSettings(batch_size=1, eval_batch_size=600, num_workers=0, seed=0)
-    data = build_task(DIGITS, settings, torch.device("cpu"), False, original).test
-    assert data is not None
-    network, (images, labels) = nern.load(file).network(), next(iter(data.batches(600)))
-    with torch.no_grad():
-        before, after = original.network(images).argmax(1), network(images).argmax(1)
-        # Its batch norms hold other statistics than the original's: both are its own.
-        assert isinstance(evaluation, Evaluation)
-        some, _ = next(iter(evaluation.images.batches(20)))
-        assert evaluation.predicted(beside.weights).tolist() == network(some).argmax(1).tolist()
+    assert isinstance(evaluation, Evaluation)
     assert len(evaluation.labels) == 20
-    assert beside.figures["test"]["original"]["top1"] == pytest.approx(100 * float((before == labels).double().mean()))
-    assert found["agreement"] == pytest.approx(100 * float((before == after).double().mean()))
+    images, _ = next(iter(evaluation.images.batches(20)))
+    with torch.no_grad():  # its batch norms hold other statistics than the original's
+        assert evaluation.predicted(beside.weights).tolist() == nern.load(file).network()(images).argmax(1).tolist()
 
 
 def test_with_original_and_task_all_is_there(file: Path, tmp_path: Path, quickly: None, few_drops: None) -> None:
@@ -179,10 +162,9 @@ def test_mistakes_are_told_before_weights_are_predicted(
         raise AssertionError
 
     monkeypatch.setattr(nern.Artifact, "predict", predicted)
-    damaged, text, empty = tmp_path / "damaged.nern", tmp_path / "text.nern", tmp_path / "empty"
+    damaged, text = tmp_path / "damaged.nern", tmp_path / "text.nern"
     damaged.write_bytes(file.read_bytes()[:-1] + b"\0")
     text.write_text("a text")
-    empty.mkdir()
     torch.save(small_resnet().state_dict(), tmp_path / "small.pt")
     sections = nern.load(file).sections
     calling = with_description(sections, lambda value: value["networks"][0].update(architecture="os:getcwd"))
@@ -190,18 +172,15 @@ def test_mistakes_are_told_before_weights_are_predicted(
     short = weights_of(tmp_path / "short.pt", w1=torch.zeros(2, 2))
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (tmp_path / "gone", {}, "gone is neither a run folder nor a .nern file"),
-        (empty, {}, "is not a run folder: it has no config.yaml"),
         (text, {}, "text.nern is not a .nern file"),
         (damaged, {}, "damaged.nern is damaged"),
         (file, {"limit": 1000}, "limit"),
         (file, {"original_model_path": "gone.pt"}, "no such file: gone.pt"),
         (file, {"original_model_path": str(tmp_path / "small.pt")}, "small.pt does not fit .*another shape"),
         (called, {"original_model_path": ORIGINAL}, "the file names the function 'os:getcwd', which is not called"),
-        (file, {"task": TaskConfig(task_name="digit")}, "digits"),
         (file, {"task": TaskConfig(task_name="cifar100"), "original_model_path": ORIGINAL}, "ResNet8.*cifar100"),
         (two, {"task": DIGITS, "network": 0}, "held as a state dict only"),
         (two, {"original_model_path": str(short), "network": 0}, r"w1 has the shape \(2, 2\)"),
-        (two, {"original_model_path": ORIGINAL, "network": 0}, "w0 is not there"),
         (file, {"images": -1}, r"--images \(=-1\)"),
     ]
     for path, options, message in cases:
@@ -219,8 +198,3 @@ def test_a_run_knows_its_own_original_and_task(tmp_path: Path, capfd: pytest.Cap
         assert f"{name}: for .nern files only; run {tmp_path} knows its" in capfd.readouterr().err
     assert main(["report", str(tmp_path), "--task.data_dir", "data"]) == 2
     assert "options of a task need --task.task_name" in capfd.readouterr().err
-
-
-@without_browser
-def test_a_browser_shows_it_all(file: Path, tmp_path: Path) -> None:
-    check_in_browser(nern.report(file, original_model_path=ORIGINAL, console=quiet()), tmp_path, 5)

@@ -22,14 +22,13 @@ import nern
 from nern import Config, NernError
 from nern.analysis.content import Content, NetworkContent
 from nern.analysis.dropping import RANDOM, SHARES, SMALLEST, WORST, drop_curves
-from nern.analysis.figures import MOST_CLASSES, classes_shown, draw_classes
-from nern.analysis.kernel_figures import shelf_picture
+from nern.analysis.figures import draw_classes
 from nern.analysis.measures import ClassChange, class_changes, mean_step
 from nern.analysis.page import figures_folder, write_page
 from nern.analysis.style import WIDE
 from nern.cli import main
 from nern.config import TaskConfig
-from nern.jobs.report_inputs import class_names, walks
+from nern.jobs.report_inputs import class_names
 from nern.jobs.report_of_run import content_of_run
 from nern.training import RunFolder
 from report_parts import PNG, SECTIONS, Page, check_in_browser, without_browser
@@ -96,27 +95,11 @@ def test_steps_equal_an_independent_computation(rng: torch.Generator) -> None:
     assert mean_step(torch.zeros(2, 2, 3, 3)) is None
 
 
-def test_the_walk_visits_kernels_in_the_order_of_their_coordinates(run: Path) -> None:
-    order = torch.tensor([2, 0, 3, 1])
-    found = walks(nern.ordering.CrossFilterOrdering([{"order": order}]), [(2, 2, 3, 3)])[0]
-    assert found is not None
-    assert found.tolist() == order.tolist()
-    content = content_of_run(RunFolder(run), 0)
-    shapes = [tuple(w.shape) for w in content.networks[0].weights]
-    stored = nern.ordering.load_ordering(run / "ordering.safetensors", "crossfilter", shapes).tensors().values()
-    assert [w.tolist() for w in content.networks[0].ordered or []] == [o.tolist() for o in stored]
-    assert content.ordering.startswith("crossfilter")
-
-
 def test_class_changes() -> None:
     labels, before, after = (torch.tensor(t) for t in ([0, 0, 0, 0, 2, 2], [0, 0, 1, 1, 2, 0], [1, 0, 0, 0, 0, 1]))
     changes = class_changes(labels, before, after, classes=4)
     assert changes == [ClassChange(0, 4, 2, 1), ClassChange(2, 2, 0, 1)]
     assert [c.change for c in changes] == [25.0, -50.0]
-    # Of many classes those that change most are shown.
-    changes, half = [ClassChange(label, 100, label, 50) for label in range(100)], MOST_CLASSES // 2
-    assert [c.label for c in classes_shown(changes)] == [*range(half), *range(100 - half, 100)]
-    assert classes_shown(changes[:5]) == changes[:5]
 
 
 def test_classes_of_folders_have_the_names_of_the_folders(tmp_path: Path) -> None:
@@ -128,16 +111,6 @@ def test_classes_of_folders_have_the_names_of_the_folders(tmp_path: Path) -> Non
     assert [row.get_text() for row in rows] == ["tench", "sparrow"]
     assert class_names(TaskConfig(task_name="imagenet", imagenet_path=str(tmp_path))) == ["<b>", "tench", "sparrow"]
     assert class_names(TaskConfig(task_name="digits")) is None
-
-
-def test_tiles_are_the_kernels() -> None:
-    original, weights = (torch.randn(2, 2, 2, 3, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
-    picture = shelf_picture(original, weights, torch.tensor([3, 0]))
-    tiles = [w[n, n].double() / original[n, n].abs().max() for n in (1, 0) for w in (original, weights)]
-    values = set(picture.nan_to_num(0.0).flatten().tolist())  # nan: frames; 0: gaps
-    assert values - {0.0} == set(torch.stack(tiles).flatten().tolist())
-    top_left = [picture[1, 1], picture[len(picture) // 2 + 1, 1]]
-    assert top_left == [tiles[0][0, 0], tiles[1][0, 0]]  # the original above
 
 
 # The page
@@ -207,23 +180,6 @@ def test_run_without_test_images_or_ordering_of_single_weights(tmp_path: Path, u
     reason = "Left out: the run was made without test images (evaluation.test_images is 0)."
     assert all(reason in found.of(name) for name in ("importance", "classes"))
     assert "The run has no ordering" in found.of("smoothness")
-
-
-def test_without_test_images_what_needs_them_is_left_out(
-    run: Path, tmp_path: Path, quickly: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def gone(*args: Any, **kwargs: Any) -> None:
-        raise NernError("digits are sold out")
-
-    monkeypatch.setattr("nern.jobs.report_of_run.build_task", gone)
-    reasons = {
-        0: "no test images were asked for (--images 0).",
-        9: "the test images cannot be had (digits are sold out)",
-    }
-    for images, reason in reasons.items():
-        found = Page(nern.report(run, tmp_path / "page.html", images=images, console=quiet()))
-        assert found.figures() == ["training", "layers", "kernels", "smoothness", "gallery"]
-        assert all(f"Left out: {reason}" in found.of(name) for name in ("importance", "classes"))
 
 
 def test_names_are_escaped_and_what_is_not_known_is_left_out(tmp_path: Path, unrendered: None) -> None:
@@ -301,9 +257,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no config": (remove("config.yaml"), "is not a run folder: it has no config.yaml"),
     "bad metrics": (lambda f: (f / "metrics.json").write_text("{"), "metrics.json is damaged.*--resume"),
-    "other metrics": (lambda f: (f / "metrics.json").write_text("[]"), "metrics.json is damaged.*--resume"),
     "no ordering": (lambda f: (f / "ordering.safetensors").write_text(""), "ordering"),
-    "bad checkpoint": (lambda f: (f / "checkpoints" / "best.pt").write_text("x"), "best.pt"),
 }
 
 
@@ -316,9 +270,8 @@ def test_damaged_runs(copy: Path, damage: Callable[[Path], object], message: str
 
 
 def test_places_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
     (tmp_path / "page_figures").write_text("")
-    for place in (tmp_path, tmp_path / "file" / "page.html", tmp_path / "page.html"):
+    for place in (tmp_path, tmp_path / "page.html"):
         with pytest.raises(NernError, match=r"--out: .* cannot be written"):
             nern.report(run, place, console=quiet())
     with pytest.raises(NernError, match=r"--images \(=-1\) must be 0"):

@@ -1,4 +1,4 @@
-"""Kernel table, sampling, encodings, predictors, and the NeRN made of them."""
+"""Kernel table, sampling, predictors, heads, and the NeRN made of them."""
 
 from __future__ import annotations
 
@@ -11,41 +11,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from coordinates_parts import listed
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.errors import NernError
 from nern.files import save_torch
 from nern.ordering import solve_ordering
-from nern.registry import ENCODINGS, NORM_LAYERS, PREDICTORS, SAMPLING_MODES
-from nern.representation import KernelTable, build_nern, build_predictor, parameters_of, sample_kernels
-from nern.representation.coordinates import TableCoordinates
+from nern.registry import NORM_LAYERS, PREDICTORS
+from nern.representation import Heads, KernelTable, build_nern, build_predictor, parameters_of, sample_kernels
 from runs import random_weights
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
 SHAPES = ((4, 2, 3, 3), (3, 4, 1, 1), (2, 3, 3, 2))
-CPU = torch.device("cpu")
+ALL_KINDS = ((4, 2, 3, 3), (3, 5), (2, 3, 1, 1), (6, 1, 3, 3), (3, 2, 4), (2, 2, 2, 1, 3))  # 3x3, 1x1, 1x4, 2x3
 
-shapes_of_networks = st.lists(
-    st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4
-).map(tuple)
-
-
-# --- kernel table ------------------------------------------------------------------------------------------------
-
-
-@given(shapes_of_networks, st.sampled_from([3, 5]))
-def test_rows_are_kernels_or_weights_in_the_order_of_their_coordinates(
-    shapes: tuple[tuple[int, int, int, int], ...], num_idxs: int
-) -> None:
-    weights = random_weights(shapes)
-    table = KernelTable(shapes, num_idxs)
-    rows = torch.cat([rows.flatten() for rows in table.to_rows(weights)])
-    assert torch.equal(rows, torch.cat([w.flatten() for w in weights]))
-    sizes = [w.numel() if num_idxs == 5 else w.shape[0] * w.shape[1] for w in weights]
-    assert [table.layer(i).stop - table.layer(i).start for i in range(len(shapes))] == sizes
-    assert table.rows == sum(sizes)
-    assert table.num_weights == len(rows)
+sizes = st.integers(1, 4)
+few = st.integers(1, 3)
+tensor_shapes = st.one_of(
+    st.tuples(sizes, sizes),  # fully connected
+    st.tuples(sizes, sizes, few),  # 1-d
+    st.tuples(sizes, sizes, few, few),
+    st.tuples(sizes, st.just(1), few, few),  # depthwise
+    st.tuples(sizes, sizes, few, few, few),  # 3-d
+)
+networks_of_all_kinds = st.lists(tensor_shapes, min_size=1, max_size=5)
 
 
 @pytest.mark.parametrize(
@@ -60,15 +48,6 @@ def test_rows_are_kernels_or_weights_in_the_order_of_their_coordinates(
 def test_impossible_tables_are_refused(shapes: tuple, num_idxs: int, says: str) -> None:
     with pytest.raises(NernError, match=says):
         KernelTable(shapes, num_idxs)
-
-
-def test_a_kernel_above_the_output_size_is_refused_before_anything_is_built() -> None:
-    table = KernelTable(((4, 2, 3, 3), (4, 4, 5, 5)))
-    with pytest.raises(NernError, match=r"learnable weight 1 .* nern.output_size to at least 5"):
-        build_nern(NernConfig(heads="shared"), table, None, seed=0)
-
-
-# --- sampling ----------------------------------------------------------------------------------------------------
 
 
 def sampled_by_loops(kernel: Tensor, size: tuple[int, int], mode: str) -> Tensor:
@@ -95,30 +74,7 @@ def test_sampling_equals_loops(predicted: int, height: int, width: int, mode: st
     torch.testing.assert_close(sampled, torch.stack([sampled_by_loops(kernel, size, mode) for kernel in kernels]))
 
 
-# --- encodings ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", ["none", "local", "global"])
-@pytest.mark.parametrize("num_idxs", [3, 5])
-@pytest.mark.parametrize("kind", ["basic", "sum", "ffn"])
-def test_served_encodings_are_those_of_encode(kind: str, num_idxs: int, mode: str) -> None:
-    table = KernelTable(SHAPES, num_idxs)
-    name, fusion = ("ffn", "concat") if kind == "ffn" else ("basic", "sum" if kind == "sum" else "concat")
-    scale = [1.0] * num_idxs
-    encoding = ENCODINGS[name](num_idxs=num_idxs, enc_levels=6, base=1.25, fusion_mode=fusion, gauss_scale=scale)
-    served = encoding.prepare(TableCoordinates(table, None, mode))
-    coordinates = listed(table, None, mode)
-    whole = encoding.encode(coordinates if name == "ffn" else coordinates.float()).float()
-    assert served(slice(None)).shape == (table.rows, encoding.size)
-    assert served(slice(None)).dtype == torch.float32
-    for rows in (slice(None), slice(5, 9), torch.tensor([3, 3, 0, 19])):
-        torch.testing.assert_close(served(rows), whole[rows], rtol=0, atol=1e-5)
-
-
 MLPS = sorted(name for name in PREDICTORS if not PREDICTORS.info(name)["of_kernels"])
-
-
-# --- predictors --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm_layer", sorted(NORM_LAYERS))
@@ -137,20 +93,6 @@ def test_every_predictor_trains_all_its_parameters(method: str, norm_layer: str,
             assert parameter.grad.any(), name  # a batch norm takes the bias before it away
 
 
-@pytest.mark.parametrize("method", MLPS)
-def test_state_dicts_have_the_published_names(method: str) -> None:
-    predictor = build_predictor(method, seed=0, input_size=8, num_blocks=4, hidden_layer_size=6)
-    layers = [f"layers.{i}.{name}" for i in range(3) for name in ("weight", "bias")]
-    assert list(predictor.state_dict()) == [*layers, "final_linear_layer.weight", "final_linear_layer.bias"]
-
-
-@pytest.mark.parametrize("method", MLPS)
-def test_too_few_blocks_are_refused(method: str) -> None:
-    build_predictor(method, seed=0, input_size=8, num_blocks=2)
-    with pytest.raises(NernError, match=r"nern.num_blocks \(=1\) must be at least 2"):
-        build_predictor(method, seed=0, input_size=8, num_blocks=1)
-
-
 def test_the_number_of_parameters_is_that_of_the_published_experiment() -> None:
     predictor = build_predictor("kxk", seed=0, input_size=240, num_blocks=5, hidden_layer_size=180)
     assert parameters_of(predictor) == 142_749
@@ -162,9 +104,6 @@ def test_a_checkpoint_of_another_predictor_is_refused_and_says_where_to_look(tmp
         build_predictor("kxk", 0, "checkpoint", str(tmp_path / "predictor.pt"), input_size=10, num_blocks=3)
     for part in ("layers.2.weight", "layers.0.weight", "(30, 10)", "(30, 8)", "num_blocks", "nern.embeddings"):
         assert part in str(error.value)
-
-
-# --- NeRN --------------------------------------------------------------------------------------------------------
 
 
 def config(**changes: object) -> NernConfig:
@@ -182,37 +121,6 @@ def test_predictions_do_not_depend_on_the_size_of_forward_calls(chunk: int, head
     expected = [of_head[local] for of_head, (_, local) in zip(whole(), whole.heads.split(rows), strict=True)]
     assert sum(map(len, expected)) == 4
     torch.testing.assert_close(pieces(rows), expected)
-
-
-@pytest.mark.parametrize("norm_layer", ["none", "bn"])
-def test_many_rows_are_predicted_in_parts_with_the_same_values_and_gradients(
-    norm_layer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def gradients() -> tuple[list[Tensor], int]:
-        nern = build_nern(config(norm_layer=norm_layer), KernelTable(SHAPES), None, seed=0).train()
-        calls: list[int] = []
-        nern.predictor.register_forward_pre_hook(lambda *_: calls.append(1))
-        torch.cat([of_head.flatten() for of_head in nern()]).square().sum().backward()
-        return [p.grad for p in nern.predictor.parameters()], len(calls)
-
-    whole, once = gradients()
-    monkeypatch.setattr("nern.representation.nern.FEW_ROWS", 4)
-    monkeypatch.setattr("nern.representation.nern.CACHED_ROWS", 3)
-    parts, calls = gradients()
-    torch.testing.assert_close(parts, whole)
-    assert (calls > once) == (norm_layer == "none")  # statistics are those of all rows of a step
-
-
-@pytest.mark.parametrize("method", MLPS)
-@pytest.mark.parametrize("sampling_mode", [None, *sorted(SAMPLING_MODES)])
-def test_a_nern_gives_weights_of_the_original_shapes(method: str, sampling_mode: str | None) -> None:
-    num_idxs = PREDICTORS.info(method)["num_idxs"]
-    shared = {"heads": "shared", "sampling_mode": sampling_mode} if sampling_mode else {"heads": "per_size"}
-    settings = config(method=method, num_blocks=4, **shared)
-    settings.embeddings.num_idxs = num_idxs
-    nern = build_nern(settings, KernelTable(SHAPES, num_idxs), None, seed=0)
-    assert [tuple(w.shape) for w in nern.weights()] == list(SHAPES)
-    assert all(torch.equal(a, b) for a, b in zip(nern.weights(), nern.reconstruct(), strict=True))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -239,3 +147,49 @@ def test_a_nern_encodes_the_ordered_coordinates(mode: str) -> None:
     for layer, positions in enumerate(ordering.positions(table.shapes)):
         served = ordered.encoded(table.layer(layer))
         assert torch.equal(served, plain.encoded(table.layer(layer))[positions])
+
+
+@given(networks_of_all_kinds, st.sampled_from([3, 5]))
+def test_weights_of_all_kinds_survive_the_way_through_rows(shapes: list[tuple[int, ...]], num_idxs: int) -> None:
+    weights = random_weights(shapes)
+    table = KernelTable.of(weights, num_idxs)
+    heads, rows = Heads.build(table, "per_size"), table.to_rows(weights)
+    assert torch.equal(torch.cat([of.flatten() for of in rows]), torch.cat([w.flatten() for w in weights]))
+    sizes = [w.numel() if num_idxs == 5 else w.shape[0] * w.shape[1] for w in weights]
+    assert [table.layer(i).stop - table.layer(i).start for i in range(len(shapes))] == sizes
+    assert (table.rows, table.num_weights) == (sum(sizes), sum(w.numel() for w in weights))
+    layers = list(zip(rows, heads.of_layer, strict=True))
+    exact = [torch.cat([layer for layer, of in layers if of == head]) for head in range(len(heads.sizes))]
+    parts = [heads.sampled(heads.part(exact, i), i) for i in range(len(shapes))]
+    restored = [table.to_weight(part, i) for i, part in enumerate(parts)]
+    assert [w.shape for w in restored] == [w.shape for w in weights]
+    assert all(torch.equal(a, b) for a, b in zip(restored, weights, strict=True))
+
+
+@given(networks_of_all_kinds, st.lists(st.integers(0, 10**6), max_size=20), st.sampled_from(["per_size", "shared"]))
+def test_splitting_rows_keeps_their_order_and_repeats(
+    shapes: list[tuple[int, ...]], numbers: list[int], kind: str
+) -> None:
+    heads = Heads.build(KernelTable.of(random_weights(shapes)), kind, output_size=9)
+    rows = torch.tensor([number % heads.table.rows for number in numbers], dtype=torch.int64)
+    parts = heads.split(rows)
+    assert len(parts) == len(heads.sizes)
+    for head, (of_head, local) in enumerate(parts):
+        mine = set(heads.rows(head).tolist())
+        assert of_head.tolist() == [row for row in rows.tolist() if row in mine]
+        assert torch.equal(heads.rows(head)[local], of_head)
+    assert sum(len(of_head) for of_head, _ in parts) == len(rows)
+
+
+def test_a_kernel_larger_than_the_shared_head_names_both_ways_out() -> None:
+    with pytest.raises(NernError, match=r"weight 4 has 1 x 4 kernels.*nern.output_size to at least 4, or .*per_size"):
+        Heads.build(KernelTable.of(random_weights(ALL_KINDS[:5])), "shared", output_size=3)
+
+
+def test_heads_share_all_layers_but_the_last() -> None:
+    nern = build_nern(config(), KernelTable.of(random_weights(ALL_KINDS)), None, seed=0)
+    layers = [f"layers.{i}.{name}" for i in range(2) for name in ("weight", "bias")]
+    heads = [f"final_linear_layers.{h}x{w}.{name}" for h, w in nern.heads.sizes for name in ("weight", "bias")]
+    assert list(nern.predictor.state_dict()) == layers + heads
+    sum(w.square().sum() for w in nern.weights()).backward()
+    assert all(p.grad is not None and p.grad.any() for p in nern.predictor.parameters())

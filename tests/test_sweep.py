@@ -88,7 +88,7 @@ def made_up(job: Job) -> str | None:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of sweeps end at once, with made-up results."""
+    """Runs of sweeps end at once, with made-up results; no picture is drawn."""
 
     def run(jobs: Sequence[Job], places: Any, on_start: Callable[[Job], None], on_end: Callable[[Job], None]) -> None:
         for job in jobs:
@@ -97,11 +97,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
             on_end(job)
 
     monkeypatch.setattr("nern.sweeps.run.run_side_by_side", run)
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sweeps draw none."""
     monkeypatch.setattr("nern.sweeps.picture.draw", lambda path, rows: None)
 
 
@@ -132,9 +127,7 @@ def test_runs_grid_and_seeds_multiply(write: Write, tmp_path: Path) -> None:
         ({}, ["tiny-s0"], [OURS]),
         ({"grid": {"optim.lr": [0.005, 1e-3]}}, ["0.005-s0", "0.001-s0"], [f"{OURS}, lr 0.005", f"{OURS}, lr 0.001"]),
         ({"grid": {"optim.betas": [[0.9, 0.99]]}}, ["0.9_0.99-s0"], [f"{OURS}, betas 0.9_0.99"]),
-        ({"grid": {"original_model_path": ["a/b c.pt"]}}, ["a-b-c.pt-s0"], [f"{OURS}, original_model_path a-b-c.pt"]),
         ({"runs": [{"name": "x", "series": "ours"}], "grid": GRID}, ["x-8-s0", "x-12-s0"], ["ours", "ours"]),
-        ({"runs": [{"name": "x"}, {"name": "y", "series": "z"}]}, ["x-s0", "y-s0"], ["x", "z"]),
         ({"runs": [{"name": "x"}], "grid": {"recipe": ["published"]}}, ["x-published-s0"], ["x, recipe published"]),
     ],
 )  # fmt: skip
@@ -144,9 +137,7 @@ def test_names_and_series(write: Write, values: dict[str, Any], names: list[str]
     assert [run.series for run in found] == series
 
 
-def test_phases_are_set_by_the_grid_and_on_the_command_line(
-    write: Write, tmp_path: Path, fake: None, undrawn: None
-) -> None:
+def test_phases_are_set_by_the_grid_and_on_the_command_line(write: Write, tmp_path: Path, fake: None) -> None:
     grid = {"distillation.iterations": [3, 4], "quantisation.optim.lr": [0.5]}
     path = write(grid=grid, settings={"recipe": "nern"}, seeds=[0])
     found = [run.config for run in load_sweep(path, tmp_path)]
@@ -176,23 +167,16 @@ def test_config_file_lies_beneath_settings_runs_and_options(write: Write, tmp_pa
     ("values", "message"),
     [
         ({"grids": {}}, "unknown key of a sweep file 'grids'; did you mean 'grid'? Choices: config, grid, runs, "),
-        ({"settings": [1]}, "settings: settings are config keys with values, not [1]"),
         ({"settings": {"nern": {"hiden": 1}}}, "settings: unknown configuration key 'nern.hiden'"),
         ({"settings": {"logging.exp_name": "x"}}, "logging.exp_name is set by the sweep itself: the name of the run"),
-        ({"settings": {"batch_size": 0}}, "run tiny: batch_size (=0) must be at least 1"),
-        ({"config": 3}, "config names a config file, not 3"),
         ({"grid": {"nern.hidden": [1]}}, "grid: unknown configuration key 'nern.hidden'"),
-        ({"grid": {"nern": [1]}}, "grid: nern is a section; name one of its keys, as in nern.hidden_layer_size"),
         ({"grid": {"seed": [1]}}, "grid: seed is set by the sweep itself: see seeds"),
-        ({"grid": {"batch_size": 3}}, "grid: batch_size needs a list of values, not 3"),
         ({"grid": {"batch_size": [3, 3]}}, "several runs are named 3-s0"),
         ({"grid": {"original_model_path": ["x" * 200]}}, "its name is empty, too long or cannot be a folder's"),
         ({"grid": {"nern.act_layer": ["gelu", "gleu"]}}, "'gleu'; did you mean 'gelu'? Choices: elu, gelu"),
-        ({"runs": [3]}, "entry 1 of runs holds 3; keys and values are expected"),
         ({"runs": [{"name": "a"}, {"name": "b", "seed": 1}]}, "entry 2 of runs: unknown key of a run 'seed'"),
         ({"runs": [{"name": 140}]}, "name (=140) must be a text of letters, digits and . _ + = - (quote numbers)"),
         ({"runs": [{"name": "a"}, {"name": "a"}]}, "several runs are named a-s0; give runs names that differ"),
-        ({"runs": [{"name": "a", "settings": {"x": 1}}]}, "run a: settings: unknown configuration key 'x'"),
         ({"runs": [{"name": "a", "settings": {"seed": 1}}], "seeds": [0]}, "settings has seed, and there are seeds (=[0])"),
         ({"seeds": 3}, "seeds is a list of different whole numbers from 0 on, such as [0, 1, 2], not 3"),
     ],
@@ -282,12 +266,9 @@ def test_runs_are_trained_once_and_go_on_after_a_signal(
     for seed, row in enumerate(rows):
         metrics = json.loads((out / row["config"]).with_name("metrics.json").read_text())
         assert Config.load(out / row["config"]).batch_size == 8
-        assert (row["name"], row["hidden"], row["network"], row["task"]) == (f"tiny-s{seed}", 8, "ResNet8", "digits")
-        assert (row["order"], row["ordering_bytes"], row["steps"], row["seed"]) == ("none", 0, 40, seed)
+        assert (row["name"], row["hidden"], row["network"], row["seed"]) == (f"tiny-s{seed}", 8, "ResNet8", seed)
         assert row["parameters"] == metrics["sizes"]["predictor_parameters"]
         assert row["last_test"] == metrics["last"]["test"]["top1"]
-        assert row["gap"] == pytest.approx(metrics["last"]["test"]["top1"] - metrics["original"]["test"]["top1"])
-        assert row["relative_error"] > 0.5
         assert row["command"] == "nern sweep tiny.yaml --batch_size 8"
     assert names(out) == ["tiny-s0", "tiny-s1"]
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
@@ -300,7 +281,7 @@ def test_runs_are_trained_once_and_go_on_after_a_signal(
     assert (out / "results.csv").read_bytes() == table
 
 
-@pytest.mark.usefixtures("fake", "undrawn")
+@pytest.mark.usefixtures("fake")
 def test_table_holds_what_the_metrics_say(write: Write, tmp_path: Path) -> None:
     rows = sweep(write(grid=GRID, seeds=[0, 1]), tmp_path / "out")
     table = (tmp_path / "out" / "results.csv").read_text()
@@ -318,7 +299,7 @@ def test_table_holds_what_the_metrics_say(write: Write, tmp_path: Path) -> None:
     assert "cores" in row["device"]
 
 
-@pytest.mark.usefixtures("fake", "undrawn")
+@pytest.mark.usefixtures("fake")
 def test_failed_runs_are_told_at_the_end_and_tried_again(
     write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -335,7 +316,7 @@ def test_failed_runs_are_told_at_the_end_and_tried_again(
         assert names(out) == ["works-s0"]
 
 
-@pytest.mark.usefixtures("fake", "undrawn")
+@pytest.mark.usefixtures("fake")
 def test_changed_settings_of_runs_that_are_there(write: Write, tmp_path: Path) -> None:
     path, out = write(grid=GRID), tmp_path / "out"
     sweep(path, out, console=quiet())
@@ -347,7 +328,7 @@ def test_changed_settings_of_runs_that_are_there(write: Write, tmp_path: Path) -
     sweep(path, out, options={"logging.log_interval": 3})  # changes no result
 
 
-@pytest.mark.usefixtures("fake", "undrawn")
+@pytest.mark.usefixtures("fake")
 def test_what_lies_in_the_place_of_a_run(write: Write, tmp_path: Path) -> None:
     left = tmp_path / "out" / "runs" / "tiny-s0"
     left.mkdir(parents=True)
@@ -360,22 +341,15 @@ def test_what_lies_in_the_place_of_a_run(write: Write, tmp_path: Path) -> None:
     assert not (left / "notes.txt").exists()
 
 
-@pytest.mark.usefixtures("fake", "undrawn")
+@pytest.mark.usefixtures("fake")
 def test_damaged_files_of_a_run(write: Write, tmp_path: Path) -> None:
     path, out = write(), tmp_path / "out"
     sweep(path, out)
     metrics, machine = out / "runs" / "tiny-s0" / "metrics.json", out / "runs" / "tiny-s0.json"
     damages: list[tuple[Path, Callable[[Any], Any], str]] = [
         (metrics, lambda m: m | {"sizes": {}}, "KeyError: 'represented_parameters'"),
-        (metrics, lambda m: m | {"last": 3}, "AttributeError"),
-        (
-            metrics,
-            lambda m: m | {"sizes": m["sizes"] | {"predictor_parameters": 0}},
-            "parameters .=0. must be at least 1",
-        ),
         (metrics, lambda m: m | {"best": {"test": {"top1": "x"}}}, "best_test .='x'. must be a number"),
         (machine, lambda m: {"cpu": "a"}, "KeyError: 'cores'"),
-        (machine, lambda m: [], "it holds list"),
     ]
     for file, change, message in damages:
         whole = file.read_text()
@@ -390,15 +364,6 @@ def test_damaged_files_of_a_run(write: Write, tmp_path: Path) -> None:
     assert len(sweep(path, out)) == 1
 
 
-def test_one_sweep_in_a_folder(write: Write, tmp_path: Path) -> None:
-    fcntl = pytest.importorskip("fcntl")
-    folder = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(folder, fcntl.LOCK_EX)
-    with pytest.raises(NernError, match="another sweep is at work in"):
-        sweep(write(), tmp_path)
-    os.close(folder)
-
-
 # --- processes ---------------------------------------------------------------------------------------------------
 
 
@@ -406,7 +371,7 @@ def job(tmp_path: Path, name: str, code: str) -> Job:
     return Job(name, [sys.executable, "-c", code], tmp_path / f"{name}.log")
 
 
-@pytest.mark.usefixtures("fake", "undrawn")
+@pytest.mark.usefixtures("fake")
 def test_shards_train_all_runs_once_and_the_table_has_those_of_all(write: Write, tmp_path: Path) -> None:
     path, out = write(grid=GRID, seeds=[0, 1]), tmp_path / "out"
     whole = [row["name"] for row in sweep(path, tmp_path / "whole")]
@@ -420,7 +385,7 @@ def test_shards_train_all_runs_once_and_the_table_has_those_of_all(write: Write,
     assert [row["name"] for row in sweep(path, out, shard="2/3")] == whole
 
 
-@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b"])
+@pytest.mark.parametrize("shard", ["3/2", "a/b"])
 def test_shards_that_are_none_are_refused(write: Write, tmp_path: Path, shard: str) -> None:
     with pytest.raises(NernError, match=re.escape(f"--shard (={shard}) must be I/N")):
         sweep(write(), tmp_path / "out", shard=shard)
@@ -457,35 +422,12 @@ def test_why_a_job_failed(tmp_path: Path) -> None:
     assert again.log.read_text().startswith("0\n")
 
 
-def test_stopped_jobs_may_save(tmp_path: Path) -> None:
-    saving = (
-        "import signal, sys, time\n"
-        "def save(*_):\n    print('saved', flush=True)\n    sys.exit(143)\n"
-        "signal.signal(signal.SIGTERM, save)\nprint('ready', flush=True)\ntime.sleep(60)"
-    )
-    jobs = [job(tmp_path, name, saving) for name in ("one", "two", "three")]
-    watch = f"import os, time, pathlib\nlogs = [pathlib.Path({str(tmp_path)!r}, n + '.log') for n in ('one', 'two')]\n"
-    watch += "while not all(p.exists() and 'ready' in p.read_text() for p in logs): time.sleep(0.02)\n"
-    watch += f"os.kill({os.getpid()}, 2)"
-    with subprocess.Popen([sys.executable, "-c", watch]):
-        with pytest.raises(Interrupted, match="stopped by SIGINT"):
-            run_side_by_side(jobs, [{}, {}])
-    assert jobs[0].log.read_text() == jobs[1].log.read_text() == "ready\nsaved\n"
-    assert not jobs[2].log.exists()
-
-
-def test_places_of_runs_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
-        monkeypatch.delenv(name, raising=False)
+def test_runs_side_by_side_share_the_cores_or_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert _places(1, 0) == [{}]
     assert _places(3, 0) == [{"OMP_NUM_THREADS": "2"}] * 3
-    assert _places(20, 0)[0] == {"OMP_NUM_THREADS": "1"}
-    assert _places(1, 1) == [{"CUDA_VISIBLE_DEVICES": "0"}]
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in _places(4, 3)] == ["0", "1", "2", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert _places(2, 2) == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "7"}]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in _places(3, 2)] == ["4", "7", "4"]
 
 
 # --- what ships --------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,6 @@ ROWS = [
 ]
 
 
-# --- rows --------------------------------------------------------------------------------------------------------
-
 TEST = {"top1": 80.0, "agreement": 97.5, "divergence": 0.0123456}
 FIRST = {"name": "reconstruction", "test": {"top1": 60.0}, "held_out": {"top1": 61.0}}
 SECOND = {"name": "refinement", "test": {"top1": 65.0}}
@@ -68,9 +65,6 @@ def test_row_of_a_run(metrics: dict[str, Any], expected: dict[str, Any]) -> None
     run = PlannedRun("a-s0", "ours", Config().check())
     found = row_of(run, needed | metrics, {}, "config.yaml", "nern sweep a.yaml")
     assert {name: found[name] for name in expected} == expected
-
-
-# --- tables ------------------------------------------------------------------------------------------------------
 
 
 def test_table_reads_back(tmp_path: Path) -> None:
@@ -103,9 +97,6 @@ def test_mistakes_in_tables(tmp_path: Path, change: tuple[str, str], message: st
         read_tables([path])
 
 
-# --- groups and published points ---------------------------------------------------------------------------------
-
-
 def test_seeds_are_brought_together() -> None:
     groups = groups_of(ROWS)
     assert list(groups) == [("ResNet20", "cifar10"), ("ResNet8", "digits")]
@@ -124,27 +115,6 @@ def test_one_seed_twice_is_no_group() -> None:
         groups_of([*ROWS, row(name="e-s0")])
 
 
-def test_best_published_point_is_of_this_size() -> None:
-    best = PAGE["best_published"]("ResNet20", "cifar10", 142_749)
-    assert (best.accuracy, best.order, best.source) == (91.50, "crossfilter", "arXiv 2212.13554")
-    assert best.gap == pytest.approx(-0.19)
-    assert PAGE["best_published"]("ResNet20", "cifar10", 200_000) is None
-    assert PAGE["best_published"]("ResNet20", "cifar100", 142_749) is None
-
-
-def test_published_predictors_have_the_parameters_of_their_hidden_size() -> None:
-    panels = [("ResNet20", "cifar10"), ("ResNet56", "cifar10"), ("ResNet56", "cifar100"), ("ResNet18", "imagenet")]
-    points = [point for panel in panels for point in PAGE["published"](*panel)]
-    assert len(points) == 20
-    for point in points:
-        if point.hidden is not None:  # five linear layers on an encoding of 240 numbers, kernels of 3 x 3
-            size = point.hidden
-            assert point.parameters == 241 * size + 3 * (size + 1) * size + 9 * (size + 1), point
-
-
-# --- the picture -------------------------------------------------------------------------------------------------
-
-
 def test_picture_of_several_networks(tmp_path: Path) -> None:
     text = r"x$\frac$"  # no formula
     rows = [row(network=f"{text} {i}", series=text, seed=s, gap=-80.0 * i - s) for i in range(4) for s in (0, 1)]
@@ -154,42 +124,6 @@ def test_picture_of_several_networks(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         draw(tmp_path / "results.png", rows, marks)
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
-
-
-# --- the page ----------------------------------------------------------------------------------------------------
-
-
-def test_page_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "results.csv").write_text(table_text(ROWS))
-    page = tmp_path / "results.md"
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["results.py", "results.csv", "--page", "results.md"])
-    PAGE["main"]()
-    assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    text = page.read_text(encoding="utf-8")
-    assert text == PAGE["page_text"]([tmp_path / "results.csv"], page, "results.png")
-    assert "![accuracy over the size of the predictor](results.png)" in text
-    assert "Accuracy of the original: 91.67 %. Weights represented: 267,696." in text
-    lines = text.splitlines()
-    assert lines[lines.index("## ResNet20 on cifar10") + 4 :][:5] == [
-        "| series | ordering | hidden units | parameters | ordering, bytes | accuracy, % | gap, points | n | "
-        "best published gap, points | steps | minutes |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| ours | cross-filter | 108 | 51,417 (19.2 %) | 48,000 | 90.17 | -1.50 | 1 | -1.19 (SBS) | 10 | 1.5 |",
-        "| ours | cross-filter | 140 | 94,229 (35.2 %) | 48,000 | 91.20 ± 0.28 | -0.47 ± 0.28 | 2 | "
-        "-1.30 (NeRN) | 10 | 2.0 |",
-        "| ours | no ordering | 140 | 94,229 (35.2 %) | 0 | 89.00 | -2.67 | 1 | -1.30 (NeRN) | 10 | 1.5 |",
-    ]
-    assert (
-        "| NeRN | cross-filter | 180 | 142,749 | 91.50 | 91.69 | -0.19 | [arXiv 2212.13554](https://arxiv.org" in text
-    )
-    assert "- Versions: nern 1.0, torch 2.0, python 3.0." in text
-    assert "- Hardware: a CPU, 2 cores, 2 threads." in text
-    assert "- Seeds: 0, 1; 5 runs." in text
-    command = "`python ../benchmarks/results.py results.csv --page results.md`"
-    made = f"This page is made from [results.csv](results.csv) in its folder by {command}.\n"
-    assert text.endswith(f"```sh\nnern sweep x.yaml\n```\n\n{made}")
-    assert "None" not in text
 
 
 @pytest.mark.parametrize(

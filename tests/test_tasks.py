@@ -58,7 +58,7 @@ def whole(data: Any, batch_size: int = 500) -> tuple[Tensor, Tensor]:
 def write_cifar10(folder: Path, count: int = 20, **changes: Any) -> Path:
     """A small set in the layout of CIFAR-10; `changes` go over the entries of its files."""
     target = folder / "cifar-10-batches-py"
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
         data = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
@@ -72,26 +72,11 @@ def test_the_shared_cifar10_is_read(cifar10: Path) -> None:
     assert (task.input_shape, task.num_classes) == ((3, 32, 32), 10)
     assert (len(task.train.data), len(task.held_out), len(task.test)) == (48_059, 1_000, 9_806)
     for part in (task.train.data, task.held_out, task.test):
-        assert part.images.dtype == torch.uint8
-        assert part.images.shape[1:] == (3, 32, 32)
-        assert part.labels.dtype == torch.int64
+        assert (part.images.dtype, part.images.shape[1:]) == (torch.uint8, (3, 32, 32))
         assert set(part.labels.unique().tolist()) == set(range(10))
     images, labels = task.train.batch(0)
-    assert images.dtype == torch.float32
     assert (images.shape, labels.shape) == ((16, 3, 32, 32), (16,))
     assert images.abs().max() < 3
-
-
-def test_batch_files_are_images_by_channel_row_and_column(tmp_path: Path) -> None:
-    folder = write_cifar10(tmp_path)
-    stored = pickle.loads((folder / "test_batch").read_bytes())
-    test = task_of(config("cifar10", data_dir=str(folder)), CPU, train=False).test  # the folder itself will do, too
-    assert test.images[3, 1, 5, 7] == stored["data"][3, 1 * 1024 + 5 * 32 + 7]
-    assert test.labels.tolist() == stored["labels"]
-    normalized = next(test.batches(20))[0]
-    for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
-        expected = (test.images[:, channel].double() / 255 - mean) / std
-        torch.testing.assert_close(normalized[:, channel].double(), expected, rtol=0, atol=1e-5)
 
 
 OTHER, THIRD = ((0.49, 0.48, 0.45), (0.2, 0.25, 0.26)), ((0.5,) * 3, (0.25,) * 3)
@@ -155,16 +140,12 @@ def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
 def test_a_folder_without_the_data_says_what_is_expected(name: str, tmp_path: Path) -> None:
     with pytest.raises(NernError, match=rf"task.data_dir .* does not hold {name}: cifar-10.*it holds: nothing"):
         task_of(config(name, data_dir=str(tmp_path)), CPU)
-    (tmp_path / "pictures").mkdir()
-    with pytest.raises(NernError, match="it holds: pictures"):
-        task_of(config(name, data_dir=str(tmp_path)), CPU)
     with pytest.raises(NernError, match="there is no such folder"):
         task_of(config(name, data_dir=str(tmp_path / "nowhere")), CPU)
 
 
-@pytest.mark.parametrize(("name", "dataset"), [("cifar100", "CIFAR100")])
 def test_a_failed_download_says_where_to_put_the_data(
-    name: str, dataset: str, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(root: str, train: bool, download: bool) -> None:
         assert download
@@ -172,9 +153,9 @@ def test_a_failed_download_says_where_to_put_the_data(
         raise OSError("no route to host")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(import_torchvision().datasets, dataset, offline)
-    with pytest.raises(NernError, match=rf"{name} could not be downloaded to .*no route to host.*task.data_dir"):
-        task_of(config(name), CPU)
+    monkeypatch.setattr(import_torchvision().datasets, "CIFAR100", offline)
+    with pytest.raises(NernError, match=r"cifar100 could not be downloaded to .*no route to host.*task.data_dir"):
+        task_of(config("cifar100"), CPU)
 
 
 def test_downloaded_data_are_read_from_the_cache(
@@ -201,35 +182,19 @@ def test_a_malicious_batch_file_is_refused_and_not_executed(tmp_path: Path, atta
     assert not attack.executed
 
 
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        (lambda path: path.unlink(), "is missing"),
-        (lambda path: path.write_bytes(pickle.dumps([1, 2])), "is not a batch file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "is not a batch file"),
-    ],
-)
-def test_a_damaged_batch_file_is_named(damage: Callable[[Path], Any], says: str, tmp_path: Path) -> None:
-    damage(write_cifar10(tmp_path) / "data_batch_2")
-    with pytest.raises(NernError, match=f"data_batch_2 {says}"):
-        task_of(config("cifar10", data_dir=str(tmp_path)), CPU)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"data": np.zeros((20, 3072), np.float32)},
-        {"data": np.zeros((19, 3072), np.uint8)},
-        {"labels": ["cat"] * 20},
-        {"labels": [10] * 20},
-        {"labels": None},
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
-def test_batch_files_of_something_else_are_one_clear_error(changes: dict[str, Any], tmp_path: Path) -> None:
-    write_cifar10(tmp_path, **changes)
-    with pytest.raises(NernError, match=r"data_batch_1 is not a batch file of this dataset"):
-        task_of(config("cifar10", data_dir=str(tmp_path)), CPU)
+def test_damaged_batch_files_and_those_of_something_else_are_one_clear_error(tmp_path: Path) -> None:
+    made = config("cifar10", data_dir=str(tmp_path))
+    for changes in ({"data": np.zeros((20, 3072), np.float32)}, {"labels": [10] * 20}, {"labels": [1] * 19}):
+        write_cifar10(tmp_path, **changes)
+        with pytest.raises(NernError, match=r"data_batch_1 is not a batch file of this dataset"):
+            task_of(made, CPU)
+    path = write_cifar10(tmp_path) / "data_batch_2"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(NernError, match="data_batch_2 is not a batch file"):
+        task_of(made, CPU)
+    path.unlink()
+    with pytest.raises(NernError, match="data_batch_2 is missing"):
+        task_of(made, CPU)
 
 
 # --- digits and random data --------------------------------------------------------------------------------------
@@ -242,8 +207,6 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert (first.input_shape, first.num_classes) == ((1, 8, 8), 10)
     assert (len(first.train.data), len(first.held_out), len(first.test)) == (1080, 120, 597)
     assert torch.equal(first.test.images, second.test.images)
-    assert first.test.images.dtype == torch.uint8
-    assert first.test.images.max() == 255
     images, labels = whole(first.test)
     assert images.shape == (597, 1, 8, 8)
     assert set(labels.tolist()) == set(range(10))
@@ -255,23 +218,6 @@ def test_digits_are_split_once_and_for_all() -> None:
     some = task_of(config(test_images=50), CPU).test
     assert torch.equal(some.images, first.test.images[:50])
     assert task_of(config(test_images=0), CPU).test is None
-
-
-def test_only_the_splits_that_are_needed_are_asked_for() -> None:
-    asked = []
-
-    def data(train_kwargs: Any, test_kwargs: Any, **kwargs: Any) -> Any:
-        asked.append(kwargs["splits"])
-        images = images_in_memory()
-        return tuple(images if split in kwargs["splits"] else None for split in ("train", "test"))
-
-    with registered(data):
-        task_of(config("mine"), CPU)
-        task_of(config("mine"), CPU, train=False)
-        task_of(config("mine", test_images=0), CPU)
-        task_of(config("mine", use_random_data=True), CPU)
-        task_of(config("mine", use_random_data=True, test_images=0), CPU)
-    assert asked == [("train", "test"), ("test",), ("train",), ("test",)]
 
 
 # --- images in memory --------------------------------------------------------------------------------------------
@@ -338,10 +284,6 @@ def test_batches_are_the_same_reached_one_by_one_or_at_once() -> None:
     stream = task_of(config(), CPU).train
     assert stream.steps_per_epoch == steps // 2
     reached = [stream.batch(step) for step in range(steps)]
-    numbers = [torch.cat([stream.order.indices(step) for step in range(68 * e, 68 * e + 68)]) for e in (0, 1)]
-    images = [torch.cat([i for i, _ in reached[68 * e : 68 * e + 68]])[n.argsort()] for e, n in enumerate(numbers)]
-    same = (images[0] == images[1]).flatten(1).all(1)
-    assert same.double().mean() < 0.3  # an image is augmented anew in each epoch
     for step in (steps - 1, 3, 70):
         images, labels = task_of(config(), CPU).train.batch(step)
         assert torch.equal(images, reached[step][0])
@@ -508,10 +450,8 @@ def images_in_memory(count: int = 20) -> ImageTensors:
 IMAGES, EMPTY = images_in_memory(), images_in_memory(0)
 WRONG = {
     "a tensor": ((torch.zeros(3), IMAGES), "gave Tensor as its train split; an ImageTensors or a DataLoader"),
-    "a list": ((IMAGES, [1, 2]), "gave list as its test split"),
     "an empty test set": ((IMAGES, EMPTY), "the test split of task 'mine' is empty"),
     "an iterable dataset": ((DataLoader(Endless()), IMAGES), "needs map-style datasets"),
-    "None": (None, "'mine' gave NoneType"),
 }
 
 
@@ -526,13 +466,3 @@ def test_datasets_of_images_without_labels_are_one_clear_error() -> None:
     loader = DataLoader(torch.zeros(20, 1, 4, 4), 2)  # a batch of two images could pass for images and labels
     with registered(lambda *args, **kwargs: (loader, loader)), pytest.raises(NernError, match=r"\(image, label\)"):
         task_of(config("mine", batch_size=2), CPU).train.batch(0)
-
-
-@pytest.mark.parametrize("error", [KeyError("label"), NernError("mine")])
-def test_errors_inside_a_task_come_through(error: Exception) -> None:
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        raise error
-
-    with registered(failing), pytest.raises(type(error)) as caught:
-        task_of(config("mine"), CPU)
-    assert caught.value is error

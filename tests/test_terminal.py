@@ -105,12 +105,3 @@ def test_lines_between_evaluations_where_nobody_watches(monkeypatch: pytest.Monk
     assert lines[-1] == "step 90/100, distillation: 0:00:12 left, 0.9 steps/s, loss 1.25".replace(
         "0.9 steps/s", "1.2 s/step"
     )
-
-
-def test_short_work_shows_no_lines() -> None:
-    screen = io.StringIO()
-    display = ProgressDisplay(Console(file=screen), 100, 0)
-    with display:
-        for step in range(1, 101):
-            display.on_step(step, LOSSES)
-    assert screen.getvalue() == ""
