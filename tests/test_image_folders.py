@@ -533,6 +533,20 @@ def test_imagenet_is_streamed(imagenet: Path) -> None:
     assert load_imagenet(imagenet, train=False, input_size=None).input_shape == (3, 224, 224)
 
 
+@pytest.mark.parametrize("train", [(), ("n00000007",), ("n00000007", "n00000009")])
+def test_a_training_folder_that_has_not_all_classes_does_not_matter_to_an_evaluation(
+    train: tuple[str, ...], imagenet: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "val").symlink_to(imagenet / "val")
+    (tmp_path / "train").mkdir()
+    for name in train:
+        write_image(tmp_path / "train" / name / "x.png")
+    task = load_imagenet(tmp_path, train=False, test_images=12)
+    assert whole(task.test)[1].tolist() == list(range(12))
+    with pytest.raises(NernError, match=r"train"):  # training needs images of each class
+        load_imagenet(tmp_path)
+
+
 def test_imagenet_is_trained_by_its_recipe(imagenet: Path, tmp_path: Path) -> None:
     (tmp_path / "train").symlink_to(imagenet / "val")
     task = load_imagenet(tmp_path, test_images=0, held_out=10)
@@ -608,3 +622,17 @@ def test_a_resumed_run_of_streamed_images_equals_an_uninterrupted_one(
     results = [json.loads(run.metrics.read_text())["last"] for run in (whole_run, resumed)]
     assert results[0] == results[1]
     assert same(*(run.load_state()["predictor"] for run in (whole_run, resumed)))
+
+
+def test_a_run_needs_no_training_images_where_it_makes_them_up(
+    configure: Callable[..., Config], folder: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(folder / "train")
+    made_up = {"task.use_random_data": True, "task.random_data": "scenes"}
+    losses = {"nern.task_loss_weight": 0.0, "nern.distillation_loss_weight": 1.0}
+    metrics = nern.train(configure(**made_up, **losses), quiet())
+    assert main(["evaluate", "--run", metrics["run_folder"], "--json", str(tmp_path / "metrics.json")]) == 0
+    evaluated = json.loads((tmp_path / "metrics.json").read_text())
+    assert evaluated["original"]["images"] == 12
+    assert evaluated["reconstructed"] == metrics["best"]["test"]
+    assert {"top1", "top5", "agreement"} <= evaluated["reconstructed"].keys()
