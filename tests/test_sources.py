@@ -149,12 +149,14 @@ def test_names_and_arguments_that_are_not_there_are_one_clear_error(
 @pytest.fixture
 def resnet18() -> Original:
     """Of few classes, its batch norms with statistics of their own."""
-    network, rng = build_network("ResNet18", {"num_classes": 5}), torch.Generator().manual_seed(0)
-    for module in network.modules():
+    with pytest.warns(nern.errors.NernWarning, match="random weights"):
+        original = build_original("ResNet18", None, {"num_classes": 5})
+    rng = torch.Generator().manual_seed(0)
+    for module in original.network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(generator=rng)
             module.bias.data.normal_(generator=rng)
-    return Original(network.eval())
+    return original
 
 
 def test_resnet18_represents_the_3x3_convolutions_of_its_blocks(resnet18: Original) -> None:
