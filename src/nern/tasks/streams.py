@@ -14,10 +14,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from nern.compat import import_torchvision
-from nern.inputs import Images, Inputs, Seen
+from nern.inputs import Images, Inputs, Seen, tensors_in
 from nern.processes import ALONE, Processes
 from nern.randomness import forked_rng, generator
 from nern.tasks.images import Batch, ImageTensors, Share, shared
+
+SEEN_NUMBERS = 2**26  # of all images on which something is measured; of large images fewer tell enough
 
 
 class EvalSet(Protocol):
@@ -51,11 +53,16 @@ class TrainStream:
 
 
 def first_images(stream: TrainStream, count: int) -> Seen:
-    """So many images from the first batches of a stream, in as many steps at the most: augmented as it augments them, but
-    not mixed with each other. Tensors are joined; other batches may differ in their shapes, and stay apart."""
+    """So many images from the first batches of a stream, fewer large ones, in as many steps at the most: augmented as it
+    augments them, but not mixed with each other. Tensors are joined; other batches may differ in their shapes, and stay
+    apart."""
     stream, parts, left = getattr(stream, "unmixed", stream), list[Images](), count
     for step in range(count):  # a batch has an image at least
-        parts.append(stream.batch(step)[0][:left])
+        batch = stream.batch(step)[0]
+        if not step:
+            numbers = sum(tensor.numel() for tensor in tensors_in(batch)) // max(len(batch), 1)
+            left = min(count, max(1, SEEN_NUMBERS // max(numbers, 1)))
+        parts.append(batch[:left])
         left -= len(parts[-1])
         if left <= 0:
             break
