@@ -389,6 +389,19 @@ def test_a_network_is_calibrated_on_batches_of_nested_tensors(
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+@pytest.mark.parametrize("name", ["embed.weight", "layer.self_attn.in_proj_weight"])
+def test_fewer_bits_round_weights_more_that_no_layer_applies(
+    name: str, batches: list[dict[str, Tensor]], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = Tagger().eval()
+    own, errors = network.state_dict()[name], []
+    for bits in (8, 4):
+        made = nern.pack(network, tmp_path / "a.nern", PackOptions(bits=bits), QUIET, images=batches)
+        errors.append(float((made.state_dict()[name] - own).norm() / own.norm()))
+    assert 0 < 2 * errors[0] < errors[1] < 0.5
+
+
 def test_batches_that_cannot_be_joined_are_refused(batches: list[dict[str, Tensor]], tmp_path: Path) -> None:
     shorter = {name: tensor[:, :5] for name, tensor in batches[0].items()}
     with pytest.raises(NernError, match="pad them to one shape"):
