@@ -10,7 +10,11 @@ from torch import nn
 from nern import register_original
 
 
-@register_original("EfficientNetLite0", represents=["*_conv.weight", "_conv_*.weight"])
+@register_original(
+    "EfficientNetLite0",
+    represents=["*_conv.weight", "_conv_*.weight"],
+    about="of efficientnet-lite-pytorch; represented: all convolutions",
+)
 def efficientnet_lite0(num_classes: int = 1000) -> nn.Module:
     """All convolutions are represented, the classifier is kept."""
     from efficientnet_lite_pytorch import EfficientNet
