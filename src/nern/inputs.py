@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,9 +126,27 @@ def gives_scores(images: Images) -> bool:
 def batches_of(seen: Seen, size: int | None = None) -> Iterator[Images]:
     """All of it in batches, of at most so many samples, and of fewer large ones, as far as batches can be divided."""
     for images in [seen] if isinstance(seen, Tensor) else seen:
-        numbers = sum(tensor.numel() for tensor in tensors_in(images)) // max(len(images), 1)
-        most = max(1, NUMBERS // max(numbers, 1))
+        most = samples_within(NUMBERS, images)
         yield from images.split(most if size is None else min(size, most))
+
+
+def samples_within(numbers: int, like: Images) -> int:
+    """How many samples like these hold no more than so many numbers; at least 1."""
+    each = sum(tensor.numel() for tensor in tensors_in(like)) // max(len(like), 1)
+    return max(1, numbers // max(each, 1))
+
+
+def first_of(batches: Iterable[Images], count: int, numbers: int | None = None) -> list[Images]:
+    """The first samples of batches, in parts: so many, and no more than hold so many numbers if all are like the first."""
+    parts, left = list[Images](), count
+    for batch in batches:
+        if not parts and numbers is not None:
+            left = min(left, samples_within(numbers, batch))
+        parts.append(batch[:left])
+        left -= len(parts[-1])
+        if left <= 0:
+            break
+    return parts
 
 
 def joined(batches: Seen | Sequence[Images]) -> Images:

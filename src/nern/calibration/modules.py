@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nern.calibration.feedback import Inputs, Rounded, rounded, short
 from nern.calibration.sensitivity import channel_axis
-from nern.objectives.curvature import CONVOLUTIONS, patches
+from nern.objectives.curvature import meets_patches, patches
 from nern.originals.norm_fitting import fitted_to
 from nern.representation.codes import is_identity
 from nern.representation.grid import on_grid, step_number, step_size
@@ -34,7 +34,7 @@ class Module:
         quality: see `feedback.rounded`.
         codes: gives those of its weight; None: this is not represented.
         basis: of the codes.
-        plain: step of codes that are rounded each by itself.
+        plain: step of codes that are rounded each by itself; None: these are not.
 
     Attributes:
         vectors: its rounded vectors, by their own names, once it is `done`.
@@ -46,7 +46,7 @@ class Module:
     meets = False
 
     def __init__(
-        self, module: nn.Module, sensitivity: Tensor, quality: float, codes: GivesCodes, basis: Any, plain: float
+        self, module: nn.Module, sensitivity: Tensor, quality: float, codes: GivesCodes, basis: Any, plain: float | None
     ) -> None:
         self.module, self.sensitivity, self.quality = module, sensitivity, quality
         self.codes, self.basis, self.plain = codes, basis, plain
@@ -83,6 +83,7 @@ class Module:
 
     def rounded_codes(self, codes: Tensor) -> Rounded:
         """The codes, rounded."""
+        assert self.plain is not None
         return nearest(codes, self.plain)
 
     def take(self, key: str, value: Tensor) -> None:
@@ -182,20 +183,15 @@ class Norm(Module):
 
 
 def module_of(
-    module: nn.Module, sensitivity: Tensor, quality: float, codes: GivesCodes, basis: Tensor | None, plain: float
+    module: nn.Module, sensitivity: Tensor, quality: float, codes: GivesCodes, basis: Tensor | None, plain: float | None
 ) -> Module:
     """A module of the kind that is needed."""
     kind: type[Module] = Module
-    if codes is not None and meets_images(module):
+    if codes is not None and meets_patches(module):
         kind = Layer
     elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and module.running_var is not None:
         kind = Norm
     return kind(module, sensitivity, quality, codes, basis, plain)
-
-
-def meets_images(module: nn.Module) -> bool:
-    """Whether a represented weight of this module is rounded by what the module meets."""
-    return isinstance(module, (*CONVOLUTIONS, nn.Linear))
 
 
 def nearest(codes: Tensor, step: float) -> Rounded:

@@ -26,7 +26,6 @@ from nern.calibration.modules import (
     PATCHES,
     Layer,
     Module,
-    meets_images,
     module_of,
     nearest,
     share_of_deviation,
@@ -36,7 +35,7 @@ from nern.calibration.sensitivity import checked_outputs, has_vectors, of_weight
 from nern.calibration.turns import Enough, Turns
 from nern.devices import computing_in
 from nern.inputs import Images, call, gives_scores, joined
-from nern.objectives.curvature import owners_of
+from nern.objectives.curvature import meets_patches, owners_of
 from nern.originals.base import Original
 from nern.randomness import generator
 from nern.representation.nern import NeRN
@@ -118,7 +117,7 @@ def measured(original: Original, images: Images, seed: int) -> dict[str, Tensor]
     modules = _seen_modules(original)
     halved = _halved(original.network, modules, images[:2])
     seen = {name: module for name, module in modules.items() if name in halved}
-    met = {id(module.weight) for module in seen.values() if meets_images(module)}
+    met = {id(module.weight) for module in seen.values() if meets_patches(module)}
     named = zip(original.weight_names, original.weights, strict=True)
     others = {name: weight for name, weight in named if id(weight) not in met}
     found = sensitivities(original.network, seen, images, seed)
@@ -179,27 +178,28 @@ class _Pass:
         sensitivity: Mapping[str, Tensor],
     ) -> None:
         self.network, self.codes, self.seed, self.on_layer = original.network, codes, seed, on_layer
-        self.plain = [
-            self._plain_step(codes.values(n), sensitivity.get(name), quality)
+        self.plain = {
+            n: self._plain_step(n, float(sensitivity[name]), quality)
             for n, name in enumerate(original.weight_names)
-        ]
+            if name in sensitivity
+        }
         owners = owners_of(original)
         self.numbers = {id(owners[id(w)]): n for n, w in enumerate(original.weights) if id(w) in owners}
         self.modules: dict[str, Module] = {}
         for name, module in original.network.named_modules():
             if name in sensitivity:
                 number = self.numbers.get(id(module))
-                own: tuple[Any, Any, float] = (None, None, 1.0)
+                own: tuple[Any, Any, float | None] = (None, None, None)
                 if number is not None:
                     basis = codes.bases[codes.heads.of_layer[number]].detach()
-                    own = (partial(codes.values, number), basis, self.plain[number])
+                    own = (partial(codes.values, number), basis, self.plain.get(number))
                 self.modules[name] = module_of(module, sensitivity[name], quality, *own)
 
-    @staticmethod
-    def _plain_step(codes: Tensor, sensitivity: Tensor | None, quality: float) -> float:
-        """The step of codes that are rounded each by itself."""
-        felt = 0.0 if sensitivity is None else float(sensitivity)
-        return short(quality / math.sqrt(felt)) if felt > 0 else share_of_deviation(codes, UNFELT)
+    def _plain_step(self, number: int, sensitivity: float, quality: float) -> float:
+        """The step of codes of a weight that are rounded each by itself."""
+        if sensitivity > 0:
+            return short(quality / math.sqrt(sensitivity))
+        return share_of_deviation(self.codes.values(number), UNFELT)
 
     def run(self, images: Images) -> Tensor:
         """Outputs of the original on the images, and of the rounded network."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nern.errors import NernError
 from nern.inputs import Images, call, gives_scores
+from nern.objectives.curvature import meets_patches
 from nern.originals.taps import NORMS
 from nern.randomness import generator
 
@@ -80,13 +81,15 @@ def sensitivities(
 def of_weights(network: nn.Module, weights: Mapping[str, Tensor], images: Images, seed: int) -> dict[str, Tensor]:
     """Of each of these parameters, by name, the squared derivative of the outputs by a number in it: a mean over its numbers
     and over images, along one drawn direction of the outputs for each image. Raises as `sensitivities` does."""
+    if not weights:
+        return {}
     rng, found = generator(seed, "directions of weights"), dict.fromkeys(weights, 0.0)
     asked = {name: weight.requires_grad for name, weight in weights.items()}
-    count = min(len(images), WEIGHT_IMAGES) if weights else 0
+    count = min(len(images), WEIGHT_IMAGES)
     try:
         for weight in weights.values():
             weight.requires_grad_(True)
-        for image in images[:count].split(1) if count else ():
+        for image in images[:count].split(1):
             with torch.enable_grad():
                 outputs = checked_outputs(call(network, image))
                 directions = torch.randn(outputs.shape, generator=rng).to(outputs)
@@ -114,4 +117,4 @@ def checked_outputs(outputs: Any) -> Tensor:
 
 def has_vectors(module: nn.Module) -> bool:
     """Whether calibration rounds the vectors (weights of norms, biases) of a module of this kind."""
-    return isinstance(module, (*NORMS, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    return isinstance(module, NORMS) or meets_patches(module)

@@ -23,7 +23,7 @@ from nern.console import PLAIN
 from nern.errors import NernError
 from nern.evaluation import layer_errors
 from nern.experiment import kernel_table
-from nern.inputs import Images, call, joined, tensors_in
+from nern.inputs import Images, call, first_of, joined, samples_within
 from nern.jobs.parts import network_parts
 from nern.objectives.curvature import shapes_taken
 from nern.ordering.order import Ordering
@@ -35,7 +35,7 @@ from nern.representation.codes import BASIS_STEP, UNIT_STEP
 from nern.representation.nern import NeRN, build_nern
 from nern.tasks.base import DataSettings, build_task
 from nern.tasks.own import Forward, OwnData, described
-from nern.tasks.streams import EvalSet, first_images
+from nern.tasks.streams import first_images
 from nern.terminal import shows_bars
 
 IMAGES = 1024  # that a network is calibrated on, unless fewer fill MOST_NUMBERS
@@ -101,7 +101,9 @@ def calibration_images(
         return None
     if given is not None and (forward is not None or not isinstance(given, Tensor)):
         own = OwnData(original.network, forward, original.weights[0].device, DRAWN, seed)
-        images = _first_samples(own.task(None, given)[0].test, count)
+        samples = own.task(None, given)[0].test
+        assert samples is not None
+        images = joined(first_of((batch for batch, _ in samples.batches(DRAWN)), count))
     elif given is not None:
         images = given[:count]
     elif task is not None:
@@ -114,7 +116,7 @@ def calibration_images(
                 "`images`), or none (--images 0)"
             )
         rng = generator(seed, "calibration images")
-        images = torch.empty(min(count, most_images(math.prod(shape))), *shape)
+        images = torch.empty(min(count, samples_within(MOST_NUMBERS, torch.empty(1, *shape))), *shape)
         for part in images.split(DRAWN):  # drawing needs several times what it gives
             if len(shape) == 3:
                 part.copy_(
@@ -132,23 +134,7 @@ def calibration_images(
             f"the calibration images, {described(getattr(images[:1], 'batch', images[:1]))}, do not fit {original.name}: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
-    return images[: most_images(sum(tensor.numel() for tensor in tensors_in(images)) // len(images))]
-
-
-def most_images(numbers: int) -> int:
-    """Images of so many numbers each, on which a network is calibrated at most."""
-    return max(1, MOST_NUMBERS // max(numbers, 1))
-
-
-def _first_samples(data: EvalSet | None, count: int) -> Images:
-    assert data is not None
-    parts, left = list[Images](), count
-    for images, _ in data.batches(DRAWN):
-        parts.append(images[:left])
-        left -= len(parts[-1])
-        if left <= 0:
-            break
-    return joined(parts)
+    return images[: samples_within(MOST_NUMBERS, images)]
 
 
 def _of_task(original: Original, task: TaskConfig, count: int, seed: int) -> Images:

@@ -220,7 +220,7 @@ def _root(a: Tensor) -> Float[Tensor, "groups n *n"]:
 def _measure(original: Original, images: Seen, rng: torch.Generator) -> list[_Sums | None]:
     """Sums of each represented weight; None: its module is of another kind, or was not called."""
     owners = owners_of(original)
-    sums = {id(w): _Sums() for w in original.weights if (m := owners.get(id(w))) is not None and _known(m)}
+    sums = {id(w): _Sums() for w in original.weights if (m := owners.get(id(w))) is not None and meets_patches(m)}
     probes: list[Tensor] = []
     keys: list[int] = []
 
@@ -263,7 +263,8 @@ def _measure(original: Original, images: Seen, rng: torch.Generator) -> list[_Su
     return [s if (s := sums.get(id(w))) is not None and s.places and s.images else None for w in original.weights]
 
 
-def _known(module: nn.Module) -> bool:
+def meets_patches(module: nn.Module) -> bool:
+    """Whether the weights of a module multiply patches of its inputs, as those of convolutions and linear layers do."""
     return isinstance(module, (*CONVOLUTIONS, nn.Linear))
 
 

@@ -176,7 +176,7 @@ def _found_classes(folder: Path) -> dict[str, list[os.DirEntry[str]]]:
     for entry in _entries(str(folder)):
         if os.path.isdir(entry.path):  # of a link to itself the entry would raise an error
             found.setdefault(unicodedata.normalize("NFC", entry.name), []).append(entry)
-    return dict(sorted(found.items()))
+    return found
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

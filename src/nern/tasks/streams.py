@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from nern.compat import import_torchvision
-from nern.inputs import Images, Inputs, Seen, tensors_in
+from nern.inputs import Inputs, Seen, first_of
 from nern.processes import ALONE, Processes
 from nern.randomness import forked_rng, generator
 from nern.tasks.images import Batch, ImageTensors, Share, shared
@@ -56,16 +56,9 @@ def first_images(stream: TrainStream, count: int) -> Seen:
     """So many images from the first batches of a stream, fewer large ones, in as many steps at the most: augmented as it
     augments them, but not mixed with each other. Tensors are joined; other batches may differ in their shapes, and stay
     apart."""
-    stream, parts, left = getattr(stream, "unmixed", stream), list[Images](), count
-    for step in range(count):  # a batch has an image at least
-        batch = stream.batch(step)[0]
-        if not step:
-            numbers = sum(tensor.numel() for tensor in tensors_in(batch)) // max(len(batch), 1)
-            left = min(count, max(1, SEEN_NUMBERS // max(numbers, 1)))
-        parts.append(batch[:left])
-        left -= len(parts[-1])
-        if left <= 0:
-            break
+    stream = getattr(stream, "unmixed", stream)
+    batches = (stream.batch(step)[0] for step in range(count))  # a batch has an image at least
+    parts = first_of(batches, count, SEEN_NUMBERS)
     tensors = [part for part in parts if isinstance(part, Tensor)]
     return torch.cat(tensors) if tensors else [part for part in parts if isinstance(part, Inputs)]
 

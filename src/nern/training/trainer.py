@@ -106,7 +106,7 @@ class Trainer(Loop):
         if not phase.curvature_images:
             self.differentiate.weigh(None)
         drawn = phase.weights_batch_method, self.nern.table, self._norms_of_rows, phase.weights_batch_size
-        self.batches = WeightBatches(*drawn, self.config.seed, sum(p.numel() for p in self.nern.predictor.parameters()))
+        self.batches = WeightBatches(*drawn, self.config.seed, self.nern.num_parameters)
         self.optimizer = build_optimizer(phase.optim, self.parameters)
         self.schedule = Schedule(phase.optim, phase.steps)
 
