@@ -206,7 +206,7 @@ def test_training_an_original_says_what_is_not_as_usual(run: Run, monkeypatch: p
         ("train --resume absent", "absent is not a run folder"),
         ("train --resume absent --config_path short.yaml", "drop --config_path"),
         ("evaluate --config_path short.yaml", "set nern.init to 'checkpoint'"),
-        ("evaluate --config_path short.yaml --original true --evaluation.test_images 0", "nothing to evaluate on"),
+        ("evaluate --config_path short.yaml --original --evaluation.test_images 0", "nothing to evaluate on"),
         ("quickstart --epochs 3", "--epochs"),
     ],
 )

@@ -13,6 +13,7 @@ from nern.artifact import LIMIT, Artifact
 from nern.commands.line import (
     Command,
     command_parser,
+    flag_option,
     json_option,
     network_of,
     task_of,
@@ -37,7 +38,7 @@ The NeRN of a run:
   nern pack outputs/my-run -o net.nern                  8 bits for each number of the predictor
   nern pack outputs/my-run -o net.nern --bits 6
   nern pack outputs/my-run -o net.nern --bytes 100000   the best file of at most 100,000 bytes
-  nern pack outputs/my-run -o net.nern --lossless true  every number in 32 bits
+  nern pack outputs/my-run -o net.nern --lossless       every number in 32 bits
 
 Without -o the file is SOURCE.nern, and an existing file is not replaced."""
 
@@ -78,7 +79,7 @@ def _network_option(parser: ArgumentParser) -> None:
 def _pack_parser() -> ArgumentParser:
     usage = (
         "nern pack WEIGHTS [-o FILE] [--bits N | --bytes N | --gap N] --task.original_model_name NAME [--task.KEY ...]\n"
-        "       nern pack RUN_FOLDER [-o FILE] [--bits N | --bytes N | --lossless true] [--checkpoint NAME]"
+        "       nern pack RUN_FOLDER [-o FILE] [--bits N | --bytes N | --lossless] [--checkpoint NAME]"
     )
     parser = command_parser(PACK_HELP, usage)
     about = "weights of a network (as original_model_path: a file, pretrained:NAME, timm, torchvision), or a run folder"
@@ -97,14 +98,14 @@ def _pack_parser() -> ArgumentParser:
     parser.add_argument(
         "--checkpoint", type=str | None, default=None, metavar="NAME", help="for a run: the checkpoint; null: best"
     )
-    parser.add_argument("--lossless", type=bool, default=False, help="for a run: keep every number in 32 bits")
+    flag_option(parser, "lossless", "for a run: keep every number in 32 bits")
     about = (
         "number of images on which the effect of rounding is measured; 0: none are needed; null: for a network up to 1,024, "
         "for a run 128"
     )
     parser.add_argument("--images", type=int | None, default=None, metavar="N", help=about)
     about = "evaluate the file on the task's test images, and keep the accuracy in it"
-    parser.add_argument("--evaluate", type=bool, default=False, help=about)
+    flag_option(parser, "evaluate", about)
     parser.add_argument(
         "--metadata",
         type=dict[str, str] | None,

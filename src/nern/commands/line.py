@@ -65,6 +65,11 @@ def json_option(parser: ArgumentParser) -> None:
     )
 
 
+def flag_option(parser: ArgumentParser, name: str, about: str) -> None:
+    """Add --NAME, which is off unless it is typed, by itself or with a value (`true`, `false`)."""
+    parser.add_argument(f"--{name}", type=bool, nargs="?", const=True, default=False, help=about)
+
+
 def option_names(argv: Sequence[str]) -> list[str]:
     """Names of the options typed, without dashes."""
     return [a[2:].partition("=")[0] for a in argv if a.startswith("--")]

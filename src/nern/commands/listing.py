@@ -20,7 +20,7 @@ from nern.catalog import (
     parameter_table,
     totals,
 )
-from nern.commands.line import Command, command_parser
+from nern.commands.line import Command, command_parser, flag_option
 from nern.config import import_modules
 from nern.console import PLAIN
 from nern.errors import NernWarning
@@ -41,7 +41,7 @@ Kinds: {kinds}"""
 
 
 def _inspect_parser() -> ArgumentParser:
-    usage = "nern inspect NETWORK [--include GLOB ...] [--exclude GLOB ...] [--weights FILE] [--vectors true]"
+    usage = "nern inspect NETWORK [--include GLOB ...] [--exclude GLOB ...] [--weights FILE] [--vectors]"
     parser = command_parser(INSPECT_HELP, usage)
     parser.add_argument("network", type=str, help="the architecture, as task.original_model_name")
     parser.add_argument(
@@ -56,7 +56,7 @@ def _inspect_parser() -> ArgumentParser:
     parser.add_argument(
         "--kwargs", type=dict[str, Any], default={}, help="arguments of the architecture, as task.original_model_kwargs"
     )
-    parser.add_argument("--vectors", type=bool, default=False, help="also list biases and other vectors")
+    flag_option(parser, "vectors", "also list biases and other vectors")
     parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours that are imported first")
     return parser
 

@@ -14,6 +14,7 @@ from nern.commands.line import (
     command_parser,
     config_given,
     config_options,
+    flag_option,
     json_option,
     option_names,
     typed_values,
@@ -56,7 +57,7 @@ EVALUATE_HELP = """Evaluate a NeRN on the test images, beside its original netwo
 
   nern evaluate --run RUN_FOLDER                     the best checkpoint of a run
   nern evaluate --config_path FILE                   a config with nern.init: checkpoint and nern.checkpoint_path
-  nern evaluate --config_path FILE --original true   the original network alone"""
+  nern evaluate --config_path FILE --original   the original network alone"""
 
 
 def _job_parser(command: str, text: str, cls: type[Settings]) -> ArgumentParser:
@@ -80,12 +81,7 @@ def _job_parser(command: str, text: str, cls: type[Settings]) -> ArgumentParser:
 
 def _train_parser() -> ArgumentParser:
     parser = _job_parser("train", TRAIN_HELP, Config)
-    parser.add_argument(
-        "--dry_run",
-        type=bool,
-        default=False,
-        help="print what would be trained and how long it takes on this machine; write nothing",
-    )
+    flag_option(parser, "dry_run", "print what would be trained and how long it takes on this machine; write nothing")
     return parser
 
 
@@ -96,7 +92,7 @@ def _original_parser() -> ArgumentParser:
 def _evaluate_parser() -> ArgumentParser:
     usage = (
         "nern evaluate --run RUN_FOLDER [--checkpoint NAME] [--json FILE]\n"
-        "       nern evaluate --config_path FILE [--dotted.key VALUE ...] [--original true] [--json FILE]"
+        "       nern evaluate --config_path FILE [--dotted.key VALUE ...] [--original] [--json FILE]"
     )
     parser = command_parser(EVALUATE_HELP, usage)
     parser.add_argument("--run", type=str, default=None, metavar="RUN_FOLDER", help="the run to evaluate")
@@ -107,7 +103,7 @@ def _evaluate_parser() -> ArgumentParser:
         metavar="NAME",
         help="with --run: 'best', 'last', 'step_N' or the name of a phase; null: best",
     )
-    parser.add_argument("--original", type=bool, default=False, help="evaluate the original network alone")
+    flag_option(parser, "original", "evaluate the original network alone")
     json_option(parser)
     config_options(parser)
     return parser

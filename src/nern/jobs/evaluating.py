@@ -85,7 +85,7 @@ def _evaluate_nern(config: Config, run: str | Path | None) -> dict[str, Any]:
     if config.nern.init != "checkpoint":
         raise NernError(
             "evaluating a NeRN needs its weights: set nern.init to 'checkpoint' and nern.checkpoint_path, or name a run "
-            "folder with --run; --original true evaluates the original network"
+            "folder with --run; --original evaluates the original network"
         )
     experiment = (
         build_experiment(config, train=False) if run is None else experiment_of_run(config, RunFolder.open(run))
