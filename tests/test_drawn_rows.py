@@ -14,6 +14,7 @@ from nern.originals import as_original
 from nern.registry import RECONSTRUCTION_LOSSES, SAMPLING_MODES
 from nern.representation import KernelTable, build_nern
 from nern.training import Member, Trainer
+from nern.training import step as step_module
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -140,3 +141,25 @@ def test_gradient_arrives_through_the_drawn_rows_as_often_as_they_were_drawn(
     carried.backward()
     torch.testing.assert_close(found, gradients(trainer))
     assert any(gradient.any() for gradient in found)
+
+
+@pytest.mark.parametrize("rows", [None, ROWS], ids=["all rows", "drawn rows"])
+@pytest.mark.parametrize("heads", HEADS)
+def test_rows_that_are_too_many_to_keep_are_predicted_again(
+    make: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, heads: str, rows: Tensor | None
+) -> None:
+    batches = [(torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), None)]
+    whole = make(**HEADS[heads])
+    monkeypatch.setattr(step_module, "KEPT_NUMBERS", 100)
+    parts, sizes = make(**HEADS[heads]), list[int]()
+    predict = parts.nern.forward
+    monkeypatch.setattr(
+        parts.nern, "forward", lambda given=None: sizes.append(-1 if given is None else len(given)) or predict(given)
+    )
+    losses, others = (trainer.differentiate(batches, rows) for trainer in (whole, parts))
+    assert sizes[0] == -1
+    assert len(sizes) > 2
+    assert sum(sizes[1:]) == (parts.nern.table.rows if rows is None else len(rows))
+    assert float(others.total) == pytest.approx(float(losses.total), rel=1e-6)
+    for expected, found in zip(gradients(whole), gradients(parts), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)

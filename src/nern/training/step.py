@@ -1,7 +1,8 @@
 """One step: predict, compute the losses, differentiate them.
 
 Losses are differentiated with respect to the predicted kernels first, of which the kernels drawn for the step pass their
-share on to the predictor. So only the drawn rows are predicted with gradient, a row drawn m times m times.
+share on to the predictor. So only the drawn rows are predicted with gradient, a row drawn m times m times. Where these are
+so many that what a backward pass needs of them would fill the memory, they are predicted a second time, some at a time.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from nern.training.members import Member, split_by_network
 Rows = Int[Tensor, " r"]
 Piece = Callable[[list[Tensor]], Losses]
 CACHE_BYTES, LEAST_IMAGES = 2**22, 16  # of the largest feature map of a part of a batch; images in a part
+KEPT_NUMBERS = 2**28  # of the predictor's layers, kept for the backward pass of all drawn rows together
 POOLED_BYTES = 256_000_000  # up to this much is held a second time, in one piece, to be indexed by row
 
 
@@ -61,6 +63,9 @@ class Step:
         self.device = self._weights[0].device
         self.weigh(None)
         self._image_bytes: dict[Objective, int] = {}
+        of_kernels = hasattr(nern.predictor, "rows")  # it holds its predictions, and keeps nothing else of them
+        of_row = 0 if of_kernels else sum(len(p) for p in nern.predictor.parameters() if p.dim() > 1)
+        self._rows_at_once = max(KEPT_NUMBERS // max(of_row, 1), 1)
 
     def __call__(
         self, batches: Sequence[Batch] | None, rows: Rows | None, fractions: Sequence[float] | None = None
@@ -156,11 +161,14 @@ class Step:
     def _all(self, batches: Sequence[Batch] | None, rows: Rows | None, fractions: Sequence[float]) -> Losses:
         heads = self.nern.heads
         drawn = torch.arange(self.nern.table.rows, device=self.device) if rows is None else rows.to(self.device)
+        mine, live = drawn[self.processes.share(len(drawn))], None
         with self._lower():
-            live = self.nern(drawn[self.processes.share(len(drawn))])
-            values = [p.detach() for p in live] if rows is None and not self.processes.several else self._predict_all()
+            if len(mine) <= self._rows_at_once or self.nern.by_batch:
+                live = self.nern(mine)
+            whole = live is not None and rows is None and not self.processes.several
+            values = [p.detach() for p in live or ()] if whole else self._predict_all()
         locals_ = [local for _, local in heads.split(drawn)]
-        if self.nern.by_batch and rows is not None:  # not from its averages, as the rest is
+        if self.nern.by_batch and rows is not None and live is not None:  # not from its averages, as the rest is
             for value, local, of_rows in zip(values, locals_, live, strict=True):
                 value[local] = of_rows.detach()
         losses, gradients = self._gradients(values, batches, fractions)
@@ -267,13 +275,16 @@ class Step:
 
     # --- gradients and processes ------------------------------------------------------------------------------------
 
-    def _pass_on(self, live: Sequence[Tensor], drawn: Rows, arrived: Sequence[Tensor], losses: Losses) -> Losses:
-        """Differentiate the predictor's share of predictions, given the gradients of all drawn ones."""
+    def _pass_on(self, live: Sequence[Tensor] | None, drawn: Rows, arrived: Sequence[Tensor], losses: Losses) -> Losses:
+        """Differentiate this process's share of predictions (None: they are predicted again), given the gradients of all
+        drawn ones."""
         mine = (
             [g[part] for g, part in zip(arrived, self._mine(drawn), strict=True)] if self.processes.several else arrived
         )
-        pairs = [(value, gradient) for value, gradient in zip(live, mine, strict=True) if value.requires_grad]
-        torch.autograd.backward([value for value, _ in pairs], [gradient for _, gradient in pairs])
+        parts = self._again(drawn[self.processes.share(len(drawn))], mine) if live is None else [(live, mine)]
+        for values, gradients in parts:
+            pairs = [pair for pair in zip(values, gradients, strict=True) if pair[0].requires_grad]
+            torch.autograd.backward([value for value, _ in pairs], [gradient for _, gradient in pairs])
         if not self.processes.several:
             return losses
         parameters = [*self.nern.predictor.parameters(), *self.extra.values()]
@@ -287,6 +298,15 @@ class Step:
             if not times:  # in no process: the optimizer leaves it alone, as it would in one
                 parameter.grad = None
         return Losses.of_figures(figures, list(losses.terms))
+
+    def _again(self, rows: Rows, gradients: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Predictions of these rows, some at a time, each part with its gradients; one tensor a head."""
+        left = list(gradients)
+        for part in rows.split(self._rows_at_once):
+            with self._lower():
+                live = self.nern(part)
+            yield live, [of_head[: len(value)] for of_head, value in zip(left, live, strict=True)]
+            left = [of_head[len(value) :] for of_head, value in zip(left, live, strict=True)]
 
     def _of_heads(self, drawn: Rows) -> list[Rows]:
         return [of_head for of_head, _ in self.nern.heads.split(drawn)]
