@@ -26,6 +26,7 @@ ASKED_FOR: dict[str, object] = {
     "nern.embeddings.permutations.exact_limit": 500,
     "reconstruction.rounds": 2,
     "reconstruction.round_share": 0.5,
+    "task.in_memory": "maybe",
     "cuda_graph": "maybe",
 }
 
@@ -64,6 +65,11 @@ def test_a_retired_key_that_is_off_has_no_part(key: str, off: object, tmp_path: 
     file.write_text(f"{key.replace('.', ': {')}: {'null' if off is None else off}{'}' * key.count('.')}\n")
     assert Config.load(file) == Config.from_dict({})
     assert key not in Config.load(file).to_yaml()
+
+
+def test_a_retired_key_of_one_of_several_networks_has_no_part() -> None:
+    plain, earlier = ({"task": {"task_name": "digits"} | more} for more in ({}, {"in_memory": True}))
+    assert Config.from_dict({"networks": [earlier]}) == Config.from_dict({"networks": [plain]})
 
 
 @pytest.mark.parametrize(("key", "value"), ASKED_FOR.items())

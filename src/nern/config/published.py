@@ -27,6 +27,7 @@ RETIRED: dict[str, tuple[tuple[object, ...], str]] = {
     "nern.embeddings.permutations.exact_limit": ((1_000_000, None), "all orderings are exact"),
     "reconstruction.rounds": ((1,), "they did not help"),
     "reconstruction.round_share": ((1,), "they did not help"),
+    "task.in_memory": ((None, True, False), "up to 512 MB of images are held in memory"),
     "cuda_graph": ((False, True), "no step is captured"),  # no result depended on it
 }
 # keys that others have taken the place of, and what they may hold
@@ -46,19 +47,19 @@ def current(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     Raises:
         NernError: a retired key asks for what was removed; a translated one contradicts the key in its place.
     """
-    found = dict(values)
-    for key, (off, _) in RETIRED.items():
-        given = _taken(found, key)
-        if given is not _MISSING and given not in off:
-            raise retired_key(key, given, where)
+    found, parts = dict(values), list[dict[str, Any]]()
+    if isinstance(found.get("networks"), list):
+        found["networks"] = [dict(n) if isinstance(n, Mapping) else n for n in found["networks"]]
+        parts = [n for n in found["networks"] if isinstance(n, dict)]
+    for part in [found, *parts]:
+        for key, (off, _) in RETIRED.items():
+            given = _taken(part, key)
+            if given is not _MISSING and given not in off:
+                raise retired_key(key, given, where)
+        _inversion(part)
     if _taken(found, "no_cuda") is True:
         found["num_gpus"] = 0
     _tracker(found, where)
-    _inversion(found)
-    if isinstance(found.get("networks"), list):
-        found["networks"] = [dict(n) if isinstance(n, Mapping) else n for n in found["networks"]]
-        for network in [n for n in found["networks"] if isinstance(n, dict)]:
-            _inversion(network)
     return found
 
 

@@ -219,15 +219,12 @@ class TaskConfig:
     std: list[float] | None = None
     """Standard deviation of each channel, on the scale 0 to 1. null: as for mean."""
     auto_augment: str | None = None
-    """Augmentation policy in timm's notation, for streamed images. 'none': off. null: the task's own (imagenet:
-    'rand-m9-mstd0.5-inc1')."""
+    """Augmentation policy in timm's notation, for images that are streamed (of imagefolder with a policy, and those of more
+    than 512 MB). 'none': off. null: the task's own (imagenet: 'rand-m9-mstd0.5-inc1')."""
     mixup: NotNegative | None = None
     """Alpha of mixup, which blends training images in pairs. null: the task's own (imagenet: 0.8, others: 0)."""
     cutmix: NotNegative | None = None
     """Alpha of cutmix, which pastes a rectangle of another image. null: the task's own (imagenet: 1.0, others: 0)."""
-    in_memory: bool | None = None
-    """imagefolder: hold all images on the device (true) or stream them (false). null: true up to 512 MB of pixels without
-    auto_augment, else false."""
 
 
 @dataclass(kw_only=True)

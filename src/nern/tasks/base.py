@@ -46,10 +46,10 @@ def register_task(
         defaults: what null means for `mixup`, `cutmix` and `auto_augment` of the `task` section; else none of them.
 
     The function is called as `f(train_kwargs, test_kwargs, use_workers=..., data_dir=..., imagenet_path=...,
-    splits=..., input_format=..., auto_augment=..., in_memory=...)`; both kwargs hold `batch_size` and `num_workers`, and
-    `input_format` is the `InputFormat` that images must have. Each split is an `ImageTensors` or a `DataLoader` over a
-    map-style dataset of (image, label); a split not among `splits` is not used and may be None. An item that cannot be
-    read may be an `Unreadable`: it is left out and reported. Held-out images are items of the training split, not
+    splits=..., input_format=..., auto_augment=...)`; both kwargs hold `batch_size` and `num_workers`, and `input_format` is
+    the `InputFormat` that images must have. Each split is an `ImageTensors` or a `DataLoader` over a map-style dataset of
+    (image, label); a split not among `splits` is not used and may be None. An item that cannot be read may be an
+    `Unreadable`: it is left out and reported. Held-out images are items of the training split, not
     augmented: those of a dataset come from its attribute `evaluation`, the same items without augmentation; where it has
     none, they come through its transforms.
     """
@@ -123,7 +123,7 @@ def format_of(task: TaskConfig, expected: InputFormat | None) -> InputFormat:
     shape, own = info["input_shape"], info["images"]
     if shape is None:
         return (stated or InputFormat()).having(task.input_size, task.mean, task.std)
-    refused = ("input_size", "in_memory") if own else ("input_size", "in_memory", "mean", "std")
+    refused = ("input_size",) if own else ("input_size", "mean", "std")
     given = [key for key in refused if getattr(task, key) is not None]
     if given:
         raise NernError(f"task.{given[0]} has no part in task {task.task_name!r}, whose images are fixed; leave it out")
@@ -246,7 +246,6 @@ def _load_splits(
             splits=splits,
             input_format=images,
             auto_augment=default_of(task, "auto_augment"),
-            in_memory=task.in_memory,
         )
     if not (isinstance(data, list | tuple) and len(data) == 2):
         raise NernError(f"task {name!r} gave {type(data).__name__}, not the pair (train, test)")

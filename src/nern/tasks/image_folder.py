@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from nern.compat import import_torchvision
 from nern.config import TaskConfig
 from nern.console import CleanConsole
 from nern.errors import NernError
+from nern.files import some_names
 from nern.originals.input_format import InputFormat
 from nern.tasks.base import register_task
-from nern.tasks.class_folders import SplitFolders
 from nern.tasks.images import ImageTensors
 from nern.tasks.loaders import LoaderSet, SkippedImages, Unreadable
 
@@ -27,26 +28,135 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MEMORY_BYTES = 512_000_000  # of pixels: a split that needs no more is held in memory
-LONGEST = 16  # times the shorter side; a longer strip is cut before resizing, or it would fill the memory
 MANY = 2000  # images from which on loading shows its progress
-
 CLASSES = 1000  # of ImageNet
 
 Kwargs = dict[str, Any]
 Split = ImageTensors | DataLoader[Any]
 
 
+# --- folders -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SplitFolders:
+    """The folder of a dataset, with its splits.
+
+    Args:
+        path: of the folder: it holds 'train' and one of `tests`; only the splits that are used need be there.
+        tests: names of the test split; where several are there, the first of them is used.
+        key: the config's key that says `path`.
+
+    Raises:
+        NernError: there is no such folder.
+    """
+
+    path: str | None
+    tests: Sequence[str]
+    key: str
+
+    def __post_init__(self) -> None:
+        if self.path is None:
+            raise NernError(
+                f"{self.key} is not set: it must name a folder that holds train/ and {self._names('test')}, each with a "
+                "folder of images for each class"
+            )
+        if not self.root.is_dir():
+            raise NernError(f"{self.key} {self.path!r} is {'no folder' if self.root.exists() else 'not there'}")
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        return Path(self.path or "").expanduser()
+
+    def _names(self, split: str) -> str:
+        return "train/" if split == "train" else " or ".join(f"{name}/" for name in self.tests)
+
+    def there(self, split: str) -> Path | None:
+        """The folder of split 'train' or 'test'; None: it is missing."""
+        names = ["train"] if split == "train" else self.tests
+        return next((self.root / name for name in names if (self.root / name).is_dir()), None)
+
+    def folder(self, split: str) -> Path:
+        """The folder of a split. Raises NernError where it is missing."""
+        folder = self.there(split)
+        if folder is None:
+            raise NernError(
+                f"{self.key} {str(self.root)!r} has no folder {self._names(split)}; it holds: {_content(self.root)}"
+            )
+        return folder
+
+    def classes(self) -> list[str]:
+        """Names of the classes: those of the training folder, sorted as text; the number of a class is its place. Where it
+        has none or only some of the test folder's, as for an evaluation alone, the test folder names them.
+
+        Raises:
+            NernError: no split is there, none has class folders, or each has a class that the other lacks.
+        """
+        train, test = (_class_folders(folder) if (folder := self.there(s)) else set() for s in ("train", "test"))
+        names = test if train <= test else train
+        if not names:
+            folder = self.folder("test")
+            raise NernError(
+                f"{folder} has no class folders; it must hold a folder of images for each class and holds: "
+                f"{_content(folder)}"
+            )
+        if unknown := sorted(test - names):
+            raise NernError(
+                f"{self.key} {str(self.root)!r}: {self.folder('test').name}/ has class folders that train/ lacks: "
+                f"{some_names(unknown)}. Rename or remove them; a class needs training images"
+            )
+        return sorted(names)
+
+    def images(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Image files of a split, those in folders within a class's folder, too: (paths as bytes, class numbers). Classes
+        take turns, so that the first n are of all classes.
+
+        Raises:
+            NernError: the split is missing or has no images; a class has no training images.
+        """
+        datasets = import_torchvision().datasets.folder
+        names, folder = self.classes(), self.folder(split)
+        numbers = {name: number for number, name in enumerate(names)}
+        files = datasets.make_dataset(str(folder), numbers, datasets.IMG_EXTENSIONS, allow_empty=True)
+        labels = np.array([label for _, label in files], dtype=np.int64)
+        counts = np.bincount(labels, minlength=len(names))
+        empty = [name for name, count in zip(names, counts, strict=True) if not count]
+        if empty and (split == "train" or not files):
+            raise NernError(
+                f"class folders without images in {folder}: {some_names(empty)}. Images are files that end in "
+                f"{', '.join(datasets.IMG_EXTENSIONS)}; remove what is no class from all splits"
+            )
+        turns = np.concatenate([np.arange(count) for count in counts])
+        order = np.lexsort((labels, turns))
+        return np.array([os.fsencode(file) for file, _ in files])[order], labels[order]  # bytes take a fraction of the room
+
+
+def _class_folders(folder: Path) -> set[str]:
+    """Names of the folders in a folder, but for hidden ones."""
+    return {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+
+
+def _content(folder: Path) -> str:
+    """What a folder holds, in words."""
+    return some_names(sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir()), 8) or "nothing"
+
+
 # --- images ------------------------------------------------------------------------------------------------------
 
 
-def not_too_long(image: Image.Image) -> Image.Image:
-    """The middle of a very long image: as much as a central crop can show."""
-    most = LONGEST * min(image.size)
-    if max(image.size) <= most:
-        return image
-    width, height = (min(side, most) for side in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+def read_image(path: str, channels: int) -> Image.Image:
+    """An image file with 8 bits a channel: grey (1 channel) or RGB (3), as its pixels are stored, whatever its EXIF data say.
+
+    Raises:
+        Exception: whatever Pillow raises for a file that is no image or is damaged.
+    """
+    from PIL import Image  # Pillow need not be installed
+
+    with Image.open(path) as image:
+        if image.mode[0] in "IF":
+            raise ValueError("it has more than 8 bits a channel")  # Pillow would clip them
+        return image.convert("L" if channels == 1 else "RGB")
 
 
 def evaluation_transform(images: InputFormat, normalize: bool = True) -> Any:
@@ -61,10 +171,9 @@ def evaluation_transform(images: InputFormat, normalize: bool = True) -> Any:
         )
     crop = images.crop * (1 - 1e-9)  # timm rounds size / crop down: 231.999999 is meant to be 232
     try:
-        resize = _timm_transform(images, crop_pct=crop, normalize=normalize)
+        return _timm_transform(images, crop_pct=crop, normalize=normalize)
     except KeyError as error:
         raise NernError(f"the network's metadata ask for an unknown interpolation {images.interpolation!r}") from error
-    return import_torchvision().transforms.Compose([not_too_long, resize])
 
 
 def training_transform(images: InputFormat, auto_augment: str | None) -> Any:
@@ -99,7 +208,7 @@ class FolderImages(Dataset[Any]):
         files: paths as bytes.
         labels: class numbers.
         transform: of a Pillow image.
-        channels, upright: see `read_image`.
+        channels: 1 or 3.
         evaluation: the same items without augmentation, see `register_task`.
     """
 
@@ -107,18 +216,15 @@ class FolderImages(Dataset[Any]):
     labels: np.ndarray
     transform: Any
     channels: int
-    upright: bool
     evaluation: FolderImages | None = None
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Any:
-        from nern.tasks.image_files import read_image  # Pillow need not be installed
-
         path = os.fsdecode(self.files[index])
         try:
-            image = read_image(path, self.channels, self.upright)
+            image = read_image(path, self.channels)
         except Exception as error:  # Pillow's decoders raise errors of many kinds
             return Unreadable(path, " ".join(str(error).split())[:200] or type(error).__name__)
         try:
@@ -136,27 +242,23 @@ def load_splits(
     test_kwargs: Kwargs,
     splits: Sequence[str],
     input_format: InputFormat,
-    auto_augment: str | None = None,
-    in_memory: bool | None = None,
-    upright: bool = True,
-    **kwargs: Any,
+    auto_augment: str | None,
+    memory: int,
 ) -> tuple[Split | None, Split | None]:
-    """The splits asked for, each in memory or as a `DataLoader`; `upright`: see `read_image`, all else: see the task.
+    """The splits asked for, each in memory if its pixels take at most `memory` bytes, else as a `DataLoader`. Training images
+    with an `auto_augment` are never held in memory.
 
     Raises:
-        NernError: a folder that is missing or empty; classes that differ; an unknown `auto_augment`, or one with
-            `in_memory`; images of other than 1 or 3 channels; in memory: none can be read.
+        NernError: a folder that is missing or empty; classes that differ; an unknown `auto_augment`; images of other than 1 or
+            3 channels; in memory: none can be read.
     """
     policy = None if auto_augment == "none" else auto_augment
-    if policy is not None and in_memory:
-        raise NernError("task.auto_augment works on images that are streamed; set task.in_memory to false or null")
     of_test, of_train = evaluation_transform(input_format), training_transform(input_format, policy)
     found, skipped = dict[str, Split](), SkippedImages()
-    for split, (files, labels) in folders.images(splits).items():
+    for split in splits:
         loader_kwargs = train_kwargs if split == "train" else test_kwargs
-        data = FolderImages(files, labels, of_test, input_format.shape[0], upright)
-        small = len(files) * np.prod(input_format.shape) <= MEMORY_BYTES and (split == "test" or policy is None)
-        if small if in_memory is None else in_memory:
+        data = FolderImages(*folders.images(split), of_test, input_format.shape[0])
+        if len(data) * np.prod(input_format.shape) <= memory and (split == "test" or policy is None):
             whole = replace(data, transform=evaluation_transform(input_format, normalize=False))
             found[split] = _in_memory(whole, input_format, loader_kwargs["num_workers"], skipped)
         elif split == "test":
@@ -168,8 +270,6 @@ def load_splits(
 
 def _in_memory(data: FolderImages, images: InputFormat, num_workers: int, skipped: SkippedImages) -> ImageTensors:
     """All images, shown as they are read if it takes long and a person is watching."""
-    pixels = torch.empty((len(data), *images.shape), dtype=torch.uint8)
-    labels, count = torch.empty(len(data), dtype=torch.int64), 0
     at_once, console = 64, CleanConsole(stderr=True)
     readable = LoaderSet(DataLoader(data, num_workers=num_workers), data, torch.device("cpu"), skipped).batches(at_once)
     shown: Iterable[Any] = track(
@@ -180,10 +280,7 @@ def _in_memory(data: FolderImages, images: InputFormat, num_workers: int, skippe
         transient=True,
         disable=len(data) < MANY or not console.is_terminal,
     )
-    for batch, numbers in shown:
-        part = slice(count, count + len(numbers))
-        pixels[part], labels[part], count = batch, numbers, part.stop
-    pixels, labels = pixels[:count], labels[:count]
+    pixels, labels = (torch.cat(parts) for parts in zip(*shown, strict=True))
     pad = min(images.shape[1:]) // 8
     return ImageTensors(pixels, labels, images.mean, images.std, pad=pad, flip=True, skipped=tuple(skipped))
 
@@ -207,14 +304,21 @@ def _count_classes(task: TaskConfig) -> int:
 
 @register_task("imagefolder", num_classes=_count_classes, mirrors=True)
 def imagefolder(
-    train_kwargs: Kwargs, test_kwargs: Kwargs, use_workers: bool = True, data_dir: str | None = None, **kwargs: Any
+    train_kwargs: Kwargs,
+    test_kwargs: Kwargs,
+    splits: Sequence[str],
+    input_format: InputFormat,
+    data_dir: str | None = None,
+    auto_augment: str | None = None,
+    **kwargs: Any,
 ) -> tuple[Split | None, Split | None]:
     """Images of `data_dir`/train and /val (or test, validation, valid); classes are numbered in the order of their names.
 
-    A split in memory is mirrored and cropped at random from a padded copy, one that is streamed augmented as timm does.
-    Null `in_memory` means: in memory up to 512 MB of pixels, training images only if there is no `auto_augment`.
+    A split in memory is mirrored and cropped at random from a padded copy, one that is streamed augmented as timm does. In
+    memory are up to 512 MB of pixels, training images only if there is no `auto_augment`.
     """
-    return load_splits(own_folders(data_dir), train_kwargs, test_kwargs, **kwargs)
+    folders = own_folders(data_dir)
+    return load_splits(folders, train_kwargs, test_kwargs, splits, input_format, auto_augment, MEMORY_BYTES)
 
 
 @register_task(
@@ -229,27 +333,18 @@ def imagefolder(
 def imagenet(
     train_kwargs: Kwargs,
     test_kwargs: Kwargs,
-    use_workers: bool = True,
+    splits: Sequence[str],
+    input_format: InputFormat,
     imagenet_path: str | None = None,
-    in_memory: bool | None = None,
+    auto_augment: str | None = None,
     **kwargs: Any,
 ) -> tuple[Split | None, Split | None]:
     """Images of `imagenet_path`/train and /val (or validation, valid), streamed, augmented as timm does."""
-    if in_memory:
-        raise NernError("task.in_memory is for imagefolder; imagenet is always streamed")
     folders = imagenet_folders(imagenet_path)
-    flat = next((file for folder in folders.there("test")[:1] for file in folder.glob("ILSVRC2012_val_*")), None)
-    if flat is not None and not any(p.is_dir() for p in flat.parent.iterdir()):  # as they are distributed
-        raise NernError(
-            f"{flat.parent} holds the images themselves ({flat.name}, ...). Sort them into a folder for each class "
-            "(n01440764, ...): torchvision.datasets.ImageNet(FOLDER, 'val') does so from the archives "
-            "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, the widely used script valprep.sh from the images."
-        )
     found = len(folders.classes())
     if found != CLASSES:
         raise NernError(
             f"{folders.key} {str(folders.root)!r} has {found} class folders in a split; ImageNet has {CLASSES}. Other "
-            "folders of images are task 'imagefolder', with task.data_dir."
+            "folders of images are task 'imagefolder', with task.data_dir"
         )
-    # Published figures of networks are of images as they are stored, whatever their EXIF data say.
-    return load_splits(folders, train_kwargs, test_kwargs, in_memory=False, upright=False, **kwargs)
+    return load_splits(folders, train_kwargs, test_kwargs, splits, input_format, auto_augment, 0)
