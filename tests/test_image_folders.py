@@ -53,8 +53,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(root: Path | None, held_out: int = 0, train: bool = True, original: Any = None, **given: Any) -> Task:
-    """The task of images of 8 x 8 pixels; `given` are keys of its section and of `DataSettings`, and `streamed`: none are held
-    in memory."""
+    """The task of images of 8 x 8 pixels; `given` are keys of its section and of `DataSettings`, and `streamed`: none are
+    held in memory."""
     streamed = given.pop("streamed", False)
     settings = {"batch_size": 5, "eval_batch_size": 4, "num_workers": 0, "seed": 0, "held_out_images": held_out}
     settings |= {key: given.pop(key) for key in list(given) if key in DataSettings.__dataclass_fields__}

@@ -129,7 +129,9 @@ class SplitFolders:
             )
         turns = np.concatenate([np.arange(count) for count in counts])
         order = np.lexsort((labels, turns))
-        return np.array([os.fsencode(file) for file, _ in files])[order], labels[order]  # bytes take a fraction of the room
+        return np.array([os.fsencode(file) for file, _ in files])[order], labels[
+            order
+        ]  # bytes take a fraction of the room
 
 
 def _class_folders(folder: Path) -> set[str]:
@@ -146,7 +148,7 @@ def _content(folder: Path) -> str:
 
 
 def read_image(path: str, channels: int) -> Image.Image:
-    """An image file with 8 bits a channel: grey (1 channel) or RGB (3), as its pixels are stored, whatever its EXIF data say.
+    """An image file with 8 bits a channel: grey (1 channel) or RGB (3), its pixels as they are stored, not turned.
 
     Raises:
         Exception: whatever Pillow raises for a file that is no image or is damaged.
@@ -245,12 +247,12 @@ def load_splits(
     auto_augment: str | None,
     memory: int,
 ) -> tuple[Split | None, Split | None]:
-    """The splits asked for, each in memory if its pixels take at most `memory` bytes, else as a `DataLoader`. Training images
-    with an `auto_augment` are never held in memory.
+    """The splits asked for, each in memory if its pixels take at most `memory` bytes, else as a `DataLoader`. Training
+    images with an `auto_augment` are never held in memory.
 
     Raises:
-        NernError: a folder that is missing or empty; classes that differ; an unknown `auto_augment`; images of other than 1 or
-            3 channels; in memory: none can be read.
+        NernError: a folder that is missing or empty; classes that differ; an unknown `auto_augment`; images of other than
+            1 or 3 channels; in memory: none can be read.
     """
     policy = None if auto_augment == "none" else auto_augment
     of_test, of_train = evaluation_transform(input_format), training_transform(input_format, policy)
