@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,14 +72,12 @@ class _SeededItems(Dataset[Any]):
 
 
 Keys = list[tuple[int, int]]  # epoch and item, of each image of a batch
-# a batch, None if nothing is left of it; what could not be read, by its place
-_Read = tuple[Any, dict[int, Unreadable]]
 
 
-def _collated(collate: Callable[[list[Any]], Any], items: Sequence[Any]) -> _Read:
-    """A batch of the readable items; where one is a NernError, that takes the batch's place."""
+def _collated(collate: Callable[[list[Any]], Any], items: Sequence[Any]) -> tuple[Any, list[Unreadable]]:
+    """A batch of the readable items (None: there are none; a NernError: one of them is it), and what could not be read."""
     failed = next((item for item in items if isinstance(item, NernError)), None)
-    unreadable = {place: item for place, item in enumerate(items) if isinstance(item, Unreadable)}
+    unreadable = [item for item in items if isinstance(item, Unreadable)]
     readable = [item for item in items if not isinstance(item, Unreadable)]
     return failed or (collate(readable) if readable else None), unreadable
 
@@ -111,8 +110,8 @@ class _Loader:
     seed: int = 0
     as_batch: Callable[[Any], Batch] = image_and_label
 
-    def read(self, batches: Iterable[Keys]) -> Iterator[tuple[Batch | None, dict[int, Unreadable]]]:
-        """The batches of these keys."""
+    def read(self, batches: Iterable[Keys]) -> Iterator[Batch | None]:
+        """The batches of these keys; None: nothing of one can be read."""
         ours = DataLoader(
             _SeededItems(self.dataset, self.seed),
             batch_sampler=batches,  # type: ignore[arg-type]
@@ -122,13 +121,10 @@ class _Loader:
             generator=generator(self.seed, "workers"),
         )
         for batch, unreadable in ours:
-            self.skipped.add(unreadable.values())
+            self.skipped.add(unreadable)
             if isinstance(batch, NernError):
                 raise batch
-            if batch is None:
-                yield None, unreadable
-                continue
-            yield on_device(self.as_batch(batch), self.device), unreadable
+            yield None if batch is None else on_device(self.as_batch(batch), self.device)
 
     def nothing_readable(self, count: int) -> NernError:
         """The error where none of `count` images could be read."""
@@ -149,7 +145,7 @@ class LoaderStream(_Loader, TrainStream):
         self.order = EpochOrder(len(self.dataset), self.batch_size, self.seed)
         self.steps_per_epoch = self.order.steps_per_epoch
         self._next = -1
-        self._iterator: Iterator[_Read] = iter(())
+        self._iterator: Iterator[Batch | None] = iter(())
 
     def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
         """See `TrainStream`. A process reads its own items only; how many of them all could read, they tell each other.
@@ -163,11 +159,9 @@ class LoaderStream(_Loader, TrainStream):
         if step != self._next or step == begin:
             self._iterator = self.read(self._keys(range(step, end), processes))
         self._next = step + 1
-        mine = self._mine(next(self._iterator), processes)
-        if mine is not None:
-            return mine
-        for read in self.read(self._keys([*range(step + 1, end), *range(begin, step)], processes)):
-            mine = self._mine(read, processes)
+        others = self._keys([*range(step + 1, end), *range(begin, step)], processes)
+        for batch in itertools.chain([next(self._iterator)], self.read(others)):
+            mine = self._mine(batch, processes)
             if mine is not None:
                 return mine
         raise self.nothing_readable(self.order.count)
@@ -177,9 +171,8 @@ class LoaderStream(_Loader, TrainStream):
             epoch, items = step // self.steps_per_epoch, self.order.indices(step)
             yield [(epoch, index) for index in items[processes.share(len(items))].tolist()]
 
-    def _mine(self, read: _Read, processes: Processes) -> tuple[Batch, float] | None:
+    def _mine(self, batch: Batch | None, processes: Processes) -> tuple[Batch, float] | None:
         """What this process has read, and which fraction of all; None: nobody has read anything."""
-        batch, _ = read
         count = 0 if batch is None else len(batch[0])
         total = processes.total(count) if processes.several else count
         if total == 0:
@@ -190,38 +183,22 @@ class LoaderStream(_Loader, TrainStream):
 
 @dataclass(eq=False)
 class LoaderSet(_Loader):
-    """Evaluation images of a `DataLoader`, at most `limit` of them: in order, the same each time.
-
-    Unreadable items are left out, each time the same ones.
-    """
+    """Evaluation images of a `DataLoader`, at most `limit` of them, in order; unreadable items are left out."""
 
     limit: int | None = None
 
     def __post_init__(self) -> None:
         self.count = len(self.dataset) if self.limit is None else min(self.limit, len(self.dataset))
-        self._readable: dict[int, bool] = {}  # by item, as far as known
 
     def __len__(self) -> int:
         return self.count
 
     def batches(self, batch_size: int, share: Share | None = None) -> Iterator[Batch]:
-        """All images in order, or a share of the batches.
-
-        Raises:
-            NernError: none (of all) can be read, or one cannot any more.
-        """
+        """All images in order, or a share of the batches. Raises NernError if none (of all) can be read."""
         starts = shared(range(0, self.count, batch_size), share)
-        chunks = [range(start, min(start + batch_size, self.count)) for start in starts]
-        # Batches stay as they are when images known to be unreadable are not tried again: results are compared by batch.
-        keys = [[(0, index) for index in chunk if self._readable.get(index, True)] for chunk in chunks]
-        keys = [batch for batch in keys if batch]
+        keys = ([(0, index) for index in range(start, min(start + batch_size, self.count))] for start in starts)
         found = False
-        for of_batch, (batch, unreadable) in zip(keys, self.read(keys), strict=True):
-            for place, (_, index) in enumerate(of_batch):
-                readable = place not in unreadable
-                if self._readable.setdefault(index, readable) != readable:
-                    name, reason = unreadable[place].name, unreadable[place].reason
-                    raise NernError(f"{name} could be read before and cannot be read any more: {reason}")
+        for batch in self.read(keys):
             if batch is not None:
                 found = True
                 yield batch
