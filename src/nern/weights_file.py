@@ -147,14 +147,11 @@ def _refuse_scripts(file: Path, what: str) -> None:
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-        raise NernError(
-            f"{what} {file} is a TorchScript file, which holds code. Save its weights instead: "
-            "torch.save(torch.jit.load(path).state_dict(), new_path)"
-        )
-    if any(name.endswith(("/serialized_exported_program.json", "/models/model.json")) for name in names):
-        raise NernError(f"{what} {file} is an exported program (torch.export), which holds code; save a state dict")
+        if any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist()):
+            raise NernError(
+                f"{what} {file} is a TorchScript file, which holds code. Save its weights instead: "
+                "torch.save(torch.jit.load(path).state_dict(), new_path)"
+            )
 
 
 def _mappings(value: Any, key: str, depth: int, seen: set[int]) -> Iterator[StateDict]:
@@ -328,8 +325,6 @@ def statistic(name: str) -> bool:
 
 def _converted(given: Tensor, own: Tensor, what: str) -> Tensor:
     """A tensor as the network's kind of number. Raises NernError where that cannot stand for it."""
-    if given.is_quantized:
-        raise NernError(f"{what} is quantised ({given.dtype}); weights as they were before are needed")
     if given.layout != torch.strided:
         raise NernError(f"{what} is sparse; a dense tensor is needed")
     if _kind(given.dtype) != _kind(own.dtype):

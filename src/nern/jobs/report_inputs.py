@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import Subset
 
 from nern.compat import import_torchvision
 from nern.config import TaskConfig
@@ -51,9 +50,7 @@ def drawn(images: EvalSet, count: int | None, seed: int) -> EvalSet:
     if count is None or count >= len(images) or not isinstance(images, ImageTensors | LoaderSet):
         return images
     chosen = torch.randperm(len(images), generator=generator(seed, "images of a report"))[:count].sort().values
-    if isinstance(images, ImageTensors):
-        return images.subset(chosen)
-    return LoaderSet(images.loader, Subset(images.dataset, chosen.tolist()), images.device, images.skipped)
+    return images.subset(chosen)
 
 
 def walks(ordering: Ordering, shapes: Sequence[tuple[int, int, int, int]]) -> list[Int[Tensor, " kernels"] | None]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from nern.config import TaskConfig
@@ -56,16 +57,16 @@ def register_task(
     for key in defaults:
         if key not in DEFAULTS:
             raise unknown_name("default of a task", key, DEFAULTS)
-    if (mean is None) != (std is None) or (mean is not None and input_shape is None):
-        raise NernError(f"task {name!r}: mean and std are given together, beside input_shape")
     images = None if input_shape is None or mean is None or std is None else InputFormat(input_shape, mean, std)
-    facts: dict[str, Any] = {
-        "input_shape": input_shape,
-        "num_classes": num_classes,
-        "train_images": train_images,
-        "mirrors": mirrors,
-    }
-    return TASKS.register(name, **facts, images=images, defaults=defaults)
+    return TASKS.register(
+        name,
+        input_shape=input_shape,
+        num_classes=num_classes,
+        train_images=train_images,
+        mirrors=mirrors,
+        images=images,
+        defaults=defaults,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +197,9 @@ def build_task(
         mixup, cutmix = (default_of(task, key) or 0.0 for key in ("mixup", "cutmix"))
         if mixup or cutmix:
             stream = MixedStream(stream, mixup, cutmix, classes, settings.seed)
-    test = _eval_set(test_data, settings.test_images, device, skipped) if "test" in splits else None
+    test: EvalSet | None = None
+    if "test" in splits:
+        test = _images(test_data, torch.arange(_length(test_data))[: settings.test_images], device, skipped)
     return Task(task.task_name, images.shape, classes, stream, held_out, test)
 
 
@@ -213,16 +216,20 @@ def _train_streams(
     aside = min(settings.held_out_images, count // 10)
     order = torch.randperm(count, generator=generator(seed, "held-out"))
     kept, apart = order[aside:].sort().values, order[:aside].sort().values
-    held_out: EvalSet | None = None
+    held_out = _images(data, apart, device, skipped) if aside else None
     if isinstance(data, ImageTensors):
-        if aside:
-            held_out = data.subset(apart).to(device)
         return TensorStream(data.subset(kept).to(device), batch_size, seed), held_out
-    if aside:
-        plain = getattr(data.dataset, "evaluation", None)
-        held_out = LoaderSet(data, Subset(data.dataset if plain is None else plain, apart.tolist()), device, skipped)
     rest = Subset(data.dataset, kept.tolist())
     return LoaderStream(data, rest, device, skipped, seed, batch_size=batch_size), held_out
+
+
+def _images(data: Any, chosen: Tensor, device: torch.device, skipped: SkippedImages) -> EvalSet:
+    """These images of a split, to evaluate on."""
+    if isinstance(data, ImageTensors):
+        return data.subset(chosen).to(device)
+    return LoaderSet(
+        data, Subset(getattr(data.dataset, "evaluation", None) or data.dataset, chosen.tolist()), device, skipped
+    )
 
 
 def _length(data: ImageTensors | DataLoader[Any]) -> int:
@@ -247,8 +254,6 @@ def _load_splits(
             input_format=images,
             auto_augment=default_of(task, "auto_augment"),
         )
-    if not (isinstance(data, list | tuple) and len(data) == 2):
-        raise NernError(f"task {name!r} gave {type(data).__name__}, not the pair (train, test)")
     for split, part in zip(("train", "test"), data, strict=True):
         if split in splits:
             _check_split(part, name, split, images.shape, classes)
@@ -274,11 +279,3 @@ def _check_split(part: Any, name: str, split: str, shape: tuple[int, int, int], 
             raise NernError(f"the {split} images of task {name!r} have shape {given}, not {tuple(shape)}")
         if not 0 <= int(part.labels.min()) <= int(part.labels.max()) < classes:
             raise NernError(f"the {split} labels of task {name!r} are not all within 0..{classes - 1}")
-
-
-def _eval_set(
-    data: ImageTensors | DataLoader[Any], limit: int | None, device: torch.device, skipped: SkippedImages
-) -> EvalSet:
-    if isinstance(data, DataLoader):
-        return LoaderSet(data, data.dataset, device, skipped, limit=limit)
-    return (data if limit is None or limit >= len(data) else data.subset(torch.arange(limit))).to(device)

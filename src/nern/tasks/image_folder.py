@@ -4,31 +4,29 @@ folder for each split, and in it one for each class."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from nern.compat import import_torchvision
 from nern.config import TaskConfig
-from nern.console import CleanConsole
 from nern.errors import NernError
 from nern.files import some_names
 from nern.originals.input_format import InputFormat
 from nern.tasks.base import register_task
-from nern.tasks.images import ImageTensors
+from nern.tasks.images import ImageTensors, content
 from nern.tasks.loaders import LoaderSet, SkippedImages, Unreadable
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MEMORY_BYTES = 512_000_000  # of pixels: a split that needs no more is held in memory
-MANY = 2000  # images from which on loading shows its progress
+SPLITS = {"train": ("train",), "test": ("val", "test", "validation", "valid")}  # names of their folders
 CLASSES = 1000  # of ImageNet
 
 Kwargs = dict[str, Any]
@@ -43,8 +41,7 @@ class SplitFolders:
     """The folder of a dataset, with its splits.
 
     Args:
-        path: of the folder: it holds 'train' and one of `tests`; only the splits that are used need be there.
-        tests: names of the test split; where several are there, the first of them is used.
+        path: of the folder: it holds a folder for each of `SPLITS`; only those that are used need be there.
         key: the config's key that says `path`.
 
     Raises:
@@ -52,14 +49,13 @@ class SplitFolders:
     """
 
     path: str | None
-    tests: Sequence[str]
     key: str
 
     def __post_init__(self) -> None:
         if self.path is None:
             raise NernError(
-                f"{self.key} is not set: it must name a folder that holds train/ and {self._names('test')}, each with a "
-                "folder of images for each class"
+                f"{self.key} is not set: it must name a folder that holds train/ and {_wanted('test')}, each with a folder "
+                "of images for each class"
             )
         if not self.root.is_dir():
             raise NernError(f"{self.key} {self.path!r} is {'no folder' if self.root.exists() else 'not there'}")
@@ -69,22 +65,15 @@ class SplitFolders:
         """The folder."""
         return Path(self.path or "").expanduser()
 
-    def _names(self, split: str) -> str:
-        return "train/" if split == "train" else " or ".join(f"{name}/" for name in self.tests)
-
     def there(self, split: str) -> Path | None:
-        """The folder of split 'train' or 'test'; None: it is missing."""
-        names = ["train"] if split == "train" else self.tests
-        return next((self.root / name for name in names if (self.root / name).is_dir()), None)
+        """The folder of split 'train' or 'test', the first that is there of several; None: it is missing."""
+        return next((self.root / name for name in SPLITS[split] if (self.root / name).is_dir()), None)
 
     def folder(self, split: str) -> Path:
         """The folder of a split. Raises NernError where it is missing."""
-        folder = self.there(split)
-        if folder is None:
-            raise NernError(
-                f"{self.key} {str(self.root)!r} has no folder {self._names(split)}; it holds: {_content(self.root)}"
-            )
-        return folder
+        if folder := self.there(split):
+            return folder
+        raise NernError(f"{self.key} {str(self.root)!r} has no folder {_wanted(split)}; it holds: {content(self.root)}")
 
     def classes(self) -> list[str]:
         """Names of the classes: those of the training folder, sorted as text; the number of a class is its place. Where it
@@ -99,7 +88,7 @@ class SplitFolders:
             folder = self.folder("test")
             raise NernError(
                 f"{folder} has no class folders; it must hold a folder of images for each class and holds: "
-                f"{_content(folder)}"
+                f"{content(folder)}"
             )
         if unknown := sorted(test - names):
             raise NernError(
@@ -134,14 +123,13 @@ class SplitFolders:
         ]  # bytes take a fraction of the room
 
 
+def _wanted(split: str) -> str:
+    return " or ".join(f"{name}/" for name in SPLITS[split])
+
+
 def _class_folders(folder: Path) -> set[str]:
     """Names of the folders in a folder, but for hidden ones."""
     return {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
-
-
-def _content(folder: Path) -> str:
-    """What a folder holds, in words."""
-    return some_names(sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir()), 8) or "nothing"
 
 
 # --- images ------------------------------------------------------------------------------------------------------
@@ -244,8 +232,9 @@ def load_splits(
     test_kwargs: Kwargs,
     splits: Sequence[str],
     input_format: InputFormat,
-    auto_augment: str | None,
     memory: int,
+    auto_augment: str | None = None,
+    **kwargs: Any,
 ) -> tuple[Split | None, Split | None]:
     """The splits asked for, each in memory if its pixels take at most `memory` bytes, else as a `DataLoader`. Training
     images with an `auto_augment` are never held in memory.
@@ -271,18 +260,9 @@ def load_splits(
 
 
 def _in_memory(data: FolderImages, images: InputFormat, num_workers: int, skipped: SkippedImages) -> ImageTensors:
-    """All images, shown as they are read if it takes long and a person is watching."""
-    at_once, console = 64, CleanConsole(stderr=True)
-    readable = LoaderSet(DataLoader(data, num_workers=num_workers), data, torch.device("cpu"), skipped).batches(at_once)
-    shown: Iterable[Any] = track(
-        readable,
-        f"reading {len(data):,} images",
-        -(-len(data) // at_once),
-        console=console,
-        transient=True,
-        disable=len(data) < MANY or not console.is_terminal,
-    )
-    pixels, labels = (torch.cat(parts) for parts in zip(*shown, strict=True))
+    """All images that can be read."""
+    readable = LoaderSet(DataLoader(data, num_workers=num_workers), data, torch.device("cpu"), skipped).batches(64)
+    pixels, labels = (torch.cat(parts) for parts in zip(*readable, strict=True))
     pad = min(images.shape[1:]) // 8
     return ImageTensors(pixels, labels, images.mean, images.std, pad=pad, flip=True, skipped=tuple(skipped))
 
@@ -292,12 +272,12 @@ def _in_memory(data: FolderImages, images: InputFormat, num_workers: int, skippe
 
 def own_folders(path: str | None) -> SplitFolders:
     """Those of imagefolder, in `task.data_dir`."""
-    return SplitFolders(path, ("val", "test", "validation", "valid"), "task.data_dir")
+    return SplitFolders(path, "task.data_dir")
 
 
 def imagenet_folders(path: str | None) -> SplitFolders:
     """Those of imagenet, in `task.imagenet_path`."""
-    return SplitFolders(path, ("val", "validation", "valid"), "task.imagenet_path")
+    return SplitFolders(path, "task.imagenet_path")
 
 
 def _count_classes(task: TaskConfig) -> int:
@@ -306,21 +286,14 @@ def _count_classes(task: TaskConfig) -> int:
 
 @register_task("imagefolder", num_classes=_count_classes, mirrors=True)
 def imagefolder(
-    train_kwargs: Kwargs,
-    test_kwargs: Kwargs,
-    splits: Sequence[str],
-    input_format: InputFormat,
-    data_dir: str | None = None,
-    auto_augment: str | None = None,
-    **kwargs: Any,
+    train_kwargs: Kwargs, test_kwargs: Kwargs, data_dir: str | None = None, **kwargs: Any
 ) -> tuple[Split | None, Split | None]:
     """Images of `data_dir`/train and /val (or test, validation, valid); classes are numbered in the order of their names.
 
     A split in memory is mirrored and cropped at random from a padded copy, one that is streamed augmented as timm does. In
     memory are up to 512 MB of pixels, training images only if there is no `auto_augment`.
     """
-    folders = own_folders(data_dir)
-    return load_splits(folders, train_kwargs, test_kwargs, splits, input_format, auto_augment, MEMORY_BYTES)
+    return load_splits(own_folders(data_dir), train_kwargs, test_kwargs, memory=MEMORY_BYTES, **kwargs)
 
 
 @register_task(
@@ -333,13 +306,7 @@ def imagefolder(
     auto_augment="rand-m9-mstd0.5-inc1",
 )
 def imagenet(
-    train_kwargs: Kwargs,
-    test_kwargs: Kwargs,
-    splits: Sequence[str],
-    input_format: InputFormat,
-    imagenet_path: str | None = None,
-    auto_augment: str | None = None,
-    **kwargs: Any,
+    train_kwargs: Kwargs, test_kwargs: Kwargs, imagenet_path: str | None = None, **kwargs: Any
 ) -> tuple[Split | None, Split | None]:
     """Images of `imagenet_path`/train and /val (or validation, valid), streamed, augmented as timm does."""
     folders = imagenet_folders(imagenet_path)
@@ -349,4 +316,4 @@ def imagenet(
             f"{folders.key} {str(folders.root)!r} has {found} class folders in a split; ImageNet has {CLASSES}. Other "
             "folders of images are task 'imagefolder', with task.data_dir"
         )
-    return load_splits(folders, train_kwargs, test_kwargs, splits, input_format, auto_augment, 0)
+    return load_splits(folders, train_kwargs, test_kwargs, memory=0, **kwargs)

@@ -6,13 +6,14 @@ import itertools
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from nern.errors import NernError, NernWarning
 from nern.processes import Processes
@@ -51,13 +52,23 @@ class SkippedImages(dict[str, str]):
 
 
 class _SeededItems(Dataset[Any]):
-    """Items whose random transforms depend on seed, epoch and item alone, whatever worker makes them."""
+    """Items whose random transforms depend on seed, epoch and item alone, whatever worker makes them; each with those that
+    could not be read: with `fill` the next readable one takes their place, else `None`."""
 
-    def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: Any, seed: int, fill: bool) -> None:
+        self.dataset, self.seed, self.fill = dataset, seed, fill
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[Unreadable]]:
         epoch, index = key
+        unreadable = list[Unreadable]()
+        for place in range(len(self.dataset) if self.fill else 1):
+            item = self._item(epoch, (index + place) % len(self.dataset))
+            if not isinstance(item, Unreadable):
+                return item, unreadable
+            unreadable.append(item)
+        return None, unreadable
+
+    def _item(self, epoch: int, index: int) -> Any:
         python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (transforms use it)
         try:
             random.seed(derived_seed(self.seed, "python", epoch, index))
@@ -76,9 +87,9 @@ Keys = list[tuple[int, int]]  # epoch and item, of each image of a batch
 
 def _collated(collate: Callable[[list[Any]], Any], items: Sequence[Any]) -> tuple[Any, list[Unreadable]]:
     """A batch of the readable items (None: there are none; a NernError: one of them is it), and what could not be read."""
-    failed = next((item for item in items if isinstance(item, NernError)), None)
-    unreadable = [item for item in items if isinstance(item, Unreadable)]
-    readable = [item for item in items if not isinstance(item, Unreadable)]
+    unreadable = [image for _, images in items for image in images]
+    readable = [item for item, _ in items if item is not None]
+    failed = next((item for item in readable if isinstance(item, NernError)), None)
     return failed or (collate(readable) if readable else None), unreadable
 
 
@@ -110,10 +121,10 @@ class _Loader:
     seed: int = 0
     as_batch: Callable[[Any], Batch] = image_and_label
 
-    def read(self, batches: Iterable[Keys]) -> Iterator[Batch | None]:
-        """The batches of these keys; None: nothing of one can be read."""
+    def read(self, batches: Iterable[Keys], fill: bool = False) -> Iterator[Batch | None]:
+        """The batches of these keys; None: nothing of one can be read; `fill`: see `_SeededItems`."""
         ours = DataLoader(
-            _SeededItems(self.dataset, self.seed),
+            _SeededItems(self.dataset, self.seed, fill),
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=self.loader.num_workers,
             collate_fn=partial(_collated, self.loader.collate_fn),
@@ -133,11 +144,8 @@ class _Loader:
 
 @dataclass(eq=False)
 class LoaderStream(_Loader, TrainStream):
-    """Training batches of a `DataLoader`, in an order of ours.
-
-    Where unreadable items leave nothing of a batch, the next batch of the epoch that has something (after its last batch
-    the first) takes its place.
-    """
+    """Training batches of a `DataLoader`, in an order of ours. Where an item cannot be read, the next one that can be is
+    taken in its place."""
 
     batch_size: int = field(kw_only=True)
 
@@ -148,59 +156,46 @@ class LoaderStream(_Loader, TrainStream):
         self._iterator: Iterator[Batch | None] = iter(())
 
     def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
-        """See `TrainStream`. A process reads its own items only; how many of them all could read, they tell each other.
-        All calls must be of the same processes.
+        """See `TrainStream`. A process reads its own items only; all calls must be of the same processes.
 
         Raises:
-            NernError: nothing of the whole epoch can be read.
+            NernError: no item can be read.
         """
-        begin = step - step % self.steps_per_epoch
-        end = begin + self.steps_per_epoch
-        if step != self._next or step == begin:
-            self._iterator = self.read(self._keys(range(step, end), processes))
+        if step != self._next:
+            self._iterator = self.read(self._keys(step, processes), fill=True)
         self._next = step + 1
-        others = self._keys([*range(step + 1, end), *range(begin, step)], processes)
-        for batch in itertools.chain([next(self._iterator)], self.read(others)):
-            mine = self._mine(batch, processes)
-            if mine is not None:
-                return mine
-        raise self.nothing_readable(self.order.count)
+        batch, count = next(self._iterator), len(self.order.indices(step))
+        mine = len(range(count)[processes.share(count)])
+        if batch is None and mine:
+            raise self.nothing_readable(self.order.count)
+        empty = torch.empty(0, device=self.device)
+        return (empty, empty) if batch is None else batch, mine / count
 
-    def _keys(self, steps: Sequence[int], processes: Processes) -> Iterator[Keys]:
-        for step in steps:
+    def _keys(self, start: int, processes: Processes) -> Iterator[Keys]:
+        for step in itertools.count(start):
             epoch, items = step // self.steps_per_epoch, self.order.indices(step)
             yield [(epoch, index) for index in items[processes.share(len(items))].tolist()]
 
-    def _mine(self, batch: Batch | None, processes: Processes) -> tuple[Batch, float] | None:
-        """What this process has read, and which fraction of all; None: nobody has read anything."""
-        count = 0 if batch is None else len(batch[0])
-        total = processes.total(count) if processes.several else count
-        if total == 0:
-            return None
-        empty = torch.empty(0, device=self.device)
-        return (empty, empty) if batch is None else batch, count / total
 
-
-@dataclass(eq=False)
 class LoaderSet(_Loader):
-    """Evaluation images of a `DataLoader`, at most `limit` of them, in order; unreadable items are left out."""
-
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        self.count = len(self.dataset) if self.limit is None else min(self.limit, len(self.dataset))
+    """Evaluation images of a `DataLoader`, in order; unreadable items are left out."""
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.dataset)
+
+    def subset(self, indices: Tensor) -> LoaderSet:
+        """These images only."""
+        return replace(self, dataset=Subset(self.dataset, indices.tolist()))
 
     def batches(self, batch_size: int, share: Share | None = None) -> Iterator[Batch]:
         """All images in order, or a share of the batches. Raises NernError if none (of all) can be read."""
-        starts = shared(range(0, self.count, batch_size), share)
-        keys = ([(0, index) for index in range(start, min(start + batch_size, self.count))] for start in starts)
+        count = len(self.dataset)
+        starts = shared(range(0, count, batch_size), share)
+        keys = ([(0, index) for index in range(start, min(start + batch_size, count))] for start in starts)
         found = False
         for batch in self.read(keys):
             if batch is not None:
                 found = True
                 yield batch
         if not found and share is None:
-            raise self.nothing_readable(self.count)
+            raise self.nothing_readable(count)

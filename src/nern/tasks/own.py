@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
 
 from nern.errors import NernError
-from nern.inputs import Calling, Inputs, compared, tensors_in
+from nern.inputs import Calling, Inputs, compared, tensors_in, with_tensors
 from nern.processes import Processes
 from nern.randomness import forked_rng
 from nern.tasks.base import Task
@@ -184,15 +184,12 @@ def labels_in(network: nn.Module, batch: Any) -> Tensor | None:
 
 
 def described(batch: Any) -> str:
-    """A batch in words: its kinds and shapes."""
-    if isinstance(batch, Tensor):
-        return f"tensor {tuple(batch.shape)}"
-    if isinstance(batch, Mapping):
-        return f"{type(batch).__name__} of {', '.join(f'{key}: {described(value)}' for key, value in batch.items())}"
-    if isinstance(batch, list | tuple):
-        more = ", ..." if len(batch) > 4 else ""
-        return f"{type(batch).__name__} of {', '.join(map(described, batch[:4]))}{more}"
-    return type(batch).__name__
+    """A batch in words: the shapes of its tensors, as they are nested."""
+
+    def shape(tensor: Tensor) -> Any:
+        return tuple(tensor.shape)
+
+    return " ".join(repr(with_tensors(batch, shape)).split())[:200]
 
 
 # --- where batches come from ----------------------------------------------------------------------------------------
