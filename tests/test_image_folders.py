@@ -406,13 +406,13 @@ def test_imagenet_is_trained_by_its_recipe(imagenet: Path, tmp_path: Path) -> No
     task = load_imagenet(tmp_path, test_images=0, held_out=10)
     assert isinstance(task.train, MixedStream)
     assert len(task.train.mixers) == 2
-    assert "RandAugment" in str(task.train.unmixed.dataset.dataset.transform)
+    assert "RandAugment" in str(task.train.unmixed.data.dataset.dataset.transform)
     images, labels = task.train.batch(0)
     assert images.shape == (5, 3, 8, 8)
     assert labels.shape == (5, 1000)
     plain = load_imagenet(tmp_path, test_images=0, mixup=0.0, cutmix=0.0, auto_augment="none")
     assert isinstance(plain.train, LoaderStream)
-    assert "RandAugment" not in str(plain.train.dataset.dataset.transform)
+    assert "RandAugment" not in str(plain.train.data.dataset.dataset.transform)
 
 
 def test_imagenet_needs_its_classes_and_its_folders(imagenet: Path, folder: Path, tmp_path: Path) -> None:

@@ -447,9 +447,12 @@ def images_in_memory(count: int = 20) -> ImageTensors:
 
 IMAGES, EMPTY = images_in_memory(), images_in_memory(0)
 WRONG = {
-    "a tensor": ((torch.zeros(3), IMAGES), "gave Tensor as its train split; an ImageTensors or a DataLoader"),
+    "a tensor": ((torch.zeros(3), IMAGES), "the train split of task 'mine' must be an ImageTensors, .* not Tensor"),
     "an empty test set": ((IMAGES, EMPTY), "the test split of task 'mine' is empty"),
-    "an iterable dataset": ((DataLoader(Endless()), IMAGES), "needs map-style datasets"),
+    "an iterable dataset": (
+        (DataLoader(Endless()), IMAGES),
+        "must be an ImageTensors, or a DataLoader of a map-style dataset",
+    ),
 }
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from nern.config import TaskConfig
 from nern.errors import NernError, unknown_name
@@ -179,10 +178,10 @@ def build_task(
     made_up = train and task.use_random_data
     splits = ["train"] if train and not made_up else []
     splits += ["test"] if settings.test_images != 0 else []
-    train_data, test_data = _load_splits(task, settings, images, classes, tuple(splits))
+    data = _load_splits(task, settings, images, classes, tuple(splits), device)
     stream: TrainStream | None = None
     held_out: EvalSet | None = None
-    skipped = SkippedImages()
+    test: EvalSet | None = None
 
     def make_up(count: int, purpose: str, held_out: bool) -> MadeUpStream:
         draw = RANDOM_IMAGES[task.random_data](images.shape, task, settings.seed, device, original, held_out=held_out)
@@ -193,13 +192,13 @@ def build_task(
         if settings.held_out_images:
             held_out = make_up(settings.held_out_images, "held-out images", True)
     elif train:
-        stream, held_out = _train_streams(train_data, settings, device, skipped)
+        stream, held_out = _train_streams(data["train"], settings)
         mixup, cutmix = (default_of(task, key) or 0.0 for key in ("mixup", "cutmix"))
         if mixup or cutmix:
             stream = MixedStream(stream, mixup, cutmix, classes, settings.seed)
-    test: EvalSet | None = None
     if "test" in splits:
-        test = _images(test_data, torch.arange(_length(test_data))[: settings.test_images], device, skipped)
+        test, most = data["test"], settings.test_images
+        test = test if most is None or most >= len(test) else test.subset(torch.arange(most))
     return Task(task.task_name, images.shape, classes, stream, held_out, test)
 
 
@@ -209,42 +208,29 @@ def default_of(task: TaskConfig, key: str) -> Any:
     return TASKS.info(task.task_name)["defaults"].get(key) if value is None else value
 
 
-def _train_streams(
-    data: Any, settings: DataSettings, device: torch.device, skipped: SkippedImages
-) -> tuple[TrainStream, EvalSet | None]:
-    count, batch_size, seed = _length(data), settings.batch_size, settings.seed
-    aside = min(settings.held_out_images, count // 10)
-    order = torch.randperm(count, generator=generator(seed, "held-out"))
+def _train_streams(data: ImageTensors | LoaderSet, settings: DataSettings) -> tuple[TrainStream, EvalSet | None]:
+    aside = min(settings.held_out_images, len(data) // 10)
+    order = torch.randperm(len(data), generator=generator(settings.seed, "held-out"))
     kept, apart = order[aside:].sort().values, order[:aside].sort().values
-    held_out = _images(data, apart, device, skipped) if aside else None
+    of = settings.batch_size, settings.seed
     if isinstance(data, ImageTensors):
-        return TensorStream(data.subset(kept).to(device), batch_size, seed), held_out
-    rest = Subset(data.dataset, kept.tolist())
-    return LoaderStream(data, rest, device, skipped, seed, batch_size=batch_size), held_out
-
-
-def _images(data: Any, chosen: Tensor, device: torch.device, skipped: SkippedImages) -> EvalSet:
-    """These images of a split, to evaluate on."""
-    if isinstance(data, ImageTensors):
-        return data.subset(chosen).to(device)
-    return LoaderSet(
-        data, Subset(getattr(data.dataset, "evaluation", None) or data.dataset, chosen.tolist()), device, skipped
-    )
-
-
-def _length(data: ImageTensors | DataLoader[Any]) -> int:
-    """Images of a split."""
-    return len(data) if isinstance(data, ImageTensors) else len(data.dataset)  # type: ignore[arg-type]
+        return TensorStream(data.subset(kept), *of), data.subset(apart) if aside else None
+    return LoaderStream(data.subset(kept), *of), data.plain().subset(apart) if aside else None
 
 
 def _load_splits(
-    task: TaskConfig, settings: DataSettings, images: InputFormat, classes: int, splits: tuple[str, ...]
-) -> tuple[Any, Any]:
+    task: TaskConfig,
+    settings: DataSettings,
+    images: InputFormat,
+    classes: int,
+    splits: tuple[str, ...],
+    device: torch.device,
+) -> dict[str, ImageTensors | LoaderSet]:
     if not splits:
-        return None, None
+        return {}
     name, kwargs = task.task_name, {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
     with forked_rng(settings.seed, "loading data"):
-        data = TASKS[name](
+        train, test = TASKS[name](
             kwargs,
             kwargs | {"batch_size": settings.eval_batch_size},
             use_workers=settings.num_workers > 0,
@@ -254,28 +240,31 @@ def _load_splits(
             input_format=images,
             auto_augment=default_of(task, "auto_augment"),
         )
-    for split, part in zip(("train", "test"), data, strict=True):
-        if split in splits:
-            _check_split(part, name, split, images.shape, classes)
-    if task.auto_augment not in (None, "none") and isinstance(data[0], ImageTensors):
+    if task.auto_augment not in (None, "none") and isinstance(train, ImageTensors):
         raise NernError(f"task.auto_augment works on images that are streamed; those of {name!r} are held in memory")
-    return data[0], data[1]
+    found, skipped = {"train": train, "test": test}, SkippedImages()
+    return {
+        split: _as_set(found[split], f"the {split} split of task {name!r}", images, classes, device, skipped)
+        for split in splits
+    }
 
 
-def _check_split(part: Any, name: str, split: str, shape: tuple[int, int, int], classes: int) -> None:
-    if not isinstance(part, ImageTensors | DataLoader):
+def _as_set(
+    part: Any, what: str, images: InputFormat, classes: int, device: torch.device, skipped: SkippedImages
+) -> ImageTensors | LoaderSet:
+    """A split as a set on the device. Raises NernError if it is neither kind of data, or not of the task's images."""
+    if isinstance(part, DataLoader) and isinstance(part.dataset, Sized):
+        part = LoaderSet(part, part.dataset, device, skipped)
+    if not isinstance(part, ImageTensors | LoaderSet):
         raise NernError(
-            f"task {name!r} gave {type(part).__name__} as its {split} split; an ImageTensors or a DataLoader is expected"
+            f"{what} must be an ImageTensors, or a DataLoader of a map-style dataset, not {type(part).__name__}"
         )
-    try:
-        count = _length(part)
-    except TypeError as error:
-        raise NernError(f"task {name!r} needs map-style datasets, with a length and items by number") from error
-    if not count:
-        raise NernError(f"the {split} split of task {name!r} is empty")
-    if isinstance(part, ImageTensors):
-        given = tuple(part.images.shape[1:])
-        if given != tuple(shape):
-            raise NernError(f"the {split} images of task {name!r} have shape {given}, not {tuple(shape)}")
-        if not 0 <= int(part.labels.min()) <= int(part.labels.max()) < classes:
-            raise NernError(f"the {split} labels of task {name!r} are not all within 0..{classes - 1}")
+    if not len(part):
+        raise NernError(f"{what} is empty")
+    if isinstance(part, LoaderSet):
+        return part
+    if part.images.shape[1:] != images.shape:
+        raise NernError(f"{what} has images of shape {tuple(part.images.shape[1:])}, not {tuple(images.shape)}")
+    if not 0 <= int(part.labels.min()) <= int(part.labels.max()) < classes:
+        raise NernError(f"{what} has labels that are not within 0..{classes - 1}")
+    return part.to(device)

@@ -6,7 +6,7 @@ import itertools
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from nern.errors import NernError, NernWarning
+from nern.files import some_names
 from nern.processes import Processes
 from nern.randomness import derived_seed, forked_rng, generator
 from nern.tasks.images import Batch, Share, on_device, shared
@@ -102,15 +103,14 @@ def image_and_label(batch: Any) -> Batch:
 
 
 @dataclass(eq=False)
-class _Loader:
-    """What stream and set have in common: images read with the collation and workers of a user's `DataLoader`.
+class LoaderSet:
+    """Images of a `DataLoader`, read with its collation and workers, in order; unreadable items are left out.
 
     Args:
         loader: the user's.
         dataset: its own, or a part of it.
         device: where batches are delivered.
         skipped: what cannot be read is added here.
-        seed: of random transforms.
         as_batch: what a collated batch is.
     """
 
@@ -118,18 +118,41 @@ class _Loader:
     dataset: Any
     device: torch.device
     skipped: SkippedImages
-    seed: int = 0
     as_batch: Callable[[Any], Batch] = image_and_label
 
-    def read(self, batches: Iterable[Keys], fill: bool = False) -> Iterator[Batch | None]:
-        """The batches of these keys; None: nothing of one can be read; `fill`: see `_SeededItems`."""
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def subset(self, indices: Tensor) -> LoaderSet:
+        """These images only."""
+        return replace(self, dataset=Subset(self.dataset, indices.tolist()))
+
+    def plain(self) -> LoaderSet:
+        """The same without augmentation, where the dataset has that as its attribute `evaluation`."""
+        return replace(self, dataset=getattr(self.dataset, "evaluation", None) or self.dataset)
+
+    def batches(self, batch_size: int, share: Share | None = None) -> Iterator[Batch]:
+        """All images in order, or a share of the batches. Raises NernError if none (of all) can be read."""
+        starts = shared(range(0, len(self), batch_size), share)
+        keys = ([(0, index) for index in range(start, min(start + batch_size, len(self)))] for start in starts)
+        found = False
+        for batch in self.read(keys):
+            if batch is not None:
+                found = True
+                yield batch
+        if not found and share is None:
+            raise self.nothing_readable()
+
+    def read(self, batches: Iterable[Keys], seed: int = 0, fill: bool = False) -> Iterator[Batch | None]:
+        """The batches of these keys; None: nothing of one can be read. `seed`: of random transforms; `fill`: the next item
+        that can be read takes the place of one that cannot."""
         ours = DataLoader(
-            _SeededItems(self.dataset, self.seed, fill),
+            _SeededItems(self.dataset, seed, fill),
             batch_sampler=batches,  # type: ignore[arg-type]
             num_workers=self.loader.num_workers,
             collate_fn=partial(_collated, self.loader.collate_fn),
             pin_memory=self.device.type == "cuda",
-            generator=generator(self.seed, "workers"),
+            generator=generator(seed, "workers"),
         )
         for batch, unreadable in ours:
             self.skipped.add(unreadable)
@@ -137,20 +160,17 @@ class _Loader:
                 raise batch
             yield None if batch is None else on_device(self.as_batch(batch), self.device)
 
-    def nothing_readable(self, count: int) -> NernError:
-        """The error where none of `count` images could be read."""
-        return NernError(f"none of the {count:,} images can be read, among them: {', '.join(list(self.skipped)[:3])}")
+    def nothing_readable(self) -> NernError:
+        """The error where nothing could be read."""
+        return NernError(f"none of the {len(self):,} images can be read, among them: {some_names(self.skipped, 3)}")
 
 
-@dataclass(eq=False)
-class LoaderStream(_Loader, TrainStream):
-    """Training batches of a `DataLoader`, in an order of ours. Where an item cannot be read, the next one that can be is
-    taken in its place."""
+class LoaderStream(TrainStream):
+    """Batches of a `LoaderSet`. Where an item cannot be read, the next one that can be is taken in its place."""
 
-    batch_size: int = field(kw_only=True)
-
-    def __post_init__(self) -> None:
-        self.order = EpochOrder(len(self.dataset), self.batch_size, self.seed)
+    def __init__(self, data: LoaderSet, batch_size: int, seed: int) -> None:
+        self.data, self.seed, self.skipped = data, seed, data.skipped
+        self.order = EpochOrder(len(data), batch_size, seed)
         self.steps_per_epoch = self.order.steps_per_epoch
         self._next = -1
         self._iterator: Iterator[Batch | None] = iter(())
@@ -162,40 +182,16 @@ class LoaderStream(_Loader, TrainStream):
             NernError: no item can be read.
         """
         if step != self._next:
-            self._iterator = self.read(self._keys(step, processes), fill=True)
+            self._iterator = self.data.read(self._keys(step, processes), self.seed, fill=True)
         self._next = step + 1
         batch, count = next(self._iterator), len(self.order.indices(step))
         mine = len(range(count)[processes.share(count)])
         if batch is None and mine:
-            raise self.nothing_readable(self.order.count)
-        empty = torch.empty(0, device=self.device)
+            raise self.data.nothing_readable()
+        empty = torch.empty(0, device=self.data.device)
         return (empty, empty) if batch is None else batch, mine / count
 
     def _keys(self, start: int, processes: Processes) -> Iterator[Keys]:
         for step in itertools.count(start):
             epoch, items = step // self.steps_per_epoch, self.order.indices(step)
             yield [(epoch, index) for index in items[processes.share(len(items))].tolist()]
-
-
-class LoaderSet(_Loader):
-    """Evaluation images of a `DataLoader`, in order; unreadable items are left out."""
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def subset(self, indices: Tensor) -> LoaderSet:
-        """These images only."""
-        return replace(self, dataset=Subset(self.dataset, indices.tolist()))
-
-    def batches(self, batch_size: int, share: Share | None = None) -> Iterator[Batch]:
-        """All images in order, or a share of the batches. Raises NernError if none (of all) can be read."""
-        count = len(self.dataset)
-        starts = shared(range(0, count, batch_size), share)
-        keys = ([(0, index) for index in range(start, min(start + batch_size, count))] for start in starts)
-        found = False
-        for batch in self.read(keys):
-            if batch is not None:
-                found = True
-                yield batch
-        if not found and share is None:
-            raise self.nothing_readable(count)

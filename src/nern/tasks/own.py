@@ -18,7 +18,7 @@ from nern.processes import Processes
 from nern.randomness import forked_rng
 from nern.tasks.base import Task
 from nern.tasks.images import Batch, Share, on_device
-from nern.tasks.loaders import LoaderStream, SkippedImages
+from nern.tasks.loaders import LoaderSet, LoaderStream, SkippedImages
 from nern.tasks.streams import EvalSet, TrainStream
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -111,8 +111,8 @@ class OwnData:
     def stream(self, data: Iterable[Any], calling: Calling) -> TrainStream:
         """Training batches."""
         if isinstance(data, DataLoader) and in_order(data):
-            settings = self.device, SkippedImages(), self.seed, self.as_batch(calling)
-            return LoaderStream(data, data.dataset, *settings, batch_size=data.batch_size or 1)
+            images = LoaderSet(data, data.dataset, self.device, SkippedImages(), self.as_batch(calling))
+            return LoaderStream(images, data.batch_size or 1, self.seed)
         return BatchesStream(data, self.as_batch(calling), self.seed)
 
     def test_set(self, data: Iterable[Any], calling: Calling) -> EvalSet:
