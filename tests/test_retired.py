@@ -26,6 +26,8 @@ ASKED_FOR: dict[str, object] = {
     "nern.embeddings.permutations.exact_limit": 500,
     "reconstruction.rounds": 2,
     "reconstruction.round_share": 0.5,
+    "task.inversion_images": 64,
+    "task.inversion_steps": 20,
     "task.in_memory": "maybe",
     "cuda_graph": "maybe",
 }
@@ -99,8 +101,9 @@ def test_a_retired_key_is_no_option(key: str, capsys: pytest.CaptureFixture[str]
         (
             {"task.use_random_data": True, "task.random_data": "spectrum"},
             "spectrum",
-            "inversion, leaves, scenes, uniform",
+            "leaves, scenes, uniform",
         ),
+        ({"task.use_random_data": True, "task.random_data": "inversion"}, "inversion", "leaves, scenes, uniform"),
         ({"networks": [{"task": {"use_random_data": True, "random_data": "spectrum"}}]}, "spectrum", "leaves"),
     ],
 )

@@ -208,9 +208,7 @@ class TaskConfig:
     """Train on made-up images, not on the training set. No labels are used."""
     random_data: Choice = "uniform"
     """Kind of made-up images, with use_random_data: 'uniform' (noise in [-2, 2], as published), 'leaves' (overlapping discs
-    of random colours), 'scenes' (shapes of more kinds and sizes, with gradients, out of focus), 'inversion' (optimised until
-    the batch norms of the original see the statistics that they hold). The size of the pool and the steps for each image:
-    {name: inversion, images: 512, steps: 150}."""
+    of random colours), 'scenes' (shapes of more kinds and sizes, with gradients, out of focus)."""
     input_size: FromOne | None = None
     """Side of the images in pixels, for imagenet and imagefolder. null: as the network's metadata says, else 224."""
     mean: list[float] | None = None
