@@ -6,9 +6,7 @@ versions), or the index of a file in parts. Nothing in a file is executed.
 
 from __future__ import annotations
 
-import argparse
 import re
-import types
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -61,6 +59,8 @@ def _harmless() -> dict[str, Any]:
         "builtins": "list dict tuple int float bool str slice range frozenset",
         "pathlib": "Path PosixPath PurePosixPath WindowsPath PureWindowsPath",
         "datetime": "datetime date time timedelta timezone",
+        "argparse": "Namespace",
+        "types": "SimpleNamespace",
         "numpy": "ndarray dtype",
         "numpy.core.multiarray": "scalar _reconstruct",
         "numpy.dtypes": " ".join({type(np.dtype(kind)).__name__ for kind in np.sctypeDict.values()}),
@@ -69,8 +69,7 @@ def _harmless() -> dict[str, Any]:
     beside = {f"{module}.{name}": Beside for module, names in modules.items() for name in names.split()}
     # PyTorch fills plain containers only; these are looked into.
     containers: dict[str, Any] = {"collections.deque": lambda *_: [], "collections.defaultdict": lambda *_: {}}
-    spaces = {"argparse.Namespace": argparse.Namespace, "types.SimpleNamespace": types.SimpleNamespace}
-    return beside | containers | spaces
+    return beside | containers
 
 
 HARMLESS = _harmless()
@@ -156,8 +155,6 @@ def _refuse_scripts(file: Path, what: str) -> None:
 
 def _mappings(value: Any, key: str, depth: int, seen: set[int]) -> Iterator[StateDict]:
     """The state dicts in a value, outer ones first, each once; `seen`: by id, what was looked into."""
-    if isinstance(value, argparse.Namespace | types.SimpleNamespace):
-        value = vars(value)
     if not isinstance(value, Mapping | list | tuple) or depth > DEPTH or id(value) in seen:
         return
     seen.add(id(value))
@@ -241,6 +238,14 @@ def load_weights(
         warnings.warn(f"{file} holds several weights that fit: {which}. To take others: {choices}", NernWarning, 2)
 
 
+def load_into(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Copy `state` into a network, names and shapes checked first. Raises NernError listing what does not fit."""
+    own, given = _Own(network), StateDict("", dict(state))
+    if not own.fits(given):
+        raise NernError(f"{what} does not fit {type(network).__name__}: {own.problems(given)}")
+    network.load_state_dict(given.tensors, strict=False)
+
+
 class _Own:
     """The names, shapes and kinds that a network has."""
 
@@ -311,7 +316,7 @@ class _Own:
                 raise NernError(f"{what}: {name} holds values that are not finite (NaN or infinity) in {own.dtype}")
         for first, *rest in self.tied.values():
             for name in rest:
-                if not torch.equal(values[first], values[name]):
+                if first in values and not torch.equal(values[first], values[name]):
                     raise NernError(
                         f"{what}: {first} and {name} are one tensor in {type(self.network).__name__}, and differ in the file"
                     )

@@ -15,8 +15,8 @@ from torch import nn
 from nern.compat import import_torchvision
 from nern.config import import_module
 from nern.errors import NernError
-from nern.files import load_into
 from nern.originals.input_format import InputFormat
+from nern.weights_file import load_into
 
 Builder = Callable[..., nn.Module]
 
@@ -32,10 +32,6 @@ def find_builder(name: str) -> Builder:
         return _torchvision_builder(what)
     if source == "timm":
         return _timm_builder(what)
-    if source == "pretrained":
-        raise NernError(
-            f"{name!r} names weights, not an architecture; give it as original_model_path (nern inspect: --weights)"
-        )
     module = import_module(source, "task.original_model_name")
     builder = getattr(module, what, None)
     if not callable(builder):

@@ -150,44 +150,35 @@ def read_image(path: str, channels: int) -> Image.Image:
 
 
 def evaluation_transform(images: InputFormat, normalize: bool = True) -> Any:
-    """Image -> tensor of `images`: shorter side resized, central crop; without `normalize` as uint8.
+    """Image -> tensor of `images`: shorter side resized, central crop; without `normalize` as uint8. Raises NernError: see
+    `_timm_transform`."""
+    crop = images.crop * (1 - 1e-9)  # timm rounds size / crop down: 231.999999 is meant to be 232
+    return _timm_transform(images, crop_pct=crop, normalize=normalize)
 
-    Raises:
-        NernError: images of other than 1 or 3 channels; an unknown interpolation.
-    """
+
+def training_transform(images: InputFormat, auto_augment: str | None) -> Any:
+    """Image -> tensor of `images`, augmented as timm does: random resized crop, mirroring, policy or colour jitter. Raises
+    NernError: see `_timm_transform`."""
+    return _timm_transform(images, is_training=True, auto_augment=auto_augment)
+
+
+def _timm_transform(images: InputFormat, auto_augment: str | None = None, **options: Any) -> Any:
+    """What timm makes of these. Raises NernError for other than 1 or 3 channels, an unknown policy or interpolation."""
     if images.shape[0] not in (1, 3):
         raise NernError(
             f"the network expects images of {images.shape[0]} channels; image files give 1 (grey) or 3 (colour)"
         )
-    crop = images.crop * (1 - 1e-9)  # timm rounds size / crop down: 231.999999 is meant to be 232
-    try:
-        return _timm_transform(images, crop_pct=crop, normalize=normalize)
-    except KeyError as error:
-        raise NernError(f"the network's metadata ask for an unknown interpolation {images.interpolation!r}") from error
-
-
-def training_transform(images: InputFormat, auto_augment: str | None) -> Any:
-    """Image -> tensor of `images`, augmented as timm does: random resized crop, mirroring, policy or colour jitter.
-
-    Raises:
-        NernError: an unknown policy.
-    """
-    try:
-        return _timm_transform(images, is_training=True, auto_augment=auto_augment)
-    except (AssertionError, KeyError, ValueError, TypeError) as error:
-        raise NernError(
-            f"task.auto_augment (={auto_augment!r}) is no policy of timm's: 'rand-m9-mstd0.5-inc1', 'augmix-m3-w3' and "
-            f"'original' are some, 'none' is none. {error}"
-        ) from error
-
-
-def _timm_transform(images: InputFormat, **options: Any) -> Any:
     import_torchvision()
     from timm.data.transforms_factory import create_transform
 
-    return create_transform(
-        images.shape, interpolation=images.interpolation, mean=images.mean, std=images.std, **options
-    )
+    options |= {"interpolation": images.interpolation, "mean": images.mean, "std": images.std}
+    try:
+        return create_transform(images.shape, auto_augment=auto_augment, **options)
+    except (AssertionError, KeyError, ValueError, TypeError) as error:
+        raise NernError(
+            f"timm has no task.auto_augment (={auto_augment!r}) or no interpolation (={images.interpolation!r}, of the "
+            f"network's metadata) of this name: {error}. Policies are 'rand-m9-mstd0.5-inc1', 'original' and others"
+        ) from error
 
 
 @dataclass(eq=False)

@@ -240,6 +240,18 @@ def _length(data: Iterable[Any]) -> int:
         return 0
 
 
+def _as_they_come(data: Iterable[Any], seed: int, purpose: str, start: int = 0) -> Iterator[Any]:
+    """The batches of an iterable, once; `start`: the number of the first one, for what it draws from PyTorch's generator."""
+    batches = None
+    for number in itertools.count(start):
+        with forked_rng(seed, purpose, number):
+            batches = iter(data) if batches is None else batches
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
 class BatchesStream(TrainStream):
     """Batches as an iterable gives them; after its last the first follows. An iterator is read once.
 
@@ -264,11 +276,10 @@ class BatchesStream(TrainStream):
         return self.as_batch(self._read()), 1.0
 
     def _read(self) -> Any:
-        with forked_rng(self.seed, "batch", self._next):
+        batch = next(self._batches, None)
+        if batch is None:
+            self._batches = _as_they_come(self.data, self.seed, "batch", self._next)
             batch = next(self._batches, None)
-            if batch is None:
-                self._batches = iter(self.data)
-                batch = next(self._batches, None)
         if batch is None:
             raise NernError(
                 "the data have ended: an iterator can be read once only. Give a DataLoader, a Dataset, a list or a tensor"
@@ -303,14 +314,7 @@ class BatchesSet:
 
     def raw(self) -> Iterator[Any]:
         """The batches as they come."""
-        batches = None
-        for number in itertools.count():
-            with forked_rng(self.seed, "evaluation batch", number):
-                batches = iter(self.data) if batches is None else batches
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
+        return _as_they_come(self.data, self.seed, "evaluation batch")
 
     def batches(self, batch_size: int, share: Share | None = None) -> Iterator[Batch]:
         """See `EvalSet`; batches are as large as they come."""
