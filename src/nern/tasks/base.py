@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from nern.config import TaskConfig
-from nern.errors import NernError, unknown_name
+from nern.errors import NernError
 from nern.originals.base import Original
 from nern.originals.input_format import InputFormat
 from nern.randomness import forked_rng, generator
@@ -18,8 +18,6 @@ from nern.registry import RANDOM_IMAGES, TASKS
 from nern.tasks.images import ImageTensors
 from nern.tasks.loaders import LoaderSet, LoaderStream, SkippedImages
 from nern.tasks.streams import EvalSet, MadeUpStream, MixedStream, TensorStream, TrainStream
-
-DEFAULTS = ("mixup", "cutmix", "auto_augment")
 
 
 def register_task(
@@ -31,7 +29,9 @@ def register_task(
     mirrors: bool = False,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
-    **defaults: Any,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    auto_augment: str | None = None,
 ) -> Callable[[Any], Any]:
     """Decorator for a function that returns the data of a task: `(train, test)`.
 
@@ -43,7 +43,7 @@ def register_task(
         mean, std: of a task with `input_shape`: what its images are normalised with where neither `task.mean` and `task.std`
             nor the network say it. None: the task normalises them itself, and `task.mean` and `task.std` are refused.
         mirrors: an image and its mirror image are of one class: what `teacher.mirrored: null` asks for.
-        defaults: what null means for `mixup`, `cutmix` and `auto_augment` of the `task` section; else none of them.
+        mixup, cutmix, auto_augment: what null means for these keys of the `task` section.
 
     The function is called as `f(train_kwargs, test_kwargs, use_workers=..., data_dir=..., imagenet_path=...,
     splits=..., input_format=..., auto_augment=...)`; both kwargs hold `batch_size` and `num_workers`, and `input_format` is
@@ -53,9 +53,6 @@ def register_task(
     augmented: those of a dataset come from its attribute `evaluation`, the same items without augmentation; where it has
     none, they come through its transforms.
     """
-    for key in defaults:
-        if key not in DEFAULTS:
-            raise unknown_name("default of a task", key, DEFAULTS)
     images = None if input_shape is None or mean is None or std is None else InputFormat(input_shape, mean, std)
     return TASKS.register(
         name,
@@ -64,7 +61,7 @@ def register_task(
         train_images=train_images,
         mirrors=mirrors,
         images=images,
-        defaults=defaults,
+        defaults={"mixup": mixup, "cutmix": cutmix, "auto_augment": auto_augment},
     )
 
 
@@ -193,7 +190,7 @@ def build_task(
             held_out = make_up(settings.held_out_images, "held-out images", True)
     elif train:
         stream, held_out = _train_streams(data["train"], settings)
-        mixup, cutmix = (default_of(task, key) or 0.0 for key in ("mixup", "cutmix"))
+        mixup, cutmix = (default_of(task, key) for key in ("mixup", "cutmix"))
         if mixup or cutmix:
             stream = MixedStream(stream, mixup, cutmix, classes, settings.seed)
     if "test" in splits:
@@ -205,7 +202,7 @@ def build_task(
 def default_of(task: TaskConfig, key: str) -> Any:
     """The value of `mixup`, `cutmix` or `auto_augment`: the section's, or where that is null the task's own."""
     value = getattr(task, key)
-    return TASKS.info(task.task_name)["defaults"].get(key) if value is None else value
+    return TASKS.info(task.task_name)["defaults"][key] if value is None else value
 
 
 def _train_streams(data: ImageTensors | LoaderSet, settings: DataSettings) -> tuple[TrainStream, EvalSet | None]:
