@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -101,7 +102,9 @@ def _check_memory(network: nn.Module, named: dict[str, Tensor]) -> None:
             last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
             end = tensor.data_ptr() + (last + 1) * tensor.element_size()
             places[id(tensor)] = (str(tensor.device), tensor.data_ptr(), end, name)
-    for (device, _, end, first), (other, begin, _, second) in itertools.pairwise(sorted(places.values())):
+    for (device, _, end, first), (other, begin, _, second) in itertools.pairwise(
+        sorted(places.values(), key=itemgetter(0, 1))
+    ):
         if device == other and begin < end:
             raise _refused(
                 network, f"{first} and {second} share memory, but are two tensors: make them one, or clone one of them"
