@@ -48,30 +48,26 @@ def read_json(path: Path, kind: type, remedy: str = "") -> Any:
 def check_yaml(node: yaml.Node | None) -> None:
     """Raise NernError for a YAML document that is too deep or too large once its aliases are written out, or holds too long
     a number."""
-    sizes: dict[int, int] = {}  # of the nodes that are done, by id; 0: it is at work
+    visited = 0
 
-    def size(node: yaml.Node, depth: int) -> int:
-        if depth > MOST_DEPTH or sizes.get(id(node)) == 0:
+    def visit(node: Any, depth: int) -> None:
+        nonlocal visited
+        visited += 1
+        if depth > MOST_DEPTH:
             raise NernError(
                 f"its YAML is nested too deeply; at most {MOST_DEPTH} lists and mappings may be in each other"
             )
-        if id(node) in sizes:
-            return sizes[id(node)]
-        sizes[id(node)] = 0
-        if isinstance(node, yaml.ScalarNode):
-            found = 1
-            if node.tag == "tag:yaml.org,2002:int" and len(node.value) > MOST_DIGITS:
-                raise NernError(f"it holds a number of {len(node.value):,} digits")
-        else:
-            inner = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
-            found = 1 + sum(size(part, depth + 1) for part in inner)
-        if found > MOST_NODES:
+        if visited > MOST_NODES:
             raise NernError(f"it holds more than {MOST_NODES:,} values")
-        sizes[id(node)] = found
-        return found
+        if not isinstance(node, yaml.ScalarNode):
+            for part in node.value:
+                for inner in part if isinstance(part, tuple) else (part,):
+                    visit(inner, depth + 1)
+        elif node.tag == "tag:yaml.org,2002:int" and len(node.value) > MOST_DIGITS:
+            raise NernError(f"it holds a number of {len(node.value):,} digits")
 
     if node is not None:
-        size(node, 0)
+        visit(node, 0)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
