@@ -118,9 +118,8 @@ class SplitFolders:
             )
         turns = np.concatenate([np.arange(count) for count in counts])
         order = np.lexsort((labels, turns))
-        return np.array([os.fsencode(file) for file, _ in files])[order], labels[
-            order
-        ]  # bytes take a fraction of the room
+        paths = np.array([os.fsencode(file) for file, _ in files])  # bytes take a fraction of the room
+        return paths[order], labels[order]
 
 
 def _wanted(split: str) -> str:
@@ -261,18 +260,8 @@ def _in_memory(data: FolderImages, images: InputFormat, num_workers: int, skippe
 # --- tasks -------------------------------------------------------------------------------------------------------
 
 
-def own_folders(path: str | None) -> SplitFolders:
-    """Those of imagefolder, in `task.data_dir`."""
-    return SplitFolders(path, "task.data_dir")
-
-
-def imagenet_folders(path: str | None) -> SplitFolders:
-    """Those of imagenet, in `task.imagenet_path`."""
-    return SplitFolders(path, "task.imagenet_path")
-
-
 def _count_classes(task: TaskConfig) -> int:
-    return len(own_folders(task.data_dir).classes())
+    return len(SplitFolders(task.data_dir, "task.data_dir").classes())
 
 
 @register_task("imagefolder", num_classes=_count_classes, mirrors=True)
@@ -284,7 +273,8 @@ def imagefolder(
     A split in memory is mirrored and cropped at random from a padded copy, one that is streamed augmented as timm does. In
     memory are up to 512 MB of pixels, training images only if there is no `auto_augment`.
     """
-    return load_splits(own_folders(data_dir), train_kwargs, test_kwargs, memory=MEMORY_BYTES, **kwargs)
+    folders = SplitFolders(data_dir, "task.data_dir")
+    return load_splits(folders, train_kwargs, test_kwargs, memory=MEMORY_BYTES, **kwargs)
 
 
 @register_task(
@@ -300,7 +290,7 @@ def imagenet(
     train_kwargs: Kwargs, test_kwargs: Kwargs, imagenet_path: str | None = None, **kwargs: Any
 ) -> tuple[Split | None, Split | None]:
     """Images of `imagenet_path`/train and /val (or validation, valid), streamed, augmented as timm does."""
-    folders = imagenet_folders(imagenet_path)
+    folders = SplitFolders(imagenet_path, "task.imagenet_path")
     found = len(folders.classes())
     if found != CLASSES:
         raise NernError(
