@@ -25,6 +25,7 @@ from nern.untrusted import parse_json
 KEY = "#"  # FILE#KEY: the state dict of that name in the file
 INDEX = ".index.json"  # of a file in parts
 DEPTH = 8  # of the mappings and lists that are looked into
+NEAR = 32  # state dicts among which the nearest is looked for
 PREFIXES = 64  # of names in a state dict that are looked under, the shortest ones
 WRAPPERS = re.compile(  # what these put into names is taken out; a network may have a part named `module` itself
     r"(?:^|(?<=\.))(?:module|_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
@@ -222,14 +223,13 @@ def load_weights(
         own.take(chosen[0].tensors, f"{what} {path}")
         return
     if not fitting:
-        nearest = min(views, key=own.distance)
+        nearest = min(sorted(views, key=own.difference)[:NEAR], key=own.distance)
         where = f" ({nearest.key})" if nearest.key else ""
         part = f"This is one part of several: give the index, NAME{INDEX}" if re.search(r"-\d+-of-\d+\.", file) else ""
         reasons = ". ".join(reason for reason in (own.problems(nearest), part, remedy) if reason)
         raise NernError(f"{what} {file}{where} does not fit {type(network).__name__}: {reasons}")
-    taken, *others = sorted(
-        fitting, key=lambda view: bool(AVERAGES.search(view.key))
-    )  # the first in the file comes first
+    # Sorting keeps the order of the file.
+    taken, *others = sorted(fitting, key=lambda view: bool(AVERAGES.search(view.key)))
     own.take(taken.tensors, f"{what} {file}")
     those = {id(tensor) for tensor in taken.tensors.values()}
     if keys := dict.fromkeys(view.key for view in others if those.isdisjoint(map(id, view.tensors.values()))):
@@ -255,6 +255,7 @@ class _Own:
         self.tied: dict[int, list[str]] = {}
         for name, tensor in self.tensors.items():
             self.tied.setdefault(id(tensor), []).append(name)
+        self.least = len({id(self.tensors[name]) for name in self.needed})  # an optimizer holds many small state dicts
 
     def views(self, state: StateDict) -> Iterator[StateDict]:
         """The state dict, and its parts under each prefix after which a name of the network follows, the outermost first:
@@ -290,12 +291,16 @@ class _Own:
 
     def fits(self, view: StateDict) -> bool:
         """Whether it holds what the network has, and nothing else."""
-        return not any(self._lists(view))
+        return len(view.tensors) >= self.least and not any(self._lists(view))
 
     def problems(self, view: StateDict) -> str:
         """Why a state dict does not fit."""
         parts = zip(("missing", "not expected", "of another shape"), self._lists(view), strict=True)
         return "; ".join(f"{len(names)} {label}: {some_names(names)}" for label, names in parts if names)
+
+    def difference(self, view: StateDict) -> int:
+        """Of the numbers of tensors."""
+        return abs(len(view.tensors) - len(self.tensors))
 
     def distance(self, view: StateDict) -> tuple[int, int]:
         """How far a state dict is from fitting: what it lacks, then what is wrong in it; of those that have nothing in
