@@ -44,6 +44,7 @@ from nern.artifact import load, write_artifact
 from nern.artifact.container import CODES
 from nern.artifact.tensors import encode_tensors
 from nern.benchmarks.machine import machine, machine_text, versions
+from nern.compat import import_torchvision
 from nern.config import TaskConfig
 from nern.jobs.artifacts import images_of, tested
 from nern.jobs.coding import IMAGES, Coder, Wanted, calibration_images, coded_network, coded_original
@@ -51,8 +52,7 @@ from nern.originals import build_original_network
 from nern.originals.base import Original
 from nern.originals.input_format import InputFormat
 from nern.representation.codes import UNIT
-from nern.tasks.image_files import read_image, suffixes
-from nern.tasks.image_folder import evaluation_transform
+from nern.tasks.image_folder import evaluation_transform, read_image
 from nern.tasks.streams import EvalSet
 
 FINEST, COARSEST = -40, -8  # quantisation parameters searched
@@ -153,7 +153,8 @@ class Judged:
 def pictures(folder: Path, images: InputFormat) -> torch.Tensor:
     """The pictures of a folder, and of those in it, in the order of their names, as a network takes them."""
     transform = evaluation_transform(images)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes())
+    suffixes = import_torchvision().datasets.folder.IMG_EXTENSIONS
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     return torch.stack([transform(read_image(str(path), images.shape[0])) for path in files])
 
 

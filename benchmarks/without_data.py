@@ -21,7 +21,7 @@ from nern.config import Config
 from nern.jobs import train
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments" / "without-data"
-KINDS = ["training images", "uniform", "leaves", "inversion"]
+KINDS = ["training images", "uniform", "leaves"]
 
 
 def run(name: str, config: Config, log_dir: str, **changes: Any) -> dict[str, Any]:

@@ -83,17 +83,10 @@ def same_data(network: nn.Module) -> None:
     network.fourth.weight.data = network.second.weight.data
 
 
-def columns(network: nn.Module) -> None:
-    """Two parameters that lie in one memory, number by number in turn, without a place in common."""
-    whole = torch.arange(24.0).view(4, 6)
-    network.even, network.odd = nn.Parameter(whole[:, ::2]), nn.Parameter(whole[:, 1::2])
-
-
 TAKEN: dict[str, Change] = {
     "plain": lambda network: None,
     "training, some frozen": lambda network: network.train().first.weight.requires_grad_(False),
     "tied": tied,
-    "columns of one memory": columns,
     "bfloat16": lambda network: network.to(torch.bfloat16),
     "mixed": lambda network: network.head.to(torch.float64),
     "buffers of any values": buffer(torch.tensor([float("-inf"), float("nan"), -0.0, 0.1, float("inf")])),

@@ -116,8 +116,8 @@ def test_the_json_file_beside_the_weights_goes_before_what_they_tell(tmp_path: P
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{option: B", r"weights.json: it is not valid JSON"),
-        ('["B"]', r"weights.json holds list, not an object"),
+        ("{option: B", r"weights.json is damaged \(it is not valid JSON"),
+        ('["B"]', r"weights.json is damaged \(it holds list, not dict\)"),
         ('{"optoin": "B"}', r"unknown argument of ResNet8 'optoin'; did you mean 'option'"),
         ('{"option": "D"}', r"unknown shortcut option 'D'"),
     ],

@@ -275,11 +275,11 @@ def test_run_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         (5, {}, "must be a DataLoader"),
         ([], {}, "no batch"),
         (["text"], {}, "holds no tensor"),
-        ([numbers(4, 2, 10, 10)], {}, r"does not take the first batch, tensor \(4, 2, 10, 10\), called as network\(batch\)"),
+        ([numbers(4, 2, 10, 10)], {}, r"does not take the first batch, \(4, 2, 10, 10\): RuntimeError"),
         ([IMAGES], {"forward": lambda network, batch: "text"}, "gives str without a tensor"),
         ([IMAGES], {"forward": lambda network, batch: torch.ones(3)}, r"shape \(3,\) does not belong to 8 samples"),
         ([IMAGES], {"phases": {"destillation": 3}}, "did you mean 'distillation'"),
-        (iter([IMAGES]), {}, "ended after 1 batches"),
+        (iter([IMAGES]), {}, "have ended: an iterator can be read once only"),
     ],
 )  # fmt: skip
 def test_data_that_do_not_fit_are_told_of(data: Any, arguments: dict[str, Any], message: str) -> None:

@@ -283,7 +283,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "batches of one image": {"batch_size": 1, "nern.task_loss_weight": 1e-5},
     "unreadable images": {"imports": ["mine.py"], "task.task_name": "patchy", "batch_size": 3, "num_iterations": 8}
     | {"evaluation.held_out_images": 4, "evaluation.test_images": 7, "evaluation.batch_size": 1},
-    "mixed images": {"task.mixup": 0.8, "task.cutmix": 1.0, "nern.task_loss_weight": 1e-3},
     "made-up images": {"task.use_random_data": True, "task.random_data": "leaves"},
     "several networks": {"networks": [NETWORK, NETWORK], "original_model_path": None},
     "refinement by drawn filters": {"nern.reconstruction_rows": "drawn", "learn_norms": True, "norm_images": 16}

@@ -26,6 +26,9 @@ ASKED_FOR: dict[str, object] = {
     "nern.embeddings.permutations.exact_limit": 500,
     "reconstruction.rounds": 2,
     "reconstruction.round_share": 0.5,
+    "task.inversion_images": 64,
+    "task.inversion_steps": 20,
+    "task.in_memory": "maybe",
     "cuda_graph": "maybe",
 }
 
@@ -66,6 +69,11 @@ def test_a_retired_key_that_is_off_has_no_part(key: str, off: object, tmp_path: 
     assert key not in Config.load(file).to_yaml()
 
 
+def test_a_retired_key_of_one_of_several_networks_has_no_part() -> None:
+    plain, earlier = ({"task": {"task_name": "digits"} | more} for more in ({}, {"in_memory": True}))
+    assert Config.from_dict({"networks": [earlier]}) == Config.from_dict({"networks": [plain]})
+
+
 @pytest.mark.parametrize(("key", "value"), ASKED_FOR.items())
 def test_a_retired_key_that_asks_for_something_is_refused(key: str, value: object, run: Path, tmp_path: Path) -> None:
     message = rf"{key} \(={value}\) was removed: .* \(docs/tried\.md\)\. Version 0\.1\.0 has it$"
@@ -93,8 +101,9 @@ def test_a_retired_key_is_no_option(key: str, capsys: pytest.CaptureFixture[str]
         (
             {"task.use_random_data": True, "task.random_data": "spectrum"},
             "spectrum",
-            "inversion, leaves, scenes, uniform",
+            "leaves, scenes, uniform",
         ),
+        ({"task.use_random_data": True, "task.random_data": "inversion"}, "inversion", "leaves, scenes, uniform"),
         ({"networks": [{"task": {"use_random_data": True, "random_data": "spectrum"}}]}, "spectrum", "leaves"),
     ],
 )

@@ -116,7 +116,6 @@ def test_cifar_is_normalised_as_the_task_says_else_the_network_else_as_usual(sai
     ("changes", "says"),
     [
         ({"input_size": 16}, r"task.input_size has no part in task 'digits', whose images are fixed"),
-        ({"in_memory": True}, r"task.in_memory has no part in task 'digits'"),
         ({"mean": [0.5, 0.5, 0.5]}, r"images of 1 channels need as many numbers in mean \(=\[0.5, 0.5, 0.5\]\)"),
     ],
 )
@@ -434,7 +433,6 @@ def test_a_task_is_called_as_the_published_guide_says() -> None:
         "splits": ("train", "test"),
         "input_format": InputFormat((1, 4, 4), (0.0,), (1.0,)),
         "auto_augment": None,
-        "in_memory": None,
     }
 
 
@@ -449,9 +447,12 @@ def images_in_memory(count: int = 20) -> ImageTensors:
 
 IMAGES, EMPTY = images_in_memory(), images_in_memory(0)
 WRONG = {
-    "a tensor": ((torch.zeros(3), IMAGES), "gave Tensor as its train split; an ImageTensors or a DataLoader"),
+    "a tensor": ((torch.zeros(3), IMAGES), "the train split of task 'mine' must be an ImageTensors, .* not Tensor"),
     "an empty test set": ((IMAGES, EMPTY), "the test split of task 'mine' is empty"),
-    "an iterable dataset": ((DataLoader(Endless()), IMAGES), "needs map-style datasets"),
+    "an iterable dataset": (
+        (DataLoader(Endless()), IMAGES),
+        "must be an ImageTensors, or a DataLoader of a map-style dataset",
+    ),
 }
 
 

@@ -367,7 +367,7 @@ def test_everything_registered_trains(configure: Configure, key: str, name: str)
             values |= {"nern.hidden_layer_size": usual.hidden_layer_size}
             values |= {"nern.embeddings.enc_levels": usual.embeddings.enc_levels}
     if key == "task.random_data":
-        values |= {"task.use_random_data": True, "task.inversion_images": 20, "task.inversion_steps": 2}
+        values |= {"task.use_random_data": True}
     if name == "checkpoint":
         values["nern.checkpoint_path"] = str(train(configure({"num_iterations": 1})).checkpoint("last"))
     assert_trains(configure(values))

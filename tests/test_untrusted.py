@@ -19,7 +19,6 @@ DEEP, LONG = "nested too deeply", "a number of 5,000 digits"
 JSON: dict[str, tuple[str | bytes, str]] = {
     "deep lists": ("[" * 10**6, DEEP),
     "deep objects": ('{"a":' * 10**6, DEEP),
-    "deep and closed": ("[" * 65 + "1" + "]" * 65, DEEP),
     "a key twice": ('{"a": 1, "b": {"c": 1, "c": 2}}', "a key twice"),
     "a long number": ("[" + "9" * 5000 + "]", LONG),
     "infinite": ('{"a": 1e999}', "holds 1e999"),
@@ -55,7 +54,7 @@ def test_json_that_is_refused(text: str | bytes, message: str, tmp_path: Path) -
 def test_arguments_beside_weights_that_are_refused(text: str | bytes, tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(b"")
     (tmp_path / "w.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(NernError, match=r"w\.json: it"):
+    with pytest.raises(NernError, match=r"w\.json is damaged \(it"):
         build_original_network("timm:test_convnext", str(tmp_path / "w.pt"))
 
 

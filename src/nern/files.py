@@ -293,24 +293,6 @@ def tensors_of(network: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def load_into(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Copy `state` into `module`, names and shapes checked first. Raises NernError listing what does not fit."""
-    own = tensors_of(module)
-    optional = {name for name in own if name.endswith("num_batches_tracked")}
-    missing = [name for name in own if name not in state and name not in optional]
-    unexpected = [name for name in state if name not in own and not name.endswith("num_batches_tracked")]
-    shapes = [
-        f"{name}: expected {tuple(own[name].shape)}, found {tuple(state[name].shape)}"
-        for name in own
-        if name in state and own[name].shape != state[name].shape
-    ]
-    if missing or unexpected or shapes:
-        parts = [("missing", missing), ("not expected", unexpected), ("of another shape", shapes)]
-        listing = "; ".join(f"{len(found)} {label}: {some_names(found)}" for label, found in parts if found)
-        raise NernError(f"{what} does not fit {type(module).__name__}: {listing}")
-    module.load_state_dict({name: state.get(name, tensor) for name, tensor in own.items()}, strict=False)
-
-
 def some_names(names: Iterable[str], limit: int = 4) -> str:
     """The first names, and how many more there are, for an error."""
     names = list(names)

@@ -148,7 +148,7 @@ def name_of(choice: Choice) -> str:
 LOSS_FACTS = {"by_image": False, "any_precision": False, "pooled": False}
 ORIGINALS: Registry[Any] = Registry("original network (task.original_model_name)")
 TASKS: Registry[Any] = Registry("task (task.task_name)")
-RANDOM_IMAGES: Registry[Any] = Registry("kind of made-up images (task.random_data)", removed=("spectrum",))
+RANDOM_IMAGES: Registry[Any] = Registry("kind of made-up images (task.random_data)", removed=("spectrum", "inversion"))
 PREDICTORS: Registry[Any] = Registry("predictor (nern.method)", {"num_idxs": 3, "of_kernels": False})
 ACTIVATIONS: Registry[Any] = Registry("activation (nern.act_layer)")
 NORM_LAYERS: Registry[Any] = Registry("norm layer (nern.norm_layer)")

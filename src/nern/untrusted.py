@@ -12,7 +12,7 @@ import yaml
 from nern.errors import NernError
 
 MOST_DIGITS = 20  # of a whole number: 64 bits and a sign
-MOST_DEPTH = 64  # of lists and mappings within each other
+MOST_DEPTH = 64  # of lists and mappings of a YAML text within each other
 MOST_NODES = 2**16  # values of a YAML text, with every alias written out
 
 
@@ -20,23 +20,17 @@ def parse_json(text: str | bytes) -> Any:
     """What a JSON text (UTF-8) holds.
 
     Raises:
-        NernError: it is no JSON; nested deeper than `MOST_DEPTH`; a key twice; a number that is not finite, or whole and
+        NernError: it is no JSON, or nested too deeply; a key twice; a number that is not finite, or whole and
             longer than `MOST_DIGITS`.
     """
     try:
-        value = _DECODER.decode(text if isinstance(text, str) else text.decode())
+        return _DECODER.decode(text if isinstance(text, str) else text.decode())
     except RecursionError as error:
-        raise _too_deep("JSON") from error
+        raise NernError("its JSON is nested too deeply") from error
     except NernError:
         raise
     except ValueError as error:
         raise NernError(f"it is not valid JSON ({' '.join(str(error).split())[:120]})") from error
-    level, depth = [value], 0
-    while level := [inner for outer in level for inner in _inner(outer)]:
-        depth += 1
-        if depth > MOST_DEPTH:
-            raise _too_deep("JSON")
-    return value
 
 
 def read_json(path: Path, kind: type, remedy: str = "") -> Any:
@@ -54,38 +48,26 @@ def read_json(path: Path, kind: type, remedy: str = "") -> Any:
 def check_yaml(node: yaml.Node | None) -> None:
     """Raise NernError for a YAML document that is too deep or too large once its aliases are written out, or holds too long
     a number."""
-    sizes: dict[int, int] = {}  # of the nodes that are done, by id; 0: it is at work
+    visited = 0
 
-    def size(node: yaml.Node, depth: int) -> int:
-        if depth > MOST_DEPTH or sizes.get(id(node)) == 0:
-            raise _too_deep("YAML")
-        if id(node) in sizes:
-            return sizes[id(node)]
-        sizes[id(node)] = 0
-        if isinstance(node, yaml.ScalarNode):
-            found = 1
-            if node.tag == "tag:yaml.org,2002:int" and len(node.value) > MOST_DIGITS:
-                raise NernError(f"it holds a number of {len(node.value):,} digits")
-        else:
-            inner = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
-            found = 1 + sum(size(part, depth + 1) for part in inner)
-        if found > MOST_NODES:
+    def visit(node: Any, depth: int) -> None:
+        nonlocal visited
+        visited += 1
+        if depth > MOST_DEPTH:
+            raise NernError(
+                f"its YAML is nested too deeply; at most {MOST_DEPTH} lists and mappings may be in each other"
+            )
+        if visited > MOST_NODES:
             raise NernError(f"it holds more than {MOST_NODES:,} values")
-        sizes[id(node)] = found
-        return found
+        if not isinstance(node, yaml.ScalarNode):
+            for part in node.value:
+                for inner in part if isinstance(part, tuple) else (part,):
+                    visit(inner, depth + 1)
+        elif node.tag == "tag:yaml.org,2002:int" and len(node.value) > MOST_DIGITS:
+            raise NernError(f"it holds a number of {len(node.value):,} digits")
 
     if node is not None:
-        size(node, 0)
-
-
-def _inner(value: Any) -> Any:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
-def _too_deep(what: str) -> NernError:
-    return NernError(
-        f"its {what} is nested too deeply; at most {MOST_DEPTH} lists and mappings may be within each other"
-    )
+        visit(node, 0)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from nern.artifact.orderings import check_ordering, decode_ordering
 from nern.artifact.outliers import decode_outliers
 from nern.artifact.tensors import decode_tensors
 from nern.errors import NernError, plain_errors
-from nern.files import load_into
 from nern.naming import of_number
 from nern.ordering.order import Ordering
 from nern.originals.base import usable
@@ -28,6 +27,7 @@ from nern.originals.checked import DTYPES, copy_of
 from nern.registry import PREDICTORS
 from nern.representation.kernels import WEIGHT_IDXS, kernel_shape
 from nern.representation.nern import CACHED_ROWS, NeRN, build_heads, build_nern, predictor_arguments
+from nern.weights_file import load_into
 
 T = TypeVar("T")
 SECTIONS = ("META", "PRED", CODES, "PRAW", "ORDR", "KEPT", "KRAW", "OUTL", "ORAW", "PROB")

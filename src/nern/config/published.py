@@ -17,6 +17,7 @@ from nern.typed import typed
 VERSION = "0.1.0"  # the last one with the retired keys
 
 _WEIGHTING = "refinement weights errors better"
+_INVERSION = "images of random_data 'leaves' are as good"
 # of each key: the values that ask for nothing, and in whose favour it was removed
 RETIRED: dict[str, tuple[tuple[object, ...], str]] = {
     "nern.weighting": (("none",), _WEIGHTING),
@@ -27,6 +28,9 @@ RETIRED: dict[str, tuple[tuple[object, ...], str]] = {
     "nern.embeddings.permutations.exact_limit": ((1_000_000, None), "all orderings are exact"),
     "reconstruction.rounds": ((1,), "they did not help"),
     "reconstruction.round_share": ((1,), "they did not help"),
+    "task.inversion_images": ((512,), _INVERSION),
+    "task.inversion_steps": ((150,), _INVERSION),
+    "task.in_memory": ((None, True, False), "up to 512 MB of images are held in memory"),
     "cuda_graph": ((False, True), "no step is captured"),  # no result depended on it
 }
 # keys that others have taken the place of, and what they may hold
@@ -34,10 +38,7 @@ TRANSLATED: dict[str, Any] = {
     "no_cuda": bool,
     "logging.disable_logging": bool,
     "logging.use_tensorboard": bool | None,
-    "task.inversion_images": int,
-    "task.inversion_steps": int,
 }
-_INVERSION = {"inversion_images": ("images", 512), "inversion_steps": ("steps", 150)}  # names of today, and defaults
 
 
 def current(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -46,19 +47,18 @@ def current(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     Raises:
         NernError: a retired key asks for what was removed; a translated one contradicts the key in its place.
     """
-    found = dict(values)
-    for key, (off, _) in RETIRED.items():
-        given = _taken(found, key)
-        if given is not _MISSING and given not in off:
-            raise retired_key(key, given, where)
+    found, parts = dict(values), list[dict[str, Any]]()
+    if isinstance(found.get("networks"), list):
+        found["networks"] = [dict(n) if isinstance(n, Mapping) else n for n in found["networks"]]
+        parts = [n for n in found["networks"] if isinstance(n, dict)]
+    for part in [found, *parts]:
+        for key, (off, _) in RETIRED.items():
+            given = _taken(part, key)
+            if given is not _MISSING and given not in off:
+                raise retired_key(key, given, where)
     if _taken(found, "no_cuda") is True:
         found["num_gpus"] = 0
     _tracker(found, where)
-    _inversion(found)
-    if isinstance(found.get("networks"), list):
-        found["networks"] = [dict(n) if isinstance(n, Mapping) else n for n in found["networks"]]
-        for network in [n for n in found["networks"] if isinstance(n, dict)]:
-            _inversion(network)
     return found
 
 
@@ -101,12 +101,3 @@ def _tracker(values: dict[str, Any], where: str) -> None:
     tracker = "none" if disabled is True else tracker
     if tracker is not None:
         values["logging"] = {**values["logging"], "tracker": tracker}
-
-
-def _inversion(values: dict[str, Any]) -> None:
-    """The sizes of `inversion` as settings of that kind of made-up images."""
-    given = {new: _taken(values, f"task.{old}") for old, (new, _) in _INVERSION.items()}
-    usual = dict(_INVERSION.values())
-    settings = {name: value for name, value in given.items() if value not in (_MISSING, usual[name])}
-    if settings and nested_value(values, "task.random_data") in (None, "inversion"):
-        values["task"] = {**values["task"], "random_data": {"name": "inversion", **settings}}

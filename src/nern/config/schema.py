@@ -208,9 +208,7 @@ class TaskConfig:
     """Train on made-up images, not on the training set. No labels are used."""
     random_data: Choice = "uniform"
     """Kind of made-up images, with use_random_data: 'uniform' (noise in [-2, 2], as published), 'leaves' (overlapping discs
-    of random colours), 'scenes' (shapes of more kinds and sizes, with gradients, out of focus), 'inversion' (optimised until
-    the batch norms of the original see the statistics that they hold). The size of the pool and the steps for each image:
-    {name: inversion, images: 512, steps: 150}."""
+    of random colours), 'scenes' (shapes of more kinds and sizes, with gradients, out of focus)."""
     input_size: FromOne | None = None
     """Side of the images in pixels, for imagenet and imagefolder. null: as the network's metadata says, else 224."""
     mean: list[float] | None = None
@@ -219,15 +217,12 @@ class TaskConfig:
     std: list[float] | None = None
     """Standard deviation of each channel, on the scale 0 to 1. null: as for mean."""
     auto_augment: str | None = None
-    """Augmentation policy in timm's notation, for streamed images. 'none': off. null: the task's own (imagenet:
-    'rand-m9-mstd0.5-inc1')."""
+    """Augmentation policy in timm's notation, for images that are streamed (of imagefolder with a policy, and those of more
+    than 512 MB). 'none': off. null: the task's own (imagenet: 'rand-m9-mstd0.5-inc1')."""
     mixup: NotNegative | None = None
     """Alpha of mixup, which blends training images in pairs. null: the task's own (imagenet: 0.8, others: 0)."""
     cutmix: NotNegative | None = None
     """Alpha of cutmix, which pastes a rectangle of another image. null: the task's own (imagenet: 1.0, others: 0)."""
-    in_memory: bool | None = None
-    """imagefolder: hold all images on the device (true) or stream them (false). null: true up to 512 MB of pixels without
-    auto_augment, else false."""
 
 
 @dataclass(kw_only=True)

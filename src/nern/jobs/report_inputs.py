@@ -8,14 +8,13 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import Subset
 
 from nern.compat import import_torchvision
 from nern.config import TaskConfig
 from nern.ordering.order import Ordering
 from nern.randomness import generator
 from nern.representation.kernels import kernel_shape
-from nern.tasks.image_folder import imagenet_folders, own_folders
+from nern.tasks.image_folder import SplitFolders
 from nern.tasks.images import ImageTensors
 from nern.tasks.loaders import LoaderSet
 from nern.tasks.streams import EvalSet
@@ -31,9 +30,9 @@ def class_names(task: TaskConfig) -> Sequence[str] | None:
     """Of the classes of a task whose test images are there, by their numbers; None: they have numbers only. Folders named
     as ImageNet's are (n01440764) give the words that these stand for."""
     if task.task_name == "imagefolder":
-        names = own_folders(task.data_dir).classes()
+        names = SplitFolders(task.data_dir, "task.data_dir").classes()
     elif task.task_name == "imagenet":
-        names = imagenet_folders(task.imagenet_path).classes()
+        names = SplitFolders(task.imagenet_path, "task.imagenet_path").classes()
     else:
         return CLASS_NAMES.get(task.task_name)
     if not any(re.fullmatch(r"n\d{8}", name) for name in names):
@@ -51,9 +50,7 @@ def drawn(images: EvalSet, count: int | None, seed: int) -> EvalSet:
     if count is None or count >= len(images) or not isinstance(images, ImageTensors | LoaderSet):
         return images
     chosen = torch.randperm(len(images), generator=generator(seed, "images of a report"))[:count].sort().values
-    if isinstance(images, ImageTensors):
-        return images.subset(chosen)
-    return LoaderSet(images.loader, Subset(images.dataset, chosen.tolist()), images.device, images.skipped)
+    return images.subset(chosen)
 
 
 def walks(ordering: Ordering, shapes: Sequence[tuple[int, int, int, int]]) -> list[Int[Tensor, " kernels"] | None]:

@@ -21,7 +21,7 @@ from nern.originals.input_format import InputFormat, input_format
 from nern.originals.selection import checked_names, choose_parameters, convolution_weights, matching, names_of
 from nern.originals.taps import NORMS, FeatureMaps, Taps, default_taps, matching_taps
 from nern.registry import ORIGINALS
-from nern.weights_file import STATISTICS, load_weights, norm_buffers, split_key
+from nern.weights_file import load_weights, split_key, statistic
 
 SMALL_SHARE = 0.1  # representing less of a network than this deserves a word
 
@@ -132,9 +132,9 @@ class Original:
             weight = self.network.get_parameter(name)
             if not weight.is_floating_point():
                 raise NernError(f"{name} of {self.name} holds {weight.dtype}; real numbers are needed")
-        trained, statistics = {id(p) for p in self.network.parameters()}, norm_buffers(self.network, *STATISTICS)
+        trained = {id(p) for p in self.network.parameters()}
         for name, value in tensors_of(self.network).items():  # other buffers may hold anything
-            checked = id(value) in trained or name in statistics
+            checked = id(value) in trained or statistic(name)
             if checked and value.is_floating_point() and not torch.isfinite(value).all():
                 raise NernError(f"{name} of {self.name} holds values that are not finite (NaN or infinity)")
         represented = sum(w.numel() for w in self.weights)

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from nern.errors import NernError, NernWarning, unknown_name
-from nern.files import existing_file, some_names
+from nern.files import existing_file
 from nern.originals.base import Original, OriginalNetwork, kwargs_file
 from nern.originals.checked import check_network
 from nern.originals.sources import find_builder, load_timm, load_torchvision
 from nern.randomness import forked_rng
 from nern.registry import ORIGINALS
 from nern.shipped import NETWORK, shipped_file
-from nern.untrusted import parse_json
+from nern.untrusted import read_json
 from nern.weights_file import KEY, load_weights, plain_state_dicts, split_key
 
 
@@ -106,7 +106,7 @@ def build_original_network(
         if hasattr(build, "infer_kwargs") and getattr(build, "load", None) in (None, OriginalNetwork.load):
             told = _told(build, file)
         if kwargs_file(file).is_file():
-            beside = _read_kwargs(kwargs_file(file))
+            beside = read_json(kwargs_file(file), dict, "; it is read as the arguments of the original network")
             told |= beside
     known = {key: value for key, value in told.items() if key not in of_task} | (kwargs or {})
     optional = {key: told.get(key, value) for key, value in of_task.items()}
@@ -165,23 +165,6 @@ def build_original(
 
 
 def _told(build: Any, file: Path) -> dict[str, Any]:
-    """The arguments that weights in a file tell; a warning where others in it tell others."""
+    """The arguments that weights in a file tell: of several the most, of as many the first."""
     states = plain_state_dicts(file, "original network's weights")
-    told: list[tuple[dict[str, Any], str]] = [(build.infer_kwargs(state.tensors), state.key) for state in states]
-    most, key = max(told, key=lambda found: len(found[0]), default=({}, ""))
-    others = dict.fromkeys(other for found, other in told if len(found) == len(most) and found != most and other != key)
-    if others and split_key(file)[1] is None:
-        choices = some_names([f"{file}{KEY}{other}" for other in others])
-        which = f"that of {key!r}" if key else "the outermost"
-        warnings.warn(f"{file} holds several networks: {which} is built. To take others: {choices}", NernWarning, 3)
-    return most
-
-
-def _read_kwargs(path: Path) -> dict[str, Any]:
-    try:
-        kwargs = parse_json(path.read_bytes())
-    except (NernError, OSError) as error:
-        raise NernError(f"arguments of the original network, {path}: {error}") from error
-    if not isinstance(kwargs, dict):
-        raise NernError(f"arguments of the original network: {path} holds {type(kwargs).__name__}, not an object")
-    return kwargs
+    return max((build.infer_kwargs(state.tensors) for state in states), key=len, default={})

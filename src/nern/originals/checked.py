@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -92,41 +94,21 @@ def _check_tensor(network: nn.Module, name: str, tensor: Tensor) -> None:
 
 def _check_memory(network: nn.Module, named: dict[str, Tensor]) -> None:
     """Raise NernError for tensors that overlap without being the same one, and for one that overlaps itself."""
-    stored: dict[tuple[str, int], dict[int, tuple[str, Tensor]]] = {}
+    places = dict[int, tuple[str, int, int, str]]()  # device, first byte, byte behind the last one, name; by id
     for name, tensor in named.items():
         if torch._debug_has_internal_overlap(tensor) == 1:
             raise _refused(network, f"{name} holds one number in several places (it was expanded); clone it")
-        if tensor.numel():
-            place = str(tensor.device), tensor.untyped_storage().data_ptr()
-            stored.setdefault(place, {}).setdefault(id(tensor), (name, tensor))
-    for group in stored.values():
-        before: list[tuple[str, Tensor]] = []
-        for name, tensor in group.values():
-            if other := next((first for first, own in before if _overlap(own, tensor)), None):
-                raise _refused(
-                    network,
-                    f"{other} and {name} share memory, but are two tensors: make them one, or clone one of them",
-                )
-            before.append((name, tensor))
-
-
-def _overlap(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors of one storage have a place of it in common."""
-    (begin, end), (start, stop) = _span(first), _span(second)
-    if end <= start or stop <= begin:
-        return False
-    if first.element_size() != second.element_size():
-        return True
-    places = torch.arange(max(end, stop) // first.element_size())
-    of_both = [places.as_strided(t.shape, t.stride(), t.storage_offset()).flatten() for t in (first, second)]
-    return bool(torch.isin(*of_both).any())
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """The bytes of its storage between which a tensor lies."""
-    last = sum(int(n - 1) * int(stride) for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    begin = int(tensor.storage_offset()) * tensor.element_size()
-    return begin, begin + (last + 1) * tensor.element_size()
+        if tensor.numel() and id(tensor) not in places:
+            last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+            end = tensor.data_ptr() + (last + 1) * tensor.element_size()
+            places[id(tensor)] = (str(tensor.device), tensor.data_ptr(), end, name)
+    for (device, _, end, first), (other, begin, _, second) in itertools.pairwise(
+        sorted(places.values(), key=itemgetter(0, 1))
+    ):
+        if device == other and begin < end:
+            raise _refused(
+                network, f"{first} and {second} share memory, but are two tensors: make them one, or clone one of them"
+            )
 
 
 def _refused(network: nn.Module, why: str) -> NernError:

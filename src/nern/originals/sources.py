@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from torch import nn
 from nern.compat import import_torchvision
 from nern.config import import_module
 from nern.errors import NernError
-from nern.files import load_into
 from nern.originals.input_format import InputFormat
+from nern.weights_file import load_into
 
 Builder = Callable[..., nn.Module]
 
@@ -33,10 +32,6 @@ def find_builder(name: str) -> Builder:
         return _torchvision_builder(what)
     if source == "timm":
         return _timm_builder(what)
-    if source == "pretrained":
-        raise NernError(
-            f"{name!r} names weights, not an architecture; give it as original_model_path (nern inspect: --weights)"
-        )
     module = import_module(source, "task.original_model_name")
     builder = getattr(module, what, None)
     if not callable(builder):
@@ -76,7 +71,7 @@ def _torchvision_builder(name: str) -> Builder:
         if "weights_backbone" in inspect.signature(function).parameters:
             kwargs.setdefault("weights_backbone", None)  # its default would be downloaded
         network: nn.Module = function(weights=None, num_classes=num_classes, **kwargs)
-        network.input_format = _torchvision_format(_torchvision_weights(name, "DEFAULT"))  # type: ignore[assignment]
+        network.input_format = _torchvision_format(_torchvision_weights(name).get("DEFAULT"))  # type: ignore[assignment]
         return network
 
     return build
@@ -92,15 +87,9 @@ def _torchvision_format(weights: Any) -> InputFormat | None:
     return InputFormat((3, side, side), mean, std, transforms.interpolation.value, side / resized, own=False)
 
 
-def _torchvision_weights(name: str, entry: str) -> Any:
-    choices = import_torchvision().models.get_model_weights(name)
-    if entry not in choices.__members__ and (entry != "DEFAULT" or not choices.__members__):
-        if entry == "DEFAULT":
-            return None
-        raise NernError(
-            f"torchvision has no weights {entry!r} for {name}; it has: {', '.join(choices.__members__) or 'none'}"
-        )
-    return choices[entry]
+def _torchvision_weights(name: str) -> Mapping[str, Any]:
+    """Pretrained weights of a network by their names, 'DEFAULT' among them if there are any."""
+    return import_torchvision().models.get_model_weights(name).__members__
 
 
 def load_torchvision(network: nn.Module, name: str, entry: str) -> None:
@@ -110,9 +99,10 @@ def load_torchvision(network: nn.Module, name: str, entry: str) -> None:
         NernError: no such weights; no network connection (the message tells where to put the file); weights of other
             shapes.
     """
-    weights = _torchvision_weights(name, entry)
-    if weights is None:
-        raise NernError(f"torchvision has no pretrained weights for {name}")
+    choices = _torchvision_weights(name)
+    if entry not in choices:
+        raise NernError(f"torchvision has no weights {entry!r} for {name}; it has: {', '.join(choices) or 'none'}")
+    weights = choices[entry]
     file = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(weights.url)
     try:
         state = torch.hub.load_state_dict_from_url(weights.url, progress=False, check_hash=True, weights_only=True)
@@ -172,19 +162,13 @@ def load_timm(network: nn.Module, name: str, tag: str) -> None:
     cfg = timm.get_pretrained_cfg(full, allow_unregistered=False) if timm.is_model_pretrained(full) else None
     if cfg is None:
         raise NernError(f"timm has no pretrained weights {full!r}; {_tags(base)}")
-    arguments: dict[str, Any] = {"num_classes": cfg.num_classes}
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it reports every retry
     try:
-        loaded = timm.create_model(full, pretrained=True, **arguments)
+        loaded = timm.create_model(full, pretrained=True, num_classes=cfg.num_classes)
     except Exception as error:
         source = f"https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
         raise NernError(
             f"timm's weights {full} could not be downloaded ({' '.join(str(error).split())[:200]}). Get model.safetensors "
             f"from {source} and give the file as original_model_path."
         ) from error
-    finally:
-        logger.setLevel(level)
     load_into(network, loaded.state_dict(), f"timm's weights {full}")
     network.pretrained_cfg = loaded.pretrained_cfg

@@ -6,7 +6,7 @@ from nern.tasks.digits import digits
 from nern.tasks.image_folder import imagefolder, imagenet
 from nern.tasks.images import ImageTensors
 from nern.tasks.loaders import Unreadable
-from nern.tasks.random_images import inversion, leaves, uniform
+from nern.tasks.random_images import leaves, uniform
 from nern.tasks.streams import EvalSet, TrainStream
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "digits",
     "imagefolder",
     "imagenet",
-    "inversion",
     "leaves",
     "register_task",
     "uniform",

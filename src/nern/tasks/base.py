@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from nern.config import TaskConfig
-from nern.errors import NernError, unknown_name
+from nern.errors import NernError
 from nern.originals.base import Original
 from nern.originals.input_format import InputFormat
 from nern.randomness import forked_rng, generator
@@ -18,8 +18,6 @@ from nern.registry import RANDOM_IMAGES, TASKS
 from nern.tasks.images import ImageTensors
 from nern.tasks.loaders import LoaderSet, LoaderStream, SkippedImages
 from nern.tasks.streams import EvalSet, MadeUpStream, MixedStream, TensorStream, TrainStream
-
-DEFAULTS = ("mixup", "cutmix", "auto_augment")
 
 
 def register_task(
@@ -31,7 +29,9 @@ def register_task(
     mirrors: bool = False,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
-    **defaults: Any,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    auto_augment: str | None = None,
 ) -> Callable[[Any], Any]:
     """Decorator for a function that returns the data of a task: `(train, test)`.
 
@@ -43,29 +43,26 @@ def register_task(
         mean, std: of a task with `input_shape`: what its images are normalised with where neither `task.mean` and `task.std`
             nor the network say it. None: the task normalises them itself, and `task.mean` and `task.std` are refused.
         mirrors: an image and its mirror image are of one class: what `teacher.mirrored: null` asks for.
-        defaults: what null means for `mixup`, `cutmix` and `auto_augment` of the `task` section; else none of them.
+        mixup, cutmix, auto_augment: what null means for these keys of the `task` section.
 
     The function is called as `f(train_kwargs, test_kwargs, use_workers=..., data_dir=..., imagenet_path=...,
-    splits=..., input_format=..., auto_augment=..., in_memory=...)`; both kwargs hold `batch_size` and `num_workers`, and
-    `input_format` is the `InputFormat` that images must have. Each split is an `ImageTensors` or a `DataLoader` over a
-    map-style dataset of (image, label); a split not among `splits` is not used and may be None. An item that cannot be
-    read may be an `Unreadable`: it is left out and reported. Held-out images are items of the training split, not
+    splits=..., input_format=..., auto_augment=...)`; both kwargs hold `batch_size` and `num_workers`, and `input_format` is
+    the `InputFormat` that images must have. Each split is an `ImageTensors` or a `DataLoader` over a map-style dataset of
+    (image, label); a split not among `splits` is not used and may be None. An item that cannot be read may be an
+    `Unreadable`: it is left out and reported. Held-out images are items of the training split, not
     augmented: those of a dataset come from its attribute `evaluation`, the same items without augmentation; where it has
     none, they come through its transforms.
     """
-    for key in defaults:
-        if key not in DEFAULTS:
-            raise unknown_name("default of a task", key, DEFAULTS)
-    if (mean is None) != (std is None) or (mean is not None and input_shape is None):
-        raise NernError(f"task {name!r}: mean and std are given together, beside input_shape")
     images = None if input_shape is None or mean is None or std is None else InputFormat(input_shape, mean, std)
-    facts: dict[str, Any] = {
-        "input_shape": input_shape,
-        "num_classes": num_classes,
-        "train_images": train_images,
-        "mirrors": mirrors,
-    }
-    return TASKS.register(name, **facts, images=images, defaults=defaults)
+    return TASKS.register(
+        name,
+        input_shape=input_shape,
+        num_classes=num_classes,
+        train_images=train_images,
+        mirrors=mirrors,
+        images=images,
+        defaults={"mixup": mixup, "cutmix": cutmix, "auto_augment": auto_augment},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +120,7 @@ def format_of(task: TaskConfig, expected: InputFormat | None) -> InputFormat:
     shape, own = info["input_shape"], info["images"]
     if shape is None:
         return (stated or InputFormat()).having(task.input_size, task.mean, task.std)
-    refused = ("input_size", "in_memory") if own else ("input_size", "in_memory", "mean", "std")
+    refused = ("input_size",) if own else ("input_size", "mean", "std")
     given = [key for key in refused if getattr(task, key) is not None]
     if given:
         raise NernError(f"task.{given[0]} has no part in task {task.task_name!r}, whose images are fixed; leave it out")
@@ -178,10 +175,10 @@ def build_task(
     made_up = train and task.use_random_data
     splits = ["train"] if train and not made_up else []
     splits += ["test"] if settings.test_images != 0 else []
-    train_data, test_data = _load_splits(task, settings, images, classes, tuple(splits))
+    data = _load_splits(task, settings, images, classes, tuple(splits), device)
     stream: TrainStream | None = None
     held_out: EvalSet | None = None
-    skipped = SkippedImages()
+    test: EvalSet | None = None
 
     def make_up(count: int, purpose: str, held_out: bool) -> MadeUpStream:
         draw = RANDOM_IMAGES[task.random_data](images.shape, task, settings.seed, device, original, held_out=held_out)
@@ -192,52 +189,45 @@ def build_task(
         if settings.held_out_images:
             held_out = make_up(settings.held_out_images, "held-out images", True)
     elif train:
-        stream, held_out = _train_streams(train_data, settings, device, skipped)
-        mixup, cutmix = (default_of(task, key) or 0.0 for key in ("mixup", "cutmix"))
+        stream, held_out = _train_streams(data["train"], settings)
+        mixup, cutmix = (default_of(task, key) for key in ("mixup", "cutmix"))
         if mixup or cutmix:
             stream = MixedStream(stream, mixup, cutmix, classes, settings.seed)
-    test = _eval_set(test_data, settings.test_images, device, skipped) if "test" in splits else None
+    if "test" in splits:
+        test, most = data["test"], settings.test_images
+        test = test if most is None or most >= len(test) else test.subset(torch.arange(most))
     return Task(task.task_name, images.shape, classes, stream, held_out, test)
 
 
 def default_of(task: TaskConfig, key: str) -> Any:
     """The value of `mixup`, `cutmix` or `auto_augment`: the section's, or where that is null the task's own."""
     value = getattr(task, key)
-    return TASKS.info(task.task_name)["defaults"].get(key) if value is None else value
+    return TASKS.info(task.task_name)["defaults"][key] if value is None else value
 
 
-def _train_streams(
-    data: Any, settings: DataSettings, device: torch.device, skipped: SkippedImages
-) -> tuple[TrainStream, EvalSet | None]:
-    count, batch_size, seed = _length(data), settings.batch_size, settings.seed
-    aside = min(settings.held_out_images, count // 10)
-    order = torch.randperm(count, generator=generator(seed, "held-out"))
+def _train_streams(data: ImageTensors | LoaderSet, settings: DataSettings) -> tuple[TrainStream, EvalSet | None]:
+    aside = min(settings.held_out_images, len(data) // 10)
+    order = torch.randperm(len(data), generator=generator(settings.seed, "held-out"))
     kept, apart = order[aside:].sort().values, order[:aside].sort().values
-    held_out: EvalSet | None = None
+    of = settings.batch_size, settings.seed
     if isinstance(data, ImageTensors):
-        if aside:
-            held_out = data.subset(apart).to(device)
-        return TensorStream(data.subset(kept).to(device), batch_size, seed), held_out
-    if aside:
-        plain = getattr(data.dataset, "evaluation", None)
-        held_out = LoaderSet(data, Subset(data.dataset if plain is None else plain, apart.tolist()), device, skipped)
-    rest = Subset(data.dataset, kept.tolist())
-    return LoaderStream(data, rest, device, skipped, seed, batch_size=batch_size), held_out
-
-
-def _length(data: ImageTensors | DataLoader[Any]) -> int:
-    """Images of a split."""
-    return len(data) if isinstance(data, ImageTensors) else len(data.dataset)  # type: ignore[arg-type]
+        return TensorStream(data.subset(kept), *of), data.subset(apart) if aside else None
+    return LoaderStream(data.subset(kept), *of), data.plain().subset(apart) if aside else None
 
 
 def _load_splits(
-    task: TaskConfig, settings: DataSettings, images: InputFormat, classes: int, splits: tuple[str, ...]
-) -> tuple[Any, Any]:
+    task: TaskConfig,
+    settings: DataSettings,
+    images: InputFormat,
+    classes: int,
+    splits: tuple[str, ...],
+    device: torch.device,
+) -> dict[str, ImageTensors | LoaderSet]:
     if not splits:
-        return None, None
+        return {}
     name, kwargs = task.task_name, {"batch_size": settings.batch_size, "num_workers": settings.num_workers}
     with forked_rng(settings.seed, "loading data"):
-        data = TASKS[name](
+        train, test = TASKS[name](
             kwargs,
             kwargs | {"batch_size": settings.eval_batch_size},
             use_workers=settings.num_workers > 0,
@@ -246,40 +236,32 @@ def _load_splits(
             splits=splits,
             input_format=images,
             auto_augment=default_of(task, "auto_augment"),
-            in_memory=task.in_memory,
         )
-    if not (isinstance(data, list | tuple) and len(data) == 2):
-        raise NernError(f"task {name!r} gave {type(data).__name__}, not the pair (train, test)")
-    for split, part in zip(("train", "test"), data, strict=True):
-        if split in splits:
-            _check_split(part, name, split, images.shape, classes)
-    if task.auto_augment not in (None, "none") and isinstance(data[0], ImageTensors):
+    if task.auto_augment not in (None, "none") and isinstance(train, ImageTensors):
         raise NernError(f"task.auto_augment works on images that are streamed; those of {name!r} are held in memory")
-    return data[0], data[1]
+    found, skipped = {"train": train, "test": test}, SkippedImages()
+    return {
+        split: _as_set(found[split], f"the {split} split of task {name!r}", images, classes, device, skipped)
+        for split in splits
+    }
 
 
-def _check_split(part: Any, name: str, split: str, shape: tuple[int, int, int], classes: int) -> None:
-    if not isinstance(part, ImageTensors | DataLoader):
+def _as_set(
+    part: Any, what: str, images: InputFormat, classes: int, device: torch.device, skipped: SkippedImages
+) -> ImageTensors | LoaderSet:
+    """A split as a set on the device. Raises NernError if it is neither kind of data, or not of the task's images."""
+    if isinstance(part, DataLoader) and isinstance(part.dataset, Sized):
+        part = LoaderSet(part, part.dataset, device, skipped)
+    if not isinstance(part, ImageTensors | LoaderSet):
         raise NernError(
-            f"task {name!r} gave {type(part).__name__} as its {split} split; an ImageTensors or a DataLoader is expected"
+            f"{what} must be an ImageTensors, or a DataLoader of a map-style dataset, not {type(part).__name__}"
         )
-    try:
-        count = _length(part)
-    except TypeError as error:
-        raise NernError(f"task {name!r} needs map-style datasets, with a length and items by number") from error
-    if not count:
-        raise NernError(f"the {split} split of task {name!r} is empty")
-    if isinstance(part, ImageTensors):
-        given = tuple(part.images.shape[1:])
-        if given != tuple(shape):
-            raise NernError(f"the {split} images of task {name!r} have shape {given}, not {tuple(shape)}")
-        if not 0 <= int(part.labels.min()) <= int(part.labels.max()) < classes:
-            raise NernError(f"the {split} labels of task {name!r} are not all within 0..{classes - 1}")
-
-
-def _eval_set(
-    data: ImageTensors | DataLoader[Any], limit: int | None, device: torch.device, skipped: SkippedImages
-) -> EvalSet:
-    if isinstance(data, DataLoader):
-        return LoaderSet(data, data.dataset, device, skipped, limit=limit)
-    return (data if limit is None or limit >= len(data) else data.subset(torch.arange(limit))).to(device)
+    if not len(part):
+        raise NernError(f"{what} is empty")
+    if isinstance(part, LoaderSet):
+        return part
+    if part.images.shape[1:] != images.shape:
+        raise NernError(f"{what} has images of shape {tuple(part.images.shape[1:])}, not {tuple(images.shape)}")
+    if not 0 <= int(part.labels.min()) <= int(part.labels.max()) < classes:
+        raise NernError(f"{what} has labels that are not within 0..{classes - 1}")
+    return part.to(device)

@@ -16,12 +16,15 @@ from nern.files import cache_dir
 from nern.originals.input_format import InputFormat
 from nern.registry import TASKS
 from nern.tasks.base import register_task
-from nern.tasks.images import ImageTensors
+from nern.tasks.images import ImageTensors, content
 
 # The published runs and the public CIFAR ResNets normalise with ImageNet's statistics.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FORMAT = InputFormat((3, 32, 32), MEAN, STD)
 PAD = 4
+
+Kwargs = dict[str, Any]
+Splits = tuple[ImageTensors | None, ImageTensors | None]
 
 
 class Layout(NamedTuple):
@@ -34,26 +37,21 @@ class Layout(NamedTuple):
     dataset: str
 
 
+TRAIN10 = [f"data_batch_{i}" for i in range(1, 6)]
 LAYOUTS = {
-    "cifar10": Layout(
-        "cifar-10-batches-py", [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "labels", "CIFAR10"
-    ),
+    "cifar10": Layout("cifar-10-batches-py", TRAIN10, ["test_batch"], "labels", "CIFAR10"),
     "cifar100": Layout("cifar-100-python", ["train"], ["test"], "fine_labels", "CIFAR100"),
 }
 
 
 @register_task("cifar10", input_shape=(3, 32, 32), num_classes=10, mirrors=True, mean=MEAN, std=STD)
-def cifar10(
-    train_kwargs: dict[str, Any], test_kwargs: dict[str, Any], use_workers: bool = True, **kwargs: Any
-) -> tuple[ImageTensors | None, ImageTensors | None]:
+def cifar10(train_kwargs: Kwargs, test_kwargs: Kwargs, **kwargs: Any) -> Splits:
     """Krizhevsky 2009; augmented by crops padded by four pixels and mirroring."""
     return _load("cifar10", **kwargs)
 
 
 @register_task("cifar100", input_shape=(3, 32, 32), num_classes=100, mirrors=True, mean=MEAN, std=STD)
-def cifar100(
-    train_kwargs: dict[str, Any], test_kwargs: dict[str, Any], use_workers: bool = True, **kwargs: Any
-) -> tuple[ImageTensors | None, ImageTensors | None]:
+def cifar100(train_kwargs: Kwargs, test_kwargs: Kwargs, **kwargs: Any) -> Splits:
     """As cifar10, with 100 classes."""
     return _load("cifar100", **kwargs)
 
@@ -64,14 +62,10 @@ def _load(
     data_dir: str | None = None,
     splits: tuple[str, ...] = ("train", "test"),
     **kwargs: Any,
-) -> tuple[ImageTensors | None, ImageTensors | None]:
+) -> Splits:
     folder, layout = _find(name, data_dir), LAYOUTS[name]
-    files = {"train": layout.train, "test": layout.test}
-    train, test = (
-        _read_split(name, folder, of_split, input_format) if split in splits else None
-        for split, of_split in files.items()
-    )
-    return train, test
+    train = _read_split(name, folder, layout.train, input_format) if "train" in splits else None
+    return train, _read_split(name, folder, layout.test, input_format) if "test" in splits else None
 
 
 def _find(name: str, data_dir: str | None) -> Path:
@@ -85,8 +79,7 @@ def _find(name: str, data_dir: str | None) -> Path:
         if (folder / layout.test[0]).is_file():
             return folder
     if data_dir is not None:
-        there = sorted(p.name for p in root.iterdir())[:8] if root.is_dir() else None
-        found = "there is no such folder" if there is None else f"it holds: {', '.join(there) or 'nothing'}"
+        found = f"it holds: {content(root)}" if root.is_dir() else "there is no such folder"
         raise NernError(
             f"task.data_dir {data_dir!r} does not hold {name}: {layout.folder}/{layout.test[0]} is expected; {found}"
         )

@@ -4,91 +4,180 @@ folder for each split, and in it one for each class."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from nern.compat import import_torchvision
 from nern.config import TaskConfig
-from nern.console import CleanConsole
 from nern.errors import NernError
+from nern.files import some_names
 from nern.originals.input_format import InputFormat
 from nern.tasks.base import register_task
-from nern.tasks.class_folders import SplitFolders
-from nern.tasks.images import ImageTensors
+from nern.tasks.images import ImageTensors, content
 from nern.tasks.loaders import LoaderSet, SkippedImages, Unreadable
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MEMORY_BYTES = 512_000_000  # of pixels: a split that needs no more is held in memory
-LONGEST = 16  # times the shorter side; a longer strip is cut before resizing, or it would fill the memory
-MANY = 2000  # images from which on loading shows its progress
-
+SPLITS = {"train": ("train",), "test": ("val", "test", "validation", "valid")}  # names of their folders
 CLASSES = 1000  # of ImageNet
 
 Kwargs = dict[str, Any]
 Split = ImageTensors | DataLoader[Any]
 
 
+# --- folders -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SplitFolders:
+    """The folder of a dataset, with its splits.
+
+    Args:
+        path: of the folder: it holds a folder for each of `SPLITS`; only those that are used need be there.
+        key: the config's key that says `path`.
+
+    Raises:
+        NernError: there is no such folder.
+    """
+
+    path: str | None
+    key: str
+
+    def __post_init__(self) -> None:
+        if self.path is None:
+            raise NernError(
+                f"{self.key} is not set: it must name a folder that holds train/ and {_wanted('test')}, each with a folder "
+                "of images for each class"
+            )
+        if not self.root.is_dir():
+            raise NernError(f"{self.key} {self.path!r} is {'no folder' if self.root.exists() else 'not there'}")
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        return Path(self.path or "").expanduser()
+
+    def there(self, split: str) -> Path | None:
+        """The folder of split 'train' or 'test', the first that is there of several; None: it is missing."""
+        return next((self.root / name for name in SPLITS[split] if (self.root / name).is_dir()), None)
+
+    def folder(self, split: str) -> Path:
+        """The folder of a split. Raises NernError where it is missing."""
+        if folder := self.there(split):
+            return folder
+        raise NernError(f"{self.key} {str(self.root)!r} has no folder {_wanted(split)}; it holds: {content(self.root)}")
+
+    def classes(self) -> list[str]:
+        """Names of the classes: those of the training folder, sorted as text; the number of a class is its place. Where it
+        has none or only some of the test folder's, as for an evaluation alone, the test folder names them.
+
+        Raises:
+            NernError: no split is there, none has class folders, or each has a class that the other lacks.
+        """
+        train, test = (_class_folders(folder) if (folder := self.there(s)) else set() for s in ("train", "test"))
+        names = test if train <= test else train
+        if not names:
+            folder = self.folder("test")
+            raise NernError(
+                f"{folder} has no class folders; it must hold a folder of images for each class and holds: "
+                f"{content(folder)}"
+            )
+        if unknown := sorted(test - names):
+            raise NernError(
+                f"{self.key} {str(self.root)!r}: {self.folder('test').name}/ has class folders that train/ lacks: "
+                f"{some_names(unknown)}. Rename or remove them; a class needs training images"
+            )
+        return sorted(names)
+
+    def images(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Image files of a split, those in folders within a class's folder, too: (paths as bytes, class numbers). Classes
+        take turns, so that the first n are of all classes.
+
+        Raises:
+            NernError: the split is missing or has no images; a class has no training images.
+        """
+        datasets = import_torchvision().datasets.folder
+        names, folder = self.classes(), self.folder(split)
+        numbers = {name: number for number, name in enumerate(names)}
+        files = datasets.make_dataset(str(folder), numbers, datasets.IMG_EXTENSIONS, allow_empty=True)
+        labels = np.array([label for _, label in files], dtype=np.int64)
+        counts = np.bincount(labels, minlength=len(names))
+        empty = [name for name, count in zip(names, counts, strict=True) if not count]
+        if empty and (split == "train" or not files):
+            raise NernError(
+                f"class folders without images in {folder}: {some_names(empty)}. Images are files that end in "
+                f"{', '.join(datasets.IMG_EXTENSIONS)}; remove what is no class from all splits"
+            )
+        turns = np.concatenate([np.arange(count) for count in counts])
+        order = np.lexsort((labels, turns))
+        paths = np.array([os.fsencode(file) for file, _ in files])  # bytes take a fraction of the room
+        return paths[order], labels[order]
+
+
+def _wanted(split: str) -> str:
+    return " or ".join(f"{name}/" for name in SPLITS[split])
+
+
+def _class_folders(folder: Path) -> set[str]:
+    """Names of the folders in a folder, but for hidden ones."""
+    return {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+
+
 # --- images ------------------------------------------------------------------------------------------------------
 
 
-def not_too_long(image: Image.Image) -> Image.Image:
-    """The middle of a very long image: as much as a central crop can show."""
-    most = LONGEST * min(image.size)
-    if max(image.size) <= most:
-        return image
-    width, height = (min(side, most) for side in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+def read_image(path: str, channels: int) -> Image.Image:
+    """An image file with 8 bits a channel: grey (1 channel) or RGB (3), its pixels as they are stored, not turned.
+
+    Raises:
+        Exception: whatever Pillow raises for a file that is no image or is damaged.
+    """
+    from PIL import Image  # Pillow need not be installed
+
+    with Image.open(path) as image:
+        if image.mode[0] in "IF":
+            raise ValueError("it has more than 8 bits a channel")  # Pillow would clip them
+        return image.convert("L" if channels == 1 else "RGB")
 
 
 def evaluation_transform(images: InputFormat, normalize: bool = True) -> Any:
-    """Image -> tensor of `images`: shorter side resized, central crop; without `normalize` as uint8.
+    """Image -> tensor of `images`: shorter side resized, central crop; without `normalize` as uint8. Raises NernError: see
+    `_timm_transform`."""
+    crop = images.crop * (1 - 1e-9)  # timm rounds size / crop down: 231.999999 is meant to be 232
+    return _timm_transform(images, crop_pct=crop, normalize=normalize)
 
-    Raises:
-        NernError: images of other than 1 or 3 channels; an unknown interpolation.
-    """
+
+def training_transform(images: InputFormat, auto_augment: str | None) -> Any:
+    """Image -> tensor of `images`, augmented as timm does: random resized crop, mirroring, policy or colour jitter. Raises
+    NernError: see `_timm_transform`."""
+    return _timm_transform(images, is_training=True, auto_augment=auto_augment)
+
+
+def _timm_transform(images: InputFormat, auto_augment: str | None = None, **options: Any) -> Any:
+    """What timm makes of these. Raises NernError for other than 1 or 3 channels, an unknown policy or interpolation."""
     if images.shape[0] not in (1, 3):
         raise NernError(
             f"the network expects images of {images.shape[0]} channels; image files give 1 (grey) or 3 (colour)"
         )
-    crop = images.crop * (1 - 1e-9)  # timm rounds size / crop down: 231.999999 is meant to be 232
-    try:
-        resize = _timm_transform(images, crop_pct=crop, normalize=normalize)
-    except KeyError as error:
-        raise NernError(f"the network's metadata ask for an unknown interpolation {images.interpolation!r}") from error
-    return import_torchvision().transforms.Compose([not_too_long, resize])
-
-
-def training_transform(images: InputFormat, auto_augment: str | None) -> Any:
-    """Image -> tensor of `images`, augmented as timm does: random resized crop, mirroring, policy or colour jitter.
-
-    Raises:
-        NernError: an unknown policy.
-    """
-    try:
-        return _timm_transform(images, is_training=True, auto_augment=auto_augment)
-    except (AssertionError, KeyError, ValueError, TypeError) as error:
-        raise NernError(
-            f"task.auto_augment (={auto_augment!r}) is no policy of timm's: 'rand-m9-mstd0.5-inc1', 'augmix-m3-w3' and "
-            f"'original' are some, 'none' is none. {error}"
-        ) from error
-
-
-def _timm_transform(images: InputFormat, **options: Any) -> Any:
     import_torchvision()
     from timm.data.transforms_factory import create_transform
 
-    return create_transform(
-        images.shape, interpolation=images.interpolation, mean=images.mean, std=images.std, **options
-    )
+    options |= {"interpolation": images.interpolation, "mean": images.mean, "std": images.std}
+    try:
+        return create_transform(images.shape, auto_augment=auto_augment, **options)
+    except (AssertionError, KeyError, ValueError, TypeError) as error:
+        raise NernError(
+            f"timm has no task.auto_augment (={auto_augment!r}) or no interpolation (={images.interpolation!r}, of the "
+            f"network's metadata) of this name: {error}. Policies are 'rand-m9-mstd0.5-inc1', 'original' and others"
+        ) from error
 
 
 @dataclass(eq=False)
@@ -99,7 +188,7 @@ class FolderImages(Dataset[Any]):
         files: paths as bytes.
         labels: class numbers.
         transform: of a Pillow image.
-        channels, upright: see `read_image`.
+        channels: 1 or 3.
         evaluation: the same items without augmentation, see `register_task`.
     """
 
@@ -107,18 +196,15 @@ class FolderImages(Dataset[Any]):
     labels: np.ndarray
     transform: Any
     channels: int
-    upright: bool
     evaluation: FolderImages | None = None
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Any:
-        from nern.tasks.image_files import read_image  # Pillow need not be installed
-
         path = os.fsdecode(self.files[index])
         try:
-            image = read_image(path, self.channels, self.upright)
+            image = read_image(path, self.channels)
         except Exception as error:  # Pillow's decoders raise errors of many kinds
             return Unreadable(path, " ".join(str(error).split())[:200] or type(error).__name__)
         try:
@@ -136,27 +222,24 @@ def load_splits(
     test_kwargs: Kwargs,
     splits: Sequence[str],
     input_format: InputFormat,
+    memory: int,
     auto_augment: str | None = None,
-    in_memory: bool | None = None,
-    upright: bool = True,
     **kwargs: Any,
 ) -> tuple[Split | None, Split | None]:
-    """The splits asked for, each in memory or as a `DataLoader`; `upright`: see `read_image`, all else: see the task.
+    """The splits asked for, each in memory if its pixels take at most `memory` bytes, else as a `DataLoader`. Training
+    images with an `auto_augment` are never held in memory.
 
     Raises:
-        NernError: a folder that is missing or empty; classes that differ; an unknown `auto_augment`, or one with
-            `in_memory`; images of other than 1 or 3 channels; in memory: none can be read.
+        NernError: a folder that is missing or empty; classes that differ; an unknown `auto_augment`; images of other than
+            1 or 3 channels; in memory: none can be read.
     """
     policy = None if auto_augment == "none" else auto_augment
-    if policy is not None and in_memory:
-        raise NernError("task.auto_augment works on images that are streamed; set task.in_memory to false or null")
     of_test, of_train = evaluation_transform(input_format), training_transform(input_format, policy)
     found, skipped = dict[str, Split](), SkippedImages()
-    for split, (files, labels) in folders.images(splits).items():
+    for split in splits:
         loader_kwargs = train_kwargs if split == "train" else test_kwargs
-        data = FolderImages(files, labels, of_test, input_format.shape[0], upright)
-        small = len(files) * np.prod(input_format.shape) <= MEMORY_BYTES and (split == "test" or policy is None)
-        if small if in_memory is None else in_memory:
+        data = FolderImages(*folders.images(split), of_test, input_format.shape[0])
+        if len(data) * np.prod(input_format.shape) <= memory and (split == "test" or policy is None):
             whole = replace(data, transform=evaluation_transform(input_format, normalize=False))
             found[split] = _in_memory(whole, input_format, loader_kwargs["num_workers"], skipped)
         elif split == "test":
@@ -167,23 +250,9 @@ def load_splits(
 
 
 def _in_memory(data: FolderImages, images: InputFormat, num_workers: int, skipped: SkippedImages) -> ImageTensors:
-    """All images, shown as they are read if it takes long and a person is watching."""
-    pixels = torch.empty((len(data), *images.shape), dtype=torch.uint8)
-    labels, count = torch.empty(len(data), dtype=torch.int64), 0
-    at_once, console = 64, CleanConsole(stderr=True)
-    readable = LoaderSet(DataLoader(data, num_workers=num_workers), data, torch.device("cpu"), skipped).batches(at_once)
-    shown: Iterable[Any] = track(
-        readable,
-        f"reading {len(data):,} images",
-        -(-len(data) // at_once),
-        console=console,
-        transient=True,
-        disable=len(data) < MANY or not console.is_terminal,
-    )
-    for batch, numbers in shown:
-        part = slice(count, count + len(numbers))
-        pixels[part], labels[part], count = batch, numbers, part.stop
-    pixels, labels = pixels[:count], labels[:count]
+    """All images that can be read."""
+    readable = LoaderSet(DataLoader(data, num_workers=num_workers), data, torch.device("cpu"), skipped).batches(64)
+    pixels, labels = (torch.cat(parts) for parts in zip(*readable, strict=True))
     pad = min(images.shape[1:]) // 8
     return ImageTensors(pixels, labels, images.mean, images.std, pad=pad, flip=True, skipped=tuple(skipped))
 
@@ -191,30 +260,21 @@ def _in_memory(data: FolderImages, images: InputFormat, num_workers: int, skippe
 # --- tasks -------------------------------------------------------------------------------------------------------
 
 
-def own_folders(path: str | None) -> SplitFolders:
-    """Those of imagefolder, in `task.data_dir`."""
-    return SplitFolders(path, ("val", "test", "validation", "valid"), "task.data_dir")
-
-
-def imagenet_folders(path: str | None) -> SplitFolders:
-    """Those of imagenet, in `task.imagenet_path`."""
-    return SplitFolders(path, ("val", "validation", "valid"), "task.imagenet_path")
-
-
 def _count_classes(task: TaskConfig) -> int:
-    return len(own_folders(task.data_dir).classes())
+    return len(SplitFolders(task.data_dir, "task.data_dir").classes())
 
 
 @register_task("imagefolder", num_classes=_count_classes, mirrors=True)
 def imagefolder(
-    train_kwargs: Kwargs, test_kwargs: Kwargs, use_workers: bool = True, data_dir: str | None = None, **kwargs: Any
+    train_kwargs: Kwargs, test_kwargs: Kwargs, data_dir: str | None = None, **kwargs: Any
 ) -> tuple[Split | None, Split | None]:
     """Images of `data_dir`/train and /val (or test, validation, valid); classes are numbered in the order of their names.
 
-    A split in memory is mirrored and cropped at random from a padded copy, one that is streamed augmented as timm does.
-    Null `in_memory` means: in memory up to 512 MB of pixels, training images only if there is no `auto_augment`.
+    A split in memory is mirrored and cropped at random from a padded copy, one that is streamed augmented as timm does. In
+    memory are up to 512 MB of pixels, training images only if there is no `auto_augment`.
     """
-    return load_splits(own_folders(data_dir), train_kwargs, test_kwargs, **kwargs)
+    folders = SplitFolders(data_dir, "task.data_dir")
+    return load_splits(folders, train_kwargs, test_kwargs, memory=MEMORY_BYTES, **kwargs)
 
 
 @register_task(
@@ -227,29 +287,14 @@ def imagefolder(
     auto_augment="rand-m9-mstd0.5-inc1",
 )
 def imagenet(
-    train_kwargs: Kwargs,
-    test_kwargs: Kwargs,
-    use_workers: bool = True,
-    imagenet_path: str | None = None,
-    in_memory: bool | None = None,
-    **kwargs: Any,
+    train_kwargs: Kwargs, test_kwargs: Kwargs, imagenet_path: str | None = None, **kwargs: Any
 ) -> tuple[Split | None, Split | None]:
     """Images of `imagenet_path`/train and /val (or validation, valid), streamed, augmented as timm does."""
-    if in_memory:
-        raise NernError("task.in_memory is for imagefolder; imagenet is always streamed")
-    folders = imagenet_folders(imagenet_path)
-    flat = next((file for folder in folders.there("test")[:1] for file in folder.glob("ILSVRC2012_val_*")), None)
-    if flat is not None and not any(p.is_dir() for p in flat.parent.iterdir()):  # as they are distributed
-        raise NernError(
-            f"{flat.parent} holds the images themselves ({flat.name}, ...). Sort them into a folder for each class "
-            "(n01440764, ...): torchvision.datasets.ImageNet(FOLDER, 'val') does so from the archives "
-            "ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, the widely used script valprep.sh from the images."
-        )
+    folders = SplitFolders(imagenet_path, "task.imagenet_path")
     found = len(folders.classes())
     if found != CLASSES:
         raise NernError(
             f"{folders.key} {str(folders.root)!r} has {found} class folders in a split; ImageNet has {CLASSES}. Other "
-            "folders of images are task 'imagefolder', with task.data_dir."
+            "folders of images are task 'imagefolder', with task.data_dir"
         )
-    # Published figures of networks are of images as they are stored, whatever their EXIF data say.
-    return load_splits(folders, train_kwargs, test_kwargs, in_memory=False, upright=False, **kwargs)
+    return load_splits(folders, train_kwargs, test_kwargs, memory=0, **kwargs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from nern.devices import send
 from nern.errors import NernError
+from nern.files import some_names
 from nern.inputs import Images, Inputs
 
 Batch = tuple[Images, Tensor | None]
@@ -126,3 +128,8 @@ def mirrored(images: Tensor, which: Tensor) -> Tensor:
 def shared(items: Sequence[int], share: Share | None) -> Sequence[int]:
     """A share of the items; None: all."""
     return items if share is None else items[share(len(items))]
+
+
+def content(folder: Path) -> str:
+    """What a folder of data holds, in words."""
+    return some_names(sorted(f"{p.name}/" if p.is_dir() else p.name for p in folder.iterdir()), 8) or "nothing"

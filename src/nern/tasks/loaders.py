@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from nern.errors import NernError, NernWarning
+from nern.files import some_names
 from nern.processes import Processes
 from nern.randomness import derived_seed, forked_rng, generator
 from nern.tasks.images import Batch, Share, on_device, shared
@@ -50,13 +53,23 @@ class SkippedImages(dict[str, str]):
 
 
 class _SeededItems(Dataset[Any]):
-    """Items whose random transforms depend on seed, epoch and item alone, whatever worker makes them."""
+    """Items whose random transforms depend on seed, epoch and item alone, whatever worker makes them; each with those that
+    could not be read: with `fill` the next readable one takes their place, else `None`."""
 
-    def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: Any, seed: int, fill: bool) -> None:
+        self.dataset, self.seed, self.fill = dataset, seed, fill
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, list[Unreadable]]:
         epoch, index = key
+        unreadable = list[Unreadable]()
+        for place in range(len(self.dataset) if self.fill else 1):
+            item = self._item(epoch, (index + place) % len(self.dataset))
+            if not isinstance(item, Unreadable):
+                return item, unreadable
+            unreadable.append(item)
+        return None, unreadable
+
+    def _item(self, epoch: int, index: int) -> Any:
         python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (transforms use it)
         try:
             random.seed(derived_seed(self.seed, "python", epoch, index))
@@ -71,15 +84,13 @@ class _SeededItems(Dataset[Any]):
 
 
 Keys = list[tuple[int, int]]  # epoch and item, of each image of a batch
-# a batch, None if nothing is left of it; what could not be read, by its place
-_Read = tuple[Any, dict[int, Unreadable]]
 
 
-def _collated(collate: Callable[[list[Any]], Any], items: Sequence[Any]) -> _Read:
-    """A batch of the readable items; where one is a NernError, that takes the batch's place."""
-    failed = next((item for item in items if isinstance(item, NernError)), None)
-    unreadable = {place: item for place, item in enumerate(items) if isinstance(item, Unreadable)}
-    readable = [item for item in items if not isinstance(item, Unreadable)]
+def _collated(collate: Callable[[list[Any]], Any], items: Sequence[Any]) -> tuple[Any, list[Unreadable]]:
+    """A batch of the readable items (None: there are none; a NernError: one of them is it), and what could not be read."""
+    unreadable = [image for _, images in items for image in images]
+    readable = [item for item, _ in items if item is not None]
+    failed = next((item for item in readable if isinstance(item, NernError)), None)
     return failed or (collate(readable) if readable else None), unreadable
 
 
@@ -92,15 +103,14 @@ def image_and_label(batch: Any) -> Batch:
 
 
 @dataclass(eq=False)
-class _Loader:
-    """What stream and set have in common: images read with the collation and workers of a user's `DataLoader`.
+class LoaderSet:
+    """Images of a `DataLoader`, read with its collation and workers, in order; unreadable items are left out.
 
     Args:
         loader: the user's.
         dataset: its own, or a part of it.
         device: where batches are delivered.
         skipped: what cannot be read is added here.
-        seed: of random transforms.
         as_batch: what a collated batch is.
     """
 
@@ -108,122 +118,80 @@ class _Loader:
     dataset: Any
     device: torch.device
     skipped: SkippedImages
-    seed: int = 0
     as_batch: Callable[[Any], Batch] = image_and_label
 
-    def read(self, batches: Iterable[Keys]) -> Iterator[tuple[Batch | None, dict[int, Unreadable]]]:
-        """The batches of these keys."""
-        ours = DataLoader(
-            _SeededItems(self.dataset, self.seed),
-            batch_sampler=batches,  # type: ignore[arg-type]
-            num_workers=self.loader.num_workers,
-            collate_fn=partial(_collated, self.loader.collate_fn),
-            pin_memory=self.device.type == "cuda",
-            generator=generator(self.seed, "workers"),
-        )
-        for batch, unreadable in ours:
-            self.skipped.add(unreadable.values())
-            if isinstance(batch, NernError):
-                raise batch
-            if batch is None:
-                yield None, unreadable
-                continue
-            yield on_device(self.as_batch(batch), self.device), unreadable
-
-    def nothing_readable(self, count: int) -> NernError:
-        """The error where none of `count` images could be read."""
-        return NernError(f"none of the {count:,} images can be read, among them: {', '.join(list(self.skipped)[:3])}")
-
-
-@dataclass(eq=False)
-class LoaderStream(_Loader, TrainStream):
-    """Training batches of a `DataLoader`, in an order of ours.
-
-    Where unreadable items leave nothing of a batch, the next batch of the epoch that has something (after its last batch
-    the first) takes its place.
-    """
-
-    batch_size: int = field(kw_only=True)
-
-    def __post_init__(self) -> None:
-        self.order = EpochOrder(len(self.dataset), self.batch_size, self.seed)
-        self.steps_per_epoch = self.order.steps_per_epoch
-        self._next = -1
-        self._iterator: Iterator[_Read] = iter(())
-
-    def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
-        """See `TrainStream`. A process reads its own items only; how many of them all could read, they tell each other.
-        All calls must be of the same processes.
-
-        Raises:
-            NernError: nothing of the whole epoch can be read.
-        """
-        begin = step - step % self.steps_per_epoch
-        end = begin + self.steps_per_epoch
-        if step != self._next or step == begin:
-            self._iterator = self.read(self._keys(range(step, end), processes))
-        self._next = step + 1
-        mine = self._mine(next(self._iterator), processes)
-        if mine is not None:
-            return mine
-        for read in self.read(self._keys([*range(step + 1, end), *range(begin, step)], processes)):
-            mine = self._mine(read, processes)
-            if mine is not None:
-                return mine
-        raise self.nothing_readable(self.order.count)
-
-    def _keys(self, steps: Sequence[int], processes: Processes) -> Iterator[Keys]:
-        for step in steps:
-            epoch, items = step // self.steps_per_epoch, self.order.indices(step)
-            yield [(epoch, index) for index in items[processes.share(len(items))].tolist()]
-
-    def _mine(self, read: _Read, processes: Processes) -> tuple[Batch, float] | None:
-        """What this process has read, and which fraction of all; None: nobody has read anything."""
-        batch, _ = read
-        count = 0 if batch is None else len(batch[0])
-        total = processes.total(count) if processes.several else count
-        if total == 0:
-            return None
-        empty = torch.empty(0, device=self.device)
-        return (empty, empty) if batch is None else batch, count / total
-
-
-@dataclass(eq=False)
-class LoaderSet(_Loader):
-    """Evaluation images of a `DataLoader`, at most `limit` of them: in order, the same each time.
-
-    Unreadable items are left out, each time the same ones.
-    """
-
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        self.count = len(self.dataset) if self.limit is None else min(self.limit, len(self.dataset))
-        self._readable: dict[int, bool] = {}  # by item, as far as known
-
     def __len__(self) -> int:
-        return self.count
+        return len(self.dataset)
+
+    def subset(self, indices: Tensor) -> LoaderSet:
+        """These images only."""
+        return replace(self, dataset=Subset(self.dataset, indices.tolist()))
+
+    def plain(self) -> LoaderSet:
+        """The same without augmentation, where the dataset has that as its attribute `evaluation`."""
+        return replace(self, dataset=getattr(self.dataset, "evaluation", None) or self.dataset)
 
     def batches(self, batch_size: int, share: Share | None = None) -> Iterator[Batch]:
-        """All images in order, or a share of the batches.
-
-        Raises:
-            NernError: none (of all) can be read, or one cannot any more.
-        """
-        starts = shared(range(0, self.count, batch_size), share)
-        chunks = [range(start, min(start + batch_size, self.count)) for start in starts]
-        # Batches stay as they are when images known to be unreadable are not tried again: results are compared by batch.
-        keys = [[(0, index) for index in chunk if self._readable.get(index, True)] for chunk in chunks]
-        keys = [batch for batch in keys if batch]
+        """All images in order, or a share of the batches. Raises NernError if none (of all) can be read."""
+        starts = shared(range(0, len(self), batch_size), share)
+        keys = ([(0, index) for index in range(start, min(start + batch_size, len(self)))] for start in starts)
         found = False
-        for of_batch, (batch, unreadable) in zip(keys, self.read(keys), strict=True):
-            for place, (_, index) in enumerate(of_batch):
-                readable = place not in unreadable
-                if self._readable.setdefault(index, readable) != readable:
-                    name, reason = unreadable[place].name, unreadable[place].reason
-                    raise NernError(f"{name} could be read before and cannot be read any more: {reason}")
+        for batch in self.read(keys):
             if batch is not None:
                 found = True
                 yield batch
         if not found and share is None:
-            raise self.nothing_readable(self.count)
+            raise self.nothing_readable()
+
+    def read(self, batches: Iterable[Keys], seed: int = 0, fill: bool = False) -> Iterator[Batch | None]:
+        """The batches of these keys; None: nothing of one can be read. `seed`: of random transforms; `fill`: the next item
+        that can be read takes the place of one that cannot."""
+        ours = DataLoader(
+            _SeededItems(self.dataset, seed, fill),
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=self.loader.num_workers,
+            collate_fn=partial(_collated, self.loader.collate_fn),
+            pin_memory=self.device.type == "cuda",
+            generator=generator(seed, "workers"),
+        )
+        for batch, unreadable in ours:
+            self.skipped.add(unreadable)
+            if isinstance(batch, NernError):
+                raise batch
+            yield None if batch is None else on_device(self.as_batch(batch), self.device)
+
+    def nothing_readable(self) -> NernError:
+        """The error where nothing could be read."""
+        return NernError(f"none of the {len(self):,} images can be read, among them: {some_names(self.skipped, 3)}")
+
+
+class LoaderStream(TrainStream):
+    """Batches of a `LoaderSet`. Where an item cannot be read, the next one that can be is taken in its place."""
+
+    def __init__(self, data: LoaderSet, batch_size: int, seed: int) -> None:
+        self.data, self.seed, self.skipped = data, seed, data.skipped
+        self.order = EpochOrder(len(data), batch_size, seed)
+        self.steps_per_epoch = self.order.steps_per_epoch
+        self._next = -1
+        self._iterator: Iterator[Batch | None] = iter(())
+
+    def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
+        """See `TrainStream`. A process reads its own items only; all calls must be of the same processes.
+
+        Raises:
+            NernError: no item can be read.
+        """
+        if step != self._next:
+            self._iterator = self.data.read(self._keys(step, processes), self.seed, fill=True)
+        self._next = step + 1
+        batch, count = next(self._iterator), len(self.order.indices(step))
+        mine = len(range(count)[processes.share(count)])
+        if batch is None and mine:
+            raise self.data.nothing_readable()
+        empty = torch.empty(0, device=self.data.device)
+        return (empty, empty) if batch is None else batch, mine / count
+
+    def _keys(self, start: int, processes: Processes) -> Iterator[Keys]:
+        for step in itertools.count(start):
+            epoch, items = step // self.steps_per_epoch, self.order.indices(step)
+            yield [(epoch, index) for index in items[processes.share(len(items))].tolist()]

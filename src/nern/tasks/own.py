@@ -13,19 +13,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
 
 from nern.errors import NernError
-from nern.inputs import Calling, Inputs, compared, tensors_in
+from nern.inputs import Calling, Inputs, compared, tensors_in, with_tensors
 from nern.processes import Processes
 from nern.randomness import forked_rng
 from nern.tasks.base import Task
 from nern.tasks.images import Batch, Share, on_device
-from nern.tasks.loaders import LoaderStream, SkippedImages
+from nern.tasks.loaders import LoaderSet, LoaderStream, SkippedImages
 from nern.tasks.streams import EvalSet, TrainStream
 
 Forward = Callable[[nn.Module, Any], Any]
 LABELS = ("labels", "label")  # keys of a mapping under which labels are
-USUAL_SIZE = (
-    3.0  # of outputs after scaling, root mean square: about that of class scores, for which losses are weighted
-)
+USUAL_SIZE = 3.0  # of scaled outputs, root mean square: about that of class scores, for which losses are weighted
 
 
 @dataclass(frozen=True)
@@ -77,22 +75,17 @@ class OwnData:
                 outputs = forward(self.network, inputs.batch)
         except Exception as error:
             raise NernError(
-                f"the network does not take the first batch, {described(batch)}, called as "
-                f"{'`forward` says' if self.forward else usual_call(self.network, batch)}: "
+                f"the network does not take the first batch, {described(batch)}: "
                 f"{' '.join(f'{type(error).__name__}: {error}'.split())[:300]}. Give `forward`, a function of the network "
                 "and a batch that returns its outputs"
             ) from error
         tensors = compared(outputs, len(inputs))
-        if self._are_scores(tensors, labels):
+        if _are_scores(tensors, labels):
             return Calling(forward)
         total = sum(tensor.numel() for tensor in tensors)
-        scales = [
-            USUAL_SIZE
-            * (total / (len(tensors) * t.numel())) ** 0.5
-            / max(float(t.float().square().mean().sqrt()), 1e-12)
-            for t in tensors
-        ]
-        return Calling(forward, scales)
+        sizes = [max(float(tensor.float().square().mean().sqrt()), 1e-12) for tensor in tensors]
+        shares = [(total / (len(tensors) * tensor.numel())) ** 0.5 for tensor in tensors]
+        return Calling(forward, [USUAL_SIZE * share / size for share, size in zip(shares, sizes, strict=True)])
 
     def split(self, batch: Any, calling: Calling) -> tuple[Inputs, Tensor | None]:
         """A batch as inputs and labels, on the device."""
@@ -118,8 +111,8 @@ class OwnData:
     def stream(self, data: Iterable[Any], calling: Calling) -> TrainStream:
         """Training batches."""
         if isinstance(data, DataLoader) and in_order(data):
-            settings = self.device, SkippedImages(), self.seed, self.as_batch(calling)
-            return LoaderStream(data, data.dataset, *settings, batch_size=data.batch_size or 1)
+            images = LoaderSet(data, data.dataset, self.device, SkippedImages(), self.as_batch(calling))
+            return LoaderStream(images, data.batch_size or 1, self.seed)
         return BatchesStream(data, self.as_batch(calling), self.seed)
 
     def test_set(self, data: Iterable[Any], calling: Calling) -> EvalSet:
@@ -137,17 +130,13 @@ class OwnData:
             total, count = total + float(value) * len(inputs), count + len(inputs)
         return total / max(count, 1)
 
-    @staticmethod
-    def _are_scores(tensors: list[Tensor], labels: Tensor | None) -> bool:
-        """Whether outputs are scores of classes: one for each, and labels are numbers of them."""
-        if len(tensors) != 1 or tensors[0].dim() != 2 or labels is None:
-            return False
-        whole = labels.dim() == 1 and not labels.is_floating_point() and not labels.is_complex()
-        return (
-            whole
-            and len(labels) == len(tensors[0])
-            and 0 <= int(labels.min()) <= int(labels.max()) < tensors[0].shape[1]
-        )
+
+def _are_scores(tensors: list[Tensor], labels: Tensor | None) -> bool:
+    """Whether outputs are scores of classes: one for each, and labels are numbers of them."""
+    if len(tensors) != 1 or tensors[0].dim() != 2 or labels is None or labels.shape != tensors[0].shape[:1]:
+        return False
+    whole = not labels.is_floating_point() and not labels.is_complex()
+    return whole and 0 <= int(labels.min()) <= int(labels.max()) < tensors[0].shape[1]
 
 
 # --- how networks are called ----------------------------------------------------------------------------------------
@@ -169,18 +158,6 @@ def usual_forward(network: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return network(**{key: batch[key] for key in _taken(network, batch)})
     return network(batch)
-
-
-def usual_call(network: nn.Module, batch: Any) -> str:
-    """What `usual_forward` does, in words."""
-    if isinstance(batch, list | tuple):
-        count = min(positional(network), len(batch))
-        return usual_call(network, batch[0]) if count == 1 else f"network(*batch[:{count}])"
-    return (
-        f"network({', '.join(f'{key}=...' for key in _taken(network, batch))})"
-        if isinstance(batch, Mapping)
-        else "network(batch)"
-    )
 
 
 def _parameters(network: nn.Module) -> Mapping[str, inspect.Parameter]:
@@ -207,15 +184,12 @@ def labels_in(network: nn.Module, batch: Any) -> Tensor | None:
 
 
 def described(batch: Any) -> str:
-    """A batch in words: its kinds and shapes."""
-    if isinstance(batch, Tensor):
-        return f"tensor {tuple(batch.shape)}"
-    if isinstance(batch, Mapping):
-        return f"{type(batch).__name__} of {', '.join(f'{key}: {described(value)}' for key, value in batch.items())}"
-    if isinstance(batch, list | tuple):
-        more = ", ..." if len(batch) > 4 else ""
-        return f"{type(batch).__name__} of {', '.join(map(described, batch[:4]))}{more}"
-    return type(batch).__name__
+    """A batch in words: the shapes of its tensors, as they are nested."""
+
+    def shape(tensor: Tensor) -> Any:
+        return tuple(tensor.shape)
+
+    return " ".join(repr(with_tensors(batch, shape)).split())[:200]
 
 
 # --- where batches come from ----------------------------------------------------------------------------------------
@@ -258,7 +232,7 @@ def peeked(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     return first, itertools.chain([first], iterator) if iterator is data else data
 
 
-def length(data: Iterable[Any]) -> int:
+def _length(data: Iterable[Any]) -> int:
     """How many batches there are, if that is known; else 0."""
     try:
         return len(data)  # type: ignore[arg-type]
@@ -266,10 +240,20 @@ def length(data: Iterable[Any]) -> int:
         return 0
 
 
-class BatchesStream(TrainStream):
-    """Batches as an iterable gives them; after its last the first follows.
+def _as_they_come(data: Iterable[Any], seed: int, purpose: str, start: int = 0) -> Iterator[Any]:
+    """The batches of an iterable, once; `start`: the number of the first one, for what it draws from PyTorch's generator."""
+    batches = None
+    for number in itertools.count(start):
+        with forked_rng(seed, purpose, number):
+            batches = iter(data) if batches is None else batches
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
-    An iterator is read once, from the first step on.
+
+class BatchesStream(TrainStream):
+    """Batches as an iterable gives them; after its last the first follows. An iterator is read once.
 
     Args:
         data: the iterable.
@@ -279,34 +263,29 @@ class BatchesStream(TrainStream):
 
     def __init__(self, data: Iterable[Any], as_batch: Callable[[Any], Batch], seed: int) -> None:
         self.data, self.as_batch, self.seed = data, as_batch, seed
-        self.steps_per_epoch = length(data) or 1
-        self._batches: Iterator[Any] | None = None
+        self.steps_per_epoch = _length(data) or 1
+        self._batches: Iterator[Any] = iter(())
         self._next = 0
-        self._once = isinstance(data, Iterator)
 
     def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
         """See `TrainStream`; of one process."""
-        if step < self._next and not self._once:
-            self._batches, self._next = None, 0
-        while not self._once and self._next < step:
+        if step < self._next:
+            self._batches, self._next = iter(()), 0
+        while self._next < step:
             self._read()
         return self.as_batch(self._read()), 1.0
 
     def _read(self) -> Any:
-        with forked_rng(self.seed, "batch", self._next):
-            for _ in range(2):
-                if self._batches is None:
-                    self._batches = iter(self.data)
-                for batch in self._batches:
-                    self._next += 1
-                    return batch
-                self._batches = None
-                if self._once:
-                    raise NernError(
-                        f"the data ended after {self._next} batches: an iterator can be read once only. Give a DataLoader, "
-                        "a Dataset, a list or a tensor"
-                    )
-        raise NernError("the data give no batch")
+        batch = next(self._batches, None)
+        if batch is None:
+            self._batches = _as_they_come(self.data, self.seed, "batch", self._next)
+            batch = next(self._batches, None)
+        if batch is None:
+            raise NernError(
+                "the data have ended: an iterator can be read once only. Give a DataLoader, a Dataset, a list or a tensor"
+            )
+        self._next += 1
+        return batch
 
 
 @dataclass(eq=False)
@@ -331,19 +310,11 @@ class BatchesSet:
 
     def __len__(self) -> int:
         """Batches, if that is known; else 0."""
-        return length(self.data)
+        return _length(self.data)
 
     def raw(self) -> Iterator[Any]:
         """The batches as they come."""
-        batches, number = None, 0
-        while True:
-            with forked_rng(self.seed, "evaluation batch", number):
-                batches = iter(self.data) if batches is None else batches
-                batch = next(batches, None)
-            if batch is None:
-                return
-            number += 1
-            yield batch
+        return _as_they_come(self.data, self.seed, "evaluation batch")
 
     def batches(self, batch_size: int, share: Share | None = None) -> Iterator[Batch]:
         """See `EvalSet`; batches are as large as they come."""

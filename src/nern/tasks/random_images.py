@@ -1,15 +1,13 @@
 """Made-up images for training without data: each kind is a function (count, generator) -> images on the device.
 
-Registered as `kind(shape, settings, seed, device, original, held_out)`, with the `task` section as `settings`; a kind that
-has a pool of images takes those of held-out sets from a part of their own. Images are on the scale of a network's inputs,
-that is normalised: mean near 0, standard deviation near 1.
+Registered as `kind(shape, settings, seed, device, original, held_out)`, with the `task` section as `settings`. Images are on
+the scale of a network's inputs, that is normalised: mean near 0, standard deviation near 1.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,12 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nern.config import TaskConfig
-from nern.errors import NernError
-from nern.originals.base import Original
-from nern.randomness import generator
 from nern.registry import RANDOM_IMAGES
-from nern.tasks.images import mirrored
-from nern.tasks.inversion import inverted_images
 
 Draw = Callable[[int, torch.Generator], Tensor]
 Shape = tuple[int, int, int]
@@ -156,52 +149,3 @@ def _blurred(image: Float[Tensor, "channels height width"], deviation: float) ->
     weights = weights / weights.sum()
     rows = F.conv2d(F.pad(image[:, None], (reach, reach, 0, 0), mode="reflect"), weights.view(1, 1, 1, -1))
     return F.conv2d(F.pad(rows, (0, 0, reach, reach), mode="reflect"), weights.view(1, 1, -1, 1))[:, 0]
-
-
-@dataclass
-class InversionSettings:
-    """Settings of `inversion`.
-
-    Attributes:
-        images: in the pool.
-        steps: of the optimisation of each.
-    """
-
-    images: int = 512
-    steps: int = 150
-
-    def __post_init__(self) -> None:
-        for name, least in (("images", 1), ("steps", 0)):
-            if getattr(self, name) < least:
-                raise NernError(
-                    f"{name} of task.random_data 'inversion' (={getattr(self, name)}) must be at least {least}"
-                )
-
-
-@RANDOM_IMAGES.register("inversion", settings=InversionSettings)
-def inversion(
-    shape: Shape,
-    task: TaskConfig,
-    seed: int,
-    device: torch.device,
-    original: Original,
-    held_out: bool = False,
-    *,
-    settings: InversionSettings,
-) -> Draw:
-    """Images optimised until the original's batch-norm statistics match (DeepInversion, Yin et al. 2020): a pool made
-    once and cached, of which batches are drawn, shifted and mirrored."""
-    make = leaves(shape, task, seed, torch.device("cpu"))
-    start = make(settings.images, generator(seed, "inversion"))
-    pool = inverted_images(original, start.to(device), settings.steps, seed)
-    apart = max(len(pool) // 10, 1) if len(pool) > 1 else 0
-    pool = pool[:apart] if held_out and apart else pool[apart:]
-    most = max(shape[1] // 8, 1)
-
-    def draw(count: int, rng: torch.Generator) -> Tensor:
-        images = pool[torch.randint(len(pool), (count,), generator=rng).to(device)]
-        images = mirrored(images, torch.rand(count, generator=rng) < 0.5)
-        rows, columns = torch.randint(-most, most + 1, (2,), generator=rng).tolist()
-        return images.roll((rows, columns), dims=(2, 3))
-
-    return draw

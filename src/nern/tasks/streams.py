@@ -153,24 +153,10 @@ class MixedStream(TrainStream):
         self.mixers = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha > 0]
 
     def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
-        """See `TrainStream`. An image is mixed with the one before it in the batch (the first with the last), which
-        processes hand to each other."""
+        """See `TrainStream`. An image is mixed with the one before it (the first with the last) of the same process."""
         (images, labels), fraction = self.unmixed.share(step, processes)
-        assert isinstance(images, Tensor)
-        if not processes.several:
-            return self._mixed(step, images, labels), fraction
-        assert labels is not None
-        own = (images[-1:].cpu(), labels[-1:].cpu()) if len(images) else None
-        lasts = processes.collect(own)
-        if own is None:
+        if not len(images):
             return (images, labels), fraction
-        before = next(last for last in [*lasts[: processes.rank][::-1], *lasts[::-1]] if last is not None)
-        pairs = zip(before, (images, labels), strict=True)
-        images, shares = self._mixed(step, *(torch.cat([first.to(rest), rest]) for first, rest in pairs))
-        return (images[1:], shares[1:]), fraction
-
-    def _mixed(self, step: int, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         with forked_rng(self.seed, "mixing", step):
             index = generator(self.seed, "mixer", step).initial_seed() % len(self.mixers)
-            mixed, shares = self.mixers[index](images, labels)
-        return mixed, shares
+            return self.mixers[index](images, labels), fraction
