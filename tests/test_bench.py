@@ -77,7 +77,6 @@ def test_order_measures_random_kernels_and_the_network(
     assert (found["results"]["mode"], found["results"]["metric"]) == ("crossfilter", "distance")
     assert found["command"].startswith("nern bench order --repeats 2")
     (table,) = found["tables"]
-    assert "Path cost: distance of successive kernels" in table["note"]
     assert "improved for up to 0.2 s" in table["note"]
     assert torch.__version__ in found["about"]
 
@@ -102,7 +101,6 @@ def test_step_is_compared_with_plain_pytorch(folder: Path) -> None:
     assert measured["all rows, bf16"]["ratio_of"] == ["all rows, bf16", "plain MLP"]
     assert measured["plain"]["images"] == [4]
     assert measured["plain MLP"]["rows"] == measured["drawn rows, bf16"]["rows"] == 64
-    check_spread(found["images_seconds"])
     assert [dict(row)[""] for row in told["tables"][0]["rows"]] == ["plain", "ours, bf16"]
 
 
@@ -110,6 +108,7 @@ def test_reconstruct_counts_weights(folder: Path) -> None:
     found = bench("reconstruct")
     of = found["results"]["measured"]
     check_spread(of["seconds"])
+    check_spread(of["build"]["seconds"])
     assert (of["represented_weights"], of["kernels"], of["layers"]) == (73872, 8208, 7)
     assert of["weight_bytes"] == 4 * 73872
 
@@ -121,9 +120,9 @@ def test_scaling_draws_a_figure(folder: Path) -> None:
     assert (small["asked_for"], large["asked_for"]) == (1000, 10_000)
     for of in (small, large):
         assert of["weights"] == pytest.approx(of["asked_for"], rel=0.2)
-        assert set(of["seconds"]) == set(of["peak_memory_bytes"]) - {"all"} == {"order", "build", "step"}
+        assert set(of["seconds"]) == {"order", "build", "step"}
         check_spread(of["seconds"]["step"])
-        assert of["memory_over_weights"] > 0
+        assert of["memory_over_weights"] >= 0
     assert found["results"]["mode"] == "none"
     assert found["config"]["nern"]["reconstruction_rows"] == "drawn"
     assert matplotlib.image.imread(folder / "scaling.png").shape[:2] == pytest.approx((860, 2100), abs=5)

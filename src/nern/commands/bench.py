@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, fields
-from typing import Any, get_type_hints
+from concurrent.futures.process import BrokenProcessPool
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
+from rich.table import Table
 
 from nern.benchmarks.machine import machine, machine_text, versions
-from nern.benchmarks.order import bench_order
-from nern.benchmarks.reconstruct import bench_reconstruct
-from nern.benchmarks.scaling import bench_scaling
-from nern.benchmarks.settings import BenchSettings
+from nern.benchmarks.parts import bench_order, bench_reconstruct, bench_scaling
 from nern.benchmarks.step import bench_step
 from nern.commands.line import (
     Command,
@@ -30,7 +29,7 @@ from nern.commands.line import (
 from nern.config import Config
 from nern.console import PLAIN
 from nern.errors import NernError, unknown_name
-from nern.files import write_json
+from nern.files import check_writable, write_json
 
 BENCHMARKS = {
     "order": (bench_order, "greedy orderings of random 3x3 kernels and of the config's network"),
@@ -38,7 +37,19 @@ BENCHMARKS = {
     "reconstruct": (bench_reconstruct, "all weights of the config's network from its predictor"),
     "scaling": (bench_scaling, "building, ordering and a step for networks of growing size"),
 }
-OF = {f.name: f.metadata["of"] for f in fields(BenchSettings)}  # the benchmark that has an option; None: all
+PRECISIONS = ("float32", "tf32", "bf16")
+# Options, each with the one benchmark that has it ('': all), its type, default, least value and help.
+OPTIONS: dict[str, tuple[str, Any, Any, float, str]] = {
+    "repeats": ("", int, 7, 1, "number of measurements of each thing"),
+    "warmup": ("", int, 3, 0, "number of calls or steps before the first measurement"),
+    "threads": ("", int | None, None, 1, "number of PyTorch's threads; null: PyTorch's own choice"),
+    "kernels": ("order", int, 16384, 2, "order: number of random kernels to order"),
+    "precisions": ("step", str, None, 0, "step: precisions to compare, of float32, tf32, bf16; null: the config's"),
+    "most_steps": ("step", int, 200, 1, "step: largest number of steps in a round; fewer if they fill half a second"),
+    "smallest": ("scaling", float, 1e4, 1000, "scaling: represented weights of the smallest network"),
+    "largest": ("scaling", float, 1e8, 1000, "scaling: represented weights of the largest network"),
+    "figure": ("scaling", str | None, None, 0, "scaling: PNG file for a picture"),
+}
 BENCH_HELP = """Measure speed and memory on this machine: medians and quartiles, each after a warm-up.
 
 {kinds}
@@ -59,11 +70,9 @@ def _bench_parser() -> ArgumentParser:
     kinds = "\n".join(f"  {name:<12} {about}" for name, (_, about) in BENCHMARKS.items())
     parser = command_parser(BENCH_HELP.format(kinds=kinds), usage)
     parser.add_argument("what", type=str, nargs="?", default=None, help="the benchmark: one of the list above")
-    hints = get_type_hints(BenchSettings)
-    for f in fields(BenchSettings):
-        kind: dict[str, Any] = {"type": str, "nargs": "+"} if f.name == "precisions" else {"type": hints[f.name]}
-        metavar = {"precisions": "PRECISION", "figure": "FILE"}.get(f.name, "N")
-        parser.add_argument(f"--{f.name}", default=f.default, metavar=metavar, help=f.metadata["about"], **kind)
+    for name, (_, kind, default, _, about) in OPTIONS.items():
+        more: dict[str, Any] = {"nargs": "+"} if name == "precisions" else {}
+        parser.add_argument(f"--{name}", type=kind, default=default, help=about, **more)
     json_option(parser)
     config_options(parser)
     return parser
@@ -73,46 +82,68 @@ def _bench_file(argv: Sequence[str]) -> str:
     return own_config("scaling" if "scaling" in argv else "quickstart")
 
 
-def _check(what: str | None, given: Sequence[str]) -> str:
-    """The name of a benchmark, if it is one that has all options given."""
+def _settings(given: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    """The options that the benchmark has. Raises NernError for the first name or number that cannot work."""
+    what = given["what"]
     if what is None:
         raise MissingError(f"the name of a benchmark is required: {', '.join(BENCHMARKS)}")
     if what not in BENCHMARKS:
         raise unknown_name("benchmark", what, BENCHMARKS)
-    for name in given:
-        if OF.get(name) not in (None, what):
-            own = ", ".join(f"--{option}" for option, of in OF.items() if of == what)
-            raise NernError(f"--{name} belongs to nern bench {OF[name]}; {what} has {own or 'no options of its own'}")
-    return what
+    settings = {name: given[name] for name, (of, *_) in OPTIONS.items() if of in ("", what)}
+    for name, (of, _, _, least, _) in OPTIONS.items():
+        if name in option_names(argv) and name not in settings:
+            own = ", ".join(f"--{option}" for option in settings if OPTIONS[option][0]) or "no options of its own"
+            raise NernError(f"--{name} belongs to nern bench {of}; {what} has {own}")
+        if isinstance(given[name], int | float) and not least <= given[name] < float("inf"):
+            raise NernError(f"--{name} (={given[name]:g}) must be at least {least:g}")
+    if not given["smallest"] <= given["largest"]:
+        raise NernError(f"--largest (={given['largest']:g}) must be at least --smallest (={given['smallest']:g})")
+    for precision in given["precisions"] or ():
+        if precision not in PRECISIONS:
+            raise unknown_name("precision (--precisions)", precision, PRECISIONS)
+    check_writable(given["figure"], "--figure")
+    return settings
 
 
 def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
-    what = _check(given["what"], option_names(argv))
-    settings = BenchSettings(**{name: given[name] for name in OF}).check()
+    settings, what = _settings(given, argv), given["what"]
     config, command = config_given(given, Config), shlex.join(["nern", "bench", *argv])
     with console.status(f"nern bench {what}") as status:
         measure, _ = BENCHMARKS[what]
-        sheets, results = measure(config, settings, lambda text: status.update(f"nern bench {what}: {text}"))
-    threads = settings.threads or torch.get_num_threads()
+        try:
+            sheets, results = measure(
+                config, SimpleNamespace(**settings), lambda text: status.update(f"nern bench {what}: {text}")
+            )
+        except BrokenProcessPool as error:
+            raise NernError("a measuring process ended early (often for lack of memory)") from error
+    settings["threads"] = settings["threads"] or torch.get_num_threads()
     hardware, software = machine(), versions()
-    about = f"n = {settings.repeats}, seed {config.seed}; {machine_text(hardware, software, threads)}"
+    repeats = settings["repeats"]
+    about = f"n = {repeats}, seed {config.seed}; {machine_text(hardware, software, settings['threads'])}"
     for sheet in sheets:
-        console.print(sheet.rich())
-        console.print(sheet.note, style="dim", highlight=False)
+        table = Table(title=sheet["title"], title_justify="left", title_style="bold")
+        for number, (heading, _) in enumerate(sheet["rows"][0]):
+            table.add_column(heading, justify="right" if number else "left")
+        for row in sheet["rows"]:
+            table.add_row(*(text for _, text in row))
+        console.print(table)
+        console.print(sheet["note"], style="dim", highlight=False)
     console.print(about, style="dim", **PLAIN)
     if given["json"] is not None:
         facts = {
             "benchmark": what,
             "command": command,
-            "settings": {name: given[name] for name, of in OF.items() if of in (None, what)} | {"threads": threads},
+            "settings": settings,
             "seed": config.seed,
-            "n": settings.repeats,
+            "n": repeats,
             "machine": hardware,
             "versions": software,
             "config": config.to_dict(),
+            "results": results,
+            "tables": sheets,
+            "about": about,
         }
-        tables = {"tables": [asdict(sheet) for sheet in sheets], "about": about}
-        write_json(given["json"], facts | {"results": results} | tables)
+        write_json(given["json"], facts)
 
 
 COMMANDS = {"bench": Command(_bench_parser, _run_bench, Config, _bench_file)}

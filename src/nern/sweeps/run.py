@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 
 from nern.benchmarks.machine import cores, machine
-from nern.benchmarks.worker import in_process
+from nern.benchmarks.measure import in_process
 from nern.config import Config
 from nern.console import PLAIN, CleanConsole
 from nern.devices import available_gpus
