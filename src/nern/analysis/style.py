@@ -64,13 +64,13 @@ def write_png(path: str | Path, figure: Figure) -> None:
         temporary.write_bytes(png(figure))
 
 
-def legend(figure: Figure, columns: int = 3) -> None:
+def legend(figure: Figure, columns: int = 3, title: str = "") -> None:
     """What lines and bars of all axes mean, below them; each once."""
     named = {
         text: handle for axes in figure.axes for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     if named:
-        figure.legend(list(named.values()), list(named), loc="outside lower left", ncols=columns)
+        figure.legend(list(named.values()), list(named), loc="outside lower left", ncols=columns, title=title)
 
 
 def rows_of(axes: Any, names: Sequence[str]) -> None:

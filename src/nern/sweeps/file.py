@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nern.config import Config, check_key, checked_keys, item_class, known_keys, nested, parse_yaml, read_config_file
+from nern.config import Config, check_key, checked_keys, nested, parse_yaml, read_config_file
 from nern.config.yaml_files import nested_value, over
 from nern.errors import NernError, unknown_name
 from nern.files import load_yaml
@@ -61,7 +60,7 @@ def load_sweep(path: str | Path, folder: str | Path, options: Mapping[str, Any] 
     planned: list[PlannedRun] = []
     for run in _runs(values.get("runs"), str(path)):
         own = _settings(run.get("settings", {}), f"{path}, run {run.get('name')}: settings")
-        if seeds and _has(own, "seed"):
+        if seeds and "seed" in own:
             raise NernError(
                 f"{path}, run {run['name']}: settings has seed, and there are seeds (={seeds}); drop one of the two"
             )
@@ -104,14 +103,9 @@ def _settings(values: Any, where: str) -> dict[str, Any]:
         raise NernError(f"{where}: settings are config keys with values, not {values!r}")
     values = checked_keys(nested(values, where), Config, where)
     for key, what in OWN.items():
-        if _has(values, key):
+        if nested_value(values, key, None) is not None:
             raise NernError(f"{where}: {key} is set by the sweep itself: {what}; drop it")
     return values
-
-
-def _has(values: Any, key: str) -> bool:
-    missing = object()
-    return nested_value(values, key, missing) is not missing
 
 
 def _config_file(name: Any, sweep: Path) -> dict[str, Any]:
@@ -122,20 +116,15 @@ def _config_file(name: Any, sweep: Path) -> dict[str, Any]:
 
 
 def _grid(values: Any, where: str) -> dict[str, list[Any]]:
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise NernError(f"{where}: grid maps dotted config keys to lists of values, not {values!r}")
-    for key, choices in values.items():
+    for key, choices in (values or {}).items():
         check_key(str(key), Config, f"{where}: grid", more=Config.sections())
-        kind = (known_keys(Config) | Config.sections()).get(key)
-        if dataclasses.is_dataclass(kind) or item_class(kind):
-            raise NernError(f"{where}: grid: {key} is a section; name one of its keys, as in {SIZE}")
         if key in OWN or key == "seed":
             raise NernError(f"{where}: grid: {key} is set by the sweep itself: {OWN.get(key, 'see seeds')}; drop it")
         if not isinstance(choices, list) or not choices or any(isinstance(choice, dict) for choice in choices):
             raise NernError(f"{where}: grid: {key} needs a list of values, not {choices!r}")
-    return values
+    return values or {}
 
 
 def _seeds(values: Any, where: str) -> list[int]:
@@ -170,10 +159,7 @@ def _text(key: str, value: Any) -> str:
         return f"{key.rpartition('.')[2]}={str(value).lower()}"
     if isinstance(value, list):
         return "_".join(_text(key, v) for v in value)
-    text = "none" if value is None else str(value)
-    if isinstance(value, int | float) and text.startswith("-"):
-        text = text.replace("-", "minus")
-    return re.sub(r"[^A-Za-z0-9._+=-]+", "-", text).strip("-") or "empty"
+    return re.sub(r"[^A-Za-z0-9._+=-]+", "-", "none" if value is None else str(value)).strip("-") or "empty"
 
 
 def _series(run: Mapping[str, Any], at: Mapping[str, Any], config: Config) -> str:
