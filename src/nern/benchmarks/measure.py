@@ -19,10 +19,10 @@ import torch
 
 from nern.devices import peak_memory_bytes
 from nern.errors import NernWarning
+from nern.terminal import bytes_text
 
 CPU = torch.device("cpu")
-Cells = list[tuple[str, str]]  # a row of a table: headings, each with its text
-Report = tuple[list[dict[str, Any]], dict[str, Any]]  # tables ('title', 'rows', 'note') and every single value
+Report = tuple[dict[str, dict[str, Any]], str]  # by what was measured, its figures; a note on how to read them
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -31,11 +31,29 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": median, "quartiles": [low, high], "n": len(values), "values": list(values)}
 
 
-def spread_cells(heading: str, of: dict[str, Any], unit: float = 1.0) -> Cells:
-    """Median and quartiles of a `spread`, over `unit`, with three digits."""
-    numbers = [value / unit for value in (of["median"], *of["quartiles"])]
-    median, low, high = (f"{number:,.{max(3 - len(str(int(number))), 0)}f}" for number in numbers)
-    return [(heading, median), ("quartiles", f"{low} to {high}")]
+def table_rows(measured: dict[str, dict[str, Any]]) -> list[list[tuple[str, str]]]:
+    """What was measured as rows of texts, each with its heading: of a `spread` in seconds the median in milliseconds, then
+    the quartiles; all rows have the headings of all."""
+    rows: list[dict[str, str]] = []
+    for name, figures in measured.items():
+        row = {"": name}
+        for key, value in figures.items():
+            heading = key.replace("_", " ")
+            if isinstance(value, dict):
+                unit = 1000 if key.endswith("seconds") else 1
+                row[heading.replace("seconds", "ms")] = _number(unit * value["median"])
+                row[f"{heading}: quartiles"] = " to ".join(_number(unit * quartile) for quartile in value["quartiles"])
+            else:
+                row[heading.removesuffix(" bytes")] = bytes_text(value) if key.endswith("bytes") else _number(value)
+        rows.append(row)
+    headings = dict.fromkeys(heading for row in rows for heading in row)
+    return [[(heading, row.get(heading, "")) for heading in headings] for row in rows]
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.{max(3 - len(str(int(value))), 0)}f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def seconds_per_call(call: Callable[[], object], device: torch.device = CPU, count: int = 1) -> float:

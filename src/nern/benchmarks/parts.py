@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from nern.benchmarks.measure import (
     CPU,
-    Cells,
     Report,
     held_memory,
     in_process,
@@ -19,24 +18,20 @@ from nern.benchmarks.measure import (
     peak_memory,
     seconds_per_call,
     spread,
-    spread_cells,
-)  # fmt: skip
+)
 from nern.benchmarks.step import endless, endless_trainer
 from nern.config import Config
 from nern.experiment import build_checked_original
 from nern.ordering import path_cost, solve_ordering
-from nern.ordering.order import CrossFilterOrdering
 from nern.originals.base import Original
 from nern.randomness import forked_rng, generator
 from nern.registry import PREDICTORS
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern
-from nern.terminal import bytes_text
 from nern.training import Member, Trainer
 
 SMALL = 30_000  # weights of a network to warm up with: some hundred kernels a layer
 WIDEST, LAYERS = 512, 8  # channels, as in ResNet18; layers of the networks that are narrower
-COSTS = {"unordered": "cost_unordered", "greedy": "cost_greedy", "improved": "cost"}
 PARTS = {"order": "ordering", "build": "building the NeRN", "step": "one step, drawn rows"}
 
 
@@ -64,23 +59,7 @@ def bench_order(config: Config, settings: Any, say: Callable[[str], None]) -> Re
         "by side. Path cost: 1 - cosine (or the distance) of successive kernels, summed along all paths; unordered: of the "
         "kernels as they are."
     )
-    rows = [
-        [
-            ("", name),
-            ("kernels in layers", f"{of['kernels']:,} in {of['layers']}"),
-            *_time_and_memory(of),
-            ("weights", bytes_text(of["weight_bytes"])),
-            *((f"path cost, {text}", f"{of[key]:,.2f}") for text, key in COSTS.items()),
-        ]
-        for name, of in found.items()
-    ]
-    tables = [{"title": "Ordering", "rows": rows, "note": note}]
-    return tables, {
-        "measured": found,
-        "mode": mode,
-        "metric": p.metric,
-        "workers": p.num_workers,
-    }
+    return found, note
 
 
 def _measure_order(arrays: list[Any], solve: tuple[str, int, float, str], repeats: int, warmup: int) -> dict[str, Any]:
@@ -101,36 +80,23 @@ def _measure_order(arrays: list[Any], solve: tuple[str, int, float, str], repeat
 
 
 def bench_reconstruct(config: Config, settings: Any, say: Callable[[str], None]) -> Report:
-    """Time and memory of building coordinates, encodings and predictor, and of `NeRN.reconstruct`."""
+    """Time and memory of `NeRN.reconstruct`."""
     say(_names(config))
-    of = in_process(_measure_reconstruct, config, settings.repeats, settings.warmup, threads=settings.threads)
-    note = (
-        f"{_names(config)}: {of['represented_weights']:,} weights ({bytes_text(of['weight_bytes'])}) in {of['kernels']:,} "
-        f"kernels of {of['layers']} layers, by {of['predictor_parameters']:,} parameters, on {of['device']}. Built with an "
-        "ordering across filters, which is there already. Memory of the second holds the weights themselves."
-    )
-    rows = [
-        [("", "coordinates, encodings and predictor built"), *_time_and_memory(of["build"])],
-        [("", "all weights reconstructed"), *_time_and_memory(of)],
-    ]
-    return [{"title": "Building and reconstruction", "rows": rows, "note": note}], {"measured": of}
+    found = in_process(_measure_reconstruct, config, settings.repeats, settings.warmup, threads=settings.threads)
+    return {_names(config): found}, "Peak memory holds the reconstructed weights themselves."
 
 
 def _measure_reconstruct(config: Config, repeats: int, warmup: int) -> dict[str, Any]:
     config.nern.embeddings.permutations.permute_mode = "none"  # has no part in the time
     trainer = endless_trainer(config, False)
-    nern, device = trainer.nern, trainer.device
-    orders = [torch.randperm(co * ci, generator=generator(config.seed, "order")) for co, ci, _, _ in nern.table.shapes]
-    ordering = CrossFilterOrdering([{"order": order} for order in orders])
-    build = measured(lambda: build_nern(config.nern, nern.table, ordering, config.seed, device), device, repeats, 0)
-    return measured(nern.reconstruct, device, repeats, warmup) | {
-        "build": build,
+    nern = trainer.nern
+    return measured(nern.reconstruct, trainer.device, repeats, warmup) | {
         "weight_bytes": 4 * nern.table.num_weights,
         "represented_weights": nern.table.num_weights,
         "kernels": nern.table.rows,
         "layers": len(nern.table.shapes),
         "predictor_parameters": nern.num_parameters,
-        "device": str(device),
+        "device": str(trainer.device),
     }
 
 
@@ -139,33 +105,22 @@ def bench_scaling(config: Config, settings: Any, say: Callable[[str], None]) -> 
     config = endless(config, False)
     config.nern.reconstruction_rows = "drawn"
     config.nern.include, config.nern.exclude = None, []
-    found: list[dict[str, Any]] = []
+    found: dict[str, dict[str, Any]] = {}
     size = settings.largest
     while size >= min(settings.smallest * 0.999, settings.largest):
         say(f"{size:,.0f} weights")
         arguments = config, round(size), settings.repeats, settings.warmup
-        found.insert(0, in_process(_measure_size, *arguments, threads=settings.threads))
+        found = {f"{size:,.0f}": in_process(_measure_size, *arguments, threads=settings.threads)} | found
         size /= 10
     mode = config.nern.embeddings.permutations.permute_mode
     if settings.figure is not None:
-        _draw_scaling(settings.figure, found, f"Stacks of 3 x 3 convolutions, ordering {mode}")
+        _draw_scaling(settings.figure, list(found.values()), f"Stacks of 3 x 3 convolutions, ordering {mode}")
     note = (
         f"Ordering {mode}, once; build, once: coordinates, encodings, predictor, trainer; step: reconstruction of "
-        f"{config.nern.weights_batch_size} drawn rows, hidden layers of {config.nern.hidden_layer_size}, median. Memory: "
-        "highest growth of the process in all of that, beyond the weights; the last column is that over the weights' bytes."
+        f"{config.nern.weights_batch_size} drawn rows, hidden layers of {config.nern.hidden_layer_size}. Memory: highest "
+        "growth of the process in all of that, beyond the weights."
     )
-    rows = [
-        [
-            ("weights", f"{of['weights']:,}"),
-            ("layers of channels", f"{of['layers']} of {of['channels']}"),
-            *((f"{part}: seconds", f"{of['seconds'][part]['median']:,.3g}") for part in PARTS),
-            ("peak memory", bytes_text(of["peak_memory_bytes"])),
-            ("weights' bytes", bytes_text(of["weight_bytes"])),
-            ("memory over weights", f"{of['memory_over_weights']:,.1f}"),
-        ]
-        for of in found
-    ]
-    return [{"title": "Over the size of the network", "rows": rows, "note": note}], {"measured": found, "mode": mode}
+    return found, note
 
 
 def _measure_size(config: Config, size: int, repeats: int, warmup: int) -> dict[str, Any]:
@@ -192,16 +147,17 @@ def _order_build_and_step(config: Config, size: int, repeats: int, warmup: int) 
         nern = build_nern(config.nern, table, made["ordering"], config.seed)
         made["trainer"] = Trainer(config, [Member(original)], nern)
 
-    seconds = {"order": [seconds_per_call(order)], "build": [seconds_per_call(build)]}
+    ordering, building = [seconds_per_call(order)], [seconds_per_call(build)]
     steps = [seconds_per_call(made["trainer"].do_step) for _ in range(max(warmup, 1) + repeats)]
     peak = max(peak_memory(CPU) - held, 0)
     return {
-        "asked_for": size,
         "weights": table.num_weights,
         "layers": layers,
         "channels": channels,
         "weight_bytes": own,
-        "seconds": {part: spread(values) for part, values in (seconds | {"step": steps[-repeats:]}).items()},
+        "order_seconds": spread(ordering),
+        "build_seconds": spread(building),
+        "step_seconds": spread(steps[-repeats:]),
         "peak_memory_bytes": peak,
         "memory_over_weights": peak / own,
     }
@@ -209,42 +165,31 @@ def _order_build_and_step(config: Config, size: int, repeats: int, warmup: int) 
 
 def _draw_scaling(path: str, found: list[dict[str, Any]], title: str) -> None:
     """Write the picture (PNG): time and memory over the size of the network."""
-    from matplotlib.ticker import EngFormatter  # matplotlib takes a second to import
+    from matplotlib import rc_context  # matplotlib takes a second to import
+    from matplotlib.ticker import EngFormatter
 
     from nern.analysis import style
 
-    @style.styled
-    def draw() -> None:
+    with rc_context(style.SETTINGS):
         figure = style.canvas(1050, 430)
-        times, memory = figure.subplots(
-            1, 2, subplot_kw={"xscale": "log", "yscale": "log", "xlabel": "represented weights"}
-        )
+        times, memory = figure.subplots(1, 2)
         sizes = [of["weights"] for of in found]
         for part, text in PARTS.items():
-            times.plot(sizes, [max(of["seconds"][part]["median"], 1e-5) for of in found], marker="o", label=text)
+            times.plot(sizes, [of[f"{part}_seconds"]["median"] for of in found], marker="o", label=text)
         peaks = [max(of["peak_memory_bytes"], 2**12) for of in found]
-        memory.plot(sizes, peaks, color=style.MUTED, marker="o", label="all of that, beyond the weights")
-        memory.plot(
-            sizes, [of["weight_bytes"] for of in found], color=style.MUTED, ls="--", label="the weights themselves"
-        )
+        memory.plot(sizes, peaks, "o-", color=style.INK, label="memory for all of that, beyond the weights")
+        memory.plot(sizes, [of["weight_bytes"] for of in found], "--", color=style.MUTED, label="the weights")
         for axes, text, unit in ((times, "Time", "s"), (memory, "Memory at its highest", "B")):
-            axes.set_title(text)
-            axes.yaxis.set_major_formatter(EngFormatter(unit))
+            axes.set(title=text, xlabel="represented weights", xscale="log", yscale="log")
             axes.xaxis.set_major_formatter(EngFormatter())
+            axes.yaxis.set_major_formatter(EngFormatter(unit))
         style.legend(figure, 5)
         figure.suptitle(title)
         style.write_png(path, figure)
 
-    draw()
-
 
 def _names(config: Config) -> str:
     return ", ".join(network.task.original_model_name for network in config.members())
-
-
-def _time_and_memory(of: dict[str, Any]) -> Cells:
-    """Of what `measured` gives."""
-    return [*spread_cells("ms (median)", of["seconds"], 1e-3), ("peak memory", bytes_text(of["peak_memory_bytes"]))]
 
 
 def _bytes(weights: list[Tensor]) -> int:

@@ -14,21 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nern.benchmarks.measure import (
-    Cells,
-    Report,
-    held_memory,
-    peak_memory,
-    process,
-    seconds_per_call,
-    spread,
-    spread_cells,
-)  # fmt: skip
+from nern.benchmarks.measure import Report, held_memory, peak_memory, process, seconds_per_call, spread
 from nern.config import Config, phase_batches, phase_optim
 from nern.devices import keep_memory, precision_of, select_device
 from nern.experiment import build_experiment
 from nern.registry import ACTIVATIONS
-from nern.terminal import bytes_text
 from nern.training import Trainer
 
 MANY = 10**9  # steps of a run that does not end while it is measured
@@ -38,10 +28,7 @@ IMAGE_BATCHES = 4  # different ones that the plain networks see in turn
 PLAIN, PLAIN_MLP = "plain", "plain MLP"  # what full steps, and those of reconstruction only, are compared with
 
 Step = Callable[[], object]
-_step: Step  # of a process that takes steps: one step; where, the bytes held before it was made, and facts about it
-_device: torch.device
-_held: int
-_facts: dict[str, Any]
+_made: dict[str, Any] = {}  # in a process that takes steps
 
 
 def endless(config: Config, images: bool) -> Config:
@@ -132,20 +119,21 @@ def plain_mlp_steps(config: Config) -> tuple[Step, dict[str, Any]]:
 
 def _make(kind: Callable[..., tuple[Step, dict[str, Any]]], config: Config, *arguments: Any) -> None:
     """Make in this process what takes steps."""
-    global _device, _held, _step, _facts
-    _device = select_device(config)
-    _held = held_memory(_device)
-    _step, _facts = kind(config, *arguments)
+    device = select_device(config)
+    held = held_memory(device)
+    step, facts = kind(config, *arguments)
+    _made.update(step=step, device=device, held=held, facts=facts)
 
 
 def _time(count: int) -> float:
     """Seconds of a step: the mean of `count` in a row, after one that is not timed."""
-    _step()
-    return seconds_per_call(_step, _device, count)
+    _made["step"]()
+    return seconds_per_call(_made["step"], _made["device"], count)
 
 
 def _found() -> dict[str, Any]:
-    return _facts | {"device": str(_device), "peak_memory_bytes": max(peak_memory(_device) - _held, 0)}
+    peak = max(peak_memory(_made["device"]) - _made["held"], 0)
+    return _made["facts"] | {"device": str(_made["device"]), "peak_memory_bytes": peak}
 
 
 def bench_step(config: Config, settings: Any, say: Callable[[str], None]) -> Report:
@@ -173,25 +161,14 @@ def bench_step(config: Config, settings: Any, say: Callable[[str], None]) -> Rep
             if name not in (PLAIN, PLAIN_MLP):
                 plain = PLAIN if name.startswith("ours") else PLAIN_MLP
                 ratios = [own / other for own, other in zip(times[name], times[plain], strict=True)]
-                measured[name] |= {"ratio": spread(ratios), "ratio_of": [name, plain]}
-    names = list(kinds)
-    first = names.index(PLAIN_MLP)
-    drawn = measured[names[first + 1]]
-    full = (
+                measured[name] |= {"ratio": spread(ratios)}
+    note = (
         f"{'+'.join(map(str, measured[PLAIN]['images']))} images. plain: the original forward, a network of its "
-        "architecture forward and backward, PyTorch in float32, images made beforehand. ours: a whole training step, images "
-        "made within it."
+        "architecture forward and backward, PyTorch in float32, images made beforehand. ours: a whole training step. plain "
+        f"MLP: a network of the predictor's shape on {measured[PLAIN_MLP]['rows']:,} encodings made beforehand, root mean "
+        "squared error, backward, Adam, float32. rows: a step of reconstruction only. Ratios are to the plain one."
     )
-    alone = (
-        f"{drawn['rows']:,} rows drawn of {drawn['all_rows']:,}. plain MLP: a network of the predictor's shape on "
-        f"{measured[PLAIN_MLP]['rows']:,} encodings made beforehand, root mean squared error, backward, Adam, float32."
-    )
-    rows = [_row(name, of) for name, of in measured.items()]
-    tables = [
-        {"title": "Full step", "rows": rows[:first], "note": full},
-        {"title": "Step of reconstruction only", "rows": rows[first:], "note": alone},
-    ]
-    return tables, {"measured": measured}
+    return measured, note
 
 
 def _kinds(config: Config, precisions: list[str]) -> dict[str, tuple[Any, ...]]:
@@ -216,9 +193,3 @@ def _changed(config: Config, precision: str, rows: str | None = None) -> Config:
         if n.weights_batch_method == "all":
             n.weights_batch_method, n.weights_batch_size = "random_batch", min(n.weights_batch_size or DRAWN, DRAWN)
     return config
-
-
-def _row(name: str, of: dict[str, Any]) -> Cells:
-    over = spread_cells("over plain", of["ratio"]) if "ratio" in of else [("over plain", "1"), ("quartiles", "")]
-    memory = bytes_text(of["peak_memory_bytes"])
-    return [("", name), *spread_cells("ms a step (median)", of["seconds"], 1e-3), *over, ("peak memory", memory)]

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nern.benchmarks.machine import machine, machine_text, versions
+from nern.benchmarks.measure import table_rows
 from nern.benchmarks.parts import bench_order, bench_reconstruct, bench_scaling
 from nern.benchmarks.step import bench_step
 from nern.commands.line import (
@@ -111,7 +112,7 @@ def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
     with console.status(f"nern bench {what}") as status:
         measure, _ = BENCHMARKS[what]
         try:
-            sheets, results = measure(
+            measured, note = measure(
                 config, SimpleNamespace(**settings), lambda text: status.update(f"nern bench {what}: {text}")
             )
         except BrokenProcessPool as error:
@@ -120,14 +121,13 @@ def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
     hardware, software = machine(), versions()
     repeats = settings["repeats"]
     about = f"n = {repeats}, seed {config.seed}; {machine_text(hardware, software, settings['threads'])}"
-    for sheet in sheets:
-        table = Table(title=sheet["title"], title_justify="left", title_style="bold")
-        for number, (heading, _) in enumerate(sheet["rows"][0]):
-            table.add_column(heading, justify="right" if number else "left")
-        for row in sheet["rows"]:
-            table.add_row(*(text for _, text in row))
-        console.print(table)
-        console.print(sheet["note"], style="dim", highlight=False)
+    rows, table = table_rows(measured), Table()
+    for number, (heading, _) in enumerate(rows[0]):
+        table.add_column(heading, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(text for _, text in row))
+    console.print(table)
+    console.print(note, style="dim", highlight=False)
     console.print(about, style="dim", **PLAIN)
     if given["json"] is not None:
         facts = {
@@ -139,8 +139,8 @@ def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
             "machine": hardware,
             "versions": software,
             "config": config.to_dict(),
-            "results": results,
-            "tables": sheets,
+            "results": {"measured": measured},
+            "tables": [{"title": BENCHMARKS[what][1], "rows": rows, "note": note}],
             "about": about,
         }
         write_json(given["json"], facts)

@@ -64,7 +64,7 @@ class Job:
         errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
         told = "\n".join(lines[errors[-1] :] if errors else lines[-TAIL_LINES:]).removeprefix("error: ")
         if code < 0:
-            told = f"ended by signal {-code} (9: was there memory enough?)\n{told}".rstrip()
+            told = f"ended by a signal: {signal.strsignal(-code)}\n{told}".rstrip()
         self.error = told or f"exit status {code}, nothing printed"
 
 

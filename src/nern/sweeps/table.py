@@ -31,8 +31,6 @@ COLUMNS: dict[str, type] = {
     "threads": int,
     **dict.fromkeys(("precision", "nern", "torch", "python", "config", "command"), str),
 }
-NEEDED = ("name", "series", "seed", "network", "task", "order", "parameters")
-KINDS = {int: "a whole number", float: "a number", str: "a text"}
 ORDERS = {
     "crossfilter": "cross-filter",
     "infilter": "in-filter",
@@ -52,11 +50,11 @@ def row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
         command: of the sweep.
 
     Raises:
-        NernError: the metrics lack what a finished run has, or hold something else in its place.
+        NernError: the metrics lack what a finished run has.
     """
     try:
         found = _found(run, metrics, hardware) | {"config": config, "command": command}
-        return {name: checked(name, found.get(name)) for name in COLUMNS}
+        return {name: found.get(name) for name in COLUMNS}
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise NernError(f"{type(error).__name__}: {error}") from error
 
@@ -100,20 +98,6 @@ def _found(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
         found |= {f"{name}_{images}": _figure(record, images, "top1") for name, record in records.items()}
     both = found["last_test"], found["original_test"]
     return found | {"gap": None if None in both else both[0] - both[1]}
-
-
-def checked(name: str, value: Any) -> Any:
-    """A value of a column. Raises ValueError for one of another kind."""
-    kind: Any = COLUMNS[name]
-    if value is None and name not in NEEDED:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-        raise ValueError(f"{name} (={value!r:.60}) must be {KINDS[kind]}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} (={value}) must be finite")
-    if name == "parameters" and not value > 0:
-        raise ValueError(f"{name} (={value}) must be at least 1")
-    return value
 
 
 def _figure(record: Mapping[str, Any], images: str, name: str) -> Any:
