@@ -124,8 +124,11 @@ def test_scaling_draws_a_figure(folder: Path) -> None:
     ("arguments", "message"),
     [
         ([], "the name of a benchmark is required: order, step, reconstruct, scaling"),
-        (["order", "--largest", "10"], "--largest belongs to nern bench scaling; order has --kernels"),
-        (["step", "--precisions", "float32", "fp8"], "unknown precision (--precisions) 'fp8'"),
+        (
+            ["order", "--largest", "10"],
+            "--largest belongs to nern bench scaling; order has repeats, warmup, threads, kernels",
+        ),
+        (["step", "--precisions", "float32", "fp8"], "invalid choice: 'fp8'"),
         (["scaling", "--largest", "5000"], "--largest (=5000) must be at least --smallest (=10000)"),
         (["scaling", "--figure", "."], "--figure: . cannot be written"),
     ],

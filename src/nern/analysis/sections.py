@@ -98,13 +98,12 @@ def errors_section(network: NetworkContent, content: Content) -> Section:
 
 
 def _maps(names: Sequence[str], errors: Sequence[Float[Tensor, "filters channels"]]) -> Figure:
-    """A map of filters and channels for each layer; of many layers some, spread over the depth. The colours end at 1, where
-    zeros would do as well, unless most kernels are worse."""
+    """A map of filters and channels for each layer; of many layers some, spread over the depth. One kernel in fifty is
+    beyond the colours."""
     shown = _spread_over(range(len(names)), MOST_MAPS)
     values = np.concatenate([errors[index].flatten() for index in shown])
-    values = values[np.isfinite(values)]
-    middle, high = np.quantile(values, (0.5, 0.98)) if len(values) else (0.0, 1.0)
-    top = float(min(high, max(1.0, 2 * middle))) or 1.0
+    finite = values[np.isfinite(values)]
+    top = (float(np.quantile(finite, 0.98)) if len(finite) else 0.0) or 1.0
     columns = min(len(shown), 5)
     lines = -(-len(shown) // columns)
     figure = style.canvas(style.WIDE, 190 * lines + 70)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +31,7 @@ from nern.commands.line import (
 from nern.config import Config
 from nern.console import PLAIN
 from nern.errors import NernError, unknown_name
-from nern.files import check_writable, write_json
+from nern.files import write_json
 
 BENCHMARKS = {
     "order": (bench_order, "greedy orderings of random 3x3 kernels and of the config's network"),
@@ -39,17 +40,17 @@ BENCHMARKS = {
     "scaling": (bench_scaling, "building, ordering and a step for networks of growing size"),
 }
 PRECISIONS = ("float32", "tf32", "bf16")
-# Options, each with the one benchmark that has it ('': all), its type, default, least value and help.
-OPTIONS: dict[str, tuple[str, Any, Any, float, str]] = {
-    "repeats": ("", int, 7, 1, "number of measurements of each thing"),
-    "warmup": ("", int, 3, 0, "number of calls or steps before the first measurement"),
-    "threads": ("", int | None, None, 1, "number of PyTorch's threads; null: PyTorch's own choice"),
-    "kernels": ("order", int, 16384, 2, "order: number of random kernels to order"),
-    "precisions": ("step", str, None, 0, "step: precisions to compare, of float32, tf32, bf16; null: the config's"),
-    "most_steps": ("step", int, 200, 1, "step: largest number of steps in a round; fewer if they fill half a second"),
-    "smallest": ("scaling", float, 1e4, 1000, "scaling: represented weights of the smallest network"),
-    "largest": ("scaling", float, 1e8, 1000, "scaling: represented weights of the largest network"),
-    "figure": ("scaling", str | None, None, 0, "scaling: PNG file for a picture"),
+# Options, each with the one benchmark that has it ('': all), its type, default and help.
+OPTIONS: dict[str, tuple[str, Any, Any, str]] = {
+    "repeats": ("", PositiveInt, 7, "number of measurements of each thing"),
+    "warmup": ("", NonNegativeInt, 3, "number of calls or steps before the first measurement"),
+    "threads": ("", PositiveInt | None, None, "number of PyTorch's threads; null: PyTorch's own choice"),
+    "kernels": ("order", PositiveInt, 16384, "order: number of random kernels to order"),
+    "precisions": ("step", str, None, "step: precisions to compare; null: that of the config"),
+    "most_steps": ("step", PositiveInt, 200, "step: largest number of steps in a round of half a second"),
+    "smallest": ("scaling", PositiveFloat, 1e4, "scaling: represented weights of the smallest network"),
+    "largest": ("scaling", PositiveFloat, 1e8, "scaling: represented weights of the largest network"),
+    "figure": ("scaling", str | None, None, "scaling: PNG file for a picture"),
 }
 BENCH_HELP = """Measure speed and memory on this machine: medians and quartiles, each after a warm-up.
 
@@ -71,9 +72,9 @@ def _bench_parser() -> ArgumentParser:
     kinds = "\n".join(f"  {name:<12} {about}" for name, (_, about) in BENCHMARKS.items())
     parser = command_parser(BENCH_HELP.format(kinds=kinds), usage)
     parser.add_argument("what", type=str, nargs="?", default=None, help="the benchmark: one of the list above")
-    for name, (_, kind, default, _, about) in OPTIONS.items():
-        more: dict[str, Any] = {"nargs": "+"} if name == "precisions" else {}
-        parser.add_argument(f"--{name}", type=kind, default=default, help=about, **more)
+    for name, (_, kind, default, about) in OPTIONS.items():
+        several: dict[str, Any] = {"nargs": "+", "choices": PRECISIONS} if name == "precisions" else {}
+        parser.add_argument(f"--{name}", type=kind, default=default, help=about, **several)
     json_option(parser)
     config_options(parser)
     return parser
@@ -91,18 +92,11 @@ def _settings(given: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     if what not in BENCHMARKS:
         raise unknown_name("benchmark", what, BENCHMARKS)
     settings = {name: given[name] for name, (of, *_) in OPTIONS.items() if of in ("", what)}
-    for name, (of, _, _, least, _) in OPTIONS.items():
-        if name in option_names(argv) and name not in settings:
-            own = ", ".join(f"--{option}" for option in settings if OPTIONS[option][0]) or "no options of its own"
-            raise NernError(f"--{name} belongs to nern bench {of}; {what} has {own}")
-        if isinstance(given[name], int | float) and not least <= given[name] < float("inf"):
-            raise NernError(f"--{name} (={given[name]:g}) must be at least {least:g}")
+    for name in option_names(argv):
+        if name in OPTIONS and name not in settings:
+            raise NernError(f"--{name} belongs to nern bench {OPTIONS[name][0]}; {what} has {', '.join(settings)}")
     if not given["smallest"] <= given["largest"]:
         raise NernError(f"--largest (={given['largest']:g}) must be at least --smallest (={given['smallest']:g})")
-    for precision in given["precisions"] or ():
-        if precision not in PRECISIONS:
-            raise unknown_name("precision (--precisions)", precision, PRECISIONS)
-    check_writable(given["figure"], "--figure")
     return settings
 
 
