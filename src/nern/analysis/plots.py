@@ -37,17 +37,7 @@ def plot_run(
         errors: of each layer, of the final predictor; none of an original network.
         originals: see `draw_training`.
     """
-    figure = style.canvas(1300 if errors else 900, 420)
-    losses, shares, *layers = figure.subplots(1, 3 if errors else 2)
-    _draw_losses(losses, history)
-    _draw_shares(shares, history, originals or {})
-    for axes in layers:
-        axes.set(title="Reconstruction error of each layer", ylabel="error norm / weight norm")
-        axes.bar(range(len(errors)), [error.relative for error in errors])
-        if len(errors) <= MOST_NAMES:
-            names = style.plain_names([error.name for error in errors])
-            axes.set_xticks(range(len(errors)), names, rotation=90)
-    style.legend(figure, 6)
+    figure = draw_training(history, originals or {}, errors=errors)
     figure.suptitle(title)
     style.write_png(path, figure)
 
@@ -57,6 +47,7 @@ def draw_training(
     originals: Mapping[str, Sets],
     phases: Sequence[tuple[str, int]] = (),
     best_step: int | None = None,
+    errors: Sequence[LayerError] = (),
 ) -> Figure:
     """Accuracy and losses over the steps.
 
@@ -65,19 +56,28 @@ def draw_training(
         originals: metrics of the original networks by name and set; drawn where they are of as many images as the curves.
         phases: name and last step of each.
         best_step: to be marked.
+        errors: of each layer, drawn beside; none: nothing is.
     """
-    figure = style.canvas(style.WIDE, 400)
-    shares, losses = figure.subplots(1, 2)
-    _draw_shares(shares, history, originals)
-    _draw_losses(losses, history)
+    figure = style.canvas(1400 if errors else style.WIDE, 420)
+    shares, losses, *beside = figure.subplots(1, 3 if errors else 2)
+    _draw_shares(shares, history.evaluations, originals)
+    _draw_losses(losses, history.losses)
     if best_step is not None:
         shares.axvline(best_step, color=style.INK, lw=0.9, ls=":", label="checkpoint shown here")
     starts = [0, *(end for _, end in phases)]
     for axes in (shares, losses):
+        axes.set(xlabel="training step", xlim=(0, last_step(history) * 1.01))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         for (name, _), start in zip(phases if len(phases) > 1 else (), starts, strict=False):
             axes.axvline(start, color=style.MUTED, lw=0.6)
             place = axes.get_xaxis_transform()
             axes.text(start, 1, name, transform=place, rotation=90, va="top", color=style.MUTED, size=style.SMALL)
+    for axes in beside:
+        axes.set(title="Reconstruction error of each layer", ylabel="error norm / weight norm")
+        axes.bar(range(len(errors)), [error.relative for error in errors])
+        if len(errors) <= MOST_NAMES:
+            names = style.plain_names([error.name for error in errors])
+            axes.set_xticks(range(len(errors)), names, rotation=90)
     style.legend(figure, 4)
     return figure
 
@@ -87,14 +87,7 @@ def last_step(history: History) -> int:
     return max([record["step"] for record in [*history.losses, *history.evaluations]] + [1])
 
 
-def _over_steps(axes: Any, history: History) -> None:
-    axes.set(xlabel="training step", xlim=(0, last_step(history) * 1.01))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.locator_params(axis="x", nbins=5)
-
-
-def _draw_losses(axes: Any, history: History) -> None:
-    records = history.losses
+def _draw_losses(axes: Any, records: Records) -> None:
     numbers = [name for record in records for name, value in record.items() if isinstance(value, float)]
     for name in dict.fromkeys(name for name in numbers if name not in NO_TERMS):
         points = [(record["step"], record[name]) for record in records if record.get(name, 0) > 0]
@@ -104,13 +97,11 @@ def _draw_losses(axes: Any, history: History) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
     axes.set(title="Losses", ylabel="loss, unweighted")
-    _over_steps(axes, history)
 
 
-def _draw_shares(axes: Any, history: History, originals: Mapping[str, Sets]) -> None:
+def _draw_shares(axes: Any, records: Records, originals: Mapping[str, Sets]) -> None:
     """Curves of accuracies, of agreements where no image has a label. Dashed: the original's on the same images. Of several
     networks a curve each for test images, and the mean of those held out."""
-    records = history.evaluations
     networks = next((list(record["networks"]) for record in records if "networks" in record), [])
     curves: list[tuple[str, str, list[Any], Sets]] = []  # what it is, the set, evaluations, the original's metrics
     for name in networks:
@@ -132,4 +123,3 @@ def _draw_shares(axes: Any, history: History, originals: Mapping[str, Sets]) -> 
         if labelled and key in before and before.get("images") == found[-1][1].get("images"):
             axes.axhline(before[key], color=line.get_color(), lw=1, ls="--", label=f"original, {text}")
     axes.set(title=what, ylabel=f"{what.lower()} (%)")
-    _over_steps(axes, history)
