@@ -1,4 +1,4 @@
-"""What tests of reports share: a page taken apart, and shown in a browser."""
+"""What tests of reports share: a page taken apart."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag == "section":
             self.section = str(dict(attrs)["id"])
-        if tag not in ("meta", "img", "source", "br"):
+        if tag not in ("meta", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

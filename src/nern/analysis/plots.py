@@ -123,3 +123,4 @@ def _draw_shares(axes: Any, records: Records, originals: Mapping[str, Sets]) -> 
         if labelled and key in before and before.get("images") == found[-1][1].get("images"):
             axes.axhline(before[key], color=line.get_color(), lw=1, ls="--", label=f"original, {text}")
     axes.set(title=what, ylabel=f"{what.lower()} (%)")
+    axes.set_visible(bool(axes.lines))
