@@ -38,13 +38,13 @@ def table_rows(measured: dict[str, dict[str, Any]]) -> list[list[tuple[str, str]
     for name, figures in measured.items():
         row = {"": name}
         for key, value in figures.items():
-            heading = key.replace("_", " ")
+            heading = key.replace("_", " ").replace("seconds", "ms").removesuffix(" bytes")
             if isinstance(value, dict):
                 unit = 1000 if key.endswith("seconds") else 1
-                row[heading.replace("seconds", "ms")] = _number(unit * value["median"])
+                row[heading] = _number(unit * value["median"])
                 row[f"{heading}: quartiles"] = " to ".join(_number(unit * quartile) for quartile in value["quartiles"])
             else:
-                row[heading.removesuffix(" bytes")] = bytes_text(value) if key.endswith("bytes") else _number(value)
+                row[heading] = bytes_text(value) if key.endswith("bytes") else _number(value)
         rows.append(row)
     headings = dict.fromkeys(heading for row in rows for heading in row)
     return [[(heading, row.get(heading, "")) for heading in headings] for row in rows]
