@@ -346,7 +346,7 @@ def test_damaged_files_of_a_run(write: Write, tmp_path: Path) -> None:
     metrics, machine = out / "runs" / "tiny-s0" / "metrics.json", out / "runs" / "tiny-s0.json"
     damages: list[tuple[Path, Callable[[Any], Any], str]] = [
         (metrics, lambda m: m | {"sizes": {}}, "KeyError: 'represented_parameters'"),
-        (metrics, lambda m: m | {"last": {"test": {"top1": "x"}}}, "TypeError"),
+        (metrics, lambda m: m | {"best": {"test": {"top1": "x"}}}, "ValueError: could not convert"),
         (machine, lambda m: {"cpu": "a"}, "KeyError: 'cores'"),
     ]
     for file, change, message in damages:

@@ -50,11 +50,12 @@ def row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
         command: of the sweep.
 
     Raises:
-        NernError: the metrics lack what a finished run has.
+        NernError: the metrics lack what a finished run has, or hold something else in its place.
     """
     try:
         found = _found(run, metrics, hardware) | {"config": config, "command": command}
-        return {name: found.get(name) for name in COLUMNS}
+        values = ((name, kind, found.get(name)) for name, kind in COLUMNS.items())
+        return {name: None if value is None else kind(value) for name, kind, value in values}
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise NernError(f"{type(error).__name__}: {error}") from error
 
