@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from nern import Config
-from nern.benchmarks.parts import build_trainer, endless, quieten
+from nern.benchmarks.step import endless_trainer
 from nern.devices import keep_memory
 from nern.errors import NernError
 
@@ -50,8 +50,7 @@ def main() -> None:
         config.original_model_path = given.weights or config.original_model_path
         config.task.data_dir = given.data_dir or config.task.data_dir
         keep_memory()
-        trainer = build_trainer(endless(config, True))
-        quieten(trainer.nern)
+        trainer = endless_trainer(config, True)
         for _ in range(3):
             trainer.do_step()
     except NernError as error:

@@ -13,17 +13,19 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 import os
 import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nern.errors import NernError
 from nern.files import check_writable, existing_file, write_text
 from nern.sweeps.picture import draw
-from nern.sweeps.table import COLUMNS, ORDERS, Group, Row, checked, groups_of
+from nern.sweeps.table import COLUMNS, ORDERS, Group, Row, groups_of
 
 SERIES = {  # of experiments/sweeps
     "nern": "recipe `nern`",
@@ -33,6 +35,8 @@ SERIES = {  # of experiments/sweeps
     "drawn filters": "refinement on drawn filters at a lower learning rate; outputs compared by divergence; one view",
     "without refinement": "an earlier recipe: no refinement, no fitted norms; outputs compared by divergence; one view",
 }
+NEEDED = ("name", "series", "seed", "network", "task", "order", "parameters")
+KINDS = {int: "a whole number", float: "a number", str: "a text"}
 TITLE = "Results"
 ABOUT = 0.05  # predictors whose numbers of parameters differ by no more than this share are of one size
 OWN_HEADINGS = (
@@ -96,6 +100,20 @@ def read_tables(paths: Iterable[str | Path]) -> list[Row]:
         except (csv.Error, ValueError, TypeError) as error:
             raise NernError(f"{path} is not a table of `nern sweep`: row {len(rows) + 1}: {error}") from error
     return rows
+
+
+def checked(name: str, value: Any) -> Any:
+    """A value of a column. Raises ValueError for one of another kind."""
+    kind: Any = COLUMNS[name]
+    if value is None and name not in NEEDED:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+        raise ValueError(f"{name} (={value!r:.60}) must be {KINDS[kind]}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} (={value}) must be finite")
+    if name == "parameters" and not value > 0:
+        raise ValueError(f"{name} (={value}) must be at least 1")
+    return value
 
 
 def spread(values: Iterable[float | None], digits: int, sign: bool = False) -> str:

@@ -240,11 +240,11 @@ def markdown(rows: list[dict[str, Any]], original: dict[str, Any], size: int) ->
 
 def draw(path: Path, name: str, rows: list[dict[str, Any]], original: float) -> None:
     """Accuracy over bytes, of the codec and of the files."""
-    from nern.analysis.style import BEFORE, BLUE, GREEN, ORANGE, canvas, label, png, say, tidy
+    from nern.analysis.style import BEFORE, BLUE, GREEN, ORANGE, canvas, png
 
     figure = canvas(900, 440)
     axes = figure.subplots()
-    tidy(axes, "both")
+    axes.grid(True)
     best = max([original, *(row["top1"] for row in rows)])
     shown = [row for row in rows if row["top1"] > best - 5]
 
@@ -256,11 +256,11 @@ def draw(path: Path, name: str, rows: list[dict[str, Any]], original: float) -> 
 
     of_codec = plot("NNCodec", ORANGE, "o")
     x, y = of_codec[len(of_codec) // 2]
-    say(axes, x * 1.02, y - 0.12, "NNCodec (ISO/IEC 15938-17)", ORANGE, ha="left", va="top")
+    axes.text(x * 1.02, y - 0.12, "NNCodec (ISO/IEC 15938-17)", color=ORANGE, ha="left", va="top")
     if of_codes := plot("codes", BLUE, "D"):
-        say(axes, of_codes[0][0] * 1.02, of_codes[0][1], "codes, no training", BLUE, ha="left", va="top")
+        axes.text(of_codes[0][0] * 1.02, of_codes[0][1], "codes, no training", color=BLUE, ha="left", va="top")
     if files := plot("nern", GREEN, "s"):
-        say(axes, files[0][0] * 0.985, files[0][1], "trained", GREEN, ha="right", va="bottom")
+        axes.text(files[0][0] * 0.985, files[0][1], "trained", color=GREEN, ha="right", va="bottom")
     axes.axhline(original, color=BEFORE, lw=1.2, ls=(0, (4, 3)))
     sizes = [row["bytes"] / 1000 for row in shown]
     axes.set_xscale("log")
@@ -272,8 +272,8 @@ def draw(path: Path, name: str, rows: list[dict[str, Any]], original: float) -> 
     ]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
-    say(axes, min(sizes) * 0.73, original + 0.03, f"{name} in float32, {original:.2f} %", "#6b747d", va="bottom")
-    label(axes, "size of the file, kB", "accuracy on the test images, %")
+    axes.text(min(sizes) * 0.73, original + 0.03, f"{name} in float32, {original:.2f} %", color="#6b747d", va="bottom")
+    axes.set(xlabel="size of the file, kB", ylabel="accuracy on the test images, %")
     path.write_bytes(png(figure))
 
 
@@ -351,7 +351,9 @@ def main() -> None:
         f"{', '.join(given.codec)}; {text}"
     )
     if given.figure:
-        draw(given.figure, given.original_model_name, rows, original["top1"])
+        from nern.analysis.style import styled
+
+        styled(draw)(given.figure, given.original_model_name, rows, original["top1"])
     if given.json:
         kept = [row for qp, row in measured.items() if qp not in wanted]
         found = {"original": original | {"bytes": codec.bytes}, "rows": rows + kept, "about": about}

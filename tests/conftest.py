@@ -8,7 +8,6 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,15 +155,14 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """One small picture stands in for all figures of a report."""
     from report_parts import PNG
 
-    monkeypatch.setattr("nern.analysis.page.drawn", lambda draw, width: PNG)
+    monkeypatch.setattr("nern.analysis.page.png", lambda figure: PNG)
 
 
 @pytest.fixture
 def few_drops(monkeypatch: pytest.MonkeyPatch) -> None:
     """A report drops kernels once of each ranking."""
-    from nern.analysis.dropping import drop_curves
-
-    monkeypatch.setattr("nern.analysis.sections.drop_curves", partial(drop_curves, shares=(0.0, 0.2), draws=1))
+    monkeypatch.setattr("nern.analysis.measures.SHARES", (0.0, 0.2))
+    monkeypatch.setattr("nern.analysis.measures.DRAWS", 1)
 
 
 @pytest.fixture

@@ -21,17 +21,13 @@ from PIL import Image
 import nern
 from nern import Config, NernError
 from nern.analysis.content import Content, NetworkContent
-from nern.analysis.dropping import RANDOM, SHARES, SMALLEST, WORST, drop_curves
-from nern.analysis.figures import draw_classes
-from nern.analysis.measures import ClassChange, class_changes, mean_step
+from nern.analysis.measures import RANDOM, SHARES, SMALLEST, WORST, ClassChange, class_changes, drop_curves, mean_step
 from nern.analysis.page import figures_folder, write_page
-from nern.analysis.style import WIDE
 from nern.cli import main
 from nern.config import TaskConfig
-from nern.jobs.report_inputs import class_names
-from nern.jobs.report_of_run import content_of_run
+from nern.jobs.report_content import class_names, content_of_run
 from nern.training import RunFolder
-from report_parts import PNG, SECTIONS, Page, check_in_browser, without_browser
+from report_parts import SECTIONS, Page
 from runs import SHORT, quiet, small_resnet
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -54,12 +50,6 @@ def train(folder: Path, name: str = "run", **given: Any) -> Path:
     return Path(nern.train(config, quiet())["run_folder"])
 
 
-@pytest.fixture
-def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are drawn, but not made into files."""
-    monkeypatch.setattr("nern.analysis.page.png", lambda figure: PNG)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on digits."""
@@ -78,10 +68,11 @@ def page(run: Path) -> Path:
 def test_curves_drop_the_shares_they_say() -> None:
     weights = [torch.ones(10, 10, 3, 3)]
     curves = drop_curves(lambda w: float(100 * w[0].flatten(2).any(2).double().mean()), weights, weights, seed=0)
-    assert [curve.ranking for curve in curves] == [WORST, SMALLEST, RANDOM]
+    assert [curve["ranking"] for curve in curves] == [WORST, SMALLEST, RANDOM]
+    assert [len(curve["accuracies"]) for curve in curves] == [1, 1, 3]
     for curve in curves:
-        assert all(list(found) == pytest.approx([100 - 100 * s for s in SHARES]) for found in curve.accuracies)
-        assert curve.means() == pytest.approx([100, 98, 95, 90, 80, 70, 50])
+        assert curve["shares"] == SHARES
+        assert all(found == pytest.approx([100, 98, 95, 90, 80, 70, 50]) for found in curve["accuracies"])
 
 
 def test_steps_equal_an_independent_computation(rng: torch.Generator) -> None:
@@ -103,13 +94,10 @@ def test_class_changes() -> None:
 
 
 def test_classes_of_folders_have_the_names_of_the_folders(tmp_path: Path) -> None:
-    for name in ("n01440764", "sparrow", "<b>"):
+    for name in ("sparrow", "<b>"):
         (tmp_path / "val" / name).mkdir(parents=True)
-    names = class_names(TaskConfig(task_name="imagefolder", data_dir=str(tmp_path)))
-    assert names == ["<b>", "tench", "sparrow"]
-    rows = draw_classes(WIDE, [ClassChange(1, 10, 1, 2), ClassChange(2, 10, 0, 0)], names).axes[0].get_yticklabels()
-    assert [row.get_text() for row in rows] == ["tench", "sparrow"]
-    assert class_names(TaskConfig(task_name="imagenet", imagenet_path=str(tmp_path))) == ["<b>", "tench", "sparrow"]
+    assert class_names(TaskConfig(task_name="imagefolder", data_dir=str(tmp_path))) == ["<b>", "sparrow"]
+    assert class_names(TaskConfig(task_name="imagenet", imagenet_path=str(tmp_path))) == ["<b>", "sparrow"]
     assert class_names(TaskConfig(task_name="digits")) is None
 
 
@@ -119,29 +107,24 @@ def test_classes_of_folders_have_the_names_of_the_folders(tmp_path: Path) -> Non
 def test_page_needs_nothing_else_and_has_every_section(page: Path) -> None:
     found, text = Page(page), page.read_text(encoding="utf-8")
     assert not re.search(r"https?://|url\(|@import|<link|<script|<iframe", text)
-    sources = [str(i["src"]) for i in found.all("img")] + [str(s["srcset"]) for s in found.all("source")]
-    assert len(sources) == 2 * len(found.all("figure"))
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert all(str(image["src"]).startswith("data:image/png;base64,") for image in found.all("img"))
     assert found.sections() == ["result", "training", *SECTIONS]
     assert found.figures() == ["training", "layers", "kernels", "smoothness", "importance", "gallery", "classes"]
     assert "Left out" not in found.text
     captions = re.findall(r"<figcaption>(.+?)</figcaption>", text)
     assert len(captions) == 7
-    assert min(map(len, captions)) > 50
     assert all(len(str(image["alt"])) > 10 for image in found.all("img"))
 
 
-def test_figures_lie_beside_the_page_for_screens_and_phones(page: Path) -> None:
+def test_figures_lie_beside_the_page(page: Path) -> None:
     found, folder = Page(page), figures_folder(page)
-    names = [f"{name}{width}.png" for name in found.figures() for width in ("", "-narrow")]
-    assert sorted(p.name for p in folder.iterdir()) == sorted(names)
-    for name, image, source in zip(found.figures(), found.all("img"), found.all("source"), strict=True):
-        for file, data, width in ((name, image["src"], 2160), (f"{name}-narrow", source["srcset"], 744)):
-            inlined = base64.b64decode(str(data).partition(",")[2])
-            assert inlined == (folder / f"{file}.png").read_bytes()
-            with Image.open(io.BytesIO(inlined)) as picture:
-                assert picture.width == width
-                assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
+    assert sorted(p.name for p in folder.iterdir()) == sorted(f"{name}.png" for name in found.figures())
+    for name, image in zip(found.figures(), found.all("img"), strict=True):
+        inlined = base64.b64decode(str(image["src"]).partition(",")[2])
+        assert inlined == (folder / f"{name}.png").read_bytes()
+        with Image.open(io.BytesIO(inlined)) as picture:
+            assert picture.width == 1920
+            assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
 
 
 def test_figures_of_the_run_are_told(run: Path, page: Path) -> None:
@@ -150,11 +133,11 @@ def test_figures_of_the_run_are_told(run: Path, page: Path) -> None:
     worst = max(metrics["layers"], key=lambda layer: layer["relative"])
     for told in (
         f"Accuracy {after['top1']:.2f} % original {before['top1']:.2f} %, ",
-        f"{after['agreement']:.2f} % same prediction as the original 60 test images",
+        f"{after['agreement']:.2f} % same prediction as the original; 60 test images",
         f"{metrics['best']['held_out']['top1']:.2f} %",
         f"{sizes['predictor_parameters']:,} parameters",
         f"{sizes['ordering_bytes'] / 1e3:.1f} kB",
-        f"Least exactly reconstructed: {worst['name'].removesuffix('.weight')}, relative error {worst['relative']:.3f}",
+        f"Largest relative error of a layer: {worst['relative']:.3f}, of {worst['name'].removesuffix('.weight')}.",
         "Of 40 test images (drawn from 60)",
         "Measured on 40 test images (drawn from 60).",
     ):
@@ -172,21 +155,21 @@ UNTESTED = {
 }
 
 
-def test_run_without_test_images_or_ordering_of_single_weights(tmp_path: Path, unrendered: None) -> None:
+def test_run_without_test_images_or_ordering_of_single_weights(tmp_path: Path, quickly: None) -> None:
     found = Page(nern.report(train(tmp_path, **UNTESTED), console=quiet()))
     assert found.figures() == ["training", "layers", "kernels", "smoothness", "gallery"]
     assert "20 held-out training images" in found.of("result")
     assert "test images" not in found.of("result")
     reason = "Left out: the run was made without test images (evaluation.test_images is 0)."
     assert all(reason in found.of(name) for name in ("importance", "classes"))
-    assert "The run has no ordering" in found.of("smoothness")
+    assert "The NeRN has no ordering" in found.of("smoothness")
 
 
-def test_names_are_escaped_and_what_is_not_known_is_left_out(tmp_path: Path, unrendered: None) -> None:
+def test_names_are_escaped_and_what_is_not_known_is_left_out(tmp_path: Path, quickly: None) -> None:
     bad, page = "<script>alert('&')</script> $x_$", tmp_path / "page.html"
     weights = [torch.ones(2, 2, 3, 3), torch.ones(2, 2, 1, 1)]
     network = NetworkContent(name=bad, layers=[bad, "b"], weights=weights, original=weights, evaluation=bad)
-    content = Content(title=bad, networks=[network], represented=40, predictor=10, notes=[bad], ordering=bad)
+    content = Content(title=bad, networks=[network], represented=40, predictor=10, notes=[bad])
     write_page(page, content)
     assert Page(page).text.count(bad) >= 5
     write_page(page, replace(content, networks=[replace(network, name=f"{bad}{n}") for n in range(2)]))
@@ -196,7 +179,7 @@ def test_names_are_escaped_and_what_is_not_known_is_left_out(tmp_path: Path, unr
     assert Page(page).text.count("Left out") == 8  # accuracies, sizes, and the six sections below
 
 
-def test_several_networks_have_sections_each(tmp_path: Path, unrendered: None) -> None:
+def test_several_networks_have_sections_each(tmp_path: Path, quickly: None) -> None:
     small = small_resnet(option="B")
     torch.save(small.state_dict(), tmp_path / "small.pt")
     include = ["*conv?.weight", "*shortcut*", "linear.weight"]
@@ -289,8 +272,3 @@ def test_command(run: Path, tmp_path: Path, quickly: None, few_drops: None, capf
     assert f"page: {page}" in capfd.readouterr().out
     assert main(["report", str(tmp_path)]) == 2
     assert "is not a run folder" in capfd.readouterr().err
-
-
-@without_browser
-def test_a_browser_shows_it_all(page: Path, tmp_path: Path) -> None:
-    check_in_browser(page, tmp_path, 7)

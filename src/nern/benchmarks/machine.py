@@ -1,10 +1,9 @@
-"""What a benchmark ran on."""
+"""What a benchmark or a run of a sweep ran on."""
 
 from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,12 @@ import nern
 
 
 def machine() -> dict[str, Any]:
-    """Hardware: CPU name, cores that this process may use, GPU name, driver."""
+    """Hardware: `cpu` (its name), `cores` that this process may use, `architecture`, `gpu` (`name`, `memory_bytes`; None:
+    there is none)."""
     gpu = None
     if torch.cuda.is_available():
-        gpu = {
-            "name": torch.cuda.get_device_name(0),
-            "driver": _driver(),
-            "memory_bytes": torch.cuda.get_device_properties(0).total_memory,
-        }
+        properties = torch.cuda.get_device_properties(0)
+        gpu = {"name": properties.name, "memory_bytes": properties.total_memory}
     return {"cpu": _cpu_name(), "cores": cores(), "architecture": platform.machine(), "gpu": gpu}
 
 
@@ -31,7 +28,6 @@ def versions() -> dict[str, str | None]:
     import numba
     import numpy
 
-    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
     return {
         "nern": nern.__version__,
         "python": platform.python_version(),
@@ -39,17 +35,15 @@ def versions() -> dict[str, str | None]:
         "numpy": numpy.__version__,
         "numba": numba.__version__,
         "cuda": torch.version.cuda,
-        "cudnn": None if cudnn is None else str(cudnn),
         "system": platform.platform(),
     }
 
 
 def machine_text(hardware: dict[str, Any], software: dict[str, Any], threads: int) -> str:
     """One line for people."""
-    gpu = hardware["gpu"]
+    gpu = f"{hardware['gpu']['name']}; " if hardware["gpu"] else ""
     return (
-        (f"{gpu['name']}, driver {gpu['driver']}; " if gpu else "")
-        + f"{hardware['cpu']}, {hardware['cores']} cores, {threads} threads; torch {software['torch']}, "
+        f"{gpu}{hardware['cpu']}, {hardware['cores']} cores, {threads} threads; torch {software['torch']}, "
         f"Python {software['python']}, nern {software['nern']}"
     )
 
@@ -65,11 +59,3 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _driver() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return done.stdout.partition("\n")[0].strip() or None
-    return None

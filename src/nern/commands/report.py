@@ -11,7 +11,7 @@ from rich.console import Console
 from nern.artifact import LIMIT
 from nern.commands.line import Command, command_parser, json_option, network_of, task_of, task_option
 from nern.jobs.report import report
-from nern.jobs.report_inputs import IMAGES
+from nern.jobs.report_content import IMAGES
 
 REPORT_HELP = """Write an HTML page with figures about a run, or about a .nern file: accuracies and sizes, where the
 reconstruction errs, how smooth the order is, which kernels matter, what changes for each class. The page needs no other

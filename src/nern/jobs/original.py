@@ -144,7 +144,7 @@ def _run(
 
 def _finish(config: OriginalConfig, trainer: OriginalTrainer, folder: RunFolder) -> dict[str, Any]:
     """Network, arguments, card, metrics and picture of the finished run."""
-    from nern.analysis.plots import plot_original  # matplotlib takes a second to import
+    from nern.analysis.plots import plot_run  # matplotlib takes a second to import
 
     file, network = folder.root / "network.safetensors", trainer.network
     save_safetensors(file, tensors_of(network))
@@ -160,7 +160,7 @@ def _finish(config: OriginalConfig, trainer: OriginalTrainer, folder: RunFolder)
     } | common_metrics(trainer, trainer.device, config.seed, folder)
     write_json(folder.metrics, metrics)
     write_text(file.with_suffix(".md"), _card(config, metrics, kwargs))
-    plot_original(folder.curves, config.logging.exp_name, trainer.history)
+    plot_run(folder.curves, config.logging.exp_name, trainer.history)
     return metrics
 
 

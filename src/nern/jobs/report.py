@@ -6,17 +6,16 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 from torch import nn
 
-from nern.analysis.content import Content
 from nern.api import Fitted
 from nern.artifact import LIMIT, load
 from nern.config import Config, TaskConfig
 from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, plain_errors
 from nern.files import check_free, check_writable, write_json
-from nern.jobs.report_inputs import IMAGES
+from nern.jobs.report_content import IMAGES, content_of_file, content_of_fit, content_of_run
 from nern.jobs.session import check_kind
 from nern.processes import check_alone
 from nern.shipped import NERN, shipped_file
@@ -71,52 +70,41 @@ def report(
     console = console or CleanConsole()
     if images is not None and images < 0:
         raise NernError(f"--images (={images}) must be 0 (none) or more; null means all test images")
-    if isinstance(source, Fitted):
-        page = Path(PAGE if out is None else out).expanduser()
-        check_writable(page, "--out")
-        check_writable(json_path, "--json", page)
-        from nern.jobs.report_of_fit import content_of_fit
+    page, folder = Path(PAGE), None
+    if not isinstance(source, Fitted):
+        shipped = shipped_file(str(source), NERN, "pretrained NeRN")
+        path = shipped or Path(source).expanduser()
+        if not path.exists():
+            raise NernError(f"{source} is neither a run folder nor a .nern file: there is nothing of that name")
+        if path.is_file():
+            page = (Path(path.name) if shipped else path).with_name(f"{path.stem}_{PAGE}")
+        else:
+            folder = RunFolder.open(path)
+            of_files = {"original_model_path": original_model_path, "task": task, "network": network}
+            if given := [f"--{name}" for name, value in of_files.items() if value is not None]:
+                raise NernError(
+                    f"{', '.join(given)}: for .nern files only; run {source} knows its original and its task"
+                )
+            check_kind(folder, Config)
+            page = folder.root / PAGE
+    own_name, page = out is None, page if out is None else Path(out).expanduser()
+    from nern.analysis.page import MARK, figures_folder, write_page  # matplotlib takes a second to import
 
-        return _written(content_of_fit(source, images), page, json_path, console)
-    shipped = shipped_file(str(source), NERN, "pretrained NeRN")
-    path = shipped or Path(source).expanduser()
-    if not path.exists():
-        raise NernError(f"{source} is neither a run folder nor a .nern file: there is nothing of that name")
-    of_files = {"original_model_path": original_model_path, "task": task, "network": network}
-    given = [f"--{name}" for name, value in of_files.items() if value is not None]
-    if path.is_file():
-        beside = Path(path.name) if shipped else path
-        page = beside.with_name(f"{path.stem}_{PAGE}") if out is None else Path(out).expanduser()
-    else:
-        folder = RunFolder.open(path)
-        if given:
-            raise NernError(f"{', '.join(given)}: for .nern files only; run {source} knows its original and its task")
-        check_kind(folder, Config)
-        page = folder.root / PAGE if out is None else Path(out).expanduser()
-    check_writable(page, "--out", path)
-    check_writable(json_path, "--json", path)
-    from nern.analysis.page import MARK, figures_folder  # matplotlib takes a second to import
-    from nern.jobs.report_of_file import content_of_file
-    from nern.jobs.report_of_run import content_of_run
-
+    read = [] if isinstance(source, Fitted) else [path]
+    check_writable(page, "--out", *read)
+    check_writable(json_path, "--json", page, *read)
     check_writable(figures_folder(page) / "figure.png", "--out")
-    if out is None and not (page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")[:1000]):
+    if own_name and not (page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")[:1000]):
         check_free(page, "--out")
-    if path.is_file():
+    if isinstance(source, Fitted):
+        content = content_of_fit(source, images)
+    elif folder is not None:
+        content = content_of_run(folder, images)
+    else:
         artifact = load(path, limit)
         content = content_of_file(artifact, path.name, images, original_model_path, task, network, console)
-    else:
-        content = content_of_run(folder, images)
-    return _written(content, page, json_path, console)
-
-
-def _written(content: Content, page: Path, json_path: str | Path | None, console: Console) -> Path:
-    """Draw the page."""
-    from nern.analysis.page import figures_folder, write_page
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not shows_bars(console)) as bar:
-        numbers = write_page(page, content, partial(bar.track, description="measuring and drawing"))
+    watched = partial(track, description="drawing", console=console, transient=True, disable=not shows_bars(console))
+    numbers = write_page(page, content, watched)
     if json_path is not None:
         write_json(json_path, numbers)
     console.print(f"page: {page}\nfigures: {figures_folder(page)}", **PLAIN)

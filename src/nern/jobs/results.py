@@ -120,8 +120,7 @@ def finish(
     if skipped:
         metrics["skipped_images"] = skipped
     write_json(folder.metrics, metrics)
-    warmup = trainer.without_images if trainer.needs_images else 0
-    plot_run(folder.curves, f"{config.logging.exp_name}", trainer.history, errors, of_originals, warmup)
+    plot_run(folder.curves, config.logging.exp_name, trainer.history, errors, of_originals)
     return metrics
 
 

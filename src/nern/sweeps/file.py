@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nern.config import Config, check_key, checked_keys, item_class, known_keys, nested, parse_yaml, read_config_file
+from nern.config import Config, check_key, check_keys, checked_keys, nested, parse_yaml, read_config_file
+from nern.config.settings import built
 from nern.config.yaml_files import nested_value, over
-from nern.errors import NernError, unknown_name
+from nern.errors import NernError
 from nern.files import load_yaml
 
-KEYS = ("config", "settings", "runs", "grid", "seeds")
-RUN_KEYS = ("name", "series", "config", "settings")
 SIZE = "nern.hidden_layer_size"
 ORDER = "nern.embeddings.permutations.permute_mode"
-OWN = {"logging.exp_name": "the name of the run", "logging.log_dir": "the sweep's folder (--out)"}
+OWN = {"logging.exp_name": "the name of the run", "logging.log_dir": "the sweep's folder (--out)", "seed": "see seeds"}
 _NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+=-]{0,150}")
+
+
+@dataclass
+class SweepRun:
+    """An entry of `runs`; see docs/many-runs.md."""
+
+    name: str = ""
+    series: str = ""
+    config: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class SweepFile:
+    """The keys of a sweep file; see docs/many-runs.md."""
+
+    config: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    runs: list[SweepRun] = field(default_factory=list)
+    grid: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -51,32 +70,33 @@ def load_sweep(path: str | Path, folder: str | Path, options: Mapping[str, Any] 
         NernError: the file is missing or malformed; a key is unknown; two runs have one name; a config cannot work.
     """
     path, options = Path(path), options or {}
-    values = _mapping(load_yaml(path, "sweep file", parse_yaml), str(path), KEYS, "key of a sweep file")
-    typed, common = _settings(options, "command line"), _settings(values.get("settings", {}), f"{path}: settings")
-    grid, seeds = _grid(values.get("grid"), str(path)), _seeds(values.get("seeds"), str(path))
-    if both := [key for key in grid if key in options]:
+    file = _read(path)
+    typed, common = (
+        _settings(options, "command line", ("seed",)),
+        _settings(file.settings, f"{path}: settings", ("seed",)),
+    )
+    seeds = [typed.pop("seed")] if "seed" in options else file.seeds
+    if both := [key for key in file.grid if key in options]:
         raise NernError(f"{path}: grid varies {both[0]}, --{both[0]} sets it for all runs; drop one of the two")
-    if "seed" in options:
-        seeds = [typed.pop("seed")]
     planned: list[PlannedRun] = []
-    for run in _runs(values.get("runs"), str(path)):
-        own = _settings(run.get("settings", {}), f"{path}, run {run.get('name')}: settings")
-        if seeds and _has(own, "seed"):
-            raise NernError(
-                f"{path}, run {run['name']}: settings has seed, and there are seeds (={seeds}); drop one of the two"
-            )
-        base = over(over(_config_file(run.get("config", values.get("config")), path), common), own)
-        for point in itertools.product(*grid.values()):
-            at = dict(zip(grid, point, strict=True))
-            variant = "-".join([*filter(None, [run.get("name")]), *(_text(key, value) for key, value in at.items())])
+    for run in file.runs or [SweepRun()]:
+        own = _settings(run.settings, f"{path}, run {run.name}: settings", () if seeds else ("seed",))
+        of_file = run.config or file.config
+        base = {} if of_file is None else read_config_file(path.parent / Path(of_file).expanduser(), Config)
+        for point in itertools.product(*file.grid.values()):
+            at = dict(zip(file.grid, point, strict=True))
+            variant = "-".join(filter(None, [run.name, *(_text(key, value) for key, value in at.items())]))
             variant = variant or re.sub(r"[^A-Za-z0-9_+-]", "-", path.stem)
             where = f"{path}, run {variant}"
             if not _NAME.fullmatch(variant):
                 raise NernError(f"{where}: its name is empty, too long or cannot be a folder's; set name under runs")
-            merged = over(over(base, nested(at)), typed)
             logging = {"exp_name": variant, "log_dir": str(Path(folder) / "runs")}
+            always = {"logging": logging} | ({"seed": seeds[0]} if seeds else {})
+            values = base
+            for above in (common, own, nested(at), typed, always):
+                values = over(values, above)
             try:
-                config = Config.from_dict(over(merged, {"logging": logging} | ({"seed": seeds[0]} if seeds else {})))
+                config = Config.from_dict(values)
             except NernError as error:
                 raise NernError(f"{where}: {error}") from error
             for seed in seeds or [config.seed]:
@@ -89,79 +109,37 @@ def load_sweep(path: str | Path, folder: str | Path, options: Mapping[str, Any] 
     return planned
 
 
-def _mapping(values: Any, where: str, keys: Sequence[str], kind: str) -> dict[str, Any]:
+def _read(path: Path) -> SweepFile:
+    """The file, its keys and the types of their values checked."""
+    values = load_yaml(path, "sweep file", parse_yaml)
     if not isinstance(values, dict):
-        raise NernError(f"{where} holds {values!r}; keys and values are expected, of {', '.join(keys)}")
-    for key in values:
-        if key not in keys:
-            raise NernError(f"{where}: {unknown_name(kind, key, keys)}")
-    return values
-
-
-def _settings(values: Any, where: str) -> dict[str, Any]:
-    """Settings, nested, their keys checked."""
-    if not isinstance(values, Mapping):
-        raise NernError(f"{where}: settings are config keys with values, not {values!r}")
-    values = checked_keys(nested(values, where), Config, where)
-    for key, what in OWN.items():
-        if _has(values, key):
-            raise NernError(f"{where}: {key} is set by the sweep itself: {what}; drop it")
-    return values
-
-
-def _has(values: Any, key: str) -> bool:
-    missing = object()
-    return nested_value(values, key, missing) is not missing
-
-
-def _config_file(name: Any, sweep: Path) -> dict[str, Any]:
-    """Values of a config file that is named relative to the sweep file; null: none."""
-    if not isinstance(name, str | None):
-        raise NernError(f"{sweep}: config names a config file, not {name!r}")
-    return {} if name is None else read_config_file(sweep.parent / Path(name).expanduser(), Config)
-
-
-def _grid(values: Any, where: str) -> dict[str, list[Any]]:
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise NernError(f"{where}: grid maps dotted config keys to lists of values, not {values!r}")
-    for key, choices in values.items():
-        check_key(str(key), Config, f"{where}: grid", more=Config.sections())
-        kind = (known_keys(Config) | Config.sections()).get(key)
-        if dataclasses.is_dataclass(kind) or item_class(kind):
-            raise NernError(f"{where}: grid: {key} is a section; name one of its keys, as in {SIZE}")
-        if key in OWN or key == "seed":
-            raise NernError(f"{where}: grid: {key} is set by the sweep itself: {OWN.get(key, 'see seeds')}; drop it")
+        raise NernError(f"{path} holds {values!r}; keys and values are expected")
+    check_keys(values, SweepFile, where=str(path))
+    try:
+        file: SweepFile = built(SweepFile, {key: value for key, value in values.items() if value is not None})
+    except NernError as error:
+        raise NernError(f"{path}: {error}") from error
+    if len(set(file.seeds)) < len(file.seeds) or min(file.seeds, default=0) < 0:
+        raise NernError(f"{path}: seeds (={file.seeds}) must be different whole numbers from 0 on")
+    for run in file.runs:
+        if not _NAME.fullmatch(run.name):
+            raise NernError(f"{path}: runs: name (={run.name!r}) must be of letters, digits and . _ + = -")
+    for key, choices in file.grid.items():
+        check_key(str(key), Config, f"{path}: grid", more=Config.sections())
+        if key in OWN:
+            raise NernError(f"{path}: grid: {key} is set by the sweep itself: {OWN[key]}; drop it")
         if not isinstance(choices, list) or not choices or any(isinstance(choice, dict) for choice in choices):
-            raise NernError(f"{where}: grid: {key} needs a list of values, not {choices!r}")
-    return values
+            raise NernError(f"{path}: grid: {key} needs a list of values, not {choices!r}")
+    return file
 
 
-def _seeds(values: Any, where: str) -> list[int]:
-    if values is None:
-        return []
-    good = isinstance(values, list) and values and all(type(v) is int and v >= 0 for v in values)
-    if not good or len(set(values)) < len(values):
-        what = "seeds is a list of different whole numbers from 0 on, such as [0, 1, 2]"
-        raise NernError(f"{where}: {what}, not {values!r}")
-    return values
-
-
-def _runs(values: Any, where: str) -> list[dict[str, Any]]:
-    if values is None:
-        return [{}]
-    if not isinstance(values, list) or not values:
-        raise NernError(f"{where}: runs is a list of entries with {', '.join(RUN_KEYS)}, not {values!r}")
-    for number, run in enumerate(values, 1):
-        here = f"{where}: entry {number} of runs"
-        name, series = (_mapping(run, here, RUN_KEYS, "key of a run").get(key, "") for key in ("name", "series"))
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            what = "must be a text of letters, digits and . _ + = - (quote numbers)"
-            raise NernError(f"{here}: name (={run.get('name')!r}) {what}")
-        if not isinstance(series, str):
-            raise NernError(f"{here}: series (={series!r}) must be a text")
-    return values
+def _settings(values: Mapping[str, Any], where: str, allowed: tuple[str, ...]) -> dict[str, Any]:
+    """Settings, nested, their keys checked; of those that the sweep sets itself only what is `allowed`."""
+    found = checked_keys(nested(values, where), Config, where)
+    for key, what in OWN.items():
+        if key not in allowed and nested_value(found, key, None) is not None:
+            raise NernError(f"{where}: {key} is set by the sweep itself: {what}; drop it")
+    return found
 
 
 def _text(key: str, value: Any) -> str:
@@ -171,18 +149,17 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, list):
         return "_".join(_text(key, v) for v in value)
     text = "none" if value is None else str(value)
-    if isinstance(value, int | float) and text.startswith("-"):
-        text = text.replace("-", "minus")
+    if isinstance(value, int | float):
+        text = re.sub("^-", "minus", text)
     return re.sub(r"[^A-Za-z0-9._+=-]+", "-", text).strip("-") or "empty"
 
 
-def _series(run: Mapping[str, Any], at: Mapping[str, Any], config: Config) -> str:
+def _series(run: SweepRun, at: Mapping[str, Any], config: Config) -> str:
     """The series of a run at a point of the grid."""
-    named = run.get("series") or run.get("name")
-    told = (SIZE, ORDER) if named else (SIZE, ORDER, "recipe")
+    named = run.series or run.name
     others = []
     for key, value in at.items():
-        if key not in told:
+        if key not in (SIZE, ORDER) and (named or key != "recipe"):
             text = _text(key, value)
             others.append(text if isinstance(value, bool) else f"{key.rpartition('.')[2]} {text}")
     return ", ".join([named or f"{config.recipe} recipe", *others])

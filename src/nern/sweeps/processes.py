@@ -64,9 +64,7 @@ class Job:
         errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
         told = "\n".join(lines[errors[-1] :] if errors else lines[-TAIL_LINES:]).removeprefix("error: ")
         if code < 0:
-            names = {number.value: number.name for number in signal.Signals}
-            memory = " (was there memory enough?)" if -code == signal.SIGKILL else ""
-            told = f"ended by {names.get(-code, f'signal {-code}')}{memory}\n{told}".rstrip()
+            told = f"ended by a signal: {signal.strsignal(-code)}\n{told}".rstrip()
         self.error = told or f"exit status {code}, nothing printed"
 
 

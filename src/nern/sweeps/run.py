@@ -20,13 +20,14 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from nern.benchmarks.machine import cores, machine
-from nern.benchmarks.worker import in_process
+from nern.benchmarks.measure import in_process
 from nern.config import Config
 from nern.console import PLAIN, CleanConsole
 from nern.devices import available_gpus
@@ -77,55 +78,47 @@ def sweep(
     root = Path(out if out is not None else Path("outputs") / Path(path).stem).expanduser()
     check_writable(root / "results.csv", "--out")
     runs = load_sweep(path, root, options)
-    first, count = _shard(shard)
-    lock = root if count == 1 else root / f"shard-{first + 1}-of-{count}"
-    lock.mkdir(parents=True, exist_ok=True)
-    with locked(lock, f"another sweep is at work in {lock}"):
-        planned = _Sweep(runs, runs[first::count], root, command_text(path, options or {}), console or CleanConsole())
-        return planned.run(jobs)
-
-
-def _shard(text: str | None) -> tuple[int, int]:
-    """Number, from 0 on, and count of a shard. Raises NernError for what is none."""
-    if text is None:
-        return 0, 1
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = re.fullmatch(r"(\d+)/(\d+)", shard or "1/1")
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise NernError(f"--shard (={text}) must be I/N, with I from 1 to N, such as 1/4")
-    return int(found[1]) - 1, int(found[2])
+        raise NernError(f"--shard (={shard}) must be I/N, with I from 1 to N, such as 1/4")
+    lock = root if shard is None else root / f"shard-{found[1]}-of-{found[2]}"
+    lock.mkdir(parents=True, exist_ok=True)
+    own = runs[int(found[1]) - 1 :: int(found[2])]
+    with locked(lock, f"another sweep is at work in {lock}"):
+        return _Sweep(runs, own, root, command_text(path, options or {}), console or CleanConsole()).run(jobs)
 
 
 def command_text(path: str | Path, options: Mapping[str, Any]) -> str:
     """The command as others would type it: folders of this machine are given by the name of their key."""
-    path = Path(path)
-    if path.is_absolute():
-        path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(path.name)
-    words, names = ["nern", "sweep", path.as_posix()], [key.rpartition(".")[2] for key in options]
-    for (key, value), name in zip(options.items(), names, strict=True):
+    words = ["nern", "sweep", Path(path).name if Path(path).is_absolute() else Path(path).as_posix()]
+    for key, value in options.items():
         if isinstance(value, str) and Path(value).expanduser().is_absolute():
-            value = (name if names.count(name) == 1 else key.replace(".", "_")).upper()
+            value = key.rpartition(".")[2].upper()
         words += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
     return shlex.join(words)
 
 
+@dataclass
 class _Sweep:
     """Training of some runs of a sweep, and the table of all.
 
-    Args:
+    Attributes:
         every: all runs.
         runs: those that are trained here.
         root: the sweep's folder.
         command: as others would type it.
         console: for messages.
+        machine: what the runs are trained on.
+        finished: number of those trained here that are finished.
     """
 
-    def __init__(
-        self, every: Sequence[PlannedRun], runs: Sequence[PlannedRun], root: Path, command: str, console: Console
-    ) -> None:
-        self.every = every
-        self.runs, self.root, self.command, self.console = runs, root, command, console
-        self.machine: dict[str, Any] = {}
-        self.finished = 0
+    every: Sequence[PlannedRun]
+    runs: Sequence[PlannedRun]
+    root: Path
+    command: str
+    console: Console
+    machine: dict[str, Any] = field(default_factory=dict)
+    finished: int = 0
 
     def run(self, jobs: int | None) -> list[Row]:
         states = [self._state(run) for run in self.runs]
@@ -136,8 +129,7 @@ class _Sweep:
         places = _places(min(jobs or max(gpus, 1), max(len(todo), 1)), gpus)
         self._say(
             f"{len(self.runs)} runs: {self.finished} finished, {states.count(STOPPED)} to go on with, {states.count(NEW)} "
-            f"to train; {len(places)} at a time on {'the CPU' if not gpus else '1 GPU' if gpus == 1 else f'{gpus} GPUs'}; "
-            f"folder {self.root}"
+            f"to train; {len(places)} at a time on {f'{gpus} GPUs' if gpus else 'the CPU'}; folder {self.root}"
         )
         if todo:  # asked for in another process where that would take memory of a GPU
             self.machine = in_process(machine) if gpus else machine() | {"gpu": None}
@@ -146,27 +138,28 @@ class _Sweep:
         try:
             run_side_by_side(work, places, self._on_start, self._on_end)
         except Interrupted as error:
-            with contextlib.suppress(Exception):  # the first error is the one to tell
-                self._write_results()
             message = (
                 f"{error}; {self.finished} of {len(self.runs)} runs are finished, those that had begun have saved. "
                 "Continue with the same command."
             )
             raise Interrupted(error.signal_number, message) from None
-        failed = [job for job in work if job.error is not None]
-        problems = (
-            [f"{len(failed)} of {len(self.runs)} runs failed; the same command tries them again:"] if failed else []
-        )
-        for job in failed:
-            error_text = (job.error or "").replace("\n", "\n    ")
-            problems.append(f"  {job.name}: {error_text}\n    (log: {job.log})")
+        problems = []
+        for job in work:
+            if job.error is not None:
+                told = job.error.replace("\n", "\n    ")
+                problems.append(f"  {job.name}: {told}\n    (log: {job.log})")
+        if problems:
+            count = f"{len(problems)} of {len(self.runs)} runs failed; the same command tries them again:"
+            problems.insert(0, count)
         rows: list[Row] = []
         try:
-            rows = self._write_results()
+            if rows := self._write_table():
+                from nern.sweeps.picture import draw  # matplotlib takes a second to import
+
+                draw(self.root / "results.png", rows)
+                self._say(f"table: {self.root / 'results.csv'}\npicture: {self.root / 'results.png'}")
         except NernError as error:
             problems.append(str(error))
-        if rows:
-            self._say(f"table: {self.root / 'results.csv'}\npicture: {self.root / 'results.png'}")
         if problems:
             raise NernError("\n".join(problems))
         return rows
@@ -200,40 +193,32 @@ class _Sweep:
             )
 
     def _job(self, run: PlannedRun, state: str) -> Job:
-        command, folder = [sys.executable, "-m", "nern", "train"], self._folder(run)
-        config = self._beside(run.name, "yaml")
+        """The command that trains a run, or goes on with it. What a run left that was killed before it saved anything is
+        removed. Raises NernError if it is still running, or if what is in its place is no run."""
+        folder, command = self._folder(run), [sys.executable, "-m", "nern", "train"]
+        config, log, root = self._beside(run.name, "yaml"), self._beside(run.name, "log"), folder.root
         if state == STOPPED:
-            command += ["--resume", str(folder.root)]
-        else:
-            _make_way(run, folder)
-            run.config.save(config)
-            command += ["--config_path", str(config)]
-        return Job(run.name, command, self._beside(run.name, "log"), append=state == STOPPED)
+            return Job(run.name, [*command, "--resume", str(root)], log, append=True)
+        if root.exists():
+            if not folder.config.is_file() and (not root.is_dir() or any(root.iterdir())):
+                raise NernError(
+                    f"{root} is in the way of run {run.name}: it is no run folder; move it, or choose --out"
+                )
+            with folder.locked():
+                shutil.rmtree(root)
+        run.config.save(config)
+        return Job(run.name, [*command, "--config_path", str(config)], log)
 
     def _on_start(self, job: Job) -> None:
         write_json(self._beside(job.name, "json"), self.machine)
         self._say(f"{job.name}: {'goes on' if job.append else 'starts'}; log {job.log}")
 
     def _on_end(self, job: Job) -> None:
-        took = f"{job.seconds:.0f} s" if job.seconds < 120 else f"{job.seconds / 60:.1f} min"
-        if job.error is not None:
-            self._say(f"{job.name}: failed after {took}")
-            return
-        self.finished += 1
-        try:
-            outcome = "".join(_outcome(row) for row in self._write_table() if row["name"] == job.name)
-        except NernError as error:  # told again at the end; other runs go on
-            outcome = f"; {error}"
-        count = f"{self.finished} of {len(self.runs)} runs are finished"
-        self._say(f"{job.name}: finished in {took}{outcome} ({count})")
-
-    def _write_results(self) -> list[Row]:
-        rows = self._write_table()
-        if rows:
-            from nern.sweeps.picture import draw  # matplotlib takes a second to import
-
-            draw(self.root / "results.png", rows)
-        return rows
+        how = "failed after" if job.error is not None else "finished in"
+        self.finished += job.error is None
+        with contextlib.suppress(NernError):  # told at the end; other runs go on
+            self._write_table()
+        self._say(f"{job.name}: {how} {job.seconds:.0f} s ({self.finished} of {len(self.runs)} runs are finished)")
 
     def _write_table(self) -> list[Row]:
         rows = []
@@ -256,25 +241,8 @@ class _Sweep:
         self.console.print(text, **PLAIN)
 
 
-def _make_way(run: PlannedRun, folder: RunFolder) -> None:
-    """Remove what a run left that was killed before it saved anything. Raises NernError if it is still running, or if what
-    is in its place is no run."""
-    root = folder.root
-    if not root.exists():
-        return
-    if not folder.config.is_file() and (not root.is_dir() or any(root.iterdir())):
-        raise NernError(f"{root} is in the way of run {run.name}: it is no run folder; move it, or choose --out")
-    with folder.locked():
-        shutil.rmtree(root)
-
-
 def _places(count: int, gpus: int) -> list[dict[str, str]]:
     """Environment variables of so many runs side by side: GPUs in turn, an equal share of the cores."""
     visible = [name for name in os.environ.get(GPUS, "").split(",") if name] or [str(number) for number in range(gpus)]
     share = {} if count == 1 or THREADS in os.environ else {THREADS: str(max(cores() // count, 1))}
     return [share | ({GPUS: visible[number % gpus]} if gpus else {}) for number in range(count)]
-
-
-def _outcome(row: Row) -> str:
-    gap = "" if row["gap"] is None else f" ({row['gap']:+.2f})"
-    return "" if row["last_test"] is None else f", {row['last_test']:.2f} %{gap}"

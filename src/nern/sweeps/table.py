@@ -31,8 +31,6 @@ COLUMNS: dict[str, type] = {
     "threads": int,
     **dict.fromkeys(("precision", "nern", "torch", "python", "config", "command"), str),
 }
-NEEDED = ("name", "series", "seed", "network", "task", "order", "parameters")
-KINDS = {int: "a whole number", float: "a number", str: "a text"}
 ORDERS = {
     "crossfilter": "cross-filter",
     "infilter": "in-filter",
@@ -56,16 +54,17 @@ def row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
     """
     try:
         found = _found(run, metrics, hardware) | {"config": config, "command": command}
-        return {name: checked(name, found[name]) for name in COLUMNS}
+        values = ((name, kind, found.get(name)) for name, kind in COLUMNS.items())
+        return {name: None if value is None else kind(value) for name, kind, value in values}
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise NernError(f"{type(error).__name__}: {error}") from error
 
 
 def _found(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, Any]) -> Row:
     members, sizes, versions = run.config.members(), metrics["sizes"], metrics["versions"]
-    last, best = metrics.get("last") or {}, metrics.get("best") or {}
-    # `last` is that of the last one.
     earlier = {phase.get("name"): phase for phase in (metrics.get("phases") or [])[:-1]}
+    records = {name: metrics.get(name) or {} for name in ("last", "best")}  # `last` is that of the last phase
+    records |= {name: earlier.get(name, {}) for name in ("reconstruction", "refinement")}
     found: Row = {
         "name": run.name,
         "series": run.series,
@@ -79,46 +78,31 @@ def _found(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
         "parameters": sizes["predictor_parameters"],
         "share": sizes["predictor_share"],
         "ordering_bytes": sizes["ordering_bytes"],
-        "agreement_test": _figure(last, "test", "agreement"),
-        "divergence_test": _figure(last, "test", "divergence"),
+        "agreement_test": _figure(records["last"], "test", "agreement"),
+        "divergence_test": _figure(records["last"], "test", "divergence"),
         "relative_error": relative_error(metrics.get("layers") or []),
         "steps": metrics["steps"],
         "seconds": metrics["seconds"],
-        "device": hardware_text(hardware, str(metrics["device"])),
+        "device": str(metrics["device"]),
         **{name: metrics.get(name) for name in ("threads", "precision")},
         **{name: versions.get(name) for name in ("nern", "torch", "python")},
     }
-    records = {"last": last, "best": best} | {name: earlier.get(name, {}) for name in ("reconstruction", "refinement")}
+    if found["device"].startswith("cuda") and hardware.get("gpu"):
+        found["device"] = str(hardware["gpu"]["name"])
+    elif hardware.get("cpu"):
+        found["device"] = f"{hardware['cpu']}, {hardware['cores']} cores"
+    original = metrics.get("original") or {}
+    networks = list((original.get("networks") or {"": original}).values())
     for images in ("test", "held_out"):
-        found[f"original_{images}"] = _original(metrics, images)
+        values = [_figure(network, images, "top1") for network in networks]
+        found[f"original_{images}"] = None if None in values else sum(values) / len(values)
         found |= {f"{name}_{images}": _figure(record, images, "top1") for name, record in records.items()}
     both = found["last_test"], found["original_test"]
     return found | {"gap": None if None in both else both[0] - both[1]}
 
 
-def checked(name: str, value: Any) -> Any:
-    """A value of a column. Raises ValueError for one of another kind."""
-    kind: Any = COLUMNS[name]
-    if value is None and name not in NEEDED:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-        raise ValueError(f"{name} (={value!r:.60}) must be {KINDS[kind]}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} (={value}) must be finite")
-    if name == "parameters" and not value > 0:
-        raise ValueError(f"{name} (={value}) must be at least 1")
-    return value
-
-
-def _figure(record: Mapping[str, Any], images: str, name: str) -> float | None:
+def _figure(record: Mapping[str, Any], images: str, name: str) -> Any:
     return (record.get(images) or {}).get(name)
-
-
-def _original(metrics: Mapping[str, Any], images: str) -> float | None:
-    original = metrics.get("original") or {}
-    values = [_figure(one, images, "top1") for one in (original.get("networks") or {"": original}).values()]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def relative_error(layers: Sequence[Mapping[str, Any]]) -> float | None:
@@ -129,13 +113,6 @@ def relative_error(layers: Sequence[Mapping[str, Any]]) -> float | None:
     error = sum(layer["weights"] * layer["rmse"] ** 2 for layer in layers)
     squares = sum(layer["weights"] * (layer["rmse"] / layer["relative"]) ** 2 for layer in layers)
     return math.sqrt(error / squares) if squares else None
-
-
-def hardware_text(hardware: Mapping[str, Any], device: str) -> str:
-    """What a run ran on, in words."""
-    if device.startswith("cuda") and hardware.get("gpu"):
-        return str(hardware["gpu"]["name"])
-    return f"{hardware['cpu']}, {hardware['cores']} cores" if hardware.get("cpu") else device
 
 
 def table_text(rows: Iterable[Row]) -> str:
