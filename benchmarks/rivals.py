@@ -41,7 +41,7 @@ from rich.console import Console
 from torch import nn
 
 from nern.artifact import load, write_artifact
-from nern.artifact.container import CODES
+from nern.artifact.container import codes_section
 from nern.artifact.tensors import encode_tensors
 from nern.benchmarks.machine import machine, machine_text, versions
 from nern.compat import import_torchvision
@@ -199,7 +199,9 @@ def coded_rows(
             write_artifact(path, artifact.sections)
             test = tested(Original(load(path).network()), data)
         whole = {f"{n}": layer.multiples.float() for n, layer in enumerate(found.layers)}
-        placeless = len(encode_tensors(whole, dict.fromkeys(whole, 0))[1]) - artifact.sizes[CODES]
+        placeless = (
+            len(encode_tensors(whole, dict.fromkeys(whole, 0))[1]) - artifact.sizes[codes_section(artifact.sections)]
+        )
         rows.append(
             {"what": what, "detail": "", "bytes": artifact.size, "seconds": seconds, "placeless": placeless} | test
         )

@@ -12,6 +12,7 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ DTYPES = {
     "u8": "<u1", "b": "<u1",
 }  # fmt: skip
 ALL = 2**64 - 1
+STARTS = [*range(1, 8), *(2**o * q for o in range(1, 10) for q in range(4, 8)), 4096]
+WIDTHS = [*(b - a for a, b in pairwise(STARTS)), 1]
 
 
 @dataclass
@@ -63,7 +66,7 @@ def read(path: str | Path) -> Read:
     groups = [
         tensors(description.get(key, []), sections.get(code, b""), sections.get(raw, b""))
         for key, code, raw in (
-            ("predictor", "CODE" if "CODE" in sections else "PRED", "PRAW"),
+            ("predictor", "COD3" if "COD3" in sections else "PRED", "PRAW"),
             ("kept", "KEPT", "KRAW"),
         )
     ]
@@ -79,8 +82,8 @@ def read(path: str | Path) -> Read:
 def container(data: bytes) -> dict[str, bytes]:
     """The sections of a file."""
     magic, version, count, zero, size, digest = struct.unpack_from("<8sHHIQ16s", data)
-    if (magic, zero, size) != (MAGIC, 0, len(data)) or version not in (1, 2):
-        raise ValueError("no artifact of version 1 or 2")
+    if (magic, zero, size) != (MAGIC, 0, len(data)) or version not in (1, 3):
+        raise ValueError("no artifact of version 1 or 3")
     start = 40 + 28 * count
     if hashlib.blake2b(data[:24] + bytes(16) + data[40:start], digest_size=16).digest() != digest:
         raise ValueError("the header is damaged")
@@ -93,7 +96,7 @@ def container(data: bytes) -> dict[str, bytes]:
         start += length
     if start != len(data) or len(sections) != count:
         raise ValueError("the sections are not the file")
-    if ("CODE" in sections) != (version == 2):
+    if ("COD3" in sections) != (version == 3):
         raise ValueError("the sections are not those of the version")
     return sections
 
@@ -163,47 +166,50 @@ class Coder:
             numbers = (numbers << shift) + np.array([self.uniform(1 << shift) for _ in range(count)], np.int64)
         return numbers
 
-    def codes(self, shape: list[int], models: list[list[int]]) -> np.ndarray:
+    def codes(self, shape: list[int], models: dict[str, list[list[int]]]) -> np.ndarray:
         """The next codes of this shape; the models learn."""
         filters, channels, entries = shape
         if entries == 1:
             entries = next(n for n in range(8, 0, -1) if channels % n == 0)
             channels //= entries
-        sizes = np.zeros((filters, channels, entries), np.int64)
-        edges = [step_size(-66 + 3 * number) for number in range(39)]
-        mean = 0.5
+        there, further = np.zeros((2, filters, channels, entries), np.int64)
+        share, size = Means(there, np.zeros_like(there)), Means(further, there)
+        edges = [step_size(-66 + 3 * number) for number in range(55)]
         for k in range(entries):
-            usual, total, count, mean_before = float(sizes.sum()) / max(k * filters * channels, 1), 0, 0, mean
-            by_filter = ratios(sizes.sum((1, 2)), usual, k * channels)
             for tile in range(16):
-                first, last = filters * tile // 16, filters * (tile + 1) // 16
-                if first == last:
-                    continue
-                mean = (total + 16.0 * mean_before) / (count + 16.0)
-                seen = k * filters + first
-                by_channel = ratios(sizes.sum((0, 2)), float(sizes.sum()) / max(seen * channels, 1), seen)
-                found = []
-                for f in range(first, last):
-                    for c in range(channels):
-                        place = by_filter[f] * by_channel[c]
-                        expected = mean * place
-                        if usual > 0:
-                            here = usual * place
-                            expected *= ((float(sizes[f, c, :k].sum()) + 8.0 * here) / (k + 8.0)) / here
-                        model = sum(edge <= expected for edge in edges)
-                        found.append((f, c, model, self.symbol(weights_of(models[model]))))
-                for f, c, model, size in found:
-                    models[model][size] += 32
-                    sizes[f, c, k] = size
-                    total, count = total + size, count + 1
-        values = sizes.ravel()
-        negative = [index for index in np.flatnonzero(values) if self.uniform(2)]
-        large = np.flatnonzero(values == 15)
-        lengths = [self.uniform(24) for _ in large]
-        for index, length in zip(large, lengths, strict=True):
-            values[index] += (1 << length) + self.uniform(1 << length) - 1
-        values[negative] *= -1
-        return values.reshape(shape)
+                part = range(filters * tile // 16, filters * (tile + 1) // 16)
+                kernels = [(f, c) for f in part for c in range(channels)]
+                shares = [min(expected, 1 - 2.0**-12) for expected in share.expected(kernels, k, tile)]
+                sizes = size.expected(kernels, k, tile)
+                chosen = [sum(edge <= p / (1 - p) for edge in edges[:39]) for p in shares]
+                flags = self.symbols(models["zeros"], chosen)
+                found = [index for index, flag in enumerate(flags) if flag]
+                chosen = [
+                    sum(edge <= sizes[index] for edge in edges)
+                    + 56 * ((shares[index] >= 0.45) + (shares[index] >= 0.8))
+                    for index in found
+                ]
+                symbols = self.symbols(models["sizes"], chosen)
+                values = [STARTS[symbol] + self.uniform(WIDTHS[symbol]) for symbol in symbols]
+                beyond = [at for at, symbol in enumerate(symbols) if symbol == len(STARTS) - 1]
+                lengths = [self.uniform(24) for _ in beyond]
+                for at, length in zip(beyond, lengths, strict=True):
+                    values[at] += (1 << length) + self.uniform(1 << length) - 1
+                for index, (f, c) in enumerate(kernels):
+                    share.counted[f, c, k], there[f, c, k] = 1, flags[index]
+                for index, value in zip(found, values, strict=True):
+                    further[(*kernels[index], k)] = value - 1
+        whole = (further + there).ravel()
+        whole[[index for index in np.flatnonzero(whole) if self.uniform(2)]] *= -1
+        return whole.reshape(shape)
+
+    def symbols(self, models: list[list[int]], chosen: list[int]) -> list[int]:
+        """A symbol of each of these models; they learn afterwards."""
+        weights = {model: weights_of(models[model]) for model in set(chosen)}
+        found = [self.symbol(weights[model]) for model in chosen]
+        for model, symbol in zip(chosen, found, strict=True):
+            models[model][symbol] += 32
+        return found
 
     def finish(self) -> None:
         """ValueError where the code does not end here."""
@@ -214,25 +220,59 @@ class Coder:
             raise ValueError("the code does not end here")
 
 
-def ratios(sums: np.ndarray, mean: float, count: int) -> list[float]:
+class Means:
+    """The means to expect, of values of which some are counted, (filters, channels, entries); zeros are not known yet."""
+
+    def __init__(self, values: np.ndarray, counted: np.ndarray) -> None:
+        self.values, self.counted, self.mean = values, counted, 0.5
+
+    def sums(self, at: Any, axes: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Of some of the values, and how many were counted among them; as floats."""
+        return tuple(np.asarray(t[at].sum(axes), float) for t in (self.values, self.counted))  # type: ignore[return-value]
+
+    def expected(self, kernels: list[tuple[int, int]], k: int, tile: int) -> list[float]:
+        """Of entry k of these kernels, all of one part."""
+        before, now = np.s_[:, :, :k], np.s_[:, :, k : k + 1]
+        if tile == 0:
+            self.last = self.mean
+        total, count = self.sums(now)
+        self.mean = (float(total) + 16.0 * self.last) / (float(count) + 16.0)
+        usual, overall = over(*self.sums(before)), over(*self.sums(np.s_[:]))
+        by_filter, by_channel = ratios(self.sums(before, (1, 2)), usual), ratios(self.sums(np.s_[:], (0, 2)), overall)
+        found = []
+        for f, c in kernels:
+            place = by_filter[f] * by_channel[c]
+            expected, here = self.mean * place, usual * place
+            if usual > 0:
+                total, count = self.sums(np.s_[f, c, :k])
+                expected *= ((float(total) + 24.0 * here) / (float(count) + 24.0)) / here
+            found.append(expected)
+        return found
+
+
+def over(total: np.ndarray, count: np.ndarray) -> float:
+    """A mean, or 0 of nothing."""
+    return float(total) / float(count) if count else 0.0
+
+
+def ratios(seen: tuple[np.ndarray, np.ndarray], mean: float) -> list[float]:
     """Means of some sums over the mean of all."""
-    if count == 0 or mean == 0:
-        return [1.0] * len(sums)
-    return [((float(x) + 4.0 * mean) / (count + 4.0)) / mean for x in sums]
+    pairs = zip(*(part.tolist() for part in seen), strict=True)
+    return [((total + 8.0 * mean) / (count + 8.0)) / mean if mean else 1.0 for total, count in pairs]
 
 
-def new_models() -> list[list[int]]:
-    """How often the models of codes count each size as seen."""
-    models = []
-    for number in range(40):
-        expected = step_size(-66 + 3 * number - 1)
-        ratio = expected / (1 + expected)
-        share, counts = 1 - ratio, []
-        for _ in range(16):
-            counts.append(max(1, int(512 * share)))
-            share *= ratio
-        models.append(counts)
-    return models
+def new_models() -> dict[str, list[list[int]]]:
+    """How often the models of codes count each symbol as seen."""
+    odds = [step_size(-66 + 3 * number - 1) for number in range(56)]
+    zeros = [[max(1, int(2048 * share)) for share in (1 / (1 + e), e / (1 + e))] for e in odds[:40]]
+    sizes = []
+    for expected in odds:
+        beyond = [1.0]
+        while len(beyond) < STARTS[-1]:
+            beyond.append(beyond[-1] * (expected / (1 + expected)))
+        at = [*(beyond[start - 1] for start in STARTS), 0.0]
+        sizes.append([max(1, int(2048 * (a - b))) for a, b in pairwise(at)])
+    return {"zeros": zeros, "sizes": [list(counts) for _ in range(3) for counts in sizes]}
 
 
 def weights_of(counts: list[int]) -> list[int]:
@@ -261,7 +301,7 @@ def tensors(described: list[list[Any]], code: bytes, raw: bytes) -> dict[str, np
             step, low, symbols = grid
             values = (coder.adaptive(count, symbols) + low).astype(np.float64) * step_size(step)
             values = to_dtype(values, dtype)
-        elif held == "codes":
+        elif held == "codes3":
             values = to_dtype(coder.codes(shape, models).astype(np.float64) * step_size(*grid), dtype)
         else:
             kind = np.dtype(DTYPES["f16" if held == "f16" else dtype])

@@ -26,8 +26,9 @@ from nern.artifact.orderings import decode_ordering, encode_ordering
 from nern.artifact.permutations import SHORT, decode_permutations, encode_permutations, least_bits
 from nern.artifact.reading import TOLERANCE
 from nern.artifact.table import about
-from nern.artifact.tensors import TensorCode, decode_tensors, encode_tensors
+from nern.artifact.tensors import TensorCode, decode_tensors, encode_tensors, tensor_bits
 from nern.config import TaskConfig
+from nern.jobs.artifacts import verify
 from nern.originals import build_network
 from nern.originals.checked import DTYPES
 from nern.registry import ORDERINGS
@@ -257,6 +258,16 @@ def test_a_file_of_the_version_that_wrote_outliers_opens() -> None:
     flat = torch.cat([w.flatten() for w in found.weights])[found.nern.outliers[0]]
     expected = [-2.1152193546, 2.3022053242, 3.4105026722, 2.5672328472, 2.3025164604, -2.4350652695, -1.9003453255]
     assert flat.tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_codes_of_version_2_are_read() -> None:
+    path = Path(__file__).parent / "data" / "codes-version-2.nern"
+    found = verify(path, TaskConfig(task_name="digits"), console=quiet())
+    assert found["test"]["top1"] == pytest.approx(99.50, abs=0.2)
+    artifact = load(path)
+    assert {code.held for code in artifact.description.predictor} == {"codes", "f16", "grid"}
+    bits = tensor_bits(artifact.description.predictor, artifact.nern.predictor.state_dict())
+    assert sum(used for _, used in bits.values()) == 8 * (artifact.sizes["CODE"] + artifact.sizes["PRAW"])
 
 
 # --- container and description --------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def test_headers_that_lie(files: list[Sections], path: Path) -> None:
     path.write_bytes(whole)
     assert tried(path)
     huge = struct.pack("<4sQ16s", b"META", 2**64 - 1, bytes(16))
-    lies = [raw_container(entries, version=v) for v in (0, 2, 2**16 - 1)]
+    lies = [raw_container(entries, version=v) for v in (0, 2, 3, 2**16 - 1)]
     lies += [raw_container(entries, count=c) for c in (0, 1, len(entries) + 1, 65, 2**16 - 1)]
     lies += [raw_container(entries, zero=1), raw_container(entries, total=2**64 - 1), raw_container(entries, total=0)]
     others = [[*entries, entries[0]], [], [(b"\xff\x00\x1b[", b"x"), *entries], [*entries, (b"MORE", b"x")]]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import nern
 from nern import NernError, PackOptions
-from nern.artifact.codes import decode_codes, encode_codes, new_models
+from nern.artifact.codes import HELD, Models, decode_codes, encode_codes
 from nern.artifact.entropy import Decoder, Encoder
 from nern.artifact.table import layer_table
 from nern.artifact.tensors import Coded, TensorCode, decode_tensors, encode_tensors
@@ -81,16 +81,17 @@ def packed(network: nn.Module, path: Path, seen: Tensor | None = None, **options
     shape=st.tuples(st.integers(1, 40), st.integers(1, 24), st.sampled_from([1, 2, 9])),
     spread=st.sampled_from([0.0, 0.1, 0.7, 5.0, 300.0, 1e5]),
     seed=st.integers(0, 99),
+    held=st.sampled_from(sorted(HELD)),
 )
-def test_codes_are_decoded_as_they_were(shape: tuple[int, int, int], spread: float, seed: int) -> None:
+def test_codes_are_decoded_as_they_were(shape: tuple[int, int, int], spread: float, seed: int, held: str) -> None:
     rng, encoder = np.random.default_rng(seed), Encoder()
     arrays = [np.round(rng.laplace(0, spread, shape)).astype(np.int64) if spread else np.zeros(shape, np.int64)] * 2
-    models = new_models()
+    models = Models()
     for array in arrays:
-        encode_codes(encoder, array, models)
-    decoder, models = Decoder(encoder.finish()), new_models()
+        encode_codes(encoder, array, models, held)
+    decoder, models = Decoder(encoder.finish()), Models()
     for array in arrays:
-        assert np.array_equal(decode_codes(decoder, shape, models), array)
+        assert np.array_equal(decode_codes(decoder, shape, models, held), array)
     decoder.finish()
 
 
@@ -101,7 +102,7 @@ def test_codes_that_are_too_large_or_would_take_hours_are_refused(tmp_path: Path
     with pytest.raises(NernError, match="take too long"):
         decode_tensors([TensorCode("codes.0", tuple(huge.shape), "f32", "codes")], b"", b"")
     with pytest.raises(NernError, match="take a larger step"):
-        encode_codes(Encoder(), np.full((1, 1, 1), 2**25), new_models())
+        encode_codes(Encoder(), np.full((1, 1, 1), 2**25), Models())
 
 
 def test_large_parameters_that_are_no_kernels_are_held_in_sixteen_bits(small: nn.Module, tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_what_is_known_of_filters_and_channels_saves_bits() -> None:
 
     def size(array: np.ndarray) -> int:
         encoder = Encoder()
-        encode_codes(encoder, array, new_models())
+        encode_codes(encoder, array, Models())
         return len(encoder.finish())
 
     assert size(uneven) < 0.8 * size(shuffled)
@@ -180,7 +181,7 @@ def test_feedback_errs_less_than_rounding_alone(groups: int, seed: int, quality:
 
 def test_finer_qualities_need_more_bytes_and_err_less(small: nn.Module, images: Tensor, tmp_path: Path) -> None:
     files = [packed(small, tmp_path / f"{bits}.nern", images, bits=bits) for bits in (2.0, 3.5, 5.0)]
-    sizes, errors = [file.sizes["CODE"] for file in files], [error(file, small, images) for file in files]
+    sizes, errors = [file.sizes["COD3"] for file in files], [error(file, small, images) for file in files]
     assert sizes == sorted(sizes)
     assert errors == sorted(errors, reverse=True)
 
@@ -457,9 +458,9 @@ def test_the_rate_is_held_and_the_file_gives_the_accuracy_of_the_run(tmp_path: P
     file = tmp_path / "run.nern"
     artifact = nern.pack(run.root, file, PackOptions(checkpoint="last", evaluate=True), QUIET)
     weights = artifact.nern.table.num_weights
-    assert 8 * artifact.sizes["CODE"] / weights == pytest.approx(0.8, rel=0.1)
+    assert 8 * artifact.sizes["COD3"] / weights == pytest.approx(0.8, rel=0.1)
     losses = run.load_state()["losses"][-1]
-    assert losses["rate"] == pytest.approx(8 * artifact.sizes["CODE"] / weights, rel=0.1)
+    assert losses["rate"] == pytest.approx(8 * artifact.sizes["COD3"] / weights, rel=0.1)
     told = artifact.description.networks[0].about["test"]["top1"]
     metrics = json.loads(run.metrics.read_text(encoding="utf-8"))
     assert told == pytest.approx(metrics["last"]["test"]["top1"], abs=1.0)

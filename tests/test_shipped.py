@@ -38,8 +38,8 @@ def test_what_ships_is_as_its_card_says(name: str, request: pytest.FixtureReques
     assert found["test"]["images"] == int(told[2].replace(",", ""))
     assert f"{artifact.size:,} bytes" in card(name)
     parameters, weights = sum(code.count for code in artifact.description.predictor), artifact.nern.table.num_weights
-    coded = f"{8 * artifact.sizes.get('CODE', 0) / weights:.2f} bits for each of {weights:,} weights"
-    assert (coded if "CODE" in artifact.sizes else f"{parameters:,} parameters for {weights:,} weights") in card(name)
+    coded = f"{8 * artifact.sizes.get('COD3', 0) / weights:.2f} bits for each of {weights:,} weights"
+    assert (coded if "COD3" in artifact.sizes else f"{parameters:,} parameters for {weights:,} weights") in card(name)
 
 
 @pytest.mark.parametrize("name", shipped_nerns())

@@ -17,8 +17,8 @@ from nern.files import atomic_path, existing_file
 from nern.shipped import NERN, shipped_file
 
 MAGIC = b"\x89NERN\r\n\x1a"  # not text, and broken by whatever converts ends of lines
-VERSIONS = (1, 2)  # that are read; files without codes are written as version 1
-CODES = "CODE"  # the section that version 2 added
+VERSIONS = (1, 2, 3)  # that are read; files without codes are written as version 1
+CODES = {"CODE": 2, "COD3": 3}  # sections of codes, and the version that added each
 MOST_SECTIONS = 64
 # Magic, version, sections, zero, size of the file, digest of the rest of the header.
 _FIXED = struct.Struct("<8sHHIQ16s")
@@ -48,7 +48,7 @@ def to_bytes(sections: Mapping[str, bytes]) -> bytes:
     """The container's bytes."""
     table = b"".join(_ENTRY.pack(name.encode("ascii"), len(data), _digest(data)) for name, data in sections.items())
     total = header_size(len(sections)) + sum(map(len, sections.values()))
-    return _fixed(VERSIONS[CODES in sections], len(sections), total, table) + table + b"".join(sections.values())
+    return _fixed(_version(sections), len(sections), total, table) + table + b"".join(sections.values())
 
 
 def read_container(path: str | Path, most: int = 2**62) -> dict[str, bytes]:
@@ -82,7 +82,7 @@ def _read(file: BinaryIO, path: Path, most: int) -> dict[str, bytes]:
     _, version, count, _, total, _ = _FIXED.unpack(start)
     if version not in VERSIONS:
         raise DamagedFileError(
-            f"artifact {path} is of format version {version}; this nern reads versions {' and '.join(map(str, VERSIONS))}. "
+            f"artifact {path} is of format version {version}; this nern reads versions {VERSIONS[0]} to {VERSIONS[-1]}. "
             "A newer nern may read it."
         )
     if total != size:
@@ -105,9 +105,18 @@ def _read(file: BinaryIO, path: Path, most: int) -> dict[str, bytes]:
         if _digest(data) != digest:
             raise damaged(f"section {label!r} does not match its checksum")
         sections[label] = data
-    if version != VERSIONS[CODES in sections]:
-        raise damaged(f"it is of version {version}, and section {CODES!r} is of version 2 alone")
+    if version != _version(sections):
+        raise damaged(f"it is of version {version}, and has the sections of version {_version(sections)}")
     return sections
+
+
+def codes_section(sections: Mapping[str, bytes]) -> str:
+    """The section with the codes of kernels, of whichever version; empty: there is none."""
+    return next((name for name in CODES if name in sections), "")
+
+
+def _version(sections: Mapping[str, bytes]) -> int:
+    return CODES.get(codes_section(sections), 1)
 
 
 def _fixed(version: int, count: int, total: int, table: bytes) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
 
-from nern.artifact.container import CODES, write_artifact
+from nern.artifact.container import write_artifact
 from nern.artifact.reading import LIMIT, Artifact, load_as
 from nern.artifact.table import about, accuracy_text, plain
 from nern.errors import NernError
@@ -59,7 +59,7 @@ class HubArtifact(ModelHubMixin, Artifact):  # type: ignore[misc]
                 results.append(EvalResult("image-classification", task, task, "accuracy", top1, metric_name=of))
         if results:
             front |= {"model_name": name, "eval_results": results, "metrics": ["accuracy"]}
-        tags = ["nern", "model-compression", "codes" if CODES in self.sections else "neural-representation"]
+        tags = ["nern", "model-compression", "codes" if self.coded else "neural-representation"]
         numbers = sum(network.weights for network in networks) + sum(code.count for code in self.description.kept)
         facts: dict[str, Any] = {
             "name": name,

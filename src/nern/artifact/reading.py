@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nern.artifact.building import GIVE_ONE, build_bounded, check_buildable
-from nern.artifact.container import CODES, DamagedFileError, header_size, read_container
+from nern.artifact.container import CODES, DamagedFileError, codes_section, header_size, read_container
 from nern.artifact.description import Description
 from nern.artifact.orderings import check_ordering, decode_ordering
 from nern.artifact.outliers import decode_outliers
@@ -30,7 +30,7 @@ from nern.representation.nern import CACHED_ROWS, NeRN, build_heads, build_nern,
 from nern.weights_file import load_into
 
 T = TypeVar("T")
-SECTIONS = ("META", "PRED", CODES, "PRAW", "ORDR", "KEPT", "KRAW", "OUTL", "ORAW", "PROB")
+SECTIONS = ("META", "PRED", *CODES, "PRAW", "ORDR", "KEPT", "KRAW", "OUTL", "ORAW", "PROB")
 LIMIT = 2**28  # numbers that reading makes, unless the caller allows more
 PROBES = 16
 _LEAST_BYTES, _MOST_BYTES = 2**26, 16  # of a file that is read, and for each number of `limit`
@@ -68,10 +68,10 @@ class Artifact:
         check_size(self.description, limit)
         table, config = self.description.table, self.description.config
         self.ordering: Ordering = decode_ordering(self.description.ordering, parts["ORDR"], table.shapes)
-        if parts["PRED"] and parts[CODES]:
-            raise NernError(f"it has both sections, 'PRED' and {CODES!r}; a predictor is in one of them")
-        code = parts["PRED"] or parts[CODES]
-        predictor = decode_tensors(self.description.predictor, code, parts["PRAW"])
+        codes = [parts[name] for name in ("PRED", *CODES) if parts[name]]
+        if len(codes) > 1:
+            raise NernError(f"it has two of the sections PRED, {', '.join(CODES)}; a predictor is in one of them")
+        predictor = decode_tensors(self.description.predictor, codes[0] if codes else b"", parts["PRAW"])
         for name, tensor in predictor.items():
             if not tensor.isfinite().all():
                 raise NernError(f"the predictor's {name} holds values that are not finite")
@@ -91,10 +91,15 @@ class Artifact:
     def __repr__(self) -> str:
         networks = self.description.networks
         weights = sum(network.weights for network in networks)
-        held = "as codes" if self.sections.get(CODES) else f"by {self.nern.num_parameters:,} parameters"
+        held = "as codes" if self.coded else f"by {self.nern.num_parameters:,} parameters"
         names = ", ".join(network.name for network in networks)
         layers = len(self.nern.table.shapes)
         return f"Artifact of {names}: {self.size:,} bytes\n{weights:,} weights in {layers} layers {held}"
+
+    @property
+    def coded(self) -> bool:
+        """Whether it holds codes of kernels, and no predictor."""
+        return bool(codes_section(self.sections))
 
     @property
     def size(self) -> int:

@@ -16,7 +16,7 @@ from nern.representation.nern import share_of
 
 # Of each part of a file its sections.
 _PARTS = {
-    "predictor": ("PRED", CODES, "PRAW"), "ordering": ("ORDR",), "outliers": ("OUTL", "ORAW"), "kept": ("KEPT", "KRAW"),
+    "predictor": ("PRED", *CODES, "PRAW"), "ordering": ("ORDR",), "outliers": ("OUTL", "ORAW"), "kept": ("KEPT", "KRAW"),
     "description": ("META",), "header": ("header", "PROB"),
 }  # fmt: skip
 
@@ -40,9 +40,8 @@ def artifact_table(artifact: Artifact) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("where the bytes are", "numbers", "bits each", "bytes", "share"):
         table.add_column(heading, justify="left" if heading == "where the bytes are" else "right")
-    coded = CODES in artifact.sections
     names = {
-        "predictor": "codes of kernels" if coded else f"predictor ({_held(description.predictor)})",
+        "predictor": "codes of kernels" if artifact.coded else f"predictor ({_held(description.predictor)})",
         "ordering": f"ordering of kernels ({description.ordering})",
         "kept": f"other parameters and buffers ({_held(description.kept)})",
         "header": "header, checksums, probes",
@@ -64,12 +63,12 @@ def about(artifact: Artifact) -> list[str]:
     description, lines = artifact.description, []
     for network in description.networks:
         how = f"built as {network.architecture}" if network.architecture else "state dict only"
-        kind = "coded" if CODES in artifact.sections else "predicted"
+        kind = "coded" if artifact.coded else "predicted"
         lines.append(f"{network.name}: {network.weights:,} weights {kind}, in {len(network.represented)} layers; {how}")
         if accuracy := accuracy_text(network):
             lines.append(f"{network.name}: accuracy {accuracy}, as the writer measured it")
     nern = description.nern
-    if CODES in artifact.sections:
+    if artifact.coded:
         lines.append(f"weights: codes, in a basis for each size of kernels; written by {description.writer}")
         return lines + _told(description.metadata)
     lines.append(
@@ -86,7 +85,7 @@ def about(artifact: Artifact) -> list[str]:
 
 def layer_table(artifact: Artifact) -> Table | None:
     """How each layer is held, of a file of codes; None: of a predictor, which holds all layers together."""
-    if CODES not in artifact.sections:
+    if not artifact.coded:
         return None
     table = Table(box=None, pad_edge=False)
     for heading in ("layer", "weights", "held as", "bits each", "error"):
@@ -128,6 +127,5 @@ def _count(codes: Sequence[TensorCode]) -> int:
 
 def _held(codes: Sequence[TensorCode]) -> str:
     """How most numbers are held."""
-    counts = {how: _count([c for c in codes if c.held == how]) for how in ("grid", "codes", "f16", "as")}
-    names = {"grid": "quantised", "codes": "codes", "f16": "16 bits", "as": "as they are"}
-    return names[max(counts, key=lambda how: counts[how])]
+    names = {"grid": "quantised", "f16": "16 bits", "as": "as they are"}
+    return max(names.values(), key=lambda name: _count([c for c in codes if names.get(c.held, "codes") == name]))

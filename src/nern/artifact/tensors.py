@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nern.artifact.codes import check_parts, decode_codes, encode_codes, new_models
+from nern.artifact.codes import HELD, Models, check_parts, decode_codes, encode_codes
 from nern.artifact.entropy import AT_ONCE, Decoder, Encoder, Integers
 from nern.errors import NernError
 from nern.originals.checked import DTYPES, MOST_AXES, MOST_NAME
@@ -26,7 +26,7 @@ from nern.representation.grid import step_size
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MOST_SYMBOLS = 2**24  # of a tensor of multiples
-TAILS = {"grid": 3, "codes": 1}  # numbers that a description says beside how it is held
+TAILS = {"grid": 3, **dict.fromkeys(HELD, 1)}  # numbers that a description says beside how it is held
 MOST_AXIS = 2**31
 HALF_ERROR = 2**-10  # relative, by which a value may change where 16 bits are asked for
 
@@ -85,7 +85,7 @@ class TensorCode:
         code = TensorCode(name, tuple(shape), dtype, held, *tail)
         if held == "grid" and not (1 <= code.symbols <= MOST_SYMBOLS and abs(code.low) <= MOST_SYMBOLS):
             raise NernError(f"tensor {name!r} has {code.symbols} multiples from {code.low} on")
-        if held == "codes" and (len(code.shape) != 3 or 0 in code.shape or not DTYPES[dtype].is_floating_point):
+        if held in HELD and (len(code.shape) != 3 or 0 in code.shape or not DTYPES[dtype].is_floating_point):
             raise NernError(f"tensor {name!r} is held as codes, which have three axes and are real numbers")
         if not DTYPES[dtype].is_floating_point:
             if held == "f16" or code.step != 0:
@@ -139,7 +139,7 @@ def encode_tensors(
         NernError: a step so small that a tensor has more multiples than can be coded; a kind of number that cannot be held.
     """
     check_parts(tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(held.get(name), Coded))
-    codes, encoder, raw, models = [], Encoder(), bytearray(), new_models()
+    codes, encoder, raw, models = [], Encoder(), bytearray(), Models()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu()
         if tensor.dtype not in NAMES:
@@ -158,7 +158,7 @@ def encode_tensors(
             raw += _to_bytes(tensor.half() if how == "f16" else tensor)
             continue
         if isinstance(how, Coded):
-            codes.append(TensorCode(name, shape, dtype, "codes", how.step))
+            codes.append(TensorCode(name, shape, dtype, "codes3", how.step))
             encode_codes(encoder, _multiples_of(tensor, how.step).reshape(shape), models)
             continue
         multiples = _multiples_of(tensor, how)
@@ -178,10 +178,10 @@ def tensor_bits(codes: Sequence[TensorCode], tensors: Mapping[str, Tensor]) -> d
         codes: what `encode_tensors` gave.
         tensors: by name.
     """
-    encoder, ends, models = Encoder(), [0], new_models()
+    encoder, ends, models = Encoder(), [0], Models()
     for c in codes:
-        if c.held == "codes":
-            encode_codes(encoder, _multiples_of(tensors[c.name], c.step).reshape(c.shape), models)
+        if c.held in HELD:
+            encode_codes(encoder, _multiples_of(tensors[c.name], c.step).reshape(c.shape), models, c.held)
         if c.held == "grid":
             encoder.adaptive(_multiples_of(tensors[c.name], c.step) - c.low, c.symbols)
         ends.append(len(encoder.finish()))
@@ -228,14 +228,14 @@ def decode_tensors(codes: Sequence[TensorCode], code: bytes, raw: bytes) -> dict
     expected = sum(c.raw_bytes for c in codes)
     if len(raw) != expected:
         raise NernError(f"{len(raw):,} bytes of tensors are there, {expected:,} are described")
-    check_parts(c.shape for c in codes if c.held == "codes")
-    decoder, tensors, start, models = Decoder(code), dict[str, Tensor](), 0, new_models()
+    check_parts(c.shape for c in codes if c.held in HELD)
+    decoder, tensors, start, models = Decoder(code), dict[str, Tensor](), 0, Models()
     for c in codes:
         dtype = DTYPES[c.dtype]
         if c.held == "grid":
             values = _multiples(decoder, c)
-        elif c.held == "codes":
-            whole = torch.from_numpy(decode_codes(decoder, c.shape, models))
+        elif c.held in HELD:
+            whole = torch.from_numpy(decode_codes(decoder, c.shape, models, c.held))
             values = (whole.double() * step_size(c.step)).to(dtype)
         else:
             held = torch.float16 if c.held == "f16" else dtype

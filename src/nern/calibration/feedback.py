@@ -96,13 +96,14 @@ def rounded(
     scaled = weights.gather(2, back[:, None].expand_as(weights)).view(codes.shape)
     if zeros is not None:
         scaled = scaled.masked_fill(zeros, 0.0)
-    sizes = expected_sizes(scaled).view(groups, -1, n).gather(2, order[:, None].expand_as(weights))
-    each = LAGRANGE * quality**2 * bits_a_unit(sizes)  # for each unit of a number's size
-    sign = LAGRANGE * quality**2
+    first, each = (
+        LAGRANGE * quality**2 * bits.view(groups, -1, n).gather(2, order[:, None].expand_as(weights))
+        for bits in bits_of(scaled)
+    )
     cost = importance.float()[:, :, None] * own[:, None] * step**2
     if zeros is not None:  # a pruned weight stays one, whatever its error
         cost = cost.masked_fill(zeros.reshape(groups, -1, n).gather(2, order[:, None].expand_as(weights)), 0.0)
-    found = _fed_back(weights, factor, cost, each, sign)
+    found = _fed_back(weights, factor, cost, first, each)
     return Rounded(found.gather(2, back[:, None].expand_as(found)).view(codes.shape).to(torch.int32), step)
 
 
@@ -112,8 +113,9 @@ def short(step: float) -> float:
     return half if abs(half / step - 1) < 2**-10 else float(torch.tensor(step).float())
 
 
-def _fed_back(weights: Tensor, factor: Tensor, cost: Tensor, each: Tensor, sign: float) -> Tensor:
-    """Weights (groups, f, n), in steps, as whole numbers. `cost`: of squared errors; `each`, `sign`: of sizes."""
+def _fed_back(weights: Tensor, factor: Tensor, cost: Tensor, first: Tensor, each: Tensor) -> Tensor:
+    """Weights (groups, f, n), in steps, as whole numbers. `cost`: of squared errors; `first`, `each`: of the first unit of a
+    size, and of each further one."""
     n, found = weights.shape[2], torch.empty_like(weights)
     for start in range(0, n, COLUMNS):
         end = min(start + COLUMNS, n)
@@ -121,7 +123,7 @@ def _fed_back(weights: Tensor, factor: Tensor, cost: Tensor, each: Tensor, sign:
         for column in range(start, end):
             at = column - start
             value = block[:, :, at]
-            chosen = _nearest(value, cost[:, :, column], each[:, :, column], sign)
+            chosen = _nearest(value, *(costs[:, :, column] for costs in (cost, first, each)))
             found[:, :, column] = chosen
             errors[:, :, at] = (value - chosen) / factor[:, column, column][:, None]
             block[:, :, at + 1 :] -= errors[:, :, at, None] * factor[:, None, column, column + 1 : end]
@@ -129,13 +131,13 @@ def _fed_back(weights: Tensor, factor: Tensor, cost: Tensor, each: Tensor, sign:
     return found
 
 
-def _nearest(value: Tensor, cost: Tensor, each: Tensor, sign: float) -> Tensor:
+def _nearest(value: Tensor, cost: Tensor, first: Tensor, each: Tensor) -> Tensor:
     """The whole number that costs least, among both neighbours of a value and 0."""
     size = value.abs()
     low = size.floor()
     high = low + 1
-    of_low = cost * (size - low).square() + each * low + sign * (low > 0)
-    of_high = cost * (size - high).square() + each * high + sign
+    of_low = cost * (size - low).square() + (first + each * (low - 1)) * (low > 0)
+    of_high = cost * (size - high).square() + first + each * low
     best = torch.where(of_high < of_low, high, low)
     best = torch.where(cost * size.square() < torch.minimum(of_low, of_high), 0.0, best)
     return best * value.sign()
@@ -144,14 +146,27 @@ def _nearest(value: Tensor, cost: Tensor, each: Tensor, sign: float) -> Tensor:
 def expected_sizes(scaled: Float[Tensor, "filters channels k"]) -> Tensor:
     """Of each number the size to expect, from those of its filter, its channel and its place in the code."""
     size = scaled.abs().round()
-    mean = size.mean().clamp_min(LEAST)
-    filters, channels, k = size.shape
+    return _expected(size, torch.ones_like(size)).clamp_min(LEAST)
 
-    def ratio(axes: tuple[int, ...], count: int) -> Tensor:
-        return (size.sum(axes, keepdim=True) / mean + PRIOR) / (count + PRIOR)
 
-    expected = mean * ratio((1, 2), channels * k) * ratio((0, 2), filters * k) * ratio((0, 1), filters * channels)
-    return expected.clamp_min(LEAST)
+def _expected(values: Tensor, counted: Tensor) -> Tensor:
+    """The mean of the counted values, times what that of its filter, its channel and its place is over it."""
+    mean = (values.sum() / counted.sum().clamp_min(1)).clamp_min(LEAST)
+    expected = mean
+    for axes in ((1, 2), (0, 2), (0, 1)):
+        sums, counts = (t.sum(axes, keepdim=True) for t in (values, counted))
+        expected = expected * (sums / mean + PRIOR) / (counts + PRIOR)
+    return expected
+
+
+def bits_of(scaled: Float[Tensor, "filters channels k"]) -> tuple[Tensor, Tensor]:
+    """Bits that the first unit of each number's size costs, over those of a zero, and bits of each further unit: shares of
+    numbers that are not zero, and mean sizes of these, are expected as in `expected_sizes`."""
+    size = scaled.abs().round()
+    there = (size > 0).to(size)
+    share = _expected(there, torch.ones_like(size)).clamp(LEAST, 1 - LEAST)
+    further = _expected((size - 1).clamp_min(0), there).clamp_min(LEAST)
+    return ((1 - share) / share).log2() + 1 + (1 + further).log2(), bits_a_unit(further)
 
 
 def bits_a_unit(expected: Tensor) -> Tensor:

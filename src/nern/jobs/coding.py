@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from nern.artifact import Artifact, Holding, NetworkParts, encoded, probed, size_of
-from nern.artifact.container import CODES
+from nern.artifact.container import codes_section
 from nern.artifact.tensors import Coded
 from nern.calibration import Calibrated, calibrate
 from nern.calibration.network import measured, usual_quality
@@ -256,7 +256,7 @@ class Coder:
 
     def bits(self, sections: Mapping[str, bytes]) -> float:
         """Bits of codes for each weight."""
-        return 8 * len(sections[CODES]) / self.weights
+        return 8 * len(sections[codes_section(sections)]) / self.weights
 
 
 def coded_network(coder: Coder, wanted: Wanted, console: Console) -> tuple[Artifact, Calibrated]:
