@@ -74,11 +74,6 @@ def test_what_a_file_does_not_get_called(
     refused(told(architecture, arguments), r"is not called|is refused")
 
 
-@pytest.mark.parametrize("architecture", ["ResNet9", "timm:no_such_network", "torchvision:resnet17"])
-def test_unknown_networks(architecture: str, told: Callable[[str, dict[str, Any]], Artifact]) -> None:
-    refused(told(architecture, {}), "has no network|unknown|ResNet9")
-
-
 COSTS: list[tuple[str, dict[str, Any], str]] = [
     ("torchvision:resnet18", {"layers": [1_000_000, 1, 1, 1]}, REFUSAL),
     ("torchvision:resnet18", {"layers": [60_000, 1, 1, 1]}, UNFIT),
@@ -131,7 +126,6 @@ KEYS: dict[str, str] = {
     "timm:convnext_tiny": "depths dims patch_size kernel_sizes stem_type",
     "timm:rexnet_100": "width_mult depth_mult initial_chs final_chs se_ratio ch_div",
 }
-TRIES = 1  # of each key, every one with another value
 
 
 @pytest.mark.parametrize("architecture", KEYS)
@@ -141,8 +135,8 @@ def test_arguments_of_any_kind_cost_little(
 ) -> None:
     monkeypatch.setattr(building, "_SECONDS", 0.1)
     builder_of(architecture)
-    start = sum(len(keys.split()) for name, keys in KEYS.items() if name < architecture) * TRIES
-    for number, key in enumerate(KEYS[architecture].split() * TRIES):
+    start = sum(len(keys.split()) for name, keys in KEYS.items() if name < architecture)
+    for number, key in enumerate(KEYS[architecture].split()):
         value = HOSTILE[(start + number) * 11 % len(HOSTILE)]
         assert refused(told(architecture, {key: value})) < 2, (key, value)
 
