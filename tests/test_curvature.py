@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nern import NernError
 from nern.objectives import curvature as module
 from nern.objectives.curvature import DAMPING, Curvature, curvatures
 from nern.originals import as_original
@@ -57,14 +56,6 @@ def second_moments(rows: Tensor) -> Tensor:
     return (a + DAMPING * a.diagonal().mean() * torch.eye(len(a))).float()
 
 
-def test_the_mean_of_inputs_counts_less_where_norms_follow(rng: torch.Generator) -> None:
-    images = torch.randn(4000, 4, generator=rng) + 3
-    (found,) = of(seeded(nn.Linear(4, 2)), images, norms_follow=True)
-    a = found.inputs[0] @ found.inputs[0].mT
-    mean = images.mean(0)
-    proportional(a, second_moments(images - mean + math.sqrt(module.MEAN_SHARE) * mean), rtol=0.02)
-
-
 LAYERS = {
     "plain": (nn.Conv2d(3, 4, 3), (3, 9, 8)),
     "padded": (nn.Conv2d(3, 4, 3, padding=1), (3, 8, 8)),
@@ -85,16 +76,6 @@ def test_inputs_of_a_convolution_are_its_patches(kind: str, rng: torch.Generator
     rows = patches.transpose(1, 2).flatten(0, 1)
     assert rows.shape[0] <= len(images) * module.PLACES
     proportional(found.inputs[0] @ found.inputs[0].mT, second_moments(rows))
-
-
-def test_groups_have_inputs_of_their_own(rng: torch.Generator) -> None:
-    images = torch.randn(6, 4, 6, 6, generator=rng) * torch.tensor([1.0, 1.0, 3.0, 3.0])[:, None, None]
-    grouped = nn.Conv2d(4, 6, 3, groups=2)
-    (found,) = of(seeded(grouped, nn.Flatten()), images)
-    assert found.inputs.shape == (2, 18, 18)
-    for group in range(2):
-        rows = F.unfold(images[:, 2 * group : 2 * group + 2], 3).transpose(1, 2).flatten(0, 1)
-        proportional(found.inputs[group] @ found.inputs[group].mT, second_moments(rows))
 
 
 def test_the_form_is_what_errors_do_to_the_outputs(rng: torch.Generator) -> None:
@@ -130,14 +111,3 @@ def test_it_is_a_function_of_the_seed_and_leaves_the_network_alone(
     assert all(torch.equal(before[name], value) for name, value in original.network.state_dict().items())
     assert not any(m._forward_hooks for m in original.network.modules())
     assert all(p.grad is None for p in original.network.parameters())
-
-
-def test_a_network_whose_outputs_never_move_is_an_error(images: Tensor) -> None:
-    network = seeded(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))
-    with torch.no_grad():
-        network[2].weight.zero_()  # type: ignore[index, union-attr]
-    original = as_original(network, include=["0.weight"])
-    with pytest.raises(
-        NernError, match=r"no weight of Sequential that moves its outputs .*refinement.iterations to null"
-    ):
-        curvatures(original, Stream(images), 8, 0, False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,12 +62,6 @@ def test_rounding_is_to_the_nearest_multiple_and_changes_nothing_twice(number: i
 # --- bits -------------------------------------------------------------------------------------------------------
 
 
-def test_many_normal_numbers_need_the_bits_that_theory_says() -> None:
-    tensor = normal(100_000)
-    expected = math.log2(math.sqrt(2 * math.pi * math.e) / step_size(-32))
-    assert entropy_bits(tensor, -32) / tensor.numel() == pytest.approx(expected, abs=0.01)
-
-
 # --- choosing ---------------------------------------------------------------------------------------------------
 
 
@@ -86,7 +79,6 @@ def test_no_other_steps_of_as_many_bits_do_better() -> None:
     assert bits / 6500 == pytest.approx(5, abs=0.1)
     same = {name: step_number(float(tensor.std()) * 2 ** (2.05 - 5)) for name, tensor in tensors.items()}
     assert abs(result(same)[0] - bits) < 0.02 * bits
-    # Geometric over arithmetic mean of 1, 3 and 0.45, each as often as it has numbers.
     assert worse < 0.87 * result(same)[1]
     for up, by, down, back in (("a", 4, "b", 4), ("b", 4, "a", 4), ("c", 12, "a", 2), ("a", 2, "c", 12)):
         assert result(best | {up: best[up] + by, down: best[down] - back})[1] > worse
@@ -104,23 +96,9 @@ def test_the_bits_asked_for_are_what_comes(bits: float) -> None:
 # --- what a run keeps -------------------------------------------------------------------------------------------
 
 
-def test_steps_are_kept_as_plain_values() -> None:
-    quantised = Quantised({"a": -12, "b": 3}, 0.25)
-    assert Quantised.from_json(quantised.to_json()) == quantised
-
-
 @pytest.mark.parametrize(
     "value",
-    [
-        None,
-        {"steps": {"a": 1}},
-        {"level": 1.0},
-        {"level": 0.0, "steps": {}},
-        {"level": float("nan"), "steps": {}},
-        {"level": 1.0, "steps": {"a": 1.5}},
-        {"level": 1.0, "steps": {"a": True}},
-        {"level": 1.0, "steps": {"a": 10_000}},
-    ],
+    [None, {"steps": {"a": 1}}, *({"level": 1.0, "steps": {"a": step}} for step in (1.5, True, 10_000))],
 )
 def test_damaged_steps_are_an_error(value: Any) -> None:
     with pytest.raises(NernError, match="step"):

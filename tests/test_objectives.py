@@ -14,13 +14,7 @@ from torch import Tensor, nn
 from nern.config import NernConfig
 from nern.objectives import Objective
 from nern.originals import Original, as_original
-from nern.registry import (
-    DISTILLATION_LOSSES,
-    FEATURE_MAP_LOSSES,
-    RECONSTRUCTION_LOSSES,
-    SMOOTHNESS,
-    TASK_LOSSES,
-)
+from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, RECONSTRUCTION_LOSSES, SMOOTHNESS, TASK_LOSSES
 from runs import random_weights
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")

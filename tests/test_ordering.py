@@ -15,13 +15,7 @@ from nern.config import Config
 from nern.errors import NernError, NernWarning
 from nern.experiment import represent
 from nern.files import load_safetensors, save_safetensors
-from nern.ordering import (
-    CrossFilterOrdering,
-    get_ordering,
-    load_ordering,
-    save_ordering,
-    solve_ordering,
-)
+from nern.ordering import CrossFilterOrdering, get_ordering, load_ordering, save_ordering, solve_ordering
 from nern.ordering.cost import METRICS
 from nern.ordering.store import FILE_NAME
 from nern.originals.base import as_original
@@ -56,8 +50,7 @@ def test_an_ordering_survives_its_file(mode: str, metric: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("kernels", "dtype"),
-    [(256, torch.uint8), (257, torch.uint16), (65536, torch.uint16), (65537, torch.int64)],
+    ("kernels", "dtype"), [(256, torch.uint8), (257, torch.uint16), (65536, torch.uint16), (65537, torch.int64)]
 )
 def test_the_smallest_integers_that_hold_an_ordering_are_stored(
     kernels: int, dtype: torch.dtype, tmp_path: Path

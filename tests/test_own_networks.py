@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import nern
 from artifact_parts import with_description
-from nern import NernError, PackOptions, registry
+from nern import NernError, registry
 from nern.artifact import write_artifact
 from nern.cli import main
 from nern.config import TaskConfig
 from nern.jobs.artifacts import verify
-from report_parts import Page
 from runs import quiet
 
 BLOCKS = """
@@ -104,10 +102,6 @@ def test_a_file_s_network_goes_all_the_way(
         assert ("(the same images)" in capsys.readouterr().out) == (command == "verify")
         assert main([command, "own.nern", *typed, "--network", "0"]) == 2
     assert json.loads((tmp_path / "verify.json").read_text())["test"]["top1"] == metrics["best"]["test"]["top1"]
-    torch.save(nern.load("own.nern").state_dict(), "weights.pt")
-    typed = [*typed, "--original_model_path", "weights.pt", "--images", "5"]
-    assert main(["report", "own.nern", *typed]) == 0
-    assert "100.00 %" in Page(tmp_path / "own_report.html").text  # agreement of the weights with themselves
 
 
 def test_a_registered_network_needs_its_module_only(own: Own, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,10 +189,3 @@ def test_verify_refuses_another_accuracy_on_the_same_images(tmp_path: Path) -> N
         file = told(tmp_path, images=count, top1=right_on(count) - many)
         with pytest.raises(NernError, match=rf"but it is right on .* % of {count} test images of digits"):
             verify(file, TaskConfig(task_name="digits"), console=quiet())
-
-
-def test_without_figures_the_file_tells_of_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "net.nern"
-    nern.save(nern.fit(torch.nn.Conv2d(1, 2, 3), ratio=9.0, iterations=1, progress=False), file, PackOptions(bits=8))
-    assert main(["info", str(file)]) == 0
-    assert "accuracy" not in capsys.readouterr().out

@@ -15,13 +15,7 @@ from torch import Tensor, nn
 import nern
 from nern import NernError
 from nern.compat import import_torchvision
-from nern.originals import (
-    InputFormat,
-    Original,
-    build_network,
-    build_original,
-    build_original_network,
-)
+from nern.originals import InputFormat, Original, build_network, build_original, build_original_network
 from nern.originals.input_format import input_format
 from runs import same
 

@@ -72,16 +72,6 @@ def evaluation_recipe(readme: str, checkpoint: Path) -> None:
     Path("evaluate.yaml").write_text(yaml.safe_dump(config))
 
 
-def test_example_configuration_means_what_it_says(folder: Path) -> None:
-    config = Config.load("config.yaml")
-    assert config.original_model_path == WEIGHTS
-    assert config.optim.lr == 0.005
-    assert config.optim.ranger_use_gc is False
-    assert config.nern.weights_batch_method == "random_weighted_batch"
-    assert config.nern.embeddings.permutations.permute_mode == "crossfilter"
-    assert (config.epochs, config.num_iterations, config.num_workers) == (350, None, 12)
-
-
 def test_example_trains_and_is_evaluated_as_documented(
     folder: Path, readme: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,11 +126,3 @@ def test_example_runs_on_a_network_of_the_other_shortcut(folder: Path, readme: s
     evaluation_recipe(readme, RUN / "checkpoints" / "last.pt")
     command = arguments(readme, "python evaluate.py", "evaluate.yaml")
     assert main([*command, "--evaluation.test_images", "64", "--nern.embeddings.permutations.path", "orderings"]) == 0
-
-
-def test_example_with_two_gpus_runs_on_what_there_is(
-    folder: Path, readme: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = arguments(readme, "python train.py --config_path", "config.yaml")
-    assert main([*command, *SHORTER, "--num_gpus", "2", "--task.use_random_data", "true"]) == 0
-    assert "warning: num_gpus is 2" in capsys.readouterr().err

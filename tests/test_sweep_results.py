@@ -13,7 +13,7 @@ from nern.config import Config
 from nern.errors import NernError
 from nern.sweeps import COLUMNS, PlannedRun
 from nern.sweeps.picture import draw
-from nern.sweeps.table import groups_of, row_of, table_text
+from nern.sweeps.table import row_of, table_text
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -95,24 +95,6 @@ def test_mistakes_in_tables(tmp_path: Path, change: tuple[str, str], message: st
     path.write_text(table_text(ROWS[:1]).replace(*change), errors="surrogateescape")
     with pytest.raises(NernError, match=rf"results.csv is not a table of `nern sweep`: .*{message}"):
         read_tables([path])
-
-
-def test_seeds_are_brought_together() -> None:
-    groups = groups_of(ROWS)
-    assert list(groups) == [("ResNet20", "cifar10"), ("ResNet8", "digits")]
-    found = [(group.label, group.parameters, len(group.rows)) for group in groups["ResNet20", "cifar10"]]
-    assert found == [
-        ("ours, cross-filter", 51_417, 1),
-        ("ours, cross-filter", 94_229, 2),
-        ("ours, no ordering", 94_229, 1),
-    ]
-
-
-def test_one_seed_twice_is_no_group() -> None:
-    with pytest.raises(
-        NernError, match=r"runs a-s0 and e-s0 are both of series 'ours', .* 94,229 parameters and seed 0"
-    ):
-        groups_of([*ROWS, row(name="e-s0")])
 
 
 def test_picture_of_several_networks(tmp_path: Path) -> None:

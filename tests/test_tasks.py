@@ -276,8 +276,7 @@ def seen_labels(task: Task) -> set[int]:
 
 @pytest.mark.parametrize("loaders", [False, True])
 @pytest.mark.parametrize(
-    ("count", "given", "aside"),
-    [(100, {"held_out": 5}, 5), (9, {}, 0), (100, {"best_on": "test"}, 0)],
+    ("count", "given", "aside"), [(100, {"held_out": 5}, 5), (9, {}, 0), (100, {"best_on": "test"}, 0)]
 )
 def test_held_out_images_are_training_images_that_are_not_trained_on(
     loaders: bool, count: int, given: dict[str, Any], aside: int

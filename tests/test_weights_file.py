@@ -137,8 +137,7 @@ def test_state_dicts_in_lists_and_under_numbers_are_found(wrap: Callable[..., An
 
 
 @pytest.mark.parametrize(
-    "wrap",
-    [prefixed("predictor._orig_mod."), lambda state: [{"lr": 0.1}, {"epoch": 3, "model_state_dict": state}]],
+    "wrap", [prefixed("predictor._orig_mod."), lambda state: [{"lr": 0.1}, {"epoch": 3, "model_state_dict": state}]]
 )
 def test_predictors_read_whatever_networks_do(wrap: Callable[[State], Any], tmp_path: Path) -> None:
     table, own = KernelTable(((4, 3, 3, 3),)), {"embeddings": EmbeddingsConfig(type="order", enc_levels=3)}
