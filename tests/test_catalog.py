@@ -16,8 +16,6 @@ from nern.originals import CifarResNet
 from nern.terminal import bytes_text
 from runs import Ended, Run
 
-# --- list --------------------------------------------------------------------------------------------------------
-
 
 def test_every_registry_is_listed() -> None:
     registries = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
@@ -99,9 +97,6 @@ def test_what_one_s_own_modules_register_is_listed(run: Run, own: Path) -> None:
     assert found["ListedNetwork"] == ["a network of mine"]
     assert found["listed-task"] == ["Images of mine", "1x5x6", "4"]
     assert "1 of 2 parameter tensors taken" in run("inspect", "ListedNetwork", "--imports", "own.py").out
-
-
-# --- inspect -----------------------------------------------------------------------------------------------------
 
 
 class Row(NamedTuple):
@@ -204,9 +199,6 @@ def test_networks_in_one_s_own_file_are_shown_and_tied_weights_count_once(run: R
     assert [row.name for row in table(ended)] == ["embed.weight", "body.weight", "body.bias", "out.bias"]
     check_sums(ended)
     assert "2 of 4 parameter tensors taken: 200 of 225 parameters" in ended.out
-
-
-# --- what an ordering takes --------------------------------------------------------------------------------------
 
 
 def log2_factorials(*counts: int) -> float:

@@ -82,9 +82,6 @@ def test_lookups_give_the_listed_coordinates(
     assert torch.equal(served(coordinates, some), expected[some])
 
 
-# --- rows drawn without repeats ------------------------------------------------------------------------------------
-
-
 def rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

@@ -40,9 +40,6 @@ IMAGES = 20
 QUIET = Console(quiet=True)
 
 
-# --- what the files say ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("path", FILES)
 def test_config_loads_and_its_runs_are_named_after_it(path: str) -> None:
     kind = OriginalConfig if path in ORIGINALS else Config
@@ -55,9 +52,6 @@ def test_configs_say_what_was_published(shared: Path) -> None:
     for path, expected in published.items():
         expected["task"].pop("imagenet_path", None)  # a placeholder: the user gives it
         assert read_config_file(EXPERIMENTS / path, Config) == expected, path
-
-
-# --- that they train ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -26,9 +26,6 @@ def randoms(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> T
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-# --- the distance of feature maps ----------------------------------------------------------------------------------
-
-
 def plain_loss(original: Sequence[Tensor], reconstructed: Sequence[Tensor]) -> Tensor:
     """Normalise, subtract, square, add up: as the paper says it."""
     total = original[0].new_zeros(())
@@ -112,9 +109,6 @@ def test_maps_of_any_size_have_the_plain_loss_and_gradient(scale: float, dtype: 
     small = 1e-3 if scale < 1e18 else 1.1  # beyond, squares overflow: finite is all that can be asked for
     assert float(value) == pytest.approx(float(expected), rel=small)
     assert float((gradient.double() - wanted).norm()) <= max(1e-2, small) * float(wanted.norm())
-
-
-# --- encodings that are never made ---------------------------------------------------------------------------------
 
 
 def all_close(found: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> None:

@@ -66,9 +66,6 @@ def limited(kind: int, number: int) -> Iterator[None]:
         resource.setrlimit(kind, (soft, hard))
 
 
-# --- a run folder belongs to one run -------------------------------------------------------------------------------
-
-
 def test_runs_that_begin_together_get_folders_of_their_own(tmp_path: Path) -> None:
     logging = LoggingConfig(log_dir=str(tmp_path / "runs"), exp_name="run")
     config = type("Any", (), {"logging": logging})
@@ -107,8 +104,6 @@ def test_the_empty_folder_of_another_run_is_left_alone(configure: Configure, tmp
 def failing(number: int) -> None:
     raise OSError(number, os.strerror(number))
 
-
-# --- a checkpoint is of one moment ---------------------------------------------------------------------------------
 
 PHASES: dict[str, Any] = {
     "num_iterations": None,
@@ -171,8 +166,6 @@ def test_run_folders_of_earlier_versions_open(tmp_path: Path, monkeypatch: pytes
             assert metrics[which][images] == pytest.approx(expected[which][images]), which
     assert metrics["best"]["step"] == expected["best"]["step"]
 
-
-# --- no file is overwritten unasked --------------------------------------------------------------------------------
 
 # The file that a command would write without having been told, and what it is called with.
 MADE_UP = {
@@ -240,8 +233,6 @@ def test_links_permissions_and_devices_stay(tmp_path: Path) -> None:
     assert not Path("/dev/null").is_file()
     assert len(list(tmp_path.iterdir())) == 2
 
-
-# --- disk, memory, open files --------------------------------------------------------------------------------------
 
 ERRORS: list[tuple[Exception, str]] = [
     (OSError(errno.ENOSPC, "x", "a/file"), "a/file: No space left on device. Free some space"),
@@ -350,9 +341,6 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(
     assert main(words) == 0
 
 
-# --- signals ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(autouse=True)
 def usual_signals() -> Iterator[None]:
     """Signals as a terminal's processes have them, whatever started the tests."""
@@ -389,9 +377,6 @@ def test_a_signal_in_training_saves(number: signal.Signals, configure: Configure
             nern.train(configure(), quiet())
     assert caught.value.signal_number == number
     assert RunFolder(tmp_path / "runs" / "run").load_state()["step"] == 3
-
-
-# --- nern.fit and Ctrl-C ---------------------------------------------------------------------------------------------
 
 
 def _fit(network: nn.Module, **more: Any) -> nern.Fitted:

@@ -37,9 +37,6 @@ def linear_effect(tensors: Mapping[str, Tensor], weights: Mapping[str, float]) -
     return effect
 
 
-# --- steps ------------------------------------------------------------------------------------------------------
-
-
 @given(st.integers(LEAST_STEP, MOST_STEP))
 def test_steps_are_powers_of_two_by_eighths(number: int) -> None:
     size = step_size(number)
@@ -57,12 +54,6 @@ def test_rounding_is_to_the_nearest_multiple_and_changes_nothing_twice(number: i
     assert torch.equal(on_grid(rounded, number), rounded)
     multiples = rounded.double() / step_size(number)
     torch.testing.assert_close(multiples, multiples.round(), rtol=1e-6, atol=1e-6)
-
-
-# --- bits -------------------------------------------------------------------------------------------------------
-
-
-# --- choosing ---------------------------------------------------------------------------------------------------
 
 
 def test_no_other_steps_of_as_many_bits_do_better() -> None:
@@ -91,9 +82,6 @@ def test_the_bits_asked_for_are_what_comes(bits: float) -> None:
     steps = chooser.steps(chooser.level_of_bits(bits, tensors))
     found = sum(entropy_bits(tensor, steps[name]) for name, tensor in tensors.items()) / 2300
     assert found == pytest.approx(bits, abs=0.15)
-
-
-# --- what a run keeps -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

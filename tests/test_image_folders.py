@@ -87,9 +87,6 @@ stored_or_worked = pytest.mark.parametrize(
 )
 
 
-# --- folders -----------------------------------------------------------------------------------------------------
-
-
 @stored
 def test_classes_are_numbered_in_the_order_of_their_names(how: dict[str, bool], folder: Path) -> None:
     for test_name in ("val", "test", "validation", "valid"):
@@ -153,9 +150,6 @@ def test_a_class_may_lack_test_images(how: dict[str, bool], folder: Path) -> Non
     for training in (True, False):
         task = load(folder, train=training, **how)
         assert (task.num_classes, whole(task.test)[1].tolist()) == (3, [0, 2] * 4)
-
-
-# --- images ------------------------------------------------------------------------------------------------------
 
 
 def test_images_to_evaluate_on_are_the_same_in_memory_and_streamed(folder: Path) -> None:
@@ -226,8 +220,6 @@ def test_networks_may_see_grey_but_not_what_no_file_holds(folder: Path) -> None:
         load(folder, **given)
 
 
-# --- streams -----------------------------------------------------------------------------------------------------
-
 MIXED = {"auto_augment": "rand-m9-mstd0.5-inc1", "mixup": 0.8, "cutmix": 1.0}
 
 
@@ -260,9 +252,6 @@ def test_mixed_labels_are_shares_of_the_classes_and_first_images_unmixed(folder:
     assert ((shares > 0).sum(1) == 2).any()
     for step in range(5):  # the same images, in the same order, lead each mixture or follow in it
         assert (labels[step].gather(1, plain.batch(step)[1][:, None]) > 0).any()
-
-
-# --- images that cannot be read ----------------------------------------------------------------------------------
 
 
 def spoil(root: Path, names: Sequence[str]) -> set[str]:
@@ -309,9 +298,6 @@ def test_a_set_of_which_nothing_can_be_read_is_an_error(how: dict[str, Any], fol
         list(load(folder, train=False, **how).test.batches(5))
 
 
-# --- errors ------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def spoilt(folder: Path) -> Path:
     """`folder`, with further folders to be refused."""
@@ -345,9 +331,6 @@ def test_what_cannot_be_loaded_is_one_clear_error(
 ) -> None:
     with pytest.raises(NernError, match=message):
         load(None if root is None else spoilt / root, **given)
-
-
-# --- ImageNet ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -399,9 +382,6 @@ def test_imagenet_is_trained_by_its_recipe(imagenet: Path, tmp_path: Path) -> No
     plain = load_imagenet(tmp_path, test_images=0, mixup=0.0, cutmix=0.0, auto_augment="none")
     assert isinstance(plain.train, LoaderStream)
     assert "RandAugment" not in str(plain.train.data.dataset.dataset.transform)
-
-
-# --- runs --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

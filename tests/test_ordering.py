@@ -27,9 +27,6 @@ MODES = ["crossfilter", "infilter", "infilter_path"]
 SHAPES = [(4, 3, 3, 3), (5, 2, 1, 1), (2, 3, 5, 5)]
 
 
-# --- our files ---------------------------------------------------------------------------------------------------
-
-
 def same(a: Any, b: Any) -> bool:
     first, second = a.tensors(), b.tensors()
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
@@ -96,9 +93,6 @@ def test_what_is_no_permutation_is_refused(order: list[Any], tmp_path: Path) -> 
         load_ordering(tmp_path, "crossfilter", [(2, 2, 3, 3)])
 
 
-# --- folders of the published framework --------------------------------------------------------------------------
-
-
 def write_published(folder: Path, layers: list[Any]) -> None:
     folder.mkdir(exist_ok=True)
     for index, content in enumerate(layers):
@@ -160,9 +154,6 @@ def test_published_files_with_code_are_refused_and_not_executed(
     with pytest.raises(NernError, match=r"layer_0.pt .*refused"):
         load_ordering(folder, mode, SHAPES[:1])
     assert not attack.executed
-
-
-# --- cache and path ----------------------------------------------------------------------------------------------
 
 
 def test_the_second_time_an_ordering_comes_from_the_cache(cache_dir: Path) -> None:
@@ -238,9 +229,6 @@ def test_a_damaged_cache_is_mended_with_one_warning(damage: Callable[[Path], obj
     assert source == f"from the cache ({cached})"
     assert same(mended, solved)
     assert list((cache_dir / "orderings").iterdir()) == [cached]
-
-
-# --- settings ----------------------------------------------------------------------------------------------------
 
 
 def test_the_config_chooses_the_metric() -> None:

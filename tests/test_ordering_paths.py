@@ -102,9 +102,6 @@ def soon(seconds: float = 30) -> float:
     return time.monotonic() + seconds
 
 
-# --- trees -------------------------------------------------------------------------------------------------------
-
-
 @both_metrics
 @settings(max_examples=60)
 @given(st.sampled_from(sorted(KINDS)), st.integers(1, 1500), st.sampled_from([2, 3, 4, 9, 25]), st.integers(0, 10**6))
@@ -115,9 +112,6 @@ def test_the_tree_finds_the_plain_path(metric: str, kind: str, n: int, d: int, s
 
 def test_a_hundred_thousand_equal_kernels_keep_their_order() -> None:
     assert np.array_equal(greedy_path(np.full((100_000, 9), 0.1, np.float32)), np.arange(100_000))
-
-
-# --- whole layers ------------------------------------------------------------------------------------------------
 
 
 @both_metrics
@@ -154,9 +148,6 @@ def test_what_cannot_be_ordered_is_refused() -> None:
     weights[1][0, 0] = math.nan
     with pytest.raises(NernError, match="learnable weight 1 holds values that are not finite"):
         solve_ordering(weights, "crossfilter")
-
-
-# --- improvement -------------------------------------------------------------------------------------------------
 
 
 @both_metrics
@@ -201,9 +192,6 @@ def test_an_improved_ordering_costs_no_more(mode: str, metric: str, seed: int, z
     assert after.cost.final == pytest.approx(path_cost(weights, after))
     for positions, (filters, channels, _, _) in zip(after.positions(SHAPES), SHAPES, strict=True):
         assert is_permutation(positions, filters * channels)
-
-
-# --- cost --------------------------------------------------------------------------------------------------------
 
 
 def steps(path: Tensor, metric: str) -> float:

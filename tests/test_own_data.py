@@ -203,9 +203,6 @@ def test_page_tells_of_a_fit(tmp_path: Path) -> None:
     assert "no scores of classes" in of_numbers
 
 
-# --- a folder -------------------------------------------------------------------------------------------------------
-
-
 def test_run_folder_goes_on_to_the_same_result(tmp_path: Path) -> None:
     network, data = seeded(Classifier), SAME["loader"]
     whole = fit(network, data, data, run_folder=tmp_path / "whole")
@@ -240,9 +237,6 @@ def test_run_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         fit(seeded(Classifier), data, run_folder=tmp_path / "mine")
 
 
-# --- what cannot be ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("data", "arguments", "message"),
     [
@@ -270,9 +264,6 @@ def test_codes_are_trained_on_nested_tensors(tmp_path: Path) -> None:
     with torch.no_grad():
         outputs = [net(**tokens(6))["logits"] for net in (fitted.network().eval(), loaded.eval())]
     torch.testing.assert_close(*outputs, rtol=0, atol=2e-2)
-
-
-# --- counterparts of the commands ---------------------------------------------------------------------------------------
 
 
 def test_objects_say_themselves_in_two_lines_at_most() -> None:

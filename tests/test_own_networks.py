@@ -133,9 +133,6 @@ def test_a_file_never_has_code_imported(tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "imported").exists()
 
 
-# --- like with like ----------------------------------------------------------------------------------------------
-
-
 def told(folder: Path, **test: Any) -> Path:
     """The file that ships for digits, telling other figures."""
     sections = nern.load("pretrained:digits-resnet8.nern").sections

@@ -21,9 +21,6 @@ KINDS = tuple(registry.RANDOM_IMAGES)
 SHAPES = [(1, 8, 8), (3, 13, 9)]
 
 
-# --- every kind --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_are_normalised_whatever_their_shape(kind: str, shape: tuple[int, int, int]) -> None:
@@ -60,9 +57,6 @@ def test_batches_are_a_function_of_seed_and_step(kind: str) -> None:
     assert not torch.equal(other.batch(5)[0], images)
     assert not torch.equal(one.batch(6)[0], images)
     assert not torch.equal(one.batch(5 + 24)[0], images)  # the next epoch has images of its own
-
-
-# --- runs --------------------------------------------------------------------------------------------------------
 
 
 BASE = SHORT | {

@@ -13,8 +13,6 @@ from nern.errors import NernError
 from nern.originals import OriginalNetwork, as_original
 from nern.originals.taps import Taps, default_taps
 
-# --- weights -----------------------------------------------------------------------------------------------------
-
 
 @pytest.fixture
 def mixture() -> nn.Module:
@@ -87,9 +85,6 @@ def test_a_network_s_own_choice_keeps_its_order_and_gives_way_to_globs() -> None
     assert taken(Chooser()) == ["second.weight", "first.weight"]
     assert taken(Chooser(), exclude=["second.*"]) == ["first.weight"]
     assert taken(Chooser(), include=["third.*", "first.*"]) == ["first.weight", "third.weight"]
-
-
-# --- taps --------------------------------------------------------------------------------------------------------
 
 
 class Branches(nn.Module):

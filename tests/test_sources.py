@@ -66,9 +66,6 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
     return same(dict(a.state_dict()), dict(b.state_dict()))
 
 
-# --- by name -----------------------------------------------------------------------------------------------------
-
-
 def test_networks_of_libraries_are_built_by_name() -> None:
     network = build_network("torchvision:squeezenet1_1", {"num_classes": 7, "dropout": 0.1})
     assert type(network) is torchvision.models.SqueezeNet
@@ -121,9 +118,6 @@ def test_names_and_arguments_that_are_not_there_are_one_clear_error(
 ) -> None:
     with pytest.raises(NernError, match=message):
         build_network(name, kwargs)
-
-
-# --- the networks of the published experiments ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -182,9 +176,6 @@ def test_squeezenets_represent_the_convolutions_of_their_fire_modules(version: s
     assert original.weight_names == [f"{fire}.{layer}.weight" for fire in fires for layer in layers]
     assert [tuple(w.shape[2:]) for w in original.weights] == [(1, 1), (1, 1), (3, 3)] * 8
     assert {"features.0.weight", "classifier.1.weight"} <= original.kept().keys()
-
-
-# --- pretrained weights ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -289,9 +280,6 @@ def test_weights_that_are_not_there_are_one_clear_error(mine: Path, name: str, p
         build_original_network(name, path)
 
 
-# --- what images a network expects -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -326,9 +314,6 @@ def test_metadata_of_one_s_own_networks_count() -> None:
         own.having(std=[1.0, 1.0])
     with pytest.raises(NernError, match=r"Conv2d cannot be read"):
         input_format(with_metadata(default_cfg={"input_size": "large"}))
-
-
-# --- any network there and back ----------------------------------------------------------------------------------
 
 
 # its arguments, what is included, some of what is taken, some of what is kept

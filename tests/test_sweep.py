@@ -107,9 +107,6 @@ def names(folder: Path) -> list[str]:
     return [line.partition(",")[0] for line in (folder / "results.csv").read_text().splitlines()[1:]]
 
 
-# --- the file ----------------------------------------------------------------------------------------------------
-
-
 def test_runs_grid_and_seeds_multiply(write: Write, tmp_path: Path) -> None:
     runs = [{"name": "plain"}, {"name": "gelu", "settings": {"nern.act_layer": "gelu"}}]
     order = {"nern.embeddings.permutations.permute_mode": ["crossfilter", None]}
@@ -202,8 +199,6 @@ def test_mistakes_on_the_command_line(
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
 
-
-# --- running -----------------------------------------------------------------------------------------------------
 
 SLOW = """
 import os, time
@@ -339,9 +334,6 @@ def test_damaged_files_of_a_run(write: Write, tmp_path: Path) -> None:
     assert len(sweep(path, out)) == 1
 
 
-# --- processes ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.usefixtures("fake")
 def test_shards_train_all_runs_once_and_the_table_has_those_of_all(write: Write, tmp_path: Path) -> None:
     path, out = write(grid=GRID, seeds=[0, 1]), tmp_path / "out"
@@ -380,9 +372,6 @@ def test_runs_side_by_side_share_the_cores_or_the_gpus(monkeypatch: pytest.Monke
     assert _places(3, 0) == [{"OMP_NUM_THREADS": "2"}] * 3
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     assert [place["CUDA_VISIBLE_DEVICES"] for place in _places(3, 2)] == ["4", "7", "4"]
-
-
-# --- what ships --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)

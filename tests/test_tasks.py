@@ -54,9 +54,6 @@ def whole(data: Any, batch_size: int = 500) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
-# --- CIFAR -------------------------------------------------------------------------------------------------------
-
-
 def write_cifar10(folder: Path, count: int = 20, **changes: Any) -> Path:
     """A small set in the layout of CIFAR-10; `changes` go over the entries of its files."""
     target = folder / "cifar-10-batches-py"
@@ -160,9 +157,6 @@ def test_damaged_batch_files_and_those_of_something_else_are_one_clear_error(tmp
         task_of(made, CPU)
 
 
-# --- digits and random data --------------------------------------------------------------------------------------
-
-
 @pytest.mark.usefixtures("rng_untouched")
 def test_digits_are_split_once_and_for_all() -> None:
     tasks = [task_of(config(seed=seed), CPU) for seed in (0, 1)]
@@ -178,9 +172,6 @@ def test_digits_are_split_once_and_for_all() -> None:
     some = task_of(config(test_images=50), CPU).test
     assert torch.equal(some.images, first.test.images[:50])
     assert task_of(config(test_images=0), CPU).test is None
-
-
-# --- images in memory --------------------------------------------------------------------------------------------
 
 
 def numbered_images(count: int = 12, size: int = 5, **options: Any) -> ImageTensors:
@@ -240,9 +231,6 @@ def test_batches_are_the_same_reached_one_by_one_or_at_once() -> None:
         assert same(task_of(config(), CPU).train.batch(step), reached[step])
 
 
-# --- held-out images ---------------------------------------------------------------------------------------------
-
-
 def label_task(count: int, loaders: bool = False) -> Callable[..., Any]:
     """A task whose labels are the numbers of its images; test images follow on the training images."""
 
@@ -291,9 +279,6 @@ def test_held_out_images_are_training_images_that_are_not_trained_on(
     assert not apart[0] & trained
     assert apart[0] | trained == set(range(count))
     assert tested == set(range(count, count + 7))
-
-
-# --- tasks of the user's with data loaders -----------------------------------------------------------------------
 
 
 class Jittered(Dataset):

@@ -70,9 +70,6 @@ def save_safe(value: State, path: Path) -> None:
     save_file({n: t.clone() for n, t in value.items()}, path)
 
 
-# --- what a file is called, and what it is -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["w.pth.tar", "w.PTH", "w", "w#1.pt", "w.safetensors"])
 @pytest.mark.parametrize("save", [torch.save, save_legacy, save_safe])
 def test_the_suffix_says_nothing(name: str, save: Callable[[Any, Path], None], source: Net, tmp_path: Path) -> None:
@@ -105,9 +102,6 @@ def test_what_is_no_state_dict_is_told_by_its_name(
     write(source, tmp_path / "w.pt")
     with pytest.raises(NernError, match=says):
         loaded(tmp_path / "w.pt")
-
-
-# --- where the state dict is -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["net", "state_dict", "ema", "module", "a.b.c.d.e"])
@@ -198,9 +192,6 @@ def test_of_several_that_fit_the_weights_go_before_their_average_and_the_others_
         loaded(f"{tmp_path}/w.pt#ema")
 
 
-# --- what lies beside it -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("save", [torch.save, save_legacy])
 def test_harmless_kinds_beside_the_weights_are_read(
     save: Callable[[Any, Path], None], source: Net, tmp_path: Path
@@ -226,9 +217,6 @@ def test_any_other_object_is_refused_by_its_name(
     says = r"Python objects besides tensors \(.*test_weights_file\.Custom\); they could run"
     with pytest.raises(NernError, match=says):
         loaded(tmp_path / "w.pt")
-
-
-# --- files in parts, tied tensors ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
@@ -265,9 +253,6 @@ def test_tied_tensors_that_safetensors_left_out_are_filled_in(source: Net, tmp_p
     save_model(source, str(tmp_path / "w.safetensors"))
     assert len(state_dicts(tmp_path / "w.safetensors")[0].tensors) == len(source.state_dict()) - 1
     assert equal(loaded(tmp_path / "w.safetensors"), source)
-
-
-# --- kinds of number ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -315,9 +300,6 @@ def test_a_network_of_whole_numbers_takes_whole_numbers(tmp_path: Path) -> None:
     torch.save(make(1).state_dict() | {"steps": torch.tensor(1.0)}, tmp_path / "w.pt")
     with pytest.raises(NernError, match=r"steps holds torch.float32, the network has torch.int64"):
         load_weights(network, tmp_path / "w.pt")
-
-
-# --- what does not fit -------------------------------------------------------------------------------------------------
 
 
 def test_the_nearest_state_dict_is_described(source: Net, tmp_path: Path) -> None:
