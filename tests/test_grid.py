@@ -56,25 +56,6 @@ def test_rounding_is_to_the_nearest_multiple_and_changes_nothing_twice(number: i
     torch.testing.assert_close(multiples, multiples.round(), rtol=1e-6, atol=1e-6)
 
 
-def test_no_other_steps_of_as_many_bits_do_better() -> None:
-    tensors = {"a": normal(3000), "b": normal(3000, scale=0.1, seed=1), "c": normal(500, scale=3, seed=2)}
-    effect = linear_effect(tensors, {"a": 1.0, "b": 300.0, "c": 0.05})
-    chooser = StepChooser(tensors, effect)
-
-    def result(steps: Mapping[str, int]) -> tuple[float, float]:
-        rounded = {name: on_grid(tensor, steps[name]) for name, tensor in tensors.items()}
-        return sum(entropy_bits(tensor, steps[name]) for name, tensor in tensors.items()), effect(rounded)
-
-    best = chooser.steps(chooser.level_of_bits(5, tensors))
-    bits, worse = result(best)
-    assert bits / 6500 == pytest.approx(5, abs=0.1)
-    same = {name: step_number(float(tensor.std()) * 2 ** (2.05 - 5)) for name, tensor in tensors.items()}
-    assert abs(result(same)[0] - bits) < 0.02 * bits
-    assert worse < 0.87 * result(same)[1]
-    for up, by, down, back in (("a", 4, "b", 4), ("b", 4, "a", 4), ("c", 12, "a", 2), ("a", 2, "c", 12)):
-        assert result(best | {up: best[up] + by, down: best[down] - back})[1] > worse
-
-
 @given(st.floats(1.5, 14))
 def test_the_bits_asked_for_are_what_comes(bits: float) -> None:
     tensors = {"a": normal(2000), "b": normal(300, scale=5, seed=1)}

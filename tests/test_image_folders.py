@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from nern.cli import main
 from nern.config import TaskConfig
 from nern.errors import NernWarning
 from nern.originals.input_format import InputFormat
-from nern.tasks import ImageTensors, Task, build_task, image_folder
+from nern.tasks import Task, build_task, image_folder
 from nern.tasks.base import DataSettings
 from nern.tasks.image_folder import evaluation_transform, read_image
 from nern.tasks.loaders import LoaderSet, LoaderStream
@@ -129,29 +128,6 @@ def test_a_split_that_is_not_used_need_not_be_there(folder: Path) -> None:
         load(folder)
 
 
-def test_up_to_a_size_and_without_a_policy_images_are_held_in_memory(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = load(folder, input_size=24)
-    assert (task.train.data.pad, task.train.data.flip) == (3, True)  # an eighth, and mirrored
-    task = load(folder, auto_augment="rand-m9-mstd0.5-inc1")
-    assert (type(task.train), type(task.test)) == (LoaderStream, ImageTensors)
-    assert isinstance(load(folder, auto_augment="none").train.data, ImageTensors)
-    monkeypatch.setattr(image_folder, "MEMORY_BYTES", 12 * 3 * 8 * 8)  # the test images' size, exactly
-    task = load(folder)
-    assert (type(task.train), type(task.test)) == (LoaderStream, ImageTensors)
-    monkeypatch.setattr(image_folder, "MEMORY_BYTES", 12 * 3 * 8 * 8 - 1)
-    assert isinstance(load(folder).test, LoaderSet)
-
-
-@stored
-def test_a_class_may_lack_test_images(how: dict[str, bool], folder: Path) -> None:
-    shutil.rmtree(folder / "val" / "bee")
-    for training in (True, False):
-        task = load(folder, train=training, **how)
-        assert (task.num_classes, whole(task.test)[1].tolist()) == (3, [0, 2] * 4)
-
-
 def test_images_to_evaluate_on_are_the_same_in_memory_and_streamed(folder: Path) -> None:
     memory, stream = (
         load(folder, held_out=2, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7], **how) for how in STORED.values()
@@ -178,7 +154,6 @@ def test_evaluation_shows_the_centre_of_the_resized_image() -> None:
 
 
 COLOURS: dict[str, tuple[Any, tuple[int, int, int]]] = {
-    "1": (1, (255, 255, 255)),
     "LA": ((100, 9), (100, 100, 100)),
     "P": (0, (10, 20, 30)),
     "RGBA": ((10, 20, 30, 0), (10, 20, 30)),
@@ -300,7 +275,7 @@ def test_a_set_of_which_nothing_can_be_read_is_an_error(how: dict[str, Any], fol
 
 @pytest.fixture
 def spoilt(folder: Path) -> Path:
-    """`folder`, with further folders to be refused."""
+    """Further folders, to be refused."""
     image = write_image(folder / "flat" / "val" / "x.png")
     for name in CLASSES[:2]:
         (folder / "raw" / "train" / name).mkdir(parents=True)

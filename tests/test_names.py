@@ -14,15 +14,11 @@ from torch import Tensor, nn
 
 import nern
 from nern import Config, NernError, registry
-from nern.analysis.plots import plot_run
-from nern.catalog import parameter_table
 from nern.config import LoggingConfig
 from nern.config.checks import check_logging
 from nern.console import CleanConsole
-from nern.evaluation import LayerError
 from nern.originals import Original, as_original
 from nern.originals.taps import Taps
-from nern.training.loop import History
 from nern.weights_file import load_weights
 from runs import same
 
@@ -94,17 +90,6 @@ def test_globs_of_the_user_are_globs() -> None:
     assert as_original(network, include=["a[[]0].weight"]).weight_names == ["a[0].weight"]
     with pytest.raises(NernError, match=r"write 'own\.a\[\[\]0\]'"):
         as_original(odd(["a[0]", "b"]), include=["own.a[0]"])
-
-
-def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
-    console = CleanConsole(file=io.StringIO(), width=200)
-    console.print(parameter_table("[b]net[/b] :smile:", as_original(odd()), every=True))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "[b]net[/b] :smile:" in text
-    assert all(f"{name}.weight" in text for name in ODD)
-    errors = [LayerError(name, 4, 1.0, 1.0) for name in ODD[:24]]
-    plot_run(tmp_path / "run.png", "$x_{$ and $y^", History(), errors)
-    assert (tmp_path / "run.png").is_file()
 
 
 def test_names_of_runs_stay_in_their_folder() -> None:

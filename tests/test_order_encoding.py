@@ -61,7 +61,6 @@ def by_hand(kind: str, places: list[list[int]]) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_of_long_layers_are_exact_too(kind: str) -> None:
-    """Arguments reach thousands of radians, where float32 would round them by more than 1e-4."""
     table = KernelTable(((200, 100, 3, 3),))
     found = encoded(kind, table)(torch.tensor([0, 19_999, 12_345]))
     frequencies = half_turns(kind, 20_000)

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from nern.config import Config
 from nern.errors import NernError, NernWarning
 from nern.experiment import represent
 from nern.files import load_safetensors, save_safetensors
-from nern.ordering import CrossFilterOrdering, get_ordering, load_ordering, save_ordering, solve_ordering
+from nern.ordering import get_ordering, load_ordering, save_ordering, solve_ordering
 from nern.ordering.cost import METRICS
 from nern.ordering.store import FILE_NAME
 from nern.originals.base import as_original
@@ -44,19 +44,6 @@ def test_an_ordering_survives_its_file(mode: str, metric: str, tmp_path: Path) -
     other = next(m for m in METRICS if m != metric)
     with pytest.raises(NernError, match=rf"is of metric '{metric}'.*permutations\.metric is '{other}'; set that"):
         load_ordering(tmp_path, mode, SHAPES, other)
-
-
-@pytest.mark.parametrize(
-    ("kernels", "dtype"), [(256, torch.uint8), (257, torch.uint16), (65536, torch.uint16), (65537, torch.int64)]
-)
-def test_the_smallest_integers_that_hold_an_ordering_are_stored(
-    kernels: int, dtype: torch.dtype, tmp_path: Path
-) -> None:
-    order = torch.arange(kernels).flip(0)
-    save_ordering(tmp_path / FILE_NAME, CrossFilterOrdering([{"order": order}]))
-    assert load_file(tmp_path / FILE_NAME)["order.0"].dtype == dtype
-    loaded = load_ordering(tmp_path, "crossfilter", [(kernels, 1, 3, 3)])
-    assert torch.equal(loaded.tensors()["order.0"], order)
 
 
 @pytest.mark.parametrize("mode", MODES)

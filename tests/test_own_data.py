@@ -266,18 +266,6 @@ def test_codes_are_trained_on_nested_tensors(tmp_path: Path) -> None:
     torch.testing.assert_close(*outputs, rtol=0, atol=2e-2)
 
 
-def test_objects_say_themselves_in_two_lines_at_most() -> None:
-    fitted = fit(seeded(Classifier), SAME["loader"])
-    images = nern.ImageTensors(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4), [0.0], [1.0])
-    artifact = nern.load("pretrained:digits-resnet8.nern")
-    config = nern.Config.of_recipe("nern", {"seed": 3})
-    for thing in (fitted, fitted.ordering, fitted.original, images, artifact, config, nern.OriginalConfig()):
-        text = repr(thing)
-        assert len(text.splitlines()) <= 2, text
-        assert len(text) < 400, text
-    assert repr(config) == "Config of recipe nern; set: seed=3"
-
-
 def test_inspect_tells_what_is_taken_of_a_module_and_of_a_name() -> None:
     found = nern.inspect(seeded(Classifier), exclude=["3*"])
     assert [choice.name for choice in found.choices if choice.taken] == ["0.weight"]
@@ -295,12 +283,3 @@ def test_networks_are_listed_by_a_pattern() -> None:
     assert not any("vit" in name for name in found)
     assert nern.list_networks("torchvision:VGG11") == ["torchvision:vgg11"]
     assert len(nern.list_networks()) > 1400
-
-
-def test_a_file_is_looked_at_checked_and_unpacked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    network = seeded(Classifier)
-    fit(network).save(tmp_path / "net.nern")
-    assert nern.verify(tmp_path / "net.nern")["difference"] < 1e-4
-    assert nern.info(tmp_path / "net.nern").size == (tmp_path / "net.nern").stat().st_size
-    nern.unpack(tmp_path / "net.nern", tmp_path / "net.pt")
-    network.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))

@@ -164,19 +164,9 @@ def test_verify_takes_the_images_that_the_file_tells_of(
     assert f"{text}; the file says {text} (the same images)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("said", "text"),
-    [
-        ({"images": 10_000}, "12.00 % of 10,000 test images of digits (fewer are here, not compared)"),
-        ({"task": "cifar10", "images": 597}, "597 test images of cifar10 (another task, not compared)"),
-    ],
-)
-def test_verify_says_what_it_cannot_compare(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], said: dict[str, Any], text: str
-) -> None:
-    found = verify(told(tmp_path, top1=12.0, **said), TaskConfig(task_name="digits"))
-    assert found["test"]["images"] == 597
-    assert text in capsys.readouterr().out
+def test_verify_says_what_it_cannot_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verify(told(tmp_path, top1=12.0, images=10_000), TaskConfig(task_name="digits"))
+    assert "12.00 % of 10,000 test images of digits (fewer are here, not compared)" in capsys.readouterr().out
 
 
 def test_verify_refuses_another_accuracy_on_the_same_images(tmp_path: Path) -> None:

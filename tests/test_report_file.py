@@ -138,7 +138,6 @@ def test_mistakes_are_told_before_weights_are_predicted(
     called = save(tmp_path / "called.nern", calling)
     short = weights_of(tmp_path / "short.pt", w1=torch.zeros(2, 2))
     cases: list[tuple[Path, dict[str, Any], str]] = [
-        (tmp_path / "gone", {}, "gone is neither a run folder nor a .nern file"),
         (text, {}, "text.nern is not a .nern file"),
         (damaged, {}, "damaged.nern is damaged"),
         (file, {"limit": 1000}, "limit"),

@@ -24,7 +24,7 @@ from nern.analysis.measures import RANDOM, SHARES, SMALLEST, WORST, drop_curves
 from nern.analysis.page import figures_folder, write_page
 from nern.cli import main
 from report_parts import SECTIONS, Page
-from runs import SHORT, quiet, small_resnet
+from runs import SHORT, quiet
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -140,22 +140,6 @@ def test_names_are_escaped_and_what_is_not_known_is_left_out(tmp_path: Path, qui
     write_page(page, replace(content, networks=[replace(network, original=None)]))
     assert Page(page).figures() == []
     assert Page(page).text.count("Left out") == 8  # accuracies, sizes, and the six sections below
-
-
-def test_several_networks_have_sections_each(tmp_path: Path, quickly: None) -> None:
-    torch.save(small_resnet(option="B").state_dict(), tmp_path / "small.pt")
-    include = ["*conv?.weight", "*shortcut*", "linear.weight"]
-    networks = [
-        {"original_model_path": "pretrained:digits-resnet8"},
-        {"original_model_path": str(tmp_path / "small.pt"), "include": include},
-    ]
-    folder = train(tmp_path, networks=networks, original_model_path=None, num_iterations=3)
-    found = Page(nern.report(folder, images=10, console=quiet()))
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert found.sections() == ["result", "training", *(f"{number}-{name}" for number in (1, 2) for name in SECTIONS)]
-    for name, of_network in metrics["best"]["networks"].items():
-        assert f"{name} " in found.text
-        assert f"{of_network['test']['agreement']:.2f} %" in found.text
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nern.compat import import_torchvision
 from nern.errors import NernError
 from nern.originals import OriginalNetwork, as_original
 from nern.originals.taps import Taps, default_taps
@@ -168,25 +167,3 @@ def test_without_a_choice_norms_else_convolutions_else_linear_layers_are_tapped(
     layers: list[nn.Module], expected: list[str]
 ) -> None:
     assert default_taps(nn.Sequential(*layers)) == expected
-
-
-def test_maps_of_norms_that_activate_are_taken_before_their_activation(images: Tensor) -> None:
-    import_torchvision()
-    from timm.layers import BatchNormAct2d
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        norms = BatchNormAct2d(3), BatchNormAct2d(4, apply_act=False)  # the relu of the first works in place
-        layers = nn.Conv2d(1, 3, 3), norms[0], nn.Conv2d(3, 4, 3), norms[1], nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    network = nn.Sequential(*layers)
-    assert default_taps(network) == ["1.act:input", "3"]
-    original = as_original(network)
-    output, (first, second) = original.features(images)
-    norm, convolved = original.network[1], original.network[0](images)
-    normed = nn.functional.batch_norm(
-        convolved, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
-    )
-    assert (first < 0).any()
-    torch.testing.assert_close(first, normed)
-    torch.testing.assert_close(second, original.network[3](original.network[2](normed.relu())))
-    torch.testing.assert_close(output, original(images))

@@ -80,11 +80,10 @@ def test_the_shared_cifar10_is_read(cifar10: Path) -> None:
 
 OTHER, THIRD = ((0.49, 0.48, 0.45), (0.2, 0.25, 0.26)), ((0.5,) * 3, (0.25,) * 3)
 USUAL = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-TIMM = {"mean": OTHER[0], "std": OTHER[1]}
 SAID: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {  # attributes of the network, keys of the task, expected
     "nothing": ({}, {}, USUAL),
     "by the network": ({"input_format": InputFormat((3, 32, 32), *OTHER)}, {}, OTHER),
-    "by timm": ({"pretrained_cfg": TIMM | {"input_size": (3, 32, 32)}}, {}, OTHER),
+    "by timm": ({"pretrained_cfg": {"mean": OTHER[0], "std": OTHER[1], "input_size": (3, 32, 32)}}, {}, OTHER),
     "by the task": ({}, {"mean": list(OTHER[0]), "std": list(OTHER[1])}, OTHER),
     "in part": ({"input_format": InputFormat((3, 32, 32), *THIRD)}, {"mean": list(OTHER[0])}, (OTHER[0], THIRD[1])),
 }

@@ -287,21 +287,6 @@ def test_tied_tensors_that_differ_in_the_file_are_refused(source: Net, tmp_path:
         loaded(tmp_path / "w.pt")
 
 
-def test_a_network_of_whole_numbers_takes_whole_numbers(tmp_path: Path) -> None:
-    def make(value: int) -> nn.Module:
-        network = Net(1)
-        network.register_buffer("steps", torch.tensor(value))
-        return network
-
-    torch.save(make(2**60 + 1).state_dict(), tmp_path / "w.pt")
-    network = make(0)
-    load_weights(network, tmp_path / "w.pt")
-    assert network.steps == 2**60 + 1
-    torch.save(make(1).state_dict() | {"steps": torch.tensor(1.0)}, tmp_path / "w.pt")
-    with pytest.raises(NernError, match=r"steps holds torch.float32, the network has torch.int64"):
-        load_weights(network, tmp_path / "w.pt")
-
-
 def test_the_nearest_state_dict_is_described(source: Net, tmp_path: Path) -> None:
     state = prefixed("module.")({n: t for n, t in source.state_dict().items() if n != "conv.bias"})
     torch.save({"other": {"a": torch.zeros(1)}, "net": state}, tmp_path / "w.pt")
