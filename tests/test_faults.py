@@ -19,18 +19,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 import nern
 from nern import Config, NernError, PackOptions
 from nern.cli import main
 from nern.config import LoggingConfig
-from nern.errors import NernWarning, ResourceError, resource_error
+from nern.errors import ResourceError, resource_error
 from nern.files import write_json, write_text
 from nern.jobs.session import new_folder
 from nern.shipped import shipped_file
 from nern.training import Interrupted, RunFolder, Trainer
-from runs import SHORT, assert_same_result, quiet, same, stop_after, train
+from runs import SHORT, assert_same_result, quiet, stop_after, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -359,30 +358,3 @@ def test_a_signal_in_training_saves(number: signal.Signals, configure: Configure
             nern.train(configure(), quiet())
     assert caught.value.signal_number == number
     assert RunFolder(tmp_path / "runs" / "run").load_state()["step"] == 3
-
-
-def _fit(network: nn.Module, **more: Any) -> nern.Fitted:
-    return nern.fit(network, ratio=3, iterations=6, progress=False, console=quiet(), **more)
-
-
-def test_ctrl_c_in_fit_gives_what_was_reached(small_cnn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reached: dict[int, dict[str, torch.Tensor]] = {}
-    train_step = Trainer.train_step
-
-    def noting(self: Trainer, *args: Any) -> Any:
-        losses = train_step(self, *args)
-        reached[self.step] = {name: t.clone() for name, t in self.nern.predictor.state_dict().items()}
-        return losses
-
-    monkeypatch.setattr(Trainer, "train_step", noting)
-    whole = _fit(small_cnn())
-    assert (whole.steps, whole.interrupted) == (6, False)
-    third = reached[3]
-    stop_after(monkeypatch, 3)
-    with pytest.warns(NernWarning, match="fit was stopped at step 3 of 6; what it had reached is returned"):
-        fitted = _fit(small_cnn())
-    assert (fitted.steps, fitted.interrupted) == (3, True)
-    assert same(dict(fitted.nern.predictor.state_dict()), third)
-    nern.save(fitted, tmp_path / "net.nern", PackOptions(lossless=True))
-    expected = fitted.network().state_dict()
-    assert same(dict(nern.load(tmp_path / "net.nern").network(small_cnn()).state_dict()), dict(expected))

@@ -255,17 +255,6 @@ def test_data_that_do_not_fit_are_told_of(data: Any, arguments: dict[str, Any], 
         fit(seeded(Classifier), data, **arguments)
 
 
-def test_codes_are_trained_on_nested_tensors(tmp_path: Path) -> None:
-    config = nern.Config.of_recipe("codes", {"quantisation": {"bits": 6.0, "images": 8}})
-    network = seeded(Transformer).eval()
-    fitted = nern.fit(network, [tokens(6), tokens(6)], phases={"quantisation": 2}, config=config, progress=False)
-    fitted.save(tmp_path / "net.nern")
-    loaded = nern.load(tmp_path / "net.nern").network(seeded(Transformer))
-    with torch.no_grad():
-        outputs = [net(**tokens(6))["logits"] for net in (fitted.network().eval(), loaded.eval())]
-    torch.testing.assert_close(*outputs, rtol=0, atol=2e-2)
-
-
 def test_inspect_tells_what_is_taken_of_a_module_and_of_a_name() -> None:
     found = nern.inspect(seeded(Classifier), exclude=["3*"])
     assert [choice.name for choice in found.choices if choice.taken] == ["0.weight"]

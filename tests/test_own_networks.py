@@ -18,7 +18,7 @@ from nern.artifact import write_artifact
 from nern.cli import main
 from nern.config import TaskConfig
 from nern.jobs.artifacts import verify
-from runs import quiet
+from runs import TINY, quiet
 
 BLOCKS = """
 from torch import nn
@@ -62,16 +62,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_picture: None) -> It
         for module in ("blocks", "later"):
             (folder / f"{module}_{name}.py").write_text(BLOCKS)
         (folder / "mine.py").write_text((NETWORK + code).format(name=name))
-        config = {
-            "imports": imports,
-            "task": {"task_name": "digits", "original_model_name": network.format(name=name)},
-            "nern": {"hidden_layer_size": 8, "embeddings": {"enc_levels": 4}},
-            "logging": {"tracker": "none", "exp_name": "own"},
-            "epochs": None,
-            "num_iterations": 2,
-            "evaluation": {"held_out_images": 20, "test_images": 50},
-        }
-        (tmp_path / "own.yaml").write_text(json.dumps(config))
+        own = {"imports": imports, "task.original_model_name": network.format(name=name), "logging.exp_name": "own"}
+        length = {"epochs": None, "num_iterations": 2, "evaluation.test_images": 50}
+        (tmp_path / "own.yaml").write_text(json.dumps(TINY | own | length))
         assert main(["train", "--config_path", "own.yaml"]) == 0
         return tmp_path / "outputs" / "own"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from nern import Config, NernError, registry
+from nern import Config, registry
 from nern.config import TaskConfig
 from nern.originals import Original
 from nern.randomness import generator
@@ -89,18 +89,6 @@ def test_a_run_needs_no_dataset_and_goes_on_exactly(kind: str, of_kind: Callable
     losses = folder.load_state()["losses"]
     assert all({"feature_maps", "distillation"} <= record.keys() for record in losses)
     assert_same_result(folder, resume(interrupted(config, 2)))
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"task.random_data": "leaves"}, r"task\.random_data is 'leaves', but task\.use_random_data is not set"),
-        ({"task.random_data": "leafs", "task.use_random_data": True}, "made-up images .*did you mean 'leaves'"),
-    ],
-)
-def test_bad_settings_are_one_clear_error(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(NernError, match=message):
-        Config.from_dict(values)
 
 
 def test_a_kind_of_one_s_own_is_used(of_kind: Callable[..., Config]) -> None:

@@ -107,27 +107,6 @@ def test_figures_of_the_run_are_told(run: Path, page: Path) -> None:
         assert told in text
 
 
-UNTESTED = {
-    "evaluation.test_images": 0,
-    "nern.distillation_loss_weight": 0,
-    "nern.attention_loss_weight": 0,
-    "nern.embeddings.permutations.permute_mode": "none",
-    "nern.method": "basic",
-    "nern.embeddings.num_idxs": 5,
-    "num_iterations": 2,
-}
-
-
-def test_run_without_test_images_or_ordering_of_single_weights(tmp_path: Path, quickly: None) -> None:
-    found = Page(nern.report(train(tmp_path, **UNTESTED), console=quiet()))
-    assert found.figures() == ["training", "layers", "kernels", "smoothness", "gallery"]
-    assert "20 held-out training images" in found.of("result")
-    assert "test images" not in found.of("result")
-    reason = "Left out: the run was made without test images (evaluation.test_images is 0)."
-    assert all(reason in found.of(name) for name in ("importance", "classes"))
-    assert "The NeRN has no ordering" in found.of("smoothness")
-
-
 def test_names_are_escaped_and_what_is_not_known_is_left_out(tmp_path: Path, quickly: None) -> None:
     bad, page = "<script>alert('&')</script> $x_$", tmp_path / "page.html"
     weights = [torch.ones(2, 2, 3, 3), torch.ones(2, 2, 1, 1)]

@@ -133,13 +133,6 @@ def resnet18() -> Original:
     return original
 
 
-def test_resnet18_represents_the_3x3_convolutions_of_its_blocks(resnet18: Original) -> None:
-    blocks = [name for name, m in resnet18.network.named_modules() if type(m).__name__ == "BasicBlock"]
-    assert resnet18.weight_names == [f"{block}.conv{number}.weight" for block in blocks for number in (1, 2)]
-    assert len(resnet18.weight_names) == 16
-    assert {"conv1.weight", "layer2.0.downsample.0.weight", "fc.weight", "bn1.running_mean"} <= resnet18.kept().keys()
-
-
 def plain_resnet18(network: Any, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Output and the 25 maps, nothing done in place."""
     stem = network.bn1(network.conv1(x))
@@ -295,25 +288,6 @@ def test_networks_of_the_libraries_say_what_images_they_expect(
 ) -> None:
     kwargs = {"weights_backbone": None} if "fcn" in name else {}
     assert input_format(build_network(name, kwargs)) == expected
-
-
-def with_metadata(**attributes: Any) -> nn.Module:
-    network = nn.Conv2d(3, 2, 3)
-    for name, value in attributes.items():
-        setattr(network, name, value)
-    return network
-
-
-def test_metadata_of_one_s_own_networks_count() -> None:
-    own = InputFormat((1, 8, 8), (0.5,), (0.25,))
-    assert input_format(with_metadata(input_format=own, default_cfg={"input_size": (3, 9, 9)})) == own
-    assert input_format(with_metadata(default_cfg={"input_size": [3, 9, 7]})) == InputFormat((3, 9, 7))
-    assert input_format(with_metadata(pretrained_cfg={"input_size": (3, 9, 9), "crop_pct": 0.9})).crop == 0.9
-    assert own.having(size=16, mean=[0.1]) == InputFormat((1, 16, 16), (0.1,), (0.25,))
-    with pytest.raises(NernError, match=r"images of 1 channels need as many numbers in mean"):
-        own.having(std=[1.0, 1.0])
-    with pytest.raises(NernError, match=r"Conv2d cannot be read"):
-        input_format(with_metadata(default_cfg={"input_size": "large"}))
 
 
 # its arguments, what is included, some of what is taken, some of what is kept

@@ -15,7 +15,6 @@ import yaml
 
 from nern import Config
 from nern.cli import main
-from nern.originals import CifarResNet
 from nern.training import Trainer
 
 WEIGHTS = "trained_models/original_tasks/cifar10/resnet20_0_B.pt"
@@ -113,16 +112,3 @@ def test_tensorboard_is_switched_on_by_the_documented_key(folder: Path, readme: 
     config["logging"] |= yaml.safe_load(block(readme, "logging:\n    use_tensorboard"))["logging"]
     Path("config.yaml").write_text(yaml.safe_dump(config))
     assert Config.load("config.yaml").logging.tracker == "tensorboard"
-
-
-def test_example_runs_on_a_network_of_the_other_shortcut(folder: Path, readme: str) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        torch.save({"state_dict": CifarResNet(20, option="B").state_dict()}, WEIGHTS)
-    command = arguments(readme, "python train.py --config_path", "config.yaml")
-    assert main([*command, *SHORTER, "--nern.embeddings.permutations.path", "orderings"]) == 0
-    assert (RUN / "metrics.json").is_file()
-    assert list(Path("orderings").iterdir())
-    evaluation_recipe(readme, RUN / "checkpoints" / "last.pt")
-    command = arguments(readme, "python evaluate.py", "evaluate.yaml")
-    assert main([*command, "--evaluation.test_images", "64", "--nern.embeddings.permutations.path", "orderings"]) == 0

@@ -23,22 +23,18 @@ from nern.errors import NernError
 from nern.files import locked
 from nern.sweeps import COLUMNS, load_sweep, sweep
 from nern.sweeps.processes import Job, run_side_by_side
-from nern.sweeps.run import _places
 from nern.training.interrupt import Interrupted
+from runs import TINY as TINY_RUN
 from runs import quiet
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY: dict[str, Any] = {
+TINY = TINY_RUN | {
     "original_model_path": "pretrained:digits-resnet8",
-    "nern": {"hidden_layer_size": 8, "embeddings.enc_levels": 4},
     "loss_warmup_iterations": 2,
     "epochs": None,
     "num_iterations": 4,
-    "eval_epochs_interval": None,
     "batch_size": 16,
-    "evaluation.test_images": 40,
     "num_gpus": 0,
-    "logging.tracker": "none",
 }
 OURS = "published recipe"  # the series of runs that name none
 GRID = {"nern.hidden_layer_size": [8, 12]}
@@ -364,14 +360,6 @@ def test_why_a_job_failed(tmp_path: Path) -> None:
     jobs = [Job(str(n), [sys.executable, "-c", code], tmp_path / f"{n}.log") for n, code in enumerate(reasons)]
     run_side_by_side(jobs, [{}] * len(jobs))
     assert [one.error for one in jobs] == list(reasons.values())
-
-
-def test_runs_side_by_side_share_the_cores_or_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert _places(3, 0) == [{"OMP_NUM_THREADS": "2"}] * 3
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in _places(3, 2)] == ["4", "7", "4"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)

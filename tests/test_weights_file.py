@@ -163,14 +163,6 @@ def test_names_are_unwrapped_until_they_fit(wrap: Callable[[State], State], sour
     assert equal(loaded(tmp_path / "w.pt"), source)
 
 
-@pytest.mark.parametrize("wrap", [dict, prefixed("module.")])
-def test_names_that_begin_as_a_wrapper_s_are_not_unwrapped(wrap: Callable[[State], State], tmp_path: Path) -> None:
-    source, network = (nn.ModuleDict({name: Net(seed) for name in ("module", "_orig_mod")}) for seed in (1, 0))
-    torch.save(wrap(dict(source.state_dict())), tmp_path / "w.pt")
-    load_weights(network, tmp_path / "w.pt")
-    assert equal(network, source)
-
-
 @pytest.mark.parametrize("prefix", ["ema", "a.ema_model"])
 def test_weights_beside_a_copy_under_a_prefix(prefix: str, tmp_path: Path) -> None:
     first, average = Net(1), Net(2)
@@ -307,14 +299,6 @@ def test_what_weights_tell_need_not_be_said(wrap: Callable[[State], State], opti
     source = build_original_network("ResNet8", None, arguments)
     torch.save(wrap(dict(source.state_dict())), tmp_path / "w.pth.tar")
     assert equal(build_original_network("ResNet8", str(tmp_path / "w.pth.tar")), source)
-
-
-def test_arguments_are_those_of_the_first_weights_that_are_no_average_and_others_have_a_key(tmp_path: Path) -> None:
-    all_widths = ([4, 6, 8], [4, 8, 16])
-    student, teacher = (build_original_network("ResNet8", None, {"widths": widths}) for widths in all_widths)
-    torch.save({"teacher": teacher.state_dict(), "model": student.state_dict()}, tmp_path / "w.pt")
-    assert equal(build_original_network("ResNet8", f"{tmp_path}/w.pt"), student)
-    assert equal(build_original_network("ResNet8", f"{tmp_path}/w.pt#teacher"), teacher)
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:original_model_path is not set")
