@@ -32,7 +32,6 @@ loss_warmup_iterations: 30
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory that holds `tiny.yaml`."""
     (tmp_path / "tiny.yaml").write_text(TINY)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
@@ -40,7 +39,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def bench(what: str, *options: str) -> dict[str, Any]:
-    """The JSON of a benchmark with two repeats."""
     common = ["--repeats", "2", "--warmup", "1", "--threads", "1", "--json", "out.json"]
     assert main(["bench", what, *common, *options]) == 0
     found: dict[str, Any] = json.loads(Path("out.json").read_text())
@@ -48,7 +46,6 @@ def bench(what: str, *options: str) -> dict[str, Any]:
 
 
 def check_spread(found: dict[str, Any], n: int = 2) -> None:
-    """A median with its quartiles and values."""
     assert found["n"] == len(found["values"]) == n
     assert min(found["values"]) <= found["quartiles"][0] <= found["median"] <= found["quartiles"][1]
 

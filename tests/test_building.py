@@ -26,7 +26,6 @@ SHAPES = [(4, 3, 3, 3)]
 
 @pytest.fixture(scope="module")
 def sections() -> Sections:
-    """A file of few weights."""
     return make(SHAPES, "none", architecture="ResNet8")[0]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,15 +26,6 @@ def test_names_of_one_kind_are_listed_one_a_line(run: Run, what: str) -> None:
     ended = run("list", what)
     assert (ended.code, ended.err) == (0, "")
     assert ended.lines == list(SECTIONS[what])
-
-
-@pytest.mark.parametrize(("source", "some"), [("torchvision", ["resnet18", "vit_b_16"]), ("timm", ["convnext_atto"])])
-def test_networks_of_a_library_are_listed_as_a_config_names_them(run: Run, source: str, some: list[str]) -> None:
-    ended = run("list", source, columns=20)
-    assert ended.code == 0
-    assert {f"{source}:{name}" for name in some} <= set(ended.lines)
-    assert all(re.fullmatch(rf"{source}:[\w.]+", line) for line in ended.lines)
-    assert ended.lines == sorted(ended.lines)
 
 
 def test_an_unknown_kind_suggests_the_nearest(run: Run) -> None:
@@ -68,40 +58,7 @@ def test_without_a_kind_networks_and_tasks_are_tables(run: Run) -> None:
     assert all(all(cells) for cells in found.values())
 
 
-OWN = """
-import nern
-from torch import nn
-
-@nern.register_original("ListedNetwork", about="a network of mine")
-def network(num_classes=10):
-    return nn.Conv2d(1, num_classes, 3)
-
-@nern.register_task("listed-task", input_shape=(1, 5, 6), num_classes=4)
-def task(train_kwargs, test_kwargs, **kwargs):
-    '''Images of mine.'''
-"""
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Path]:
-    """A module that registers a network and a task."""
-    (tmp_path / "own.py").write_text(OWN)
-    yield tmp_path / "own.py"
-    registry.ORIGINALS.unregister("ListedNetwork")
-    registry.TASKS.unregister("listed-task")
-
-
-def test_what_one_s_own_modules_register_is_listed(run: Run, own: Path) -> None:
-    assert "ListedNetwork" in run("list", "networks", "--imports", str(own)).lines
-    found = rows(run("list").out)
-    assert found["ListedNetwork"] == ["a network of mine"]
-    assert found["listed-task"] == ["Images of mine", "1x5x6", "4"]
-    assert "1 of 2 parameter tensors taken" in run("inspect", "ListedNetwork", "--imports", "own.py").out
-
-
 class Row(NamedTuple):
-    """A line of the table."""
-
     name: str
     shape: str
     kernel: str
@@ -110,7 +67,6 @@ class Row(NamedTuple):
 
 
 def table(ended: Ended) -> list[Row]:
-    """The table that was printed."""
     assert ended.code == 0, ended.err
     found = []
     for line in ended.lines:

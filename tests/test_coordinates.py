@@ -46,7 +46,6 @@ def served(coordinates: Any, which: Tensor | slice = slice(None)) -> Tensor:
 
 @st.composite
 def tables(draw: st.DrawFn) -> KernelTable:
-    """Geometry of random networks."""
     size = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 3), st.integers(1, 4))
     shapes = draw(st.lists(size, min_size=1, max_size=5))
     networks: tuple[int, ...] = ()
@@ -57,7 +56,6 @@ def tables(draw: st.DrawFn) -> KernelTable:
 
 
 def shuffled(table: KernelTable, seed: int) -> list[Tensor]:
-    """Positions of a random ordering."""
     rng = torch.Generator().manual_seed(seed)
     return [torch.randperm(co * ci, generator=rng) for co, ci, _, _ in table.shapes]
 

@@ -16,8 +16,6 @@ from nern.tasks.images import Batch
 
 
 class Stream:
-    """The same images in every step."""
-
     steps_per_epoch = 1
 
     def __init__(self, images: Tensor) -> None:

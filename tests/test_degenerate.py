@@ -68,13 +68,3 @@ def test_a_degenerate_layer_leaves_the_others_alone(
         weight = rebuilt[3].weight
         assert torch.isfinite(weight).all()
         assert (not weight.any()) == exact
-
-
-def test_whole_numbers_cost_few_bytes(tmp_path: Path) -> None:
-    """Statistics of batch norms that are folded are zeros and ones: in a file they must take next to nothing."""
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-    plain = nern.save(nern.fit(network, iterations=1, progress=False), tmp_path / "a.nern").size
-    network.register_buffer("zeros", torch.zeros(100_000))
-    network.register_buffer("ones", torch.ones(100_000))
-    with_them = nern.save(nern.fit(network, iterations=1, progress=False), tmp_path / "b.nern").size
-    assert with_them - plain < 200

@@ -42,7 +42,6 @@ Configure = Callable[..., Config]
 
 @pytest.fixture(scope="module")
 def run(original: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A finished run."""
     own = {"original_model_path": str(original), "logging.log_dir": str(tmp_path_factory.mktemp("runs"))}
     return train(Config.from_dict(own | BASE | {"num_iterations": 1}))
 
@@ -56,7 +55,6 @@ def assert_same_metrics(a: RunFolder, b: RunFolder) -> None:
 
 @contextmanager
 def limited(kind: int, number: int) -> Iterator[None]:
-    """A limit of the system, as `ulimit` sets it."""
     soft, hard = resource.getrlimit(kind)
     resource.setrlimit(kind, (number, hard))
     try:

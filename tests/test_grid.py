@@ -29,8 +29,6 @@ def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> Tensor:
 
 
 def linear_effect(tensors: Mapping[str, Tensor], weights: Mapping[str, float]) -> Any:
-    """Squared differences, so many times each."""
-
     def effect(changed: Mapping[str, Tensor]) -> float:
         return sum(weights[name] * float((changed[name] - tensors[name]).square().sum()) for name in changed)
 

@@ -32,7 +32,6 @@ CLASSES = ("ant", "bee", "cat")
 
 
 def write_image(path: Path, size: tuple[int, int] = (20, 14), seed: int = 0, **options: Any) -> Path:
-    """Coloured noise, a square of one colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 60, (size[1], size[0], 3)) + rng.integers(0, 190, 3)
@@ -275,7 +274,6 @@ def test_a_set_of_which_nothing_can_be_read_is_an_error(how: dict[str, Any], fol
 
 @pytest.fixture
 def spoilt(folder: Path) -> Path:
-    """Further folders, to be refused."""
     image = write_image(folder / "flat" / "val" / "x.png")
     for name in CLASSES[:2]:
         (folder / "raw" / "train" / name).mkdir(parents=True)

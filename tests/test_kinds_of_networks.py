@@ -27,8 +27,6 @@ Change = Callable[[nn.Module], Any]
 
 
 class Net(nn.Module):
-    """Two convolutions and two layers."""
-
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
@@ -40,8 +38,6 @@ class Net(nn.Module):
 
 
 class Extra(Net):
-    """Extra state that is no tensor."""
-
     def __init__(self, value: Any = None) -> None:
         super().__init__()
         self.value = {"a": 1} if value is None else value

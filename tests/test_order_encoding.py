@@ -48,7 +48,6 @@ def half_turns(kind: str, kernels: int, levels: int = 7, bandwidth: float = 0.4)
 
 
 def by_hand(kind: str, places: list[list[int]]) -> Tensor:
-    """Encodings of rows from their places in each layer."""
     rows = []
     for layer, of_layer in enumerate(places):
         frequencies = half_turns(kind, len(of_layer))

@@ -65,8 +65,6 @@ class Segmenter(nn.Module):
 
 @dataclass
 class Pyramid:
-    """What a detector's backbone gives."""
-
     fine: Tensor
     coarse: Tensor
     strides: tuple[int, int]

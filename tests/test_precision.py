@@ -48,8 +48,6 @@ Make = Callable[..., Trainer]
 
 @pytest.fixture
 def make(small_cnn: Callable[..., nn.Module]) -> Make:
-    """Makes a trainer of a small network."""
-
     def trainer(given_task: Any = None, **settings: Any) -> Trainer:
         config = Config.from_dict(SETTINGS | settings).check()
         original = as_original(small_cnn(0))

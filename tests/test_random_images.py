@@ -38,7 +38,6 @@ def test_images_are_normalised_whatever_their_shape(kind: str, shape: tuple[int,
 
 
 def stream(kind: str, seed: int) -> Any:
-    """The task of digits with images made up."""
     sizes = {"batch_size": 50, "eval_batch_size": 20, "held_out_images": 30, "test_images": 0}
     settings = DataSettings(**sizes, num_workers=0, seed=seed)
     return build_task(TaskConfig(use_random_data=True, random_data=kind), settings, CPU)

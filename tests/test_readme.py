@@ -41,7 +41,6 @@ def commands(text: str) -> list[list[str]]:
 
 
 def shortened(command: list[str]) -> list[str]:
-    """A command with few steps and images."""
     few = ["4" if part == "4000" else part for part in command]  # steps of a run made longer
     match command[0]:
         case "train" if "--recipe" in command:

@@ -32,7 +32,6 @@ Configure = Callable[..., Config]
 
 @pytest.mark.parametrize("rows", ["all", "drawn"])
 def test_the_loss_is_the_root_of_the_form(configure: Configure, rows: str) -> None:
-    """By all rows at once, or by filters drawn."""
     given = {"nern.reconstruction_rows": rows, "refinement.weights_batch_method": "random_filters"}
     trainer = build(configure(given))
     original = trainer.members[0].original

@@ -28,7 +28,6 @@ NOTHING_TO_COMPARE = "Left out: the original's weights were not given (--origina
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A NeRN of a network for digits."""
     shipped = shipped_file("pretrained:digits-resnet8.nern", NERN, "NeRN")
     return Path(shutil.copy(str(shipped), tmp_path / "net.nern"))
 

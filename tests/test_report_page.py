@@ -48,7 +48,6 @@ def train(folder: Path, name: str = "run", **given: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run on digits."""
     return train(tmp_path_factory.mktemp("runs"))
 
 
@@ -123,7 +122,6 @@ def test_names_are_escaped_and_what_is_not_known_is_left_out(tmp_path: Path, qui
 
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
-    """A copy of the run, to be damaged."""
     return Path(shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("report*")))
 
 

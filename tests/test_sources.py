@@ -182,7 +182,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Downloads fail at once."""
     create = timm.create_model
 
     def refuse(*args: Any, **kwargs: Any) -> Any:

@@ -32,12 +32,10 @@ SHORTER = [
 
 @pytest.fixture(scope="session")
 def readme(shared: Path) -> str:
-    """The published README."""
     return (shared / "spec-nern-readme.md").read_text(encoding="utf-8")
 
 
 def block(readme: str, begins: str) -> str:
-    """The code block whose first line begins so."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
     return next(text for text in blocks if text.startswith(begins))
 

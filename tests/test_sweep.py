@@ -44,8 +44,6 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a sweep file of the tiny config."""
-
     def make(**values: Any) -> Path:
         path = tmp_path / "tiny.yaml"
         path.write_text(yaml.safe_dump({"settings": TINY, **values}, sort_keys=False), encoding="utf-8")
@@ -99,7 +97,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def names(folder: Path) -> list[str]:
-    """The runs in the table of a sweep."""
     return [line.partition(",")[0] for line in (folder / "results.csv").read_text().splitlines()[1:]]
 
 

@@ -45,7 +45,6 @@ def config(task: str = "digits", **changes: Any) -> Config:
 
 
 def task_of(config: Config, device: torch.device, train: bool = True) -> Task:
-    """The task of a config."""
     return build_task(config.task, data_settings(config), device, train)
 
 
@@ -246,7 +245,6 @@ def label_task(count: int, loaders: bool = False) -> Callable[..., Any]:
 
 @contextmanager
 def registered(function: Callable[..., Any]) -> Iterator[None]:
-    """Within it a function is the task 'mine'."""
     register_task("mine", input_shape=(1, 4, 4), num_classes=1000)(function)
     try:
         yield
