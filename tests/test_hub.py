@@ -55,8 +55,6 @@ def test_limits_hold_there_too(file: Path, tmp_path: Path) -> None:
     nern.load(file).save_pretrained(tmp_path)
     with pytest.raises(NernError, match="more than 100 are made only if `limit` allows"):
         Artifact.from_pretrained(tmp_path, limit=100)
-    with pytest.raises(NernError, match="from_pretrained takes no limits"):
-        Artifact.from_pretrained(tmp_path, limits=100)
 
 
 def test_the_hub_is_asked_where_there_is_no_folder(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

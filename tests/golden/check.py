@@ -50,7 +50,6 @@ from nern.representation.sampling import sample_kernels
 from nern.training.members import Member
 from nern.training.schedules import Schedule
 from nern.training.trainer import Trainer
-from nern.training.weight_batches import WeightBatches
 from nern.weights_file import state_dicts
 
 Tensors = dict[str, Tensor]
@@ -387,15 +386,8 @@ def batching(case: Case) -> Tensors:
     """Predictions of all rows, gradients through the drawn ones."""
     nern = nern_of(case)
     table = nern.table
-    rows: Tensor | None = case.inputs["rows_with_gradient"].long()
-    method = case.config["weights_batch_method"]
-    batches = WeightBatches(method, table, torch.ones(table.rows), case.config["weights_batch_size"], seed=0)
-    for step in range(20):  # our own draws: as many rows as theirs, all of the table
-        drawn = batches.rows(step)
-        if drawn is not None and not bool(((drawn >= 0) & (drawn < table.rows)).all()):
-            raise NernError("a drawn row is not of the table")
-    assert rows is not None
-    if method == "all" and sorted(rows.tolist()) == list(range(table.rows)):
+    rows: Any = case.inputs["rows_with_gradient"].long()
+    if case.config["weights_batch_method"] == "all" and sorted(rows.tolist()) == list(range(table.rows)):
         rows = None
     upstream = torch.cat([u.reshape(-1, *u.shape[-2:]) for u in case.listed("upstream")])
     trainer = Trainer(
