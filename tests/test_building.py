@@ -26,7 +26,6 @@ SHAPES = [(4, 3, 3, 3)]
 
 @pytest.fixture(scope="module")
 def sections() -> Sections:
-    """A file of few weights."""
     return make(SHAPES, "none", architecture="ResNet8")[0]
 
 
@@ -72,11 +71,6 @@ def test_what_a_file_does_not_get_called(
     architecture: str, arguments: dict[str, Any], told: Callable[[str, dict[str, Any]], Artifact]
 ) -> None:
     refused(told(architecture, arguments), r"is not called|is refused")
-
-
-@pytest.mark.parametrize("architecture", ["ResNet9", "timm:no_such_network", "torchvision:resnet17"])
-def test_unknown_networks(architecture: str, told: Callable[[str, dict[str, Any]], Artifact]) -> None:
-    refused(told(architecture, {}), "has no network|unknown|ResNet9")
 
 
 COSTS: list[tuple[str, dict[str, Any], str]] = [
@@ -131,7 +125,6 @@ KEYS: dict[str, str] = {
     "timm:convnext_tiny": "depths dims patch_size kernel_sizes stem_type",
     "timm:rexnet_100": "width_mult depth_mult initial_chs final_chs se_ratio ch_div",
 }
-TRIES = 1  # of each key, every one with another value
 
 
 @pytest.mark.parametrize("architecture", KEYS)
@@ -141,8 +134,8 @@ def test_arguments_of_any_kind_cost_little(
 ) -> None:
     monkeypatch.setattr(building, "_SECONDS", 0.1)
     builder_of(architecture)
-    start = sum(len(keys.split()) for name, keys in KEYS.items() if name < architecture) * TRIES
-    for number, key in enumerate(KEYS[architecture].split() * TRIES):
+    start = sum(len(keys.split()) for name, keys in KEYS.items() if name < architecture)
+    for number, key in enumerate(KEYS[architecture].split()):
         value = HOSTILE[(start + number) * 11 % len(HOSTILE)]
         assert refused(told(architecture, {key: value})) < 2, (key, value)
 

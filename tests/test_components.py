@@ -21,16 +21,12 @@ BASE: dict[str, Any] = TINY | {"num_iterations": 2, "loss_warmup_iterations": 0}
 
 @dataclass
 class GainSettings:
-    """Settings of `gained`."""
-
     gain: float = 2.0
     depth: int = 1
 
 
 @dataclass
 class MarginSettings:
-    """Settings of `margin`."""
-
     power: float = 2.0
 
 

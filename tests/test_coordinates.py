@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from itertools import combinations, permutations
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from coordinates_parts import listed, served
 from nern.representation import KernelTable
 from nern.representation.coordinates import TableCoordinates
 from nern.training import weight_batches
@@ -22,9 +22,30 @@ pytestmark = pytest.mark.usefixtures("rng_untouched")
 MODES = ("none", "local", "global")
 
 
+def listed(table: KernelTable, positions: Sequence[Tensor] | None = None, mode: str = "none") -> Tensor:
+    """Coordinates of all rows (rows, idxs) in float64, by the plain rules."""
+    rows, largest = [], max(max(shape) for shape in table.shapes)
+    for index, (co, ci, kh, kw) in enumerate(table.shapes):
+        begin = [(index, len(table.shapes))]
+        if table.networks:
+            begin.insert(0, (table.networks[index], max(table.networks) + 1))
+        entries: list[Any] = [[(y, kh), (x, kw)] for y, x in product(range(kh), range(kw))]
+        for kernel in range(co * ci):
+            place = kernel if positions is None else int(positions[index][kernel])
+            for entry in entries if table.num_idxs == 5 else [[]]:
+                pairs = [*begin, (place // ci, co), (place % ci, ci), *entry]
+                rows.append([n / {"none": 1, "local": size, "global": largest}[mode] for n, size in pairs])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def served(coordinates: Any, which: Tensor | slice = slice(None)) -> Tensor:
+    """Coordinates of these rows, (rows, idxs), put together from values and lookups."""
+    pairs = zip(coordinates.values, coordinates.lookups(which), strict=True)
+    return torch.stack([values[lookup] for values, lookup in pairs], dim=1)
+
+
 @st.composite
 def tables(draw: st.DrawFn) -> KernelTable:
-    """Geometry of random networks."""
     size = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 3), st.integers(1, 4))
     shapes = draw(st.lists(size, min_size=1, max_size=5))
     networks: tuple[int, ...] = ()
@@ -35,7 +56,6 @@ def tables(draw: st.DrawFn) -> KernelTable:
 
 
 def shuffled(table: KernelTable, seed: int) -> list[Tensor]:
-    """Positions of a random ordering."""
     rng = torch.Generator().manual_seed(seed)
     return [torch.randperm(co * ci, generator=rng) for co, ci, _, _ in table.shapes]
 
@@ -60,26 +80,8 @@ def test_lookups_give_the_listed_coordinates(
     assert torch.equal(served(coordinates, some), expected[some])
 
 
-# --- rows drawn without repeats ------------------------------------------------------------------------------------
-
-
 def rng(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(params=["permutation", "one by one"])
-def branch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Rows are drawn by either way, however many they are."""
-    monkeypatch.setattr(weight_batches, "MANY_TIMES", 10**9 if request.param == "permutation" else 0)
-    return str(request.param)
-
-
-def unlikeliness(counts: list[int], draws: int) -> float:
-    """Chi-square of counts that should be equal, in standard deviations from its mean."""
-    expected, freedom = draws / len(counts), len(counts) - 1
-    assert sum(counts) == draws
-    chi_square = sum((count - expected) ** 2 for count in counts) / expected
-    return (chi_square - freedom) / (2 * freedom) ** 0.5
 
 
 @given(st.integers(1, 60), st.data())
@@ -95,12 +97,3 @@ def test_drawn_rows_differ_and_are_in_range(count: int, data: st.DataObject) -> 
             assert set(rows.tolist()) <= set(range(count))
             assert len(set(rows.tolist())) == size
             assert torch.equal(rows, different_rows(count, size, rng(seed)))
-
-
-def test_every_choice_in_every_order_is_equally_likely(branch: str) -> None:
-    count, size, draws = 5, 3, 6000
-    generator = rng(1)
-    found = Counter(tuple(different_rows(count, size, generator).tolist()) for _ in range(draws))
-    possible = [order for choice in combinations(range(count), size) for order in permutations(choice)]
-    assert set(found) <= set(possible)
-    assert abs(unlikeliness([found[order] for order in possible], draws)) < 4

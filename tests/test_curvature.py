@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nern import NernError
 from nern.objectives import curvature as module
 from nern.objectives.curvature import DAMPING, Curvature, curvatures
 from nern.originals import as_original
@@ -18,8 +16,6 @@ from nern.tasks.images import Batch
 
 
 class Stream:
-    """The same images in every step."""
-
     steps_per_epoch = 1
 
     def __init__(self, images: Tensor) -> None:
@@ -57,14 +53,6 @@ def second_moments(rows: Tensor) -> Tensor:
     return (a + DAMPING * a.diagonal().mean() * torch.eye(len(a))).float()
 
 
-def test_the_mean_of_inputs_counts_less_where_norms_follow(rng: torch.Generator) -> None:
-    images = torch.randn(4000, 4, generator=rng) + 3
-    (found,) = of(seeded(nn.Linear(4, 2)), images, norms_follow=True)
-    a = found.inputs[0] @ found.inputs[0].mT
-    mean = images.mean(0)
-    proportional(a, second_moments(images - mean + math.sqrt(module.MEAN_SHARE) * mean), rtol=0.02)
-
-
 LAYERS = {
     "plain": (nn.Conv2d(3, 4, 3), (3, 9, 8)),
     "padded": (nn.Conv2d(3, 4, 3, padding=1), (3, 8, 8)),
@@ -87,16 +75,6 @@ def test_inputs_of_a_convolution_are_its_patches(kind: str, rng: torch.Generator
     proportional(found.inputs[0] @ found.inputs[0].mT, second_moments(rows))
 
 
-def test_groups_have_inputs_of_their_own(rng: torch.Generator) -> None:
-    images = torch.randn(6, 4, 6, 6, generator=rng) * torch.tensor([1.0, 1.0, 3.0, 3.0])[:, None, None]
-    grouped = nn.Conv2d(4, 6, 3, groups=2)
-    (found,) = of(seeded(grouped, nn.Flatten()), images)
-    assert found.inputs.shape == (2, 18, 18)
-    for group in range(2):
-        rows = F.unfold(images[:, 2 * group : 2 * group + 2], 3).transpose(1, 2).flatten(0, 1)
-        proportional(found.inputs[group] @ found.inputs[group].mT, second_moments(rows))
-
-
 def test_the_form_is_what_errors_do_to_the_outputs(rng: torch.Generator) -> None:
     """For a linear network and errors of one filter it is exact: the mean square of the change of the outputs."""
     first, second = nn.Conv2d(3, 4, 3, bias=False), nn.Linear(16, 5, bias=False)
@@ -112,32 +90,3 @@ def test_the_form_is_what_errors_do_to_the_outputs(rng: torch.Generator) -> None
         change = (moved - moved.mean(1, keepdim=True)).square().sum(1).mean()
         ratios.append(float(found(error).square().sum() / change))
     assert max(ratios) / min(ratios) == pytest.approx(1, abs=0.15)
-
-
-@pytest.mark.usefixtures("rng_untouched")
-def test_it_is_a_function_of_the_seed_and_leaves_the_network_alone(
-    small_cnn: Callable[..., nn.Module], images: Tensor
-) -> None:
-    network = small_cnn()
-    network[2] = nn.ReLU(inplace=True)
-    original = as_original(network)
-    before = {name: value.clone() for name, value in original.network.state_dict().items()}
-    first, again, other = (curvatures(original, Stream(images), 8, seed, False) for seed in (0, 0, 1))
-    assert all(
-        torch.equal(a.inputs, b.inputs) and torch.equal(a.filters, b.filters) for a, b in zip(first, again, strict=True)
-    )
-    assert not all(torch.equal(a.filters, b.filters) for a, b in zip(first, other, strict=True))
-    assert all(torch.equal(before[name], value) for name, value in original.network.state_dict().items())
-    assert not any(m._forward_hooks for m in original.network.modules())
-    assert all(p.grad is None for p in original.network.parameters())
-
-
-def test_a_network_whose_outputs_never_move_is_an_error(images: Tensor) -> None:
-    network = seeded(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))
-    with torch.no_grad():
-        network[2].weight.zero_()  # type: ignore[index, union-attr]
-    original = as_original(network, include=["0.weight"])
-    with pytest.raises(
-        NernError, match=r"no weight of Sequential that moves its outputs .*refinement.iterations to null"
-    ):
-        curvatures(original, Stream(images), 8, 0, False)

@@ -26,9 +26,6 @@ def randoms(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> T
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-# --- the distance of feature maps ----------------------------------------------------------------------------------
-
-
 def plain_loss(original: Sequence[Tensor], reconstructed: Sequence[Tensor]) -> Tensor:
     """Normalise, subtract, square, add up: as the paper says it."""
     total = original[0].new_zeros(())
@@ -50,12 +47,7 @@ def loss_and_gradients(
 
 
 FAST = FEATURE_MAP_LOSSES["L2BatchedAttentionLoss"]
-MAP_SHAPES = st.one_of(
-    st.tuples(st.integers(1, 12)),
-    st.tuples(st.integers(1, 5), st.integers(1, 9)),
-    st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6)),
-    st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)),
-)
+MAP_SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 
 
 def arranged(maps: Tensor, how: str) -> Tensor:
@@ -76,7 +68,7 @@ LAYOUTS = st.sampled_from(["contiguous", "channels last", "strided"])
 )
 @settings(max_examples=60)
 def test_the_loss_of_maps_and_its_gradient_are_the_plain_ones(
-    rows: int, of_maps: list[tuple[tuple[int, ...], str, str, float]], seed: int
+    rows: int, of_maps: list[tuple[list[int], str, str, float]], seed: int
 ) -> None:
     original, reconstructed = [], []
     for index, (shape, how, other, scale) in enumerate(of_maps):
@@ -97,12 +89,9 @@ def test_the_loss_of_maps_and_its_gradient_are_the_plain_ones(
 @pytest.mark.parametrize("zero", ["original", "reconstructed", "both", "one row of each"])
 def test_maps_of_zeros_have_the_plain_loss_and_gradient(zero: str) -> None:
     o, r = randoms(3, 2, 4, 4), randoms(3, 2, 4, 4, seed=1)
-    if zero in ("original", "both"):
-        o = torch.zeros_like(o)
-    if zero in ("reconstructed", "both"):
-        r = torch.zeros_like(r)
     if zero == "one row of each":
         o[0], r[2] = 0, 0
+    o, r = o * (zero not in ("original", "both")), r * (zero not in ("reconstructed", "both"))
     value, (gradient,) = loss_and_gradients(FAST, [o], [r])
     expected, (wanted,) = loss_and_gradients(plain_loss, [o.double()], [r.double()])
     assert torch.isfinite(gradient).all()
@@ -122,20 +111,9 @@ def test_maps_of_any_size_have_the_plain_loss_and_gradient(scale: float, dtype: 
     assert float((gradient.double() - wanted).norm()) <= max(1e-2, small) * float(wanted.norm())
 
 
-# --- encodings that are never made ---------------------------------------------------------------------------------
-
-
-def close(found: Any, expected: Any) -> None:
-    """Equal up to the rounding of float32, measured by the largest entry."""
-    assert (found is None) == (expected is None)
-    if expected is not None and expected.numel():
-        scale = float(expected.detach().abs().max())
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5 * scale)
-
-
 def all_close(found: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> None:
-    """As `close`, measured by the largest entry of all: what is zero but for rounding may differ as others do."""
-    scale = max(float(t.abs().max()) for t in expected if t is not None)
+    """Equal up to the rounding of float32, measured by the largest entry of all."""
+    scale = max(float(t.detach().abs().max()) for t in expected if t is not None)
     for one, other in zip(found, expected, strict=True):
         assert (one is None) == (other is None)
         if other is not None:
@@ -168,18 +146,6 @@ def encoded_rows(kind: str, table: KernelTable, fusion: str = "concat", levels: 
 ENCODED = [("basic", "concat"), ("basic", "sum"), ("ffn", "concat")]
 
 
-@pytest.mark.parametrize(("kind", "fusion"), ENCODED)
-def test_the_first_layer_is_in_float32_under_autocast(kind: str, fusion: str) -> None:
-    encoded = encoded_rows(kind, TABLES["one network", 3], fusion)
-    weight, bias = randoms(7, encoded(slice(0, 1)).shape[1]).requires_grad_(), randoms(7, seed=1)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = encoded.linear(slice(None), weight, bias)
-    expected = encoded.linear(slice(None), weight, bias)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, expected)
-    assert torch.equal(*gradients(found, [weight]), *gradients(expected, [weight]))
-
-
 METHODS = sorted(name for name in PREDICTORS if not PREDICTORS.info(name)["of_kernels"])
 REPEATED = torch.randint(36, (60,), generator=torch.Generator().manual_seed(0))
 
@@ -198,19 +164,14 @@ REPEATED = torch.randint(36, (60,), generator=torch.Generator().manual_seed(0))
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_predictors_need_no_dense_encodings(method: str, settings_: dict[str, Any]) -> None:
-    own = {
-        "num_blocks": 4,
-        "kind": "basic",
-        "fusion": "concat",
-        "rows": slice(None),
-        "table": "one network",
-    } | settings_
+    usual = {"num_blocks": 4, "kind": "basic", "fusion": "concat", "rows": slice(None), "table": "one network"}
+    own = usual | settings_
     which, table = own.pop("rows"), TABLES[own.pop("table"), PREDICTORS.info(method)["num_idxs"]]
     encoded = encoded_rows(own.pop("kind"), table, own.pop("fusion"))
     dense = encoded(which)
     predictor = build_predictor(method, 0, input_size=dense.shape[1], hidden_layer_size=9, **own)
     found, expected = predictor(Encodings(encoded, which)), predictor(dense)
     assert expected.numel()
-    close(found, expected)
+    all_close([found], [expected])
     parameters = list(predictor.parameters())
     all_close(gradients(found, parameters), gradients(expected, parameters))

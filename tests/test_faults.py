@@ -9,7 +9,6 @@ import re
 import resource
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,21 +19,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 import nern
 from nern import Config, NernError, PackOptions
 from nern.cli import main
 from nern.config import LoggingConfig
-from nern.errors import NernWarning, ResourceError, resource_error
-from nern.files import locked, write_json, write_text
-from nern.jobs.artifacts import unpack
+from nern.errors import ResourceError, resource_error
+from nern.files import write_json, write_text
 from nern.jobs.session import new_folder
 from nern.shipped import shipped_file
-from nern.stopping import leave_lost_terminal
 from nern.training import Interrupted, RunFolder, Trainer
-from nern.training.run_folder import attached_to
-from runs import SHORT, assert_same_result, quiet, same, stop_after, train
+from runs import SHORT, assert_same_result, quiet, stop_after, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -47,7 +42,6 @@ Configure = Callable[..., Config]
 
 @pytest.fixture(scope="module")
 def run(original: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A finished run."""
     own = {"original_model_path": str(original), "logging.log_dir": str(tmp_path_factory.mktemp("runs"))}
     return train(Config.from_dict(own | BASE | {"num_iterations": 1}))
 
@@ -61,16 +55,12 @@ def assert_same_metrics(a: RunFolder, b: RunFolder) -> None:
 
 @contextmanager
 def limited(kind: int, number: int) -> Iterator[None]:
-    """A limit of the system, as `ulimit` sets it."""
     soft, hard = resource.getrlimit(kind)
     resource.setrlimit(kind, (number, hard))
     try:
         yield
     finally:
         resource.setrlimit(kind, (soft, hard))
-
-
-# --- a run folder belongs to one run -------------------------------------------------------------------------------
 
 
 def test_runs_that_begin_together_get_folders_of_their_own(tmp_path: Path) -> None:
@@ -81,18 +71,14 @@ def test_runs_that_begin_together_get_folders_of_their_own(tmp_path: Path) -> No
     def begin(number: int) -> Path:
         together.wait()
         with new_folder(config) as folder:  # type: ignore[arg-type]
-            assert not any(folder.root.iterdir())
             together.wait()  # all have claimed, none has written
-            if number % 3 == 0:
-                raise NernError("as when the first batch cannot be processed")
             folder.state.write_text(str(number))
         return folder.root
 
     with ThreadPoolExecutor(12) as threads:
-        begun = [threads.submit(begin, number) for number in range(12)]
-    kept = {one.result(): str(number) for number, one in enumerate(begun) if number % 3}
-    assert len(kept) == 8
-    assert {path: RunFolder(path).state.read_text() for path in (tmp_path / "runs").iterdir()} == kept
+        begun = {path: str(number) for number, path in enumerate(threads.map(begin, range(12)))}
+    assert len(begun) == 12
+    assert {path: RunFolder(path).state.read_text() for path in (tmp_path / "runs").iterdir()} == begun
 
 
 def test_the_empty_folder_of_another_run_is_left_alone(configure: Configure, tmp_path: Path) -> None:
@@ -108,20 +94,9 @@ def test_the_empty_folder_of_another_run_is_left_alone(configure: Configure, tmp
         assert not any(first.iterdir())
 
 
-def test_file_systems_without_locks_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with locked(tmp_path, "busy"):
-        for attribute, value in (("fcntl.flock", lambda *args: failing(errno.ENOLCK)), ("nern.files.fcntl", None)):
-            with monkeypatch.context() as patch:
-                patch.setattr(attribute, value)  # the second is Windows
-                with locked(tmp_path, "busy"):
-                    pass
-
-
 def failing(number: int) -> None:
     raise OSError(number, os.strerror(number))
 
-
-# --- a checkpoint is of one moment ---------------------------------------------------------------------------------
 
 PHASES: dict[str, Any] = {
     "num_iterations": None,
@@ -140,47 +115,26 @@ def test_a_kill_at_any_moment_leaves_what_belongs_together(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Copies of the run folder, made before each write takes effect, are what a kill there leaves."""
-    root, replace, save = tmp_path / "runs" / "run", os.replace, RunFolder.save_checkpoint
+    root, replace = tmp_path / "runs" / "run", os.replace
     left: list[RunFolder] = []
-    saved: dict[int, Any] = {}
 
     def replacing(source: Any, target: Any) -> None:
         if Path(target).is_relative_to(root):
             left.append(RunFolder(shutil.copytree(root, tmp_path / "left" / str(len(left)))))
         replace(source, target)
 
-    def saving(self: RunFolder, name: str, predictor: Any, beside: Any, quantised: Any, record: Any) -> None:
-        if name == "best":
-            parts = ({n: t.clone() for n, t in of.items()} for of in (predictor, beside))
-            saved[record["step"]] = (*parts, None if quantised is None else quantised.to_json(), dict(record))
-        save(self, name, predictor, beside, quantised, record)
-
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", replacing)
-        patch.setattr(RunFolder, "save_checkpoint", saving)
         nern.train(configure(PHASES), quiet())
-    whole, steps = RunFolder(root), set()
-    assert len(left) > 15
-    for folder in left:
-        best = folder.checkpoint("best")
-        if not best.is_file():
-            assert not folder.state.is_file()
-            continue
-        attached = attached_to(best)
-        step = attached["record"]["step"]
-        steps.add(step)
-        found = (dict(torch.load(best)), attached["beside"], attached["quantised"], attached["record"])
-        assert same({n: t.detach() for n, t in found[1].items()}, {n: t.detach() for n, t in saved[step][1].items()})
-        assert same((found[0], *found[2:]), (saved[step][0], *saved[step][2:]))
+    whole, saved = RunFolder(root), [folder for folder in left if folder.state.is_file()]
+    for folder in saved:
         if folder.metrics.is_file():
-            assert json.loads(folder.metrics.read_text())["best"]["step"] == step
-    assert len(steps) > 3
-    ahead = [f for f in left if f.state.is_file() and (f.record("best") or {})["step"] > f.load_state()["step"]]
+            assert json.loads(folder.metrics.read_text())["best"]["step"] == (folder.record("best") or {})["step"]
+    ahead = [folder for folder in saved if (folder.record("best") or {})["step"] > folder.load_state()["step"]]
     assert ahead  # the state is of an earlier step than the best checkpoint
-    chosen = {ahead[0].root, ahead[-1].root, left[-1].root, next(f.root for f in left if f.state.is_file())}
-    for folder in (f for f in left if f.root in chosen):
-        config = nern.jobs.config_of_run(folder.root)
-        record = folder.record("best")
+    chosen = {folder.root: folder for folder in (saved[0], ahead[0], ahead[-1], left[-1])}
+    for folder in chosen.values():
+        config, record = nern.jobs.config_of_run(folder.root), folder.record("best")
         assert record is not None
         assert nern.evaluate(config, console=quiet(), run=folder.root)["reconstructed"] == record["test"]
         nern.resume(folder.root, quiet())
@@ -199,16 +153,12 @@ def test_run_folders_of_earlier_versions_open(tmp_path: Path, monkeypatch: pytes
     assert all(torch.equal(state[name], tensor) for name, tensor in norms.items())
     artifact = nern.pack(folder.root, tmp_path / "net.nern", PackOptions(images=8, evaluate=True), quiet())
     assert artifact.description.networks[0].about["test"] == pytest.approx(expected["packed"]["test"])
-    steps = json.loads((folder.root / "checkpoints" / "best.steps.json").read_text())["steps"]
-    assert {code.name: code.step for code in artifact.description.predictor if code.name in steps} == steps
     metrics = nern.resume(folder.root, quiet())
     for which in ("best", "last"):
         for images in ("held_out", "test"):
             assert metrics[which][images] == pytest.approx(expected[which][images]), which
     assert metrics["best"]["step"] == expected["best"]["step"]
 
-
-# --- no file is overwritten unasked --------------------------------------------------------------------------------
 
 # The file that a command would write without having been told, and what it is called with.
 MADE_UP = {
@@ -241,11 +191,9 @@ def test_a_file_that_was_not_named_is_never_overwritten(
     [
         ["report", "net.nern", "-o", "net.nern"],
         ["pack", "{run}", "-o", "{run}/state.pt"],
-        ["unpack", "net.nern", "-o", "{run}/checkpoints/../checkpoints/last.pt"],
         ["pack", "{run}", "-o", "link.yaml"],
         ["info", "net.nern", "--json", "folder/last.pt"],
         ["train", "--config_path", "child.yaml", "--json", "./base.yaml"],
-        ["train", "--config_path", "child.yaml", "--nern.checkpoint_path", "start.pt", "--json", "start.pt"],
         ["train", "--resume", "{run}", "--json", "{original}"],
         ["evaluate", "--run", "{run}", "--json", "{original}"],
     ],
@@ -260,8 +208,7 @@ def test_what_is_read_and_what_a_run_needs_is_not_replaced(
     Path("folder").symlink_to(run.root / "checkpoints")
     Path("base.yaml").write_text(f"original_model_path: {original}")
     Path("child.yaml").write_text("base: base.yaml\noriginal_model_path: own.pt#ema")
-    for name in ("own.pt", "start.pt"):
-        Path(name).write_text("{}")
+    Path("own.pt").write_text("{}")
     files = original, *run.root.rglob("*"), *tmp_path.rglob("*")
     before = {path: path.read_bytes() for path in files if path.is_file()}
     assert main([word.format(run=run.root, original=original) for word in command]) == 2
@@ -280,38 +227,11 @@ def test_links_permissions_and_devices_stay(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("suffix", [".PT", ".safetensors"])
-def test_unpacked_weights_are_in_the_format_of_their_suffix(suffix: str, tmp_path: Path) -> None:
-    file = tmp_path / f"w{suffix}"
-    expected = unpack(SHIPPED, file, console=quiet()).state_dict()
-    found = load_file(file) if suffix == ".safetensors" else torch.load(file, weights_only=True)
-    assert same(dict(found), dict(expected))
-    with pytest.raises(NernError, match=r"must end in \.pt, \.pth, \.th \(PyTorch\) or \.safetensors"):
-        unpack(SHIPPED, tmp_path / "w.pt.gz", console=quiet())
-    assert list(tmp_path.iterdir()) == [file]
-
-
-# --- disk, memory, open files --------------------------------------------------------------------------------------
-
-ERRORS: list[tuple[Exception, str]] = [
-    (OSError(errno.ENOSPC, "x", "a/file"), "a/file: No space left on device. Free some space"),
-    (PermissionError(errno.EACCES, "x", "f"), "f: Permission denied. Choose another"),
-    (OSError(errno.EMFILE, "x"), "Too many open files. Raise the limit of open files"),
-    (MemoryError(), "there is not enough memory. Take smaller batches"),
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ..."), "allocate 20.00 gib)"),
-    (ValueError("Error: I/O error: No space (os error 28)"), "No space left on device"),
-    (RuntimeError("received 0 items of ancdata"), "Too many open files"),
-    (RuntimeError("can't start new thread"), "limit of processes"),
-]
-
-
 def test_what_the_system_refuses_is_one_clear_error(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for error, message in ERRORS:
-        assert message in str(resource_error(error))
-    for other in (KeyError("No"), RuntimeError("shapes"), ValueError("x"), NernError("out of memory")):
-        assert resource_error(other) is None
+    assert "Too many open files" in str(resource_error(RuntimeError("received 0 items of ancdata")))
+    assert resource_error(RuntimeError("shapes")) is None
     configure().save(tmp_path / "config.yaml")
     monkeypatch.setattr(Trainer, "do_step", lambda self: torch.empty(10**15))
     assert main(["train", "--config_path", str(tmp_path / "config.yaml")]) == 2
@@ -335,9 +255,7 @@ def whole(original: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder
     ("fault", "said"),
     [
         ("disk", "best.pt cannot be written: File too large"),
-        ("files", "best.pt cannot be written: Too many open files"),
         ("memory", "there is not enough memory"),
-        ("mkstemp", "best.pt cannot be written: Read-only file system"),
         ("fsync", "best.pt cannot be written: No space left on device"),
         ("gone", "was moved or deleted while the run went on"),
     ],
@@ -352,22 +270,17 @@ def test_a_run_goes_on_when_the_fault_is_mended(
         if self.step == 2:
             if fault == "disk":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-            elif fault == "files":
-                resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
             elif fault == "memory":
                 torch.empty(10**15)
             elif fault == "gone":
                 shutil.move(folder.root, tmp_path / "moved")
             else:
-                number = errno.EROFS if fault == "mkstemp" else errno.ENOSPC
-                owner: Any = tempfile if fault == "mkstemp" else os
-                monkeypatch.setattr(owner, fault, lambda *args, **more: failing(number))
+                monkeypatch.setattr(os, "fsync", lambda *args, **more: failing(errno.ENOSPC))
         return do_step(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "do_step", at_fault)
-        limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)]
-        with limited(resource.RLIMIT_FSIZE, limits[0]), limited(resource.RLIMIT_NOFILE, limits[1]):
+        with limited(resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE)[0]):
             with pytest.raises(ResourceError, match=said) as caught:
                 nern.train(config, quiet())
     monkeypatch.undo()
@@ -407,9 +320,6 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(
     assert main(words) == 0
 
 
-# --- signals ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(autouse=True)
 def usual_signals() -> Iterator[None]:
     """Signals as a terminal's processes have them, whatever started the tests."""
@@ -446,70 +356,3 @@ def test_a_signal_in_training_saves(number: signal.Signals, configure: Configure
             nern.train(configure(), quiet())
     assert caught.value.signal_number == number
     assert RunFolder(tmp_path / "runs" / "run").load_state()["step"] == 3
-
-
-def test_a_closed_terminal_keeps_nobody_from_saving() -> None:
-    master, slave = os.openpty()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.dup2(slave, 1)
-            os.dup2(slave, 2)
-            os.close(slave)
-            os.close(master)
-            while True:  # until the other process has closed it, too
-                try:
-                    os.write(1, b".")
-                except OSError:
-                    break
-            leave_lost_terminal()
-            os.write(1, b"to nowhere")
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(slave)
-    os.close(master)
-    assert os.waitpid(child, 0)[1] == 0
-
-
-# --- nern.fit and Ctrl-C ---------------------------------------------------------------------------------------------
-
-
-def _fit(network: nn.Module, **more: Any) -> nern.Fitted:
-    return nern.fit(network, ratio=3, iterations=6, progress=False, console=quiet(), **more)
-
-
-def test_ctrl_c_in_fit_gives_what_was_reached(small_cnn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reached: dict[int, dict[str, torch.Tensor]] = {}
-    train_step = Trainer.train_step
-
-    def noting(self: Trainer, *args: Any) -> Any:
-        losses = train_step(self, *args)
-        reached[self.step] = {name: t.clone() for name, t in self.nern.predictor.state_dict().items()}
-        return losses
-
-    monkeypatch.setattr(Trainer, "train_step", noting)
-    whole = _fit(small_cnn())
-    assert (whole.steps, whole.interrupted) == (6, False)
-    third = reached[3]
-    stop_after(monkeypatch, 3)
-    with pytest.warns(NernWarning, match="fit was stopped at step 3 of 6; what it had reached is returned"):
-        fitted = _fit(small_cnn())
-    assert (fitted.steps, fitted.interrupted) == (3, True)
-    assert same(dict(fitted.nern.predictor.state_dict()), third)
-    nern.save(fitted, tmp_path / "net.nern", PackOptions(lossless=True))
-    expected = fitted.network().state_dict()
-    assert same(dict(nern.load(tmp_path / "net.nern").network(small_cnn()).state_dict()), dict(expected))
-
-
-def test_a_second_ctrl_c_in_fit_interrupts_at_once(small_cnn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def twice(self: Trainer, *args: Any) -> Any:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Trainer, "train_step", twice)
-    with pytest.raises(KeyboardInterrupt) as caught:
-        _fit(small_cnn())
-    assert caught.value.__cause__ is None
-    assert caught.value.__context__ is None

@@ -23,7 +23,6 @@ PROGRAM = Path(__file__).parent / "golden" / "check.py"
 
 @pytest.fixture(scope="module")
 def check() -> ModuleType:
-    """The program as a module."""
     spec = importlib.util.spec_from_file_location("golden_check", PROGRAM)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -40,17 +39,8 @@ def write_topic(folder: Path, topic: str, cases: list[dict[str, Any]], tensors: 
 
 def case(name: str, kind: str, config: dict[str, Any], inputs: list[str], outputs: list[str], tolerance: float) -> dict:
     keys = [{key: f"{name}/{key}" for key in names} for names in (inputs, outputs)]
-    return {
-        "name": name,
-        "kind": kind,
-        "variant": "as_published",
-        "config": config,
-        "inputs": keys[0],
-        "outputs": keys[1],
-        "rtol": tolerance,
-        "atol": tolerance,
-        "note": "",
-    }
+    tolerances = {"rtol": tolerance, "atol": tolerance}
+    return {"name": name, "kind": kind, "config": config, "inputs": keys[0], "outputs": keys[1]} | tolerances
 
 
 def basic_encoding(coordinates: Tensor, levels: int, base: float) -> Tensor:
@@ -67,40 +57,16 @@ def other_vectors(tmp_path: Path, rng: torch.Generator) -> Path:
     """A folder of vectors with shapes and values of its own, outputs computed by plain torch."""
     folder = tmp_path / "vectors"
     coordinates = torch.randint(0, 9, (7, 3), generator=rng)
-    tensors = {
-        "enc/coordinates": coordinates,
-        "enc/encoding": basic_encoding(coordinates, levels=6, base=0.9),
-    }
+    tensors = {"enc/coordinates": coordinates, "enc/encoding": basic_encoding(coordinates, levels=6, base=0.9)}
     config = {"type": "basic", "num_idxs": 3, "enc_levels": 6, "base": 0.9, "fusion_mode": "concat"}
     write_topic(folder, "encoding", [case("enc", "encoding", config, ["coordinates"], ["encoding"], 1e-9)], tensors)
 
-    predicted = torch.randn(4, 2, 7, 7, generator=rng)
-    upstream = torch.randn(4, 2, 3, 3, generator=rng)
-    gradient = torch.zeros_like(predicted)
-    gradient[..., 2:5, 2:5] = upstream
-    tensors = {
-        "centre/predicted.0": predicted,
-        "centre/upstream.0": upstream,
-        "centre/kernel_sizes": torch.tensor([3]),
-        "centre/sampled.0": predicted[..., 2:5, 2:5],
-        "centre/grad.0": gradient,
-    }
-    inputs, outputs = ["predicted.0", "upstream.0", "kernel_sizes"], ["sampled.0", "grad.0"]
-    config = {"sampling_mode": "center", "output_size": 7}
-    write_topic(folder, "sampling", [case("centre", "sampling", config, inputs, outputs, 0.0)], tensors)
-
     original, reconstructed = torch.randn(5, 2, 3, 3, generator=rng), torch.randn(5, 2, 3, 3, generator=rng)
-    difference = reconstructed - original
-    rmse = difference.square().mean().sqrt()
-    tensors = {
-        "rmse/original.0": original,
-        "rmse/reconstructed.0": reconstructed,
-        "rmse/value": rmse.reshape(()),
-        "rmse/grad.0": difference / (rmse * difference.numel()),
-    }
-    inputs, outputs = ["original.0", "reconstructed.0"], ["value", "grad.0"]
+    rmse = (reconstructed - original).square().mean().sqrt()
+    tensors = {"rmse/original.0": original, "rmse/reconstructed.0": reconstructed, "rmse/value": rmse}
     config = {"reconstruction_loss_type": "L2Loss"}
-    write_topic(folder, "losses", [case("rmse", "reconstruction_loss", config, inputs, outputs, 1e-5)], tensors)
+    inputs = ["original.0", "reconstructed.0"]
+    write_topic(folder, "losses", [case("rmse", "reconstruction_loss", config, inputs, ["value"], 1e-5)], tensors)
     return folder
 
 
@@ -119,21 +85,9 @@ def test_every_shared_vector_matches(check: ModuleType, shared: Path, capsys: py
     assert cases > 200
 
 
-def test_another_folder_of_the_format_matches(
-    check: ModuleType, other_vectors: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert check.main([str(other_vectors)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines[:-1]] == [
-        ["ok", "encoding/enc"],
-        ["ok", "losses/rmse"],
-        ["ok", "sampling/centre"],
-    ]
-
-
 @pytest.mark.parametrize(
     ("topic", "key", "size"),
-    [("encoding", "enc/encoding", 1e-6), ("sampling", "centre/grad.0", 1e-3), ("losses", "rmse/value", 1e-3)],
+    [("encoding", "enc/encoding", 1e-6), ("losses", "rmse/value", 1e-3)],
 )
 def test_a_tampered_value_is_noticed(
     check: ModuleType, other_vectors: Path, capsys: pytest.CaptureFixture[str], topic: str, key: str, size: float
@@ -157,10 +111,6 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) ->
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a stored NaN": (lambda f: edit_tensors(f, lambda t: t["enc/encoding"][0].fill_(math.nan)), "FAIL"),
-    "another shape": (
-        lambda f: edit_tensors(f, lambda t: t.update({"enc/encoding": t["enc/encoding"][:, :-1].contiguous()})),
-        "FAIL",
-    ),
     "an unknown kind": (
         lambda f: edit_manifest(f / "encoding.json", kind="encodings_of_tomorrow"),
         "unknown kind 'encodings_of_tomorrow'",
@@ -169,15 +119,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_manifest(f / "encoding.json", outputs={"encoding": "enc/encoding", "more": "enc/encoding"}),
         "FAIL",
     ),
-    "a tensor that is not stored": (
-        lambda f: edit_manifest(f / "encoding.json", inputs={"coordinates": "nowhere"}),
-        "FAIL",
-    ),
     "tensors without a manifest": (
         lambda f: shutil.copy(f / "losses.safetensors", f / "stray.safetensors"),
-        "stray.safetensors: no manifest refers to it",
+        "FAIL  stray.safetensors",
     ),
     "a manifest without tensors": (lambda f: (f / "losses.safetensors").unlink(), "FAIL"),
+    "an empty manifest": (lambda f: write_topic(f, "more", [], {"unused": torch.zeros(1)}), "has no cases"),
 }
 
 
@@ -191,13 +138,9 @@ def test_a_fault_is_noticed(
     assert says in capsys.readouterr().out
 
 
-def test_a_folder_of_empty_manifests_does_not_pass(check: ModuleType, tmp_path: Path) -> None:
-    write_topic(tmp_path, "encoding", [], {"unused": torch.zeros(1)})
-    assert check.main([str(tmp_path)]) == 1
-
-
 def test_the_command_exits_with_the_result(other_vectors: Path) -> None:
-    edit_manifest(other_vectors / "sampling.json", kind="unknown")
-    result = subprocess.run([sys.executable, str(PROGRAM), str(other_vectors)], capture_output=True, text=True)
-    assert result.returncode == 1, result.stderr
-    assert result.stdout.splitlines()[-1] == "2 of 3 vectors match"
+    for code, count in ((0, 2), (1, 1)):
+        result = subprocess.run([sys.executable, str(PROGRAM), str(other_vectors)], capture_output=True, text=True)
+        assert result.returncode == code, result.stderr
+        assert result.stdout.splitlines()[-1] == f"{count} of 2 vectors match"
+        edit_manifest(other_vectors / "losses.json", kind="unknown")

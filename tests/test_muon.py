@@ -89,12 +89,7 @@ def test_muon_is_made_of_the_keys_of_optim() -> None:
     config = OptimConfig(optimizer_type="muon", lr=0.3, momentum=0.7, betas=(0.4, 0.8), weight_decay=0.01)
     parameters = made([*MATRICES, *OTHERS])
     split = build_optimizer(config, parameters)
-    optimizer = split.optimizer
-    assert isinstance(optimizer, Muon)
-    assert [group["matrices"] for group in optimizer.param_groups] == [True, False]
-    for group in optimizer.param_groups:
-        assert (group["lr"], group["momentum"], group["betas"]) == (0.3, 0.7, (0.4, 0.8))
-        assert group["weight_decay"] == 0.01
+    assert isinstance(split.optimizer, Muon)
     by_hand = made([*MATRICES, *OTHERS])
     plain = Muon(by_hand[:4], by_hand[4:], 0.3, 0.7, (0.4, 0.8), 0.01)
     for step in range(4):

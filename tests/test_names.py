@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 import nern
-from nern import Config, NernError, registry
-from nern.analysis.plots import plot_run
-from nern.catalog import parameter_table
+from nern import NernError
 from nern.config import LoggingConfig
 from nern.config.checks import check_logging
-from nern.console import CleanConsole
-from nern.evaluation import LayerError
-from nern.originals import Original, OriginalNetwork, as_original
+from nern.originals import Original, as_original
 from nern.originals.taps import Taps
-from nern.training.loop import History
 from nern.weights_file import load_weights
 from runs import same
 
@@ -92,34 +83,8 @@ def test_globs_of_the_user_are_globs() -> None:
     network = odd(["a[0]", "a0", "b"])
     assert as_original(network, include=["a[0].weight"]).weight_names == ["a0.weight"]
     assert as_original(network, include=["a[[]0].weight"]).weight_names == ["a[0].weight"]
-    assert as_original(network, include=["a*.weight"]).weight_names == ["a[0].weight", "a0.weight"]
     with pytest.raises(NernError, match=r"write 'own\.a\[\[\]0\]'"):
         as_original(odd(["a[0]", "b"]), include=["own.a[0]"])
-
-
-def test_the_order_of_a_networks_own_choice_is_kept_in_its_file(tmp_path: Path) -> None:
-    class Backwards(OriginalNetwork):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3)
-
-        def get_learnable_weights(self) -> list[Tensor]:
-            return [self.second.weight, self.first.weight]
-
-    fitted = nern.fit(Backwards(), iterations=2, ratio=20.0, progress=False)
-    nern.save(fitted, tmp_path / "b.nern", nern.PackOptions(lossless=True))
-    assert same(nern.load(tmp_path / "b.nern").network(Backwards()).state_dict(), fitted.network().state_dict())
-
-
-def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
-    console = CleanConsole(file=io.StringIO(), width=200)
-    console.print(parameter_table("[b]net[/b] :smile:", as_original(odd()), every=True))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "[b]net[/b] :smile:" in text
-    assert all(f"{name}.weight" in text for name in ODD)
-    errors = [LayerError(name, 4, 1.0, 1.0) for name in ODD[:24]]
-    plot_run(tmp_path / "run.png", "$x_{$ and $y^", History(), errors)
-    assert (tmp_path / "run.png").is_file()
 
 
 def test_names_of_runs_stay_in_their_folder() -> None:
@@ -128,63 +93,3 @@ def test_names_of_runs_stay_in_their_folder() -> None:
     for name in ("..", ".", "../a", "a/../../b", "/a", "/", "", " ", "a\0"):
         with pytest.raises(NernError, match=r"logging\.exp_name .* must name a folder in logging\.log_dir"):
             check_logging(LoggingConfig(exp_name=name))
-
-
-class Line(nn.Module):
-    """Layers of odd names in a row; the last shares its name with a layer of the predictor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("[red]a[0]", "w*", "module", "0", "$x_{$", "weight:input", "#k", "a/b"):
-            self.add_module(name, nn.Conv2d(3 if len(list(self.children())) else 1, 3, 3, padding=1))
-        self.add_module("n:input", nn.BatchNorm2d(3))
-        self.layers = nn.ModuleList([nn.Linear(3, 10)])
-
-    def forward(self, images: Tensor) -> Tensor:
-        for module in list(self.children())[:-1]:
-            images = module(images)
-        scores: Tensor = self.layers[0](images.mean((2, 3)))
-        return scores
-
-
-@pytest.fixture
-def line(tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """A registered network, with weights in a file, as an entry of `networks`."""
-    nern.register_original("odd[b]*")(Line)
-    torch.save(Line().state_dict(), tmp_path / "w[0].pt")
-    task = {"task_name": "digits", "original_model_name": "odd[b]*"}
-    yield {"original_model_path": str(tmp_path / "w[0].pt"), "task": task}
-    registry.ORIGINALS.unregister("odd[b]*")
-
-
-@pytest.mark.parametrize("networks", [1, 2])
-def test_runs_of_any_names(networks: int, line: dict[str, Any], tmp_path: Path) -> None:
-    several = {"networks": [line] * networks} if networks > 1 else line | {"learn_fc_layer": True, "learn_norms": True}
-    config = Config.from_dict(
-        several
-        | {
-            "nern": {"hidden_layer_size": 8, "embeddings.permutations.permute_mode": "none"},
-            "num_iterations": 2,
-            "epochs": None,
-            "batch_size": 8,
-            "evaluation.test_images": 8,
-            "logging": {"exp_name": "g/[red]x$_{$", "log_dir": str(tmp_path), "verbose": True, "log_interval": 1},
-        }
-    )
-    console = CleanConsole(file=io.StringIO(), width=150)
-    run = Path(nern.train(config, console)["run_folder"])
-    assert run == tmp_path / "g" / "[red]x$_{$"
-    nern.pack(run, tmp_path / "a[0].nern", nern.PackOptions(lossless=True), console)
-    assert f"run folder: {run}" in console.file.getvalue()  # type: ignore[attr-defined]
-    original = torch.load(tmp_path / "w[0].pt")
-    for number in range(networks):
-        expected = nern.load_run(run, network=number).state_dict()
-        found = nern.load(tmp_path / "a[0].nern").network(number).state_dict()
-        assert expected.keys() == found.keys() == original.keys()
-        for name in expected:
-            torch.testing.assert_close(found[name], expected[name])
-        assert torch.equal(found["w*.bias"], original["w*.bias"])
-        assert not torch.equal(found["w*.weight"], original["w*.weight"])
-    if networks == 1:
-        scalars = set(EventAccumulator(str(run)).Reload().Tags()["scalars"])
-        assert {"weight_norm/layers.0.weight", "weight_norm/original.layers.0.weight"} <= scalars

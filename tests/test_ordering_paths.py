@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from itertools import permutations, product
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from nern.config import NernConfig
 from nern.errors import NernError
-from nern.ordering import PathCost, greedy_path, path_cost, solve_ordering
+from nern.ordering import greedy_path, path_cost, solve_ordering
 from nern.ordering.cost import METRICS
 from nern.ordering.greedy import _greedy_path, comparable_rows
-from nern.ordering.improve import LEAST_ROWS, improved_path, path_sum
+from nern.ordering.improve import improved_path, path_sum
 from nern.ordering.tree import tree_path
 from nern.representation import KernelTable, build_nern
 
@@ -34,7 +34,6 @@ all_modes = pytest.mark.parametrize("mode", MODES)
 
 
 def weights_of(*shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:
-    """Kernels of very different lengths."""
     rng = torch.Generator().manual_seed(seed)
     return [
         torch.randn(shape, generator=rng) * 10 ** torch.randn((*shape[:2], 1, 1), generator=rng) for shape in shapes
@@ -44,11 +43,9 @@ def weights_of(*shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:
 # Kernels that are hard for a tree, each kind in its own way: ties, duplicates, zeros, differences that vanish.
 KINDS: dict[str, Any] = {
     "normal": lambda rng, n, d: rng.standard_normal((n, d)),
-    "lengths": lambda rng, n, d: rng.standard_normal((n, d)) * 10.0 ** rng.uniform(-6, 2, (n, 1)),
     "single": lambda rng, n, d: rng.standard_normal((n, d)).astype(np.float32) * np.float32(1e-30),
     "clustered": lambda rng, n, d: few(rng, n, d) + 1e-4 * rng.standard_normal((n, d)),
     "quantised": lambda rng, n, d: rng.integers(-1, 2, (n, d)).astype(np.float32),
-    "scaled": lambda rng, n, d: (rng.integers(-1, 2, (n, d)) * rng.standard_normal((n, 1))).astype(np.float32),
     "sparse": lambda rng, n, d: rng.standard_normal((n, d)) * (rng.random((n, d)) < 0.2),
     "repeated": lambda rng, n, d: few(rng, n, d),
     "opposite": lambda rng, n, d: few(rng, n, d) * rng.choice([-1, 1], (n, 1)),
@@ -62,13 +59,8 @@ def few(rng: np.random.Generator, n: int, d: int) -> Array:
     return rng.standard_normal((3, d))[rng.integers(0, 3, n)]
 
 
-def kernels_of(kind: str, n: int, d: int, seed: int = 0) -> Array:
-    kernels: Array = KINDS[kind](np.random.default_rng(seed), n, d)
-    return kernels
-
-
 def rows_of(kind: str, n: int, d: int, metric: str, seed: int = 0) -> Array:
-    return comparable_rows(kernels_of(kind, n, d, seed), metric)
+    return comparable_rows(KINDS[kind](np.random.default_rng(seed), n, d), metric)
 
 
 def similarity(a: Array, b: Array, metric: str) -> float:
@@ -110,30 +102,16 @@ def soon(seconds: float = 30) -> float:
     return time.monotonic() + seconds
 
 
-# --- trees -------------------------------------------------------------------------------------------------------
-
-
 @both_metrics
 @settings(max_examples=60)
-@given(st.sampled_from(sorted(KINDS)), st.integers(1, 400), st.sampled_from([2, 3, 4, 9, 25]), st.integers(0, 10**6))
+@given(st.sampled_from(sorted(KINDS)), st.integers(1, 1500), st.sampled_from([2, 3, 4, 9, 25]), st.integers(0, 10**6))
 def test_the_tree_finds_the_plain_path(metric: str, kind: str, n: int, d: int, seed: int) -> None:
     rows, by_distance = rows_of(kind, n, d, metric, seed), metric == "distance"
     assert np.array_equal(tree_path(rows, by_distance), _greedy_path(rows, by_distance))
 
 
-@both_metrics
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_tree_finds_the_plain_path_of_many_rows(kind: str, metric: str) -> None:
-    kernels = kernels_of(kind, 5000, 9)
-    plain = _greedy_path(comparable_rows(kernels, metric), metric == "distance")
-    assert np.array_equal(greedy_path(kernels, metric=metric), plain)
-
-
 def test_a_hundred_thousand_equal_kernels_keep_their_order() -> None:
     assert np.array_equal(greedy_path(np.full((100_000, 9), 0.1, np.float32)), np.arange(100_000))
-
-
-# --- whole layers ------------------------------------------------------------------------------------------------
 
 
 @both_metrics
@@ -161,13 +139,6 @@ def test_zero_kernels_one_channel_and_one_filter_are_ordered(mode: str, shape: t
         assert all(torch.isfinite(w).all() for w in nern.reconstruct())
 
 
-@all_modes
-def test_threads_do_not_change_the_result(mode: str) -> None:
-    one, three = (solve_ordering(weights_of(*SHAPES), mode, num_workers=n).tensors() for n in (1, 3))
-    assert one.keys() == three.keys()
-    assert all(torch.equal(one[name], three[name]) for name in one)
-
-
 def test_what_cannot_be_ordered_is_refused() -> None:
     weights = weights_of(*SHAPES)
     with pytest.raises(NernError, match="crossfilter, infilter, infilter_path, none"):
@@ -177,33 +148,6 @@ def test_what_cannot_be_ordered_is_refused() -> None:
     weights[1][0, 0] = math.nan
     with pytest.raises(NernError, match="learnable weight 1 holds values that are not finite"):
         solve_ordering(weights, "crossfilter")
-
-
-# --- improvement -------------------------------------------------------------------------------------------------
-
-
-@both_metrics
-@settings(max_examples=40)
-@given(
-    st.sampled_from(sorted(KINDS)), st.integers(1, 80), st.sampled_from([2, 9]), st.integers(0, 10**6), st.booleans()
-)
-def test_an_improved_path_is_never_longer(metric: str, kind: str, n: int, d: int, seed: int, greedy: bool) -> None:
-    rows, whole = rows_of(kind, n, d, metric, seed), None if metric == "distance" else 1.0
-    path = _greedy_path(rows, whole is None) if greedy else np.random.default_rng(seed).permutation(n)
-    better = improved_path(rows, path, soon(), whole)
-    assert is_permutation(better, n)
-    assert path_sum(rows, whole, better) <= path_sum(rows, whole, path)
-    assert np.array_equal(better, improved_path(rows, path, soon(), whole))
-
-
-def test_small_paths_become_the_shortest_and_the_smallest_are_left_alone() -> None:
-    for seed in range(5):
-        rows = rows_of("normal", 7, 9, "cosine", seed)
-        least = min(path_sum(rows, 1.0, np.array(p)) for p in permutations(range(7)))
-        found = path_sum(rows, 1.0, improved_path(rows, _greedy_path(rows, False), soon()))
-        assert found == pytest.approx(least, rel=0.02)
-    for n in range(1, LEAST_ROWS):
-        assert improved_path(rows[:n], np.arange(n), soon()).tolist() == list(range(n))
 
 
 @both_metrics
@@ -228,17 +172,12 @@ def test_an_improved_ordering_costs_no_more(mode: str, metric: str, seed: int, z
         weights[0][::2] = 0
     before = solve_ordering(weights, mode, 2, metric=metric)
     after = solve_ordering(weights, mode, 2, improve_seconds=0.05, metric=metric)
-    assert before.cost is not None
-    assert after.cost is not None
     assert (after.metric, after.cost.metric) == (metric, metric)
     assert before.cost.final == before.cost.greedy == after.cost.greedy == pytest.approx(path_cost(weights, before))
     assert after.cost.final <= after.cost.greedy
     assert after.cost.final == pytest.approx(path_cost(weights, after))
     for positions, (filters, channels, _, _) in zip(after.positions(SHAPES), SHAPES, strict=True):
         assert is_permutation(positions, filters * channels)
-
-
-# --- cost --------------------------------------------------------------------------------------------------------
 
 
 def steps(path: Tensor, metric: str) -> float:
@@ -264,13 +203,3 @@ def test_the_cost_is_summed_along_the_paths_of_the_mode(metric: str) -> None:
         expected["infilter"] += sum(steps(f, metric) for f in grid) + steps(grid[within["filter_order"]], metric)
     for mode, ordering in orderings.items():
         assert path_cost(weights, ordering) == pytest.approx(expected[mode])
-    other = next(m for m in METRICS if m != metric)
-    assert path_cost(weights, orderings["crossfilter"], other) > path_cost(
-        weights, solve_ordering(weights, "crossfilter", improve_seconds=0.1, metric=other)
-    )
-
-
-@pytest.mark.parametrize("text", ["", "1", "[1]", "[1, 2, 3]", '["a", "b"]', "[1, NaN]", "{"])
-def test_a_damaged_cost_is_refused(text: str) -> None:
-    with pytest.raises(NernError, match="is not a path cost"):
-        PathCost.from_json(text)

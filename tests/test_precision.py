@@ -48,8 +48,6 @@ Make = Callable[..., Trainer]
 
 @pytest.fixture
 def make(small_cnn: Callable[..., nn.Module]) -> Make:
-    """Makes a trainer of a small network."""
-
     def trainer(given_task: Any = None, **settings: Any) -> Trainer:
         config = Config.from_dict(SETTINGS | settings).check()
         original = as_original(small_cnn(0))
@@ -87,11 +85,9 @@ def test_every_loss_in_16_bits_is_nearly_that_in_float32(make: Make, key: str, n
     losses, low = (trainer.differentiate([batch()], ROWS) for trainer in (whole, lower))
     assert set(low.terms) == {"reconstruction", "feature_maps", "distillation", "task"}
     for term, value in losses.terms.items():
-        assert torch.isfinite(low.terms[term])
         assert low.terms[term].dtype == torch.float32
         assert float(low.terms[term]) == pytest.approx(float(value), rel=0.05, abs=5e-3), term
-    # It is another arithmetic.
-    assert any(float(low.terms[term]) != float(value) for term, value in losses.terms.items())
+    assert low.terms != losses.terms  # it is another arithmetic
     expected, found = gradients(whole), gradients(lower)
     assert found.keys() == expected.keys()
     assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in found.values())
@@ -103,14 +99,11 @@ def test_every_loss_in_16_bits_is_nearly_that_in_float32(make: Make, key: str, n
 def test_training_in_16_bits_keeps_parameters_in_float32_and_lowers_the_loss(make: Make, optimizer: str) -> None:
     rate = 1e-3 if optimizer == "sgd" else 5e-3
     trainer = make(precision="bf16", **{"optim.optimizer_type": optimizer, "optim.lr": rate})
-    before = parameters(trainer)
     losses = [float(trainer.train_step([batch()], None).total) for _ in range(20)]
     after = parameters(trainer)
     assert losses[-1] < losses[0]
     assert all(p.dtype == torch.float32 for p in after.values())
     assert any((p != p.bfloat16().float()).any() for p in after.values())
-    assert all(not torch.equal(after[name], before[name]) for name in after if name.endswith("weight"))
-    assert all(p.dtype == torch.float32 for m in trainer.members for p in m.original.network.parameters())
 
 
 def test_evaluations_do_not_depend_on_the_precision_of_training(make: Make) -> None:
@@ -128,8 +121,6 @@ def test_evaluations_do_not_depend_on_the_precision_of_training(make: Make) -> N
         weights.append(trainer.nern.reconstruct())
     assert torch.equal(together(states[0]), together(states[1]))  # the same predictor
     assert records[0] == records[1]
-    assert records[0][0]["test"]["images"] == 20
-    assert all(w.dtype == torch.float32 for w in weights[1])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
@@ -153,9 +144,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
 
 
 BY_IMAGE = [(key, name) for key, name in EVERY_LOSS if KEYS[key].info(name).get("by_image")]
-AS_A_WHOLE = [
-    (key, name) for key, name in EVERY_LOSS if "reconstruction" not in key and not KEYS[key].info(name).get("by_image")
-]
+AS_A_WHOLE = [(key, name) for key, name in EVERY_LOSS if (key, name) not in BY_IMAGE and "reconstruction" not in key]
 
 
 @pytest.mark.parametrize("rows", [ROWS, None], ids=["drawn", "all"])

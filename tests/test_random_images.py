@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-import nern
-from nern import Config, NernError, registry
+from nern import Config, registry
 from nern.config import TaskConfig
 from nern.originals import Original
 from nern.randomness import generator
@@ -22,17 +21,12 @@ KINDS = tuple(registry.RANDOM_IMAGES)
 SHAPES = [(1, 8, 8), (3, 13, 9)]
 
 
-# --- every kind --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_are_normalised_whatever_their_shape(kind: str, shape: tuple[int, int, int]) -> None:
     section = TaskConfig(use_random_data=True, random_data=kind)
     images = registry.RANDOM_IMAGES[kind](shape, section, 0, CPU, None)(300, generator(0, "test", 0))
-    assert images.shape == (300, *shape)
-    assert images.dtype == torch.float32
-    assert torch.isfinite(images).all()
+    assert (images.shape, images.dtype) == ((300, *shape), torch.float32)
     assert abs(float(images.mean())) < 0.35
     assert 0.7 < float(images.std()) < 1.35
     assert float(images.abs().max()) < 3
@@ -43,16 +37,9 @@ def test_images_are_normalised_whatever_their_shape(kind: str, shape: tuple[int,
     assert len(images[:10].flatten(1).unique(dim=0)) > 5  # a pool may be drawn from twice
 
 
-def stream(kind: str, seed: int = 0, batch_size: int = 50, held_out: int = 30) -> Any:
-    """The task of digits with images made up."""
-    settings = DataSettings(
-        batch_size=batch_size,
-        eval_batch_size=20,
-        num_workers=0,
-        seed=seed,
-        held_out_images=held_out,
-        test_images=0,
-    )
+def stream(kind: str, seed: int) -> Any:
+    sizes = {"batch_size": 50, "eval_batch_size": 20, "held_out_images": 30, "test_images": 0}
+    settings = DataSettings(**sizes, num_workers=0, seed=seed)
     return build_task(TaskConfig(use_random_data=True, random_data=kind), settings, CPU)
 
 
@@ -64,15 +51,11 @@ def test_batches_are_a_function_of_seed_and_step(kind: str) -> None:
     images, labels = one.batch(5)
     assert labels is None
     assert images.shape == (50, 1, 8, 8)
-    one.batch(6)
     assert torch.equal(one.batch(5)[0], images)
     assert torch.equal(again.batch(5)[0], images)
     assert not torch.equal(other.batch(5)[0], images)
     assert not torch.equal(one.batch(6)[0], images)
     assert not torch.equal(one.batch(5 + 24)[0], images)  # the next epoch has images of its own
-
-
-# --- runs --------------------------------------------------------------------------------------------------------
 
 
 BASE = SHORT | {
@@ -103,23 +86,8 @@ def test_a_run_needs_no_dataset_and_goes_on_exactly(kind: str, of_kind: Callable
     assert set(metrics["best"]["held_out"]) == {"images", "agreement", "divergence"}
     assert metrics["best"]["held_out"]["images"] == 20
     losses = folder.load_state()["losses"]
-    assert [record["step"] for record in losses] == [0, 1, 2]
     assert all({"feature_maps", "distillation"} <= record.keys() for record in losses)
-    assert torch.isfinite(torch.tensor(losses[-1]["total"]))
-    nern.load_run(folder.root)
     assert_same_result(folder, resume(interrupted(config, 2)))
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"task.random_data": "leaves"}, r"task\.random_data is 'leaves', but task\.use_random_data is not set"),
-        ({"task.random_data": "leafs", "task.use_random_data": True}, "made-up images .*did you mean 'leaves'"),
-    ],
-)
-def test_bad_settings_are_one_clear_error(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(NernError, match=message):
-        Config.from_dict(values)
 
 
 def test_a_kind_of_one_s_own_is_used(of_kind: Callable[..., Config]) -> None:

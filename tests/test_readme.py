@@ -41,7 +41,6 @@ def commands(text: str) -> list[list[str]]:
 
 
 def shortened(command: list[str]) -> list[str]:
-    """A command with few steps and images."""
     few = ["4" if part == "4000" else part for part in command]  # steps of a run made longer
     match command[0]:
         case "train" if "--recipe" in command:
@@ -61,9 +60,7 @@ def test_three_lines_pack_and_load_a_network(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     code = blocks("python")[0]
     assert len(code.split("\n\n", 1)[1].strip().splitlines()) == 2
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten()
-    )
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
     names: dict[str, object] = {"network": network, "images": torch.randn(8, 3, 8, 8)}
     exec(code.replace("size=57_000", "bits=6"), names)
     rebuilt = names["network"]
@@ -130,62 +127,45 @@ def test_ten_lines_fit_a_network(
     assert "relative error" in capsys.readouterr().out
 
 
-def test_own_network_and_task_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    code, *_ = blocks("python", EXTEND)
-    config, *_ = blocks("yaml", EXTEND)
-    Path("mine.py").write_text(code)
-    Path("config.yaml").write_text(config)
-    names: dict[str, object] = {}
-    try:
-        exec(code, names)
-        torch.save(names["MyNetwork"]().state_dict(), "mine.pt")  # type: ignore[operator]
-        registry.ORIGINALS.unregister("MyNetwork")
-        registry.TASKS.unregister("mybenchmark")
-        assert main(["train", "--config_path", "config.yaml", *SHORT, "--loss_warmup_iterations", "1"]) == 0
-        assert Path("outputs/NeRN_Train/metrics.json").is_file()
-    finally:
-        registry.ORIGINALS.unregister("MyNetwork")
-        registry.TASKS.unregister("mybenchmark")
+# The name of each file of code in the docs, and what it registers.
+EXTENSIONS: list[tuple[str, list[tuple[registry.Registry[Any], str]]]] = [
+    ("mine.py", [(registry.ORIGINALS, "MyNetwork"), (registry.TASKS, "mybenchmark")]),
+    ("omega.py", [(registry.PREDICTORS, "kxk_omega"), (registry.LOSS_TERMS, "agreement")]),
+    ("parts.py", [(registry.ENCODINGS, "order_linear"), (registry.ORDERINGS, "by_norm")]),
+]
 
 
-def test_components_of_the_docs_train_and_are_kept(
-    tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", range(3), ids=[name for name, _ in EXTENSIONS])
+def test_own_components_of_the_docs_train_and_are_kept(
+    number: int, tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("omega.py").write_text(blocks("python", EXTEND)[1])
-    Path("config.yaml").write_text(blocks("yaml", EXTEND)[1])
-    omega = re.search(r"`(--nern.method.name [^`]*)`", EXTEND)
-    assert omega is not None
-    options = [*omega.group(1).split(), "--original_model_path", str(original), "--loss_warmup_iterations", "0"]
+    name, registered = EXTENSIONS[number]
+    code = blocks("python", EXTEND)[number]
+    Path(name).write_text(code)
+    Path("config.yaml").write_text(blocks("yaml", EXTEND)[number])
+    options = ["--original_model_path", str(original), "--loss_warmup_iterations", "0"]
+    if name == "omega.py":
+        options += re.findall(r"`(--nern.method.name [^`]*)`", EXTEND)[0].split()
     try:
+        if name == "mine.py":
+            names: dict[str, Any] = {}
+            exec(code, names)
+            torch.save(names["MyNetwork"]().state_dict(), "mine.pt")
+            for entries, own in registered:
+                entries.unregister(own)
+            options = options[2:]
         assert main(["train", "--config_path", "config.yaml", *SHORT, *options]) == 0
         state = torch.load("outputs/NeRN_Train/state.pt", weights_only=True)
-        assert {"agreement", "distillation"} <= state["losses"][-1].keys()
-        assert main(["pack", "outputs/NeRN_Train", "-o", "run.nern"]) == 0
-        assert main(["info", "run.nern"]) == 0
-    finally:
-        registry.PREDICTORS.unregister("kxk_omega")
-        registry.LOSS_TERMS.unregister("agreement")
-
-
-def test_encoding_and_ordering_of_the_docs_train_and_are_kept(
-    tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("parts.py").write_text(blocks("python", EXTEND)[2])
-    Path("config.yaml").write_text(blocks("yaml", EXTEND)[2])
-    options = ["--original_model_path", str(original), "--loss_warmup_iterations", "0"]
-    try:
-        assert main(["train", "--config_path", "config.yaml", *SHORT, *options]) == 0
+        assert name != "omega.py" or {"agreement", "distillation"} <= state["losses"][-1].keys()
         network = nern.load_run("outputs/NeRN_Train")
         assert main(["pack", "outputs/NeRN_Train", "-o", "run.nern", "--lossless", "true"]) == 0
-        again = nern.load("run.nern").network().state_dict()
-        for name, value in network.state_dict().items():
-            torch.testing.assert_close(again[name], value)
+        again = nern.load("run.nern").state_dict()
+        for key, value in network.state_dict().items():
+            torch.testing.assert_close(again[key], value)
     finally:
-        registry.ENCODINGS.unregister("order_linear")
-        registry.ORDERINGS.unregister("by_norm")
+        for entries, own in registered:
+            entries.unregister(own)
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +178,8 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory, no_pictures: None) -> P
     short = [*SHORT_PHASES, "--logging.tracker", "none", "--logging.log_dir", str(folder / "outputs")]
     assert main(["train", "--config_path", str(folder / "config.yaml"), *short]) == 0
     assert load_steps(folder / "outputs" / "quickstart" / "checkpoints" / "best.pt") is not None
-    assert (
-        main(["pack", str(folder / "outputs" / "quickstart"), "-o", str(folder / "outputs" / "quickstart.nern")]) == 0
-    )
+    run = str(folder / "outputs" / "quickstart")
+    assert main(["pack", run, "-o", f"{run}.nern"]) == 0
     return folder
 
 
@@ -241,9 +220,7 @@ def test_documented_commands_run(page: str, expected: dict[str, int], documented
             with pytest.raises(SystemExit) as stopped:
                 main(command)
             assert stopped.value.code == 0
-        elif command[0] != "quickstart" and not (
-            page == "compress.md" and command in commands(README)
-        ):  # see the fixture
+        elif command[0] != "quickstart" and (page != "compress.md" or command not in commands(README)):
             assert main(shortened(command)) == 0, command
     if page == "README.md":
         for network in (nern.load_run("outputs/resnet20"), nern.load("resnet20.nern").network()):
@@ -328,9 +305,8 @@ def test_links_in_the_documentation_lead_somewhere(path: str) -> None:
 
 
 def test_messages_and_comments_name_pages_that_exist() -> None:
-    files = [
-        f for folder in ("src", "tests", "benchmarks", "experiments", "tools") for f in (ROOT / folder).rglob("*.*")
-    ]
+    folders = ("src", "tests", "benchmarks", "experiments", "tools")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.*")]
     texts = {f: f.read_text(encoding="utf-8") for f in files if f.suffix in (".py", ".yaml", ".md", ".sh")}
     named = {(name, f) for f, text in texts.items() for name in re.findall(r"docs[/\\]+([\w-]+)\\?\.md", text)}
     assert named

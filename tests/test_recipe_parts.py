@@ -78,8 +78,7 @@ def test_a_checkpoint_brings_the_ordering_of_its_run(configure: Configure, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("teacher.original_model_name", "ResNet8"), ("teacher.mirrored", True), ("learn_fc_layer", True)],
+    ("key", "value"), [("teacher.original_model_name", "ResNet8"), ("teacher.mirrored", True), ("learn_fc_layer", True)]
 )
 def test_fit_refuses_what_needs_images(key: str, value: object, small: nn.Module) -> None:
     config = nern.fit_config(2)

@@ -41,14 +41,6 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Any:
     return parse
 
 
-@pytest.mark.parametrize("text", ["", "seed: 0\n", "recipe: published\n"])
-def test_a_file_without_a_recipe_means_the_published_defaults(tmp_path: Path, typed: Any, text: str) -> None:
-    path = write(tmp_path, text)
-    assert Config.load(path) == Config().check()
-    assert Config.load(path).recipe == "published"
-    assert typed("--config_path", path) == Config().check()
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_a_recipe_is_the_same_from_everywhere(tmp_path: Path, typed: Any, name: str) -> None:
     named = Config.of_recipe(name)
@@ -58,6 +50,7 @@ def test_a_recipe_is_the_same_from_everywhere(tmp_path: Path, typed: Any, name: 
     write(tmp_path, f"recipe: {name}\n", "beneath.yaml")
     heir = write(tmp_path, "base: beneath.yaml\n", "heir.yaml")
     empty = write(tmp_path, "", "empty.yaml")
+    assert Config.load(empty) == typed("--config_path", empty) == Config().check()
     assert Config.load(path) == Config.load(heir) == Config.from_dict({"recipe": name}) == named
     assert typed("--config_path", path) == typed("--config_path", heir) == named
     assert typed("--recipe", name) == typed(f"--recipe={name}") == named

@@ -12,7 +12,6 @@ from nern import Config, NernError
 from nern.objectives.curvature import curvatures
 from nern.originals.norm_fitting import fitted_norms
 from nern.tasks.streams import first_images
-from nern.training.phases import phases_of
 from runs import SHORT, assert_same_result, build, interrupted, resume, same, train
 
 BASE: dict[str, Any] = SHORT | {
@@ -31,25 +30,8 @@ BASE: dict[str, Any] = SHORT | {
 Configure = Callable[..., Config]
 
 
-def test_phases_and_what_they_weigh_by(configure: Configure) -> None:
-    phases = phases_of(configure(), 10)
-    assert [(p.name, p.begins, p.steps, p.curvature_images > 0) for p in phases] == [
-        ("reconstruction", 0, 2, False),
-        ("refinement", 2, 3, True),
-        ("distillation", 5, 2, True),
-    ]
-    assert phases[1].images_from == phases[1].ends
-    assert phases[1].optim.lr == 2e-3
-    without = phases_of(configure({"refinement.iterations": 0}), 10)
-    assert [(p.name, p.curvature_images > 0) for p in without] == [("reconstruction", False), ("distillation", True)]
-    off = {"refinement.iterations": None, "refinement.images": 1024, "refinement.optim.lr": None}
-    off["refinement.optim.optimizer_type"] = None
-    assert not any(p.curvature_images for p in phases_of(configure(off), 10))
-
-
 @pytest.mark.parametrize("rows", ["all", "drawn"])
 def test_the_loss_is_the_root_of_the_form(configure: Configure, rows: str) -> None:
-    """By all rows at once, or by filters drawn."""
     given = {"nern.reconstruction_rows": rows, "refinement.weights_batch_method": "random_filters"}
     trainer = build(configure(given))
     original = trainer.members[0].original

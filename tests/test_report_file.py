@@ -13,7 +13,6 @@ import torch
 import nern
 from artifact_parts import SHAPES, make, save, with_description
 from nern import DamagedFileError, NernError
-from nern.analysis.content import Evaluation
 from nern.cli import main
 from nern.config import TaskConfig
 from nern.jobs.artifacts import verify
@@ -29,7 +28,6 @@ NOTHING_TO_COMPARE = "Left out: the original's weights were not given (--origina
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A NeRN of a network for digits."""
     shipped = shipped_file("pretrained:digits-resnet8.nern", NERN, "NeRN")
     return Path(shutil.copy(str(shipped), tmp_path / "net.nern"))
 
@@ -88,9 +86,7 @@ def test_accuracy_is_that_of_verify(file: Path) -> None:
     assert alone.figures == {"test": {"reconstructed": expected}}
     beside = content(file, 20, ORIGINAL, DIGITS, None).networks[0]
     found, evaluation = beside.figures["test"]["reconstructed"], beside.evaluation
-    assert (found["images"], found["top1"], found["top5"]) == tuple(expected[k] for k in ("images", "top1", "top5"))
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    assert isinstance(evaluation, Evaluation)
+    assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-5)
     assert len(evaluation.labels) == 20
     images, _ = next(iter(evaluation.images.batches(20)))
     with torch.no_grad():  # its batch norms hold other statistics than the original's
@@ -111,15 +107,6 @@ def test_with_original_and_task_all_is_there(file: Path, tmp_path: Path, quickly
     assert list(numbers) == ["errors", "smoothness", "importance", "classes"]
 
 
-def test_file_that_ships_with_nern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quickly: None) -> None:
-    monkeypatch.chdir(tmp_path)
-    page = nern.report("pretrained:digits-resnet8.nern", console=quiet())
-    assert page == Path("digits-resnet8_report.html")
-    assert page.is_file()
-    with pytest.raises(NernError, match="pretrained:digits-resnet8"):
-        nern.report("pretrained:digits.nern", console=quiet())
-
-
 def test_several_networks_have_sections_each(two: Path, tmp_path: Path, quickly: None) -> None:
     weights = weights_of(tmp_path / "own.pt")
     page = nern.report(two, tmp_path / "page.html", original_model_path=weights, network=1, console=quiet())
@@ -128,11 +115,6 @@ def test_several_networks_have_sections_each(two: Path, tmp_path: Path, quickly:
     assert found.figures() == [f"2-{name}" for name in ("layers", "kernels", "smoothness", "gallery")]
     assert "small (2)" in found.text
     assert NOTHING_TO_COMPARE in found.of("1-errors")
-    told = content(two, 0, weights, None, 1).networks[1]
-    state, given = nern.load(two).state_dict(1), torch.load(weights, weights_only=True)
-    for name, own, original in zip(told.layers, told.weights, told.original, strict=True):
-        assert torch.equal(own.flatten(), state[name].flatten())
-        assert torch.equal(original.flatten(), given[name].flatten())
     with pytest.raises(NernError, match="the file holds 2 networks: --network N"):
         nern.report(two, original_model_path=weights, console=quiet())
     with pytest.raises(NernError, match=r"--network \(=2\) must be below 2"):
@@ -155,17 +137,14 @@ def test_mistakes_are_told_before_weights_are_predicted(
     called = save(tmp_path / "called.nern", calling)
     short = weights_of(tmp_path / "short.pt", w1=torch.zeros(2, 2))
     cases: list[tuple[Path, dict[str, Any], str]] = [
-        (tmp_path / "gone", {}, "gone is neither a run folder nor a .nern file"),
         (text, {}, "text.nern is not a .nern file"),
         (damaged, {}, "damaged.nern is damaged"),
         (file, {"limit": 1000}, "limit"),
-        (file, {"original_model_path": "gone.pt"}, "no such file: gone.pt"),
         (file, {"original_model_path": str(tmp_path / "small.pt")}, "small.pt does not fit .*another shape"),
         (called, {"original_model_path": ORIGINAL}, "the file names the function 'os:getcwd', which is not called"),
         (file, {"task": TaskConfig(task_name="cifar100"), "original_model_path": ORIGINAL}, "ResNet8.*cifar100"),
         (two, {"task": DIGITS, "network": 0}, "held as a state dict only"),
         (two, {"original_model_path": str(short), "network": 0}, r"w1 has the shape \(2, 2\)"),
-        (file, {"images": -1}, r"--images \(=-1\)"),
     ]
     for path, options, message in cases:
         with pytest.raises(NernError, match=message) as error:

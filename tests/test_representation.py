@@ -14,9 +14,8 @@ from torch import Tensor
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.errors import NernError
 from nern.files import save_torch
-from nern.ordering import solve_ordering
 from nern.registry import NORM_LAYERS, PREDICTORS
-from nern.representation import Heads, KernelTable, build_nern, build_predictor, parameters_of, sample_kernels
+from nern.representation import Heads, KernelTable, build_nern, build_predictor, sample_kernels
 from runs import random_weights
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
@@ -93,11 +92,6 @@ def test_every_predictor_trains_all_its_parameters(method: str, norm_layer: str,
             assert parameter.grad.any(), name  # a batch norm takes the bias before it away
 
 
-def test_the_number_of_parameters_is_that_of_the_published_experiment() -> None:
-    predictor = build_predictor("kxk", seed=0, input_size=240, num_blocks=5, hidden_layer_size=180)
-    assert parameters_of(predictor) == 142_749
-
-
 def test_a_checkpoint_of_another_predictor_is_refused_and_says_where_to_look(tmp_path: Path) -> None:
     save_torch(tmp_path / "predictor.pt", build_predictor("kxk", 5, input_size=8, num_blocks=4).state_dict())
     with pytest.raises(NernError) as error:
@@ -138,17 +132,6 @@ def test_reconstructing_leaves_mode_and_statistics_as_they_are(training: bool) -
     assert all(torch.equal(a, b) for a, b in zip(weights, nern.eval().weights(), strict=True))
 
 
-@pytest.mark.parametrize("mode", ["crossfilter", "infilter"])
-def test_a_nern_encodes_the_ordered_coordinates(mode: str) -> None:
-    weights = random_weights(SHAPES)
-    table = KernelTable.of(weights)
-    ordering = solve_ordering(weights, mode)
-    plain, ordered = build_nern(config(), table, None, seed=0), build_nern(config(), table, ordering, seed=0)
-    for layer, positions in enumerate(ordering.positions(table.shapes)):
-        served = ordered.encoded(table.layer(layer))
-        assert torch.equal(served, plain.encoded(table.layer(layer))[positions])
-
-
 @given(networks_of_all_kinds, st.sampled_from([3, 5]))
 def test_weights_of_all_kinds_survive_the_way_through_rows(shapes: list[tuple[int, ...]], num_idxs: int) -> None:
     weights = random_weights(shapes)
@@ -166,30 +149,6 @@ def test_weights_of_all_kinds_survive_the_way_through_rows(shapes: list[tuple[in
     assert all(torch.equal(a, b) for a, b in zip(restored, weights, strict=True))
 
 
-@given(networks_of_all_kinds, st.lists(st.integers(0, 10**6), max_size=20), st.sampled_from(["per_size", "shared"]))
-def test_splitting_rows_keeps_their_order_and_repeats(
-    shapes: list[tuple[int, ...]], numbers: list[int], kind: str
-) -> None:
-    heads = Heads.build(KernelTable.of(random_weights(shapes)), kind, output_size=9)
-    rows = torch.tensor([number % heads.table.rows for number in numbers], dtype=torch.int64)
-    parts = heads.split(rows)
-    assert len(parts) == len(heads.sizes)
-    for head, (of_head, local) in enumerate(parts):
-        mine = set(heads.rows(head).tolist())
-        assert of_head.tolist() == [row for row in rows.tolist() if row in mine]
-        assert torch.equal(heads.rows(head)[local], of_head)
-    assert sum(len(of_head) for of_head, _ in parts) == len(rows)
-
-
 def test_a_kernel_larger_than_the_shared_head_names_both_ways_out() -> None:
     with pytest.raises(NernError, match=r"weight 4 has 1 x 4 kernels.*nern.output_size to at least 4, or .*per_size"):
         Heads.build(KernelTable.of(random_weights(ALL_KINDS[:5])), "shared", output_size=3)
-
-
-def test_heads_share_all_layers_but_the_last() -> None:
-    nern = build_nern(config(), KernelTable.of(random_weights(ALL_KINDS)), None, seed=0)
-    layers = [f"layers.{i}.{name}" for i in range(2) for name in ("weight", "bias")]
-    heads = [f"final_linear_layers.{h}x{w}.{name}" for h, w in nern.heads.sizes for name in ("weight", "bias")]
-    assert list(nern.predictor.state_dict()) == layers + heads
-    sum(w.square().sum() for w in nern.weights()).backward()
-    assert all(p.grad is not None and p.grad.any() for p in nern.predictor.parameters())

@@ -98,11 +98,7 @@ def test_a_retired_key_is_no_option(key: str, capsys: pytest.CaptureFixture[str]
     ("values", "name", "choices"),
     [
         ({"nern.embeddings.permutations.permute_mode": "channels"}, "channels", "crossfilter, infilter"),
-        (
-            {"task.use_random_data": True, "task.random_data": "spectrum"},
-            "spectrum",
-            "leaves, scenes, uniform",
-        ),
+        ({"task.use_random_data": True, "task.random_data": "spectrum"}, "spectrum", "leaves, scenes, uniform"),
         ({"task.use_random_data": True, "task.random_data": "inversion"}, "inversion", "leaves, scenes, uniform"),
         ({"networks": [{"task": {"use_random_data": True, "random_data": "spectrum"}}]}, "spectrum", "leaves"),
     ],

@@ -20,7 +20,6 @@ QUIET = Console(quiet=True)
 
 
 def card(name: str) -> str:
-    """Of a NeRN."""
     file = Path(nern.__file__).parent / "pretrained" / f"{name.removeprefix(SHIPPED)}.md"
     return file.read_text(encoding="utf-8")
 

@@ -15,13 +15,7 @@ from torch import Tensor, nn
 import nern
 from nern import NernError
 from nern.compat import import_torchvision
-from nern.originals import (
-    InputFormat,
-    Original,
-    build_network,
-    build_original,
-    build_original_network,
-)
+from nern.originals import InputFormat, Original, build_network, build_original, build_original_network
 from nern.originals.input_format import input_format
 from runs import same
 
@@ -72,9 +66,6 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
     return same(dict(a.state_dict()), dict(b.state_dict()))
 
 
-# --- by name -----------------------------------------------------------------------------------------------------
-
-
 def test_networks_of_libraries_are_built_by_name() -> None:
     network = build_network("torchvision:squeezenet1_1", {"num_classes": 7, "dropout": 0.1})
     assert type(network) is torchvision.models.SqueezeNet
@@ -91,14 +82,6 @@ def test_functions_and_classes_of_the_user_s_are_built(mine: Path, source: str) 
     network = build_network(f"{source}:Net", {"width": 6}, optional={"num_classes": 5, "in_channels": 2, "more": 1})
     assert network[0].weight.shape == (6, 2, 3, 3)
     assert network[2].out_features == 5
-
-
-@pytest.mark.usefixtures("rng_untouched")
-@pytest.mark.parametrize("name", ["torchvision:squeezenet1_1", "timm:resnet10t", "mine.py:make"])
-def test_random_weights_are_a_function_of_the_seed(mine: Path, name: str) -> None:
-    first, again, other = (build_network(name, seed=seed) for seed in (1, 1, 2))
-    assert same_weights(first, again)
-    assert not same_weights(first, other)
 
 
 @pytest.fixture
@@ -119,12 +102,7 @@ def test_random_weights_fetch_nothing(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        (
-            "torchvision:resnet81",
-            {},
-            r"torchvision has no network 'resnet81'; the nearest are: resnet18.*nern list torch",
-        ),
-        ("torchvision:qqqqqqqq", {}, r"no network 'qqqqqqqq' \(`nern list torchvision` shows all \d+\)"),
+        ("torchvision:resnet81", {}, r"torchvision has no network 'resnet81'; the nearest are: resnet18.*nern list"),
         ("timm:resnet10t.c9_in1k", {}, r"timm has no 'resnet10t\.c9_in1k'; pretrained tags of resnet10t: c3_in1k"),
         ("mine.py:mak", {}, r"mine\.py has no function or class 'mak'; it has: Net, fails, listing, make"),
         ("absent.py:make", {}, r"no such file: .*absent\.py.*mine\.py"),
@@ -132,7 +110,6 @@ def test_random_weights_fetch_nothing(name: str) -> None:
         ("mine.py:fails", {}, r"mine\.py:fails cannot be built with \{\}: out of luck"),
         ("broken.py:make", {}, r"task\.original_model_name: .*broken\.py.*nothing_of_this_name"),
         ("mine.py:make", {"classes": 3}, "unknown argument of mine.py:make 'classes'; did you mean 'num_classes'"),
-        ("timm:resnet10t", {"classes": 3}, "timm:resnet10t cannot be built with .*'classes'"),
         ("torchvision:squeezenet1_1", {"in_channels": 1}, "squeezenet1_1 takes images of 3 channels, not 1"),
     ],
 )
@@ -141,9 +118,6 @@ def test_names_and_arguments_that_are_not_there_are_one_clear_error(
 ) -> None:
     with pytest.raises(NernError, match=message):
         build_network(name, kwargs)
-
-
-# --- the networks of the published experiments ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -157,13 +131,6 @@ def resnet18() -> Original:
             module.running_mean.normal_(generator=rng)
             module.bias.data.normal_(generator=rng)
     return original
-
-
-def test_resnet18_represents_the_3x3_convolutions_of_its_blocks(resnet18: Original) -> None:
-    blocks = [name for name, m in resnet18.network.named_modules() if type(m).__name__ == "BasicBlock"]
-    assert resnet18.weight_names == [f"{block}.conv{number}.weight" for block in blocks for number in (1, 2)]
-    assert len(resnet18.weight_names) == 16
-    assert {"conv1.weight", "layer2.0.downsample.0.weight", "fc.weight", "bn1.running_mean"} <= resnet18.kept().keys()
 
 
 def plain_resnet18(network: Any, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -204,9 +171,6 @@ def test_squeezenets_represent_the_convolutions_of_their_fire_modules(version: s
     assert {"features.0.weight", "classifier.1.weight"} <= original.kept().keys()
 
 
-# --- pretrained weights ------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """torch.hub's folder of checkpoints, empty."""
@@ -218,7 +182,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Downloads fail at once."""
     create = timm.create_model
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
@@ -236,11 +199,7 @@ def hub_file(hub: Path, entry: Any) -> Path:
 
 @pytest.mark.usefixtures("no_connection")
 @pytest.mark.parametrize(
-    ("name", "path"),
-    [
-        ("ResNet18", "torchvision"),
-        ("torchvision:resnet18", "torchvision:IMAGENET1K_V1"),
-    ],
+    ("name", "path"), [("ResNet18", "torchvision"), ("torchvision:resnet18", "torchvision:IMAGENET1K_V1")]
 )
 def test_weights_in_the_folder_of_torch_hub_are_taken(hub: Path, name: str, path: str) -> None:
     weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
@@ -251,8 +210,7 @@ def test_weights_in_the_folder_of_torch_hub_are_taken(hub: Path, name: str, path
     assert network.fc.out_features == 1000  # those it was trained on, whatever the task has
 
 
-@pytest.mark.parametrize("name", ["SqueezeNet1.1", "torchvision:squeezenet1_1"])
-def test_weights_are_fetched_checked_and_never_executed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_fetched_checked_and_never_executed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, dict[str, Any]]] = []
     trained = build_network("SqueezeNet1.1", seed=5)
 
@@ -261,11 +219,10 @@ def test_weights_are_fetched_checked_and_never_executed(name: str, monkeypatch: 
         return trained.state_dict()
 
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", fetch)
-    assert same_weights(build_original_network(name, "torchvision"), trained)
+    assert same_weights(build_original_network("SqueezeNet1.1", "torchvision"), trained)
     ((url, kwargs),) = asked
     assert url == torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url
-    assert kwargs["weights_only"] is True
-    assert kwargs["check_hash"] is True
+    assert kwargs["weights_only"] is kwargs["check_hash"] is True
 
 
 @pytest.mark.usefixtures("no_connection")
@@ -285,11 +242,8 @@ def test_without_a_connection_torchvision_s_weights_say_where_to_put_the_file(hu
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "path", "fetched"),
-    [("convnext_atto", "timm", "convnext_atto"), ("convnext_atto", "timm:d2_in1k", "convnext_atto.d2_in1k")],
-)
-def test_timm_s_weights_are_taken(name: str, path: str, fetched: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tag", ["", "d2_in1k"])
+def test_timm_s_weights_are_taken(tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     create, small = timm.create_model, {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
 
@@ -298,9 +252,9 @@ def test_timm_s_weights_are_taken(name: str, path: str, fetched: str, monkeypatc
         return create(full, pretrained=False, **(small | kwargs))
 
     monkeypatch.setattr(timm, "create_model", offline)
-    drawn = build_network(f"timm:{name}")
-    network = build_original_network(f"timm:{name}", path)
-    assert asked == [fetched]
+    drawn = build_network("timm:convnext_atto")
+    network = build_original_network("timm:convnext_atto", f"timm:{tag}" if tag else "timm")
+    assert asked == [f"convnext_atto.{tag}" if tag else "convnext_atto"]
     assert not torch.equal(network.stem[0].weight, drawn.stem[0].weight)
     assert network.head.fc.out_features == 1000
 
@@ -310,20 +264,12 @@ def test_timm_s_weights_are_taken(name: str, path: str, fetched: str, monkeypatc
     [
         ("ResNet18", "torchvision:IMAGENET1K_V9", "no weights 'IMAGENET1K_V9' for resnet18; it has: IMAGENET1K_V1"),
         ("timm:convnext_atto", "timm:nope", r"no pretrained weights 'convnext_atto\.nope'; .*: d2_in1k"),
-        (
-            "timm:convnext_atto",
-            "torchvision",
-            "means pretrained weights of a torchvision network; 'timm:convnext_atto'",
-        ),
         ("ResNet8", "torchvision", "'ResNet8' is none. Give a file, or set .* to torchvision:NAME"),
     ],
 )
 def test_weights_that_are_not_there_are_one_clear_error(mine: Path, name: str, path: str, message: str) -> None:
     with pytest.raises(NernError, match=message):
         build_original_network(name, path)
-
-
-# --- what images a network expects -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -341,30 +287,6 @@ def test_networks_of_the_libraries_say_what_images_they_expect(
 ) -> None:
     kwargs = {"weights_backbone": None} if "fcn" in name else {}
     assert input_format(build_network(name, kwargs)) == expected
-
-
-def with_metadata(**attributes: Any) -> nn.Module:
-    network = nn.Conv2d(3, 2, 3)
-    for name, value in attributes.items():
-        setattr(network, name, value)
-    return network
-
-
-def test_metadata_of_one_s_own_networks_count() -> None:
-    own = InputFormat((1, 8, 8), (0.5,), (0.25,))
-    assert input_format(with_metadata(input_format=own, default_cfg={"input_size": (3, 9, 9)})) == own
-    assert input_format(with_metadata(default_cfg={"input_size": [3, 9, 7]})) == InputFormat((3, 9, 7))
-    cfg = {"input_size": (3, 9, 9), "mean": [0.1, 0.2, 0.3], "std": (1, 1, 1), "crop_pct": 0.9}
-    expected = InputFormat((3, 9, 9), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), crop=0.9)
-    assert input_format(with_metadata(pretrained_cfg=cfg, default_cfg={"input_size": (3, 1, 1)})) == expected
-    assert own.having(size=16, mean=[0.1]) == InputFormat((1, 16, 16), (0.1,), (0.25,))
-    with pytest.raises(NernError, match=r"images of 1 channels need as many numbers in mean"):
-        own.having(std=[1.0, 1.0])
-    with pytest.raises(NernError, match=r"Conv2d cannot be read"):
-        input_format(with_metadata(default_cfg={"input_size": "large"}))
-
-
-# --- any network there and back ----------------------------------------------------------------------------------
 
 
 # its arguments, what is included, some of what is taken, some of what is kept

@@ -15,7 +15,6 @@ import yaml
 
 from nern import Config
 from nern.cli import main
-from nern.originals import CifarResNet
 from nern.training import Trainer
 
 WEIGHTS = "trained_models/original_tasks/cifar10/resnet20_0_B.pt"
@@ -33,12 +32,10 @@ SHORTER = [
 
 @pytest.fixture(scope="session")
 def readme(shared: Path) -> str:
-    """The published README."""
     return (shared / "spec-nern-readme.md").read_text(encoding="utf-8")
 
 
 def block(readme: str, begins: str) -> str:
-    """The code block whose first line begins so."""
     blocks = re.findall(r"^```\w*\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
     return next(text for text in blocks if text.startswith(begins))
 
@@ -70,16 +67,6 @@ def evaluation_recipe(readme: str, checkpoint: Path) -> None:
     for section, values in yaml.safe_load(added).items():
         config[section] |= values
     Path("evaluate.yaml").write_text(yaml.safe_dump(config))
-
-
-def test_example_configuration_means_what_it_says(folder: Path) -> None:
-    config = Config.load("config.yaml")
-    assert config.original_model_path == WEIGHTS
-    assert config.optim.lr == 0.005
-    assert config.optim.ranger_use_gc is False
-    assert config.nern.weights_batch_method == "random_weighted_batch"
-    assert config.nern.embeddings.permutations.permute_mode == "crossfilter"
-    assert (config.epochs, config.num_iterations, config.num_workers) == (350, None, 12)
 
 
 def test_example_trains_and_is_evaluated_as_documented(
@@ -123,24 +110,3 @@ def test_tensorboard_is_switched_on_by_the_documented_key(folder: Path, readme: 
     config["logging"] |= yaml.safe_load(block(readme, "logging:\n    use_tensorboard"))["logging"]
     Path("config.yaml").write_text(yaml.safe_dump(config))
     assert Config.load("config.yaml").logging.tracker == "tensorboard"
-
-
-def test_example_runs_on_a_network_of_the_other_shortcut(folder: Path, readme: str) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        torch.save({"state_dict": CifarResNet(20, option="B").state_dict()}, WEIGHTS)
-    command = arguments(readme, "python train.py --config_path", "config.yaml")
-    assert main([*command, *SHORTER, "--nern.embeddings.permutations.path", "orderings"]) == 0
-    assert (RUN / "metrics.json").is_file()
-    assert list(Path("orderings").iterdir())
-    evaluation_recipe(readme, RUN / "checkpoints" / "last.pt")
-    command = arguments(readme, "python evaluate.py", "evaluate.yaml")
-    assert main([*command, "--evaluation.test_images", "64", "--nern.embeddings.permutations.path", "orderings"]) == 0
-
-
-def test_example_with_two_gpus_runs_on_what_there_is(
-    folder: Path, readme: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = arguments(readme, "python train.py --config_path", "config.yaml")
-    assert main([*command, *SHORTER, "--num_gpus", "2", "--task.use_random_data", "true"]) == 0
-    assert "warning: num_gpus is 2" in capsys.readouterr().err

@@ -23,22 +23,18 @@ from nern.errors import NernError
 from nern.files import locked
 from nern.sweeps import COLUMNS, load_sweep, sweep
 from nern.sweeps.processes import Job, run_side_by_side
-from nern.sweeps.run import _places
 from nern.training.interrupt import Interrupted
+from runs import TINY as TINY_RUN
 from runs import quiet
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY: dict[str, Any] = {
+TINY = TINY_RUN | {
     "original_model_path": "pretrained:digits-resnet8",
-    "nern": {"hidden_layer_size": 8, "embeddings.enc_levels": 4},
     "loss_warmup_iterations": 2,
     "epochs": None,
     "num_iterations": 4,
-    "eval_epochs_interval": None,
     "batch_size": 16,
-    "evaluation.test_images": 40,
     "num_gpus": 0,
-    "logging.tracker": "none",
 }
 OURS = "published recipe"  # the series of runs that name none
 GRID = {"nern.hidden_layer_size": [8, 12]}
@@ -48,8 +44,6 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a sweep file of the tiny config."""
-
     def make(**values: Any) -> Path:
         path = tmp_path / "tiny.yaml"
         path.write_text(yaml.safe_dump({"settings": TINY, **values}, sort_keys=False), encoding="utf-8")
@@ -76,8 +70,10 @@ def made_up(job: Job) -> str | None:
         "last": {"step": 4, "test": {"top1": accuracy}, "held_out": {"top1": accuracy + 2}},
         "layers": [{"name": "a", "weights": 100, "rmse": 3.0, "relative": 0.5}],
         "sizes": {
-            **{"represented_parameters": 1000, "predictor_parameters": 100},
-            **{"predictor_share": 0.1, "ordering_bytes": 7},
+            "represented_parameters": 1000,
+            "predictor_parameters": 100,
+            "predictor_share": 0.1,
+            "ordering_bytes": 7,
         },
         **{"steps": 4, "seconds": 60.0, "device": "cpu", "threads": 1, "seed": config.seed},
         "versions": {"nern": "1", "torch": "2", "python": "3"},
@@ -101,11 +97,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def names(folder: Path) -> list[str]:
-    """The runs in the table of a sweep."""
     return [line.partition(",")[0] for line in (folder / "results.csv").read_text().splitlines()[1:]]
-
-
-# --- the file ----------------------------------------------------------------------------------------------------
 
 
 def test_runs_grid_and_seeds_multiply(write: Write, tmp_path: Path) -> None:
@@ -173,9 +165,7 @@ def test_config_file_lies_beneath_settings_runs_and_options(write: Write, tmp_pa
         ({"grid": {"batch_size": [3, 3]}}, "several runs are named 3-s0"),
         ({"grid": {"original_model_path": ["x" * 200]}}, "its name is empty, too long or cannot be a folder's"),
         ({"grid": {"nern.act_layer": ["gelu", "gleu"]}}, "'gleu'; did you mean 'gelu'? Choices: elu, gelu"),
-        ({"runs": [{"name": "a"}, {"name": "b", "seed": 1}]}, "unknown configuration key 'runs.seed'"),
         ({"runs": [{"name": "a"}, {"name": "a"}]}, "several runs are named a-s0; give runs names that differ"),
-        ({"runs": [{"name": "a", "settings": {"seed": 1}}], "seeds": [0]}, "seed is set by the sweep itself: see seeds"),
         ({"seeds": 3}, "seeds needs a list, each entry a whole number, not 3"),
     ],
 )  # fmt: skip
@@ -184,16 +174,6 @@ def test_mistakes_in_the_file(write: Write, tmp_path: Path, values: dict[str, An
     with pytest.raises(NernError, match=re.escape(message)):
         sweep(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_files_that_are_no_sweep(tmp_path: Path) -> None:
-    path = tmp_path / "sweep.yaml"
-    for text, message in (("- 1", r"holds \[1\]; keys and values"), ("a: [", "is not valid YAML"), ("", "holds None")):
-        path.write_text(text)
-        with pytest.raises(NernError, match=message):
-            load_sweep(path, "out")
-    with pytest.raises(NernError, match=r"--out: .*results.csv cannot be written"):
-        sweep(path, path)
 
 
 @pytest.mark.parametrize(
@@ -212,8 +192,6 @@ def test_mistakes_on_the_command_line(
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
 
-
-# --- running -----------------------------------------------------------------------------------------------------
 
 SLOW = """
 import os, time
@@ -248,9 +226,7 @@ def test_runs_are_trained_once_and_go_on_after_a_signal(
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM; 0 of 2 runs are finished, those that had begun have saved." in messages
-    assert "Continue with the same command." in messages
     assert "Traceback" not in messages
-    assert not (runs / "tiny-s1").exists()
     assert not (runs / "tiny-s0" / "metrics.json").exists()
 
     assert main([*command, "--jobs", "2"]) == 0
@@ -272,11 +248,9 @@ def test_runs_are_trained_once_and_go_on_after_a_signal(
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
 
     before = {file: file.stat().st_mtime_ns for file in runs.rglob("*")}
-    table = (out / "results.csv").read_bytes()
     assert main(command) == 0
     assert "2 runs: 2 finished, 0 to go on with, 0 to train" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in runs.rglob("*")} == before
-    assert (out / "results.csv").read_bytes() == table
 
 
 @pytest.mark.usefixtures("fake")
@@ -343,30 +317,14 @@ def test_what_lies_in_the_place_of_a_run(write: Write, tmp_path: Path) -> None:
 def test_damaged_files_of_a_run(write: Write, tmp_path: Path) -> None:
     path, out = write(), tmp_path / "out"
     sweep(path, out)
-    metrics, machine = out / "runs" / "tiny-s0" / "metrics.json", out / "runs" / "tiny-s0.json"
-    damages: list[tuple[Path, Callable[[Any], Any], str]] = [
-        (metrics, lambda m: m | {"sizes": {}}, "KeyError: 'represented_parameters'"),
-        (metrics, lambda m: m | {"best": {"test": {"top1": "x"}}}, "ValueError: could not convert"),
-        (machine, lambda m: {"cpu": "a"}, "KeyError: 'cores'"),
-    ]
-    for file, change, message in damages:
-        whole = file.read_text()
-        file.write_text(json.dumps(change(json.loads(whole))))
+    metrics = out / "runs" / "tiny-s0" / "metrics.json"
+    without_sizes = json.dumps(json.loads(metrics.read_text()) | {"sizes": {}})
+    for text, message in ((without_sizes, "KeyError: 'represented_parameters'"), ("{", "")):
+        metrics.write_text(text)
         with pytest.raises(NernError, match=rf"is damaged \(.*{message}.*\); delete its run folder to train it anew"):
             sweep(path, out)
-        file.write_text(whole)
-    metrics.write_text("{")
-    with pytest.raises(NernError, match=r"metrics.json is damaged .*delete its run folder to train it anew"):
-        sweep(path, out)
     shutil.rmtree(metrics.parent)
     assert len(sweep(path, out)) == 1
-
-
-# --- processes ---------------------------------------------------------------------------------------------------
-
-
-def job(tmp_path: Path, name: str, code: str) -> Job:
-    return Job(name, [sys.executable, "-c", code], tmp_path / f"{name}.log")
 
 
 @pytest.mark.usefixtures("fake")
@@ -389,46 +347,16 @@ def test_shards_that_are_none_are_refused(write: Write, tmp_path: Path, shard: s
         sweep(write(), tmp_path / "out", shard=shard)
 
 
-def test_jobs_run_in_places_at_a_time(tmp_path: Path) -> None:
-    code = "import os, time; t = time.time(); time.sleep(0.3); print(os.environ['PLACE'], t, time.time())"
-    jobs, ended = [job(tmp_path, str(i), code) for i in range(4)], []
-    run_side_by_side(jobs, [{"PLACE": "a"}, {"PLACE": "b"}], on_end=ended.append)
-    assert set(ended) == set(jobs)
-    assert [one.error for one in jobs] == [None] * 4
-    assert all(one.seconds >= 0.3 for one in jobs)
-    told = [one.log.read_text().split() for one in jobs]
-    assert sorted(place for place, _, _ in told) == ["a", "a", "b", "b"]
-    for place in "ab":
-        first, second = sorted((float(start), float(end)) for own, start, end in told if own == place)
-        assert first[1] <= second[0]
-
-
 def test_why_a_job_failed(tmp_path: Path) -> None:
     reasons = {
         "raise SystemExit(3)": "exit status 3, nothing printed",
         "print(*range(9), sep='\\n'); raise SystemExit(1)": "5\n6\n7\n8",
         "print('error: a', 'error: b', '  c', sep='\\n'); raise SystemExit(2)": "b\n  c",
         "import os; os.kill(os.getpid(), 9)": "ended by a signal: Killed",
-        "import os; os.kill(os.getpid(), 11)": "ended by a signal: Segmentation fault",
     }
-    jobs = [job(tmp_path, str(number), code) for number, code in enumerate(reasons)]
+    jobs = [Job(str(n), [sys.executable, "-c", code], tmp_path / f"{n}.log") for n, code in enumerate(reasons)]
     run_side_by_side(jobs, [{}] * len(jobs))
     assert [one.error for one in jobs] == list(reasons.values())
-    again = Job("again", jobs[0].command, jobs[1].log, append=True)  # what was printed before is no reason
-    run_side_by_side([again], [{}])
-    assert again.error == "exit status 3, nothing printed"
-    assert again.log.read_text().startswith("0\n")
-
-
-def test_runs_side_by_side_share_the_cores_or_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert _places(3, 0) == [{"OMP_NUM_THREADS": "2"}] * 3
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in _places(3, 2)] == ["4", "7", "4"]
-
-
-# --- what ships --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
@@ -441,7 +369,6 @@ def test_docs_describe_every_key_and_column_and_their_example_loads(tmp_path: Pa
     example = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[0]
     path = ROOT / "experiments" / "sweeps" / "example.yaml"
     values = yaml.safe_load(example)
-    assert list(values) == ["config", "settings", "runs", "grid", "seeds"]
     values["config"] = str(path.parent / values["config"])
     (tmp_path / "example.yaml").write_text(yaml.safe_dump(values))
     runs = load_sweep(tmp_path / "example.yaml", "out")

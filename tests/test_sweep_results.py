@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from nern.config import Config
 from nern.errors import NernError
-from nern.sweeps import COLUMNS, PlannedRun
+from nern.sweeps import COLUMNS
 from nern.sweeps.picture import draw
-from nern.sweeps.table import groups_of, row_of, table_text
+from nern.sweeps.table import table_text
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -22,7 +21,6 @@ read_tables = PAGE["read_tables"]
 
 
 def row(**values: Any) -> dict[str, Any]:
-    """A row of a run of ResNet20."""
     given = {
         "name": "a-s0", "series": "ours", "seed": 0, "recipe": "published", "network": "ResNet20", "task": "cifar10",
         "order": "crossfilter", "hidden": 140, "represented": 267_696, "parameters": 94_229, "share": 0.352, "steps": 10,
@@ -39,32 +37,6 @@ ROWS = [
     row(name="c-s0", hidden=108, parameters=51_417, share=0.192, last_test=90.17, gap=-1.5),
     row(name="d-s0", network="ResNet8", task="digits", parameters=10, last_test=None, gap=None, original_test=None),
 ]
-
-
-TEST = {"top1": 80.0, "agreement": 97.5, "divergence": 0.0123456}
-FIRST = {"name": "reconstruction", "test": {"top1": 60.0}, "held_out": {"top1": 61.0}}
-SECOND = {"name": "refinement", "test": {"top1": 65.0}}
-LAST = {"name": "distillation", "test": {"top1": 80.0}}
-TWO = {"a": {"test": {"top1": 90.0}}, "b": {"test": {"top1": 80.0}}}
-
-
-@pytest.mark.parametrize(
-    ("metrics", "expected"),
-    [
-        ({"last": {"held_out": {"agreement": 4.0}}, "original": {}, "best": None}, {"last_test": None, "gap": None}),
-        ({"last": {"test": TEST}, "best": {"test": {"agreement": 96.0}}}, {"agreement_test": 97.5}),
-        ({"last": {"test": TEST}}, {"divergence_test": 0.0123456, "last_test": 80.0, "gap": None}),
-        ({"phases": [FIRST, LAST]}, {"reconstruction_test": 60.0, "reconstruction_held_out": 61.0}),
-        ({"phases": [FIRST, SECOND, LAST]}, {"refinement_test": 65.0, "refinement_held_out": None}),
-        ({"original": {"networks": TWO}, "last": {"test": {"top1": 84.0}}}, {"original_test": 85.0, "gap": -1.0}),
-    ],
-)  # fmt: skip
-def test_row_of_a_run(metrics: dict[str, Any], expected: dict[str, Any]) -> None:
-    sizes = {"represented_parameters": 10, "predictor_parameters": 5, "predictor_share": 0.5, "ordering_bytes": 0}
-    needed = {"sizes": sizes, "versions": {}, "steps": 3, "seconds": 1.0, "device": "cpu"}
-    run = PlannedRun("a-s0", "ours", Config().check())
-    found = row_of(run, needed | metrics, {}, "config.yaml", "nern sweep a.yaml")
-    assert {name: found[name] for name in expected} == expected
 
 
 def test_table_reads_back(tmp_path: Path) -> None:
@@ -95,24 +67,6 @@ def test_mistakes_in_tables(tmp_path: Path, change: tuple[str, str], message: st
     path.write_text(table_text(ROWS[:1]).replace(*change), errors="surrogateescape")
     with pytest.raises(NernError, match=rf"results.csv is not a table of `nern sweep`: .*{message}"):
         read_tables([path])
-
-
-def test_seeds_are_brought_together() -> None:
-    groups = groups_of(ROWS)
-    assert list(groups) == [("ResNet20", "cifar10"), ("ResNet8", "digits")]
-    found = [(group.label, group.parameters, len(group.rows)) for group in groups["ResNet20", "cifar10"]]
-    assert found == [
-        ("ours, cross-filter", 51_417, 1),
-        ("ours, cross-filter", 94_229, 2),
-        ("ours, no ordering", 94_229, 1),
-    ]
-
-
-def test_one_seed_twice_is_no_group() -> None:
-    with pytest.raises(
-        NernError, match=r"runs a-s0 and e-s0 are both of series 'ours', .* 94,229 parameters and seed 0"
-    ):
-        groups_of([*ROWS, row(name="e-s0")])
 
 
 def test_picture_of_several_networks(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from nern.originals import CifarResNet, InputFormat, as_original
 from nern.registry import TASKS
 from nern.tasks import ImageTensors, Task, build_task, register_task
 from nern.tasks.streams import EpochOrder
+from runs import same
 
 CPU = torch.device("cpu")
 
@@ -43,16 +45,12 @@ def config(task: str = "digits", **changes: Any) -> Config:
 
 
 def task_of(config: Config, device: torch.device, train: bool = True) -> Task:
-    """The task of a config."""
     return build_task(config.task, data_settings(config), device, train)
 
 
 def whole(data: Any, batch_size: int = 500) -> tuple[Tensor, Tensor]:
     images, labels = zip(*data.batches(batch_size), strict=True)
     return torch.cat(images), torch.cat(labels)
-
-
-# --- CIFAR -------------------------------------------------------------------------------------------------------
 
 
 def write_cifar10(folder: Path, count: int = 20, **changes: Any) -> Path:
@@ -81,17 +79,11 @@ def test_the_shared_cifar10_is_read(cifar10: Path) -> None:
 
 OTHER, THIRD = ((0.49, 0.48, 0.45), (0.2, 0.25, 0.26)), ((0.5,) * 3, (0.25,) * 3)
 USUAL = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-TIMM = {"mean": OTHER[0], "std": OTHER[1]}
 SAID: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {  # attributes of the network, keys of the task, expected
     "nothing": ({}, {}, USUAL),
     "by the network": ({"input_format": InputFormat((3, 32, 32), *OTHER)}, {}, OTHER),
-    "by timm": ({"pretrained_cfg": TIMM | {"input_size": (3, 32, 32)}}, {}, OTHER),
+    "by timm": ({"pretrained_cfg": {"mean": OTHER[0], "std": OTHER[1], "input_size": (3, 32, 32)}}, {}, OTHER),
     "by the task": ({}, {"mean": list(OTHER[0]), "std": list(OTHER[1])}, OTHER),
-    "by both": (
-        {"input_format": InputFormat((3, 32, 32), *THIRD)},
-        {"mean": list(OTHER[0]), "std": list(OTHER[1])},
-        OTHER,
-    ),
     "in part": ({"input_format": InputFormat((3, 32, 32), *THIRD)}, {"mean": list(OTHER[0])}, (OTHER[0], THIRD[1])),
 }
 
@@ -107,9 +99,6 @@ def test_cifar_is_normalised_as_the_task_says_else_the_network_else_as_usual(sai
     task = build_task(made.task, data_settings(made), CPU, original=as_original(network))
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
     assert torch.equal(whole(task.test)[0], torch.from_numpy(pixels).float().div(255).sub(mean).div(std))
-    for data in (task.train.data, task.held_out):
-        assert torch.equal(torch.tensor(data.mean), mean.flatten())
-        assert torch.equal(torch.tensor(data.std), std.flatten())
 
 
 @pytest.mark.parametrize(
@@ -122,17 +111,6 @@ def test_cifar_is_normalised_as_the_task_says_else_the_network_else_as_usual(sai
 def test_what_fixed_images_cannot_be_is_one_clear_error(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(NernError, match=says):
         task_of(config(**changes), CPU)
-
-
-def test_cifar100_has_fine_labels(tmp_path: Path) -> None:
-    folder = tmp_path / "cifar-100-python"
-    folder.mkdir()
-    for name in ("train", "test"):
-        entry = {"data": np.zeros((30, 3072), np.uint8), "fine_labels": list(range(30)), "coarse_labels": [0] * 30}
-        (folder / name).write_bytes(pickle.dumps(entry, protocol=2))
-    task = task_of(config("cifar100", data_dir=str(tmp_path)), CPU)
-    assert task.num_classes == 100
-    assert task.test.labels.tolist() == list(range(30))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -157,22 +135,6 @@ def test_a_failed_download_says_where_to_put_the_data(
         task_of(config("cifar100"), CPU)
 
 
-def test_downloaded_data_are_read_from_the_cache(
-    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    downloads = []
-
-    def download(root: str, train: bool, download: bool) -> None:
-        downloads.append(root)
-        write_cifar10(Path(root))
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(import_torchvision().datasets, "CIFAR10", download)
-    for _ in range(2):
-        assert len(task_of(config("cifar10"), CPU, train=False).test) == 20
-    assert downloads == [str(cache_dir / "data")]
-
-
 def test_a_malicious_batch_file_is_refused_and_not_executed(tmp_path: Path, attack: Any) -> None:
     folder = write_cifar10(tmp_path)
     attack.save_pickle(folder / "test_batch", data=np.zeros((2, 3072), np.uint8), labels=[0, 1])
@@ -191,12 +153,6 @@ def test_damaged_batch_files_and_those_of_something_else_are_one_clear_error(tmp
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(NernError, match="data_batch_2 is not a batch file"):
         task_of(made, CPU)
-    path.unlink()
-    with pytest.raises(NernError, match="data_batch_2 is missing"):
-        task_of(made, CPU)
-
-
-# --- digits and random data --------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("rng_untouched")
@@ -207,19 +163,13 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert (len(first.train.data), len(first.held_out), len(first.test)) == (1080, 120, 597)
     assert torch.equal(first.test.images, second.test.images)
     images, labels = whole(first.test)
-    assert images.shape == (597, 1, 8, 8)
     assert set(labels.tolist()) == set(range(10))
-    assert abs(float(images.mean())) < 0.1
-    assert abs(float(images.std()) - 1) < 0.1
     given = whole(task_of(config(mean=[0.0], std=[1.0]), CPU).test)[0]
     torch.testing.assert_close(images * 0.376 + 0.306, given, rtol=0, atol=1e-6)
     assert given.max() == 1
     some = task_of(config(test_images=50), CPU).test
     assert torch.equal(some.images, first.test.images[:50])
     assert task_of(config(test_images=0), CPU).test is None
-
-
-# --- images in memory --------------------------------------------------------------------------------------------
 
 
 def numbered_images(count: int = 12, size: int = 5, **options: Any) -> ImageTensors:
@@ -233,16 +183,10 @@ def crops(image: Tensor, pad: int, flip: bool) -> dict[bytes, tuple[int, int, bo
     _, height, width = image.shape
     allowed = {}
     for mirrored in (False, True) if flip else (False,):
-        source = image.flip(2) if mirrored else image
-        for top in range(2 * pad + 1):
-            for left in range(2 * pad + 1):
-                crop = torch.zeros_like(image)
-                for y in range(height):
-                    for x in range(width):
-                        row, column = y + top - pad, x + left - pad
-                        if 0 <= row < height and 0 <= column < width:
-                            crop[:, y, x] = source[:, row, column]
-                allowed[crop.numpy().tobytes()] = (top, left, mirrored)
+        source = torch.nn.functional.pad(image.flip(2) if mirrored else image, [pad] * 4)
+        for top, left in product(range(2 * pad + 1), repeat=2):
+            crop = source[:, top : top + height, left : left + width].contiguous()
+            allowed[crop.numpy().tobytes()] = (top, left, mirrored)
     return allowed
 
 
@@ -257,8 +201,6 @@ def test_each_augmented_image_is_a_crop_of_its_own(pad: int, flip: bool) -> None
         for of_image, augmented in zip(allowed, data.augmented(data.images, rng), strict=True):
             drawn.add(of_image[augmented.numpy().tobytes()])
     assert len(drawn) == variants  # every shift and mirroring occurs
-    one = data.augmented(data.images[:1].repeat(64, 1, 1, 1), rng)  # each image of a batch on its own
-    assert len({image.numpy().tobytes() for image in one}) > variants / 2
 
 
 @given(st.integers(1, 50), st.integers(1, 60), st.integers(0, 5))
@@ -284,12 +226,7 @@ def test_batches_are_the_same_reached_one_by_one_or_at_once() -> None:
     assert stream.steps_per_epoch == steps // 2
     reached = [stream.batch(step) for step in range(steps)]
     for step in (steps - 1, 3, 70):
-        images, labels = task_of(config(), CPU).train.batch(step)
-        assert torch.equal(images, reached[step][0])
-        assert torch.equal(labels, reached[step][1])
-
-
-# --- held-out images ---------------------------------------------------------------------------------------------
+        assert same(task_of(config(), CPU).train.batch(step), reached[step])
 
 
 def label_task(count: int, loaders: bool = False) -> Callable[..., Any]:
@@ -300,11 +237,7 @@ def label_task(count: int, loaders: bool = False) -> Callable[..., Any]:
         labels = torch.arange(count + 7)
         parts = [(images[:count], labels[:count]), (images[count:], labels[count:])]
         if loaders:
-            sizes = (train_kwargs["batch_size"], test_kwargs["batch_size"])
-            return tuple(
-                DataLoader(TensorDataset(i.float(), n), batch_size=size)
-                for (i, n), size in zip(parts, sizes, strict=True)
-            )
+            return tuple(DataLoader(TensorDataset(i.float(), n), train_kwargs["batch_size"]) for i, n in parts)
         return tuple(ImageTensors(i, n, (0.0,), (1.0,)) for i, n in parts)
 
     return data
@@ -312,7 +245,6 @@ def label_task(count: int, loaders: bool = False) -> Callable[..., Any]:
 
 @contextmanager
 def registered(function: Callable[..., Any]) -> Iterator[None]:
-    """Within it a function is the task 'mine'."""
     register_task("mine", input_shape=(1, 4, 4), num_classes=1000)(function)
     try:
         yield
@@ -329,8 +261,7 @@ def seen_labels(task: Task) -> set[int]:
 
 @pytest.mark.parametrize("loaders", [False, True])
 @pytest.mark.parametrize(
-    ("count", "given", "aside"),
-    [(100, {"held_out": 5}, 5), (9, {}, 0), (100, {"best_on": "test"}, 0)],
+    ("count", "given", "aside"), [(100, {"held_out": 5}, 5), (9, {}, 0), (100, {"best_on": "test"}, 0)]
 )
 def test_held_out_images_are_training_images_that_are_not_trained_on(
     loaders: bool, count: int, given: dict[str, Any], aside: int
@@ -347,11 +278,8 @@ def test_held_out_images_are_training_images_that_are_not_trained_on(
     assert tested == set(range(count, count + 7))
 
 
-# --- tasks of the user's with data loaders -----------------------------------------------------------------------
-
-
 class Jittered(Dataset):
-    """Items with noise from all three global generators, as transforms draw it; the first pixel is the item's number."""
+    """Items with noise from all three global generators, as transforms draw it."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -360,9 +288,7 @@ class Jittered(Dataset):
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        noise = torch.rand(1, 4, 4) + random.random() + np.random.random()  # noqa: NPY002
-        noise[0, 0, 0] = index
-        return noise, index % 10
+        return torch.rand(1, 4, 4) + random.random() + np.random.random(), index % 10  # noqa: NPY002
 
 
 def jittered_task(
@@ -391,13 +317,8 @@ def test_loader_batches_are_the_same_reached_one_by_one_or_at_once() -> None:
     reached = [stream.batch(step) for step in range(20)]
     assert [len(images) for images, _ in reached[:8]] == [8] * 7 + [4]
     for step in (19, 11, 0, 8, 7):
-        images, labels = loader_stream().batch(step)
-        assert torch.equal(images, reached[step][0])
-        assert torch.equal(labels, reached[step][1])
+        assert same(loader_stream().batch(step), reached[step])
     assert not torch.equal(loader_stream(seed=1).batch(3)[0], reached[3][0])
-    resumed = loader_stream()
-    for step in range(11, 20):
-        assert torch.equal(resumed.batch(step)[0], reached[step][0])
 
 
 @pytest.mark.usefixtures("jittered", "rng_untouched")
@@ -406,9 +327,6 @@ def test_loader_images_to_evaluate_on_are_the_same_every_time(name: str) -> None
     task = task_of(config("mine"), CPU)
     first, second = (whole(getattr(task, name))[0] for _ in range(2))
     assert torch.equal(first, second)
-    batches = getattr(task, name).batches(4)  # stopped early, it leaves the generators alone
-    next(batches)
-    batches.close()
     few, many = (task_of(config("mine", test_images=count), CPU).test for count in (5, 99))
     assert len(few) == len(whole(few)[0]) == 5
     assert len(many) == len(whole(many)[0]) == 13
@@ -446,24 +364,16 @@ def images_in_memory(count: int = 20) -> ImageTensors:
 
 
 IMAGES, EMPTY = images_in_memory(), images_in_memory(0)
-WRONG = {
-    "a tensor": ((torch.zeros(3), IMAGES), "the train split of task 'mine' must be an ImageTensors, .* not Tensor"),
-    "an empty test set": ((IMAGES, EMPTY), "the test split of task 'mine' is empty"),
-    "an iterable dataset": (
-        (DataLoader(Endless()), IMAGES),
-        "must be an ImageTensors, or a DataLoader of a map-style dataset",
-    ),
-}
 
 
-@pytest.mark.parametrize("what", WRONG)
-def test_a_task_that_returns_something_else_is_one_clear_error(what: str) -> None:
-    returned, says = WRONG[what]
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        ((torch.zeros(3), IMAGES), "the train split of task 'mine' must be an ImageTensors, .* not Tensor"),
+        ((IMAGES, EMPTY), "the test split of task 'mine' is empty"),
+        ((DataLoader(Endless()), IMAGES), "must be an ImageTensors, or a DataLoader of a map-style dataset"),
+    ],
+)
+def test_a_task_that_returns_something_else_is_one_clear_error(returned: Any, says: str) -> None:
     with registered(lambda *args, **kwargs: returned), pytest.raises(NernError, match=says):
         task_of(config("mine"), CPU)
-
-
-def test_datasets_of_images_without_labels_are_one_clear_error() -> None:
-    loader = DataLoader(torch.zeros(20, 1, 4, 4), 2)  # a batch of two images could pass for images and labels
-    with registered(lambda *args, **kwargs: (loader, loader)), pytest.raises(NernError, match=r"\(image, label\)"):
-        task_of(config("mine", batch_size=2), CPU).train.batch(0)

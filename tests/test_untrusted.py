@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -96,15 +95,3 @@ def test_yaml_that_is_refused(text: str, message: str) -> None:
     with pytest.raises(NernError, match=message):
         parse_yaml(text)
     assert time.process_time() - start < 5
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("", None), ("a: &a [1, 5e-3]\nb: *a", {"a": [1, 0.005], "b": [1, 0.005]}),
-        ("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}", {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}),
-        ("a: 18446744073709551615", {"a": 2**64 - 1}), ("[a, null, true, 0x1f]", ["a", None, True, 31]),
-    ],
-)  # fmt: skip
-def test_yaml_that_is_read(text: str, value: Any) -> None:
-    assert parse_yaml(text) == value

@@ -47,15 +47,10 @@ def test_the_rows_of_a_step_depend_on_seed_and_step_alone(method: str) -> None:
     one_by_one = batches(method)
     reached = [listed(one_by_one.rows(step)) for step in range(30)]
     for step in (29, 0, 13):
-        assert listed(batches(method).rows(step)) == reached[step]
-        assert listed(one_by_one.rows(step)) == reached[step]
-
-
-@pytest.mark.parametrize("method", [m for m in METHODS if m.startswith("random")])
-def test_draws_differ_by_seed_and_step(method: str) -> None:
-    draws = [[tuple(listed(batches(method, seed=seed).rows(step))) for step in range(30)] for seed in (0, 1)]
-    assert draws[0] != draws[1]
-    assert len(set(draws[0])) > 1
+        assert listed(batches(method).rows(step)) == listed(one_by_one.rows(step)) == reached[step]
+    if method.startswith("random"):
+        assert [listed(batches(method, seed=1).rows(step)) for step in range(30)] != reached
+        assert len(set(map(tuple, reached))) > 1
 
 
 def test_sequential_layer_begins_with_layer_1_and_ends_with_layer_0() -> None:
@@ -123,21 +118,6 @@ def test_a_fifth_of_the_weighted_steps_draws_by_norm() -> None:
     chi_square = float(((counts - expected).square() / expected)[positive].sum())
     freedom = int(positive.sum()) - 1
     assert chi_square < freedom + 4 * (2 * freedom) ** 0.5
-
-
-@pytest.mark.parametrize("method", ["random_batch", "random_batch_without_replacement"])
-@pytest.mark.parametrize("size", [TABLE.rows, TABLE.rows + 1, 65536])
-def test_a_size_above_the_number_of_rows_takes_all(method: str, size: int) -> None:
-    for step in range(5):
-        assert sorted(listed(batches(method, size).rows(step))) == list(range(TABLE.rows))
-
-
-def test_filters_without_a_size_are_as_many_as_a_step_can_take() -> None:
-    norms = torch.ones(TABLE.rows)
-    small, large = (WeightBatches("random_filters", TABLE, norms, None, 0, 10**n) for n in (6, 11))
-    assert small.rows(3) is None
-    drawn = [large.rows(step) for step in range(5)]
-    assert all(rows is not None and 0 < len(rows) < TABLE.rows for rows in drawn)
 
 
 @pytest.mark.parametrize("method", METHODS)

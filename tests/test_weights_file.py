@@ -70,13 +70,7 @@ def save_safe(value: State, path: Path) -> None:
     save_file({n: t.clone() for n, t in value.items()}, path)
 
 
-# --- what a file is called, and what it is -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["w.pth.tar", "w.PTH", "w", "w#1.pt", "w.safetensors"],
-)
+@pytest.mark.parametrize("name", ["w.pth.tar", "w.PTH", "w", "w#1.pt", "w.safetensors"])
 @pytest.mark.parametrize("save", [torch.save, save_legacy, save_safe])
 def test_the_suffix_says_nothing(name: str, save: Callable[[Any, Path], None], source: Net, tmp_path: Path) -> None:
     save(source.state_dict(), tmp_path / name)
@@ -110,21 +104,14 @@ def test_what_is_no_state_dict_is_told_by_its_name(
         loaded(tmp_path / "w.pt")
 
 
-# --- where the state dict is -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("key", ["net", "state_dict", "ema", "module", "a.b.c.d.e"])
 def test_a_state_dict_under_any_key_is_found(key: str, source: Net, tmp_path: Path) -> None:
     state: Any = source.state_dict()
     for part in reversed(key.split(".")):
         state = {part: state}
-    optimizer = torch.optim.Adam(source.parameters())
-    source.conv(torch.ones(1, 1, 3, 3)).sum().backward()
-    optimizer.step()
+    optimizer = torch.optim.SGD(source.parameters(), momentum=0.9)
     torch.save({"epoch": 7, "optimizer": optimizer.state_dict(), **state}, tmp_path / "w.pt")
-    source_now = loaded(tmp_path / "w.pt")
-    assert torch.equal(source_now.norm.weight, source.norm.weight)
-    assert torch.equal(source_now.tied.weight, source.head.weight)
+    assert equal(loaded(tmp_path / "w.pt"), source)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +119,8 @@ def test_a_state_dict_under_any_key_is_found(key: str, source: Net, tmp_path: Pa
     [
         (lambda first, second: ({"epoch": 1}, first, (second,)), "2.0"),
         (lambda first, second: {"nets": {7: [first, second]}, "losses": [0.5, 0.25], (1, 2): 3}, "nets.7.1"),
-        (lambda first, second: collections.defaultdict(list, nets=collections.deque([first, second])), "nets.1"),
     ],
-    ids=["tuple", "numbers", "deque"],
+    ids=["tuple", "numbers"],
 )
 def test_state_dicts_in_lists_and_under_numbers_are_found(wrap: Callable[..., Any], key: str, tmp_path: Path) -> None:
     first, second = Net(1), Net(2)
@@ -145,25 +131,14 @@ def test_state_dicts_in_lists_and_under_numbers_are_found(wrap: Callable[..., An
 
 
 @pytest.mark.parametrize(
-    ("save", "wrap"),
-    [
-        (save_legacy, dict),
-        (torch.save, prefixed("predictor._orig_mod.")),
-        (torch.save, lambda state: [{"lr": 0.1}, {"epoch": 3, "model_state_dict": state}]),
-    ],
+    "wrap", [prefixed("predictor._orig_mod."), lambda state: [{"lr": 0.1}, {"epoch": 3, "model_state_dict": state}]]
 )
-def test_predictors_read_whatever_networks_do(
-    wrap: Callable[[State], Any], save: Callable[[Any, Path], None], tmp_path: Path
-) -> None:
+def test_predictors_read_whatever_networks_do(wrap: Callable[[State], Any], tmp_path: Path) -> None:
     table, own = KernelTable(((4, 3, 3, 3),)), {"embeddings": EmbeddingsConfig(type="order", enc_levels=3)}
     written = build_nern(NernConfig(hidden_layer_size=6, **own), table, None, 1)
-    save(wrap(dict(written.predictor.state_dict())), tmp_path / "p.ckpt")
+    torch.save(wrap(dict(written.predictor.state_dict())), tmp_path / "p.ckpt")
     config = NernConfig(hidden_layer_size=6, init="checkpoint", checkpoint_path=str(tmp_path / "p.ckpt"), **own)
     assert equal(build_nern(config, table, None, 2).predictor, written.predictor)
-    config.hidden_layer_size = 7
-    says = r"predictor checkpoint .*p\.ckpt.* does not fit KxKPredictor: .*layers\.0\.weight: expected \(7, 7\), found"
-    with pytest.raises(NernError, match=says):
-        build_nern(config, table, None, 2)
 
 
 @pytest.mark.parametrize(
@@ -188,22 +163,6 @@ def test_names_are_unwrapped_until_they_fit(wrap: Callable[[State], State], sour
     assert equal(loaded(tmp_path / "w.pt"), source)
 
 
-@pytest.mark.parametrize(
-    ("names", "wrap"),
-    [
-        (("module", "_orig_mod"), dict),
-        (("module", "_orig_mod"), prefixed("module.")),
-    ],
-)
-def test_names_that_begin_as_a_wrapper_s_are_not_unwrapped(
-    names: tuple[str, ...], wrap: Callable[[State], State], tmp_path: Path
-) -> None:
-    source, network = (nn.ModuleDict({name: Net(seed) for name in names}) for seed in (1, 0))
-    torch.save(wrap(dict(source.state_dict())), tmp_path / "w.pt")
-    load_weights(network, tmp_path / "w.pt")
-    assert equal(network, source)
-
-
 @pytest.mark.parametrize("prefix", ["ema", "a.ema_model"])
 def test_weights_beside_a_copy_under_a_prefix(prefix: str, tmp_path: Path) -> None:
     first, average = Net(1), Net(2)
@@ -215,48 +174,22 @@ def test_weights_beside_a_copy_under_a_prefix(prefix: str, tmp_path: Path) -> No
 
 
 def test_of_several_that_fit_the_weights_go_before_their_average_and_the_others_have_a_key(tmp_path: Path) -> None:
-    first, average, lightning = Net(1), Net(2), Net(3)
-    checkpoint = {"model_ema": average.state_dict(), "model": first.state_dict()}
-    torch.save(checkpoint, tmp_path / "w.pt")
+    first, average = Net(1), Net(2)
+    torch.save({"model_ema": average.state_dict(), "model": first.state_dict()}, tmp_path / "w.pt")
     with pytest.warns(NernWarning, match=r"holds several weights that fit: 'model' was taken.*w.pt#model_ema"):
         assert equal(loaded(tmp_path / "w.pt"), first)
     assert equal(loaded(f"{tmp_path}/w.pt#model_ema"), average)
     assert equal(loaded(f"{tmp_path}/w.pt#model"), first)
     with pytest.raises(NernError, match=r"'ema' is no state dict that fits; choose one of: model_ema, model"):
         loaded(f"{tmp_path}/w.pt#ema")
-    both = prefixed("model.")(first.state_dict()) | prefixed("ema_model.module.")(lightning.state_dict())
-    torch.save({"state_dict": both | {"criterion.weight": torch.ones(2)}}, tmp_path / "l.ckpt")
-    with pytest.warns(NernWarning) as caught:
-        assert equal(loaded(tmp_path / "l.ckpt"), first)
-    said = " ".join(str(w.message) for w in caught)
-    assert "l.ckpt#state_dict.ema_model.module" in said
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert equal(loaded(f"{tmp_path}/l.ckpt#state_dict.ema_model.module"), lightning)
-
-
-# --- what lies beside it -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("save", [torch.save, save_legacy])
 def test_harmless_kinds_beside_the_weights_are_read(
     save: Callable[[Any, Path], None], source: Net, tmp_path: Path
 ) -> None:
-    beside: list[Any] = [
-        np.float64(91.7),
-        np.float32(0.5),
-        np.int64(3),
-        np.bool_(True),
-        np.arange(4),
-        np.dtype("float32"),
-    ]
-    beside += [
-        Path("runs/here"),
-        pathlib.PureWindowsPath("c:/runs"),
-        datetime.timedelta(seconds=3),
-        range(3),
-        frozenset({1}),
-    ]
+    beside: list[Any] = [np.float64(91.7), np.float32(0.5), np.int64(3), np.bool_(True), np.arange(4), np.dtype("f4")]
+    beside += [Path("here"), pathlib.PureWindowsPath("c:/runs"), datetime.timedelta(3), range(3), frozenset({1})]
     beside += [collections.defaultdict(list, a=[1]), collections.OrderedDict(a=1), collections.deque([1, 2])]
     beside += [argparse.Namespace(lr=0.1, data=Path("data")), types.SimpleNamespace(lr=0.1)]
     beside += [datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC), torch.Size([2]), torch.device("cpu"), torch.float16]
@@ -270,22 +203,12 @@ class Custom:
 
 @pytest.mark.parametrize("save", [torch.save, save_legacy])
 def test_any_other_object_is_refused_by_its_name(
-    save: Callable[[Any, Path], None], source: Net, attack: Any, tmp_path: Path
+    save: Callable[[Any, Path], None], source: Net, tmp_path: Path
 ) -> None:
     save({"state_dict": source.state_dict(), "config": Custom()}, tmp_path / "w.pt")
-    with pytest.raises(
-        NernError, match=r"Python objects besides tensors \(.*test_weights_file\.Custom\); they could run"
-    ):
+    says = r"Python objects besides tensors \(.*test_weights_file\.Custom\); they could run"
+    with pytest.raises(NernError, match=says):
         loaded(tmp_path / "w.pt")
-    attack.save_pickle(tmp_path / "bad.pth.tar", state_dict={})
-    attack.save_torch(tmp_path / "bad.ckpt")
-    for name in ("bad.pth.tar", "bad.ckpt"):
-        with pytest.raises(NernError, match="refused"):
-            loaded(tmp_path / name)
-    assert not attack.executed
-
-
-# --- files in parts, tied tensors ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
@@ -306,7 +229,6 @@ def test_files_in_parts_are_read_by_their_index(kind: str, source: Net, tmp_path
     ("index", "says"),
     [
         ({"weight_map": {"conv.weight": "../w.safetensors"}}, "outside its folder, or another index; that is refused"),
-        ({"weight_map": {"conv.weight": "m.index.json"}}, "or another index; that is refused"),
         ({"weight_map": {"conv.weight": "none.safetensors"}}, "no such file"),
         ({"weight_map": {"other": "w.safetensors"}}, "other is not in w.safetensors"),
         ([], "is not the index of a file in parts"),
@@ -323,9 +245,6 @@ def test_tied_tensors_that_safetensors_left_out_are_filled_in(source: Net, tmp_p
     save_model(source, str(tmp_path / "w.safetensors"))
     assert len(state_dicts(tmp_path / "w.safetensors")[0].tensors) == len(source.state_dict()) - 1
     assert equal(loaded(tmp_path / "w.safetensors"), source)
-
-
-# --- kinds of number ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -346,7 +265,6 @@ ONES = torch.ones(3, 1, 3, 3)
         (ONES.to(torch.float8_e4m3fn), r"holds torch.float8_e4m3fn"),
         (ONES.to_sparse(), r"conv.weight is sparse"),
         (ONES.double() * 1e300, r"conv.weight holds values that are not finite \(NaN or infinity\) in torch.float32"),
-        (ONES * torch.nan, r"values that are not finite"),
     ],
 )
 def test_one_kind_of_number_never_stands_for_another(value: Tensor, says: str, source: Net, tmp_path: Path) -> None:
@@ -359,26 +277,6 @@ def test_tied_tensors_that_differ_in_the_file_are_refused(source: Net, tmp_path:
     torch.save(source.state_dict() | {"tied.weight": torch.zeros(3, 3)}, tmp_path / "w.pt")
     with pytest.raises(NernError, match=r"head\.weight and tied\.weight are one tensor in Net, and differ in the file"):
         loaded(tmp_path / "w.pt")
-
-
-def test_a_network_of_whole_numbers_takes_whole_numbers(tmp_path: Path) -> None:
-    def make(value: int) -> nn.Module:
-        network = Net(1)
-        network.register_buffer("steps", torch.tensor(value))
-        network.register_buffer("mask", torch.tensor([-torch.inf, torch.finfo(torch.float32).min]))
-        return network
-
-    torch.save(make(2**60 + 1).state_dict(), tmp_path / "w.pt")
-    network = make(0)
-    load_weights(network, tmp_path / "w.pt")
-    assert network.steps == 2**60 + 1
-    assert network.mask.tolist() == [-torch.inf, torch.finfo(torch.float32).min]  # a buffer may hold anything
-    torch.save(make(1).state_dict() | {"steps": torch.tensor(1.0)}, tmp_path / "w.pt")
-    with pytest.raises(NernError, match=r"steps holds torch.float32, the network has torch.int64"):
-        load_weights(network, tmp_path / "w.pt")
-
-
-# --- what does not fit -------------------------------------------------------------------------------------------------
 
 
 def test_the_nearest_state_dict_is_described(source: Net, tmp_path: Path) -> None:
@@ -401,19 +299,6 @@ def test_what_weights_tell_need_not_be_said(wrap: Callable[[State], State], opti
     source = build_original_network("ResNet8", None, arguments)
     torch.save(wrap(dict(source.state_dict())), tmp_path / "w.pth.tar")
     assert equal(build_original_network("ResNet8", str(tmp_path / "w.pth.tar")), source)
-
-
-def test_arguments_are_those_of_the_first_weights_that_are_no_average_and_others_have_a_key(tmp_path: Path) -> None:
-    student, teacher = (
-        build_original_network("ResNet8", None, {"in_channels": 1, "widths": widths})
-        for widths in ([4, 6, 8], [4, 8, 16])
-    )
-    torch.save({"teacher": teacher.state_dict(), "model": student.state_dict()}, tmp_path / "w.pt")
-    assert equal(build_original_network("ResNet8", f"{tmp_path}/w.pt"), student)
-    assert equal(build_original_network("ResNet8", f"{tmp_path}/w.pt#teacher"), teacher)
-    for key in ("mod", "x"):
-        with pytest.raises(NernError, match=rf"'{key}' is no state dict that fits; choose one of: .*teacher"):
-            build_original_network("ResNet8", f"{tmp_path}/w.pt#{key}")
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:original_model_path is not set")

@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -50,7 +50,6 @@ from nern.representation.sampling import sample_kernels
 from nern.training.members import Member
 from nern.training.schedules import Schedule
 from nern.training.trainer import Trainer
-from nern.training.weight_batches import WeightBatches
 from nern.weights_file import state_dicts
 
 Tensors = dict[str, Tensor]
@@ -79,18 +78,13 @@ class Case:
         return self.variant == "as_published"
 
     def listed(self, name: str) -> list[Tensor]:
-        """Inputs `name.0`, `name.1`, ..."""
-        return listed(self.inputs, name)
+        """Inputs `name.0`, `name.1`, ... in order."""
+        numbers = sorted(int(k.removeprefix(f"{name}.")) for k in self.inputs if k.startswith(f"{name}."))
+        return [self.inputs[f"{name}.{i}"] for i in numbers]
 
     def state(self, prefix: str = "state_dict/") -> Tensors:
         """Inputs under `prefix`."""
         return {k.removeprefix(prefix): v for k, v in self.inputs.items() if k.startswith(prefix)}
-
-
-def listed(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
-    """Tensors `name.0`, `name.1`, ... in order."""
-    numbers = sorted(int(k.removeprefix(f"{name}.")) for k in tensors if k.startswith(f"{name}."))
-    return [tensors[f"{name}.{i}"] for i in numbers]
 
 
 def numbered(name: str, values: Any) -> Tensors:
@@ -129,7 +123,6 @@ class Listed:
         self._lookups = [lookup for _, lookup in pairs]
 
     def lookups(self, which: Tensor | slice) -> list[Tensor]:
-        """See `TableCoordinates.lookups`."""
         return [lookup[which] for lookup in self._lookups]
 
 
@@ -151,7 +144,6 @@ def encoding(case: Case) -> Tensors:
 
 @check("encoding_matrix")
 def encoding_matrix(case: Case) -> Tensors:
-    """The random matrix of 'ffn'."""
     return {"B": FourierEncoding.matrix(case.config["enc_levels"], case.config["num_idxs"], case.config["gauss_scale"])}
 
 
@@ -168,7 +160,6 @@ def mode_of(config: Mapping[str, Any]) -> str:
 
 @check("coordinates")
 def coordinates(case: Case) -> Tensors:
-    """Normalised coordinates."""
     table = table_of(case.inputs["shapes"])
     made = TableCoordinates(table, None, mode_of(case.config))
     pairs = zip(made.values, made.lookups(slice(None)), strict=True)
@@ -210,7 +201,6 @@ def embeddings(case: Case) -> Tensors:
 
 @check("ordering")
 def ordering(case: Case) -> Tensors:
-    """Solved orderings."""
     weights = original_of(case).weights if "weights" in case.meta else case.listed("weights")
     solved = solve_ordering(weights, case.config["permute_mode"], num_workers=2).tensors()
     return {name: solved[name] for name in case.outputs}
@@ -218,7 +208,6 @@ def ordering(case: Case) -> Tensors:
 
 @check("ordering_apply")
 def ordering_apply(case: Case) -> Tensors:
-    """An ordering applied to embeddings."""
     shapes = list(table_of(case.inputs["shapes"]).shapes)
     applied = ordering_of(case, list(shapes))
     assert applied is not None
@@ -241,7 +230,6 @@ def predictor_of(config: Mapping[str, Any], input_size: int, state: Tensors) -> 
 
 @check("predictor")
 def predictor(case: Case) -> Tensors:
-    """Output and gradients."""
     encodings = case.inputs["embeddings"].clone().requires_grad_()
     net = predictor_of(case.config, encodings.shape[1], case.state())
     if "parameters" in case.meta and sum(p.numel() for p in net.parameters()) != case.meta["parameters"]:
@@ -267,7 +255,6 @@ def nern_of(case: Case) -> NeRN:
 
 @check("prediction")
 def prediction(case: Case) -> Tensors:
-    """All rows predicted, before sampling."""
     nern = nern_of(case)
     (predictions,) = nern()
     layers = [predictions[nern.table.layer(i)] for i in range(len(nern.table.shapes))]
@@ -277,7 +264,6 @@ def prediction(case: Case) -> Tensors:
 
 @check("sampling")
 def sampling(case: Case) -> Tensors:
-    """Sampled kernels and gradients."""
     out: Tensors = {}
     sizes = case.inputs["kernel_sizes"].reshape(len(case.listed("predicted")), -1)[:, 0].tolist()
     triples = zip(case.listed("predicted"), sizes, case.listed("upstream"), strict=True)
@@ -295,49 +281,40 @@ def sampling(case: Case) -> Tensors:
 # --- losses ------------------------------------------------------------------------------------------------------
 
 
-def list_loss(case: Case, loss: Callable[..., Tensor]) -> Tensors:
-    """Value and gradients of a loss of two lists."""
-    leaves = [t.clone().requires_grad_() for t in case.listed("reconstructed")]
-    value = loss(case.listed("original"), leaves)
-    value.backward()
-    return {"value": value} | numbered("grad", (leaf.grad for leaf in leaves))
+LOSSES: dict[str, Any] = {
+    "reconstruction_loss": RECONSTRUCTION_LOSSES,
+    "feature_map_loss": FEATURE_MAP_LOSSES,
+    "distillation_loss": DISTILLATION_LOSSES,
+    "task_loss": TASK_LOSSES,
+}
 
 
-@check("reconstruction_loss")
-def reconstruction_loss(case: Case) -> Tensors:
-    """Reconstruction losses."""
-    return list_loss(case, RECONSTRUCTION_LOSSES[case.config["reconstruction_loss_type"]])
+def gradient(leaf: Tensor) -> Tensor:
+    """Of a leaf; zeros where it has none."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
-@check("feature_map_loss")
-def feature_map_loss(case: Case) -> Tensors:
-    """Feature-map losses."""
-    return list_loss(case, FEATURE_MAP_LOSSES[case.config["attention_loss_type"]])
-
-
-@check("distillation_loss")
-def distillation_loss(case: Case) -> Tensors:
-    """Distillation losses."""
-    leaf = case.inputs["reconstructed"].clone().requires_grad_()
-    value = DISTILLATION_LOSSES[case.config["distillation_loss_type"]](case.inputs["original"], leaf)
-    value.backward()
-    assert leaf.grad is not None
-    return {"value": value, "grad": leaf.grad}
-
-
-@check("task_loss")
-def task_loss(case: Case) -> Tensors:
-    """Task losses; a loss without a gradient has zeros."""
-    leaf = case.inputs["prediction"].clone().requires_grad_()
-    value = TASK_LOSSES[case.config["task_loss_type"]](leaf, case.inputs["target"])
+def loss_and_gradients(case: Case) -> Tensors:
+    """A loss of two lists, or of two tensors, and its gradient in the second."""
+    key = "attention" if case.kind == "feature_map_loss" else case.kind.removesuffix("_loss")
+    loss = LOSSES[case.kind][case.config[f"{key}_loss_type"]]
+    if case.kind in ("reconstruction_loss", "feature_map_loss"):
+        leaves = [t.clone().requires_grad_() for t in case.listed("reconstructed")]
+        value = loss(case.listed("original"), leaves)
+    else:
+        name, target = ("prediction", "target") if case.kind == "task_loss" else ("reconstructed", "original")
+        leaves = [case.inputs[name].clone().requires_grad_()]
+        value = loss(leaves[0], case.inputs[target]) if name == "prediction" else loss(case.inputs[target], leaves[0])
     if value.requires_grad:
         value.backward()
-    return {"value": value, "grad": torch.zeros_like(leaf) if leaf.grad is None else leaf.grad}
+    return {"value": value, "grad": gradient(leaves[0])} | numbered("grad", map(gradient, leaves))
+
+
+CHECKS |= dict.fromkeys(LOSSES, loss_and_gradients)
 
 
 @check("smoothness")
 def smoothness(case: Case) -> Tensors:
-    """Smoothness measures."""
     leaves = [w.clone().requires_grad_() for w in case.listed("weights")]
     out: Tensors
     if case.config["measure"] == "CosineSmoothness":
@@ -348,7 +325,7 @@ def smoothness(case: Case) -> Tensors:
         out = {"value": total}
     if total.requires_grad:
         total.backward()
-    return out | numbered("grad", (torch.zeros_like(w) if w.grad is None else w.grad for w in leaves))
+    return out | numbered("grad", map(gradient, leaves))
 
 
 # --- optimizers, schedules, batches ------------------------------------------------------------------------------
@@ -365,7 +342,6 @@ def optim_config(config: Mapping[str, Any], published: bool) -> OptimConfig:
 
 @check("optimizer")
 def optimizer(case: Case) -> Tensors:
-    """A trajectory on a quadratic."""
     start, H, T = (case.state(prefix) for prefix in ("start/", "H/", "T/"))
     parameters = {name: nn.Parameter(value.clone()) for name, value in start.items()}
     config = optim_config(case.config, case.published)
@@ -387,7 +363,6 @@ def optimizer(case: Case) -> Tensors:
 
 @check("schedule")
 def schedule(case: Case) -> Tensors:
-    """Learning rates over time."""
     config = optim_config(case.config, False)
     rates = Schedule(config, case.config["num_iterations"], stretched=case.published)
     lrs = [rates.lr]
@@ -399,7 +374,6 @@ def schedule(case: Case) -> Tensors:
 
 @check("row_weights")
 def row_weights(case: Case) -> Tensors:
-    """Kernel norms and the probabilities of a weighted draw."""
     weights = case.listed("weights")
     table = KernelTable.of(weights)
     norms = table.norms(weights)
@@ -412,15 +386,8 @@ def batching(case: Case) -> Tensors:
     """Predictions of all rows, gradients through the drawn ones."""
     nern = nern_of(case)
     table = nern.table
-    rows: Tensor | None = case.inputs["rows_with_gradient"].long()
-    method = case.config["weights_batch_method"]
-    batches = WeightBatches(method, table, torch.ones(table.rows), case.config["weights_batch_size"], seed=0)
-    for step in range(20):  # our own draws: as many rows as theirs, all of the table
-        drawn = batches.rows(step)
-        if drawn is not None and not bool(((drawn >= 0) & (drawn < table.rows)).all()):
-            raise NernError("a drawn row is not of the table")
-    assert rows is not None
-    if method == "all" and sorted(rows.tolist()) == list(range(table.rows)):
+    rows: Any = case.inputs["rows_with_gradient"].long()
+    if case.config["weights_batch_method"] == "all" and sorted(rows.tolist()) == list(range(table.rows)):
         rows = None
     upstream = torch.cat([u.reshape(-1, *u.shape[-2:]) for u in case.listed("upstream")])
     trainer = Trainer(
@@ -444,7 +411,6 @@ class _Shapes(OriginalNetwork):
         self.weights = nn.ParameterList(torch.zeros(shape) for shape in shapes)
 
     def get_learnable_weights(self) -> list[Tensor]:
-        """All of them."""
         return list(self.weights)
 
 
@@ -520,7 +486,6 @@ def experiment_config(case: Case) -> Config:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts, `over` winning."""
     out = dict(base)
     for key, value in over.items():
         out[key] = merge(out.get(key, {}), value) if isinstance(value, Mapping) else value
@@ -529,7 +494,6 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 @check("model_weights")
 def model_weights(case: Case) -> Tensors:
-    """Checksums and the list of learnable weights."""
     state = state_dicts(weights_file(case))[0].tensors
     for name, wanted in case.meta["sha256"].items():
         array = state[name].contiguous().numpy()
@@ -552,7 +516,6 @@ def trainer_of(case: Case) -> Trainer:
 
 @check("end_to_end")
 def end_to_end(case: Case) -> Tensors:
-    """Predicted weights, losses, gradients."""
     trainer = trainer_of(case)
     original, nern = trainer.members[0].original, trainer.nern
     weights = nern.reconstruct()
@@ -573,7 +536,6 @@ def end_to_end(case: Case) -> Tensors:
 
 @check("training")
 def training(case: Case) -> Tensors:
-    """A few steps on one batch."""
     trainer = trainer_of(case)
     order = ("reconstruction", "feature_maps", "distillation")
     losses, lrs = [], []
@@ -671,23 +633,39 @@ def cases_of(path: Path, weights: Path | None) -> list[Case]:
     stored = load_file(path.parent / manifest["tensors"])
     cases = []
     for entry in manifest["cases"]:
-        inputs, outputs = ({k: stored[v] for k, v in entry.get(part, {}).items()} for part in ("inputs", "outputs"))
-        cases.append(
-            Case(
-                entry["name"],
-                entry["kind"],
-                entry.get("variant", "as_published"),
-                entry.get("config", {}),
-                inputs,
-                outputs,
-                entry.get("rtol", 0.0),
-                entry.get("atol", 0.0),
-                entry.get("meta") or {},
-                path.parent,
-                weights,
-            )
-        )
+        given = {"variant": "as_published", "config": {}, "rtol": 0.0, "atol": 0.0} | entry
+        fields = {key: given[key] for key in ("name", "kind", "variant", "config", "rtol", "atol")}
+        for part in ("inputs", "outputs"):
+            fields[part] = {k: stored[v] for k, v in entry.get(part, {}).items()}
+        cases.append(Case(**fields, meta=entry.get("meta") or {}, folder=path.parent, weights=weights))
     return cases
+
+
+class Result(NamedTuple):
+    """What became of a case: the largest error, what is wrong, and whether it is a fault of the published code."""
+
+    name: str
+    error: float
+    problem: str
+    fault: bool = False
+
+
+def results_of(path: Path, weights: Path | None) -> list[Result]:
+    """Of the cases of a manifest."""
+    if path.name in FILES:
+        return [Result(path.stem, *FILES[path.name](path))]
+    try:
+        cases = cases_of(path, weights)
+    except Exception as error:
+        return [Result(path.stem, float("inf"), f"not a readable manifest: {error!r}")]
+    found = [] if cases else [Result(path.stem, float("inf"), "the manifest has no cases")]
+    for case in cases:
+        try:
+            error_, problem = compare(case)
+        except Exception as error:
+            error_, problem = float("inf"), f"{type(error).__name__}: {error}"
+        found.append(Result(f"{path.stem}/{case.name}", error_, problem, bool(case.meta.get("fault"))))
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -697,40 +675,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, help="the pretrained network of end-to-end cases")
     arguments = parser.parse_args(argv)
     torch.manual_seed(0)
-    failed = total = 0
-    manifests = sorted(arguments.folder.resolve().glob("*.json"))
-    if not manifests:
-        print(f"no manifests in {arguments.folder}")
-        return 1
-    used = set()
-    for path in manifests:
-        lines: list[tuple[str, float, str, bool]] = []
-        if path.name in FILES:
-            lines.append((path.stem, *FILES[path.name](path), False))
-        else:
-            try:
-                cases = cases_of(path, arguments.weights)
-                used.add(json.loads(path.read_text())["tensors"])
-            except Exception as error:
-                lines.append((path.stem, float("inf"), f"not a readable manifest: {error!r}", False))
-                cases = []
-            if not cases and not lines:
-                lines.append((path.stem, float("inf"), "the manifest has no cases", False))
-            for case in cases:
-                try:
-                    error_, problem = compare(case)
-                except Exception as error:
-                    error_, problem = float("inf"), f"{type(error).__name__}: {error}"
-                lines.append((f"{path.stem}/{case.name}", error_, problem, bool(case.meta.get("fault"))))
-        for name, error_, problem, fault in lines:
-            total += 1
-            status = "ok" if not problem else "fault, not reproduced" if fault else "FAIL"
-            failed += status == "FAIL"
-            print(f"{status:<5} {name:<60} error {error_:.3g}" + (f"  {problem}" if problem else ""))
-    for path in sorted(arguments.folder.resolve().glob("*.safetensors")):
-        if path.name not in used:
-            total, failed = total + 1, failed + 1
-            print(f"FAIL  {path.name}: no manifest refers to it")
+    folder = arguments.folder.resolve()
+    lines = [line for path in sorted(folder.glob("*.json")) for line in results_of(path, arguments.weights)]
+    manifests = " ".join(path.read_text(errors="replace") for path in folder.glob("*.json"))
+    stray = sorted(path.name for path in folder.glob("*.safetensors") if f'"{path.name}"' not in manifests)
+    lines += [Result(name, float("inf"), "no manifest refers to it") for name in stray]
+    for line in lines:
+        status = "ok" if not line.problem else "fault, not reproduced" if line.fault else "FAIL"
+        print(f"{status:<5} {line.name:<60} error {line.error:.3g}" + (f"  {line.problem}" if line.problem else ""))
+    failed = sum(bool(line.problem) and not line.fault for line in lines)
+    total = len(lines)
     print(f"{total - failed} of {total} vectors match")
     return 1 if failed or not total else 0
 
