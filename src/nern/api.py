@@ -22,8 +22,8 @@ from nern.errors import NernError, NernWarning, plain_errors
 from nern.evaluation import Evaluator, LayerError, layer_errors
 from nern.experiment import Experiment, kernel_table, represent
 from nern.inputs import Calling
-from nern.jobs.own_folder import train_in_folder
 from nern.jobs.session import display_of
+from nern.jobs.training import train_in_folder
 from nern.objectives.objective import Losses
 from nern.ordering.order import Ordering
 from nern.originals.base import Original, as_original
@@ -295,7 +295,7 @@ def fit(
     else:
         config.logging.progress = progress
         experiment, trainer, stopped_by = train_in_folder(
-            config, original, built, Path(run_folder), console, lambda trainer: _hear(trainer, on_step)
+            config, member, built, Path(run_folder), console, lambda trainer: _hear(trainer, on_step)
         )
     if stopped_by not in (None, signal.SIGINT):  # to end the program is not for us to refuse
         signal.raise_signal(stopped_by)

@@ -25,7 +25,7 @@ from nern.console import PLAIN
 from nern.devices import processes_to_start
 from nern.errors import NernError
 from nern.jobs import config_of_run, evaluate, resume, resume_original, train, train_original
-from nern.jobs.dry_run import dry_run
+from nern.jobs.training import dry_run
 from nern.processes import check_alone, launched, process_number, restart
 from nern.training.run_folder import RunFolder
 

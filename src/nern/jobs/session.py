@@ -6,7 +6,8 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from rich.console import Console
@@ -57,8 +58,18 @@ def resumable(folder: RunFolder, command: str) -> Iterator[None]:
         raise ResourceError(f"{told}. {rest}") from error
 
 
-def saved_run(folder: RunFolder, cls: type[S], lengths: Mapping[str, Any] | None = None) -> tuple[S, dict[str, Any], S]:
-    """Config and saved state of a run, and the config that the state was trained with: the same, but for lengths.
+@dataclass
+class Saved(Generic[S]):
+    """What continues a run: its config, the saved state, and the config that this was trained with (but for lengths the
+    same)."""
+
+    config: S
+    state: dict[str, Any]
+    before: S
+
+
+def saved_run(folder: RunFolder, cls: type[S], lengths: Mapping[str, Any] | None = None) -> Saved[S]:
+    """What was saved of a run.
 
     Args:
         folder: of the run.
@@ -82,7 +93,10 @@ def saved_run(folder: RunFolder, cls: type[S], lengths: Mapping[str, Any] | None
             f"{folder.config} is not what the saved state was trained with: {', '.join(changed)} changed. A resumed run "
             "keeps its settings, but for its lengths; start a new one for others."
         )
-    return config, state, before
+    best = folder.record("best")
+    if best is not None and best["step"] > state.get("step", best["step"]):  # killed between checkpoint and state
+        state["best"] = best
+    return Saved(config, state, before)
 
 
 def check_kind(folder: RunFolder, cls: type[Settings]) -> None:
@@ -137,7 +151,7 @@ def run_loop(
     command: str,
     hear: Callable[[L], None] | None = None,
 ) -> None:
-    """Train to the end, shown and tracked.
+    """Train to the end, shown and tracked. Metrics of fewer steps are removed.
 
     Args:
         folder: of the run; None, in all processes but the main one: nothing is shown or written.
@@ -149,6 +163,8 @@ def run_loop(
     if folder is None:
         loop.fit()
         return
+    if loop.step < loop.total_steps:
+        folder.metrics.unlink(missing_ok=True)
     loop.folder = folder
     loop.tracker = build_tracker(config, folder.root, first_step=loop.step)
     display = display_of(loop, console, warmup, config.logging.progress)
