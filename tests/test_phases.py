@@ -153,7 +153,7 @@ def watched(trainer: Trainer, patch: pytest.MonkeyPatch) -> list[Seen]:
         losses = train_step(self, batches, rows, fractions)
         terms = {name: float(value.detach()) for name, value in losses.terms.items()}
         assert self.lr == lr
-        seen.append(Seen(phase, lr, self.optimizer.optimizer, batches, rows, before, terms, predictor_of(self)))
+        seen.append(Seen(phase, lr, self.optimizer, batches, rows, before, terms, predictor_of(self)))
         return losses
 
     patch.setattr(Trainer, "train_step", watching)

@@ -377,7 +377,7 @@ def _train(
     trainer: Trainer, console: Console, progress: bool, on_step: Callable[[int, dict[str, float]], None] | None
 ) -> int | None:
     """Train to the end; the signal that stopped it, if one did."""
-    display = display_of(trainer, console, trainer.without_images, progress)
+    display = display_of(trainer, console, progress)
     _hear(trainer, on_step)
     trainer.rehearse()
     try:

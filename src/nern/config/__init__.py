@@ -3,7 +3,6 @@
 from nern.config.imports import import_module, import_modules
 from nern.config.original import OriginalConfig, SmoothnessConfig
 from nern.config.phases import CURVATURE_IMAGES, ROUNDING_IMAGES, PhaseConfig
-from nern.config.recipes import RECIPES, recipe_values
 from nern.config.schema import (
     Config,
     EmbeddingsConfig,
@@ -27,7 +26,7 @@ from nern.config.settings import (
     known_keys,
     read_config_file,
 )
-from nern.config.yaml_files import nested, parse_yaml
+from nern.config.yaml_files import RECIPES, nested, parse_yaml, recipe_values
 
 __all__ = [
     "CURVATURE_IMAGES",

@@ -11,10 +11,9 @@ from typing import Any
 
 from nern import registry
 from nern.config.phases import KNOWN, PhaseConfig, listed_phases, settings_of
-from nern.config.recipes import recipe_values
 from nern.config.schema import Config, LoggingConfig, NernConfig, OptimConfig, TaskConfig, phase_batches, phase_optim
 from nern.config.settings import check_numbers, choose, nested_attribute, plain
-from nern.config.yaml_files import nested_value
+from nern.config.yaml_files import nested_value, recipe_values
 from nern.errors import NernError
 
 

@@ -130,7 +130,7 @@ def _run(
             f"{trainer.total_steps:,} steps{start} on {trainer.device}; run folder {folder.root}",
             **PLAIN,
         )
-        run_loop(trainer, config, folder, console, 0, "nern train-original")
+        run_loop(trainer, config, folder, console, "nern train-original")
         metrics = _finish(config, trainer, folder)
     if json_path is not None:
         write_json(json_path, metrics)

@@ -134,9 +134,9 @@ def going_on(command: str, folder: RunFolder) -> str:
     return f"{command} --resume {folder.root}" if command.startswith("nern ") else f"{command} ({folder.root})"
 
 
-def display_of(loop: Loop, console: Console, warmup: int, live: bool) -> ProgressDisplay:
-    """The display of a loop, which calls it at each step and evaluation. Arguments: see `run_loop`."""
-    display = ProgressDisplay(console, loop.total_steps, warmup, loop.step, live)
+def display_of(loop: Loop, console: Console, live: bool) -> ProgressDisplay:
+    """The display of a loop, which calls it at each step and evaluation."""
+    display = ProgressDisplay(console, loop.total_steps, loop.step, live)
     display.phase_name = lambda: loop.phase_name
     loop.on_step, loop.on_evaluation = display.on_step, display.on_evaluation
     return display
@@ -147,7 +147,6 @@ def run_loop(
     config: Run,
     folder: RunFolder | None,
     console: Console,
-    warmup: int,
     command: str,
     hear: Callable[[L], None] | None = None,
 ) -> None:
@@ -155,7 +154,6 @@ def run_loop(
 
     Args:
         folder: of the run; None, in all processes but the main one: nothing is shown or written.
-        warmup: steps of reconstruction only, for the display.
         command: that continues an interrupted run, but for its folder.
         hear: is given the loop before its first step.
     """
@@ -167,7 +165,7 @@ def run_loop(
         folder.metrics.unlink(missing_ok=True)
     loop.folder = folder
     loop.tracker = build_tracker(config, folder.root, first_step=loop.step)
-    display = display_of(loop, console, warmup, config.logging.progress)
+    display = display_of(loop, console, config.logging.progress)
     if hear is not None:
         hear(loop)
     try:

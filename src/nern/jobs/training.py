@@ -216,7 +216,7 @@ def _trained(
     """Train to the end; the metrics. `command`, `hear`: see `run_loop`."""
     with nullcontext() if folder is None else resumable(folder, command):
         trainer.rehearse()
-        run_loop(trainer, experiment.config, folder, console, trainer.without_images, command, hear)
+        run_loop(trainer, experiment.config, folder, console, command, hear)
         originals, skipped = trainer.original_metrics(), trainer.skipped_images()
 
         def end() -> dict[str, Any]:
