@@ -144,7 +144,7 @@ def test_filters_without_a_size_are_as_many_as_a_step_can_take() -> None:
 def test_methods_that_need_a_size_say_so(method: str) -> None:
     config = Config(nern=replace(NernConfig(), weights_batch_method=method, weights_batch_size=None))
     if method in ("random_weighted_batch", "random_batch_without_replacement"):
-        with pytest.raises(NernError, match=rf"weights_batch_method '{method}' needs nern.weights_batch_size"):
+        with pytest.raises(NernError, match=rf"weight batch method '{method}' of nern needs nern.weights_batch_size"):
             config.check()
     else:
         config.check()
