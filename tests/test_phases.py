@@ -117,7 +117,7 @@ ALONE = {"epochs": None, "reconstruction.iterations": 4}
         (ALONE | {"reconstruction.optim.optimizer_type": "adm"}, r"unknown .*'adm'.*adamw"),
         (
             ALONE | {"nern.weights_batch_size": None, "reconstruction.weights_batch_method": "random_weighted_batch"},
-            r"'random_weighted_batch' of reconstruction needs reconstruction\.weights_batch_size \(or nern\.",
+            r"'random_weighted_batch' of reconstruction needs reconstruction\.weights_batch_size",
         ),
     ],
 )

@@ -20,7 +20,7 @@ COMMANDS = {
     "train": ("training", "train a NeRN"),
     "evaluate": ("training", "evaluate a NeRN, or the original network"),
     "train-original": ("training", "train an original network from scratch"),
-    "report": ("report", "write a page with figures about a run or a file"),
+    "report": ("files", "write a page with figures about a run or a file"),
     "inspect": ("listing", "show which weights of a network are represented"),
     "list": ("listing", "list networks, tasks and other choices"),
     "sweep": ("sweep", "train many NeRNs and compare them"),

@@ -58,11 +58,21 @@ def command_parser(text: str, usage: str | None = None) -> ArgumentParser:
     return ArgumentParser(description=text, usage=usage, formatter_class=Formatter)
 
 
+def add_option(parser: ArgumentParser, name: str, kind: Any, default: Any, metavar: str | None, about: str) -> None:
+    """Add --NAME; --out also as -o."""
+    names = ["-o"] * (name == "out") + [f"--{name}"]
+    parser.add_argument(*names, type=kind, default=default, metavar=metavar, help=about)
+
+
 def json_option(parser: ArgumentParser) -> None:
     """Add --json."""
-    parser.add_argument(
-        "--json", type=str, default=None, metavar="FILE", help="also write the results to this JSON file"
-    )
+    add_option(parser, "json", str, None, "FILE", "also write the results to this JSON file")
+
+
+def imports_option(parser: ArgumentParser) -> None:
+    """Add --imports."""
+    about = "modules or files of yours that are imported first; they register networks and tasks"
+    parser.add_argument("--imports", type=str, nargs="+", default=[], metavar="MODULE", help=about)
 
 
 def flag_option(parser: ArgumentParser, name: str, about: str) -> None:
@@ -85,10 +95,9 @@ def typed_values(argv: Sequence[str]) -> dict[str, str]:
 def config_options(parser: ArgumentParser, cls: type[Settings] = Config) -> None:
     """Add --config_path, and the keys of `cls`."""
     about = "YAML file of settings; if given several times, later files win"
-    parser.add_argument("--config_path", type=str, default=None, metavar="FILE", help=about)
-    parser.add_argument(
-        "--print_config", action="store_true", help="print all keys of the config with their values, and stop"
-    )
+    add_option(parser, "config_path", str, None, "FILE", about)
+    about = "print all keys of the config with their values, and stop"
+    parser.add_argument("--print_config", action="store_true", help=about)
     key_options(parser, cls)
 
 
@@ -111,8 +120,7 @@ def own_config(name: str) -> str:
 
 def task_option(parser: ArgumentParser) -> None:
     """Add --imports, --task.task_name and the other keys of a task."""
-    about = "modules or files of yours that are imported first; they register networks and tasks"
-    parser.add_argument("--imports", type=str, nargs="+", default=[], metavar="MODULE", help=about)
+    imports_option(parser)
     parser.add_class_arguments(TaskConfig, "task")
 
 

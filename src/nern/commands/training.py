@@ -11,6 +11,7 @@ from rich.console import Console
 from nern.commands.line import (
     Command,
     MissingError,
+    add_option,
     command_parser,
     config_given,
     config_options,
@@ -67,13 +68,8 @@ def _job_parser(command: str, text: str, cls: type[Settings]) -> ArgumentParser:
         f"       nern {command} --resume RUN_FOLDER"
     )
     parser = command_parser(text, usage)
-    parser.add_argument(
-        "--resume",
-        type=str,
-        default=None,
-        metavar="RUN_FOLDER",
-        help="go on with a stopped run; with a new length, such as --epochs 400, make a finished run longer",
-    )
+    about = "go on with a stopped run; with a new length, such as --epochs 400, make a finished run longer"
+    add_option(parser, "resume", str, None, "RUN_FOLDER", about)
     json_option(parser)
     config_options(parser, cls)
     return parser
@@ -95,14 +91,9 @@ def _evaluate_parser() -> ArgumentParser:
         "       nern evaluate --config_path FILE [--dotted.key VALUE ...] [--original] [--json FILE]"
     )
     parser = command_parser(EVALUATE_HELP, usage)
-    parser.add_argument("--run", type=str, default=None, metavar="RUN_FOLDER", help="the run to evaluate")
-    parser.add_argument(
-        "--checkpoint",
-        type=str | None,
-        default=None,
-        metavar="NAME",
-        help="with --run: 'best', 'last', 'step_N' or the name of a phase; null: best",
-    )
+    add_option(parser, "run", str, None, "RUN_FOLDER", "the run to evaluate")
+    about = "with --run: 'best', 'last', 'step_N' or the name of a phase; null: best"
+    add_option(parser, "checkpoint", str | None, None, "NAME", about)
     flag_option(parser, "original", "evaluate the original network alone")
     json_option(parser)
     config_options(parser)

@@ -333,7 +333,7 @@ def _check_combinations(config: Config) -> None:
     by_order = registry.ENCODINGS.info(e.type)["by_order"]
     if e.fusion_mode != "concat" and (by_order or e.type == "ffn"):
         raise NernError(
-            f"nern.embeddings.type {e.type!r} has no encodings of indices to sum; set nern.embeddings.fusion_mode to 'concat'"
+            f"nern.embeddings.type {e.type!r} has no indices to sum; set nern.embeddings.fusion_mode to 'concat'"
         )
     if by_order and e.num_idxs != KERNEL_INDICES:
         raise NernError(
