@@ -272,7 +272,8 @@ def fit(
     own, task, calling = own_data(original, forward, config), None, None
     if data is not None or test is not None:
         task, calling = own.task(data, test)
-        _choose_losses(config, calling)
+        if calling.scales is not None and config.nern.distillation_loss_type == "LogitsL2Loss":
+            config.nern.distillation_loss_type = "OutputsL2Loss"  # these are no class scores
     import_modules(config.imports)
     config.check()
     console = console or CleanConsole()
@@ -351,12 +352,6 @@ def _settings(
     if not config.by_phases:
         raise NernError("fit has no data to distil from: give `data`, or set steps of reconstruction (iterations)")
     return config
-
-
-def _choose_losses(config: Config, calling: Calling) -> None:
-    """Have outputs that are no class scores compared as the numbers they are."""
-    if calling.scales is not None and config.nern.distillation_loss_type == "LogitsL2Loss":
-        config.nern.distillation_loss_type = "OutputsL2Loss"
 
 
 def _hear(trainer: Trainer, on_step: Callable[[int, dict[str, float]], None] | None) -> None:

@@ -17,10 +17,9 @@ from nern.errors import NernError, NernWarning
 from nern.naming import of_number
 from nern.ordering.order import Ordering, ordering_bits
 from nern.ordering.store import get_ordering, read_ordering
-from nern.originals.base import Original
+from nern.originals.base import Mirrored, Original
 from nern.originals.build import build_original, build_original_network
 from nern.originals.input_format import InputFormat
-from nern.originals.mirrored import Mirrored
 from nern.processes import ALONE, Processes
 from nern.registry import PREDICTORS, TASKS
 from nern.representation.kernels import KernelTable
