@@ -80,10 +80,6 @@ def _bench_parser() -> ArgumentParser:
     return parser
 
 
-def _bench_file(argv: Sequence[str]) -> str:
-    return own_config("scaling" if "scaling" in argv else "quickstart")
-
-
 def _settings(given: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     """The options that the benchmark has. Raises NernError for the first name or number that cannot work."""
     what = given["what"]
@@ -140,4 +136,8 @@ def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
         write_json(given["json"], facts)
 
 
-COMMANDS = {"bench": Command(_bench_parser, _run_bench, Config, _bench_file)}
+def _default_file(argv: Sequence[str]) -> str:
+    return own_config("scaling" if "scaling" in argv else "quickstart")
+
+
+COMMANDS = {"bench": Command(_bench_parser, _run_bench, Config, _default_file)}

@@ -102,13 +102,15 @@ def finish(
     load_weights(nern_.predictor, folder.checkpoint("best"), "predictor checkpoint")  # figures and picture are of it
     errors = all_layer_errors(experiment.members, split_by_network(experiment.members, nern_.reconstruct()))
     nern_.predictor.load_state_dict(last)
+    at_step = {record["step"]: record for record in trainer.history.evaluations}
+    phases = [{"name": p.name, "steps": p.steps} | at_step.get(p.ends, {}) | {"ends": p.ends} for p in trainer.phases]
     metrics: dict[str, Any] = {
         "original": originals[0] if len(originals) == 1 else {},
         "best": {k: v for k, v in (trainer.best or {}).items() if k != "score"},
         "last": trainer.history.evaluations[-1],
         "layers": [vars(e) for e in errors],
         "sizes": _sizes(experiment, folder, _bytes(trainer.extra.values())),
-        "phases": _phases(trainer),
+        "phases": phases,
     } | common_metrics(trainer, experiment.device, config.seed, folder)
     if len(originals) > 1:
         metrics["original"] = {"networks": of_originals}
@@ -119,12 +121,6 @@ def finish(
     write_json(folder.metrics, metrics)
     plot_run(folder.curves, config.logging.exp_name, trainer.history, errors, of_originals)
     return metrics
-
-
-def _phases(trainer: Trainer) -> list[dict[str, Any]]:
-    """Each phase with the figures at its end."""
-    at_step = {record["step"]: record for record in trainer.history.evaluations}
-    return [{"name": p.name, "steps": p.steps} | at_step.get(p.ends, {}) | {"ends": p.ends} for p in trainer.phases]
 
 
 def _sizes(experiment: Experiment, folder: RunFolder, beside: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from datetime import timedelta
@@ -24,7 +25,6 @@ from nern.jobs.results import check_original, digests, finish, kept_tensors, sto
 from nern.jobs.session import Saved, changed_keys, continue_from, new_folder, resumable, run_loop, saved_run
 from nern.processes import Processes, join
 from nern.registry import PREDICTORS
-from nern.representation.nern import NeRN
 from nern.terminal import bytes_text, result_table, share_text
 from nern.training.interrupt import Interrupted
 from nern.training.members import Member
@@ -35,7 +35,7 @@ from nern.training.trainer import Trainer
 
 PLACE = ("logging.log_dir", "logging.exp_name", "logging.progress")  # keys that say where a run is, not what it is
 GO_ON = "call nern.fit again with this run_folder"
-WARM, TIMED = 1, 4  # steps of a phase that a dry run does not time, and that it does
+TIMED = 4  # steps of a phase that a dry run times
 PACKED_BITS = 8.0  # about, of a number that was not trained to be rounded, as `nern pack` chooses
 
 
@@ -232,30 +232,20 @@ def announce(console: Console, experiment: Experiment, trainer: Trainer, folder:
     nern_, start = experiment.nern, f", from step {trainer.step}" if trainer.step else ""
     ordering, cost = experiment.ordering, experiment.ordering.cost
     kept = sum(len(m.original.choices) - len(m.original.weight_names) for m in experiment.members)
+    counts = Counter(shape[2:] for shape in nern_.table.shapes)
+    sizes = ", ".join(f"{count} of {height}x{width}" for (height, width), count in counts.items())
+    phases = ", ".join(f"{phase.name}: {phase.steps:,}" for phase in trainer.phases)
+    steps = f"{trainer.total_steps:,} steps{f' ({phases})' if len(trainer.phases) > 1 else ''}"
+    kind = {"cuda": "GPU"}.get(experiment.device.type, experiment.device.type)
+    several = f"{trainer.processes.count} processes, each on a {kind}"
     console.print(
         f"{', '.join(m.name for m in experiment.members)}: {nern_.table.num_weights:,} weights in "
-        f"{len(nern_.table.shapes)} layers ({_sizes_text(nern_)}), represented by {nern_.num_parameters:,} parameters "
+        f"{len(nern_.table.shapes)} layers ({sizes}), represented by {nern_.num_parameters:,} parameters "
         f"({share_text(nern_.num_parameters / nern_.table.num_weights)}); {kept} tensors are kept as they are\n"
         f"ordering: {ordering.mode}, {experiment.ordering_source}{'' if cost is None else f'; {cost}'}\n"
-        f"{_steps_text(trainer)}{start} on {_devices_text(experiment, trainer)}{where}",
+        f"{steps}{start} on {several if trainer.processes.several else experiment.device}{where}",
         **PLAIN,
     )
-
-
-def _sizes_text(nern_: NeRN) -> str:
-    sizes = [shape[2:] for shape in nern_.table.shapes]
-    counts = {size: sizes.count(size) for size in sizes}
-    return ", ".join(f"{count} of {height}x{width}" for (height, width), count in counts.items())
-
-
-def _steps_text(trainer: Trainer) -> str:
-    parts = ", ".join(f"{phase.name}: {phase.steps:,}" for phase in trainer.phases)
-    return f"{trainer.total_steps:,} steps{f' ({parts})' if len(trainer.phases) > 1 else ''}"
-
-
-def _devices_text(experiment: Experiment, trainer: Trainer) -> str:
-    count, kind = trainer.processes.count, {"cuda": "GPU"}.get(experiment.device.type, experiment.device.type)
-    return f"{count} processes, each on a {kind}" if count > 1 else str(experiment.device)
 
 
 @plain_errors()
@@ -286,7 +276,12 @@ def dry_run(config: Config, console: Console | None = None) -> tuple[dict[str, f
         total += phase.steps * step
         table.add_row(phase.name, f"{phase.steps:,}", f"{step:.3f}", _time_text(phase.steps * step))
     table.add_row("all", f"{trainer.total_steps:,}", "", _time_text(total))
-    size = _packed_bytes(experiment)
+    rounded = [phase.bits for phase in config.phases if phase.runs and phase.bits is not None]
+    nern_, of_kernels = experiment.nern, PREDICTORS.info(config.nern.method)["of_kernels"]
+    numbers = nern_.table.num_weights if of_kernels else nern_.num_parameters
+    kept = sum(t.numel() for member in experiment.members for t in member.original.kept().values())
+    bits = numbers * (rounded[-1] if rounded else PACKED_BITS) + experiment.ordering.bits() + kept * PACKED_BITS
+    size = bits / 8
     console.print(table)
     console.print(f"packed, the run takes about {bytes_text(size)}. Nothing was written.")
     return seconds, size
@@ -297,11 +292,11 @@ def _time_text(seconds: float) -> str:
 
 
 def _step_seconds(trainer: Trainer, phase: Phase) -> float:
-    """Of a step of a phase."""
-    trainer.start_phase(phase, measure=False)
-    for number in range(WARM + TIMED):
-        if number == WARM:
-            began = _now(trainer.device)
+    """Of a step of a phase; the first is not timed."""
+    trainer.start_phase(phase)
+    trainer.do_step()
+    began = _now(trainer.device)
+    for _ in range(TIMED):
         trainer.do_step()
     return (_now(trainer.device) - began) / TIMED
 
@@ -310,12 +305,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _packed_bytes(experiment: Experiment) -> float:
-    config, nern_ = experiment.config, experiment.nern
-    rounded = [phase.bits for phase in config.phases if phase.runs and phase.bits is not None]
-    bits = rounded[-1] if rounded else PACKED_BITS
-    numbers = nern_.table.num_weights if PREDICTORS.info(config.nern.method)["of_kernels"] else nern_.num_parameters
-    kept = sum(t.numel() for member in experiment.members for t in member.original.kept().values())
-    return (numbers * bits + experiment.ordering.bits() + kept * PACKED_BITS) / 8

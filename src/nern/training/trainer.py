@@ -91,11 +91,11 @@ class Trainer(Loop):
 
     # --- phases -------------------------------------------------------------------------------------------------
 
-    def start_phase(self, phase: Phase, measure: bool) -> None:
-        """Go to the first step of a phase; `measure` False: without what it measures before."""
+    def start_phase(self, phase: Phase) -> None:
+        """Go to the first step of a phase, without what it measures before."""
         self.step = phase.begins
         self._begin(phase)
-        self._measured = not measure
+        self._measured = True
 
     def _begin(self, phase: Phase) -> None:
         """Make what belongs to a phase: losses, optimizer, schedule, weight batches. What needs images is measured at its
