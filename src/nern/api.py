@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 import html
 import signal
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from nern.jobs.packing import PackOptions
 
 FIT_ITERATIONS = 2000
+MOST_WIDE = 2**20  # of hidden layers: more than any ratio makes of a network that fits in memory
 Metric = Callable[[Any, Any], float | Tensor]
 
 
@@ -397,10 +399,4 @@ def _width(config: NernConfig, table: KernelTable, ratio: float) -> int:
             f"ratio (={ratio}) of {table.num_weights:,} weights leaves {budget:,.0f} parameters; the narrowest predictor of "
             f"this config has {size(1):,}. Raise ratio, or lower nern.embeddings.enc_levels."
         )
-    low, high = 1, 2
-    while size(high) <= budget:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if size(middle) <= budget else (low, middle)
-    return low
+    return bisect.bisect_right(range(1, MOST_WIDE), budget, key=size)

@@ -54,7 +54,7 @@ def _completion_script() -> str:
     lines = []
     for name, (module, _) in COMMANDS.items():
         command = importlib.import_module(f"nern.commands.{module}").COMMANDS[name]
-        found = {option for action in command.parser()._actions for option in action.option_strings}
+        found = {option for action in command.help_parser()._actions for option in action.option_strings}
         options = {option for option in found if option.startswith("--") and not option.endswith("+")}
         sections = [] if command.settings is None else command.settings.sections()
         for option in [option for option in options if option.startswith("--PHASE")]:

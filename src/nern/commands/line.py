@@ -13,7 +13,7 @@ from jsonargparse import (  # type: ignore[attr-defined]
 )
 from rich.console import Console
 
-from nern.config import Config, Settings, TaskConfig, import_modules
+from nern.config import Settings, TaskConfig, import_modules
 from nern.errors import NernError
 from nern.originals.build import build_network
 from nern.tasks.base import network_arguments
@@ -32,7 +32,7 @@ class Command(NamedTuple):
     """A command of the command line.
 
     Attributes:
-        parser: makes the parser of its options.
+        parser: makes the parser of its options, but for keys of settings.
         run: does it; takes what was given, the arguments, and where to print.
         settings: whose keys are among the options.
         default_file: the config file to take for these arguments where none is given, if any.
@@ -44,6 +44,15 @@ class Command(NamedTuple):
     settings: type[Settings] | None = None
     default_file: Callable[[Sequence[str]], str | None] | None = None
     writes: Sequence[str] = ("json", "figure", "out")
+
+    def help_parser(self) -> ArgumentParser:
+        """The parser with the keys of `settings` among its options; `run_command` reads these by itself."""
+        parser = self.parser()
+        if self.settings is not None:
+            parser.add_class_arguments(self.settings)
+            for section in dict.fromkeys(self.settings.sections().values()):
+                parser.add_class_arguments(section, "PHASE", skip={"name", "optim"})
+        return parser
 
 
 class Formatter(DefaultHelpFormatter):  # type: ignore[misc, valid-type]
@@ -92,20 +101,12 @@ def typed_values(argv: Sequence[str]) -> dict[str, str]:
     return {name: value if equals else after for (name, equals, value), after in pairs}
 
 
-def config_options(parser: ArgumentParser, cls: type[Settings] = Config) -> None:
-    """Add --config_path, and the keys of `cls`."""
+def config_options(parser: ArgumentParser) -> None:
+    """Add what belongs to a config, but for its keys: --config_path, --print_config."""
     about = "YAML file of settings; if given several times, later files win"
     add_option(parser, "config_path", str, None, "FILE", about)
     about = "print all keys of the config with their values, and stop"
     parser.add_argument("--print_config", action="store_true", help=about)
-    key_options(parser, cls)
-
-
-def key_options(parser: ArgumentParser, cls: type[Settings]) -> None:
-    """Add the keys of `cls`: for the help (they are read by `run_command`)."""
-    parser.add_class_arguments(cls)
-    for section in dict.fromkeys(cls.sections().values()):
-        parser.add_class_arguments(section, "PHASE", skip={"name", "optim"})
 
 
 def config_given(given: dict[str, Any], cls: type[S]) -> S:

@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
-from nern.commands.line import Command, add_option, command_parser, json_option, key_options, option_names
+from nern.commands.line import Command, add_option, command_parser, json_option, option_names
 from nern.config import Config, item_class, known_keys
 from nern.errors import NernError
 from nern.files import write_json
@@ -35,7 +35,6 @@ def _sweep_parser() -> ArgumentParser:
     add_option(parser, "jobs", int | None, None, "N", about)
     add_option(parser, "shard", str | None, None, "I/N", "train only every Nth run, beginning with run I")
     json_option(parser)
-    key_options(parser, Config)
     return parser
 
 

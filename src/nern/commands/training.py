@@ -20,7 +20,7 @@ from nern.commands.line import (
     option_names,
     typed_values,
 )
-from nern.config import Config, OriginalConfig, Settings
+from nern.config import Config, OriginalConfig
 from nern.config.yaml_files import is_length
 from nern.console import PLAIN
 from nern.devices import processes_to_start
@@ -61,8 +61,8 @@ EVALUATE_HELP = """Evaluate a NeRN on the test images, beside its original netwo
   nern evaluate --config_path FILE --original   the original network alone"""
 
 
-def _job_parser(command: str, text: str, cls: type[Settings]) -> ArgumentParser:
-    """Of a command that trains what a config of `cls` describes, or goes on with it."""
+def _job_parser(command: str, text: str) -> ArgumentParser:
+    """Of a command that trains what a config describes, or goes on with it."""
     usage = (
         f"nern {command} --config_path FILE [--dotted.key VALUE ...] [--json FILE]\n"
         f"       nern {command} --resume RUN_FOLDER"
@@ -71,18 +71,18 @@ def _job_parser(command: str, text: str, cls: type[Settings]) -> ArgumentParser:
     about = "go on with a stopped run; with a new length, such as --epochs 400, make a finished run longer"
     add_option(parser, "resume", str, None, "RUN_FOLDER", about)
     json_option(parser)
-    config_options(parser, cls)
+    config_options(parser)
     return parser
 
 
 def _train_parser() -> ArgumentParser:
-    parser = _job_parser("train", TRAIN_HELP, Config)
+    parser = _job_parser("train", TRAIN_HELP)
     flag_option(parser, "dry_run", "print what would be trained and how long it takes on this machine; write nothing")
     return parser
 
 
 def _original_parser() -> ArgumentParser:
-    return _job_parser("train-original", ORIGINAL_HELP, OriginalConfig)
+    return _job_parser("train-original", ORIGINAL_HELP)
 
 
 def _evaluate_parser() -> ArgumentParser:
