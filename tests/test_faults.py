@@ -29,7 +29,6 @@ from nern.config import LoggingConfig
 from nern.errors import NernWarning, ResourceError, resource_error
 from nern.files import locked, write_json, write_text
 from nern.jobs.artifacts import unpack
-from nern.jobs.session import new_folder
 from nern.shipped import shipped_file
 from nern.stopping import leave_lost_terminal
 from nern.training import Interrupted, RunFolder, Trainer
@@ -80,7 +79,7 @@ def test_runs_that_begin_together_get_folders_of_their_own(tmp_path: Path) -> No
 
     def begin(number: int) -> Path:
         together.wait()
-        with new_folder(config) as folder:  # type: ignore[arg-type]
+        with RunFolder.claimed(config.logging) as folder:  # type: ignore[arg-type]
             assert not any(folder.root.iterdir())
             together.wait()  # all have claimed, none has written
             if number % 3 == 0:

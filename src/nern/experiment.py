@@ -84,13 +84,10 @@ def build_teachers(
         task, mirrored = network.task, config.teacher.mirrored
         if mirrored is None:
             mirrored = TASKS.info(task.task_name)["mirrors"] and not task.use_random_data
-        if not mirrored:
-            found.append(teacher)
-            continue
         shape = tuple(format_of(task, original.input_format).shape)
-        if len(shape) != 3:
+        if mirrored and len(shape) != 3:
             raise NernError(f"teacher.mirrored needs images, but the inputs of {task.task_name} have shape {shape}")
-        found.append(Mirrored(teacher or original))
+        found.append(Mirrored(teacher or original) if mirrored else teacher)
     return found
 
 

@@ -73,12 +73,6 @@ class Processes:
             for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
-    def total(self, number: int) -> int:
-        """The sum of a number over all processes."""
-        total = torch.tensor([number])
-        self.add_up([total])
-        return int(total)
-
     def largest(self, number: int) -> int:
         """The largest of the numbers that all processes hand in."""
         largest = torch.tensor([number])
@@ -124,13 +118,13 @@ class Processes:
     @contextmanager
     def first_here(self) -> Iterator[None]:
         """The first process of each machine passes through alone: what it downloads or makes, the others find."""
-        if self.several and self.local_rank > 0:
-            self.total(0)
+        if self.local_rank > 0:
+            self.largest(0)  # all have to hand something in
         try:
             yield
         finally:
-            if self.several and self.local_rank == 0:
-                self.total(0)
+            if self.local_rank == 0:
+                self.largest(0)
 
     @contextmanager
     def _in_touch(self) -> Iterator[None]:

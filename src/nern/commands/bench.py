@@ -22,7 +22,6 @@ from nern.commands.line import (
     Command,
     MissingError,
     command_parser,
-    config_given,
     config_options,
     json_option,
     option_names,
@@ -98,7 +97,7 @@ def _settings(given: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
 
 def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     settings, what = _settings(given, argv), given["what"]
-    config, command = config_given(given, Config), shlex.join(["nern", "bench", *argv])
+    config, command = Config.from_dict(given["settings"]), shlex.join(["nern", "bench", *argv])
     with console.status(f"nern bench {what}") as status:
         measure, _ = BENCHMARKS[what]
         try:

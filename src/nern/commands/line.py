@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import resources
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from jsonargparse import (  # type: ignore[attr-defined]
     ArgumentParser,
@@ -19,7 +19,6 @@ from nern.originals.build import build_network
 from nern.tasks.base import network_arguments
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
-S = TypeVar("S", bound=Settings)
 
 
 class MissingError(NernError):
@@ -107,11 +106,6 @@ def config_options(parser: ArgumentParser) -> None:
     add_option(parser, "config_path", str, None, "FILE", about)
     about = "print all keys of the config with their values, and stop"
     parser.add_argument("--print_config", action="store_true", help=about)
-
-
-def config_given(given: dict[str, Any], cls: type[S]) -> S:
-    """The config of class `cls` that was given, among other options."""
-    return cls.from_dict(given["settings"])
 
 
 def own_config(name: str) -> str:

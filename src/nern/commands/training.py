@@ -13,7 +13,6 @@ from nern.commands.line import (
     MissingError,
     add_option,
     command_parser,
-    config_given,
     config_options,
     flag_option,
     json_option,
@@ -125,7 +124,7 @@ def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
     _check_given(argv)
     resumes = given["resume"] is not None
     lengths = _lengths(given, argv) if resumes else {}
-    config = config_given(given, Config)  # of the run that is resumed, with its new lengths
+    config = Config.from_dict(given["settings"])  # of the run that is resumed, with its new lengths
     count = processes_to_start(config)
     if count > 1 and given["may_restart"] and not launched():
         config.check()
@@ -148,7 +147,7 @@ def _run_original(given: dict[str, Any], argv: Sequence[str], console: Console) 
     if given["resume"] is not None:
         resume_original(given["resume"], console, given["json"], _lengths(given, argv))
         return
-    config = config_given(given, OriginalConfig)
+    config = OriginalConfig.from_dict(given["settings"])
     console.print(f"defaults{config.changes_text()}", style="dim", **PLAIN)
     train_original(config, console, given["json"])
 
@@ -161,7 +160,7 @@ def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) 
             raise NernError(
                 "--checkpoint needs --run; without a run set nern.init: checkpoint and nern.checkpoint_path"
             )
-        evaluate(config_given(given, Config), given["original"], given["json"], console)
+        evaluate(Config.from_dict(given["settings"]), given["original"], given["json"], console)
         return
     rest = [a for a in option_names(argv) if a not in ("run", "checkpoint", "original", "json")]
     if rest:

@@ -16,7 +16,7 @@ from nern.devices import select_device
 from nern.errors import plain_errors
 from nern.experiment import check_outputs
 from nern.files import check_writable, save_safetensors, tensors_of, write_json, write_text
-from nern.jobs.session import common_metrics, continue_from, new_folder, resumable, run_loop, saved_run
+from nern.jobs.session import common_metrics, continue_from, resumable, run_loop, saved_run
 from nern.originals.base import own_names
 from nern.originals.build import build_network, build_original_network
 from nern.originals.input_format import input_format
@@ -50,7 +50,7 @@ def train_original(
     console = _console(console, json_path)
     check_tracker(config.logging)
     trainer = _build(config)
-    with new_folder(config) as folder:
+    with RunFolder.claimed(config.logging) as folder:
         config.with_absolute_paths().save(folder.config)
         return _run(config, trainer, folder, console, json_path)
 

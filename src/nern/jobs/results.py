@@ -91,7 +91,7 @@ def finish(
     """Metrics of the finished run, written as metrics.json, and the picture.
 
     Args:
-        originals: `original_metrics` of the trainer.
+        originals: figures of each network (`Assessment.of_originals`).
         skipped: `skipped_images` of the trainer.
     """
     from nern.analysis.plots import plot_run  # matplotlib takes a second to import
@@ -106,7 +106,7 @@ def finish(
     phases = [{"name": p.name, "steps": p.steps} | at_step.get(p.ends, {}) | {"ends": p.ends} for p in trainer.phases]
     metrics: dict[str, Any] = {
         "original": originals[0] if len(originals) == 1 else {},
-        "best": {k: v for k, v in (trainer.best or {}).items() if k != "score"},
+        "best": {k: v for k, v in (trainer.assessment.best or {}).items() if k != "score"},
         "last": trainer.history.evaluations[-1],
         "layers": [vars(e) for e in errors],
         "sizes": _sizes(experiment, folder, _bytes(trainer.extra.values())),

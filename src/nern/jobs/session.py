@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,18 +25,6 @@ from nern.training.tracking import Run, build_tracker
 
 S = TypeVar("S", bound=Settings)
 L = TypeVar("L", bound=Loop)
-
-
-@contextmanager
-def new_folder(config: Run) -> Iterator[RunFolder]:
-    """A new run folder, locked while entered. If nothing was saved in it when an error leaves the context, it is removed."""
-    with RunFolder.claimed(config.logging) as folder:
-        try:
-            yield folder
-        except BaseException:
-            if not folder.state.is_file():
-                shutil.rmtree(folder.root, ignore_errors=True)
-            raise
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from nern.errors import NernError, plain_errors
 from nern.experiment import Experiment, build_experiment
 from nern.files import check_writable, save_safetensors, write_json
 from nern.jobs.results import check_original, digests, finish, kept_tensors, store_ordering, take_ordering
-from nern.jobs.session import Saved, changed_keys, continue_from, new_folder, resumable, run_loop, saved_run
+from nern.jobs.session import Saved, changed_keys, continue_from, resumable, run_loop, saved_run
 from nern.processes import Processes, join
 from nern.registry import PREDICTORS
 from nern.terminal import bytes_text, result_table, share_text
@@ -60,7 +60,7 @@ def train(config: Config, console: Console | None = None, json_path: str | Path 
     check_tracker(config.logging)
     experiment = build_experiment(config, processes=processes, tell=partial(console.print, **PLAIN))
     trainer = experiment.trainer(processes)
-    with new_folder(config) if processes.main else nullcontext() as folder:
+    with RunFolder.claimed(config.logging) if processes.main else nullcontext() as folder:
         if folder is not None:
             _begin(experiment, folder)
         return _run(experiment, trainer, folder, console, json_path)
@@ -217,7 +217,7 @@ def _trained(
     with nullcontext() if folder is None else resumable(folder, command):
         trainer.rehearse()
         run_loop(trainer, experiment.config, folder, console, command, hear)
-        originals, skipped = trainer.original_metrics(), trainer.skipped_images()
+        originals, skipped = trainer.assessment.of_originals(), trainer.skipped_images()
 
         def end() -> dict[str, Any]:
             assert folder is not None  # as of the main process

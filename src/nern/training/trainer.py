@@ -261,15 +261,6 @@ class Trainer(Loop):
             self.save_checkpoint("best")
         return record
 
-    def original_metrics(self) -> list[dict[str, dict[str, float]]]:
-        """Metrics of each original network on its held-out and test sets."""
-        return self.assessment.of_originals()
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """The best evaluation so far, with its `step` and `score`."""
-        return self.assessment.best
-
     def skipped_images(self) -> dict[str, list[str]]:
         """Names of the images that could not be read, in any process, for each network that has some."""
         found = self.processes.collect({m.name: m.task.skipped() for m in self.members if m.task is not None})
@@ -280,7 +271,8 @@ class Trainer(Loop):
         """Write the current predictor as checkpoint `name`."""
         if self.folder is not None:
             with self.rounding.applied():
-                record = self.best if name == "best" and self.best is not None else {"step": self.step}
+                best = self.assessment.best if name == "best" else None
+                record = {"step": self.step} if best is None else best
                 predictor, quantised = self.nern.predictor.state_dict(), self.rounding.quantised
                 self.folder.save_checkpoint(name, predictor, self.extra, quantised, record)
 
