@@ -65,7 +65,8 @@ COARSER = 6  # times that the level of the other tensors is doubled, half a bit 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How `nern.pack` and `nern.save` write a network, or the NeRN of a run. Give one of `bits`, `size` and `gap`, or none.
+    """How `nern.pack` and `nern.save` write a network, or the NeRN of a run. Give one of `bits`, `size` (on the command
+    line --bytes) and `gap`, or none.
 
     Attributes:
         checkpoint: for a run: the checkpoint, 'best', 'last', 'step_N' or the name of a phase. None: 'best'.
