@@ -26,7 +26,6 @@ from nern.cli import main
 from nern.config import LoggingConfig
 from nern.errors import ResourceError, resource_error
 from nern.files import write_json, write_text
-from nern.jobs.session import new_folder
 from nern.shipped import shipped_file
 from nern.training import Interrupted, RunFolder, Trainer
 from runs import SHORT, assert_same_result, quiet, stop_after, train
@@ -65,12 +64,11 @@ def limited(kind: int, number: int) -> Iterator[None]:
 
 def test_runs_that_begin_together_get_folders_of_their_own(tmp_path: Path) -> None:
     logging = LoggingConfig(log_dir=str(tmp_path / "runs"), exp_name="run")
-    config = type("Any", (), {"logging": logging})
     together = threading.Barrier(12)
 
     def begin(number: int) -> Path:
         together.wait()
-        with new_folder(config) as folder:  # type: ignore[arg-type]
+        with RunFolder.claimed(logging) as folder:
             together.wait()  # all have claimed, none has written
             folder.state.write_text(str(number))
         return folder.root

@@ -88,13 +88,13 @@ def test_other_parameters_take_the_steps_of_adamw(
 def test_muon_is_made_of_the_keys_of_optim() -> None:
     config = OptimConfig(optimizer_type="muon", lr=0.3, momentum=0.7, betas=(0.4, 0.8), weight_decay=0.01)
     parameters = made([*MATRICES, *OTHERS])
-    split = build_optimizer(config, parameters)
-    assert isinstance(split.optimizer, Muon)
+    optimizer = build_optimizer(config, parameters)
+    assert isinstance(optimizer, Muon)
     by_hand = made([*MATRICES, *OTHERS])
     plain = Muon(by_hand[:4], by_hand[4:], 0.3, 0.7, (0.4, 0.8), 0.01)
     for step in range(4):
         give_gradients(parameters, step)
         give_gradients(by_hand, step)
-        split.step()
+        optimizer.step()
         plain.step()
     assert all(torch.equal(a, b) for a, b in zip(parameters, by_hand, strict=True))

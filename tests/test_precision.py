@@ -116,7 +116,7 @@ def test_evaluations_do_not_depend_on_the_precision_of_training(make: Make) -> N
         trainer = make(task, precision=precision)
         trainer.differentiate([batch()], ROWS)
         trainer.nern.zero_grad()
-        records.append((trainer.metrics(), trainer.original_metrics()))
+        records.append((trainer.metrics(), trainer.assessment.of_originals()))
         states.append(parameters(trainer))
         weights.append(trainer.nern.reconstruct())
     assert torch.equal(together(states[0]), together(states[1]))  # the same predictor

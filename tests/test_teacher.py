@@ -15,8 +15,7 @@ from nern import Config, NernError
 from nern.cli import main
 from nern.experiment import build_experiment, build_teachers
 from nern.objectives.objective import Objective
-from nern.originals.base import Original
-from nern.originals.mirrored import Mirrored
+from nern.originals.base import Mirrored, Original
 from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES
 from nern.training import RunFolder
 from runs import SHORT, assert_same_result, interrupted, resume, small_resnet, train

@@ -24,7 +24,7 @@ def show(console: Console, total: int = 200_000, done: int = 123_450, phase: str
     """What is shown of a step, with an evaluation before it."""
     screen = io.StringIO()
     console.file = screen
-    display = ProgressDisplay(console, total, 0, done - 1000)
+    display = ProgressDisplay(console, total, done - 1000)
     display.phase_name = lambda: phase
     with display:
         display.on_evaluation({"step": 100, "held_out": {"top1": 97.5}, "test": {"top1": 96.25}})
@@ -91,7 +91,7 @@ def test_notebook_without_widgets_gets_lines(monkeypatch: pytest.MonkeyPatch) ->
 def test_lines_between_evaluations_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
     screen, now = io.StringIO(), [100.0]
     monkeypatch.setattr(terminal, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
-    display = ProgressDisplay(Console(file=screen, width=30), 100, 0)
+    display = ProgressDisplay(Console(file=screen, width=30), 100)
     with display:
         for step in range(1, 101):
             now[0] += 0.5 if step <= 50 else 2.0

@@ -24,7 +24,7 @@ from torch import nn
 from nern.config import Config, LoggingConfig, OptimConfig
 from nern.errors import NernError, NernWarning, NonFiniteLossError
 from nern.training import tracking
-from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients
+from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients, load_optimizer, set_rate
 from nern.training.schedules import Schedule
 from nern.training.tracking import build_tracker
 
@@ -126,10 +126,10 @@ def test_ranger_goes_on_from_the_state_of_a_run_before_0_2() -> None:
                 older = {"n_sma_threshold": 5, "use_gc": True, "capturable": False}
                 state["param_groups"] = [{n: group[n] for n in names} | older for group in state["param_groups"]]
                 optimizer = build_optimizer(config, parameters)
-                optimizer.load_state_dict(state)
+                load_optimizer(optimizer, state)
             for p in parameters:
                 p.grad = torch.randn(p.shape, generator=rng)
-            optimizer.lr = 0.1 / (1 + step)
+            set_rate(optimizer, 0.1 / (1 + step))
             optimizer.step()
         ends.append(parameters)
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

@@ -124,7 +124,7 @@ def test_a_fifth_of_the_weighted_steps_draws_by_norm() -> None:
 def test_methods_that_need_a_size_say_so(method: str) -> None:
     config = Config(nern=replace(NernConfig(), weights_batch_method=method, weights_batch_size=None))
     if method in ("random_weighted_batch", "random_batch_without_replacement"):
-        with pytest.raises(NernError, match=rf"weights_batch_method '{method}' needs nern.weights_batch_size"):
+        with pytest.raises(NernError, match=rf"weight batch method '{method}' of nern needs nern.weights_batch_size"):
             config.check()
     else:
         config.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 import html
 import signal
@@ -22,8 +23,8 @@ from nern.errors import NernError, NernWarning, plain_errors
 from nern.evaluation import Evaluator, LayerError, layer_errors
 from nern.experiment import Experiment, kernel_table, represent
 from nern.inputs import Calling
-from nern.jobs.own_folder import train_in_folder
 from nern.jobs.session import display_of
+from nern.jobs.training import train_in_folder
 from nern.objectives.objective import Losses
 from nern.ordering.order import Ordering
 from nern.originals.base import Original, as_original
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from nern.jobs.packing import PackOptions
 
 FIT_ITERATIONS = 2000
+MOST_WIDE = 2**20  # of hidden layers: more than any ratio makes of a network that fits in memory
 Metric = Callable[[Any, Any], float | Tensor]
 
 
@@ -272,7 +274,8 @@ def fit(
     own, task, calling = own_data(original, forward, config), None, None
     if data is not None or test is not None:
         task, calling = own.task(data, test)
-        _choose_losses(config, calling)
+        if calling.scales is not None and config.nern.distillation_loss_type == "LogitsL2Loss":
+            config.nern.distillation_loss_type = "OutputsL2Loss"  # these are no class scores
     import_modules(config.imports)
     config.check()
     console = console or CleanConsole()
@@ -295,7 +298,7 @@ def fit(
     else:
         config.logging.progress = progress
         experiment, trainer, stopped_by = train_in_folder(
-            config, original, built, Path(run_folder), console, lambda trainer: _hear(trainer, on_step)
+            config, member, built, Path(run_folder), console, lambda trainer: _hear(trainer, on_step)
         )
     if stopped_by not in (None, signal.SIGINT):  # to end the program is not for us to refuse
         signal.raise_signal(stopped_by)
@@ -353,12 +356,6 @@ def _settings(
     return config
 
 
-def _choose_losses(config: Config, calling: Calling) -> None:
-    """Have outputs that are no class scores compared as the numbers they are."""
-    if calling.scales is not None and config.nern.distillation_loss_type == "LogitsL2Loss":
-        config.nern.distillation_loss_type = "OutputsL2Loss"
-
-
 def _hear(trainer: Trainer, on_step: Callable[[int, dict[str, float]], None] | None) -> None:
     """Have `on_step` called after each step, beside what is called already."""
     if on_step is None:
@@ -377,7 +374,7 @@ def _train(
     trainer: Trainer, console: Console, progress: bool, on_step: Callable[[int, dict[str, float]], None] | None
 ) -> int | None:
     """Train to the end; the signal that stopped it, if one did."""
-    display = display_of(trainer, console, trainer.without_images, progress)
+    display = display_of(trainer, console, progress)
     _hear(trainer, on_step)
     trainer.rehearse()
     try:
@@ -402,10 +399,4 @@ def _width(config: NernConfig, table: KernelTable, ratio: float) -> int:
             f"ratio (={ratio}) of {table.num_weights:,} weights leaves {budget:,.0f} parameters; the narrowest predictor of "
             f"this config has {size(1):,}. Raise ratio, or lower nern.embeddings.enc_levels."
         )
-    low, high = 1, 2
-    while size(high) <= budget:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if size(middle) <= budget else (low, middle)
-    return low
+    return bisect.bisect_right(range(1, MOST_WIDE), budget, key=size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ COMMANDS = {
     "train": ("training", "train a NeRN"),
     "evaluate": ("training", "evaluate a NeRN, or the original network"),
     "train-original": ("training", "train an original network from scratch"),
-    "report": ("report", "write a page with figures about a run or a file"),
+    "report": ("files", "write a page with figures about a run or a file"),
     "inspect": ("listing", "show which weights of a network are represented"),
     "list": ("listing", "list networks, tasks and other choices"),
     "sweep": ("sweep", "train many NeRNs and compare them"),
@@ -35,6 +36,32 @@ def _usage() -> str:
         + "\n".join(lines)
         + "\n\n`nern COMMAND --help` explains a command; `nern --completion` prints a script for the shell."
     )
+
+
+SCRIPT = """_nern() {{
+  local words=
+  case $COMP_CWORD:${{COMP_WORDS[1]}}:$2 in
+    1:*) words="{commands}" ;;
+{options}
+  esac
+  COMPREPLY=($(compgen -W "$words" -- "$2"))
+}}
+complete -o default -F _nern nern"""
+
+
+def _completion_script() -> str:
+    """A bash script that completes commands and options, and files elsewhere."""
+    lines = []
+    for name, (module, _) in COMMANDS.items():
+        command = importlib.import_module(f"nern.commands.{module}").COMMANDS[name]
+        found = {option for action in command.help_parser()._actions for option in action.option_strings}
+        options = {option for option in found if option.startswith("--") and not option.endswith("+")}
+        sections = [] if command.settings is None else command.settings.sections()
+        for option in [option for option in options if option.startswith("--PHASE")]:
+            options.remove(option)
+            options.update(option.replace("PHASE", section) for section in sections)
+        lines.append(f'    *:{name}:-*) words="{" ".join(sorted(options))}" ;;')
+    return SCRIPT.format(commands=" ".join(COMMANDS), options="\n".join(lines))
 
 
 def main(argv: Sequence[str] | None = None, may_restart: bool = False) -> int:
@@ -52,9 +79,7 @@ def main(argv: Sequence[str] | None = None, may_restart: bool = False) -> int:
         print(nern.__version__)
         return 0
     if arguments[0] == "--completion":
-        from nern.commands.completion import completion_script
-
-        print(completion_script({name: module for name, (module, _) in COMMANDS.items()}))
+        print(_completion_script())
         return 0
     with stopped_by_signals():
         try:

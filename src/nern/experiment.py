@@ -17,10 +17,9 @@ from nern.errors import NernError, NernWarning
 from nern.naming import of_number
 from nern.ordering.order import Ordering, ordering_bits
 from nern.ordering.store import get_ordering, read_ordering
-from nern.originals.base import Original
+from nern.originals.base import Mirrored, Original
 from nern.originals.build import build_original, build_original_network
 from nern.originals.input_format import InputFormat
-from nern.originals.mirrored import Mirrored
 from nern.processes import ALONE, Processes
 from nern.registry import PREDICTORS, TASKS
 from nern.representation.kernels import KernelTable
@@ -85,13 +84,10 @@ def build_teachers(
         task, mirrored = network.task, config.teacher.mirrored
         if mirrored is None:
             mirrored = TASKS.info(task.task_name)["mirrors"] and not task.use_random_data
-        if not mirrored:
-            found.append(teacher)
-            continue
         shape = tuple(format_of(task, original.input_format).shape)
-        if len(shape) != 3:
+        if mirrored and len(shape) != 3:
             raise NernError(f"teacher.mirrored needs images, but the inputs of {task.task_name} have shape {shape}")
-        found.append(Mirrored(teacher or original))
+        found.append(Mirrored(teacher or original) if mirrored else teacher)
     return found
 
 

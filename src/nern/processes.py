@@ -73,12 +73,6 @@ class Processes:
             for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
-    def total(self, number: int) -> int:
-        """The sum of a number over all processes."""
-        total = torch.tensor([number])
-        self.add_up([total])
-        return int(total)
-
     def largest(self, number: int) -> int:
         """The largest of the numbers that all processes hand in."""
         largest = torch.tensor([number])
@@ -91,21 +85,26 @@ class Processes:
         """What `make` returns in the main process, where alone it is called. A NernError that it raises is raised in all."""
         if not self.several:
             return make()
-        result, error, told = None, None, None
+        found: list[Any] = [None, None]  # the result, what went wrong
         if self.main:
             try:
-                result = make()
-            except BaseException as raised:
-                error = raised
-                name = type(raised).__name__
-                told = raised if isinstance(raised, NernError) else NernError(f"process 0 ended: {name}: {raised}")
-        both: list[Any] = [result, told]
-        with self._in_touch():
-            dist.broadcast_object_list(both, device=torch.device("cpu"))
-        result, told = both
-        if error is not None or told is not None:
-            raise error or told
+                found[0] = make()
+            except NernError as error:
+                found[1] = error
+            except BaseException as error:
+                told = NernError(f"process 0 ended: {type(error).__name__}: {error}")
+                self._tell([None, told])
+                raise
+        self._tell(found)
+        result, refused = found
+        if refused is not None:
+            raise refused
         return result
+
+    def _tell(self, found: list[Any]) -> None:
+        """Replace what is in the list by what the main process has in it."""
+        with self._in_touch():
+            dist.broadcast_object_list(found, device=torch.device("cpu"))
 
     def collect(self, item: T) -> list[T]:
         """The items of all processes, in their order."""
@@ -119,13 +118,13 @@ class Processes:
     @contextmanager
     def first_here(self) -> Iterator[None]:
         """The first process of each machine passes through alone: what it downloads or makes, the others find."""
-        if self.several and self.local_rank > 0:
-            self.total(0)
+        if self.local_rank > 0:
+            self.largest(0)  # all have to hand something in
         try:
             yield
         finally:
-            if self.several and self.local_rank == 0:
-                self.total(0)
+            if self.local_rank == 0:
+                self.largest(0)
 
     @contextmanager
     def _in_touch(self) -> Iterator[None]:
@@ -169,23 +168,18 @@ def join() -> Processes:
             dist.init_process_group(backend, timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise NernError(f"the processes cannot connect to each other: {error}") from error
-        atexit.register(leave)
+        atexit.register(_leave)
     elif dist.get_world_size() > 1 and "gloo" not in dist.get_backend_config():
         raise NernError(
             "nern sends messages between CPUs, too: init_process_group needs the backend 'cpu:gloo,cuda:nccl'"
         )
-    return _this_process(dist.get_rank(), dist.get_world_size())
-
-
-def leave() -> None:
-    """Part from the others, who notice."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def _this_process(rank: int, count: int) -> Processes:
     local = (int(os.environ.get(name, default)) for name, default in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
-    return Processes(rank, count, *local)
+    return Processes(dist.get_rank(), dist.get_world_size(), *local)
+
+
+def _leave() -> None:
+    if dist.is_initialized():  # the program may have parted already
+        dist.destroy_process_group()
 
 
 def check_alone(command: str) -> None:

@@ -87,8 +87,8 @@ class ProgressDisplay:
     """A progress bar with phase, speed, remaining time, losses and the latest accuracy. Where no bar can be shown, lines: at
     evaluations, and at times between them."""
 
-    def __init__(self, console: Console, total: int, warmup: int, done: int = 0, live: bool = True) -> None:
-        self.console, self.total, self.warmup = console, total, warmup
+    def __init__(self, console: Console, total: int, done: int = 0, live: bool = True) -> None:
+        self.console, self.total = console, total
         self.live = live and shows_bars(console)
         self.lines = live and not self.live
         self.phase_name: Callable[[], str] = str  # of the last step; empty where a run is not divided
@@ -104,12 +104,9 @@ class ProgressDisplay:
             TextColumn("{task.fields[accuracy]}", style="bold", markup=False),
         ]
         self._bar = Progress(*columns, console=console, disable=not self.live)
-        self._task = self._bar.add_task(self._phase(done), total=total, completed=done, losses="", accuracy="")
+        self._task = self._bar.add_task("training", total=total, completed=done, losses="", accuracy="")
         self._first, self._began = done, time.monotonic()
         self._line_at, self._line_time = done, self._began
-
-    def _phase(self, step: int) -> str:
-        return "reconstruction" if step < min(self.warmup, self.total) else "training"
 
     def __enter__(self) -> ProgressDisplay:
         self._bar.start()
@@ -126,20 +123,18 @@ class ProgressDisplay:
         if self.live:
             look = step % UPDATE_EVERY == 0 or step == self.total
             shown: dict[str, Any] = {"losses": self._losses(losses, self._wide)} if look else {}
-            self._bar.update(self._task, completed=step, description=self._phase_of(step, losses), **shown)
+            self._bar.update(self._task, completed=step, description=self._phase_of(losses), **shown)
         elif self.lines and step - self._line_at >= self.total / LINES and step < self.total:
             now = time.monotonic()
             if now - self._line_time >= LINE_SECONDS:
                 speed = (step - self._first) / (now - self._began)
                 left = timedelta(seconds=round((self.total - step) / speed))
-                self._line(
-                    step, self._phase_of(step, losses), f"{left} left, {speed_text(speed)}, {self._losses(losses)}"
-                )
+                self._line(step, self._phase_of(losses), f"{left} left, {speed_text(speed)}, {self._losses(losses)}")
 
-    def _phase_of(self, step: int, losses: Losses) -> str:
-        with_images = not losses.terms.keys() <= {"reconstruction"}
-        phase = "distillation" if with_images else self._phase(step - 1)
-        return self.phase_name() or (phase if "reconstruction" in losses.terms else "training")
+    def _phase_of(self, losses: Losses) -> str:
+        alone = losses.terms.keys() == {"reconstruction"}
+        usual = "reconstruction" if alone else "distillation" if "reconstruction" in losses.terms else "training"
+        return self.phase_name() or usual
 
     def _losses(self, losses: Losses, each: bool = False) -> str:
         if not each:
@@ -167,28 +162,28 @@ class ProgressDisplay:
             self._line(record["step"], record.get("phase", ""), text)
 
 
+def _table(title: str, *headings: str) -> Table:
+    """An empty table of a column of names and columns of numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=any(headings))
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left")
+    return table
+
+
 def metrics_table(title: str, rows: dict[str, dict[str, float]]) -> Table:
     """A table of metrics, one row a network."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("network")
     columns = {"top1": "top-1 %", "top5": "top-5 %", "loss": "loss", "agreement": "agreement %", "images": "images"}
-    for heading in columns.values():
-        table.add_column(heading, justify="right")
+    table = _table(title, "network", *columns.values())
     for name, metrics in rows.items():
-        cells = []
-        for key in columns:
-            value = metrics.get(key)
-            digits = {"loss": 4, "images": 0}.get(key, 2)
-            cells.append("-" if value is None else f"{value:,.{digits}f}")
+        digits = {"loss": 4, "images": 0}
+        cells = (f"{metrics[key]:,.{digits.get(key, 2)}f}" if key in metrics else "-" for key in columns)
         table.add_row(name, *cells)
     return table
 
 
 def result_table(metrics: dict[str, Any]) -> Table:
     """The closing table of a run, from its metrics.json."""
-    table = Table(title="Result", title_justify="left", title_style="bold")
-    for heading, justify in (("", "left"), ("original", "right"), ("reconstructed", "right")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    table = _table("Result", "", "original", "reconstructed")
     networks = metrics["best"].get("networks")
     for name, best_sets in (networks or {"": metrics["best"]}).items():
         original = (metrics["original"]["networks"][name] if networks else metrics["original"]).get("test")
@@ -199,37 +194,28 @@ def result_table(metrics: dict[str, Any]) -> Table:
             table.add_row(f"{of_network}accuracy, {best['images']:,} test images", *accuracies)
             table.add_row(f"{of_network}agreement with the original", "", f"{best['agreement']:.2f} %")
     sizes = metrics["sizes"]
-    table.add_row(
-        "parameters: represented / predictor",
-        f"{sizes['represented_parameters']:,}",
-        f"{sizes['predictor_parameters']:,} ({share_text(sizes['predictor_share'])})",
-    )
+    predictor = f"{sizes['predictor_parameters']:,} ({share_text(sizes['predictor_share'])})"
+    table.add_row("parameters: represented / predictor", f"{sizes['represented_parameters']:,}", predictor)
     if sizes["ordering_bytes_at_least"]:
         numbers = round(sizes["share"] * sizes["represented_parameters"])
         table.add_row("with the order, at 32 bits each", "", f"{numbers:,} ({share_text(sizes['share'])})")
     table.add_row("parameters: all", f"{sizes['original_parameters']:,}", f"{sizes['reconstructed_parameters']:,}")
-    parts = {"predictor": "represented_bytes", "ordering": None, "kept": "original_kept_bytes"}
-    labels = {
-        "predictor": "bytes: represented / predictor",
-        "ordering": "bytes: ordering",
-        "kept": "bytes: the rest",
-    }
-    if not sizes["ordering_bytes"]:
-        del parts["ordering"]
-    for part, before in parts.items():
-        left = "-" if before is None else bytes_text(sizes[before])
-        table.add_row(labels[part], left, bytes_text(sizes[f"{part}_bytes"]))
-    total = sum(sizes[f"{part}_bytes"] for part in parts)
-    table.add_row("bytes: all", bytes_text(sizes["original_bytes"]), bytes_text(total))
+    parts = [
+        ("represented / predictor", sizes["represented_bytes"], sizes["predictor_bytes"]),
+        ("ordering", None, sizes["ordering_bytes"]),
+        ("the rest", sizes["original_kept_bytes"], sizes["kept_bytes"]),
+        ("all", sizes["original_bytes"], sum(sizes[f"{part}_bytes"] for part in ("predictor", "ordering", "kept"))),
+    ]
+    for part, before, now in parts:
+        if now:
+            table.add_row(f"bytes: {part}", "-" if before is None else bytes_text(before), bytes_text(now))
     table.add_row("time", "", f"{metrics['seconds']:.1f} s")
     return table
 
 
 def original_table(metrics: dict[str, Any]) -> Table:
     """The closing table of `nern train-original`, from its metrics.json."""
-    table = Table(title="Result", title_justify="left", title_style="bold", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+    table = _table("Result", "", "")
     if test := metrics["test"]:
         table.add_row(f"accuracy, {test['images']:,} test images", f"{test['top1']:.2f} %")
     table.add_row("parameters", f"{metrics['parameters']:,}")

@@ -22,7 +22,6 @@ from nern.commands.line import (
     Command,
     MissingError,
     command_parser,
-    config_given,
     config_options,
     json_option,
     option_names,
@@ -80,10 +79,6 @@ def _bench_parser() -> ArgumentParser:
     return parser
 
 
-def _bench_file(argv: Sequence[str]) -> str:
-    return own_config("scaling" if "scaling" in argv else "quickstart")
-
-
 def _settings(given: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     """The options that the benchmark has. Raises NernError for the first name or number that cannot work."""
     what = given["what"]
@@ -102,7 +97,7 @@ def _settings(given: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
 
 def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     settings, what = _settings(given, argv), given["what"]
-    config, command = config_given(given, Config), shlex.join(["nern", "bench", *argv])
+    config, command = Config.from_dict(given["settings"]), shlex.join(["nern", "bench", *argv])
     with console.status(f"nern bench {what}") as status:
         measure, _ = BENCHMARKS[what]
         try:
@@ -140,4 +135,8 @@ def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
         write_json(given["json"], facts)
 
 
-COMMANDS = {"bench": Command(_bench_parser, _run_bench, Config, _bench_file)}
+def _default_file(argv: Sequence[str]) -> str:
+    return own_config("scaling" if "scaling" in argv else "quickstart")
+
+
+COMMANDS = {"bench": Command(_bench_parser, _run_bench, Config, _default_file)}

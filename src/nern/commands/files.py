@@ -1,4 +1,4 @@
-"""The commands about artifacts: pack, unpack, info, verify."""
+"""The commands about artifacts: pack, unpack, info, verify; and report, which is about runs, too."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from nern.artifact import LIMIT, Artifact
 from nern.commands.line import (
     Command,
+    add_option,
     command_parser,
     flag_option,
     json_option,
@@ -22,6 +23,8 @@ from nern.commands.line import (
 from nern.files import check_free, write_json
 from nern.jobs.artifacts import info, unpack, verify
 from nern.jobs.packing import PackOptions, pack
+from nern.jobs.report import report
+from nern.jobs.report_content import IMAGES
 from nern.shipped import NERN, SHIPPED
 
 PACK_HELP = """Write a network, or the NeRN of a run, into one small file (.nern) that rebuilds the network anywhere.
@@ -59,21 +62,29 @@ task is named, the accuracy.
   nern verify mine.nern --task.task_name cifar10 --task.original_model_name mine.py:make   a network of your own code"""
 
 
+REPORT_HELP = """Write an HTML page with figures about a run, or about a .nern file: accuracies and sizes, where the
+reconstruction errs, how smooth the order is, which kernels matter, what changes for each class. The page needs no other
+file. Its figures also lie beside it as PNG.
+
+  nern report outputs/quickstart                     writes outputs/quickstart/report.html
+  nern report RUN_FOLDER -o PAGE.html --images null  measured on all test images
+  nern report net.nern                               writes net_report.html, from the file alone
+  nern report net.nern --original_model_path net.pt --task.task_name cifar10 --task.data_dir data
+
+docs/study.md tells how to read it."""
+
+
 def _file_parser(text: str, usage: str, *options: Callable[[ArgumentParser], None]) -> ArgumentParser:
     parser = command_parser(text, usage)
     parser.add_argument("file", type=str, help="the .nern file, or pretrained:NAME.nern")
-    parser.add_argument(
-        "--limit", type=int, default=LIMIT, metavar="N", help="refuse a file with more numbers than this"
-    )
+    add_option(parser, "limit", int, LIMIT, "N", "refuse a file with more numbers than this")
     for option in options:
         option(parser)
     return parser
 
 
 def _network_option(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--network", type=int, default=0, metavar="N", help="number of the network in a file of several, from 0"
-    )
+    add_option(parser, "network", int, 0, "N", "number of the network in a file of several, from 0")
 
 
 def _pack_parser() -> ArgumentParser:
@@ -84,34 +95,11 @@ def _pack_parser() -> ArgumentParser:
     parser = command_parser(PACK_HELP, usage)
     about = "weights of a network (as original_model_path: a file, pretrained:NAME, timm, torchvision), or a run folder"
     parser.add_argument("source", type=str, help=about)
-    parser.add_argument(
-        "-o", "--out", type=str | None, default=None, metavar="FILE", help="the file to write; null: SOURCE.nern"
-    )
-    about = (
-        "average bits of a weight; for a run of a number of the predictor. null: a file near the original; for a run the "
-        "bits that it was trained for, else 8"
-    )
-    parser.add_argument("--bits", type=float | None, default=None, metavar="N", help=about)
-    parser.add_argument("--bytes", type=int | None, default=None, metavar="N", help="largest size of the file")
-    about = "for a network: largest share, in percent, of calibration images that may get another class"
-    parser.add_argument("--gap", type=float | None, default=None, metavar="N", help=about)
-    parser.add_argument(
-        "--checkpoint", type=str | None, default=None, metavar="NAME", help="for a run: the checkpoint; null: best"
-    )
+    add_option(parser, "out", str | None, None, "FILE", "the file to write; null: SOURCE.nern")
+    add_option(parser, "bytes", int | None, None, "N", "largest size of the file")
+    parser.add_class_arguments(PackOptions, skip={"size", "lossless", "evaluate"})
     flag_option(parser, "lossless", "for a run: keep every number in 32 bits")
-    about = (
-        "number of images on which the effect of rounding is measured; 0: none are needed; null: for a network up to 1,024, "
-        "for a run 128"
-    )
-    parser.add_argument("--images", type=int | None, default=None, metavar="N", help=about)
-    about = "evaluate the file on the task's test images, and keep the accuracy in it"
-    flag_option(parser, "evaluate", about)
-    parser.add_argument(
-        "--metadata",
-        type=dict[str, str] | None,
-        default=None,
-        help="text of yours by name, kept in the file: {key: text}",
-    )
+    flag_option(parser, "evaluate", "evaluate the file on the task's test images, and keep the accuracy in it")
     json_option(parser)
     task_option(parser)
     return parser
@@ -133,9 +121,7 @@ def _write(path: str | None, artifact: Artifact) -> None:
 
 def _unpack_parser() -> ArgumentParser:
     parser = _file_parser(UNPACK_HELP, "nern unpack FILE [-o WEIGHTS] [--network N]", _network_option)
-    parser.add_argument(
-        "-o", "--out", type=str | None, default=None, metavar="FILE", help="the file to write; null: FILE.safetensors"
-    )
+    add_option(parser, "out", str | None, None, "FILE", "the file to write; null: FILE.safetensors")
     return parser
 
 
@@ -167,9 +153,41 @@ def _run_verify(given: dict[str, Any], argv: Sequence[str], console: Console) ->
         write_json(given["json"], found)
 
 
+def _report_parser() -> ArgumentParser:
+    usage = (
+        "nern report RUN_FOLDER [-o PAGE.html] [--images N] [--json FILE]\n"
+        "       nern report FILE.nern [-o PAGE.html] [--original_model_path WEIGHTS] [--task.task_name NAME "
+        "[--task.data_dir DIR]]\n"
+        "                   [--network N] [--images N] [--json FILE]"
+    )
+    parser = command_parser(REPORT_HELP, usage)
+    about = "folder of a run, finished or not, or a .nern file"
+    parser.add_argument("source", type=str, metavar="RUN_OR_FILE", help=about)
+    about = "the page to write; null: report.html in the run folder, NAME_report.html beside NAME.nern"
+    add_option(parser, "out", str | None, None, "PAGE", about)
+    about = (
+        "number of test images to measure on, drawn by the run's seed; null: all; 0: none, and no part that needs them"
+    )
+    add_option(parser, "images", int | None, IMAGES, "N", about)
+    about = "for a .nern file: weights of the original (a file, pretrained:NAME, torchvision, timm)"
+    add_option(parser, "original_model_path", str | None, None, "WEIGHTS", about)
+    about = "for a .nern file of several networks: number of the one that is compared, from 0"
+    add_option(parser, "network", int | None, None, "N", about)
+    add_option(parser, "limit", int, LIMIT, "N", "for a .nern file: refuse it if it has more numbers than this")
+    json_option(parser)
+    task_option(parser)
+    return parser
+
+
+def _run_report(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    own = {name: given[name] for name in ("source", "out", "images", "original_model_path", "limit")}
+    report(**own, console=console, json_path=given["json"], task=task_of(given, argv), network=network_of(given, argv))
+
+
 COMMANDS = {
     "pack": Command(_pack_parser, _run_pack),
     "unpack": Command(_unpack_parser, _run_unpack),
     "info": Command(_info_parser, _run_info),
     "verify": Command(_verify_parser, _run_verify),
+    "report": Command(_report_parser, _run_report),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import resources
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from jsonargparse import (  # type: ignore[attr-defined]
     ArgumentParser,
@@ -13,13 +13,12 @@ from jsonargparse import (  # type: ignore[attr-defined]
 )
 from rich.console import Console
 
-from nern.config import Config, Settings, TaskConfig, import_modules
+from nern.config import Settings, TaskConfig, import_modules
 from nern.errors import NernError
 from nern.originals.build import build_network
 from nern.tasks.base import network_arguments
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
-S = TypeVar("S", bound=Settings)
 
 
 class MissingError(NernError):
@@ -32,7 +31,7 @@ class Command(NamedTuple):
     """A command of the command line.
 
     Attributes:
-        parser: makes the parser of its options.
+        parser: makes the parser of its options, but for keys of settings.
         run: does it; takes what was given, the arguments, and where to print.
         settings: whose keys are among the options.
         default_file: the config file to take for these arguments where none is given, if any.
@@ -44,6 +43,15 @@ class Command(NamedTuple):
     settings: type[Settings] | None = None
     default_file: Callable[[Sequence[str]], str | None] | None = None
     writes: Sequence[str] = ("json", "figure", "out")
+
+    def help_parser(self) -> ArgumentParser:
+        """The parser with the keys of `settings` among its options; `run_command` reads these by itself."""
+        parser = self.parser()
+        if self.settings is not None:
+            parser.add_class_arguments(self.settings)
+            for section in dict.fromkeys(self.settings.sections().values()):
+                parser.add_class_arguments(section, "PHASE", skip={"name", "optim"})
+        return parser
 
 
 class Formatter(DefaultHelpFormatter):  # type: ignore[misc, valid-type]
@@ -58,11 +66,21 @@ def command_parser(text: str, usage: str | None = None) -> ArgumentParser:
     return ArgumentParser(description=text, usage=usage, formatter_class=Formatter)
 
 
+def add_option(parser: ArgumentParser, name: str, kind: Any, default: Any, metavar: str | None, about: str) -> None:
+    """Add --NAME; --out also as -o."""
+    names = ["-o"] * (name == "out") + [f"--{name}"]
+    parser.add_argument(*names, type=kind, default=default, metavar=metavar, help=about)
+
+
 def json_option(parser: ArgumentParser) -> None:
     """Add --json."""
-    parser.add_argument(
-        "--json", type=str, default=None, metavar="FILE", help="also write the results to this JSON file"
-    )
+    add_option(parser, "json", str, None, "FILE", "also write the results to this JSON file")
+
+
+def imports_option(parser: ArgumentParser) -> None:
+    """Add --imports."""
+    about = "modules or files of yours that are imported first; they register networks and tasks"
+    parser.add_argument("--imports", type=str, nargs="+", default=[], metavar="MODULE", help=about)
 
 
 def flag_option(parser: ArgumentParser, name: str, about: str) -> None:
@@ -82,26 +100,12 @@ def typed_values(argv: Sequence[str]) -> dict[str, str]:
     return {name: value if equals else after for (name, equals, value), after in pairs}
 
 
-def config_options(parser: ArgumentParser, cls: type[Settings] = Config) -> None:
-    """Add --config_path, and the keys of `cls`."""
+def config_options(parser: ArgumentParser) -> None:
+    """Add what belongs to a config, but for its keys: --config_path, --print_config."""
     about = "YAML file of settings; if given several times, later files win"
-    parser.add_argument("--config_path", type=str, default=None, metavar="FILE", help=about)
-    parser.add_argument(
-        "--print_config", action="store_true", help="print all keys of the config with their values, and stop"
-    )
-    key_options(parser, cls)
-
-
-def key_options(parser: ArgumentParser, cls: type[Settings]) -> None:
-    """Add the keys of `cls`: for the help (they are read by `run_command`)."""
-    parser.add_class_arguments(cls)
-    for section in dict.fromkeys(cls.sections().values()):
-        parser.add_class_arguments(section, "PHASE", skip={"name", "optim"})
-
-
-def config_given(given: dict[str, Any], cls: type[S]) -> S:
-    """The config of class `cls` that was given, among other options."""
-    return cls.from_dict(given["settings"])
+    add_option(parser, "config_path", str, None, "FILE", about)
+    about = "print all keys of the config with their values, and stop"
+    parser.add_argument("--print_config", action="store_true", help=about)
 
 
 def own_config(name: str) -> str:
@@ -111,8 +115,7 @@ def own_config(name: str) -> str:
 
 def task_option(parser: ArgumentParser) -> None:
     """Add --imports, --task.task_name and the other keys of a task."""
-    about = "modules or files of yours that are imported first; they register networks and tasks"
-    parser.add_argument("--imports", type=str, nargs="+", default=[], metavar="MODULE", help=about)
+    imports_option(parser)
     parser.add_class_arguments(TaskConfig, "task")
 
 

@@ -20,7 +20,7 @@ from nern.catalog import (
     parameter_table,
     totals,
 )
-from nern.commands.line import Command, command_parser, flag_option
+from nern.commands.line import Command, add_option, command_parser, flag_option, imports_option
 from nern.config import import_modules
 from nern.console import PLAIN
 from nern.errors import NernWarning
@@ -44,20 +44,15 @@ def _inspect_parser() -> ArgumentParser:
     usage = "nern inspect NETWORK [--include GLOB ...] [--exclude GLOB ...] [--weights FILE] [--vectors]"
     parser = command_parser(INSPECT_HELP, usage)
     parser.add_argument("network", type=str, help="the architecture, as task.original_model_name")
-    parser.add_argument(
-        "--include", type=str, nargs="+", default=None, metavar="GLOB", help="weights to represent, as nern.include"
-    )
-    parser.add_argument(
-        "--exclude", type=str, nargs="+", default=[], metavar="GLOB", help="weights to keep, as nern.exclude"
-    )
-    parser.add_argument(
-        "--weights", type=str | None, default=None, help="weights, as original_model_path; null: random weights"
-    )
-    parser.add_argument(
-        "--kwargs", type=dict[str, Any], default={}, help="arguments of the architecture, as task.original_model_kwargs"
-    )
+    about = "weights to represent, as nern.include"
+    parser.add_argument("--include", type=str, nargs="+", default=None, metavar="GLOB", help=about)
+    about = "weights to keep, as nern.exclude"
+    parser.add_argument("--exclude", type=str, nargs="+", default=[], metavar="GLOB", help=about)
+    add_option(parser, "weights", str | None, None, "FILE", "weights, as original_model_path; null: random weights")
+    about = "arguments of the architecture, as task.original_model_kwargs"
+    add_option(parser, "kwargs", dict[str, Any], {}, None, about)
     flag_option(parser, "vectors", "also list biases and other vectors")
-    parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours that are imported first")
+    imports_option(parser)
     return parser
 
 
@@ -78,7 +73,7 @@ def _list_parser() -> ArgumentParser:
     parser = command_parser(LIST_HELP.format(kinds=kinds), "nern list [KIND] [--imports MODULE ...]")
     about = "the kind of names to list; without it networks and tasks as tables"
     parser.add_argument("what", type=str, nargs="?", default=None, metavar="KIND", help=about)
-    parser.add_argument("--imports", type=str, nargs="+", default=[], help="modules of yours that are imported first")
+    imports_option(parser)
     return parser
 
 

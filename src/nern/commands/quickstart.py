@@ -13,7 +13,7 @@ from rich.console import Console
 
 from nern.artifact import SUFFIX, load
 from nern.artifact.table import accuracy_text
-from nern.commands.line import Command, command_parser, json_option, own_config
+from nern.commands.line import Command, add_option, command_parser, json_option, own_config
 from nern.config import Config
 from nern.console import PLAIN, CleanConsole
 from nern.jobs import train
@@ -28,8 +28,8 @@ CPU cores. Nothing is downloaded. The command ends with a table of accuracies an
 
 def _quickstart_parser() -> ArgumentParser:
     parser = command_parser(QUICKSTART_HELP)
-    parser.add_argument("--log_dir", type=str, default="outputs", help="folder in which the run folder is made")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the run")
+    add_option(parser, "log_dir", str, "outputs", None, "folder in which the run folder is made")
+    add_option(parser, "seed", int, 0, None, "seed of the run")
     json_option(parser)
     return parser
 

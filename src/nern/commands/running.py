@@ -29,21 +29,22 @@ def run_command(module: str, name: str, typed: Sequence[str], may_restart: bool)
         NernError: a mistake in what was typed, or of the job.
     """
     command: Command = importlib.import_module(f"nern.commands.{module}").COMMANDS[name]
-    parser, cls, rest, configs = command.parser(), command.settings, list(typed), list[str]()
+    cls, rest, configs = command.settings, list(typed), list[str]()
+    wants_help = not {"-h", "--help"}.isdisjoint(rest)
+    parser = command.help_parser() if wants_help else command.parser()
     parser.prog = f"nern {name}"
     parser.exit_on_error = False
     settings, options = dict[str, Any](), dict[str, Any]()
     try:
-        if cls is not None:
+        if cls is not None and not wants_help:
             make_default = None if "config_path" in option_names(rest) else command.default_file
             if make_default is not None and (default := make_default(rest)) is not None:
                 rest = [*rest, "--config_path", default]
-            if {"-h", "--help"}.isdisjoint(rest):
-                settings, options, rest = _settings(parser, rest, cls, configs)
+            settings, options, rest = _settings(parser, rest, cls, configs)
             if PRINT in rest and PRINT.removeprefix("--") in known_options(parser):
                 print(cls.from_dict(settings).to_yaml(), end="")
                 return
-        _check_options(parser, rest, cls)
+            _check_options(parser, rest, cls)
         given = _parsed(parser, name, rest)
         _check_writes(command.writes, given, [*configs, settings])
         own = {"settings": settings, "options": options, "may_restart": may_restart}
@@ -77,7 +78,7 @@ def _settings(
     """The config that was typed: files (named in `configs`), and over them dotted options, wherever they stand; these
     options by themselves, each with its value; and all other arguments."""
     typed, files, rest = list[tuple[str, str | None]](), list[dict[str, Any]](), list[str]()
-    own, takes_files, arguments = _own_options(parser, cls), "config_path" in known_options(parser), list(argv)
+    own, arguments = known_options(parser), list(argv)
 
     def note(values: dict[str, Any], file: str, beneath: dict[str, Any]) -> dict[str, Any]:
         configs.append(file)
@@ -87,12 +88,12 @@ def _settings(
         argument = arguments.pop(0)
         name, equals, given = argument.removeprefix("--").partition("=")
         text: str | None = given
-        if not argument.startswith("--") or name in own or argument == PRINT:
+        if not argument.startswith("--") or (name in own and name != "config_path"):
             rest.append(argument)
             continue
         if not equals:
             text = arguments.pop(0) if arguments and not arguments[0].startswith("--") else None
-        if name == "config_path" and takes_files:
+        if name == "config_path" and name in own:
             if text is None:
                 raise NernError("--config_path needs a file")
             files.append(read_yaml(text, note))
@@ -136,26 +137,17 @@ def _entries(text: str, hint: Any) -> list[Any]:
     return [text if of_text else parse_yaml(text)]
 
 
-def _own_options(parser: ArgumentParser, cls: type[Settings]) -> set[str]:
-    """Options of a command that are no keys of its config."""
-    keys = {key.partition(".")[0] for key in known_keys(cls)}
-    return {name for name in known_options(parser) if name.partition(".")[0] not in keys} - {"config_path"}
-
-
 def known_options(parser: ArgumentParser) -> set[str]:
     """Names of a parser's options, without dashes."""
     return {option.lstrip("-") for action in parser._actions for option in action.option_strings}
 
 
-def _check_options(parser: ArgumentParser, argv: Sequence[str], cls: type[Settings] | None) -> None:
+def _check_options(parser: ArgumentParser, argv: Sequence[str], cls: type[Settings]) -> None:
     """Name unknown keys and their nearest before jsonargparse sees them."""
-    if cls is None:
-        return
     own = known_options(parser)
     for name in option_names(argv):
-        if name not in own and "." not in name and name not in known_keys(cls):
-            choices = {option for option in own if option[-1:] != "+" and "." not in option and len(option) > 1}
-            choices = choices - {"PHASE"} | cls.sections().keys()
-            raise unknown_name("option", name, choices)
-        if name not in own:
+        if name not in own and "." in name:
             check_key(name.rstrip("+"), cls, more=cls.sections())
+        elif name not in own:
+            keys = {key.partition(".")[0] for key in known_keys(cls)} | cls.sections().keys()
+            raise unknown_name("option", name, keys | {option for option in own if len(option) > 1})

@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
-from nern.commands.line import Command, command_parser, json_option, key_options, option_names
+from nern.commands.line import Command, add_option, command_parser, json_option, option_names
 from nern.config import Config, item_class, known_keys
 from nern.errors import NernError
 from nern.files import write_json
@@ -29,25 +29,12 @@ def _sweep_parser() -> ArgumentParser:
     usage = "nern sweep FILE [--out FOLDER] [--jobs N] [--shard I/N] [--json FILE] [--dotted.key VALUE ...]"
     parser = command_parser(SWEEP_HELP, usage)
     parser.add_argument("file", type=str, metavar="FILE", help="the sweep file")
-    parser.add_argument(
-        "--out",
-        type=str | None,
-        default=None,
-        metavar="FOLDER",
-        help="folder of the sweep; null: outputs/NAME for a file NAME.yaml",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int | None,
-        default=None,
-        metavar="N",
-        help="number of runs at a time; null: one on each GPU, or one on the CPU",
-    )
-    parser.add_argument(
-        "--shard", type=str | None, default=None, metavar="I/N", help="train only every Nth run, beginning with run I"
-    )
+    about = "folder of the sweep; null: outputs/NAME for a file NAME.yaml"
+    add_option(parser, "out", str | None, None, "FOLDER", about)
+    about = "number of runs at a time; null: one on each GPU, or one on the CPU"
+    add_option(parser, "jobs", int | None, None, "N", about)
+    add_option(parser, "shard", str | None, None, "I/N", "train only every Nth run, beginning with run I")
     json_option(parser)
-    key_options(parser, Config)
     return parser
 
 

@@ -11,21 +11,21 @@ from rich.console import Console
 from nern.commands.line import (
     Command,
     MissingError,
+    add_option,
     command_parser,
-    config_given,
     config_options,
     flag_option,
     json_option,
     option_names,
     typed_values,
 )
-from nern.config import Config, OriginalConfig, Settings
+from nern.config import Config, OriginalConfig
 from nern.config.yaml_files import is_length
 from nern.console import PLAIN
 from nern.devices import processes_to_start
 from nern.errors import NernError
 from nern.jobs import config_of_run, evaluate, resume, resume_original, train, train_original
-from nern.jobs.dry_run import dry_run
+from nern.jobs.training import dry_run
 from nern.processes import check_alone, launched, process_number, restart
 from nern.training.run_folder import RunFolder
 
@@ -60,33 +60,28 @@ EVALUATE_HELP = """Evaluate a NeRN on the test images, beside its original netwo
   nern evaluate --config_path FILE --original   the original network alone"""
 
 
-def _job_parser(command: str, text: str, cls: type[Settings]) -> ArgumentParser:
-    """Of a command that trains what a config of `cls` describes, or goes on with it."""
+def _job_parser(command: str, text: str) -> ArgumentParser:
+    """Of a command that trains what a config describes, or goes on with it."""
     usage = (
         f"nern {command} --config_path FILE [--dotted.key VALUE ...] [--json FILE]\n"
         f"       nern {command} --resume RUN_FOLDER"
     )
     parser = command_parser(text, usage)
-    parser.add_argument(
-        "--resume",
-        type=str,
-        default=None,
-        metavar="RUN_FOLDER",
-        help="go on with a stopped run; with a new length, such as --epochs 400, make a finished run longer",
-    )
+    about = "go on with a stopped run; with a new length, such as --epochs 400, make a finished run longer"
+    add_option(parser, "resume", str, None, "RUN_FOLDER", about)
     json_option(parser)
-    config_options(parser, cls)
+    config_options(parser)
     return parser
 
 
 def _train_parser() -> ArgumentParser:
-    parser = _job_parser("train", TRAIN_HELP, Config)
+    parser = _job_parser("train", TRAIN_HELP)
     flag_option(parser, "dry_run", "print what would be trained and how long it takes on this machine; write nothing")
     return parser
 
 
 def _original_parser() -> ArgumentParser:
-    return _job_parser("train-original", ORIGINAL_HELP, OriginalConfig)
+    return _job_parser("train-original", ORIGINAL_HELP)
 
 
 def _evaluate_parser() -> ArgumentParser:
@@ -95,14 +90,9 @@ def _evaluate_parser() -> ArgumentParser:
         "       nern evaluate --config_path FILE [--dotted.key VALUE ...] [--original] [--json FILE]"
     )
     parser = command_parser(EVALUATE_HELP, usage)
-    parser.add_argument("--run", type=str, default=None, metavar="RUN_FOLDER", help="the run to evaluate")
-    parser.add_argument(
-        "--checkpoint",
-        type=str | None,
-        default=None,
-        metavar="NAME",
-        help="with --run: 'best', 'last', 'step_N' or the name of a phase; null: best",
-    )
+    add_option(parser, "run", str, None, "RUN_FOLDER", "the run to evaluate")
+    about = "with --run: 'best', 'last', 'step_N' or the name of a phase; null: best"
+    add_option(parser, "checkpoint", str | None, None, "NAME", about)
     flag_option(parser, "original", "evaluate the original network alone")
     json_option(parser)
     config_options(parser)
@@ -134,7 +124,7 @@ def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
     _check_given(argv)
     resumes = given["resume"] is not None
     lengths = _lengths(given, argv) if resumes else {}
-    config = config_given(given, Config)  # of the run that is resumed, with its new lengths
+    config = Config.from_dict(given["settings"])  # of the run that is resumed, with its new lengths
     count = processes_to_start(config)
     if count > 1 and given["may_restart"] and not launched():
         config.check()
@@ -157,7 +147,7 @@ def _run_original(given: dict[str, Any], argv: Sequence[str], console: Console) 
     if given["resume"] is not None:
         resume_original(given["resume"], console, given["json"], _lengths(given, argv))
         return
-    config = config_given(given, OriginalConfig)
+    config = OriginalConfig.from_dict(given["settings"])
     console.print(f"defaults{config.changes_text()}", style="dim", **PLAIN)
     train_original(config, console, given["json"])
 
@@ -170,7 +160,7 @@ def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) 
             raise NernError(
                 "--checkpoint needs --run; without a run set nern.init: checkpoint and nern.checkpoint_path"
             )
-        evaluate(config_given(given, Config), given["original"], given["json"], console)
+        evaluate(Config.from_dict(given["settings"]), given["original"], given["json"], console)
         return
     rest = [a for a in option_names(argv) if a not in ("run", "checkpoint", "original", "json")]
     if rest:

@@ -1,20 +1,16 @@
 """The configuration: typed dataclasses, YAML files with inheritance, checks before any work starts."""
 
 from nern.config.imports import import_module, import_modules
-from nern.config.original import OriginalConfig, SmoothnessConfig
-from nern.config.phases import CURVATURE_IMAGES, ROUNDING_IMAGES, PhaseConfig
-from nern.config.recipes import RECIPES, recipe_values
+from nern.config.original import OriginalConfig
+from nern.config.phases import CURVATURE_IMAGES, ROUNDING_IMAGES
 from nern.config.schema import (
     Config,
     EmbeddingsConfig,
-    EvaluationConfig,
     LoggingConfig,
     NernConfig,
     NetworkConfig,
     OptimConfig,
-    PermutationsConfig,
     TaskConfig,
-    TeacherConfig,
     phase_batches,
     phase_optim,
 )
@@ -27,7 +23,7 @@ from nern.config.settings import (
     known_keys,
     read_config_file,
 )
-from nern.config.yaml_files import nested, parse_yaml
+from nern.config.yaml_files import RECIPES, nested, parse_yaml, recipe_values
 
 __all__ = [
     "CURVATURE_IMAGES",
@@ -35,18 +31,13 @@ __all__ = [
     "ROUNDING_IMAGES",
     "Config",
     "EmbeddingsConfig",
-    "EvaluationConfig",
     "LoggingConfig",
     "NernConfig",
     "NetworkConfig",
     "OptimConfig",
     "OriginalConfig",
-    "PermutationsConfig",
-    "PhaseConfig",
     "Settings",
-    "SmoothnessConfig",
     "TaskConfig",
-    "TeacherConfig",
     "check_key",
     "check_keys",
     "checked_keys",

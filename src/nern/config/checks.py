@@ -11,10 +11,9 @@ from typing import Any
 
 from nern import registry
 from nern.config.phases import KNOWN, PhaseConfig, listed_phases, settings_of
-from nern.config.recipes import recipe_values
 from nern.config.schema import Config, LoggingConfig, NernConfig, OptimConfig, TaskConfig, phase_batches, phase_optim
 from nern.config.settings import check_numbers, choose, nested_attribute, plain
-from nern.config.yaml_files import nested_value
+from nern.config.yaml_files import nested_value, recipe_values
 from nern.errors import NernError
 
 
@@ -158,12 +157,8 @@ def _check_phase(config: Config, phase: PhaseConfig) -> None:
     if phase.bits is not None and not phase.bits <= 24:
         raise NernError(f"{name}.bits (={phase.bits}) must be at most 24")
     method, size = phase_batches(config, phase)
-    if config.by_phases and registry.WEIGHT_BATCHES.info(method)["needs_size"] and size is None:
-        raise NernError(
-            f"the weight batch method {method!r} of {name} needs {name}.weights_batch_size (or nern.weights_batch_size)"
-        )
-    if config.nern.norm_layer == "bn" and phase.weights_batch_size == 1:
-        raise NernError(f"nern.norm_layer 'bn' needs statistics of several kernels; {name}.weights_batch_size is 1")
+    if config.by_phases:
+        _check_batches(config, name, method, size)
     if None not in (phase.iterations, phase.epochs):
         raise NernError(
             f"set one of {name}.iterations (={phase.iterations}) and {name}.epochs (={phase.epochs}), the other to "
@@ -185,16 +180,10 @@ def _check_parts_of_phases(config: Config) -> None:
     for phase in config.phases:
         of_recipe = usual.get(phase.name, {"name": phase.name} | KNOWN.get(phase.name, {}))
         set_apart = {key: value for key, value in settings_of(phase).items() if value != of_recipe.get(key)}
-        if not config.by_phases and set_apart:
-            raise NernError(
-                f"{phase.name} sets more than its length, but no phase has one; set reconstruction.iterations, or "
-                "distillation.iterations or .epochs"
-            )
-        for key in ("losses", "errors", "images", "bits"):
-            if key in set_apart and not phase.runs:
+        for key, value in set_apart.items():
+            if not phase.runs and (key in ("losses", "errors", "images", "bits") or not config.by_phases):
                 raise NernError(
-                    f"{phase.name}.{key} (={set_apart[key]}) has no effect: that phase has no length; set "
-                    f"{phase.name}.iterations"
+                    f"{phase.name}.{key} (={value}) has no effect: that phase has no length; set {phase.name}.iterations"
                 )
     if not config.by_phases:
         return
@@ -220,12 +209,19 @@ def _check_parts_of_phases(config: Config) -> None:
     _check_optim_over_recipe(config, usual)
 
 
+def _check_batches(config: Config, section: str, method: registry.Choice, size: int | None) -> None:
+    """Raise NernError for weight batches that need a size, or a larger one."""
+    if registry.WEIGHT_BATCHES.info(method)["needs_size"] and size is None:
+        raise NernError(f"the weight batch method {method!r} of {section} needs {section}.weights_batch_size")
+    if config.nern.norm_layer == "bn" and size == 1:
+        raise NernError(f"nern.norm_layer 'bn' needs statistics of several kernels; {section}.weights_batch_size is 1")
+
+
 def _check_filters(config: Config, phase: PhaseConfig) -> None:
     """Raise NernError for weight batches of a phase by curvature that do not draw whole filters where they have to."""
     method, _ = phase_batches(config, phase)
-    whole = registry.WEIGHT_BATCHES.info(method)["whole_filters"]
-    if config.nern.reconstruction_rows == "drawn" and not whole:
-        choices = [m for m in registry.WEIGHT_BATCHES if registry.WEIGHT_BATCHES.info(m)["whole_filters"]]
+    choices = [m for m in registry.WEIGHT_BATCHES if registry.WEIGHT_BATCHES.info(m)["whole_filters"]]
+    if config.nern.reconstruction_rows == "drawn" and registry.name_of(method) not in choices:
         raise NernError(
             f"{phase.name} compares whole filters, but nern.reconstruction_rows is 'drawn' and its weight batch method is "
             f"{method!r}; set {phase.name}.weights_batch_method to one of {', '.join(choices)}"
@@ -334,51 +330,39 @@ def _check_combinations(config: Config) -> None:
     wanted = registry.PREDICTORS.info(n.method)["num_idxs"]
     if e.num_idxs != wanted:
         raise NernError(f"nern.method {n.method!r} needs nern.embeddings.num_idxs {wanted}, not {e.num_idxs}")
-    if registry.ENCODINGS.info(e.type)["by_order"]:
-        if e.fusion_mode != "concat":
-            raise NernError(
-                f"nern.embeddings.type {e.type!r} has one index, nothing to sum; set nern.embeddings.fusion_mode to 'concat'"
-            )
-        if e.num_idxs != KERNEL_INDICES:
-            raise NernError(
-                f"nern.embeddings.type {e.type!r} encodes places of kernels, but nern.method {n.method!r} predicts single "
-                f"weights; set another one of the two"
-            )
-    if e.type == "ffn":
-        if e.fusion_mode != "concat":
-            raise NernError(
-                "nern.embeddings.type 'ffn' joins the indices itself; set nern.embeddings.fusion_mode to 'concat'"
-            )
-        if len(e.gauss_scale) != e.num_idxs:
-            raise NernError(
-                f"nern.embeddings.gauss_scale (={e.gauss_scale}) needs one number for each of num_idxs (={e.num_idxs})"
-            )
-    order = e.permutations
-    orderings = ", ".join(repr(name) for name in registry.ORDERINGS if name != "none")
+    by_order = registry.ENCODINGS.info(e.type)["by_order"]
+    if e.fusion_mode != "concat" and (by_order or e.type == "ffn"):
+        raise NernError(
+            f"nern.embeddings.type {e.type!r} has no indices to sum; set nern.embeddings.fusion_mode to 'concat'"
+        )
+    if by_order and e.num_idxs != KERNEL_INDICES:
+        raise NernError(
+            f"nern.embeddings.type {e.type!r} encodes places of kernels, but nern.method {n.method!r} predicts single "
+            f"weights; set another one of the two"
+        )
+    if e.type == "ffn" and len(e.gauss_scale) != e.num_idxs:
+        raise NernError(
+            f"nern.embeddings.gauss_scale (={e.gauss_scale}) needs one number for each of num_idxs (={e.num_idxs})"
+        )
+    order, recipe = e.permutations, recipe_values(config.recipe)
     if not math.isfinite(order.improve_seconds):
         raise NernError(f"nern.embeddings.permutations.improve_seconds (={order.improve_seconds}) must be finite")
-    of_recipe = nested_value(recipe_values(config.recipe), "nern.embeddings.permutations", {})  # what nobody asked for
-    if order.improve_seconds not in (0, of_recipe.get("improve_seconds")) and order.permute_mode in (None, "none"):
-        raise NernError(
-            f"nern.embeddings.permutations.improve_seconds (={order.improve_seconds}) improves an ordering, but "
-            f"permute_mode is 'none'; choose one ({orderings}), or set it to 0"
-        )
-    if order.metric not in ("cosine", of_recipe.get("metric")) and order.permute_mode in (None, "none"):
-        raise NernError(
-            f"nern.embeddings.permutations.metric (={order.metric!r}) is that of an ordering, but permute_mode is "
-            f"'none'; choose one ({orderings}), or leave metric at 'cosine'"
-        )
+    for key, off in (("improve_seconds", 0), ("metric", "cosine")):
+        key, value = f"nern.embeddings.permutations.{key}", getattr(order, key)
+        if order.permute_mode == "none" and value not in (off, nested_value(recipe, key)):
+            orderings = ", ".join(repr(name) for name in registry.ORDERINGS if name != "none")
+            raise NernError(
+                f"{key} (={value!r}) is of an ordering, but permute_mode is 'none'; choose one ({orderings}), or set it to "
+                f"{off!r}"
+            )
     if config.from_run is not None and (n.init == "checkpoint" or n.checkpoint_path is not None):
         raise NernError("from_run and nern.checkpoint_path both say what to start from; drop one")
     if n.init == "checkpoint" and n.checkpoint_path is None:
         raise NernError("nern.init 'checkpoint' needs nern.checkpoint_path")
     if n.init != "checkpoint" and n.checkpoint_path is not None:
         raise NernError(f"nern.checkpoint_path is set but nern.init is {n.init!r}; set nern.init to 'checkpoint'")
-    needs_size = registry.WEIGHT_BATCHES.info(n.weights_batch_method)["needs_size"] and not config.by_phases
-    if needs_size and n.weights_batch_size is None:
-        raise NernError(f"nern.weights_batch_method {n.weights_batch_method!r} needs nern.weights_batch_size")
-    if n.norm_layer == "bn" and n.weights_batch_size == 1:
-        raise NernError("nern.norm_layer 'bn' needs statistics of several kernels; nern.weights_batch_size is 1")
+    if not config.by_phases:
+        _check_batches(config, "nern", n.weights_batch_method, n.weights_batch_size)
     if n.task_loss_weight > 0 and any(member.task.use_random_data for member in config.members()):
         raise NernError("nern.task_loss_weight above 0 needs labels; task.use_random_data has none")
     if config.evaluation.best_on == "test" and config.evaluation.test_images == 0:
@@ -388,8 +372,7 @@ def _check_combinations(config: Config) -> None:
             raise NernError(
                 f"nern.{key} (={getattr(n, key)}) has an effect only with nern.heads 'shared'; set that, too"
             )
-    usual = nested_value(recipe_values(config.recipe), "norm_images", 0)
-    if not config.learn_norms and config.norm_images not in (0, usual):
+    if not config.learn_norms and config.norm_images not in (0, recipe.get("norm_images")):
         raise NernError(f"norm_images (={config.norm_images}) needs learn_norms: true; set that, too")
     if config.learn_fc_layer and config.networks:
         raise NernError("learn_fc_layer works with one original network; networks lists several")

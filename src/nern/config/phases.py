@@ -124,7 +124,8 @@ def listed_phases(values: Mapping[str, Any]) -> dict[str, Any]:
             items[name] = _merged(items[name], section)
     asked_for = {item["name"] for item in _items(values)}
     full = {name: _merged({"name": name} | KNOWN.get(name, {}), item) for name, item in items.items()}
-    phases = [item for name, item in full.items() if name in asked_for or item != _usual(name)]
+    usual = {name: _merged({"name": name} | keys, {}) for name, keys in KNOWN.items()}
+    phases = [item for name, item in full.items() if name in asked_for or item != usual[name]]
     rest = {name: value for name, value in values.items() if name not in names and name != "phases"}
     return rest | ({"phases": phases} if phases or "phases" in values else {})
 
@@ -152,11 +153,6 @@ def _merged(item: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, An
     optim = {**(item.get("optim") or {}), **(section.get("optim") or {})}
     both = {**item, **section, "optim": {key: value for key, value in optim.items() if value is not None}}
     return {key: value for key, value in both.items() if value is not None}
-
-
-def _usual(name: str) -> dict[str, Any]:
-    """A known phase of which nothing is set, as `_merged` gives it."""
-    return _merged({"name": name} | KNOWN[name], {})
 
 
 def _says_something(section: Mapping[str, Any]) -> bool:

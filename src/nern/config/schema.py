@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from nern.config.phases import KNOWN, PhaseConfig, listed_phases, place_of, section_names
-from nern.config.recipes import recipe_values
 from nern.config.settings import Settings, built, check_keys
-from nern.config.yaml_files import parse_yaml
+from nern.config.yaml_files import parse_yaml, recipe_values
 from nern.errors import unknown_name
 from nern.registry import Choice
 from nern.typed import AboveZero, FromOne, FromZero, Least, NotNegative, hints_of, typed

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -95,39 +95,27 @@ class Settings:
         return cls.from_dict(read_config_file(path, cls))
 
 
+WEIGHT_SOURCES = ("pretrained", "torchvision", "timm")  # original_model_path: SOURCE or SOURCE:NAME
+_FILES = ("checkpoint_path", "from_run", "path", "data_dir", "imagenet_path")  # keys of what is read, in any section
+_WEIGHTS = ("original_model_path", "initial_weights")  # these may name a source
+
+
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _absolute_weights(path: str) -> str:
-    """Weights that are named, not files, stay as they are."""
-    return path if path.partition(":")[0] in WEIGHT_SOURCES else _absolute(path)
-
-
-def _absolute_network(name: str) -> str:
-    """The name of a network, its file named from the root where it is in one."""
-    file, colon, function = name.rpartition(":")
-    return f"{_absolute(file)}:{function}" if colon and file.endswith(".py") else name
-
-
-def _absolute_imports(names: list[str]) -> list[str]:
-    """Modules and files to import."""
-    return [str(Path(name).expanduser().resolve()) if name.endswith(".py") else name for name in names]
-
-
-WEIGHT_SOURCES = ("pretrained", "torchvision", "timm")  # original_model_path: SOURCE or SOURCE:NAME
-_NAMED: dict[str, Callable[[Any], Any]] = {
-    "imports": _absolute_imports,
-    "original_model_name": _absolute_network,
-    **dict.fromkeys(("original_model_path", "initial_weights"), _absolute_weights),
-    **dict.fromkeys(("checkpoint_path", "from_run", "path", "data_dir", "imagenet_path"), _absolute),
-}  # keys that name files and folders which are read, in whatever section
-
-
 def _make_absolute(section: Any) -> None:
+    """Name the files and folders of a section, and of those within it, from the root."""
     for name, value in vars(section).items():
-        if name in _NAMED and value is not None:
-            setattr(section, name, _NAMED[name](value))
+        if value is None:
+            continue
+        if name in _FILES or (name in _WEIGHTS and value.partition(":")[0] not in WEIGHT_SOURCES):
+            setattr(section, name, _absolute(value))
+        elif name == "imports":
+            setattr(section, name, [_absolute(entry) if entry.endswith(".py") else entry for entry in value])
+        elif name == "original_model_name" and ".py:" in value:
+            file, _, function = value.rpartition(":")
+            setattr(section, name, f"{_absolute(file)}:{function}")
         for part in value if isinstance(value, list) else [value]:
             if dataclasses.is_dataclass(part):
                 _make_absolute(part)
@@ -176,25 +164,16 @@ def check_key(key: str, cls: Any, where: str = "", before: str = "", more: Mappi
     if before + key in RETIRED:
         raise retired_key(before + key, where=where)
     section = key.rpartition(".")[0]
-    if _takes_entries(known.get(section)):
-        return
+    if any(typing.get_origin(option) is dict for option in options_of(known.get(section))):
+        return  # a free mapping, or the name of a component with settings of its own
     while section and not dataclasses.is_dataclass(known.get(section)) and not item_class(known.get(section)):
         section = section.rpartition(".")[0]
-    prefix = f"{section}." if section else ""
-    choices = [before + name for name in known if name.startswith(prefix) and "." not in name.removeprefix(prefix)]
-    elsewhere = [
-        before + name
-        for name in known
-        if name.rpartition(".")[2] == key.rpartition(".")[2] and not name.startswith("phases.")
-    ]
-    hint = f" (there is {', '.join(elsewhere)})" if elsewhere else ""
+    choices = [before + name for name in known if name.rpartition(".")[0] == section]
+    same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    elsewhere = ", ".join(before + name for name in same if not name.startswith("phases."))
+    hint = f" (there is {elsewhere})" if elsewhere else ""
     error = unknown_name("configuration key", before + key, choices)
     raise NernError(f"{at(where)}{error}{hint}")
-
-
-def _takes_entries(hint: Any) -> bool:
-    """Whether a key holds a free mapping, or the name of a component with settings of its own."""
-    return any(typing.get_origin(option) is dict for option in options_of(hint))
 
 
 def checked_keys(

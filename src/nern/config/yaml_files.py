@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nern.config.phases import LENGTHS, section_names, sections_of, without_sections
-from nern.errors import NernError
+from nern.errors import NernError, unknown_name
 from nern.files import load_yaml
 from nern.untrusted import check_yaml
 
 BASE = "base"
+RECIPES = ("published", "nern", "codes")
 Check = Callable[[dict[str, Any], str, dict[str, Any]], dict[str, Any]]
 
 
@@ -127,6 +131,20 @@ def _over(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         )
         merged[key] = _over(merged[key], value) if both else value
     return merged
+
+
+def recipe_values(name: object) -> dict[str, Any]:
+    """What keys that are not given mean in recipe `name`: a nested dict, from a file of the package. Raises NernError, with
+    the choices, if there is none of that name."""
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    return {} if name == "published" else copy.deepcopy(_recipe(str(name)))  # published: the defaults of the schema
+
+
+@cache  # every check of a config asks
+def _recipe(name: str) -> dict[str, Any]:
+    text = (resources.files("nern") / "configs" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    return nested(parse_yaml(text))
 
 
 def nested(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:

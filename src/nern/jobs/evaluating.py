@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from nern.experiment import build_checked_original, build_experiment, data_setti
 from nern.files import check_writable, write_json
 from nern.jobs.results import all_layer_errors, experiment_of_run, take_ordering
 from nern.jobs.session import check_kind
-from nern.tasks.base import build_task
+from nern.originals.base import Original
+from nern.tasks.base import Task, build_task
 from nern.terminal import metrics_table
 from nern.training.members import split_by_network
 from nern.training.run_folder import RunFolder
@@ -58,7 +60,10 @@ def evaluate(
     for name, of_network in metrics.get("networks", {"": metrics}).items():
         rows: dict[str, dict[str, float]] = {n: of_network[n] for n in ("original", "reconstructed") if n in of_network}
         console.print(metrics_table(name or member_names(config.members())[0], rows))
-        report_skipped(console, of_network.get("skipped_images"))
+        if skipped := of_network.get("skipped_images"):
+            names = ", ".join([*skipped[:3], *["..."] * (len(skipped) > 3)])
+            text = f"{len(skipped)} images could not be read and were skipped: {names}"
+            console.print(text, style="yellow", **PLAIN)
     if "layers" in metrics:
         worst = max(metrics["layers"], key=lambda e: e["relative"])
         console.print(
@@ -75,9 +80,7 @@ def _evaluate_originals(config: Config) -> dict[str, Any]:
     for network, name in zip(networks, member_names(networks), strict=True):
         original = build_checked_original(network, config.seed, device)
         task = build_task(network.task, data_settings(config), device, False, original)
-        assert task.test is not None
-        figures = Evaluator(original, config.evaluation.batch_size)(task.test).to_dict()
-        found[name] = {"original": figures} | ({"skipped_images": task.skipped()} if task.skipped() else {})
+        found[name] = _figures(config, original, task)
     return found[name] if len(found) == 1 else {"networks": found}
 
 
@@ -92,26 +95,26 @@ def _evaluate_nern(config: Config, run: str | Path | None) -> dict[str, Any]:
     )
     parts, found = split_by_network(experiment.members, experiment.nern.reconstruct()), {}
     for number, (member, weights) in enumerate(zip(experiment.members, parts, strict=True)):
-        assert member.task is not None
-        assert member.task.test is not None
-        evaluator, test = Evaluator(member.original, config.evaluation.batch_size), member.task.test
-        found[member.name] = {
-            "original": evaluator(test).to_dict(),
-            "reconstructed": evaluator(test, weights, experiment.beside(number)).to_dict(),
-        } | ({"skipped_images": member.task.skipped()} if member.task.skipped() else {})
+        found[member.name] = _figures(config, member.original, member.task, weights, experiment.beside(number))
     metrics = found[member.name] if len(found) == 1 else {"networks": found}
     return metrics | {"layers": [vars(e) for e in all_layer_errors(experiment.members, parts)]}
 
 
-def report_skipped(console: Console, skipped: list[str] | None) -> None:
-    """Say how many images could not be read, and name some."""
-    if skipped:
-        more = ", ..." if len(skipped) > 3 else ""
-        console.print(
-            f"{len(skipped)} images could not be read and were skipped: {', '.join(skipped[:3])}{more}",
-            style="yellow",
-            **PLAIN,
-        )
+def _figures(
+    config: Config,
+    original: Original,
+    task: Task | None,
+    weights: Sequence[torch.Tensor] | None = None,
+    beside: dict[str, torch.Tensor] | None = None,
+) -> dict[str, Any]:
+    """Of an original on its test images, and of its architecture with other weights, if there are any."""
+    assert task is not None  # with test images, as is checked before
+    assert task.test is not None
+    evaluator = Evaluator(original, config.evaluation.batch_size)
+    found: dict[str, Any] = {"original": evaluator(task.test).to_dict()}
+    if weights is not None:
+        found["reconstructed"] = evaluator(task.test, weights, beside).to_dict()
+    return found | ({"skipped_images": task.skipped()} if task.skipped() else {})
 
 
 def config_of_run(path: str | Path, checkpoint: str = "best") -> Config:

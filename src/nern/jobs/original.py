@@ -16,7 +16,7 @@ from nern.devices import select_device
 from nern.errors import plain_errors
 from nern.experiment import check_outputs
 from nern.files import check_writable, save_safetensors, tensors_of, write_json, write_text
-from nern.jobs.session import common_metrics, continue_from, new_folder, resumable, run_loop, saved_run
+from nern.jobs.session import common_metrics, continue_from, resumable, run_loop, saved_run
 from nern.originals.base import own_names
 from nern.originals.build import build_network, build_original_network
 from nern.originals.input_format import input_format
@@ -47,12 +47,10 @@ def train_original(
             run out (`ResourceError`).
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
-    check_alone("nern train-original")
-    console = console or CleanConsole()
-    check_writable(json_path, "--json")
+    console = _console(console, json_path)
     check_tracker(config.logging)
     trainer = _build(config)
-    with new_folder(config) as folder:
+    with RunFolder.claimed(config.logging) as folder:
         config.with_absolute_paths().save(folder.config)
         return _run(config, trainer, folder, console, json_path)
 
@@ -77,32 +75,33 @@ def resume_original(
         NernError: no run there, nothing saved, or its state is damaged.
         Interrupted: as for `train_original`.
     """
-    check_alone("nern train-original")
-    console = console or CleanConsole()
-    check_writable(json_path, "--json")
+    console = _console(console, json_path)
     folder = RunFolder.open(path)
     with folder.locked():
-        config, state, before = saved_run(folder, OriginalConfig, lengths)
-        trainer = _build(config)
-        continue_from(trainer, state, folder)
-        if config != before:
-            config.save(folder.config)
-        return _run(config, trainer, folder, console, json_path)
+        saved = saved_run(folder, OriginalConfig, lengths)
+        trainer = _build(saved.config)
+        continue_from(trainer, saved.state, folder)
+        if saved.config != saved.before:
+            saved.config.save(folder.config)
+        return _run(saved.config, trainer, folder, console, json_path)
+
+
+def _console(given: Console | None, json_path: str | Path | None) -> Console:
+    """Where this process prints, which has to be the only one."""
+    check_alone("nern train-original")
+    check_writable(json_path, "--json")
+    return given or CleanConsole()
 
 
 def _build(config: OriginalConfig) -> OriginalTrainer:
     config.check()
     device, task = select_device(config), config.task
-    name = task.original_model_name
-    optional = network_arguments(task)
+    name, kwargs, optional = task.original_model_name, task.original_model_kwargs, network_arguments(task)
     if config.initial_weights is None:
-        network = build_network(name, task.original_model_kwargs, optional, config.seed)
+        network = build_network(name, kwargs, optional, config.seed)
     else:
-        network = build_original_network(
-            name, config.initial_weights, task.original_model_kwargs, optional, config.seed
-        )
-    network = network.to(device)
-    network.eval()
+        network = build_original_network(name, config.initial_weights, kwargs, optional, config.seed)
+    network = network.to(device).eval()
     with torch.no_grad():
         check_outputs(network, task, input_format(network), device)
     info = ORIGINALS.info(name) if name in ORIGINALS else {}
@@ -131,9 +130,7 @@ def _run(
             f"{trainer.total_steps:,} steps{start} on {trainer.device}; run folder {folder.root}",
             **PLAIN,
         )
-        if trainer.step < trainer.total_steps:
-            folder.metrics.unlink(missing_ok=True)  # they are of fewer steps
-        run_loop(trainer, config, folder, console, 0, "nern train-original")
+        run_loop(trainer, config, folder, console, "nern train-original")
         metrics = _finish(config, trainer, folder)
     if json_path is not None:
         write_json(json_path, metrics)

@@ -32,7 +32,7 @@ from nern.console import PLAIN, CleanConsole
 from nern.devices import return_memory
 from nern.errors import NernError, plain_errors
 from nern.files import check_free, check_writable
-from nern.inputs import Images, joined
+from nern.inputs import joined
 from nern.jobs.artifacts import images_of, tested
 from nern.jobs.coding import IMAGES, Coder, Wanted, calibration_images, coded_network, coded_original, coded_sections
 from nern.jobs.evaluating import config_of_run
@@ -65,7 +65,8 @@ COARSER = 6  # times that the level of the other tensors is doubled, half a bit 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How `nern.pack` and `nern.save` write a network, or the NeRN of a run. Give one of `bits`, `size` and `gap`, or none.
+    """How `nern.pack` and `nern.save` write a network, or the NeRN of a run. Give one of `bits`, `size` (on the command
+    line --bytes) and `gap`, or none.
 
     Attributes:
         checkpoint: for a run: the checkpoint, 'best', 'last', 'step_N' or the name of a phase. None: 'best'.
@@ -206,12 +207,9 @@ def _pack_network(
 ) -> Artifact:
     """`pack`, of a network."""
     return_memory()
-    refused = {"lossless": options.lossless, "checkpoint": options.checkpoint is not None}
-    for option, given in refused.items():
-        if given:
-            raise NernError(
-                f"{option} is of runs; {source if isinstance(source, str | Path) else 'a module'} is a network"
-            )
+    if options.lossless or options.checkpoint is not None:
+        option = "lossless" if options.lossless else "checkpoint"
+        raise NernError(f"{option} is of runs; {'a module' if isinstance(source, nn.Module) else source} is a network")
     task_name = task.task_name if task is not None and task.task_name else None
     if options.evaluate and task_name is None:
         raise NernError("evaluate needs test images: --task.task_name says whose")
@@ -233,7 +231,9 @@ def _pack_network(
     count = options.images if options.images is not None else IMAGES
     seen = calibration_images(original, known, count, SEED, images, forward)
     coder = Coder(original, name, task_name, seen, SEED, options.metadata, console)
-    console.print(f"calibrated on {0 if seen is None else len(seen):,} {_whose(known, images, seen)}", **PLAIN)
+    of_task = "made-up images" if known is None else f"training images of {task_name}"
+    whose = "images" if seen is None or images is not None else of_task
+    console.print(f"calibrated on {0 if seen is None else len(seen):,} {whose}", **PLAIN)
     found: list[Calibrated] = []
 
     def made(size: int | None) -> Artifact:
@@ -257,12 +257,6 @@ def _network(source: str | Path | nn.Module, task: TaskConfig | None) -> tuple[s
     arguments = network_arguments(task) if task.task_name else {}
     name = task.original_model_name
     return name, build_original_network(name, str(source), task.original_model_kwargs, arguments)
-
-
-def _whose(task: TaskConfig | None, images: Any, seen: Images | None) -> str:
-    if seen is None or images is not None:
-        return "images"
-    return "made-up images" if task is None else f"training images of {task.task_name}"
 
 
 @plain_errors()
@@ -323,9 +317,10 @@ def artifact_of(packable: Packable, options: PackOptions) -> Artifact:
     if not options.lossless:
         for member in members:
             member.original.absorb_statistics()
-    parts = [
-        network_parts(member.original, *_named(task)) for member, task in zip(members, packable.tasks, strict=True)
-    ]
+    parts = []
+    for member, task in zip(members, packable.tasks, strict=True):
+        known = (None, None) if task is None else (task.original_model_name, task.task_name)
+        parts.append(network_parts(member.original, *known))
     every = partial(encoded, nern, packable.config, packable.ordering, metadata=options.metadata)
     if options.lossless:
         return probed(every(parts))
@@ -404,11 +399,6 @@ def _with_norms_fitted(
         norms = {} if images is None else fitted_norms(member.original, after[number], images, like=before[number])
         found.append(replace(part, kept={**part.kept, **norms}))
     return found
-
-
-def _named(task: TaskConfig | None) -> tuple[str | None, str | None]:
-    """How a network is built, and whose images it takes; None: it is not known."""
-    return (None, None) if task is None else (task.original_model_name, task.task_name)
 
 
 def _with_figures(

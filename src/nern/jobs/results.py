@@ -28,10 +28,10 @@ def kept_tensors(experiment: Experiment) -> dict[str, torch.Tensor]:
     return {joint_name(name, number, count): value for number, part in parts for name, value in part.items()}
 
 
-def digests(experiment: Experiment) -> dict[str, str]:
+def digests(members: Sequence[Member]) -> dict[str, str]:
     """Of the originals, and of the teacher if there is one."""
-    originals = [member.original.digest() for member in experiment.members]
-    teachers = [member.teacher.digest() for member in experiment.members if member.teacher is not None]
+    originals = [member.original.digest() for member in members]
+    teachers = [member.teacher.digest() for member in members if member.teacher is not None]
     return {"original": " ".join(originals)} | ({"teacher": " ".join(teachers)} if teachers else {})
 
 
@@ -54,23 +54,20 @@ def take_ordering(config: Config, folder: RunFolder) -> None:
         )
 
 
-def check_original(experiment: Experiment, folder: RunFolder) -> None:
+def check_original(members: Sequence[Member], folder: RunFolder) -> None:
     """Raise NernError if the weights of the original, or of the teacher where it is needed, are no longer those the run was
     trained with."""
-    stored, now = load_safetensors(folder.kept, "kept parameters of the run")[1], digests(experiment)
-    if "teacher" in stored and now.get("teacher", stored["teacher"]) != stored["teacher"]:
-        path = experiment.config.teacher.original_model_path
-        raise NernError(f"the teacher of run {folder.root} had other weights than {path} now")
-    if stored.get("original") != now["original"]:
-        paths = [str(network.original_model_path) for network in experiment.config.members()]
-        raise NernError(f"the original network of run {folder.root} had other weights than {', '.join(paths)} now")
+    _, stored = load_safetensors(folder.kept, "kept parameters of the run")
+    for what, digest in digests(members).items():
+        if stored.get(what, digest) != digest:
+            raise NernError(f"the {what} of run {folder.root} had other weights than now; start another run for these")
 
 
 def experiment_of_run(config: Config, folder: RunFolder, train: bool = False) -> Experiment:
     """What a run's config describes, its original checked; `train`: with the training sets. Errors: see
     `build_experiment`, `check_original`."""
     experiment = build_experiment(config, train=train)
-    check_original(experiment, folder)
+    check_original(experiment.members, folder)
     return experiment
 
 
@@ -94,7 +91,7 @@ def finish(
     """Metrics of the finished run, written as metrics.json, and the picture.
 
     Args:
-        originals: `original_metrics` of the trainer.
+        originals: figures of each network (`Assessment.of_originals`).
         skipped: `skipped_images` of the trainer.
     """
     from nern.analysis.plots import plot_run  # matplotlib takes a second to import
@@ -105,13 +102,15 @@ def finish(
     load_weights(nern_.predictor, folder.checkpoint("best"), "predictor checkpoint")  # figures and picture are of it
     errors = all_layer_errors(experiment.members, split_by_network(experiment.members, nern_.reconstruct()))
     nern_.predictor.load_state_dict(last)
+    at_step = {record["step"]: record for record in trainer.history.evaluations}
+    phases = [{"name": p.name, "steps": p.steps} | at_step.get(p.ends, {}) | {"ends": p.ends} for p in trainer.phases]
     metrics: dict[str, Any] = {
         "original": originals[0] if len(originals) == 1 else {},
-        "best": {k: v for k, v in (trainer.best or {}).items() if k != "score"},
+        "best": {k: v for k, v in (trainer.assessment.best or {}).items() if k != "score"},
         "last": trainer.history.evaluations[-1],
         "layers": [vars(e) for e in errors],
         "sizes": _sizes(experiment, folder, _bytes(trainer.extra.values())),
-        "phases": _phases(trainer),
+        "phases": phases,
     } | common_metrics(trainer, experiment.device, config.seed, folder)
     if len(originals) > 1:
         metrics["original"] = {"networks": of_originals}
@@ -122,12 +121,6 @@ def finish(
     write_json(folder.metrics, metrics)
     plot_run(folder.curves, config.logging.exp_name, trainer.history, errors, of_originals)
     return metrics
-
-
-def _phases(trainer: Trainer) -> list[dict[str, Any]]:
-    """Each phase with the figures at its end."""
-    at_step = {record["step"]: record for record in trainer.history.evaluations}
-    return [{"name": p.name, "steps": p.steps} | at_step.get(p.ends, {}) | {"ends": p.ends} for p in trainer.phases]
 
 
 def _sizes(experiment: Experiment, folder: RunFolder, beside: int) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from rich.console import Console
@@ -28,18 +28,6 @@ L = TypeVar("L", bound=Loop)
 
 
 @contextmanager
-def new_folder(config: Run) -> Iterator[RunFolder]:
-    """A new run folder, locked while entered. If nothing was saved in it when an error leaves the context, it is removed."""
-    with RunFolder.claimed(config.logging) as folder:
-        try:
-            yield folder
-        except BaseException:
-            if not folder.state.is_file():
-                shutil.rmtree(folder.root, ignore_errors=True)
-            raise
-
-
-@contextmanager
 def resumable(folder: RunFolder, command: str) -> Iterator[None]:
     """Errors of the system (disk, memory, files) that leave this context say how the run goes on with `command`."""
     try:
@@ -57,8 +45,18 @@ def resumable(folder: RunFolder, command: str) -> Iterator[None]:
         raise ResourceError(f"{told}. {rest}") from error
 
 
-def saved_run(folder: RunFolder, cls: type[S], lengths: Mapping[str, Any] | None = None) -> tuple[S, dict[str, Any], S]:
-    """Config and saved state of a run, and the config that the state was trained with: the same, but for lengths.
+@dataclass
+class Saved(Generic[S]):
+    """What continues a run: its config, the saved state, and the config that this was trained with (but for lengths the
+    same)."""
+
+    config: S
+    state: dict[str, Any]
+    before: S
+
+
+def saved_run(folder: RunFolder, cls: type[S], lengths: Mapping[str, Any] | None = None) -> Saved[S]:
+    """What was saved of a run.
 
     Args:
         folder: of the run.
@@ -82,7 +80,10 @@ def saved_run(folder: RunFolder, cls: type[S], lengths: Mapping[str, Any] | None
             f"{folder.config} is not what the saved state was trained with: {', '.join(changed)} changed. A resumed run "
             "keeps its settings, but for its lengths; start a new one for others."
         )
-    return config, state, before
+    best = folder.record("best")
+    if best is not None and best["step"] > state.get("step", best["step"]):  # killed between checkpoint and state
+        state["best"] = best
+    return Saved(config, state, before)
 
 
 def check_kind(folder: RunFolder, cls: type[Settings]) -> None:
@@ -120,9 +121,9 @@ def going_on(command: str, folder: RunFolder) -> str:
     return f"{command} --resume {folder.root}" if command.startswith("nern ") else f"{command} ({folder.root})"
 
 
-def display_of(loop: Loop, console: Console, warmup: int, live: bool) -> ProgressDisplay:
-    """The display of a loop, which calls it at each step and evaluation. Arguments: see `run_loop`."""
-    display = ProgressDisplay(console, loop.total_steps, warmup, loop.step, live)
+def display_of(loop: Loop, console: Console, live: bool) -> ProgressDisplay:
+    """The display of a loop, which calls it at each step and evaluation."""
+    display = ProgressDisplay(console, loop.total_steps, loop.step, live)
     display.phase_name = lambda: loop.phase_name
     loop.on_step, loop.on_evaluation = display.on_step, display.on_evaluation
     return display
@@ -133,15 +134,13 @@ def run_loop(
     config: Run,
     folder: RunFolder | None,
     console: Console,
-    warmup: int,
     command: str,
     hear: Callable[[L], None] | None = None,
 ) -> None:
-    """Train to the end, shown and tracked.
+    """Train to the end, shown and tracked. Metrics of fewer steps are removed.
 
     Args:
         folder: of the run; None, in all processes but the main one: nothing is shown or written.
-        warmup: steps of reconstruction only, for the display.
         command: that continues an interrupted run, but for its folder.
         hear: is given the loop before its first step.
     """
@@ -149,9 +148,11 @@ def run_loop(
     if folder is None:
         loop.fit()
         return
+    if loop.step < loop.total_steps:
+        folder.metrics.unlink(missing_ok=True)
     loop.folder = folder
     loop.tracker = build_tracker(config, folder.root, first_step=loop.step)
-    display = display_of(loop, console, warmup, config.logging.progress)
+    display = display_of(loop, console, config.logging.progress)
     if hear is not None:
         hear(loop)
     try:

@@ -12,8 +12,7 @@ from nern.config import NernConfig
 from nern.config.checks import further_terms, loss_weights
 from nern.errors import NernError, NonFiniteLossError
 from nern.inputs import Images
-from nern.originals.base import Original
-from nern.originals.mirrored import Mirrored
+from nern.originals.base import Mirrored, Original
 from nern.originals.taps import FeatureMaps
 from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, LOSS_TERMS, RECONSTRUCTION_LOSSES, TASK_LOSSES
 

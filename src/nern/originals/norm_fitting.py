@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nern.devices import computing_in
-from nern.inputs import Images, Seen, batches_of, call_with
+from nern.inputs import Seen, batches_of, call_with
 from nern.originals.base import Original
 
 IMAGES_AT_ONCE = 256
@@ -60,9 +60,26 @@ def fitted_norms(
     replaced = original.replaced(weights, beside)
     reference = {} if like is None else original.replaced(like, beside)
     wanted, found = ({name: _Moments() for name in norms} for _ in range(2))
+    expected: dict[str, list[Moments]] = {name: [] for name in norms}  # of what is run now
+
+    def note(name: str, norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        expected[name].append(wanted[name].add(inputs[0]))
+
+    def correct(name: str, norm: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+        x = inputs[0]
+        mean, variance = found[name].add(x)
+        wanted_mean, wanted_variance = expected[name].pop(0)
+        scale = ((wanted_variance + norm.eps) / (variance + norm.eps)).sqrt()
+        shape = (-1, *[1] * (x.dim() - 2))
+        return x * scale.view(shape) + (wanted_mean - mean * scale).view(shape)
+
     with computing_in("float32", images[0].device):
         for part in batches_of(images, IMAGES_AT_ONCE):
-            _measure(network, norms, (reference, wanted), (replaced, found), part)
+            for hook, values in ((note, reference), (correct, replaced)):  # inputs are corrected before they go on
+                with ExitStack() as hooks:
+                    for name, norm in norms.items():
+                        hooks.enter_context(norm.register_forward_pre_hook(partial(hook, name)))
+                    call_with(network, values, part)
     fitted: dict[str, Tensor] = {}
     for name, norm in norms.items():
         weight, bias = fitted_to(norm, wanted[name].result(), found[name].result())
@@ -78,36 +95,6 @@ def fitted_to(norm: Any, wanted: Moments, found: Moments) -> tuple[Tensor, Tenso
     shift = (scale * (center - mean) + wanted_mean - center) / root
     weight = (norm.weight.double() * scale).to(norm.weight.dtype)
     return weight, (norm.bias.double() + norm.weight.double() * shift).to(norm.bias.dtype)
-
-
-def _measure(
-    network: nn.Module,
-    norms: dict[str, Any],
-    reference: tuple[dict[str, Tensor], dict[str, _Moments]],
-    other: tuple[dict[str, Tensor], dict[str, _Moments]],
-    images: Images,
-) -> None:
-    """Add the moments of what goes into each norm to those of all images: with the reference weights, then with the others,
-    each norm's input corrected before it goes on."""
-    (reference_weights, wanted), (weights, found) = reference, other
-    expected: dict[str, list[Moments]] = {name: [] for name in norms}
-
-    def note(name: str, norm: Any, inputs: tuple[Tensor, ...]) -> None:
-        expected[name].append(wanted[name].add(inputs[0]))
-
-    def correct(name: str, norm: Any, inputs: tuple[Tensor, ...]) -> Tensor:
-        x = inputs[0]
-        mean, variance = found[name].add(x)
-        wanted_mean, wanted_variance = expected[name].pop(0)
-        scale = ((wanted_variance + norm.eps) / (variance + norm.eps)).sqrt()
-        shape = (-1, *[1] * (x.dim() - 2))
-        return x * scale.view(shape) + (wanted_mean - mean * scale).view(shape)
-
-    for hook, replaced in ((note, reference_weights), (correct, weights)):
-        with ExitStack() as hooks:
-            for name, norm in norms.items():
-                hooks.enter_context(norm.register_forward_pre_hook(partial(hook, name)))
-            call_with(network, replaced, images)
 
 
 class _Moments:

@@ -1,4 +1,4 @@
-"""Evaluations of a run: when one is due, what it finds, which was the best."""
+"""What is measured on the networks of a run: evaluations and which was the best, curvature, batch norms."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nern.config import Config
 from nern.evaluation import Evaluator, Metrics, mean_metrics
-from nern.naming import of_number
+from nern.naming import joint_name, of_number
+from nern.objectives.curvature import Curvature, curvatures
 from nern.objectives.objective import Losses
+from nern.originals.norm_fitting import fitted_norms
 from nern.processes import Processes
+from nern.tasks.streams import first_images
 from nern.training.members import Member, split_by_network
 
 
@@ -84,3 +88,34 @@ class Assessment:
             {name: evaluator(data).to_dict() for name, data in member.sets.items()}
             for member, evaluator in zip(self.members, self.evaluators, strict=True)
         ]
+
+
+def all_curvatures(config: Config, members: Sequence[Member], images: int) -> list[Curvature]:
+    """Of all layers, how errors of their weights move the outputs, measured on so many images (see `curvatures`)."""
+    fits = config.learn_norms and config.norm_images > 0
+    found: list[Curvature] = []
+    for member in members:
+        follow = fits and member.stream is not None
+        found += curvatures(member.original, member.stream, images, config.seed, follow)
+    return found
+
+
+@torch.no_grad()
+def all_fitted_norms(
+    config: Config, members: Sequence[Member], weights: Sequence[Tensor], beside: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Batch norms of all networks that have images, fitted to these weights, by name (`joint_name`).
+
+    Args:
+        config: with `norm_images`.
+        members: the networks.
+        weights: reconstructed, of all layers.
+        beside: what is trained beside the predictor, as it is now.
+    """
+    count, found = len(members), dict[str, Tensor]()
+    for number, (member, own) in enumerate(zip(members, split_by_network(members, weights), strict=True)):
+        if member.stream is not None:
+            images = first_images(member.stream, config.norm_images)
+            fitted = fitted_norms(member.original, own, images, of_number(beside, number, count))
+            found |= {joint_name(name, number, count): value.cpu() for name, value in fitted.items()}
+    return found

@@ -29,7 +29,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere signals cannot be handled
             for number in (signal.SIGINT, *ENDING):
-                if not _ignored_hangup(number):
+                ignored = number in ENDING and number != signal.SIGTERM and signal.getsignal(number) == signal.SIG_IGN
+                if not ignored:
                     self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -42,7 +43,3 @@ class StopRequest:
         if self.signal_number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = self.signal_number or number
-
-
-def _ignored_hangup(number: int) -> bool:
-    return number != signal.SIGTERM and number in ENDING and signal.getsignal(number) == signal.SIG_IGN

@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from nern.config import LoggingConfig
+from nern.config import LoggingConfig, OptimConfig
+from nern.errors import NernError
 from nern.objectives.objective import Losses
 from nern.processes import ALONE, Processes
 from nern.training.interrupt import Interrupted, StopRequest
+from nern.training.optimizers import check_gradients, clip_gradients, load_optimizer
 from nern.training.run_folder import RunFolder
+from nern.training.schedules import Schedule
 from nern.training.tracking import Tracker
 
 
@@ -35,11 +40,23 @@ def _scalars(figures: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, f
             yield prefix + name, value
 
 
+@contextmanager
+def rehearsing() -> Iterator[None]:
+    """Whatever fails inside is a NernError about the first batch."""
+    try:
+        yield
+    except NernError:
+        raise
+    except Exception as error:
+        raise NernError(f"the first batch cannot be processed: {type(error).__name__}: {error}") from error
+
+
 class Loop:
     """Training from the current step to the last. Subclasses say what a step, an evaluation and a state are.
 
     Attributes:
         step, total_steps: done, and in all.
+        parameters, optimizer, schedule: what is trained, and how.
         folder: where checkpoints go; None: nothing is written.
         tracker: where scalars go.
         on_step, on_evaluation: called with (steps done, losses) after each step, and with the record of an evaluation.
@@ -47,6 +64,10 @@ class Loop:
         precision: that steps are computed in.
         processes: that run this loop together, step by step. All but the main one have no folder and no tracker.
     """
+
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
 
     def __init__(
         self, logging: LoggingConfig, save_minutes: float, total_steps: int, processes: Processes = ALONE
@@ -89,14 +110,6 @@ class Loop:
         """Write what is trained as checkpoint `name`."""
         raise NotImplementedError
 
-    def own_state(self) -> dict[str, Any]:
-        """What a resumed run needs besides the loop's own figures."""
-        raise NotImplementedError
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Take over `own_state()`."""
-        raise NotImplementedError
-
     def named_parameters(self) -> dict[str, Tensor]:
         """What is trained, by name."""
         raise NotImplementedError
@@ -104,7 +117,19 @@ class Loop:
     @property
     def lr(self) -> float:
         """The learning rate of the last step."""
-        raise NotImplementedError
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def update(self, optim: OptimConfig, begins: int = 0) -> None:
+        """Go a step by the gradients, as `optim` limits them; the schedule counts from step `begins`.
+
+        Raises:
+            NonFiniteLossError: a gradient is not finite.
+        """
+        check_gradients(self.named_parameters(), self.step)
+        clip_gradients(self.parameters, optim)
+        self.optimizer.step()
+        self.schedule.after_step(self.step - begins)
+        self.step += 1
 
     def fit(self) -> None:
         """Train to the end; evaluate and save as the config says, and at the end.
@@ -185,8 +210,10 @@ class Loop:
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs besides the config."""
-        return self.own_state() | {
+        return {
             "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule_advances": self.schedule.advances,
             "losses": self.history.losses,
             "evaluations": self.history.evaluations,
             "evaluated_at": self._evaluated_at,
@@ -196,7 +223,8 @@ class Loop:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
-        self.load_own_state(state)
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.schedule.advances = state["schedule_advances"]
         self.step, self._evaluated_at = state["step"], state["evaluated_at"]
         self.seconds, self.step_seconds = state["seconds"], state["step_seconds"]
         self.history = History(state["losses"], state["evaluations"])

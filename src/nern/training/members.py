@@ -10,8 +10,7 @@ from torch import Tensor
 
 from nern.errors import NernError
 from nern.naming import joint_name
-from nern.originals.base import Original
-from nern.originals.mirrored import Mirrored
+from nern.originals.base import Mirrored, Original
 from nern.tasks.base import Task
 from nern.tasks.streams import EvalSet, TrainStream
 

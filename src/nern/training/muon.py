@@ -7,7 +7,7 @@ is not used: it iterates in bfloat16 and takes matrices only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,12 +48,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__([group for group in groups if group["params"]], settings)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         """One step with the gradients that parameters hold."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             p = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not p:
@@ -62,7 +58,6 @@ class Muon(torch.optim.Optimizer):
             if group["weight_decay"]:
                 torch._foreach_mul_(p, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(p, torch._foreach_mul(steps, -group["lr"]))
-        return loss
 
     def _orthogonal(self, group: dict[str, Any], p: list[Tensor]) -> list[Tensor]:
         moments = self._states(p, "momentum")

@@ -19,55 +19,27 @@ SOAP_EVERY = 10  # steps between new eigenbases
 OF_THE_DEVICE = ("capturable", "fused", "foreach")  # settings that belong to a device, not to a saved state
 
 
-class RatedOptimizer:
-    """A torch optimizer whose learning rate is set from outside.
-
-    Args:
-        optimizer: what an entry of OPTIMIZERS returned.
-        lr: its learning rate; set it before a step.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
-        self.optimizer = optimizer
-        self.lr = lr
-
-    @property
-    def lr(self) -> float:
-        """The rate of the next step."""
-        return self._lr
-
-    @lr.setter
-    def lr(self, lr: float) -> None:
-        self._lr = lr
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
-    def step(self) -> None:
-        """Update the parameters."""
-        self.optimizer.step()
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-        self.optimizer.zero_grad()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What continues a run, on whatever device."""
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over `state_dict()`, but for settings that belong to the device."""
-        groups, own = state["param_groups"], self.optimizer.param_groups
-        kept = [{key: group[key] for key in ("lr", *OF_THE_DEVICE) if key in group} for group in own]
-        # An earlier version's state may lack some settings.
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in own]
-        merged = [{**settings[i], **group, **kept[i]} if i < len(kept) else group for i, group in enumerate(groups)]
-        self.optimizer.load_state_dict({**state, "param_groups": merged})
-        self.lr = float(groups[0]["lr"])
-
-
-def build_optimizer(config: OptimConfig, parameters: Parameters) -> RatedOptimizer:
+def build_optimizer(config: OptimConfig, parameters: Parameters) -> torch.optim.Optimizer:
     """The optimizer that `config` names."""
-    return RatedOptimizer(OPTIMIZERS[config.optimizer_type](list(parameters), config), config.lr)
+    optimizer: torch.optim.Optimizer = OPTIMIZERS[config.optimizer_type](list(parameters), config)
+    return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Have the next step taken at this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Take over a `state_dict()`, from whatever device: settings that belong to the device stay as they are, and so do those
+    that the state of an earlier version lacks."""
+    groups = []
+    for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        settings = {key: value for key, value in own.items() if key != "params"}
+        groups.append(settings | saved | {key: own[key] for key in OF_THE_DEVICE if key in own})
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    set_rate(optimizer, float(groups[0]["lr"]))
 
 
 @OPTIMIZERS.register("sgd")

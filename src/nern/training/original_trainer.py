@@ -19,8 +19,8 @@ from nern.objectives.smoothness import mean_neighbour_cosine
 from nern.randomness import forked_rng
 from nern.registry import SMOOTHNESS
 from nern.tasks.base import Task
-from nern.training.loop import Loop
-from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients
+from nern.training.loop import Loop, rehearsing
+from nern.training.optimizers import build_optimizer, set_rate
 from nern.training.schedules import Schedule
 
 
@@ -53,7 +53,7 @@ class OriginalTrainer(Loop):
 
     def do_step(self) -> Losses:
         """Predict, compute the losses, differentiate, update; NonFiniteLossError before the update."""
-        self.optimizer.lr = self.schedule.lr
+        set_rate(self.optimizer, self.schedule.lr)
         images, labels = self.stream.batch(self.step)
         assert isinstance(images, Tensor)
         self.network.train()
@@ -62,11 +62,7 @@ class OriginalTrainer(Loop):
             losses = self.losses(images, labels)
             losses.check_finite(self.step)
             losses.total.backward()
-        check_gradients(self.named_parameters(), self.step)
-        clip_gradients(self.parameters, self.config.optim)
-        self.optimizer.step()
-        self.schedule.after_step(self.step)
-        self.step += 1
+        self.update(self.config.optim)
         return losses
 
     def losses(self, images: Tensor, labels: Tensor | None) -> Losses:
@@ -109,14 +105,10 @@ class OriginalTrainer(Loop):
         network = self.network
         try:
             self.network = copy.deepcopy(network).train()  # batch norms would remember the rehearsal
-            images, labels = self.stream.batch(self.step)
-            assert isinstance(images, Tensor)
-            with forked_rng(self.config.seed, "rehearsal", device=self.device):
+            with rehearsing(), forked_rng(self.config.seed, "rehearsal", device=self.device):
+                images, labels = self.stream.batch(self.step)
+                assert isinstance(images, Tensor)
                 self.losses(images[:2], None if labels is None else labels[:2]).check_finite(self.step)
-        except NernError:
-            raise
-        except Exception as error:
-            raise NernError(f"the first batch cannot be processed: {type(error).__name__}: {error}") from error
         finally:
             self.network = network
 
@@ -129,21 +121,11 @@ class OriginalTrainer(Loop):
         """The network's."""
         return dict(self.network.named_parameters())
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the last step."""
-        return self.optimizer.lr
+    def state(self) -> dict[str, Any]:
+        """See `Loop`; and the network."""
+        return super().state() | {"network": self.network.state_dict()}
 
-    def own_state(self) -> dict[str, Any]:
-        """Network, optimizer, schedule."""
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule_advances": self.schedule.advances,
-        }
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Take over `own_state()`."""
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.advances = state["schedule_advances"]
+        super().load_state(state)

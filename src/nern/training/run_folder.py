@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -49,6 +50,7 @@ class RunFolder:
     @contextmanager
     def claimed(logging: LoggingConfig) -> Iterator[RunFolder]:
         """A new folder `log_dir/exp_name`, or with -2, -3, ... if there is one of that name; locked while entered.
+        If nothing was saved in it when an error leaves the context, it is removed.
 
         Raises:
             NernError: it cannot be made.
@@ -69,7 +71,12 @@ class RunFolder:
                     raise NernError(reason) from error
                 lock.enter_context(folder.locked())
                 break
-            yield folder
+            try:
+                yield folder
+            except BaseException:
+                if not folder.state.is_file():
+                    shutil.rmtree(folder.root, ignore_errors=True)
+                raise
 
     @staticmethod
     def open(path: str | Path) -> RunFolder:

@@ -22,33 +22,22 @@ class Run(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
-class Tracker(Protocol):
-    """Contract of a tracker. Built as `Tracker(run_folder, config, first_step)`; what was recorded from
-    `first_step` on, before a run was resumed, is superseded."""
+@TRACKERS.register("none")
+class Tracker:
+    """A tracker, which records nothing; others record. What was recorded from `first_step` on, before a run was resumed, is
+    superseded."""
+
+    def __init__(self, folder: Path, config: Run, first_step: int) -> None: ...
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
         """Record scalars; names are `group/name`."""
-        ...
 
     def close(self) -> None:
         """Write everything out."""
-        ...
-
-
-@TRACKERS.register("none")
-class NoTracker:
-    """Records nothing."""
-
-    def __init__(self, folder: Path, config: Run, first_step: int) -> None:
-        pass
-
-    def log(self, scalars: Mapping[str, float], step: int) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @TRACKERS.register("tensorboard")
-class TensorBoardTracker:
+class TensorBoardTracker(Tracker):
     """Event files in the run folder."""
 
     def __init__(self, folder: Path, config: Run, first_step: int) -> None:
@@ -65,7 +54,7 @@ class TensorBoardTracker:
 
 
 @TRACKERS.register("csv")
-class CsvTracker:
+class CsvTracker(Tracker):
     """`scalars.csv` in the run folder: columns step, name, value."""
 
     def __init__(self, folder: Path, config: Run, first_step: int) -> None:
@@ -79,17 +68,15 @@ class CsvTracker:
         self._rows.writerows([["step", "name", "value"], *before])
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
-        """See `Tracker`."""
         self._rows.writerows([[step, name, value] for name, value in scalars.items()])
         self._file.flush()
 
     def close(self) -> None:
-        """See `Tracker`."""
         self._file.close()
 
 
 @TRACKERS.register("wandb")
-class WandbTracker:
+class WandbTracker(Tracker):
     """A run of Weights & Biases in the project `nern`. Its files lie in the run folder. WANDB_MODE=offline needs no
     server."""
 
@@ -105,16 +92,14 @@ class WandbTracker:
             raise _does_not_start("Weights & Biases", error, "run `wandb login`, set WANDB_MODE=offline") from error
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
-        """See `Tracker`."""
         self._run.log(dict(scalars), step=step)
 
     def close(self) -> None:
-        """See `Tracker`."""
         self._run.finish()
 
 
 @TRACKERS.register("mlflow")
-class MlflowTracker:
+class MlflowTracker(Tracker):
     """A run of MLflow in the experiment `nern`, where MLFLOW_TRACKING_URI says."""
 
     def __init__(self, folder: Path, config: Run, first_step: int) -> None:
@@ -131,17 +116,15 @@ class MlflowTracker:
             raise _does_not_start("MLflow", error, "set MLFLOW_TRACKING_URI") from error
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
-        """See `Tracker`."""
         for name, value in scalars.items():
             self._client.log_metric(self._run, name, value, step=step)
 
     def close(self) -> None:
-        """See `Tracker`."""
         self._client.set_terminated(self._run)
 
 
 @TRACKERS.register("clearml")
-class ClearMLTracker:
+class ClearMLTracker(Tracker):
     """A ClearML task, named after the run, in the project `nern`."""
 
     def __init__(self, folder: Path, config: Run, first_step: int) -> None:

@@ -18,11 +18,10 @@ from nern.objectives.objective import Losses
 from nern.processes import ALONE, Processes
 from nern.representation.nern import NeRN
 from nern.tasks.images import Batch
-from nern.training.assessment import Assessment
-from nern.training.loop import Loop
-from nern.training.measures import all_curvatures, all_fitted_norms
+from nern.training.assessment import Assessment, all_curvatures, all_fitted_norms
+from nern.training.loop import Loop, rehearsing
 from nern.training.members import Member, split_by_network, trained_beside
-from nern.training.optimizers import build_optimizer, check_gradients, clip_gradients
+from nern.training.optimizers import build_optimizer, set_rate
 from nern.training.phases import Phase, phases_of
 from nern.training.rounding import Rounding
 from nern.training.schedules import Schedule
@@ -92,11 +91,11 @@ class Trainer(Loop):
 
     # --- phases -------------------------------------------------------------------------------------------------
 
-    def start_phase(self, phase: Phase, measure: bool) -> None:
-        """Go to the first step of a phase; `measure` False: without what it measures before."""
+    def start_phase(self, phase: Phase) -> None:
+        """Go to the first step of a phase, without what it measures before."""
         self.step = phase.begins
         self._begin(phase)
-        self._measured = not measure
+        self._measured = True
 
     def _begin(self, phase: Phase) -> None:
         """Make what belongs to a phase: losses, optimizer, schedule, weight batches. What needs images is measured at its
@@ -123,12 +122,6 @@ class Trainer(Loop):
         elif self.rounding.quantised is None:
             self.rounding.choose(phase.bits, phase.rounding_images, self.extra, self.processes)
             self.assessment.best = None  # what was not rounded is not compared with what is
-
-    def _next_phase(self) -> None:
-        """Go on to the phase of the next step, if the last has ended."""
-        if self.step < self.phase.ends or self.phase is self.phases[-1]:
-            return
-        self._begin(self.phases[self.phases.index(self.phase) + 1])
 
     def _fit_norms(self) -> None:
         """Fit the batch norms of all networks that have images to the weights as they are now."""
@@ -158,16 +151,12 @@ class Trainer(Loop):
         """What is trained beside the predictor, as it is now."""
         return {name: p.detach() for name, p in self.extra.items()}
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the last step."""
-        return self.optimizer.lr
-
     # --- one step -----------------------------------------------------------------------------------------------
 
     def do_step(self) -> Losses:
         """The next step, with its images and rows."""
-        self._next_phase()
+        if self.step >= self.phase.ends and self.phase is not self.phases[-1]:
+            self._begin(self.phases[self.phases.index(self.phase) + 1])
         if not self._measured:
             self._measure()
         batches, fractions = self._images(self.step)
@@ -194,22 +183,15 @@ class Trainer(Loop):
             NonFiniteLossError: naming step and term, before the update.
         """
         rows = None if rows is None else send(rows, self.device)
-        self.optimizer.lr = self.schedule.lr
+        set_rate(self.optimizer, self.schedule.lr)
         self.optimizer.zero_grad()
         # the gradient at what is rounded moves what is not (Bengio et al. 2013: straight through)
         with self.rounding.applied():
             losses = self.differentiate(batches, rows, fractions)
         losses = losses if self.rounding.rate is None else self.rounding.rate(losses)
         losses.check_finite(self.step)
-        check_gradients(self.named_parameters(), self.step)
-        self._update()
-        self.schedule.after_step(self.step - self.phase.begins)
-        self.step += 1
+        self.update(self.phase.optim, self.phase.begins)
         return losses
-
-    def _update(self) -> None:
-        clip_gradients(self.parameters, self.phase.optim)
-        self.optimizer.step()
 
     def _images(self, step: int) -> tuple[list[Batch], list[float]] | tuple[None, None]:
         """This process's batch for each network, and which fraction of all processes' it is; None in steps of
@@ -230,24 +212,19 @@ class Trainer(Loop):
         Raises:
             NernError: whatever fails there, before any work.
         """
-        try:
-            with torch.no_grad(), self.nern.evaluating():
-                weights = self.nern.weights()
-                batches, _ = self._images(max(self.step, self.without_images))
-                few = [(i[:2], None if y is None else y[:2]) for i, y in batches] if batches else None
-                self.differentiate.take_part(None)
-                self.differentiate.losses(weights, few).check_finite(self.step)
-                self.differentiate.take_part(self.phase.losses)
-                for member, own in zip(self.members, split_by_network(self.members, weights), strict=True):
-                    for data in member.sets.values():
-                        images, labels = next(data.batches(2))
-                        outputs, _ = member.original.run(own, images)
-                        if labels is not None and gives_scores(images):
-                            torch.nn.functional.cross_entropy(outputs, labels)
-        except NernError:
-            raise
-        except Exception as error:
-            raise NernError(f"the first batch cannot be processed: {type(error).__name__}: {error}") from error
+        with rehearsing(), torch.no_grad(), self.nern.evaluating():
+            weights = self.nern.weights()
+            batches, _ = self._images(max(self.step, self.without_images))
+            few = [(i[:2], None if y is None else y[:2]) for i, y in batches] if batches else None
+            self.differentiate.take_part(None)
+            self.differentiate.losses(weights, few).check_finite(self.step)
+            self.differentiate.take_part(self.phase.losses)
+            for member, own in zip(self.members, split_by_network(self.members, weights), strict=True):
+                for data in member.sets.values():
+                    images, labels = next(data.batches(2))
+                    outputs, _ = member.original.run(own, images)
+                    if labels is not None and gives_scores(images):
+                        torch.nn.functional.cross_entropy(outputs, labels)
 
     def round_for_good(self) -> None:
         """Leave the predictor rounded, if it was trained to be."""
@@ -284,15 +261,6 @@ class Trainer(Loop):
             self.save_checkpoint("best")
         return record
 
-    def original_metrics(self) -> list[dict[str, dict[str, float]]]:
-        """Metrics of each original network on its held-out and test sets."""
-        return self.assessment.of_originals()
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """The best evaluation so far, with its `step` and `score`."""
-        return self.assessment.best
-
     def skipped_images(self) -> dict[str, list[str]]:
         """Names of the images that could not be read, in any process, for each network that has some."""
         found = self.processes.collect({m.name: m.task.skipped() for m in self.members if m.task is not None})
@@ -303,25 +271,24 @@ class Trainer(Loop):
         """Write the current predictor as checkpoint `name`."""
         if self.folder is not None:
             with self.rounding.applied():
-                record = self.best if name == "best" and self.best is not None else {"step": self.step}
+                best = self.assessment.best if name == "best" else None
+                record = {"step": self.step} if best is None else best
                 predictor, quantised = self.nern.predictor.state_dict(), self.rounding.quantised
                 self.folder.save_checkpoint(name, predictor, self.extra, quantised, record)
 
-    def own_state(self) -> dict[str, Any]:
-        """Predictor, optimizer, schedule, window, best."""
-        return {
+    def state(self) -> dict[str, Any]:
+        """See `Loop`; and predictor, window, best, rounding."""
+        return super().state() | {
             "predictor": self.nern.predictor.state_dict(),
             "extra": self._detached_extra(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule_advances": self.schedule.advances,
             "window": list(self.assessment.window),
             "best": self.assessment.best,
             "quantised": self.rounding.state(),
             "precision": self.precision,
         }
 
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Take over `own_state()`."""
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
         step = state["step"]
         self.precision = state.get("precision", self.precision)  # whatever 'auto' means here
         self.differentiate.precision = self.precision
@@ -330,8 +297,7 @@ class Trainer(Loop):
         with torch.no_grad():
             for name, p in self.extra.items():
                 p.copy_(state["extra"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.advances = state["schedule_advances"]
         self.rounding.load_state(state.get("quantised"))  # a run from before there was this phase has none
         self.assessment.best = state["best"]
         self.assessment.window.extend(state["window"])
+        super().load_state(state)
