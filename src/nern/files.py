@@ -182,7 +182,7 @@ def save_torch(path: str | Path, value: Any) -> None:
     data = io.BytesIO()  # writing to a file, torch hides why it fails
     torch.save(value, data)
     with atomic_path(path) as temporary:
-        temporary.write_bytes(data.getbuffer())
+        temporary.write_bytes(data.getvalue())
 
 
 def save_state_dict(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
