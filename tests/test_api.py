@@ -58,9 +58,6 @@ def batch(rng: torch.Generator) -> Tensor:
     return torch.randn(2, 3, 9, 9, generator=rng)
 
 
-# --- fit ---------------------------------------------------------------------------------------------------------
-
-
 def test_each_call_gives_a_network_of_its_own(fitted: nern.Fitted, batch: Tensor) -> None:
     first, second = fitted.network(), fitted.network()
     assert type(first) is Mixed
@@ -146,8 +143,6 @@ def test_relative_errors_are_finite_also_where_squares_are_not(original: float, 
     assert (error.relative, error.rmse) == pytest.approx((1.0, abs(predicted - original)))
 
 
-# --- runs --------------------------------------------------------------------------------------------------------
-
 SHORT: dict[str, Any] = {
     "nern.hidden_layer_size": 8,
     "nern.embeddings.enc_levels": 4,
@@ -177,8 +172,6 @@ def test_network_of_a_run_needs_no_data(config: Callable[..., Config], monkeypat
     without_digits(monkeypatch)  # loading it would fail
     assert nern.load_run(folder, "last")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
-
-# --- networks and tasks of one's own -----------------------------------------------------------------------------
 
 MINE = '''
 import torch

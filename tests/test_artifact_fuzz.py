@@ -123,9 +123,6 @@ def tried(path: Path, limit: int = LIMIT) -> bool:
     return True
 
 
-# --- damage: checksums find all of it -------------------------------------------------------------------------------
-
-
 def damaged(data: bytes, rng: random.Random) -> bytes:
     """The same bytes with some damage."""
     at, end = rng.randrange(len(data)), rng.randrange(len(data) + 1)
@@ -164,9 +161,6 @@ def test_every_byte_of_the_header_and_every_length_is_looked_at(files: list[Sect
         path.write_bytes(data[:length])
         with pytest.raises(DamagedFileError, match=r"truncated|not a .nern file"):
             load(path)
-
-
-# --- hostile containers: the checksums are right --------------------------------------------------------------------
 
 
 def test_headers_that_lie(files: list[Sections], path: Path) -> None:
@@ -286,9 +280,6 @@ def test_every_key_of_any_value(files: list[Sections], value: Any, path: Path) -
     with bounded(30):
         for key in keys:
             tried(save(path, with_description(files[0], lambda d, key=key: put(d, key, value))))
-
-
-# --- hostile descriptions, one by one -------------------------------------------------------------------------------
 
 
 def nern_of(**values: Any) -> Callable[[dict[str, Any]], object]:

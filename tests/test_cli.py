@@ -47,9 +47,6 @@ def short(tmp_path: Path) -> None:
     (tmp_path / "short.yaml").write_text(SHORT)
 
 
-# --- the front ---------------------------------------------------------------------------------------------------
-
-
 def test_front_page_names_every_command(run: Run) -> None:
     assert run() == run("--help") == run("-h")
     assert all(f"nern {name}" in run().out for name in COMMANDS)
@@ -141,9 +138,6 @@ def test_help_describes_every_key(run: Run) -> None:
         assert "default: " in facts, key
 
 
-# --- settings ----------------------------------------------------------------------------------------------------
-
-
 def test_entries_are_added_to_lists(run: Run, configs: list[Config], tmp_path: Path) -> None:
     (tmp_path / "lists.yaml").write_text("nern: {exclude: [a]}\n")
     typed = ["--nern.exclude+", "*.bias", "--nern.exclude+=['b', 'c']", "--nern.embeddings.gauss_scale+", "0.5"]
@@ -190,9 +184,6 @@ def test_training_an_original_says_what_is_not_as_usual(run: Run, monkeypatch: p
     assert ended == Ended(0, 'defaults; set: task.task_name="cifar100", epochs=3\n', "")
 
 
-# --- errors ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -227,9 +218,6 @@ def test_warning_is_one_line_and_stops_nothing(run: Run) -> None:
     ended = run("train", "--config_path", "short.yaml", "--num_iterations", "1", "--num_gpus", "2")
     assert ended.code == 0
     assert re.fullmatch(r"warning: num_gpus is 2, .* available: the run uses .*\n", ended.err)
-
-
-# --- training and evaluating -------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("no_picture")
@@ -290,9 +278,6 @@ def test_stopped_run_says_how_to_go_on_and_goes_on(run: Run, tmp_path: Path, mon
     assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 6
 
 
-# --- quickstart --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.usefixtures("quickly", "few_drops")
 def test_quickstart_runs_what_the_package_holds(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = Config.load
@@ -330,9 +315,6 @@ def test_quickstart_keeps_its_promise(run: Run, tmp_path: Path) -> None:
     assert metrics["sizes"]["predictor_share"] <= 0.5
     assert run("evaluate", "--run", "outputs/quickstart", "--json", "again.json").code == 0
     assert json.loads((tmp_path / "again.json").read_text())["reconstructed"] == metrics["best"]["test"]
-
-
-# --- the other doors ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("no_picture")

@@ -74,9 +74,6 @@ def packed(network: nn.Module, path: Path, seen: Tensor | None = None, **options
     return nern.pack(network, path, PackOptions(**options), QUIET, images=seen)
 
 
-# --- the code ----------------------------------------------------------------------------------------------------
-
-
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(1, 24), st.sampled_from([1, 2, 9])),
     spread=st.sampled_from([0.0, 0.1, 0.7, 5.0, 300.0, 1e5]),
@@ -129,9 +126,6 @@ def test_what_is_known_of_filters_and_channels_saves_bits() -> None:
     assert size(even) < 1.02 * -(counts * np.log2(counts)).sum() * even.size / 8  # nothing is lost where there is none
 
 
-# --- the basis ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("heads", ["per_size", "per_layer"])
 def test_codes_of_weights_give_these_weights(heads: str, rng: torch.Generator) -> None:
     shapes = ((6, 4, 3, 3), (5, 6), (3, 5, 1, 1), (7, 3, 3, 3), (4, 2, 5))
@@ -144,9 +138,6 @@ def test_codes_of_weights_give_these_weights(heads: str, rng: torch.Generator) -
     whole = made()
     for found, of_head, (_, local) in zip(made(rows), whole, made.heads.split(rows), strict=True):
         torch.testing.assert_close(found, of_head[local])
-
-
-# --- rounding ----------------------------------------------------------------------------------------------------
 
 
 def error(artifact: nern.Artifact, network: nn.Module, images: Tensor) -> float:
@@ -286,9 +277,6 @@ def test_few_images_at_a_time_are_rounded_as_all_at_once(
     assert max(errors) < 1.5 * min(errors)
 
 
-# --- commands and bad input ----------------------------------------------------------------------------------------
-
-
 def test_the_command_writes_a_file_that_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, typed = tmp_path / "net.nern", [*DIGITS, "--bytes", "9000", "--evaluate", "true"]
     for command, said in (
@@ -422,9 +410,6 @@ def test_made_up_images_have_the_size_of_the_network(
     typed = ["pack", str(tmp_path / "w.pt"), "-o", str(tmp_path / "a.nern"), "--images", "2", *options]
     assert main([*typed, "--task.original_model_name", "torchvision:squeezenet1_1"]) == 0
     assert [images.shape for images in seen] == [(2, 3, side, side)]
-
-
-# --- trained -------------------------------------------------------------------------------------------------------
 
 
 def config(tmp_path: Path, **changes: Any) -> Config:

@@ -69,9 +69,6 @@ def published_defaults(shared: Path) -> dict[str, Any]:
     return dict(published(json.loads((shared / "golden" / "config_defaults.json").read_text())["fields"]))
 
 
-# --- the published keys ------------------------------------------------------------------------------------------
-
-
 def test_every_published_key_is_known_and_keeps_its_default(published_defaults: dict[str, Any]) -> None:
     assert len(published_defaults) > 50
     ours = Config().check()
@@ -91,9 +88,6 @@ def test_all_published_defaults_are_accepted_in_one_file(tmp_path: Path, publish
     assert config.nern.embeddings.normalization_mode == "local"
     assert config.nern.embeddings.permutations.permute_mode == "none"
     assert config.logging.tracker == "clearml"  # use_tensorboard is false there
-
-
-# --- reading and writing files -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("number", "word"), [("5e-3", "False"), ("5.e-3", "no"), ("5E-3", "off")])
@@ -148,9 +142,6 @@ def test_a_file_that_is_no_config_is_refused_in_one_line(tmp_path: Path, text: s
     assert "\n" not in str(caught.value)
 
 
-# --- keys --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("key", "nearest", "choice"),
     [
@@ -199,8 +190,6 @@ def test_null_is_refused_where_a_value_is_needed(key: str) -> None:
         Config.from_dict(nested({key: None}))
 
 
-# --- names -------------------------------------------------------------------------------------------------------
-
 NAMED = {
     "task.task_name": registry.TASKS,
     "task.original_model_name": registry.ORIGINALS,
@@ -242,9 +231,6 @@ def test_unknown_name_lists_the_choices(key: str) -> None:
 )
 def test_none_may_be_written_in_three_ways(key: str, word: str | None) -> None:
     assert value_of(Config.from_dict(nested({key: word})), key) == "none"
-
-
-# --- numbers and combinations ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -348,8 +334,6 @@ def test_impossible_combination_says_what_to_change(values: dict[str, Any], mess
     with pytest.raises(NernError, match=message):
         Config.from_dict(nested(values))
 
-
-# --- anything at all ---------------------------------------------------------------------------------------------
 
 words = st.sampled_from(["none", "basic", "ffn", "kxk", "test", "5e-3", "1", ""]) | st.text(max_size=4)
 scalars = st.none() | st.booleans() | st.integers(-3, 10**6) | st.floats() | words

@@ -29,9 +29,6 @@ def write(tmp_path: Path) -> Write:
     return file
 
 
-# --- base --------------------------------------------------------------------------------------------------------
-
-
 def test_bases_may_have_bases_and_share_them(write: Write) -> None:
     write("root.yaml", "epochs: 1\nseed: 1\nbatch_size: 1\nnum_workers: 1\n")
     write("left.yaml", "base: root.yaml\nseed: 2\nbatch_size: 2\nnum_workers: 2\n")
@@ -83,9 +80,6 @@ def test_configs_of_originals_have_bases_too(write: Write) -> None:
     assert (config.optim.lr, config.epochs) == (0.1, 2)
 
 
-# --- bases that cannot work --------------------------------------------------------------------------------------
-
-
 def test_circle_names_its_files(write: Write) -> None:
     for name, base in (("a", "b"), ("b", "c"), ("c", "a")):
         write(f"{name}.yaml", f"base: {base}.yaml\n")
@@ -128,9 +122,6 @@ def test_base_is_a_matter_of_files() -> None:
         Config.from_dict({"base": "base.yaml"})
 
 
-# --- the command line --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("last", [False, True])
 def test_options_win_over_file_and_base_wherever_they_stand(write: Write, configs: list[Config], last: bool) -> None:
     write("base.yaml", "nern: {hidden_layer_size: 10, num_blocks: 4, weights_batch_size: 8}\nepochs: 5\n")
@@ -149,8 +140,6 @@ def test_option_can_unset_what_a_base_sets(write: Write, configs: list[Config]) 
     assert main(["train", "--config_path", str(own), *options]) == 0
     assert (configs[0].epochs, configs[0].num_iterations, configs[0].original_model_path) == (None, 3, None)
 
-
-# --- several networks --------------------------------------------------------------------------------------------
 
 TWO = [
     {"original_model_path": "weights/a.pt", "task": {"task_name": "digits", "data_dir": "data"}},
@@ -217,9 +206,6 @@ def test_faulty_network_is_refused(write: Write, item: Any, message: str) -> Non
 def test_networks_take_the_place_of_one_network(alone: dict[str, Any]) -> None:
     with pytest.raises(NernError, match="networks replaces original_model_path and task"):
         of_networks(TWO, **alone)
-
-
-# --- heads -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

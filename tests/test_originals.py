@@ -37,9 +37,6 @@ def resnet8(seed: int = 0, **kwargs: Any) -> CifarResNet:
     return small_resnet(seed, **({"in_channels": 3} | kwargs))
 
 
-# --- architectures -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("depth", "option"), [*zip(DEPTHS, "ABABAB", strict=True)])
 def test_cifar_resnets(depth: int, option: str, rng: torch.Generator) -> None:
     assert {name for name in ORIGINALS if name.startswith("ResNet")} == {f"ResNet{n}" for n in (*DEPTHS, 18)}
@@ -97,9 +94,6 @@ def accuracy(name: str, weights: Path | str, data: Path) -> float:
 def test_the_shared_networks_have_their_accuracies(depth: int, expected: float, shared: Path, cifar10: Path) -> None:
     found = accuracy(f"ResNet{depth}", shared / "weights" / f"resnet{depth}-cifar10.pt", cifar10)
     assert found == pytest.approx(expected, abs=0.02)
-
-
-# --- weights files -----------------------------------------------------------------------------------------------
 
 
 def test_the_json_file_beside_the_weights_goes_before_what_they_tell(tmp_path: Path) -> None:
@@ -198,9 +192,6 @@ def test_without_weights_the_network_is_random_by_the_seed_and_says_so() -> None
             networks.append(build_original_network("ResNet8", None, seed=seed))
     assert same(dict(networks[0].state_dict()), dict(networks[1].state_dict()))
     assert not torch.equal(networks[0].conv1.weight, networks[2].conv1.weight)
-
-
-# --- the frozen handle -------------------------------------------------------------------------------------------
 
 
 def test_feature_maps_can_be_chosen_by_name_and_glob(small_cnn: Callable[..., nn.Module], images: Tensor) -> None:

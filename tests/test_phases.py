@@ -52,9 +52,6 @@ def cosine(highest: float, lowest: float, step: int, steps: int) -> float:
     return lowest + (highest - lowest) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-# --- what the phases of a config are -------------------------------------------------------------------------------
-
-
 @given(
     reconstruction=st.none() | st.integers(0, 5),
     iterations=st.none() | st.integers(0, 5),
@@ -101,8 +98,6 @@ def test_zero_switches_off_in_a_phase_what_is_set_for_all(phase: str, given: flo
     assert Config.from_dict(config.to_dict()) == config
 
 
-# --- what a config must not say ------------------------------------------------------------------------------------
-
 ALONE = {"epochs": None, "reconstruction.iterations": 4}
 
 
@@ -124,9 +119,6 @@ ALONE = {"epochs": None, "reconstruction.iterations": 4}
 def test_mistakes_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(NernError, match=message):
         Config.from_dict(values)
-
-
-# --- steps ---------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -211,9 +203,6 @@ def test_losses_and_evaluations_tell_their_phase(configure: Configure) -> None:
     assert "reconstruction/loss/distillation" not in scalars
     assert not any(name.startswith(("loss/", "optim/")) for name in scalars)
     assert scalars["test/top1"] == [3, 4, 6, 7]
-
-
-# --- whole runs ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("no_picture")

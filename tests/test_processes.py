@@ -161,9 +161,6 @@ def assert_same_training(a: RunFolder, b: RunFolder, rounding: float = 1e-4) -> 
             torch.testing.assert_close(second[part][name], value, rtol=rounding, atol=rounding)
 
 
-# --- devices and the command ---------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def four_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A machine that says it has four; what would have been set or started."""
@@ -237,9 +234,6 @@ def test_other_commands_want_one_process(
         nern.resume_original(tmp_path, quiet())
     assert main(["evaluate", "--run", str(tmp_path)]) == 2
     assert "nern evaluate works in one process" in capsys.readouterr().err
-
-
-# --- two processes -------------------------------------------------------------------------------------------------
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:

@@ -43,9 +43,6 @@ def checkpoint(folder: RunFolder, name: str = "last") -> dict[str, torch.Tensor]
     return state
 
 
-# --- what a run leaves -------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A complete run on the network that ships with nern, ordered, and what it returned."""
@@ -139,9 +136,6 @@ def test_run_of_no_steps_evaluates_and_saves_the_start(configure: Configure) -> 
     assert checkpoint(folder, "best").keys() == PREDICTOR_NAMES
 
 
-# --- randomness --------------------------------------------------------------------------------------------------
-
-
 def test_same_seed_same_result_other_seed_another(configure: Configure) -> None:
     random = {"nern.weights_batch_method": "random_batch"}
     first = train(configure(random, seed=1))
@@ -156,8 +150,6 @@ def test_training_leaves_global_generators_and_signal_handlers_alone(configure: 
     train(configure({"logging.tracker": "tensorboard", "nern.weights_batch_method": "random_weighted_batch"}))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
-
-# --- stopping and resuming ---------------------------------------------------------------------------------------
 
 RESUMED: dict[str, dict[str, Any]] = {
     **{
@@ -245,9 +237,6 @@ def test_damaged_run_is_refused(
     assert not (folder.root / "executed").exists()
 
 
-# --- losses ------------------------------------------------------------------------------------------------------
-
-
 def test_only_reconstruction_counts_during_the_warm_up(configure: Configure) -> None:
     losses = train(configure({"loss_warmup_iterations": 3})).load_state()["losses"]
     always = {"step", "lr", "total", "reconstruction"}
@@ -263,9 +252,6 @@ def test_loss_that_is_not_finite_stops_the_run_naming_step_and_term(configure: C
     with pytest.raises(NonFiniteLossError, match=r"step [1-5]: .*reconstruction loss is (inf|nan)"):
         train(config)
     assert not (Path(config.logging.log_dir) / "NeRN_Train" / "metrics.json").exists()
-
-
-# --- when it evaluates and saves ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -326,8 +312,6 @@ def test_best_is_the_evaluation_with_the_highest_score(configure: Configure, bes
     assert metrics["best"] == best
 
 
-# --- everything that has a name trains ---------------------------------------------------------------------------
-
 NAMED = {
     "nern.embeddings.type": registry.ENCODINGS,
     "nern.method": registry.PREDICTORS,
@@ -380,9 +364,6 @@ def test_everything_else_registered_trains(configure: Configure, number: int) ->
     assert_trains(configure(length | values))
 
 
-# --- options -----------------------------------------------------------------------------------------------------
-
-
 def test_what_is_trained_beside_the_predictor_is_saved_and_evaluated(configure: Configure) -> None:
     both = {"learn_fc_layer": True, "learn_norms": True, "optim.lr": 0.05}
     folder = train(configure(both | {"original_model_path": "pretrained:digits-resnet8"}))
@@ -408,9 +389,6 @@ def test_scalars_go_to_the_tracker_at_their_interval(configure: Configure) -> No
     assert all(recorded[0][name] > 0 for name in norms)
     assert all({"loss/distillation", "loss/feature_maps"} <= recorded[step].keys() for step in (2, 4, 5))
     assert {"held_out/top1", "test/top1", "test/loss"} <= recorded[6].keys()
-
-
-# --- nothing half-written ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:original_model_path is not set")
@@ -447,9 +425,6 @@ def test_log_dir_that_is_a_file_is_refused(configure: Configure, tmp_path: Path)
     (tmp_path / "taken").touch()
     with pytest.raises(NernError, match=r"logging\.log_dir"):
         train(configure({"logging.log_dir": str(tmp_path / "taken")}))
-
-
-# --- a run folder belongs to its settings and its original ---------------------------------------------------------
 
 
 def test_resuming_with_other_settings_names_what_changed(configure: Configure) -> None:

@@ -105,9 +105,6 @@ def first_batch(config: OriginalConfig) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-# --- what a run leaves -------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run that learns something, with every file, and what it returned."""
@@ -185,9 +182,6 @@ def test_network_is_represented_and_evaluated_with_the_same_accuracy(finished: F
     assert nern.train(config, quiet())["original"]["test"]["top1"] == pytest.approx(metrics["test"]["top1"])
 
 
-# --- randomness, stopping and resuming ---------------------------------------------------------------------------
-
-
 @pytest.mark.usefixtures("rng_untouched")
 def test_weights_and_dropout_are_functions_of_seed_and_step(configure: Configure) -> None:
     @nern.register_original("Dropping")
@@ -237,9 +231,6 @@ def test_resumed_run_equals_an_uninterrupted_one(configure: Configure, case: str
     assert not torch.equal(weights(folder)["conv1.weight"], start(config).get_parameter("conv1.weight"))
 
 
-# --- losses ------------------------------------------------------------------------------------------------------
-
-
 def plain_smoothness(layers: list[Tensor], along: list[str]) -> tuple[float, float]:
     """Summed cosine of neighbours, and minus their summed distance after normalising."""
     cosine = distance = 0.0
@@ -280,9 +271,6 @@ def test_one_step_is_the_one_of_plain_torch(configure: Configure) -> None:
     torch.testing.assert_close(weights(folder), dict(network.state_dict()), rtol=1e-3, atol=1e-4)
 
 
-# --- where it starts from ----------------------------------------------------------------------------------------
-
-
 def test_training_goes_on_from_given_weights_from_any_working_directory(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,9 +302,6 @@ def test_run_that_cannot_work_leaves_nothing(configure: Configure, values: dict[
     with pytest.raises(NernError, match=message):
         train(config)
     assert not Path(config.logging.log_dir).exists()
-
-
-# --- settings ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -381,9 +366,6 @@ def test_command_resumes_and_takes_no_other_settings(run: Run) -> None:
     ended = run(*resuming, "--epochs", "1")
     assert ended.code == 2
     assert "is at step 12; it cannot end at step" in " ".join(ended.err.split())
-
-
-# --- other networks and images -----------------------------------------------------------------------------------
 
 
 @pytest.fixture

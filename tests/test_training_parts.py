@@ -28,8 +28,6 @@ from nern.training.optimizers import build_optimizer, check_gradients, clip_grad
 from nern.training.schedules import Schedule
 from nern.training.tracking import build_tracker
 
-# --- schedules ---------------------------------------------------------------------------------------------------
-
 
 def rates(config: OptimConfig, iterations: int) -> list[float]:
     """The rate of each step, and the one after the last."""
@@ -84,9 +82,6 @@ def test_the_cosine_has_interval_1_whatever_is_set_and_says_so() -> None:
     assert values == rates(OptimConfig(lr=1.0), 50)
 
 
-# --- gradients ----------------------------------------------------------------------------------------------------
-
-
 def with_gradients(*gradients: list[float]) -> list[nn.Parameter]:
     parameters = [nn.Parameter(torch.zeros(len(g))) for g in gradients]
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -133,9 +128,6 @@ def test_ranger_goes_on_from_the_state_of_a_run_before_0_2() -> None:
             optimizer.step()
         ends.append(parameters)
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
-
-
-# --- trackers ----------------------------------------------------------------------------------------------------
 
 
 def config_of(**logging: object) -> Config:
