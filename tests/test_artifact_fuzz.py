@@ -39,15 +39,14 @@ def files() -> list[Sections]:
     """Files that have all sections, with one network and with two, quantised and not."""
     tensors = Holding({"norm.weight": -30}, "as")
     shapes = ((5, 4, 3, 3), (4, 6, 1, 1), (3, 4))
-    return [
-        make(shapes, kept=tensors)[0],
-        make(shapes, "crossfilter", None, tensors, networks=2, aliases={"tied": "w1"}, about={"test": {"top1": 1.0}})[
-            0
-        ],
-        make(shapes, "infilter", -40, tensors, nern_config({"type": "ffn"}), outliers=0.1, architecture="ResNet8")[0],
-        make(shapes, "none", -9, tensors, nern_config({"type": "basic"}, heads="shared", output_scales="per_size"))[0],
-        make(shapes, "none", kept=tensors, config=NernConfig(method="codes"), about={"errors": [120, 40, 7]})[0],
-    ]
+    made = (
+        make(shapes, kept=tensors),
+        make(shapes, "crossfilter", None, tensors, networks=2, aliases={"tied": "w1"}, about={"test": {"top1": 1.0}}),
+        make(shapes, "infilter", -40, tensors, nern_config({"type": "ffn"}), outliers=0.1, architecture="ResNet8"),
+        make(shapes, "none", -9, tensors, nern_config({"type": "basic"}, heads="shared", output_scales="per_size")),
+        make(shapes, "none", kept=tensors, config=NernConfig(method="codes"), about={"errors": [120, 40, 7]}),
+    )
+    return [sections for sections, *_ in made]
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 import warnings
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from torch import Tensor, nn
 
 import nern
@@ -32,9 +30,9 @@ from nern.originals.build import build_network
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern
 from nern.tasks.own import Forward
-from runs import assert_same_result, interrupted, resume, train
+from runs import assert_same_result, interrupted, quiet, resume, train
 
-QUIET = Console(file=io.StringIO())
+QUIET = quiet()
 DIGITS = ["--task.original_model_name", "ResNet8", "--task.task_name", "digits"]
 
 
