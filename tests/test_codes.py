@@ -276,12 +276,10 @@ def test_few_images_at_a_time_are_rounded_as_all_at_once(
 
 
 def test_the_command_writes_a_file_that_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, typed = tmp_path / "net.nern", [*DIGITS, "--bytes", "9000", "--evaluate", "true"]
+    file = tmp_path / "net.nern"
+    pack = ["pack", "pretrained:digits-resnet8", "-o", str(file), *DIGITS, "--bytes", "9000", "--evaluate", "true"]
     for command, said in (
-        (
-            ["pack", "pretrained:digits-resnet8", "-o", str(file), *typed],
-            "calibrated on 1,024 training images of digits",
-        ),
+        (pack, "calibrated on 1,024 training images of digits"),
         (["verify", str(file), "--task.task_name", "digits"], "the same images"),
         (["info", str(file)], "codes in a basis"),
     ):

@@ -64,10 +64,8 @@ def test_dotted_keys_and_sections_are_the_same(write: Write) -> None:
 
 
 def test_lists_are_replaced_whole(write: Write) -> None:
-    write(
-        "base.yaml",
-        {"nern": {"exclude": ["a", "b"]}, "optim": {"betas": [0.9, 0.99]}, "networks": [{"include": ["a"]}]},
-    )
+    base = {"nern": {"exclude": ["a", "b"]}, "optim": {"betas": [0.9, 0.99]}, "networks": [{"include": ["a"]}]}
+    write("base.yaml", base)
     own = {"base": "base.yaml", "nern.exclude": ["c"], "networks": [{"task.task_name": "cifar10"}]}
     values = read_config_file(write("own.yaml", own), Config)
     assert values["nern"]["exclude"] == ["c"]

@@ -228,8 +228,7 @@ def test_a_run_keeps_a_checkpoint_and_the_figures_of_each_phase(
     assert "7 steps (reconstruction: 4, distillation: 3) on " in text
     assert "step 1/7" not in text
     assert all(f"step {end}/7, {name}: test" in text for end, name in zip(ENDS, NAMES, strict=True))
-    weights = nern.load_run(folder.root, "reconstruction")
-    assert isinstance(weights, CifarResNet)
+    assert isinstance(nern.load_run(folder.root, "reconstruction"), CifarResNet)
 
 
 @pytest.fixture(scope="module")

@@ -225,10 +225,9 @@ def test_other_commands_want_one_process(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(NernError, match="nern train-original works in one process"):
-        nern.train_original(OriginalConfig(), quiet())
-    with pytest.raises(NernError, match="nern train-original works in one process"):
-        nern.resume_original(tmp_path, quiet())
+    for call, given in ((nern.train_original, OriginalConfig()), (nern.resume_original, tmp_path)):
+        with pytest.raises(NernError, match="nern train-original works in one process"):
+            call(given, quiet())
     assert main(["evaluate", "--run", str(tmp_path)]) == 2
     assert "nern evaluate works in one process" in capsys.readouterr().err
 

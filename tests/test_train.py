@@ -379,7 +379,7 @@ def test_scalars_go_to_the_tracker_at_their_interval(configure: Configure) -> No
         ({"task.original_model_kwargs": {"depht": 3}}, "unknown argument of ResNet8 'depht'"),
         ({"task.task_name": "cifar10", "task.use_random_data": True}, "does not take the .* images of cifar10"),
         (
-            {"task.original_model_kwargs": {"num_classes": 3, "in_channels": 1}, "original_model_path": None},
+            {"original_model_path": None, "task.original_model_kwargs": {"num_classes": 3, "in_channels": 1}},
             "10 classes",
         ),
         ({"nern.output_size": 1}, "set nern.output_size to at least 3"),
