@@ -58,9 +58,6 @@ def batch(rng: torch.Generator) -> Tensor:
     return torch.randn(2, 3, 9, 9, generator=rng)
 
 
-# --- fit ---------------------------------------------------------------------------------------------------------
-
-
 def test_each_call_gives_a_network_of_its_own(fitted: nern.Fitted, batch: Tensor) -> None:
     first, second = fitted.network(), fitted.network()
     assert type(first) is Mixed
@@ -74,9 +71,7 @@ def test_module_of_the_user_is_not_changed(batch: Tensor) -> None:
     network.point.weight.requires_grad_(False)
     before = copy.deepcopy(network)
     fit(network)
-    assert all(
-        torch.equal(a, b) for a, b in zip(network.state_dict().values(), before.state_dict().values(), strict=True)
-    )
+    assert runs.same(dict(network.state_dict()), dict(before.state_dict()))
     assert network.training
     assert [p.requires_grad for p in network.parameters()] == [p.requires_grad for p in before.parameters()]
     assert all(parameter.grad is None for parameter in network.parameters())
@@ -91,7 +86,6 @@ def test_more_steps_reconstruct_better() -> None:
 
 
 def width(fitted: nern.Fitted) -> int:
-    """Width of the predictor's hidden layers."""
     return fitted.nern.predictor.layers[-1].out_features
 
 
@@ -126,7 +120,7 @@ def test_settings_may_be_ones_own_and_stay_as_they_are() -> None:
 
 def test_same_seed_same_network_other_seed_another(fitted: nern.Fitted) -> None:
     again, other = fit(mixed(), seed=0), fit(mixed(), seed=1)
-    assert all(torch.equal(a, b) for a, b in zip(fitted.nern.reconstruct(), again.nern.reconstruct(), strict=True))
+    assert runs.same(fitted.nern.reconstruct(), again.nern.reconstruct())
     assert not torch.equal(fitted.nern.reconstruct()[0], other.nern.reconstruct()[0])
 
 
@@ -146,26 +140,13 @@ def test_relative_errors_are_finite_also_where_squares_are_not(original: float, 
     assert (error.relative, error.rmse) == pytest.approx((1.0, abs(predicted - original)))
 
 
-# --- runs --------------------------------------------------------------------------------------------------------
-
-SHORT: dict[str, Any] = {
-    "nern.hidden_layer_size": 8,
-    "nern.embeddings.enc_levels": 4,
-    "optim.lr": 0.05,
-    "logging.tracker": "none",
-    "epochs": None,
-    "num_iterations": 4,
-    "batch_size": 8,
-    "eval_epochs_interval": None,
-    "loss_warmup_iterations": 2,
-}
-
-
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_picture: None) -> Callable[..., Config]:
     """Makes a short run's config in an empty working directory; the picture is left out."""
     monkeypatch.chdir(tmp_path)
-    return lambda **sections: Config.from_dict(SHORT | sections)
+    return lambda **sections: Config.from_dict(
+        runs.SHORT | {"num_iterations": 4, "loss_warmup_iterations": 2} | sections
+    )
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -177,8 +158,6 @@ def test_network_of_a_run_needs_no_data(config: Callable[..., Config], monkeypat
     without_digits(monkeypatch)  # loading it would fail
     assert nern.load_run(folder, "last")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
-
-# --- networks and tasks of one's own -----------------------------------------------------------------------------
 
 MINE = '''
 import torch

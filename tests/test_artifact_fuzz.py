@@ -39,15 +39,14 @@ def files() -> list[Sections]:
     """Files that have all sections, with one network and with two, quantised and not."""
     tensors = Holding({"norm.weight": -30}, "as")
     shapes = ((5, 4, 3, 3), (4, 6, 1, 1), (3, 4))
-    return [
-        make(shapes, kept=tensors)[0],
-        make(shapes, "crossfilter", None, tensors, networks=2, aliases={"tied": "w1"}, about={"test": {"top1": 1.0}})[
-            0
-        ],
-        make(shapes, "infilter", -40, tensors, nern_config({"type": "ffn"}), outliers=0.1, architecture="ResNet8")[0],
-        make(shapes, "none", -9, tensors, nern_config({"type": "basic"}, heads="shared", output_scales="per_size"))[0],
-        make(shapes, "none", kept=tensors, config=NernConfig(method="codes"), about={"errors": [120, 40, 7]})[0],
-    ]
+    made = (
+        make(shapes, kept=tensors),
+        make(shapes, "crossfilter", None, tensors, networks=2, aliases={"tied": "w1"}, about={"test": {"top1": 1.0}}),
+        make(shapes, "infilter", -40, tensors, nern_config({"type": "ffn"}), outliers=0.1, architecture="ResNet8"),
+        make(shapes, "none", -9, tensors, nern_config({"type": "basic"}, heads="shared", output_scales="per_size")),
+        make(shapes, "none", kept=tensors, config=NernConfig(method="codes"), about={"errors": [120, 40, 7]}),
+    )
+    return [sections for sections, *_ in made]
 
 
 @pytest.fixture
@@ -123,9 +122,6 @@ def tried(path: Path, limit: int = LIMIT) -> bool:
     return True
 
 
-# --- damage: checksums find all of it -------------------------------------------------------------------------------
-
-
 def damaged(data: bytes, rng: random.Random) -> bytes:
     """The same bytes with some damage."""
     at, end = rng.randrange(len(data)), rng.randrange(len(data) + 1)
@@ -164,9 +160,6 @@ def test_every_byte_of_the_header_and_every_length_is_looked_at(files: list[Sect
         path.write_bytes(data[:length])
         with pytest.raises(DamagedFileError, match=r"truncated|not a .nern file"):
             load(path)
-
-
-# --- hostile containers: the checksums are right --------------------------------------------------------------------
 
 
 def test_headers_that_lie(files: list[Sections], path: Path) -> None:
@@ -286,9 +279,6 @@ def test_every_key_of_any_value(files: list[Sections], value: Any, path: Path) -
     with bounded(30):
         for key in keys:
             tried(save(path, with_description(files[0], lambda d, key=key: put(d, key, value))))
-
-
-# --- hostile descriptions, one by one -------------------------------------------------------------------------------
 
 
 def nern_of(**values: Any) -> Callable[[dict[str, Any]], object]:

@@ -88,9 +88,6 @@ def packed(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Pack:
     return pack
 
 
-# --- pack -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("checkpoint", ["best", "last", "reconstruction"])
 def test_lossless_weights_are_those_of_the_run(run: RunFolder, packed: Pack, checkpoint: str) -> None:
     of_run, artifact = nern.load_run(run.root, checkpoint), nern.load(packed(checkpoint, lossless=True))
@@ -183,9 +180,6 @@ def test_options_that_cannot_be(run: RunFolder, options: dict[str, Any], message
     assert not (tmp_path / "net.nern").exists()
 
 
-# --- the phase of quantisation --------------------------------------------------------------------------------------
-
-
 def test_checkpoints_are_on_the_grid_that_they_keep_and_pack_takes(run: RunFolder, packed: Pack) -> None:
     artifact = nern.load(packed())
     codes = {code.name: code for code in artifact.description.predictor}
@@ -226,9 +220,6 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     run: RunFolder, configure: Callable[..., Config], step: int, tmp_path: Path
 ) -> None:
     assert_same_result(run, resume(interrupted(configure(tmp_path), step)))
-
-
-# --- commands -------------------------------------------------------------------------------------------------------
 
 
 def test_the_commands(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,16 +47,10 @@ def short(tmp_path: Path) -> None:
     (tmp_path / "short.yaml").write_text(SHORT)
 
 
-# --- the front ---------------------------------------------------------------------------------------------------
-
-
-def test_front_page_names_every_command(run: Run) -> None:
+def test_front_page_and_the_error_of_an_unknown_command_name_every_command(run: Run) -> None:
     assert run() == run("--help") == run("-h")
     assert all(f"nern {name}" in run().out for name in COMMANDS)
     assert run("--version") == Ended(0, f"{nern.__version__}\n", "")
-
-
-def test_unknown_command_suggests_the_nearest(run: Run) -> None:
     ended = run("trian")
     assert (ended.code, "unknown command 'trian'; did you mean 'train'?" in ended.err) == (2, True)
     assert all(name in ended.err for name in COMMANDS)
@@ -119,9 +113,6 @@ def test_every_command_has_a_help_page(run: Run, name: str) -> None:
     assert ("--json FILE" in ended.out) == (name not in ("list", "inspect", "unpack"))  # which measure nothing
 
 
-KEYS = [key for key, kind in known_keys(Config).items() if not dataclasses.is_dataclass(kind)]
-
-
 def test_help_describes_every_key(run: Run) -> None:
     entries = re.split(r"\n(?=  -)", run("train", "--help").out)
     texts: dict[str, str] = {}
@@ -129,9 +120,9 @@ def test_help_describes_every_key(run: Run) -> None:
         if match := re.match(r"  --([\w.]+)", entry):
             parts = re.split(r"\s{2,}", entry.strip(), maxsplit=1)
             texts[match.group(1)] = " ".join(parts[1].split()) if len(parts) == 2 else ""
-    for key in KEYS:
+    for key, kind in known_keys(Config).items():
         key = key.replace("phases.", "PHASE.")
-        if key in ("PHASE.name", "PHASE.optim"):
+        if dataclasses.is_dataclass(kind) or key in ("PHASE.name", "PHASE.optim"):
             continue
         if key.startswith("networks.") and key.removeprefix("networks.") not in texts:
             assert key.removeprefix("networks.") in texts["networks"]
@@ -139,9 +130,6 @@ def test_help_describes_every_key(run: Run) -> None:
         description, _, facts = texts[key.removeprefix("networks.")].partition("(type: ")
         assert len(description.split()) >= 3, key
         assert "default: " in facts, key
-
-
-# --- settings ----------------------------------------------------------------------------------------------------
 
 
 def test_entries_are_added_to_lists(run: Run, configs: list[Config], tmp_path: Path) -> None:
@@ -190,9 +178,6 @@ def test_training_an_original_says_what_is_not_as_usual(run: Run, monkeypatch: p
     assert ended == Ended(0, 'defaults; set: task.task_name="cifar100", epochs=3\n', "")
 
 
-# --- errors ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -223,19 +208,10 @@ def test_mistake_is_one_line_and_leaves_nothing(run: Run, tmp_path: Path, argume
 
 
 @pytest.mark.usefixtures("no_picture")
-def test_warning_is_one_line_and_stops_nothing(run: Run) -> None:
-    ended = run("train", "--config_path", "short.yaml", "--num_iterations", "1", "--num_gpus", "2")
+def test_train_writes_metrics_ends_with_a_table_and_warns_in_one_line(run: Run, tmp_path: Path) -> None:
+    ended = run("train", "--config_path", "short.yaml", "--json", "results/metrics.json", "--num_gpus", "2")
     assert ended.code == 0
     assert re.fullmatch(r"warning: num_gpus is 2, .* available: the run uses .*\n", ended.err)
-
-
-# --- training and evaluating -------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("no_picture")
-def test_train_writes_metrics_and_ends_with_a_table(run: Run, tmp_path: Path) -> None:
-    ended = run("train", "--config_path", "short.yaml", "--json", "results/metrics.json")
-    assert (ended.code, ended.err) == (0, "")
     metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
     assert metrics == json.loads((tmp_path / "outputs" / "NeRN_Train" / "metrics.json").read_text())
     top1, parameters = metrics["original"]["test"]["top1"], metrics["sizes"]["predictor_parameters"]
@@ -290,9 +266,6 @@ def test_stopped_run_says_how_to_go_on_and_goes_on(run: Run, tmp_path: Path, mon
     assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 6
 
 
-# --- quickstart --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.usefixtures("quickly", "few_drops")
 def test_quickstart_runs_what_the_package_holds(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = Config.load
@@ -330,9 +303,6 @@ def test_quickstart_keeps_its_promise(run: Run, tmp_path: Path) -> None:
     assert metrics["sizes"]["predictor_share"] <= 0.5
     assert run("evaluate", "--run", "outputs/quickstart", "--json", "again.json").code == 0
     assert json.loads((tmp_path / "again.json").read_text())["reconstructed"] == metrics["best"]["test"]
-
-
-# --- the other doors ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("no_picture")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 import warnings
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from torch import Tensor, nn
 
 import nern
@@ -32,9 +30,9 @@ from nern.originals.build import build_network
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern
 from nern.tasks.own import Forward
-from runs import assert_same_result, interrupted, resume, train
+from runs import assert_same_result, interrupted, quiet, resume, train
 
-QUIET = Console(file=io.StringIO())
+QUIET = quiet()
 DIGITS = ["--task.original_model_name", "ResNet8", "--task.task_name", "digits"]
 
 
@@ -72,9 +70,6 @@ def small() -> nn.Module:
 
 def packed(network: nn.Module, path: Path, seen: Tensor | None = None, **options: Any) -> nern.Artifact:
     return nern.pack(network, path, PackOptions(**options), QUIET, images=seen)
-
-
-# --- the code ----------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -129,9 +124,6 @@ def test_what_is_known_of_filters_and_channels_saves_bits() -> None:
     assert size(even) < 1.02 * -(counts * np.log2(counts)).sum() * even.size / 8  # nothing is lost where there is none
 
 
-# --- the basis ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("heads", ["per_size", "per_layer"])
 def test_codes_of_weights_give_these_weights(heads: str, rng: torch.Generator) -> None:
     shapes = ((6, 4, 3, 3), (5, 6), (3, 5, 1, 1), (7, 3, 3, 3), (4, 2, 5))
@@ -144,9 +136,6 @@ def test_codes_of_weights_give_these_weights(heads: str, rng: torch.Generator) -
     whole = made()
     for found, of_head, (_, local) in zip(made(rows), whole, made.heads.split(rows), strict=True):
         torch.testing.assert_close(found, of_head[local])
-
-
-# --- rounding ----------------------------------------------------------------------------------------------------
 
 
 def error(artifact: nern.Artifact, network: nn.Module, images: Tensor) -> float:
@@ -286,16 +275,11 @@ def test_few_images_at_a_time_are_rounded_as_all_at_once(
     assert max(errors) < 1.5 * min(errors)
 
 
-# --- commands and bad input ----------------------------------------------------------------------------------------
-
-
 def test_the_command_writes_a_file_that_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, typed = tmp_path / "net.nern", [*DIGITS, "--bytes", "9000", "--evaluate", "true"]
+    file = tmp_path / "net.nern"
+    pack = ["pack", "pretrained:digits-resnet8", "-o", str(file), *DIGITS, "--bytes", "9000", "--evaluate", "true"]
     for command, said in (
-        (
-            ["pack", "pretrained:digits-resnet8", "-o", str(file), *typed],
-            "calibrated on 1,024 training images of digits",
-        ),
+        (pack, "calibrated on 1,024 training images of digits"),
         (["verify", str(file), "--task.task_name", "digits"], "the same images"),
         (["info", str(file)], "codes in a basis"),
     ):
@@ -422,9 +406,6 @@ def test_made_up_images_have_the_size_of_the_network(
     typed = ["pack", str(tmp_path / "w.pt"), "-o", str(tmp_path / "a.nern"), "--images", "2", *options]
     assert main([*typed, "--task.original_model_name", "torchvision:squeezenet1_1"]) == 0
     assert [images.shape for images in seen] == [(2, 3, side, side)]
-
-
-# --- trained -------------------------------------------------------------------------------------------------------
 
 
 def config(tmp_path: Path, **changes: Any) -> Config:

@@ -126,9 +126,6 @@ def assert_as_plain(original: Original, images: Tensor, pairs: int) -> None:
     assert_alike(alone, expected[0])
 
 
-# --- networks that are folded -------------------------------------------------------------------------------------
-
-
 def small_resnet(option: str) -> nn.Module:
     return ORIGINALS["ResNet20"](option=option, widths=[4, 6, 8])
 
@@ -222,9 +219,6 @@ def test_further_parameters_reach_the_twin(kind: str) -> None:
     assert_alike(found, expected)
     leaves = list(extra.values())
     assert_alike(differentiated(found, [], leaves), differentiated(expected, [], leaves))
-
-
-# --- what must stay as it is ---------------------------------------------------------------------------------------
 
 
 def two() -> nn.Module:
@@ -370,9 +364,6 @@ def test_maps_by_a_method_of_the_network_s_own_are_what_it_says(maps: str, pairs
         [output, own_maps, differentiated(output, own_maps, own)],
     )
     assert pairs_folded(original, images) == pairs
-
-
-# --- the original is not touched -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["in place", "tied"])

@@ -18,13 +18,7 @@ from nern.config import Config
 from nern.errors import NernError, NernWarning
 from nern.evaluation import Evaluator
 from nern.experiment import data_settings
-from nern.originals import (
-    CifarResNet,
-    Original,
-    OriginalNetwork,
-    as_original,
-    build_original_network,
-)
+from nern.originals import CifarResNet, Original, OriginalNetwork, as_original, build_original_network
 from nern.registry import ORIGINALS
 from nern.shipped import NETWORK, shipped_names
 from nern.tasks import build_task
@@ -35,9 +29,6 @@ DEPTHS = (8, 20, 32, 44, 56, 110)
 
 def resnet8(seed: int = 0, **kwargs: Any) -> CifarResNet:
     return small_resnet(seed, **({"in_channels": 3} | kwargs))
-
-
-# --- architectures -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("depth", "option"), [*zip(DEPTHS, "ABABAB", strict=True)])
@@ -99,9 +90,6 @@ def test_the_shared_networks_have_their_accuracies(depth: int, expected: float, 
     assert found == pytest.approx(expected, abs=0.02)
 
 
-# --- weights files -----------------------------------------------------------------------------------------------
-
-
 def test_the_json_file_beside_the_weights_goes_before_what_they_tell(tmp_path: Path) -> None:
     folder = tmp_path / "pt.models"  # "pt" in the path must not matter
     folder.mkdir()
@@ -119,7 +107,6 @@ def test_the_json_file_beside_the_weights_goes_before_what_they_tell(tmp_path: P
         ("{option: B", r"weights.json is damaged \(it is not valid JSON"),
         ('["B"]', r"weights.json is damaged \(it holds list, not dict\)"),
         ('{"optoin": "B"}', r"unknown argument of ResNet8 'optoin'; did you mean 'option'"),
-        ('{"option": "D"}', r"unknown shortcut option 'D'"),
     ],
 )
 def test_bad_arguments_are_one_clear_error(text: str, says: str, tmp_path: Path) -> None:
@@ -134,10 +121,7 @@ def test_bad_arguments_are_one_clear_error(text: str, says: str, tmp_path: Path)
     [
         ({"layer2.0.conv1.weight": None}, r"does not fit CifarResNet: 1 missing: layer2.0.conv1.weight"),
         ({"layer9.weight": torch.zeros(2)}, r"1 not expected: layer9.weight"),
-        (
-            {"layer1.0.conv2.weight": torch.zeros(4, 4, 5, 5)},
-            r"layer1.0.conv2.weight: expected \(4, 4, 3, 3\), found \(4, 4, 5, 5\)",
-        ),
+        ({"conv1.weight": torch.zeros(4, 3, 5, 5)}, r"conv1.weight: expected \(4, 3, 3, 3\), found \(4, 3, 5, 5\)"),
         ({"bn1.running_var": torch.full((4,), math.nan)}, r"bn1.running_var holds values that are not finite"),
     ],
 )
@@ -198,9 +182,6 @@ def test_without_weights_the_network_is_random_by_the_seed_and_says_so() -> None
             networks.append(build_original_network("ResNet8", None, seed=seed))
     assert same(dict(networks[0].state_dict()), dict(networks[1].state_dict()))
     assert not torch.equal(networks[0].conv1.weight, networks[2].conv1.weight)
-
-
-# --- the frozen handle -------------------------------------------------------------------------------------------
 
 
 def test_feature_maps_can_be_chosen_by_name_and_glob(small_cnn: Callable[..., nn.Module], images: Tensor) -> None:

@@ -52,9 +52,6 @@ def cosine(highest: float, lowest: float, step: int, steps: int) -> float:
     return lowest + (highest - lowest) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-# --- what the phases of a config are -------------------------------------------------------------------------------
-
-
 @given(
     reconstruction=st.none() | st.integers(0, 5),
     iterations=st.none() | st.integers(0, 5),
@@ -101,8 +98,6 @@ def test_zero_switches_off_in_a_phase_what_is_set_for_all(phase: str, given: flo
     assert Config.from_dict(config.to_dict()) == config
 
 
-# --- what a config must not say ------------------------------------------------------------------------------------
-
 ALONE = {"epochs": None, "reconstruction.iterations": 4}
 
 
@@ -124,9 +119,6 @@ ALONE = {"epochs": None, "reconstruction.iterations": 4}
 def test_mistakes_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(NernError, match=message):
         Config.from_dict(values)
-
-
-# --- steps ---------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -213,9 +205,6 @@ def test_losses_and_evaluations_tell_their_phase(configure: Configure) -> None:
     assert scalars["test/top1"] == [3, 4, 6, 7]
 
 
-# --- whole runs ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.usefixtures("no_picture")
 def test_a_run_keeps_a_checkpoint_and_the_figures_of_each_phase(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
@@ -239,8 +228,7 @@ def test_a_run_keeps_a_checkpoint_and_the_figures_of_each_phase(
     assert "7 steps (reconstruction: 4, distillation: 3) on " in text
     assert "step 1/7" not in text
     assert all(f"step {end}/7, {name}: test" in text for end, name in zip(ENDS, NAMES, strict=True))
-    weights = nern.load_run(folder.root, "reconstruction")
-    assert isinstance(weights, CifarResNet)
+    assert isinstance(nern.load_run(folder.root, "reconstruction"), CifarResNet)
 
 
 @pytest.fixture(scope="module")

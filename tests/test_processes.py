@@ -161,9 +161,6 @@ def assert_same_training(a: RunFolder, b: RunFolder, rounding: float = 1e-4) -> 
             torch.testing.assert_close(second[part][name], value, rtol=rounding, atol=rounding)
 
 
-# --- devices and the command ---------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def four_gpus(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A machine that says it has four; what would have been set or started."""
@@ -190,29 +187,26 @@ def test_num_gpus_starts_so_many_processes(
     assert four_gpus == [[sys.executable, *launcher, *command]]
 
 
-def test_a_mistake_is_found_before_any_process_is_started(
-    four_gpus: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["train", "--num_gpus", "2", "--batch_size", "0"], may_restart=True) == 2
-    assert four_gpus == []
-    assert "batch_size" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
-    ("values", "environment"),
+    ("values", "environment", "code"),
     [
-        ({"num_gpus": 1}, {}),
-        ({"num_gpus": 2, "no_cuda": True}, {}),
-        ({"num_gpus": 2}, {"RANK": "1", "WORLD_SIZE": "2"}),  # one of several starts no others
+        ({"num_gpus": 1}, {}, 0),
+        ({"num_gpus": 2, "no_cuda": True}, {}, 0),
+        ({"num_gpus": 2}, {"RANK": "1", "WORLD_SIZE": "2"}, 0),  # one of several starts no others
+        ({"num_gpus": 2, "batch_size": 0}, {}, 2),
     ],
 )
-def test_nothing_is_started_for_one_device(
-    four_gpus: list[Any], monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], environment: dict[str, str]
+def test_nothing_is_started_for_one_device_or_where_there_is_a_mistake(
+    four_gpus: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    values: dict[str, Any],
+    environment: dict[str, str],
+    code: int,
 ) -> None:
     monkeypatch.setattr("nern.commands.training.train", lambda *args: {})
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert main(["train", *options(values)], may_restart=True) == 0
+    assert main(["train", *options(values)], may_restart=True) == code
     assert four_gpus == []
 
 
@@ -231,15 +225,11 @@ def test_other_commands_want_one_process(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(NernError, match="nern train-original works in one process"):
-        nern.train_original(OriginalConfig(), quiet())
-    with pytest.raises(NernError, match="nern train-original works in one process"):
-        nern.resume_original(tmp_path, quiet())
+    for call, given in ((nern.train_original, OriginalConfig()), (nern.resume_original, tmp_path)):
+        with pytest.raises(NernError, match="nern train-original works in one process"):
+            call(given, quiet())
     assert main(["evaluate", "--run", str(tmp_path)]) == 2
     assert "nern evaluate works in one process" in capsys.readouterr().err
-
-
-# --- two processes -------------------------------------------------------------------------------------------------
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
@@ -276,10 +266,7 @@ RUNS: dict[str, dict[str, Any]] = {
     | {"optim.max_gradient_norm": 0.01},
     "labels and a layer beside": {"nern.task_loss_weight": 1e-3, "learn_fc_layer": True}
     | {"optim.optimizer_type": "sgd", "optim.max_gradient_norm": 1.0}  # others take steps as large for no gradient
-    | {
-        "loss_warmup_iterations": 3,
-        "optim.weight_decay": 0.1,
-    },  # at first the layer has no gradient, and stays as it is
+    | {"loss_warmup_iterations": 3, "optim.weight_decay": 0.1},  # a layer without a gradient stays as it is
     "batches of one image": {"batch_size": 1, "nern.task_loss_weight": 1e-5},
     "unreadable images": {"imports": ["mine.py"], "task.task_name": "patchy", "batch_size": 3, "num_iterations": 8}
     | {"evaluation.held_out_images": 4, "evaluation.test_images": 7, "evaluation.batch_size": 1},
@@ -329,9 +316,8 @@ def test_two_processes_do_what_one_does(
     monkeypatch.chdir(folder)  # where mine.py is
     alone = nern.train(Config.from_dict(config(tmp_path, **RUNS[name])), quiet())
     metrics = found[0][name]["metrics"]
-    assert_same_training(
-        RunFolder(metrics["run_folder"]), RunFolder(alone["run_folder"]), 1e-2 if "16" in name else 1e-4
-    )
+    ours, theirs = RunFolder(metrics["run_folder"]), RunFolder(alone["run_folder"])
+    assert_same_training(ours, theirs, 1e-2 if "16" in name else 1e-4)
     assert metrics.get("skipped_images") == alone.get("skipped_images")
 
 

@@ -76,8 +76,6 @@ def finished(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run
 
 Finished = tuple[RunFolder, dict[str, Any]]
 
-# --- what a run leaves -------------------------------------------------------------------------------------------
-
 
 def test_metrics_hold_each_network_and_their_mean(finished: Finished) -> None:
     folder, metrics = finished
@@ -133,9 +131,6 @@ def test_each_network_is_loaded_with_the_accuracy_that_was_reported(finished: Fi
             nern.load_run(folder.root, network=number)
 
 
-# --- stopping and resuming ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "more",
     [
@@ -149,9 +144,6 @@ def test_each_network_is_loaded_with_the_accuracy_that_was_reported(finished: Fi
 def test_a_resumed_run_of_several_equals_an_uninterrupted_one(configure: Configure, more: dict[str, Any]) -> None:
     whole, stopped = train(configure(**more)), interrupted(configure(**more), 4)
     assert_same_result(whole, resume(stopped))
-
-
-# --- what is trained ---------------------------------------------------------------------------------------------
 
 
 def test_the_norms_of_each_network_are_its_own(configure: Configure) -> None:
@@ -175,9 +167,6 @@ def test_a_mean_lacks_what_one_network_lacks() -> None:
     mean = mean_metrics([labelled, unlabelled])
     assert mean.to_dict() == {"images": 40, "agreement": 75.0, "divergence": pytest.approx(0.3)}
     assert mean_metrics([labelled]) == labelled
-
-
-# --- different tasks ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -220,9 +209,6 @@ def test_networks_may_have_different_tasks_and_an_epoch_is_one_of_the_largest_da
     trainer = build(configure(networks=networks, batch_size=100, num_iterations=None, epochs=1))
     assert trainer.total_steps == 12
     assert [len(images) for images, _ in trainer._images(11)[0]] == [81, 80]
-
-
-# --- the config --------------------------------------------------------------------------------------------------
 
 
 def test_the_same_network_twice_is_numbered(configure: Configure, small: Path) -> None:

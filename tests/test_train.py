@@ -34,16 +34,12 @@ Finished = tuple[RunFolder, dict[str, Any]]
 
 
 def steps(folder: RunFolder) -> list[int]:
-    """Of the recorded evaluations."""
     return [record["step"] for record in folder.load_state()["evaluations"]]
 
 
 def checkpoint(folder: RunFolder, name: str = "last") -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = torch.load(folder.checkpoint(name), weights_only=True)
     return state
-
-
-# --- what a run leaves -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +74,10 @@ def test_run_folder_holds_what_is_documented(finished: Finished) -> None:
         "curves.png",
         "events",
     }
+    for name in ("best", "last"):
+        state = checkpoint(finished[0], name)
+        assert state.keys() == PREDICTOR_NAMES
+        assert all(type(tensor) is torch.Tensor and torch.isfinite(tensor).all() for tensor in state.values())
 
 
 def test_metrics_are_written_as_returned(finished: Finished) -> None:
@@ -113,13 +113,6 @@ def test_sizes_add_up_and_are_those_on_disk(finished: Finished) -> None:
     assert 0 < sizes["ordering_bytes_at_least"] < sizes["ordering_bytes"]
 
 
-@pytest.mark.parametrize("name", ["best", "last"])
-def test_checkpoint_is_a_plain_state_dict_with_published_names(finished: Finished, name: str) -> None:
-    state = checkpoint(finished[0], name)
-    assert state.keys() == PREDICTOR_NAMES
-    assert all(type(tensor) is torch.Tensor and torch.isfinite(tensor).all() for tensor in state.values())
-
-
 def test_runs_are_never_overwritten(configure: Configure) -> None:
     config = configure({"num_iterations": 1})
     first = train(config)
@@ -139,25 +132,16 @@ def test_run_of_no_steps_evaluates_and_saves_the_start(configure: Configure) -> 
     assert checkpoint(folder, "best").keys() == PREDICTOR_NAMES
 
 
-# --- randomness --------------------------------------------------------------------------------------------------
-
-
-def test_same_seed_same_result_other_seed_another(configure: Configure) -> None:
-    random = {"nern.weights_batch_method": "random_batch"}
+@pytest.mark.usefixtures("rng_untouched")
+def test_the_result_is_that_of_the_seed_and_global_generators_and_signals_are_left_alone(configure: Configure) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    random = {"nern.weights_batch_method": "random_weighted_batch", "logging.tracker": "tensorboard"}
     first = train(configure(random, seed=1))
     assert_same_result(first, train(Config.load(first.config)))  # by the config that it saved
     other = checkpoint(train(configure(random, seed=2)))
     assert all(not torch.equal(tensor, other[name]) for name, tensor in checkpoint(first).items())
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
-
-@pytest.mark.usefixtures("rng_untouched")
-def test_training_leaves_global_generators_and_signal_handlers_alone(configure: Configure) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    train(configure({"logging.tracker": "tensorboard", "nern.weights_batch_method": "random_weighted_batch"}))
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-# --- stopping and resuming ---------------------------------------------------------------------------------------
 
 RESUMED: dict[str, dict[str, Any]] = {
     **{
@@ -193,16 +177,10 @@ def test_resumed_run_equals_an_uninterrupted_one(configure: Configure, case: str
     assert_same_result(whole, resume(folder))
 
 
-def test_stop_in_the_last_step_finishes_the_run(configure: Configure) -> None:
-    config = configure()
+def test_stop_in_the_last_step_finishes_the_run_and_resuming_changes_no_result(configure: Configure) -> None:
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 6)
-        folder = train(config)
-    assert folder.metrics.is_file()
-
-
-def test_resuming_a_finished_run_changes_no_result(configure: Configure) -> None:
-    folder = train(configure())
+        folder = train(configure())
     before = {path.name: path.read_bytes() for path in (folder.root / "checkpoints").iterdir()}
     metrics = json.loads(folder.metrics.read_text())
     resume(folder)
@@ -225,6 +203,10 @@ def test_resuming_needs_neither_the_cache_nor_the_first_checkpoint(
     assert_same_result(whole, resume(folder))
 
 
+def other_width(config: Path) -> None:
+    config.write_text(config.read_text().replace("hidden_layer_size: 8", "hidden_layer_size: 9"))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -233,6 +215,8 @@ def test_resuming_needs_neither_the_cache_nor_the_first_checkpoint(
         (lambda folder: folder.state.write_bytes(folder.state.read_bytes()[:500]), "cannot be read: truncated"),
         (lambda folder: torch.save({"version": 0}, folder.state), "not written by this version"),
         (lambda folder: Attack(folder.root / "executed").save_torch(folder.state), "refused"),
+        (lambda folder: other_width(folder.config), r"nern\.hidden_layer_size changed"),
+        (lambda folder: folder.save_state({"config": folder.load_state()["config"]}), r"state\.pt is damaged: '"),
     ],
 )
 def test_damaged_run_is_refused(
@@ -243,9 +227,6 @@ def test_damaged_run_is_refused(
     with pytest.raises(NernError, match=message):
         nern.resume(folder.root, quiet())
     assert not (folder.root / "executed").exists()
-
-
-# --- losses ------------------------------------------------------------------------------------------------------
 
 
 def test_only_reconstruction_counts_during_the_warm_up(configure: Configure) -> None:
@@ -265,22 +246,22 @@ def test_loss_that_is_not_finite_stops_the_run_naming_step_and_term(configure: C
     assert not (Path(config.logging.log_dir) / "NeRN_Train" / "metrics.json").exists()
 
 
-# --- when it evaluates and saves ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("values", "evaluated", "kept"),
     [
-        ({"num_iterations": 4, "eval_iterations_interval": 2}, [2, 4]),
-        ({"epochs": 3, "eval_epochs_interval": 2}, [4, 6]),
-        ({"num_iterations": 5, "eval_epochs_interval": 1, "eval_iterations_interval": 3}, [2, 3, 4, 5]),
+        ({"num_iterations": 5, "eval_iterations_interval": 2, "save_iterations_interval": 2}, [2, 4, 5], {2, 4}),
+        ({"epochs": 3, "eval_epochs_interval": 2, "save_epochs_interval": 2}, [4, 6], {4}),
+        ({"num_iterations": 5, "eval_epochs_interval": 1, "eval_iterations_interval": 3}, [2, 3, 4, 5], set()),
     ],
 )
-def test_evaluations_come_at_their_intervals_and_at_the_end(
-    configure: Configure, values: dict[str, Any], expected: list[int]
+def test_evaluations_and_checkpoints_come_at_their_intervals_and_at_the_end(
+    configure: Configure, values: dict[str, Any], evaluated: list[int], kept: set[int]
 ) -> None:
     two_steps_an_epoch = {"batch_size": 600, "loss_warmup_iterations": 100, "num_iterations": None}
-    assert steps(train(configure(two_steps_an_epoch | values))) == expected
+    folder = train(configure(two_steps_an_epoch | values))
+    names = {path.stem for path in (folder.root / "checkpoints").iterdir()}
+    assert (steps(folder), names) == (evaluated, {f"step_{step}" for step in kept} | {"best", "last"})
+    assert all(checkpoint(folder, name).keys() == PREDICTOR_NAMES for name in names)
 
 
 def test_low_loss_in_a_window_triggers_an_evaluation(configure: Configure) -> None:
@@ -298,22 +279,6 @@ def test_low_loss_in_a_window_triggers_an_evaluation(configure: Configure) -> No
     assert set(steps(folder)) == expected | {12}
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({"save_iterations_interval": 2}, {"step_2", "step_4"}),
-        ({"save_epochs_interval": 2}, {"step_4"}),
-        ({}, set()),
-    ],
-)
-def test_checkpoints_are_kept_at_their_intervals(
-    configure: Configure, values: dict[str, Any], expected: set[str]
-) -> None:
-    folder = train(configure({"num_iterations": 5, "batch_size": 600, "loss_warmup_iterations": 9} | values))
-    assert {path.stem for path in (folder.root / "checkpoints").iterdir()} == expected | {"best", "last"}
-    assert all(checkpoint(folder, name).keys() == PREDICTOR_NAMES for name in expected)
-
-
 @pytest.mark.parametrize("best_on", ["held_out", "test"])
 def test_best_is_the_evaluation_with_the_highest_score(configure: Configure, best_on: str) -> None:
     folder = train(configure({"evaluation.best_on": best_on, "eval_iterations_interval": 1, "optim.lr": 0.05}))
@@ -325,8 +290,6 @@ def test_best_is_the_evaluation_with_the_highest_score(configure: Configure, bes
     )
     assert metrics["best"] == best
 
-
-# --- everything that has a name trains ---------------------------------------------------------------------------
 
 NAMED = {
     "nern.embeddings.type": registry.ENCODINGS,
@@ -380,9 +343,6 @@ def test_everything_else_registered_trains(configure: Configure, number: int) ->
     assert_trains(configure(length | values))
 
 
-# --- options -----------------------------------------------------------------------------------------------------
-
-
 def test_what_is_trained_beside_the_predictor_is_saved_and_evaluated(configure: Configure) -> None:
     both = {"learn_fc_layer": True, "learn_norms": True, "optim.lr": 0.05}
     folder = train(configure(both | {"original_model_path": "pretrained:digits-resnet8"}))
@@ -410,9 +370,6 @@ def test_scalars_go_to_the_tracker_at_their_interval(configure: Configure) -> No
     assert {"held_out/top1", "test/top1", "test/loss"} <= recorded[6].keys()
 
 
-# --- nothing half-written ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.filterwarnings("ignore:original_model_path is not set")
 @pytest.mark.parametrize(
     ("values", "message"),
@@ -422,7 +379,7 @@ def test_scalars_go_to_the_tracker_at_their_interval(configure: Configure) -> No
         ({"task.original_model_kwargs": {"depht": 3}}, "unknown argument of ResNet8 'depht'"),
         ({"task.task_name": "cifar10", "task.use_random_data": True}, "does not take the .* images of cifar10"),
         (
-            {"task.original_model_kwargs": {"num_classes": 3, "in_channels": 1}, "original_model_path": None},
+            {"original_model_path": None, "task.original_model_kwargs": {"num_classes": 3, "in_channels": 1}},
             "10 classes",
         ),
         ({"nern.output_size": 1}, "set nern.output_size to at least 3"),
@@ -434,6 +391,7 @@ def test_scalars_go_to_the_tracker_at_their_interval(configure: Configure) -> No
         ({"nern.feature_maps": [], "loss_warmup_iterations": 0}, "gives no feature maps"),
         ({"nern.attention_loss_weight": float("nan")}, "finite"),
         ({"logging.exp_name": ""}, "must name a folder"),
+        ({"logging.log_dir": __file__}, r"logging\.log_dir"),
     ],
 )
 def test_run_that_cannot_work_leaves_nothing(configure: Configure, values: dict[str, Any], message: str) -> None:
@@ -441,31 +399,6 @@ def test_run_that_cannot_work_leaves_nothing(configure: Configure, values: dict[
     with pytest.raises(NernError, match=message):
         nern.train(configure(values), quiet())
     assert not log_dir.exists() or not any(log_dir.iterdir())
-
-
-def test_log_dir_that_is_a_file_is_refused(configure: Configure, tmp_path: Path) -> None:
-    (tmp_path / "taken").touch()
-    with pytest.raises(NernError, match=r"logging\.log_dir"):
-        train(configure({"logging.log_dir": str(tmp_path / "taken")}))
-
-
-# --- a run folder belongs to its settings and its original ---------------------------------------------------------
-
-
-def test_resuming_with_other_settings_names_what_changed(configure: Configure) -> None:
-    folder = interrupted(configure(), 3)
-    folder.config.write_text(folder.config.read_text().replace("hidden_layer_size: 8", "hidden_layer_size: 9"))
-    with pytest.raises(NernError, match=r"nern\.hidden_layer_size changed"):
-        resume(folder)
-
-
-def test_a_state_that_does_not_fit_is_one_clear_error(configure: Configure) -> None:
-    folder = interrupted(configure(), 3)
-    state = folder.load_state()
-    del state["version"], state["optimizer"]
-    folder.save_state(state)
-    with pytest.raises(NernError, match=r"state\.pt is damaged: 'optimizer'"):
-        resume(folder)
 
 
 def test_an_original_that_changed_is_noticed(configure: Configure, tmp_path: Path) -> None:

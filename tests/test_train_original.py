@@ -105,9 +105,6 @@ def first_batch(config: OriginalConfig) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-# --- what a run leaves -------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run that learns something, with every file, and what it returned."""
@@ -175,17 +172,9 @@ def test_network_is_represented_and_evaluated_with_the_same_accuracy(finished: F
     found = json.loads((tmp_path / "metrics.json").read_text())["original"]
     assert found["top1"] == pytest.approx(metrics["test"]["top1"])
     assert found["loss"] == pytest.approx(metrics["test"]["loss"], rel=1e-4)
-    values = {
-        "original_model_path": metrics["network"],
-        "nern.hidden_layer_size": 8,
-        "epochs": None,
-        "num_iterations": 1,
-    }
-    config = Config.from_dict(values | {"logging": {"tracker": "none", "log_dir": str(tmp_path)}})
+    values = {"original_model_path": metrics["network"], "logging": {"tracker": "none", "log_dir": str(tmp_path)}}
+    config = Config.from_dict(values | {"nern.hidden_layer_size": 8, "num_iterations": 1})
     assert nern.train(config, quiet())["original"]["test"]["top1"] == pytest.approx(metrics["test"]["top1"])
-
-
-# --- randomness, stopping and resuming ---------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("rng_untouched")
@@ -237,9 +226,6 @@ def test_resumed_run_equals_an_uninterrupted_one(configure: Configure, case: str
     assert not torch.equal(weights(folder)["conv1.weight"], start(config).get_parameter("conv1.weight"))
 
 
-# --- losses ------------------------------------------------------------------------------------------------------
-
-
 def plain_smoothness(layers: list[Tensor], along: list[str]) -> tuple[float, float]:
     """Summed cosine of neighbours, and minus their summed distance after normalising."""
     cosine = distance = 0.0
@@ -280,9 +266,6 @@ def test_one_step_is_the_one_of_plain_torch(configure: Configure) -> None:
     torch.testing.assert_close(weights(folder), dict(network.state_dict()), rtol=1e-3, atol=1e-4)
 
 
-# --- where it starts from ----------------------------------------------------------------------------------------
-
-
 def test_training_goes_on_from_given_weights_from_any_working_directory(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,21 +290,6 @@ def test_training_goes_on_from_given_weights_from_any_working_directory(
         ({"initial_weights": "pretrained:digits-resnet8"}, "does not fit CifarResNet: .* of another shape"),
         ({"task.original_model_kwargs": {"in_channels": 3}}, r"ResNet8 does not take the \(1, 8, 8\) images of digits"),
         ({"task.original_model_kwargs": {"num_classes": 1}}, r"outputs of shape \(1,\) an image; task digits has 10"),
-    ],
-)
-def test_run_that_cannot_work_leaves_nothing(configure: Configure, values: dict[str, Any], message: str) -> None:
-    config = configure(values)
-    with pytest.raises(NernError, match=message):
-        train(config)
-    assert not Path(config.logging.log_dir).exists()
-
-
-# --- settings ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
         ({"smoothness.type": "CosineSmothness"}, "unknown smoothness measure .*did you mean 'CosineSmoothness'"),
         ({"smoothness.type": "L2Smoothness", "smoothness.cosine_factor": 0.1}, "set smoothness.l2_factor"),
         ({"smoothness.cosine_factor": -0.1}, "finite numbers, not negative"),
@@ -331,9 +299,12 @@ def test_run_that_cannot_work_leaves_nothing(configure: Configure, values: dict[
         ({"label_smoothing": 1.0}, r"label_smoothing \(=1.0\) must lie in \[0, 1\)"),
     ],
 )
-def test_bad_settings_are_one_clear_error(values: dict[str, Any], message: str) -> None:
+def test_run_that_cannot_work_leaves_nothing(
+    configure: Configure, values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(NernError, match=message):
-        OriginalConfig.from_dict(values)
+        train(configure(values))
+    assert not (tmp_path / "runs").exists()
 
 
 FILE = """
@@ -381,9 +352,6 @@ def test_command_resumes_and_takes_no_other_settings(run: Run) -> None:
     ended = run(*resuming, "--epochs", "1")
     assert ended.code == 2
     assert "is at step 12; it cannot end at step" in " ".join(ended.err.split())
-
-
-# --- other networks and images -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
