@@ -9,8 +9,7 @@ size. `docs/format.md` says it in full.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Protocol
 
@@ -211,13 +210,23 @@ class _Reader:
         return self.decoder.uniform(sizes)
 
 
-@dataclass
 class Models:
-    """Counts of the symbols of each model, which all tensors of a section share."""
+    """Counts of the symbols of each model, which all tensors of a section share; made where a tensor asks for them."""
 
-    zeros: np.ndarray = field(default_factory=lambda: _of_zeros().copy())
-    sizes: np.ndarray = field(default_factory=lambda: _of_sizes().copy())
-    of_version_2: np.ndarray = field(default_factory=lambda: _counts_of_version_2().copy())
+    @cached_property
+    def zeros(self) -> np.ndarray:
+        """Of zeros and others."""
+        return _of_zeros().copy()
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Of the sizes of others."""
+        return _of_sizes().copy()
+
+    @cached_property
+    def of_version_2(self) -> np.ndarray:
+        """Of sizes from 0 on."""
+        return _counts_of_version_2().copy()
 
 
 def _coded(coder: _Coder, shape: tuple[int, ...], numbers: np.ndarray, models: Models) -> Codes:
@@ -307,18 +316,19 @@ def _coded_of_version_2(coder: _Coder, shape: tuple[int, ...], numbers: np.ndarr
     return signed.reshape(shape)
 
 
-HELD = {"codes3": _coded, "codes": _coded_of_version_2}  # how codes may be held
+WRITTEN = "codes3"  # how codes are held in new files
+HELD = {WRITTEN: _coded, "codes": _coded_of_version_2}  # and how they may be
 
 
 # --- codes --------------------------------------------------------------------------------------------------------
 
 
-def encode_codes(coder: Encoder, codes: Codes, models: Models, held: str = "codes3") -> None:
+def encode_codes(coder: Encoder, codes: Codes, models: Models, held: str = WRITTEN) -> None:
     """Code whole numbers. `models`: of all tensors of a section, new at first."""
     HELD[held](_Writer(coder), codes.shape, codes.astype(np.int64), models)
 
 
-def decode_codes(coder: Decoder, shape: tuple[int, ...], models: Models, held: str = "codes3") -> Codes:
+def decode_codes(coder: Decoder, shape: tuple[int, ...], models: Models, held: str = WRITTEN) -> Codes:
     """What `encode_codes` coded."""
     return HELD[held](_Reader(coder), shape, np.zeros(shape, np.int64), models)
 

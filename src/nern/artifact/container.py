@@ -18,7 +18,7 @@ from nern.shipped import NERN, shipped_file
 
 MAGIC = b"\x89NERN\r\n\x1a"  # not text, and broken by whatever converts ends of lines
 VERSIONS = (1, 2, 3)  # that are read; files without codes are written as version 1
-CODES = {"CODE": 2, "COD3": 3}  # sections of codes, and the version that added each
+CODES = {"CODE": 2, "COD3": 3}  # sections of codes, and the version that added each; new files have the last
 MOST_SECTIONS = 64
 # Magic, version, sections, zero, size of the file, digest of the rest of the header.
 _FIXED = struct.Struct("<8sHHIQ16s")

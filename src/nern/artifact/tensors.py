@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nern.artifact.codes import HELD, Models, check_parts, decode_codes, encode_codes
+from nern.artifact.codes import HELD, WRITTEN, Models, check_parts, decode_codes, encode_codes
 from nern.artifact.entropy import AT_ONCE, Decoder, Encoder, Integers
 from nern.errors import NernError
 from nern.originals.checked import DTYPES, MOST_AXES, MOST_NAME
@@ -158,7 +158,7 @@ def encode_tensors(
             raw += _to_bytes(tensor.half() if how == "f16" else tensor)
             continue
         if isinstance(how, Coded):
-            codes.append(TensorCode(name, shape, dtype, "codes3", how.step))
+            codes.append(TensorCode(name, shape, dtype, WRITTEN, how.step))
             encode_codes(encoder, _multiples_of(tensor, how.step).reshape(shape), models)
             continue
         multiples = _multiples_of(tensor, how)

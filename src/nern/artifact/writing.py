@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 import nern as package
-from nern.artifact.container import header_size
+from nern.artifact.codes import HELD
+from nern.artifact.container import CODES, header_size
 from nern.artifact.description import Description, NetworkDescription, nern_description
 from nern.artifact.orderings import encode_ordering, paths
 from nern.artifact.reading import PROBES, Artifact
@@ -66,7 +67,7 @@ def encoded(
     parts: dict[str, bytes] = {"META": b""}
     state = nern.predictor.state_dict()
     predictor_codes, code, parts["PRAW"] = encode_tensors(state, predictor.tensors, predictor.otherwise)
-    parts["COD3" if any(c.held == "codes3" for c in predictor_codes) else "PRED"] = code
+    parts[[*CODES][-1] if any(c.held in HELD for c in predictor_codes) else "PRED"] = code
     parts["ORDR"] = encode_ordering(ordering, shapes) if mode != "none" else b""
     kept_codes, parts["KEPT"], parts["KRAW"] = encode_tensors(all_kept, kept.tensors, kept.otherwise)
     parts["META"] = Description(

@@ -186,12 +186,10 @@ def content_of_run(folder: RunFolder, images: int | None) -> Content:
             class_names=None if isinstance(evaluation, str) else class_names(config.members()[number].task),
         )
         networks.append(network)
-    with torch.no_grad():
-        weights = experiment.nern.reconstruct()
     return build_content(
         experiment.nern,
         experiment.ordering,
-        weights,
+        experiment.nern.reconstruct(),
         networks,
         images,
         config.seed,

@@ -22,7 +22,7 @@ from nern.naming import of_number
 from nern.objectives.curvature import Curvature
 from nern.objectives.objective import Losses, Objective
 from nern.processes import ALONE, Processes
-from nern.registry import RECONSTRUCTION_LOSSES
+from nern.registry import PREDICTORS, RECONSTRUCTION_LOSSES
 from nern.representation.nern import NeRN
 from nern.tasks.images import Batch
 from nern.training.members import Member, split_by_network
@@ -63,7 +63,7 @@ class Step:
         self.device = self._weights[0].device
         self.weigh(None)
         self._image_bytes: dict[Objective, int] = {}
-        of_kernels = hasattr(nern.predictor, "rows")  # it holds its predictions, and keeps nothing else of them
+        of_kernels = PREDICTORS.info(config.method)["of_kernels"]  # it holds its predictions, and keeps nothing else
         of_row = 0 if of_kernels else sum(len(p) for p in nern.predictor.parameters() if p.dim() > 1)
         self._rows_at_once = max(KEPT_NUMBERS // max(of_row, 1), 1)
 
@@ -161,14 +161,15 @@ class Step:
     def _all(self, batches: Sequence[Batch] | None, rows: Rows | None, fractions: Sequence[float]) -> Losses:
         heads = self.nern.heads
         drawn = torch.arange(self.nern.table.rows, device=self.device) if rows is None else rows.to(self.device)
-        mine, live = drawn[self.processes.share(len(drawn))], None
+        mine = drawn[self.processes.share(len(drawn))]
         with self._lower():
-            if len(mine) <= self._rows_at_once or self.nern.by_batch:
-                live = self.nern(mine)
-            whole = live is not None and rows is None and not self.processes.several
-            values = [p.detach() for p in live or ()] if whole else self._predict_all()
+            live = self.nern(mine) if len(mine) <= self._rows_at_once or self.nern.by_batch else None
+            if live is None or rows is not None or self.processes.several:
+                values = self._predict_all()
+            else:
+                values = [p.detach() for p in live]
         locals_ = [local for _, local in heads.split(drawn)]
-        if self.nern.by_batch and rows is not None and live is not None:  # not from its averages, as the rest is
+        if live is not None and self.nern.by_batch and rows is not None:  # not from its averages, as the rest is
             for value, local, of_rows in zip(values, locals_, live, strict=True):
                 value[local] = of_rows.detach()
         losses, gradients = self._gradients(values, batches, fractions)
