@@ -1,4 +1,4 @@
-"""Batch norms fitted to other weights."""
+"""Batch norms and biases fitted to other weights."""
 
 from __future__ import annotations
 
@@ -86,13 +86,39 @@ def test_norms_that_are_represented_or_have_no_statistics_are_left_out(
 ) -> None:
     network = small_cnn()
     original = as_original(network)
-    assert set(fitted_norms(original, original.weights, images)) == {"1.weight", "1.bias", "6.weight", "6.bias"}
+    biases = set(original.biases())
+    assert (
+        set(fitted_norms(original, original.weights, images)) == {"1.weight", "1.bias", "6.weight", "6.bias"} | biases
+    )
     with torch.random.fork_rng(devices=[]):
         network[1] = nn.BatchNorm2d(4, track_running_stats=False)
         network[6] = nn.GroupNorm(3, 3)
     original = as_original(network)
-    assert fitted_norms(original, original.weights, images) == {}
+    assert set(fitted_norms(original, original.weights, images)) == biases
     assert fitted_norms(original, original.weights, images[:0]) == {}
+
+
+def test_biases_bring_back_the_means_of_channels(many: Tensor, rng: torch.Generator) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        network = nn.Sequential(
+            nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(2), nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 3)
+        )
+    original = as_original(network, include=["0.weight", "3.weight"])
+    weights = [w + 0.5 * w.std() * torch.randn(w.shape, generator=rng) for w in original.weights]
+    many = many + 1  # so that errors of weights move the means
+    found = fitted_norms(original, weights, many)
+    assert set(found) == {"0.bias", "3.bias"}
+
+    def means(tensors: dict[str, Tensor]) -> list[Tensor]:
+        rebuilt = original.rebuild(weights, tensors) if tensors else original.network
+        return [rebuilt[:1](many).mean((0, 2, 3)), rebuilt[:4](many).mean((0, 1))]
+
+    kept = {name: original.network.get_parameter(name) for name in found}
+    with torch.no_grad():
+        for wanted, fitted, before in zip(means({}), means(found), means(kept), strict=True):
+            torch.testing.assert_close(fitted, wanted, rtol=1e-4, atol=1e-5)
+            assert (before - wanted).abs().max() > 0.01
 
 
 def test_dead_channels_stay_finite_and_the_network_is_not_changed(resnet: nn.Module, many: Tensor) -> None:

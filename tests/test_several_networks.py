@@ -154,7 +154,8 @@ def test_the_norms_of_each_network_are_its_own(configure: Configure) -> None:
         own = {name: tensor for name, tensor in kept.items() if name.startswith(f"{number}.")}
         assert own
         assert all(torch.equal(network.state_dict()[name[2:]], tensor) for name, tensor in own.items())
-    assert sum(len(list(Original(network).norms())) for network in networks) == len(kept)
+    originals = [Original(network) for network in networks]
+    assert sum(len(original.norms() | original.biases()) for original in originals) == len(kept)
     config = nern.jobs.config_of_run(folder.root)
     found = nern.evaluate(config, console=quiet())["networks"]
     best = json.loads(folder.metrics.read_text())["best"]["networks"]

@@ -288,7 +288,7 @@ def fit(
 
     def built(config: Config) -> Experiment:
         nern, ordering, source = represent(config, [original], device, tell=tell)
-        beside = trained_beside([original], config.learn_fc_layer, config.learn_norms) if data is not None else {}
+        beside = trained_beside([original], config) if data is not None else {}
         return Experiment(config, device, [member], ordering, source, nern, beside)
 
     if run_folder is None:

@@ -244,7 +244,7 @@ def build_experiment(
     with processes.first_here():
         originals = [build_checked_original(network, config.seed, device) for network in networks]
     nern, ordering, source = represent(config, originals, device, processes, tell)
-    extra = trained_beside(originals, config.learn_fc_layer, config.learn_norms)
+    extra = trained_beside(originals, config)
     checkpoint = config.nern.checkpoint_path if config.nern.init == "checkpoint" else None
     if extra and checkpoint is not None:
         beside = load_beside(checkpoint, extra)

@@ -68,7 +68,7 @@ def rounded(
         step: None: the one that goes with the quality.
     """
     groups, n = inputs.moments.shape[:2]
-    zeros = codes == 0 if float((codes == 0).float().mean()) > FEW_ZEROS else None
+    zeros = pruned(codes)
     exact = torch.float64 if n <= 1024 else torch.float32
     importance = importance.reshape(groups, -1).to(exact)
     diagonal = inputs.moments.diagonal(dim1=1, dim2=2)
@@ -105,6 +105,12 @@ def rounded(
         cost = cost.masked_fill(zeros.reshape(groups, -1, n).gather(2, order[:, None].expand_as(weights)), 0.0)
     found = _fed_back(weights, factor, cost, first, each)
     return Rounded(found.gather(2, back[:, None].expand_as(found)).view(codes.shape).to(torch.int32), step)
+
+
+def pruned(codes: Tensor) -> Tensor | None:
+    """Where a layer's codes are zeros that stay: those of a pruned layer. None: it is none."""
+    zeros = codes == 0
+    return zeros if float(zeros.float().mean()) > FEW_ZEROS else None
 
 
 def short(step: float) -> float:

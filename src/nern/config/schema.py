@@ -375,11 +375,11 @@ class Config(Settings):
     learn_fc_layer: bool = False
     """Also train the final fully connected layer of the reconstructed network. It is saved beside the predictor."""
     learn_norms: bool = False
-    """Also train the weights and biases of the normalisation layers, in steps with images. They are saved beside the
-    predictor. Norms are stored with every NeRN, so this costs no bytes."""
+    """Also train the weights and biases of the normalisation layers, and the biases of represented layers, in steps with
+    images. They are saved beside the predictor. They are stored with every NeRN, so this costs no bytes."""
     norm_images: FromZero = 0
-    """Number of images on which batch norms are fitted at the end of each phase without images: each channel gets the mean
-    and variance that it has in the original on them. 0: off. It needs learn_norms: true."""
+    """Number of images on which batch norms and biases are fitted at the end of each phase without images: each channel gets
+    the mean that it has in the original on them, by a norm the variance, too. 0: off. It needs learn_norms: true."""
     seed: FromZero = 0
     """Seed of everything random. The same seed on the same machine gives the same result. One exception: an ordering that is
     improved for some seconds may differ when it is solved again; it is kept in the run folder and the cache."""

@@ -196,6 +196,14 @@ class Original:
                 found |= {f"{name}.{n}": p for n, p in module.named_parameters(recurse=False) if id(p) not in taken}
         return found
 
+    def biases(self) -> dict[str, Tensor]:
+        """Biases of the layers whose weights are represented, by name, where they are not represented themselves."""
+        taken, found = {id(weight) for weight in self.weights}, dict[str, Tensor]()
+        for owner in dict.fromkeys(name.rpartition(".")[0] for name in self.weight_names):
+            own = self.network.get_submodule(owner).named_parameters(owner, recurse=False)
+            found |= {name: p for name, p in own if p.dim() == 1 and id(p) not in taken}
+        return found
+
     @torch.no_grad()
     def absorb_statistics(self) -> None:
         """Put the running statistics of batch norms into their weights and biases: the network's function in eval mode stays

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from nern.config import Config
 from nern.errors import NernError
 from nern.naming import joint_name
 from nern.originals.base import Mirrored, Original
@@ -39,19 +40,19 @@ class Member:
         return {name: data for name, data in both.items() if data is not None}
 
 
-def trained_beside(originals: Sequence[Original], fc_layer: bool, norms: bool) -> dict[str, Tensor]:
-    """Parameters of the originals that are trained beside the predictor, by name (`joint_name`).
-
-    Args:
-        fc_layer: the last fully connected layer is.
-        norms: weights and biases of the normalisation layers are.
+def trained_beside(originals: Sequence[Original], config: Config) -> dict[str, Tensor]:
+    """Parameters of the originals that are trained beside the predictor, by name (`joint_name`): the last fully connected
+    layer (`learn_fc_layer`); weights and biases of the normalisation layers, and biases of represented layers
+    (`learn_norms`).
 
     Raises:
         NernError: no fully connected layer, or one that is represented.
     """
     found: dict[str, Tensor] = {}
     for number, original in enumerate(originals):
-        own = (original.classifier() if fc_layer else {}) | (original.norms() if norms else {})
+        own = original.classifier() if config.learn_fc_layer else {}
+        if config.learn_norms:
+            own |= original.norms() | original.biases()
         if represented := [name for name in own if name in original.weight_names]:
             raise NernError(f"learn_fc_layer trains {represented[0]}, which is represented already; see nern.exclude")
         found |= {joint_name(name, number, len(originals)): value for name, value in own.items()}

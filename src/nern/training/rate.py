@@ -29,11 +29,18 @@ class Rate:
     Args:
         codes: that are trained.
         goal: bits a weight.
+        zeros: of each layer, which of its codes stay zero; None: none has to.
         state: what `state()` gave; None: a new one.
     """
 
-    def __init__(self, codes: Codes, goal: float, state: dict[str, float | None] | None = None) -> None:
-        self.codes, self.goal = codes, goal
+    def __init__(
+        self,
+        codes: Codes,
+        goal: float,
+        zeros: Sequence[Tensor | None],
+        state: dict[str, float | None] | None = None,
+    ) -> None:
+        self.codes, self.goal, self.zeros = codes, goal, zeros
         self.weight = None if state is None else state["weight"]
         self.steps = 0 if state is None else int(state.get("steps") or 0)
         self.count = sum(code.numel() for code in codes.codes)
@@ -64,6 +71,9 @@ class Rate:
             self.weight = FIRST_SHARE * other / own if own > 0 else 0.0
         for code, slope in zip(self.codes.codes, slopes, strict=True):
             code.grad = slope * self.weight if code.grad is None else code.grad.add_(slope, alpha=self.weight)
+        for code, zeros in zip(self.codes.codes, self.zeros, strict=True):
+            if zeros is not None and code.grad is not None:
+                code.grad.masked_fill_(zeros, 0)
         found = losses + Losses({"rate": rate}, rate * self.weight)
         missed = GAIN * (float(rate) - self.goal) / self.goal
         self.weight *= math.exp(max(-MOST_CHANGE, min(MOST_CHANGE, missed)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from nern.artifact.codes import coded_bytes
 from nern.calibration import Calibrated, calibrate
+from nern.calibration.feedback import pruned
 from nern.calibration.network import measured, usual_quality
 from nern.calibration.search import nearest_below
 from nern.inputs import joined
@@ -103,7 +105,13 @@ class Rounding:
                 if name in extra:
                     extra[name].copy_(value)
         self.quantised = Quantised({f"codes.{number}": UNIT_STEP for number in range(len(multiples))}, quality)
-        self.rate = Rate(codes, bits)
+        self.rate = Rate(codes, bits, self._zeros(codes))
+
+    def _zeros(self, codes: Codes) -> list[Tensor | None]:
+        """Of each layer the codes of weights that were pruned."""
+        exact = copy.deepcopy(codes)
+        exact.fit(self.members[0].original.weights)
+        return [pruned(code) for code in exact.codes]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -136,4 +144,4 @@ class Rounding:
         self.quantised = None if state is None else Quantised.from_json(state)
         rate = None if state is None else state.get("rate")
         if rate is not None and isinstance(self.nern.predictor, Codes):
-            self.rate = Rate(self.nern.predictor, rate["goal"], rate)
+            self.rate = Rate(self.nern.predictor, rate["goal"], self._zeros(self.nern.predictor), rate)

@@ -171,8 +171,8 @@ def load_steps(checkpoint: str | Path) -> Quantised | None:
 
 
 def load_beside(checkpoint: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Parameters trained beside the predictor of `checkpoint`; None: it has none. Raises NernError if they do not fit
-    `expected`."""
+    """Parameters trained beside the predictor of `checkpoint`, and those of `expected` that it does not hold; None: it holds
+    none. Raises NernError if one has another shape."""
     path, attached = Path(checkpoint), attached_to(checkpoint)
     former = path.with_suffix(".kept.safetensors")
     if attached:
@@ -182,7 +182,7 @@ def load_beside(checkpoint: str | Path, expected: Mapping[str, Tensor]) -> dict[
     if not found:
         return None
     for name, value in expected.items():
-        held = found.get(name) if isinstance(found, dict) else None
+        held = found.get(name, value) if isinstance(found, dict) else None
         if not isinstance(held, Tensor) or held.shape != value.shape:
             raise NernError(f"{path if attached else former} does not hold {name} of shape {tuple(value.shape)}")
-    return {name: found[name] for name in expected}
+    return {**expected, **{name: found[name] for name in expected if name in found}}

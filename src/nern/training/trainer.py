@@ -65,7 +65,7 @@ class Trainer(Loop):
         self.device = weights[0].device
         self._norms_of_rows = processes.from_main(lambda: nern.table.norms(weights).cpu())  # the same to the last bit
         if extra is None:
-            extra = trained_beside([m.original for m in members], config.learn_fc_layer, config.learn_norms)
+            extra = trained_beside([m.original for m in members], config)
         self.extra = {name: nn.Parameter(p.detach().clone().to(self.device)) for name, p in extra.items()}
         self.precision = processes.from_main(lambda: precision_of(config.precision, self.device))
         self.differentiate = Step(config.nern, nern, members, self.extra, self.precision, processes)
@@ -296,7 +296,7 @@ class Trainer(Loop):
         self.nern.predictor.load_state_dict(state["predictor"])
         with torch.no_grad():
             for name, p in self.extra.items():
-                p.copy_(state["extra"][name])
+                p.copy_(state["extra"].get(name, p))  # earlier runs held no biases
         self.rounding.load_state(state.get("quantised"))  # a run from before there was this phase has none
         self.assessment.best = state["best"]
         self.assessment.window.extend(state["window"])
