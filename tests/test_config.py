@@ -344,3 +344,7 @@ def test_any_values_load_or_are_explained(mapping: dict[str, Any]) -> None:
 @given(strange)
 def test_any_mapping_loads_or_is_explained(mapping: dict[Any, Any]) -> None:
     loads_or_explains(mapping)
+
+
+def test_one_text_stands_for_a_list_of_it() -> None:
+    assert Config.from_dict({"nern": {"exclude": "fc.weight"}}).nern.exclude == ["fc.weight"]

@@ -37,7 +37,8 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def typed(value: Any, hint: Any, key: str, parse: Callable[[str], Any] | None = None) -> Any:
-    """`value` as the key `key` of this type holds it: a whole number is a number, too, and a list serves as a tuple.
+    """`value` as the key `key` of this type holds it: a whole number is a number, too, a list serves as a tuple, and one text
+    as a list of it.
 
     Args:
         value: what was given.
@@ -53,6 +54,7 @@ def typed(value: Any, hint: Any, key: str, parse: Callable[[str], Any] | None = 
     if parse is not None and isinstance(value, str) and str not in options:
         with contextlib.suppress(NernError):
             given.append(parse(value))
+        given.append([value])
     for candidate in given:
         for option in options:
             fits, found = _as(candidate, option)

@@ -51,6 +51,8 @@ class Command(NamedTuple):
             parser.add_class_arguments(self.settings)
             for section in dict.fromkeys(self.settings.sections().values()):
                 parser.add_class_arguments(section, "PHASE", skip={"name", "optim"})
+        for action in parser._actions:  # `--key+`, which adds to a list, is not among what is read
+            action.option_strings = [name for name in action.option_strings if not name.endswith("+")]
         return parser
 
 
