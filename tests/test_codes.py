@@ -452,6 +452,25 @@ def test_the_rate_is_held_and_the_file_gives_the_accuracy_of_the_run(tmp_path: P
         nern.pack(run.root, file, PackOptions(bits=2.0), QUIET)
 
 
+def test_pruned_weights_stay_zero_and_biases_are_trained(small: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        for weight in (small.first.weight, small.pointwise.weight, small.classes.weight):
+            weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.6] = 0
+    settings = {
+        "quantisation": {"iterations": 8, "bits": 1.5, "images": 64},
+        "batch_size": 16,
+        "logging.tracker": "none",
+    }
+    fitted = nern.fit(small, data=list(images.split(16)), config=Config.of_recipe("codes", settings), progress=False)
+    trained = dict(fitted.network().named_parameters())
+    for name in ("first.weight", "pointwise.weight", "classes.weight"):
+        zeros = small.get_parameter(name) == 0
+        assert not trained[name][zeros].any()
+        assert trained[name][~zeros].any()
+    for name in ("depthwise.bias", "pointwise.bias", "classes.bias", "norm.bias"):
+        assert not torch.equal(trained[name], small.get_parameter(name))
+
+
 @pytest.mark.usefixtures("no_picture")
 def test_codes_that_were_not_trained_to_be_rounded_are_not_packed(tmp_path: Path) -> None:
     run = train(config(tmp_path, phases=[{"name": "distillation", "iterations": 2}]))
