@@ -28,7 +28,8 @@ from nern.sweeps.picture import draw
 from nern.sweeps.table import COLUMNS, ORDERS, Group, Row, groups_of
 
 SERIES = {  # of experiments/sweeps
-    "nern": "recipe `nern`",
+    "nern": "recipe `nern`; for ResNet56 with half its rate of reconstruction and the steps of the table (see the sweep files)",
+    "1,500 steps": "the same with 1,500 steps of distillation",
     "one view": "recipe `nern`, but outputs are distilled for the image alone: `teacher.mirrored: false`",
     "stronger teacher": "recipe `nern`, but the outputs of a ResNet56 are distilled, by their Kullback-Leibler divergence",
     "stronger teacher, one view": "stronger teacher, with `teacher.mirrored: false`",
@@ -170,16 +171,17 @@ def page_text(tables: Sequence[str | Path], page: str | Path, figure: str | None
         "- **Accuracy**: top-1 on the test images, last checkpoint. The test images chose nothing.\n"
         "- **Gap**: accuracy minus that of the original network. Where n is above 1: mean ± sample standard deviation over "
         "n seeds.\n"
-        "- **Best published gap**: the smallest gap of a published predictor of this size (within 5 %), to the original "
-        "network of its source. SBS orders kernels in one direction and sets the frequencies of each layer.\n"
+        "- **Best published gap**: the best gap of a published predictor of this size (within 5 %), to the original "
+        "network of its source. SBS is the method of arXiv 2509.07373.\n"
         "- **Agreement**: share of test images to which both networks give the same class, last checkpoint.\n"
+        "- **Ordering, bytes**: of its file in the run folder. In a `.nern` file an ordering takes half of them to two thirds.\n"
         "- **Relative error**: norm of the error of all weights over their norm, best checkpoint.",
     ]
     if figure is not None:
         parts.append(f"![accuracy over the size of the predictor]({figure})")
     series = _distinct(row["series"] for row in rows if row["series"] in SERIES)
     if series == ["nern"]:
-        parts.append("Every row is of recipe `nern`.")
+        parts.append(f"Every row is of {SERIES['nern']}.")
     elif series:
         parts.append(_table(("series", "what"), [(name, SERIES[name]) for name in series]))
     for (network, task), groups in groups_of(rows).items():

@@ -191,7 +191,7 @@ class TaskConfig:
 
     task_name: str = "digits"
     """Task: 'cifar10', 'cifar100', 'imagenet', 'imagefolder' (any folder of images), 'digits' (scikit-learn's, no download),
-    or one that you registered."""
+    or one that you registered. nern pack makes up images unless it is given."""
     imagenet_path: str | None = None
     """Folder of ImageNet. It holds train/ and val/ (or validation/, valid/), each with one folder of images per class."""
     data_dir: str | None = None
