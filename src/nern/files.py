@@ -270,8 +270,10 @@ def _check_pickles(path: Path, kinds: Collection[str]) -> None:
             if unpacked > _MOST_UNPACKED * size:
                 raise NernError(f"unpacks to {unpacked:,} bytes from {size:,}, and is refused")
             (values,) = [e for e in entries if e.filename.lower().endswith("data.pkl")]
+            begin = values.filename[: -len("data.pkl")] + "data/"
+            records = {e.filename.removeprefix(begin): e.file_size for e in entries if e.filename.startswith(begin)}
             with archive.open(values) as pickled:
-                check_pickle(io.BytesIO(pickled.read()), kinds, unpacked)
+                check_pickle(io.BytesIO(pickled.read()), kinds, unpacked, records)
 
 
 def existing_file(path: str | Path, what: str) -> Path:

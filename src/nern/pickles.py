@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 import pickletools
+import warnings
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
+
+import torch
 
 from nern.errors import NernError
 
@@ -50,8 +53,8 @@ class _Value:
 
 
 class _Follower:
-    def __init__(self, kinds: Collection[str], most: int) -> None:
-        self.own, self.kinds, self.most = set(kinds), _CALLED | set(kinds), most
+    def __init__(self, kinds: Collection[str], most: int, records: Mapping[str, int] | None) -> None:
+        self.own, self.kinds, self.most, self.records = set(kinds), _CALLED | set(kinds), most, records
         self.cost, self.odd = 0, 0
         self.stack: list[_Value] = []
         self.marks: list[int] = []
@@ -125,6 +128,14 @@ class _Follower:
         count = told.items[4].plain if len(told.items) > 4 else None
         if not isinstance(count, int) or not 0 <= count <= self.most:
             raise NernError(f"tells of {count} numbers and has {self.most:,} bytes, and is refused")
+        if self.records is not None:  # some versions of PyTorch read beyond the end of what is too short
+            kind = getattr(torch, str(told.items[1].plain).rpartition(".")[2], None)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch, that its typed storages are old
+                each = getattr(kind, "dtype", torch.uint8).itemsize
+            size, has = each * count, self.records.get(told.items[2].plain, 0)
+            if has < size:
+                raise NernError(f"cannot be read: {size:,} bytes of a tensor should be in it, but {has:,} are")
         return _Value("stored", count)
 
     def _call(self, called: _Value, arguments: _Value) -> _Value:
@@ -171,19 +182,20 @@ def code_refused(name: str) -> str:
     )
 
 
-def check_pickle(stream: BinaryIO, kinds: Collection[str], most: int) -> None:
+def check_pickle(stream: BinaryIO, kinds: Collection[str], most: int, records: Mapping[str, int] | None = None) -> None:
     """Follow a pickle to its end; nothing in it is called.
 
     Args:
         stream: at its beginning.
         kinds: names of functions and classes that it may call, besides those that make tensors and plain containers.
         most: bytes of the file: tensors may hold as many numbers.
+        records: bytes that the file has for the numbers of each storage, by its key; None: they lie behind the pickle.
 
     Raises:
         NernError: it calls another one; loading it would take far more time or room than goes with its bytes; it holds
             what `torch.save` does not write. The message is what is said of the file.
         ValueError, IndexError, KeyError, TypeError, AttributeError: it is no pickle, or a damaged one.
     """
-    follower = _Follower(kinds, most)
+    follower = _Follower(kinds, most, records)
     for opcode, argument, _ in pickletools.genops(stream):
         follower.follow(opcode.name, argument)

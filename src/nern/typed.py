@@ -37,8 +37,8 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def typed(value: Any, hint: Any, key: str, parse: Callable[[str], Any] | None = None) -> Any:
-    """`value` as the key `key` of this type holds it: a whole number is a number, too, a list serves as a tuple, and one text
-    as a list of it.
+    """`value` as the key `key` of this type holds it: a whole number is a number, too, a list serves as a tuple, and one
+    text as a list of it.
 
     Args:
         value: what was given.
