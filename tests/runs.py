@@ -17,11 +17,12 @@ from rich.console import Console
 import nern
 from nern import Config
 from nern.experiment import build_experiment
-from nern.originals import CifarResNet
+from nern.originals.cifar_resnet import CifarResNet
 from nern.registry import TASKS
-from nern.training import Interrupted, RunFolder, Trainer
+from nern.training.interrupt import Interrupted
 from nern.training.loop import Loop
-from nern.training.run_folder import attached_to
+from nern.training.run_folder import RunFolder, attached_to
+from nern.training.trainer import Trainer
 
 # A run of a few steps on digits; without its length and the original's weights.
 TINY: dict[str, Any] = {

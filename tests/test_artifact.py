@@ -29,7 +29,7 @@ from nern.artifact.table import about
 from nern.artifact.tensors import TensorCode, decode_tensors, encode_tensors, tensor_bits
 from nern.config import TaskConfig
 from nern.jobs.artifacts import verify
-from nern.originals import build_network
+from nern.originals.build import build_network
 from nern.originals.checked import DTYPES
 from nern.registry import ORDERINGS
 from nern.representation.grid import step_size

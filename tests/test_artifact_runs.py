@@ -17,11 +17,10 @@ from artifact_parts import same_tensor
 from nern import Config, NernError, PackOptions
 from nern.cli import main
 from nern.experiment import build_experiment
-from nern.originals import CifarResNet
+from nern.originals.cifar_resnet import CifarResNet
 from nern.representation.grid import on_grid
 from nern.tasks.streams import first_images
-from nern.training import RunFolder
-from nern.training.run_folder import load_steps
+from nern.training.run_folder import RunFolder, load_steps
 from runs import SHORT, assert_same_result, interrupted, quiet, resume, small_resnet
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from nern import registry
 from nern.cli import main
-from nern.config import Config, known_keys
+from nern.config import Config
 from nern.config.published import TRANSLATED
+from nern.config.settings import known_keys
 from nern.config.yaml_files import nested_value
 from nern.errors import NernError
 

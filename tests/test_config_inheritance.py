@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from nern.cli import main
-from nern.config import Config, OriginalConfig, read_config_file
+from nern.config import Config, OriginalConfig
+from nern.config.settings import read_config_file
 from nern.errors import NernError
 
 Write = Callable[..., Path]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nern.originals import as_original
 from nern.originals import norm_fitting as module
+from nern.originals.base import as_original
 from nern.originals.cifar_resnet import CifarResNet
 from nern.originals.norm_fitting import fitted_norms
 

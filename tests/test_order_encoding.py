@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from nern.config import EmbeddingsConfig, NernConfig
-from nern.ordering import CrossFilterOrdering, Ordering
+from nern.ordering.order import CrossFilterOrdering, Ordering
 from nern.randomness import generator
-from nern.representation import KernelTable, build_nern, order_encoding
+from nern.representation import order_encoding
 from nern.representation.coordinates import TableCoordinates
-from nern.representation.nern import NeRN, build_encoding
+from nern.representation.kernels import KernelTable
+from nern.representation.nern import NeRN, build_encoding, build_nern
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 

@@ -20,7 +20,7 @@ from nern.devices import select_device
 from nern.errors import NernWarning
 from nern.processes import Processes
 from nern.registry import TASKS
-from nern.training import RunFolder
+from nern.training.run_folder import RunFolder
 from runs import SHORT, quiet
 
 pytestmark = pytest.mark.usefixtures("no_picture")

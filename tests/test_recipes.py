@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from nern.cli import main
-from nern.config import RECIPES, Config, recipe_values
+from nern.config import Config
+from nern.config.yaml_files import RECIPES, recipe_values
 from nern.errors import NernError
 
 FILES = [name for name in RECIPES if name != "published"]

@@ -16,10 +16,9 @@ import nern
 from nern import Config, NernError, registry
 from nern.evaluation import accuracy, mean_metrics
 from nern.experiment import build_experiment
-from nern.jobs import config_of_run
+from nern.jobs.evaluating import config_of_run
 from nern.originals.base import Original
-from nern.training import RunFolder
-from nern.training.run_folder import attached_to
+from nern.training.run_folder import RunFolder, attached_to
 from runs import SHORT, assert_same_result, build, interrupted, quiet, resume, small_resnet, train
 
 BASE: dict[str, Any] = SHORT | {

@@ -12,7 +12,7 @@ from nern import Config, NernError, train
 from nern.cli import main
 from nern.files import load_safetensors
 from nern.jobs.training import dry_run
-from nern.training import RunFolder
+from nern.training.run_folder import RunFolder
 from runs import TINY, quiet
 
 BASE = TINY | {

@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 import nern
 from conftest import Attack
 from nern import Config, NernError, NonFiniteLossError, registry
-from nern.training import RunFolder
-from nern.training.run_folder import attached_to
+from nern.training.run_folder import RunFolder, attached_to
 from runs import SHORT, assert_same_result, interrupted, quiet, resume, same, stop_after, train
 
 pytestmark = pytest.mark.usefixtures("no_picture")

@@ -17,7 +17,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from nern.config import Config, NernConfig, import_modules
+from nern.config import Config, NernConfig
+from nern.config.imports import import_modules
 from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, NernWarning, plain_errors
 from nern.evaluation import Evaluator, LayerError, layer_errors

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nern.config import Config, NernConfig, NetworkConfig, TaskConfig, import_modules
+from nern.config import Config, NernConfig, NetworkConfig, TaskConfig
+from nern.config.imports import import_modules
 from nern.devices import select_device
 from nern.errors import NernError, NernWarning
 from nern.naming import of_number

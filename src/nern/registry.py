@@ -29,14 +29,19 @@ from nern.typed import hints_of, typed
 
 T = TypeVar("T")
 
-# Those that register what they have.
-PACKAGES = ("objectives", "ordering", "originals", "representation", "tasks", "training")
+# Modules and packages that register what they have.
+REGISTERING = (
+    "objectives", "ordering.order", "originals.cifar_resnet", "originals.torchvision_networks", "representation.codes",
+    "representation.encoding", "representation.order_encoding", "representation.predictor", "representation.sampling",
+    "tasks.cifar", "tasks.digits", "tasks.image_folder", "tasks.random_images", "training.optimizers",
+    "training.schedules", "training.tracking", "training.weight_batches",
+)  # fmt: skip
 
 
 @cache
 def _fill() -> None:
     """Import what registers itself; before anything is looked up."""
-    for name in PACKAGES:
+    for name in REGISTERING:
         importlib.import_module(f"nern.{name}")
 
 

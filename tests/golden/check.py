@@ -24,8 +24,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nern.config import Config, NernConfig, OptimConfig, check_keys, known_keys
+from nern.config import Config, NernConfig, OptimConfig
 from nern.config.published import TRANSLATED
+from nern.config.settings import check_keys, known_keys
 from nern.errors import NernError
 from nern.objectives.objective import Losses, Objective
 from nern.objectives.smoothness import cosine_smoothness, l2_smoothness

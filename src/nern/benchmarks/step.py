@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nern.benchmarks.measure import Report, held_memory, peak_memory, process, seconds_per_call, spread
-from nern.config import Config, phase_batches, phase_optim
+from nern.config import Config
+from nern.config.schema import phase_batches, phase_optim
 from nern.devices import keep_memory, precision_of, select_device
 from nern.experiment import build_experiment
 from nern.registry import ACTIVATIONS
-from nern.training import Trainer
+from nern.training.trainer import Trainer
 
 MANY = 10**9  # steps of a run that does not end while it is measured
 ROUND = 0.5  # seconds that the steps of one round should take

@@ -13,7 +13,9 @@ from jsonargparse import (  # type: ignore[attr-defined]
 )
 from rich.console import Console
 
-from nern.config import Settings, TaskConfig, import_modules
+from nern.config import TaskConfig
+from nern.config.imports import import_modules
+from nern.config.settings import Settings
 from nern.errors import NernError
 from nern.originals.build import build_network
 from nern.tasks.base import network_arguments

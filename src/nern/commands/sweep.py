@@ -10,11 +10,12 @@ from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 from rich.console import Console
 
 from nern.commands.line import Command, add_option, command_parser, json_option, option_names
-from nern.config import Config, item_class, known_keys
+from nern.config import Config
+from nern.config.settings import item_class, known_keys
 from nern.errors import NernError
 from nern.files import write_json
 from nern.processes import check_alone
-from nern.sweeps import sweep
+from nern.sweeps.run import sweep
 
 SWEEP_HELP = """Train the runs of a sweep file and compare them: one table (results.csv) and one picture (results.png) in the
 sweep's folder. After Ctrl-C or a crash the same command goes on; finished runs are not repeated.

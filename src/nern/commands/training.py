@@ -24,8 +24,9 @@ from nern.config.yaml_files import is_length
 from nern.console import PLAIN
 from nern.devices import processes_to_start
 from nern.errors import NernError
-from nern.jobs import config_of_run, evaluate, resume, resume_original, train, train_original
-from nern.jobs.training import dry_run
+from nern.jobs.evaluating import config_of_run, evaluate
+from nern.jobs.original import resume_original, train_original
+from nern.jobs.training import dry_run, resume, train
 from nern.processes import check_alone, launched, process_number, restart
 from nern.training.run_folder import RunFolder
 

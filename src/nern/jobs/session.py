@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 
 import nern
-from nern.config import OriginalConfig, Settings, checked_keys, nested, parse_yaml
-from nern.config.settings import leaves
-from nern.config.yaml_files import over, read_yaml
+from nern.config import OriginalConfig
+from nern.config.settings import Settings, checked_keys, leaves
+from nern.config.yaml_files import nested, over, parse_yaml, read_yaml
 from nern.devices import keep_memory, peak_memory_bytes
 from nern.errors import NernError, ResourceError, resource_error
 from nern.terminal import ProgressDisplay

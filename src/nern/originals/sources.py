@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from nern.compat import import_torchvision
-from nern.config import import_module
+from nern.config.imports import import_module
 from nern.errors import NernError
 from nern.originals.input_format import InputFormat
 from nern.weights_file import load_into

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nern.config import Config, check_key, check_keys, checked_keys, nested, parse_yaml, read_config_file
-from nern.config.settings import built
-from nern.config.yaml_files import nested_value, over
+from nern.config import Config
+from nern.config.settings import built, check_key, check_keys, checked_keys, read_config_file
+from nern.config.yaml_files import nested, nested_value, over, parse_yaml
 from nern.errors import NernError
 from nern.files import load_yaml
 

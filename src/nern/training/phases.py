@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nern.config import CURVATURE_IMAGES, ROUNDING_IMAGES, Config, OptimConfig, phase_batches, phase_optim
+from nern.config import Config, OptimConfig
+from nern.config.phases import CURVATURE_IMAGES, ROUNDING_IMAGES
+from nern.config.schema import phase_batches, phase_optim
 from nern.errors import NernError
 from nern.registry import Choice
 
