@@ -19,7 +19,7 @@ from nern import Config
 from nern.experiment import build_experiment
 from nern.originals.cifar_resnet import CifarResNet
 from nern.registry import TASKS
-from nern.training.interrupt import Interrupted
+from nern.stopping import Interrupted
 from nern.training.loop import Loop
 from nern.training.run_folder import RunFolder, attached_to
 from nern.training.trainer import Trainer

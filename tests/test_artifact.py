@@ -22,8 +22,14 @@ from artifact_parts import make, nern_config, random_ordering, same_tensor, save
 from nern import DamagedFileError, NernError, PackOptions
 from nern.artifact import Artifact, container, load, write_artifact
 from nern.artifact.entropy import AT_ONCE, MOST_ADAPTIVE, MOST_UNIFORM, Decoder, Encoder
-from nern.artifact.orderings import decode_ordering, encode_ordering
-from nern.artifact.permutations import SHORT, decode_permutations, encode_permutations, least_bits
+from nern.artifact.orderings import (
+    SHORT,
+    decode_ordering,
+    decode_permutations,
+    encode_ordering,
+    encode_permutations,
+    least_bits,
+)
 from nern.artifact.reading import TOLERANCE
 from nern.artifact.table import about
 from nern.artifact.tensors import TensorCode, decode_tensors, encode_tensors, tensor_bits

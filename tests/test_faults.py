@@ -27,7 +27,7 @@ from nern.config import LoggingConfig
 from nern.errors import ResourceError, resource_error
 from nern.files import write_json, write_text
 from nern.shipped import shipped_file
-from nern.training.interrupt import Interrupted
+from nern.stopping import Interrupted
 from nern.training.run_folder import RunFolder
 from nern.training.trainer import Trainer
 from runs import SHORT, assert_same_result, quiet, stop_after, train

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from nern.config import NernConfig
 from nern.errors import NernError
-from nern.ordering.cost import METRICS
 from nern.ordering.greedy import _greedy_path, comparable_rows, greedy_path
 from nern.ordering.improve import improved_path, path_sum
-from nern.ordering.order import path_cost, solve_ordering
+from nern.ordering.order import METRICS, path_cost, solve_ordering
 from nern.ordering.tree import tree_path
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern

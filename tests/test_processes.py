@@ -62,7 +62,7 @@ def patchy(train_kwargs, test_kwargs, use_workers=True, **kwargs):
 """
 STOPPED = """
 import os, signal, time
-from nern.training.interrupt import StopRequest
+from nern.stopping import StopRequest
 from nern.training.trainer import Trainer
 
 train_step, note, noted = Trainer.train_step, StopRequest._note, []

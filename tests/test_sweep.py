@@ -21,11 +21,11 @@ from nern.cli import main
 from nern.config import Config
 from nern.errors import NernError
 from nern.files import locked
+from nern.stopping import Interrupted
 from nern.sweeps.file import load_sweep
 from nern.sweeps.processes import Job, run_side_by_side
 from nern.sweeps.run import sweep
 from nern.sweeps.table import COLUMNS
-from nern.training.interrupt import Interrupted
 from runs import TINY as TINY_RUN
 from runs import quiet
 

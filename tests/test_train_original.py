@@ -24,8 +24,8 @@ from nern.config import OriginalConfig
 from nern.objectives.smoothness import mean_neighbour_cosine
 from nern.originals.build import build_network
 from nern.originals.cifar_resnet import CifarResNet
+from nern.stopping import Interrupted
 from nern.tasks.base import DataSettings, build_task
-from nern.training.interrupt import Interrupted
 from nern.training.original_trainer import OriginalTrainer
 from nern.training.run_folder import RunFolder
 from runs import Run, assert_same_result, quiet, same, stop_after

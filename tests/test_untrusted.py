@@ -9,7 +9,7 @@ import pytest
 
 from nern import NernError
 from nern.config.yaml_files import parse_yaml
-from nern.ordering.cost import PathCost
+from nern.ordering.order import PathCost
 from nern.originals.build import build_original_network
 from nern.training.run_folder import load_steps
 from nern.untrusted import parse_json, read_json

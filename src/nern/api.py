@@ -34,10 +34,10 @@ from nern.representation.grid import Quantised
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, predictor_arguments, share_of
 from nern.representation.predictor import parameters_of
+from nern.stopping import Interrupted
 from nern.tasks.base import Task
 from nern.tasks.own import Forward, OwnData, as_batches
 from nern.terminal import share_text
-from nern.training.interrupt import Interrupted
 from nern.training.members import Member, trained_beside
 from nern.training.trainer import Trainer
 

@@ -108,7 +108,7 @@ def _run(name: str, typed: Sequence[str], may_restart: bool) -> int:
     from nern.console import PLAIN, CleanConsole
     from nern.errors import NernError, NernWarning, unknown_name
     from nern.processes import process_number
-    from nern.training.interrupt import Interrupted
+    from nern.stopping import Interrupted
 
     errors, number = CleanConsole(stderr=True), process_number()  # of several processes, the first one talks
 

@@ -62,12 +62,8 @@ _HINTS = {
 
 
 def resource_error(error: BaseException, path: object = None) -> ResourceError | None:
-    """What the system refused, in one sentence and a hint; None: it is an error of another kind.
-
-    Args:
-        error: that was raised, by Python, torch or safetensors.
-        path: of the file that was written; None: what the error names.
-    """
+    """What the system refused, in one sentence and a hint, of an error that Python, torch or safetensors raised; None: it is
+    of another kind. `path`: of the file that was written; None: what the error names."""
     if isinstance(error, NernError):
         return error if isinstance(error, ResourceError) else None
     text = " ".join(str(error).split())

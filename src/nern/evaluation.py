@@ -74,7 +74,6 @@ class Evaluator:
     """Evaluates weights of an original's architecture; the original's own outputs are computed once for each set.
 
     Args:
-        original: the original network.
         batch_size: images in one batch; large ones go through the network in several parts.
         processes: each evaluates a share of the batches; all call at the same time, and get the figures of all images.
         reconstructed: the network in which other weights are run; None: the original.

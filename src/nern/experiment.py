@@ -74,11 +74,8 @@ def build_checked_original(network: NetworkConfig, seed: int, device: torch.devi
 def build_teachers(
     config: Config, device: torch.device, originals: Sequence[Original]
 ) -> list[Original | Mirrored | None]:
-    """Of each original, whose outputs are distilled; None: its own.
-
-    Raises:
-        NernError: `teacher.mirrored`, and an original's inputs are no images; or see `build_teacher`.
-    """
+    """Of each original, whose outputs are distilled; None: its own. Raises NernError for `teacher.mirrored` where an
+    original's inputs are no images; or see `build_teacher`."""
     teacher = build_teacher(config, device, originals[0])
     found: list[Original | Mirrored | None] = []
     for network, original in zip(config.members(), originals, strict=True):
@@ -193,11 +190,8 @@ def represent(
     tell: Callable[[str], None] | None = None,
 ) -> tuple[NeRN, Ordering, str]:
     """The NeRN that `config` describes for these networks, untrained; the ordering of their kernels, solved by the main
-    process; and where that came from. `tell` is told what the ordering takes, before it is solved.
-
-    Raises:
-        NernError: a kernel larger than a shared head's; an ordering or a checkpoint that does not fit.
-    """
+    process; and where that came from. `tell` is told what the ordering takes, before it is solved. Raises NernError for a
+    kernel larger than a shared head's, and an ordering or a checkpoint that does not fit."""
     table, order = kernel_table(config.nern, originals), config.nern.embeddings.permutations
     build_heads(config.nern, table)  # fails before the ordering takes its time
     weights = [weight for original in originals for weight in original.weights]

@@ -31,10 +31,10 @@ T = TypeVar("T")
 
 # Modules and packages that register what they have.
 REGISTERING = (
-    "objectives", "ordering.order", "originals.cifar_resnet", "originals.torchvision_networks", "representation.codes",
-    "representation.encoding", "representation.order_encoding", "representation.predictor", "representation.sampling",
-    "tasks.cifar", "tasks.digits", "tasks.image_folder", "tasks.random_images", "training.optimizers",
-    "training.schedules", "training.tracking", "training.weight_batches",
+    "objectives", "ordering.order", "originals.cifar_resnet", "originals.sources", "representation.codes",
+    "representation.encoding", "representation.heads", "representation.predictor", "tasks.cifar", "tasks.digits",
+    "tasks.image_folder", "tasks.random_images", "training.optimizers", "training.schedules", "training.tracking",
+    "training.weight_batches",
 )  # fmt: skip
 
 

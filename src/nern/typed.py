@@ -40,9 +40,7 @@ def typed(value: Any, hint: Any, key: str, parse: Callable[[str], Any] | None = 
     """`value` as the key `key` of this type holds it: a whole number is a number, too, and a list serves as a tuple.
 
     Args:
-        value: what was given.
         hint: the type: of plain values, lists, tuples and mappings, or a union of them.
-        key: for the message.
         parse: what makes a value of text where text is not allowed; None: nothing.
 
     Raises:

@@ -44,10 +44,9 @@ from nern.registry import (
 )
 from nern.representation.coordinates import TableCoordinates
 from nern.representation.encoding import EncodedRows, FourierEncoding
-from nern.representation.heads import Heads
+from nern.representation.heads import Heads, sample_kernels
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_nern
-from nern.representation.sampling import sample_kernels
 from nern.training.members import Member
 from nern.training.schedules import Schedule
 from nern.training.trainer import Trainer

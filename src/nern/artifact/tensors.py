@@ -171,13 +171,8 @@ def encode_tensors(
 
 
 def tensor_bits(codes: Sequence[TensorCode], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """Of each of the tensors that were coded, how many values it has and the bits they took: coded again, to see where in
-    the code each one ends. They add up to both strings of bytes.
-
-    Args:
-        codes: what `encode_tensors` gave.
-        tensors: by name.
-    """
+    """Of each of the tensors that `encode_tensors` coded, how many values it has and the bits they took: coded again, to see
+    where in the code each one ends. They add up to both strings of bytes."""
     encoder, ends, models = Encoder(), [0], Models()
     for c in codes:
         if c.held in HELD:
@@ -220,11 +215,7 @@ def _fits_half(tensor: Tensor) -> bool:
 
 
 def decode_tensors(codes: Sequence[TensorCode], code: bytes, raw: bytes) -> dict[str, Tensor]:
-    """What `encode_tensors` coded.
-
-    Raises:
-        NernError: the bytes are not as many as the descriptions say.
-    """
+    """What `encode_tensors` coded. Raises NernError where the bytes are not as many as the descriptions say."""
     expected = sum(c.raw_bytes for c in codes)
     if len(raw) != expected:
         raise NernError(f"{len(raw):,} bytes of tensors are there, {expected:,} are described")

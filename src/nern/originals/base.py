@@ -277,11 +277,7 @@ def _chosen_taps(network: nn.Module, feature_maps: Sequence[str] | None) -> Taps
 
 class Mirrored:
     """A network whose outputs are the means over each image and its mirror image, left and right exchanged: data
-    distillation (Radosavovic et al. 2018) by two views.
-
-    Args:
-        network: of images (n, c, h, w).
-    """
+    distillation (Radosavovic et al. 2018) by two views of images (n, c, h, w)."""
 
     def __init__(self, network: Original) -> None:
         self.network = network
@@ -302,11 +298,7 @@ def as_original(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
 ) -> Original:
-    """A frozen copy of a network of the user's; the network itself is not touched.
-
-    Raises:
-        NernError: see `Original`.
-    """
+    """A frozen copy of a network of the user's; the network itself is not touched. Errors: see `Original`."""
     return Original(copy_of(network), feature_maps, include, exclude)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nern.training.interrupt import Interrupted, StopRequest
+from nern.stopping import Interrupted, StopRequest
 
 POLL_SECONDS = 0.05
 TAIL_LINES = 4  # of a log, to tell why a command failed

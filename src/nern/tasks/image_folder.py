@@ -135,11 +135,8 @@ def _class_folders(folder: Path) -> set[str]:
 
 
 def read_image(path: str, channels: int) -> Image.Image:
-    """An image file with 8 bits a channel: grey (1 channel) or RGB (3), its pixels as they are stored, not turned.
-
-    Raises:
-        Exception: whatever Pillow raises for a file that is no image or is damaged.
-    """
+    """An image file with 8 bits a channel: grey (1 channel) or RGB (3), its pixels as they are stored, not turned. Raises
+    whatever Pillow raises for a file that is no image or is damaged."""
     from PIL import Image  # Pillow need not be installed
 
     with Image.open(path) as image:
@@ -182,21 +179,13 @@ def _timm_transform(images: InputFormat, auto_augment: str | None = None, **opti
 
 @dataclass(eq=False)
 class FolderImages(Dataset[Any]):
-    """Items (image, label), or `Unreadable`, of image files.
+    """Items (image, label), or `Unreadable`, of image files."""
 
-    Args:
-        files: paths as bytes.
-        labels: class numbers.
-        transform: of a Pillow image.
-        channels: 1 or 3.
-        evaluation: the same items without augmentation, see `register_task`.
-    """
-
-    files: np.ndarray
+    files: np.ndarray  # paths as bytes
     labels: np.ndarray
-    transform: Any
+    transform: Any  # of a Pillow image
     channels: int
-    evaluation: FolderImages | None = None
+    evaluation: FolderImages | None = None  # the same items without augmentation, see `register_task`
 
     def __len__(self) -> int:
         return len(self.files)

@@ -25,15 +25,10 @@ from nern.tasks.streams import EpochOrder, TrainStream
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What a dataset gives in place of an item that it cannot read.
+    """What a dataset gives in place of an item that it cannot read."""
 
-    Attributes:
-        name: of the image, its path say.
-        reason: what was wrong, in words.
-    """
-
-    name: str
-    reason: str
+    name: str  # of the image, its path say
+    reason: str  # what was wrong, in words
 
 
 class SkippedImages(dict[str, str]):

@@ -100,11 +100,7 @@ class TensorStream(TrainStream):
 
 
 class MadeUpStream(TrainStream):
-    """Made-up images, without labels; also a set of them to evaluate on.
-
-    Args:
-        draw: (number of images, generator) -> images on the device.
-    """
+    """Made-up images, without labels; also a set of them to evaluate on. `draw` gives images on the device."""
 
     def __init__(
         self, draw: Callable[[int, torch.Generator], Tensor], count: int, batch_size: int, seed: int, purpose: str
@@ -139,8 +135,6 @@ class MixedStream(TrainStream):
         stream: gives images and integer labels; kept as `unmixed`.
         mixup: alpha of the Beta distribution of shares when whole images are blended; 0: never.
         cutmix: the same when a rectangle is pasted in; 0: never. With both, each is as likely.
-        num_classes: of the labels.
-        seed: of the draws.
     """
 
     def __init__(self, stream: TrainStream, mixup: float, cutmix: float, num_classes: int, seed: int) -> None:

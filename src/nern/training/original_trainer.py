@@ -28,10 +28,8 @@ class OriginalTrainer(Loop):
     """Trains a network on its task. The state of a run is `state()`; all else follows from config, seed and step.
 
     Args:
-        config: a checked config.
         network: on its device.
         smooth: names of the weights whose smoothness counts.
-        task: images to train and evaluate on.
     """
 
     def __init__(self, config: OriginalConfig, network: nn.Module, smooth: Sequence[str], task: Task) -> None:
