@@ -208,16 +208,14 @@ def represent(
 
 
 def _start_from_run(config: Config) -> None:
-    """Put the best checkpoint of `from_run` in the place of the predictor's first weights. Raises NernError if there is
-    none."""
-    if config.from_run is None:
+    """Put the best checkpoint of a run in the place of its folder. Raises NernError if there is none."""
+    path = config.nern.checkpoint_path
+    if path is None or not Path(path).expanduser().is_dir():
         return
-    checkpoint = RunFolder.open(config.from_run).checkpoint("best")
+    checkpoint = RunFolder.open(path).checkpoint("best")
     if not checkpoint.is_file():
-        raise NernError(
-            f"from_run (={config.from_run}) has no checkpoint 'best' yet: let it come to an evaluation first"
-        )
-    config.nern.init, config.nern.checkpoint_path, config.from_run = "checkpoint", str(checkpoint), None
+        raise NernError(f"run {path} has no checkpoint 'best' yet: let it come to an evaluation first")
+    config.nern.checkpoint_path = str(checkpoint)
 
 
 def build_experiment(

@@ -96,7 +96,7 @@ class Settings:
 
 
 WEIGHT_SOURCES = ("pretrained", "torchvision", "timm")  # original_model_path: SOURCE or SOURCE:NAME
-_FILES = ("checkpoint_path", "from_run", "path", "data_dir", "imagenet_path")  # keys of what is read, in any section
+_FILES = ("checkpoint_path", "path", "data_dir", "imagenet_path")  # keys of what is read, in any section
 _WEIGHTS = ("original_model_path", "initial_weights")  # these may name a source
 
 

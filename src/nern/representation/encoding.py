@@ -25,16 +25,16 @@ from nern.registry import ENCODINGS
 from nern.representation.coordinates import Rows, TableCoordinates
 
 
-class Encoded(Protocol):
-    """Contract of the encodings of fixed rows, in float32."""
+class Encoded:
+    """Encodings of fixed rows, in float32."""
 
     def __call__(self, which: Rows) -> Float[Tensor, "r size"]:
         """Encodings of these rows."""
-        ...
+        raise NotImplementedError
 
     def linear(self, which: Rows, weight: Float[Tensor, "out size"], bias: Tensor | None) -> Float[Tensor, "r out"]:
         """`encodings @ weight.T + bias`."""
-        ...
+        return F.linear(self(which), weight, bias)
 
 
 class Encoding(Protocol):
@@ -47,7 +47,7 @@ class Encoding(Protocol):
         ...
 
 
-class EncodedRows:
+class EncodedRows(Encoded):
     """Encodings of rows, made when asked for: the whole is never held in memory.
 
     Args:
@@ -68,7 +68,6 @@ class EncodedRows:
         self.coordinates, self.tables, self.combine, self.join = coordinates, list(tables), combine, join
 
     def __call__(self, which: Rows) -> Float[Tensor, "r size"]:
-        """Encodings of these rows."""
         lookups = self.coordinates.lookups(which)
         return self.combine([table[lookup] for table, lookup in zip(self.tables, lookups, strict=True)])
 
@@ -78,7 +77,7 @@ class EncodedRows:
         with torch.autocast(weight.device.type, enabled=False):
             scatters = torch.is_grad_enabled() and weight.requires_grad and weight.is_cuda
             if self.join is None or scatters:  # adding up gradients of repeated values is not deterministic on a GPU
-                return F.linear(self(which), weight, bias)
+                return super().linear(which, weight, bias)
             sizes = [table.shape[1] for table in self.tables]
             parts = weight.split(sizes, dim=1) if self.join == "concat" else [weight] * len(sizes)
             projected = [table @ part.T for table, part in zip(self.tables, parts, strict=True)]
@@ -90,14 +89,10 @@ class EncodedRows:
 
 
 class Encodings:
-    """Encodings of some rows that a predictor may have whole (`dense`), or only through its linear layers."""
+    """Encodings of some rows, of which a predictor sees what linear layers make of them."""
 
     def __init__(self, encoded: Encoded, which: Rows) -> None:
         self.encoded, self.which = encoded, which
-
-    def dense(self) -> Float[Tensor, "r size"]:
-        """All of them."""
-        return self.encoded(self.which)
 
     def linear(self, weight: Float[Tensor, "out size"], bias: Tensor | None = None) -> Float[Tensor, "r out"]:
         return self.encoded.linear(self.which, weight, bias)
@@ -161,12 +156,10 @@ class FourierEncoding:
         self,
         num_idxs: int = 3,
         enc_levels: int = 20,
-        base: float = 1.25,
-        fusion_mode: str = "concat",
         gauss_scale: Sequence[float] = (1.0, 0.1, 0.1),
         **others: Any,
     ) -> None:
-        del base, fusion_mode, others  # of other encodings; other fusions are refused by the config
+        del others  # of other encodings; other fusions are refused by the config
         self.size = 2 * enc_levels * num_idxs
         self.B = self.matrix(enc_levels, num_idxs, gauss_scale)
 
@@ -193,7 +186,7 @@ class FourierEncoding:
 HELD_BYTES = 256_000_000  # encodings of up to this much are kept; more are made anew each time
 
 
-class OrderRows:
+class OrderRows(Encoded):
     """Encodings of a table's rows.
 
     Args:
@@ -211,10 +204,6 @@ class OrderRows:
     def __call__(self, which: Rows) -> Float[Tensor, "r size"]:
         """Encodings of these rows: sines, cosines, the layer."""
         return self._make(which) if self._held is None else self._held[which]
-
-    def linear(self, which: Rows, weight: Float[Tensor, "out size"], bias: Tensor | None) -> Float[Tensor, "r out"]:
-        """`encodings @ weight.T + bias`."""
-        return F.linear(self(which), weight, bias)
 
     def _make(self, which: Rows) -> Tensor:
         layer, place, count = self.coordinates.places(which)

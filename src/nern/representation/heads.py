@@ -108,10 +108,6 @@ class Heads:
         head, local = of_layer[layer], rows + shift[layer]
         return [(rows[head == h], local[head == h]) for h in range(len(self.sizes))]
 
-    def empty(self, like: Sequence[Float[Tensor, "r h w"]]) -> list[Tensor]:
-        """Room for the predictions of all rows, of the kind of `like`."""
-        return [p.new_empty(count, *p.shape[1:]) for p, count in zip(like, self.counts, strict=True)]
-
     def part(self, predictions: Sequence[Float[Tensor, "r h w"]], index: int) -> Float[Tensor, "rows h w"]:
         """Of predictions of all rows, one tensor a head, those of layer `index`."""
         start = self.starts[index]
