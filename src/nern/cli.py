@@ -24,7 +24,7 @@ COMMANDS = {
     "report": ("files", "write a page with figures about a run or a file"),
     "inspect": ("listing", "show which weights of a network are represented"),
     "list": ("listing", "list networks, tasks and other choices"),
-    "sweep": ("sweep", "train many NeRNs and compare them"),
+    "sweep": ("training", "train many NeRNs and compare them"),
     "bench": ("bench", "measure speed and memory on this machine"),
 }
 

@@ -281,9 +281,7 @@ def check_size(description: Description, limit: int) -> None:
         _check_predictor(description)
         return
     _check_within(len(table.shapes) * e.enc_levels, limit, "frequencies")
-    of_kernels = table.num_idxs != WEIGHT_IDXS
-    several = {"per_size": len({shape[2:] for shape in table.shapes}), "per_layer": len(table.shapes)}
-    heads = several.get(nern.kind_of_heads, 1) if of_kernels else 1
+    of_kernels, heads = table.num_idxs != WEIGHT_IDXS, len(build_heads(nern, table).sizes)
     if max(heads, nern.num_blocks) > len(description.predictor):
         raise NernError("its predictor is smaller than its description")
     if nern.kind_of_heads == "shared" and of_kernels:

@@ -105,9 +105,9 @@ def build_content(
 def class_names(task: TaskConfig) -> Sequence[str] | None:
     """Of the classes of a task whose test images are there, by their numbers; None: they have numbers only."""
     if task.task_name == "imagefolder":
-        return SplitFolders(task.data_dir, "task.data_dir").classes()
+        return SplitFolders(task.data_dir, "task.data_dir").classes
     if task.task_name == "imagenet":
-        return SplitFolders(task.imagenet_path, "task.imagenet_path").classes()
+        return SplitFolders(task.imagenet_path, "task.imagenet_path").classes
     return CIFAR10 if task.task_name == "cifar10" else None
 
 

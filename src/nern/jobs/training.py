@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -12,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from nern.benchmarks.measure import seconds_per_call
 from nern.config import Config
 from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, plain_errors
@@ -281,13 +280,4 @@ def _step_seconds(trainer: Trainer, phase: Phase) -> float:
     """Of a step of a phase; the first is not timed."""
     trainer.start_phase(phase)
     trainer.do_step()
-    began = _now(trainer.device)
-    for _ in range(TIMED):
-        trainer.do_step()
-    return (_now(trainer.device) - began) / TIMED
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return seconds_per_call(trainer.do_step, trainer.device, TIMED)

@@ -117,7 +117,7 @@ def greedy_path(kernels: NDArray[Any], metric: str = "cosine") -> NDArray[np.int
         return np.argsort(visited[group], kind="stable")  # equal rows follow each other
     by_distance = metric == "distance"
     rows = comparable_rows(kernels, metric)
-    path = tree_path(rows, by_distance) if has_tree(n, entries) else None
+    path = tree_path(rows, None if by_distance else 1.0) if has_tree(n, entries) else None
     return _greedy_path(rows, by_distance) if path is None else path
 
 

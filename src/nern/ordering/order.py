@@ -138,7 +138,7 @@ class Ordering:
         return sum((sum(_bits(order.shape) for order in layer.values()) for layer in self.layers), 0.0)
 
 
-NoOrdering = ORDERINGS.register("none")(Ordering)
+ORDERINGS.register("none")(Ordering)
 
 
 @ORDERINGS.register("crossfilter")
@@ -225,7 +225,6 @@ class InFilterPathOrdering(InFilterOrdering):
 
     @classmethod
     def solve_layer(cls, weight: Array, metric: str = "cosine") -> Layer:
-        """See `Ordering.solve_layer` and `greedy_walk`."""
         filters, channels = greedy_walk(weight.reshape(*weight.shape[:2], -1), metric)
         return {"filter_order": filters, "channel_order": channels}
 

@@ -145,13 +145,11 @@ class KxKNerfPredictor(KxKPredictor):
     one hidden layer comes before it: as kxk."""
 
     def layer_input_size(self, index: int, input_size: int, hidden_layer_size: int) -> int:
-        """The middle layer also takes the encoding."""
         if index == self.middle:
             return input_size + hidden_layer_size
         return super().layer_input_size(index, input_size, hidden_layer_size)
 
     def hidden(self, encodings: Input) -> Float[Tensor, "n h"]:
-        """Everything before the final linear layer."""
         h: Any = encodings
         for index in range(len(self.layers)):
             skipped = index == self.middle
@@ -165,7 +163,6 @@ class KxKResidualPredictor(KxKPredictor):
     `num_blocks // 2` before the activation there. Of two blocks, that layer is not there: two linear maps."""
 
     def hidden(self, encodings: Input) -> Float[Tensor, "n h"]:
-        """Everything before the final linear layer."""
         first = h = self.linear(0, encodings)
         for index in range(1, len(self.layers)):
             h = self.linear(index, h)

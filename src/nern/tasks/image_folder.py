@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,7 @@ class SplitFolders:
             return folder
         raise NernError(f"{self.key} {str(self.root)!r} has no folder {_wanted(split)}; it holds: {content(self.root)}")
 
+    @cached_property
     def classes(self) -> list[str]:
         """Names of the classes: those of the training folder, sorted as text; the number of a class is its place. Where it
         has none or only some of the test folder's, as for an evaluation alone, the test folder names them.
@@ -105,7 +107,7 @@ class SplitFolders:
             NernError: the split is missing or has no images; a class has no training images.
         """
         datasets = import_torchvision().datasets.folder
-        names, folder = self.classes(), self.folder(split)
+        names, folder = self.classes, self.folder(split)
         numbers = {name: number for number, name in enumerate(names)}
         files = datasets.make_dataset(str(folder), numbers, datasets.IMG_EXTENSIONS, allow_empty=True)
         labels = np.array([label for _, label in files], dtype=np.int64)
@@ -223,18 +225,18 @@ def load_splits(
             1 or 3 channels; in memory: none can be read.
     """
     policy = None if auto_augment == "none" else auto_augment
-    of_test, of_train = evaluation_transform(input_format), training_transform(input_format, policy)
     found, skipped = dict[str, Split](), SkippedImages()
     for split in splits:
         loader_kwargs = train_kwargs if split == "train" else test_kwargs
-        data = FolderImages(*folders.images(split), of_test, input_format.shape[0])
+        data = FolderImages(*folders.images(split), evaluation_transform(input_format), input_format.shape[0])
         if len(data) * np.prod(input_format.shape) <= memory and (split == "test" or policy is None):
             whole = replace(data, transform=evaluation_transform(input_format, normalize=False))
             found[split] = _in_memory(whole, input_format, loader_kwargs["num_workers"], skipped)
         elif split == "test":
             found[split] = DataLoader(data, **loader_kwargs)
         else:
-            found[split] = DataLoader(replace(data, transform=of_train, evaluation=data), **loader_kwargs)
+            augmented = replace(data, transform=training_transform(input_format, policy), evaluation=data)
+            found[split] = DataLoader(augmented, **loader_kwargs)
     return found.get("train"), found.get("test")
 
 
@@ -250,7 +252,7 @@ def _in_memory(data: FolderImages, images: InputFormat, num_workers: int, skippe
 
 
 def _count_classes(task: TaskConfig) -> int:
-    return len(SplitFolders(task.data_dir, "task.data_dir").classes())
+    return len(SplitFolders(task.data_dir, "task.data_dir").classes)
 
 
 @register_task("imagefolder", num_classes=_count_classes, mirrors=True)
@@ -280,7 +282,7 @@ def imagenet(
 ) -> tuple[Split | None, Split | None]:
     """Images of `imagenet_path`/train and /val (or validation, valid), streamed, augmented as timm does."""
     folders = SplitFolders(imagenet_path, "task.imagenet_path")
-    found = len(folders.classes())
+    found = len(folders.classes)
     if found != CLASSES:
         raise NernError(
             f"{folders.key} {str(folders.root)!r} has {found} class folders in a split; ImageNet has {CLASSES}. Other "

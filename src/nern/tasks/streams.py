@@ -92,7 +92,6 @@ class TensorStream(TrainStream):
         self.steps_per_epoch = self.order.steps_per_epoch
 
     def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
-        """See `TrainStream`."""
         indices = self.order.indices(step)
         part = processes.share(len(indices))
         batch = self.data.batch(indices, generator(self.seed, "augment", step), part)
@@ -112,13 +111,12 @@ class MadeUpStream(TrainStream):
         return self.count
 
     def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
-        """See `TrainStream`. Every process draws all images."""
+        """Every process draws all images."""
         images = self._images(step % self.steps_per_epoch, self.batch_size, step)
         mine = images[processes.share(len(images))]
         return (mine, None), len(mine) / len(images)
 
     def batches(self, batch_size: int, share: Share | None = None) -> Iterator[Batch]:
-        """See `EvalSet`."""
         for number in shared(range(-(-self.count // batch_size)), share):
             yield self._images(number, batch_size, number), None
 
@@ -147,7 +145,7 @@ class MixedStream(TrainStream):
         self.mixers = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha > 0]
 
     def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
-        """See `TrainStream`. An image is mixed with the one before it (the first with the last) of the same process."""
+        """An image is mixed with the one before it (the first with the last) of the same process."""
         (images, labels), fraction = self.unmixed.share(step, processes)
         if not len(images):
             return (images, labels), fraction
