@@ -25,24 +25,15 @@ TOP = 5
 @dataclass(frozen=True)
 class Metrics:
     """Figures of one network on one set. Shares are in percent; those that need class scores or labels are None where there
-    are none.
-
-    Attributes:
-        images: number of images.
-        agreement: images on which the prediction is the original's.
-        divergence: mean KL(original || this) of the softmaxed outputs, in nats.
-        error: norm of what outputs other than class scores are off by, over the norm of the original's, in percent.
-        top1, top5: images whose label is the prediction, or among the five largest outputs.
-        loss: mean cross entropy of the logits, in nats.
-    """
+    are none."""
 
     images: int
-    agreement: float | None = None
-    divergence: float | None = None
-    top1: float | None = None
-    top5: float | None = None
-    loss: float | None = None
-    error: float | None = None
+    agreement: float | None = None  # images on which the prediction is the original's
+    divergence: float | None = None  # mean KL(original || this) of the softmaxed outputs, in nats
+    top1: float | None = None  # images whose label is the prediction
+    top5: float | None = None  # or among the five largest outputs
+    loss: float | None = None  # mean cross entropy of the logits, in nats
+    error: float | None = None  # norm of what outputs other than class scores are off by, over that of the original's
 
     def to_dict(self) -> dict[str, float]:
         """The figures there are, by name."""

@@ -233,7 +233,7 @@ def build_experiment(
     _start_from_run(config)
     permutations = config.nern.embeddings.permutations
     permutations.path = permutations.path or ordering_beside(config)
-    device, networks = select_device(config, processes), config.members()
+    device, networks = select_device(config.num_gpus, processes), config.members()
     with processes.first_here():
         originals = [build_checked_original(network, config.seed, device) for network in networks]
     nern, ordering, source = represent(config, originals, device, processes, tell)

@@ -50,18 +50,11 @@ Choice = str | dict[str, Any]  # a name, or {name: NAME} and settings
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """What is registered under a name.
-
-    Attributes:
-        component: the thing itself.
-        settings: dataclass of the settings that a config may give it, passed as the keyword argument `settings`; None: it
-            has none.
-        info: facts about it, by which others know how to use it.
-    """
+    """What is registered under a name."""
 
     component: T
-    settings: type | None
-    info: dict[str, Any]
+    settings: type | None  # dataclass of what a config may give it, as its keyword argument `settings`; None: nothing
+    info: dict[str, Any]  # facts about it, by which others know how to use it
 
 
 class Registry(Generic[T]):

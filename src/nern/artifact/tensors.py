@@ -33,22 +33,15 @@ HALF_ERROR = 2**-10  # relative, by which a value may change where 16 bits are a
 
 @dataclass(frozen=True)
 class TensorCode:
-    """How one tensor is held.
-
-    Args:
-        name, shape, dtype: of the tensor ('f32', ...).
-        held: 'as' it is; 'f16', its values in 16 bits; 'grid' and 'codes', multiples of a step.
-        step: number of the step ('grid', 'codes').
-        low, symbols: the smallest multiple, and how many there are up to the largest ('grid').
-    """
+    """How one tensor is held."""
 
     name: str
     shape: tuple[int, ...]
-    dtype: str
-    held: str = "as"
-    step: int = 0
-    low: int = 0
-    symbols: int = 1
+    dtype: str  # 'f32', ...
+    held: str = "as"  # as it is; 'f16', its values in 16 bits; 'grid' and 'codes', multiples of a step
+    step: int = 0  # number of the step ('grid', 'codes')
+    low: int = 0  # the smallest multiple ('grid')
+    symbols: int = 1  # how many multiples there are up to the largest ('grid')
 
     @property
     def count(self) -> int:

@@ -30,21 +30,13 @@ class MissingError(NernError):
 
 
 class Command(NamedTuple):
-    """A command of the command line.
+    """A command of the command line."""
 
-    Attributes:
-        parser: makes the parser of its options, but for keys of settings.
-        run: does it; takes what was given, the arguments, and where to print.
-        settings: whose keys are among the options.
-        default_file: the config file to take for these arguments where none is given, if any.
-        writes: options that name a file to write, of those commands that have them.
-    """
-
-    parser: Callable[[], ArgumentParser]
-    run: Callable[[dict[str, Any], Sequence[str], Console], None]
-    settings: type[Settings] | None = None
-    default_file: Callable[[Sequence[str]], str | None] | None = None
-    writes: Sequence[str] = ("json", "figure", "out")
+    parser: Callable[[], ArgumentParser]  # makes the parser of its options, but for keys of settings
+    run: Callable[[dict[str, Any], Sequence[str], Console], None]  # takes what was given, the arguments, where to print
+    settings: type[Settings] | None = None  # whose keys are among the options
+    default_file: Callable[[Sequence[str]], str | None] | None = None  # to take for these arguments where none is given
+    writes: Sequence[str] = ("json", "figure", "out")  # options that name a file to write, where it has them
 
     def help_parser(self) -> ArgumentParser:
         """The parser with the keys of `settings` among its options; `run_command` reads these by itself."""

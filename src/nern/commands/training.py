@@ -139,7 +139,7 @@ def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
     resumes = given["resume"] is not None
     lengths = _lengths(given, argv) if resumes else {}
     config = Config.from_dict(given["settings"])  # of the run that is resumed, with its new lengths
-    count = processes_to_start(config)
+    count = processes_to_start(config.num_gpus)
     if count > 1 and given["may_restart"] and not launched():
         config.check()
         restart(count, ["train", *argv])

@@ -75,7 +75,7 @@ def evaluate(
 
 def _evaluate_originals(config: Config) -> dict[str, Any]:
     config.check()
-    device, found = select_device(config), {}
+    device, found = select_device(config.num_gpus), {}
     networks = config.members()
     for network, name in zip(networks, member_names(networks), strict=True):
         original = build_checked_original(network, config.seed, device)

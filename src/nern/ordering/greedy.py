@@ -100,15 +100,8 @@ def comparable_rows(kernels: NDArray[Any], metric: str) -> NDArray[np.float64]:
 
 
 def greedy_path(kernels: NDArray[Any], metric: str = "cosine") -> NDArray[np.int64]:
-    """Greedy path over kernels.
-
-    Args:
-        kernels: (n, entries). Kernels of one entry are compared by value (the nearest is next).
-        metric: how larger kernels are compared: 'cosine' or (Euclidean) 'distance'.
-
-    Returns:
-        (n,) the row visited at each position; row 0 is first.
-    """
+    """Greedy path over kernels (n, entries): (n,) the row visited at each position; row 0 is first. `metric`: how kernels
+    are compared, by 'cosine' or (Euclidean) 'distance'; those of one entry always by value (the nearest is next)."""
     n, entries = kernels.shape
     if entries == 1:
         values, first, group = np.unique(kernels[:, 0].astype(np.float64), return_index=True, return_inverse=True)

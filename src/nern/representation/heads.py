@@ -25,21 +25,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads of one kernel table.
-
-    Args:
-        table: the rows.
-        sizes: (height, width) of what each head predicts.
-        of_layer: the head of each layer.
-        sampling_mode: how a prediction is reduced to a smaller kernel.
-        names: of the heads; empty: their sizes tell them apart.
-    """
+    """The heads of one kernel table."""
 
     table: KernelTable
-    sizes: tuple[Size, ...]
-    of_layer: tuple[int, ...]
-    sampling_mode: str = "center"
-    names: tuple[str, ...] = ()
+    sizes: tuple[Size, ...]  # (height, width) of what each head predicts
+    of_layer: tuple[int, ...]  # the head of each layer
+    sampling_mode: str = "center"  # how a prediction is reduced to a smaller kernel
+    names: tuple[str, ...] = ()  # of the heads; empty: their sizes tell them apart
 
     @staticmethod
     def build(table: KernelTable, kind: str, output_size: int = 3, sampling_mode: str = "center") -> Heads:

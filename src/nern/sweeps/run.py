@@ -115,7 +115,7 @@ class _Sweep:
         self._check_settings(states)
         todo = [(run, state) for run, state in zip(self.runs, states, strict=True) if state != FINISHED]
         self.finished = len(self.runs) - len(todo)
-        gpus = max(available_gpus(run.config) for run in self.runs)
+        gpus = max(available_gpus(run.config.num_gpus) for run in self.runs)
         places = _places(min(jobs or max(gpus, 1), max(len(todo), 1)), gpus)
         self._say(
             f"{len(self.runs)} runs: {self.finished} finished, {states.count(STOPPED)} to go on with, {states.count(NEW)} "

@@ -39,18 +39,10 @@ Split = ImageTensors | DataLoader[Any]
 
 @dataclass(frozen=True)
 class SplitFolders:
-    """The folder of a dataset, with its splits.
+    """The folder of a dataset, with its splits. Raises NernError where there is no such folder."""
 
-    Args:
-        path: of the folder: it holds a folder for each of `SPLITS`; only those that are used need be there.
-        key: the config's key that says `path`.
-
-    Raises:
-        NernError: there is no such folder.
-    """
-
-    path: str | None
-    key: str
+    path: str | None  # it holds a folder for each of `SPLITS`; only those that are used need be there
+    key: str  # of the config, that says `path`
 
     def __post_init__(self) -> None:
         if self.path is None:

@@ -28,21 +28,13 @@ USUAL_SIZE = 3.0  # of scaled outputs, root mean square: about that of class sco
 
 @dataclass(frozen=True)
 class OwnData:
-    """Data of a Python session, for one network.
+    """Data of a Python session, for one network."""
 
-    Args:
-        network: in eval mode.
-        forward: (network, batch) -> outputs; None: see `usual_forward`.
-        device: where the network is.
-        batch_size: samples in a batch of a dataset or a tensor.
-        seed: of the order of samples.
-    """
-
-    network: nn.Module
-    forward: Forward | None
-    device: torch.device
-    batch_size: int
-    seed: int
+    network: nn.Module  # in eval mode
+    forward: Forward | None  # (network, batch) -> outputs; None: see `usual_forward`
+    device: torch.device  # where the network is
+    batch_size: int  # of a dataset or a tensor
+    seed: int  # of the order of samples
 
     def task(self, data: Any, test: Any) -> tuple[Task, Calling]:
         """The task that the data become, and how the network is called. None: there are none.

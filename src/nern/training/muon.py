@@ -20,16 +20,8 @@ EPS_NORM = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices, AdamW for the rest.
-
-    Args:
-        matrices: parameters of two axes.
-        others: all else.
-        lr: learning rate of both.
-        momentum: Nesterov momentum of the matrices.
-        betas: of AdamW.
-        weight_decay: decoupled: times `lr`.
-    """
+    """Muon, with Nesterov momentum, for matrices (parameters of two axes); AdamW, with `betas`, for the others. Weight decay
+    is decoupled: times `lr`."""
 
     def __init__(
         self,

@@ -66,16 +66,8 @@ def constant(config: OptimConfig, iterations: int, interval: int) -> Rate:
 
 
 class Schedule:
-    """The learning rate of a run.
-
-    Args:
-        config: kind, rates, interval.
-        iterations: steps of the run.
-        stretched: let `step_interval` stretch the cosine, as the published code does (ours sets it to 1).
-
-    Raises:
-        NernError: `step_interval` 0 where no interval can be computed.
-    """
+    """The learning rate of a run of so many steps. `stretched`: `step_interval` stretches the cosine, as in the published
+    code (ours sets it to 1). Raises NernError for `step_interval` 0 where no interval can be computed."""
 
     def __init__(self, config: OptimConfig, iterations: int, *, stretched: bool = False) -> None:
         interval = config.step_interval

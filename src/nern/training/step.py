@@ -38,9 +38,6 @@ class Step:
     """Losses of the current predictor, and their gradients in its parameters.
 
     Args:
-        config: losses and which rows they compare.
-        nern: the representation.
-        members: the networks it represents.
         extra: further parameters of the reconstructed networks that are trained (see `trained_beside`).
         precision: 'float32', 'tf32' or 'bf16'.
         processes: that share the work; each has a share of the images and of the rows, and all end up with the gradients
