@@ -14,13 +14,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nern import registry
+from nern import Config, NernError, registry
 from nern.cli import main
-from nern.config import Config
 from nern.config.published import TRANSLATED
 from nern.config.settings import known_keys
 from nern.config.yaml_files import nested_value
-from nern.errors import NernError
 
 UNREGISTERED = ("task.task_name", "task.original_model_name")  # published defaults that name nothing
 OTHER_DEFAULTS = {  # what published runs did, whatever these keys said

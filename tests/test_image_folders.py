@@ -15,11 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 import nern
-from nern import Config, NernError
+from nern import Config, InputFormat, NernError
 from nern.cli import main
 from nern.config import TaskConfig
 from nern.errors import NernWarning
-from nern.originals.input_format import InputFormat
 from nern.tasks import image_folder
 from nern.tasks.base import DataSettings, Task, build_task
 from nern.tasks.image_folder import evaluation_transform, read_image

@@ -13,11 +13,10 @@ import pytest
 
 import nern
 from artifact_parts import with_description
-from nern import NernError, registry
+from nern import NernError, registry, verify
 from nern.artifact import write_artifact
 from nern.cli import main
 from nern.config import TaskConfig
-from nern.jobs.artifacts import verify
 from runs import TINY, quiet
 
 BLOCKS = """

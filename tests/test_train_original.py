@@ -18,9 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import nern
-from nern import Config, NernError, registry
+from nern import Config, NernError, OriginalConfig, registry
 from nern.cli import main
-from nern.config import OriginalConfig
 from nern.objectives.smoothness import mean_neighbour_cosine
 from nern.originals.build import build_network
 from nern.originals.cifar_resnet import CifarResNet

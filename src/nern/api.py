@@ -133,12 +133,8 @@ class Fitted:
             assert test is not None
         else:
             test = own.test_set(batches, self.calling)
-        evaluator = Evaluator(self.original, own.batch_size)
         weights, beside = self.nern.reconstruct(), dict(self.beside)
-        found = {
-            "original": evaluator(test).to_dict(),
-            "reconstructed": evaluator(test, weights, beside).to_dict(),
-        }
+        found = Evaluator(self.original, own.batch_size).both(test, weights, beside)
         metric = metric or self.metric
         if metric is not None:
             networks = {"original": self.original.network, "reconstructed": self.original.rebuild(weights, beside)}

@@ -135,7 +135,3 @@ def _run(name: str, typed: Sequence[str], may_restart: bool) -> int:
             say(f"{f'process {number}: ' * (number > 0)}error: {error}", "red")
             return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -129,6 +129,12 @@ class Evaluator:
             return Metrics(int(count), 100 * agreement, divergence)
         return Metrics(int(count), 100 * agreement, divergence, 100 * top1, 100 * top5, loss)
 
+    def both(
+        self, data: EvalSet, weights: Sequence[Tensor], extra: dict[str, Tensor] | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Figures of the 'original' network and of the 'reconstructed' one, by name."""
+        return {"original": self(data).to_dict(), "reconstructed": self(data, weights, extra).to_dict()}
+
 
 def _in_parts(run: Callable[[Any], Tensor], images: Any) -> Tensor:
     """Outputs for a batch; of large images for a part at a time, as their activations take gigabytes."""

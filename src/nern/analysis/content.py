@@ -36,8 +36,7 @@ class Evaluation:
     def metrics(self, weights: Sequence[Tensor]) -> dict[str, dict[str, float]]:
         """Of 'original' and 'reconstructed', what `Metrics.to_dict` gives."""
         evaluator = Evaluator(self.original, self.batch_size, reconstructed=self.reconstructed)
-        reconstructed = evaluator(self.images, self._fitted(weights), self.extra)
-        return {"original": evaluator(self.images).to_dict(), "reconstructed": reconstructed.to_dict()}
+        return evaluator.both(self.images, self._fitted(weights), self.extra)
 
     @torch.no_grad()
     def predicted(self, weights: Sequence[Tensor] | None = None) -> Int[Tensor, " images"]:

@@ -122,7 +122,6 @@ def encode_tensors(
     """Code tensors: their descriptions, the code of those on a grid, and the bytes of the others.
 
     Args:
-        tensors: by name.
         held: of each name, the number of a step, `Coded`, 'f16', or 'as': every bit as it is, in the fewest bytes. Whole
             numbers are held so at any rate, and in more than 16 bits is held what would not be itself in these, to about
             three digits.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
@@ -48,11 +49,8 @@ class Command(NamedTuple):
         return parser
 
 
-class Formatter(DefaultHelpFormatter):  # type: ignore[misc, valid-type]
+class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):  # type: ignore[misc, valid-type]
     """Keeps the line breaks of the description."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(indent + line for line in text.splitlines())
 
 
 def command_parser(text: str, usage: str | None = None) -> ArgumentParser:

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from nern.originals.input_format import InputFormat, input_format
 from nern.originals.selection import checked_names, choose_parameters, convolution_weights, matching, names_of
 from nern.originals.taps import NORMS, FeatureMaps, Taps, default_taps, matching_taps
 from nern.registry import ORIGINALS
-from nern.weights_file import load_weights, split_key, statistic
+from nern.weights_file import load_weights, statistic
 
 SMALL_SHARE = 0.1  # representing less of a network than this deserves a word
 
@@ -307,8 +306,3 @@ def usable(network: nn.Module) -> nn.Module:
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return network.eval()
-
-
-def kwargs_file(path: str | Path) -> Path:
-    """The JSON file with constructor arguments that may lie beside a weights file: same name, suffix `.json`."""
-    return Path(split_key(path)[0]).with_suffix(".json")

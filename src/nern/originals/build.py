@@ -13,7 +13,7 @@ from torch import nn
 
 from nern.errors import NernError, NernWarning, unknown_name
 from nern.files import existing_file
-from nern.originals.base import Original, OriginalNetwork, kwargs_file
+from nern.originals.base import Original, OriginalNetwork
 from nern.originals.checked import check_network
 from nern.originals.sources import find_builder, load_timm, load_torchvision
 from nern.randomness import forked_rng
@@ -31,6 +31,11 @@ def resolve_weights(path: str) -> Path:
     name, key = split_key(path)
     file = existing_file(name, "original network's weights (original_model_path)")
     return file if key is None else file.with_name(f"{file.name}{KEY}{key}")
+
+
+def kwargs_file(path: Path) -> Path:
+    """The JSON file with constructor arguments that may lie beside a weights file: same name, suffix `.json`."""
+    return Path(split_key(path)[0]).with_suffix(".json")
 
 
 def builder_of(name: str) -> Any:
@@ -116,7 +121,7 @@ def build_original_network(
         if not beside:
             raise
         raise NernError(
-            f"{error} ({', '.join(beside)} come from {kwargs_file(file or '')}, read as the arguments of the network; "
+            f"{error} ({', '.join(beside)} come from {kwargs_file(file or Path())}, read as the arguments of the network; "
             "rename that file if it is meant for something else)"
         ) from error
     if file is None:

@@ -51,7 +51,6 @@ class EncodedRows(Encoded):
     """Encodings of rows, made when asked for: the whole is never held in memory.
 
     Args:
-        coordinates: of the rows.
         tables: of each index, a vector for each of its values.
         combine: (vectors of each index) -> encodings.
         join: 'concat' or 'sum' where that is all `combine` does; then a linear layer separates by index. None: it does
@@ -105,14 +104,8 @@ def _sin_cos(arguments: Tensor) -> Tensor:
 
 @ENCODINGS.register("basic")
 class BasicEncoding:
-    """sin and cos of `pi * base**level * index`; index-major, then level, then (sin, cos).
-
-    Args:
-        num_idxs: indices of a coordinate.
-        enc_levels: frequencies of each index.
-        base: ratio of successive frequencies.
-        fusion_mode: 'concat' or 'sum' over indices.
-    """
+    """sin and cos of `pi * base**level * index`; index-major, then level, then (sin, cos). Arguments: see
+    `EmbeddingsConfig`."""
 
     def __init__(
         self,
@@ -187,12 +180,7 @@ HELD_BYTES = 256_000_000  # encodings of up to this much are kept; more are made
 
 
 class OrderRows(Encoded):
-    """Encodings of a table's rows.
-
-    Args:
-        coordinates: of the table, which tell a row's layer and place.
-        frequencies: g, (layers, levels).
-    """
+    """Encodings of a table's rows, whose coordinates tell layer and place. `frequencies`: g."""
 
     def __init__(self, coordinates: TableCoordinates, frequencies: Float[Tensor, "layers levels"]) -> None:
         self.coordinates, self.frequencies = coordinates, frequencies
@@ -234,13 +222,7 @@ class _ByOrder:
 @ENCODINGS.register("order", by_order=True)
 class OrderEncoding(_ByOrder):
     """Place along the order, at frequencies from half a turn a layer up to `bandwidth` half-turns a kernel, in equal
-    ratios; and a one-hot of the layer.
-
-    Args:
-        layers: of the network.
-        enc_levels: frequencies.
-        bandwidth: of a layer of n kernels the highest frequency is `bandwidth * n` half-turns.
-    """
+    ratios; and a one-hot of the layer. Of a layer of n kernels the highest is `bandwidth * n` half-turns."""
 
     def frequencies(self, kernels: int) -> Float[Tensor, " levels"]:
         highest = max(kernels * self.bandwidth, 1.0)

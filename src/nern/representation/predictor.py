@@ -56,11 +56,7 @@ class KxKPredictor(nn.Module):
     Args:
         input_size: length of an encoding.
         kernel_sizes: (height, width) of the kernels that each head gives.
-        hidden_layer_size: width of the hidden layers.
-        num_blocks: number of linear layers, the final one included; at least 2.
-        act_layer: name of the activation.
-        norm_layer: name of the normalisation between a hidden linear layer and its activation. 'bn' uses the statistics
-            of the rows predicted with gradient while training, running averages otherwise.
+        norm_layer: 'bn' uses the statistics of the rows predicted with gradient while training, running averages otherwise.
         head_names: of the heads, where there are several; empty: their sizes.
         output_scales: how many scales of outputs it holds; they are set, and applied, from outside. Not trained.
 
