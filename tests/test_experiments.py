@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from nern.config import Config, OriginalConfig
+from nern import Config, ImageTensors, OriginalConfig, register_task
 from nern.config.settings import read_config_file
 from nern.files import save_safetensors
 from nern.jobs.packing import PackOptions, pack
@@ -21,8 +21,6 @@ from nern.jobs.training import train as train_run
 from nern.objectives.objective import Losses
 from nern.originals.build import build_network
 from nern.registry import TASKS
-from nern.tasks.base import register_task
-from nern.tasks.images import ImageTensors
 from nern.training.run_folder import RunFolder
 from nern.training.trainer import Trainer
 from runs import build, quiet

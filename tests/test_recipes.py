@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from nern import Config, NernError
 from nern.cli import main
-from nern.config import Config
 from nern.config.yaml_files import RECIPES, recipe_values
-from nern.errors import NernError
 
 FILES = [name for name in RECIPES if name != "published"]
 

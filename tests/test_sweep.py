@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
+from nern import Config, NernError
 from nern.cli import main
-from nern.config import Config
-from nern.errors import NernError
 from nern.files import locked
 from nern.stopping import Interrupted
 from nern.sweeps.file import load_sweep
