@@ -119,7 +119,7 @@ def test_evaluating_gives_the_figures_of_the_run(finished: Finished, checkpoint:
 def test_each_network_is_loaded_with_the_accuracy_that_was_reported(finished: Finished, small: Path) -> None:
     folder, metrics = finished
     kept = load_file(folder.kept)
-    _, test = nern.tasks.digits({}, {})
+    _, test = nern.tasks.digits.digits({}, {})
     for number, name in enumerate((FIRST, SECOND)):
         network = nern.load_run(folder.root, network=number)
         assert torch.equal(network.bn1.weight, kept[f"{number}.bn1.weight"])
@@ -154,7 +154,7 @@ def test_the_norms_of_each_network_are_its_own(configure: Configure) -> None:
         assert own
         assert all(torch.equal(network.state_dict()[name[2:]], tensor) for name, tensor in own.items())
     assert sum(len(list(Original(network).norms())) for network in networks) == len(kept)
-    config = nern.jobs.config_of_run(folder.root)
+    config = nern.jobs.evaluating.config_of_run(folder.root)
     found = nern.evaluate(config, console=quiet())["networks"]
     best = json.loads(folder.metrics.read_text())["best"]["networks"]
     assert {name: of["reconstructed"] for name, of in found.items()} == {name: of["test"] for name, of in best.items()}

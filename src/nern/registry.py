@@ -31,10 +31,8 @@ T = TypeVar("T")
 
 # Modules and packages that register what they have.
 REGISTERING = (
-    "objectives", "ordering.order", "originals.cifar_resnet", "originals.sources", "representation.codes",
-    "representation.encoding", "representation.heads", "representation.predictor", "tasks.cifar", "tasks.digits",
-    "tasks.image_folder", "tasks.random_images", "training.optimizers", "training.schedules", "training.tracking",
-    "training.weight_batches",
+    "objectives", "ordering", "originals.cifar_resnet", "originals.sources", "representation", "tasks",
+    "training.optimizers", "training.schedules", "training.tracking", "training.weight_batches",
 )  # fmt: skip
 
 
