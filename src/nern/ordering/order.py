@@ -30,8 +30,6 @@ from nern.untrusted import parse_json
 Shapes = Sequence[tuple[int, int, int, int]]
 Array = NDArray[Any]
 Layer = Mapping[str, Array]  # a layer's permutations by name
-
-
 METRICS = ("cosine", "distance")
 
 

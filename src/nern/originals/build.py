@@ -109,7 +109,9 @@ def build_original_network(
     if file is not None:
         build = builder_of(name)
         if hasattr(build, "infer_kwargs") and getattr(build, "load", None) in (None, OriginalNetwork.load):
-            told = _told(build, file)
+            # Of several state dicts the one that tells most, of as many the first.
+            states = plain_state_dicts(file, "original network's weights")
+            told = max((build.infer_kwargs(state.tensors) for state in states), key=len, default={})
         if kwargs_file(file).is_file():
             beside = read_json(kwargs_file(file), dict, "; it is read as the arguments of the original network")
             told |= beside
@@ -167,9 +169,3 @@ def build_original(
     info = ORIGINALS.info(name) if name in ORIGINALS else {}
     taps = info.get("feature_maps") if feature_maps is None else feature_maps
     return Original(network, taps, include, exclude, info.get("represents"), names)
-
-
-def _told(build: Any, file: Path) -> dict[str, Any]:
-    """The arguments that weights in a file tell: of several the most, of as many the first."""
-    states = plain_state_dicts(file, "original network's weights")
-    return max((build.infer_kwargs(state.tensors) for state in states), key=len, default={})

@@ -15,7 +15,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from nern.compat import import_torchvision
-from nern.config import TaskConfig
 from nern.errors import NernError
 from nern.files import some_names
 from nern.originals.input_format import InputFormat
@@ -243,11 +242,9 @@ def _in_memory(data: FolderImages, images: InputFormat, num_workers: int, skippe
 # --- tasks -------------------------------------------------------------------------------------------------------
 
 
-def _count_classes(task: TaskConfig) -> int:
-    return len(SplitFolders(task.data_dir, "task.data_dir").classes)
-
-
-@register_task("imagefolder", num_classes=_count_classes, mirrors=True)
+@register_task(
+    "imagefolder", num_classes=lambda task: len(SplitFolders(task.data_dir, "task.data_dir").classes), mirrors=True
+)
 def imagefolder(
     train_kwargs: Kwargs, test_kwargs: Kwargs, data_dir: str | None = None, **kwargs: Any
 ) -> tuple[Split | None, Split | None]:
