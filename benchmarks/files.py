@@ -20,7 +20,7 @@ import torch
 
 import nern
 from nern.benchmarks.machine import machine, machine_text, versions
-from nern.originals import build_original_network
+from nern.originals.build import build_original_network
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 PUBLISHED = EXPERIMENTS / "resnet18" / "imagenet" / "imagenet_resnet18_smoothpes_permute_crossfilter_1256.yaml"

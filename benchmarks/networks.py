@@ -46,10 +46,11 @@ def measure(name: str) -> dict[str, object]:
     import torch
 
     import nern
-    from nern.originals import build_original
-    from nern.representation import KernelTable
+    from nern.originals.build import build_original
+    from nern.representation.kernels import KernelTable
     from nern.representation.nern import build_nern
-    from nern.training import Member, Trainer
+    from nern.training.members import Member
+    from nern.training.trainer import Trainer
 
     def peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

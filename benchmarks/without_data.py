@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from nern.config import Config
-from nern.jobs import train
+from nern.jobs.training import train
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments" / "without-data"
 KINDS = ["training images", "uniform", "leaves"]

@@ -20,7 +20,9 @@ SIDES = (1, 2, 2, 2, 3, 4)  # pictures along a side of an image; one of these is
 
 
 @RANDOM_IMAGES.register("mosaics")
-def mosaics(shape: tuple[int, int, int], settings: TaskConfig, seed: int, device: torch.device, original: Any, **_: Any) -> Any:
+def mosaics(
+    shape: tuple[int, int, int], settings: TaskConfig, seed: int, device: torch.device, original: Any, **_: Any
+) -> Any:
     """Pictures beside and above each other, cut at a random place."""
     train, _test = cifar100({}, {}, data_dir=settings.data_dir, splits=("train",))
     known, (_channels, height, width) = original.input_format or InputFormat(), shape

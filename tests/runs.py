@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 import nern
 from nern import Config
 from nern.experiment import build_experiment
-from nern.originals import CifarResNet
+from nern.originals.cifar_resnet import CifarResNet
 from nern.registry import TASKS
-from nern.training import Interrupted, RunFolder, Trainer
+from nern.stopping import Interrupted
 from nern.training.loop import Loop
-from nern.training.run_folder import attached_to
+from nern.training.run_folder import RunFolder, attached_to
+from nern.training.trainer import Trainer
 
 # A run of a few steps on digits; without its length and the original's weights.
 TINY: dict[str, Any] = {
@@ -84,6 +86,21 @@ def small_resnet(seed: int = 3, **changes: Any) -> CifarResNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CifarResNet(8, **{"in_channels": 1, "widths": [4, 6, 8]} | changes)
+
+
+def moments(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Mean and variance of each norm's outputs."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def note(m: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found.append((output.mean((0, 2, 3)), output.var((0, 2, 3), correction=0)))
+
+    handles = [m.register_forward_hook(note) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    with torch.no_grad():
+        network(images)
+    for handle in handles:
+        handle.remove()
+    return found
 
 
 def train(config: Config) -> RunFolder:

@@ -19,17 +19,22 @@ from torch import Tensor, nn
 
 import nern
 from artifact_parts import make, nern_config, random_ordering, same_tensor, save, with_description
-from nern import DamagedFileError, NernError, PackOptions
+from nern import DamagedFileError, NernError, PackOptions, verify
 from nern.artifact import Artifact, container, load, write_artifact
 from nern.artifact.entropy import AT_ONCE, MOST_ADAPTIVE, MOST_UNIFORM, Decoder, Encoder
-from nern.artifact.orderings import decode_ordering, encode_ordering
-from nern.artifact.permutations import SHORT, decode_permutations, encode_permutations, least_bits
+from nern.artifact.orderings import (
+    SHORT,
+    decode_ordering,
+    decode_permutations,
+    encode_ordering,
+    encode_permutations,
+    least_bits,
+)
 from nern.artifact.reading import TOLERANCE
 from nern.artifact.table import about
 from nern.artifact.tensors import TensorCode, decode_tensors, encode_tensors, tensor_bits
 from nern.config import TaskConfig
-from nern.jobs.artifacts import verify
-from nern.originals import build_network
+from nern.originals.build import build_network
 from nern.originals.checked import DTYPES
 from nern.registry import ORDERINGS
 from nern.representation.grid import step_size

@@ -17,12 +17,11 @@ from artifact_parts import same_tensor
 from nern import Config, NernError, PackOptions
 from nern.cli import main
 from nern.experiment import build_experiment
-from nern.originals import CifarResNet
+from nern.originals.cifar_resnet import CifarResNet
 from nern.representation.grid import on_grid
 from nern.tasks.streams import first_images
-from nern.training import RunFolder
-from nern.training.run_folder import load_steps
-from runs import SHORT, assert_same_result, interrupted, quiet, resume, small_resnet
+from nern.training.run_folder import RunFolder, load_steps
+from runs import SHORT, assert_same_result, interrupted, moments, quiet, resume, small_resnet
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -116,14 +115,7 @@ def test_more_bits_give_larger_files_nearer_to_the_run(run: RunFolder, packed: P
 
 def channel_means(network: nn.Module, images: Tensor) -> Tensor:
     """Of the outputs of all batch norms, one after the other."""
-    found: list[Tensor] = []
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    handles = [m.register_forward_hook(lambda m, inputs, out: found.append(out.mean((0, 2, 3)))) for m in norms]
-    with torch.no_grad():
-        network(images)
-    for handle in handles:
-        handle.remove()
-    return torch.cat(found)
+    return torch.cat([mean for mean, _ in moments(network, images)])
 
 
 @pytest.mark.parametrize("options", [{"bits": 3.0}, {"size": 2500}], ids=["bits", "bytes"])

@@ -17,8 +17,8 @@ from artifact_parts import Sections, make, save, with_description
 from nern import NernError
 from nern.artifact import Artifact, building, load
 from nern.artifact.building import build_bounded, check_buildable
-from nern.originals import CifarResNet
 from nern.originals.build import builder_of
+from nern.originals.cifar_resnet import CifarResNet
 
 FAR, REFUSAL, UNFIT = "ask for a far larger network than it holds", "is refused: it", "cannot be built with"
 SHAPES = [(4, 3, 3, 3)]

@@ -11,7 +11,7 @@ import pytest
 
 from nern import registry
 from nern.catalog import SECTIONS, SOURCES, names_of, networks_and_tasks
-from nern.originals import CifarResNet
+from nern.originals.cifar_resnet import CifarResNet
 from nern.terminal import bytes_text
 from runs import Ended, Run
 

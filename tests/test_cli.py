@@ -18,7 +18,7 @@ import yaml
 import nern
 from nern import Config
 from nern.cli import COMMANDS
-from nern.config import known_keys
+from nern.config.settings import known_keys
 from runs import Ended, Run, stop_after
 
 ROOT = Path(__file__).resolve().parents[1]

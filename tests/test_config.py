@@ -14,12 +14,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nern import registry
+from nern import Config, NernError, registry
 from nern.cli import main
-from nern.config import Config, known_keys
+from nern.config.checks import CHOICES
 from nern.config.published import TRANSLATED
+from nern.config.settings import known_keys
 from nern.config.yaml_files import nested_value
-from nern.errors import NernError
 
 UNREGISTERED = ("task.task_name", "task.original_model_name")  # published defaults that name nothing
 OTHER_DEFAULTS = {  # what published runs did, whatever these keys said
@@ -187,29 +187,12 @@ def test_null_is_refused_where_a_value_is_needed(key: str) -> None:
         Config.from_dict(nested({key: None}))
 
 
-NAMED = {
+NAMED = CHOICES | {
     "task.task_name": registry.TASKS,
     "task.original_model_name": registry.ORIGINALS,
-    "nern.method": registry.PREDICTORS,
-    "nern.act_layer": registry.ACTIVATIONS,
-    "nern.norm_layer": registry.NORM_LAYERS,
-    "nern.init": registry.INITS,
-    "nern.embeddings.type": registry.ENCODINGS,
-    "nern.embeddings.permutations.permute_mode": registry.ORDERINGS,
-    "nern.sampling_mode": registry.SAMPLING_MODES,
-    "nern.output_scales": ("none", "per_layer", "per_size"),
-    "nern.heads": ("per_layer", "per_size", "shared"),
-    "nern.weights_batch_method": registry.WEIGHT_BATCHES,
-    "nern.reconstruction_loss_type": registry.RECONSTRUCTION_LOSSES,
-    "nern.attention_loss_type": registry.FEATURE_MAP_LOSSES,
-    "nern.distillation_loss_type": registry.DISTILLATION_LOSSES,
-    "nern.task_loss_type": registry.TASK_LOSSES,
     "optim.optimizer_type": registry.OPTIMIZERS,
     "optim.lr_scheduler_type": registry.SCHEDULES,
     "logging.tracker": registry.TRACKERS,
-    "nern.embeddings.fusion_mode": ("concat", "sum"),
-    "nern.embeddings.normalization_mode": ("none", "local", "global"),
-    "evaluation.best_on": ("held_out", "test"),
 }
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from nern import Config, NernError, OriginalConfig
 from nern.cli import main
-from nern.config import Config, OriginalConfig, read_config_file
-from nern.errors import NernError
+from nern.config.settings import read_config_file
 
 Write = Callable[..., Path]
 

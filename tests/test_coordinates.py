@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nern.representation import KernelTable
 from nern.representation.coordinates import TableCoordinates
+from nern.representation.kernels import KernelTable
 from nern.training import weight_batches
 from nern.training.weight_batches import MANY_TIMES, different_rows
 

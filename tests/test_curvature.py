@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nern.objectives import curvature as module
 from nern.objectives.curvature import DAMPING, Curvature, curvatures
-from nern.originals import as_original
+from nern.originals.base import as_original
 from nern.tasks.images import Batch
 
 

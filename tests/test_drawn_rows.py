@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from nern.config import Config
-from nern.originals import as_original
+from nern.originals.base import as_original
 from nern.registry import RECONSTRUCTION_LOSSES, SAMPLING_MODES
-from nern.representation import KernelTable, build_nern
-from nern.training import Member, Trainer
+from nern.representation.kernels import KernelTable
+from nern.representation.nern import build_nern
 from nern.training import step as step_module
+from nern.training.members import Member
+from nern.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 

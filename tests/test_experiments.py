@@ -13,15 +13,16 @@ import pytest
 import torch
 import yaml
 
-from nern.config import Config, OriginalConfig, read_config_file
+from nern import Config, ImageTensors, OriginalConfig, register_task
+from nern.config.settings import read_config_file
 from nern.files import save_safetensors
-from nern.jobs import train as train_run
 from nern.jobs.packing import PackOptions, pack
+from nern.jobs.training import train as train_run
 from nern.objectives.objective import Losses
 from nern.originals.build import build_network
 from nern.registry import TASKS
-from nern.tasks import ImageTensors, register_task
-from nern.training import RunFolder, Trainer
+from nern.training.run_folder import RunFolder
+from nern.training.trainer import Trainer
 from runs import build, quiet
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from nern.objectives.feature_maps import EPSILON
 from nern.registry import ACTIVATIONS, FEATURE_MAP_LOSSES, NORM_LAYERS, PREDICTORS
-from nern.representation import KernelTable, build_predictor
 from nern.representation.coordinates import TableCoordinates
 from nern.representation.encoding import BasicEncoding, EncodedRows, Encodings, FourierEncoding
+from nern.representation.kernels import KernelTable
+from nern.representation.predictor import build_predictor
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 

@@ -27,7 +27,9 @@ from nern.config import LoggingConfig
 from nern.errors import ResourceError, resource_error
 from nern.files import write_json, write_text
 from nern.shipped import shipped_file
-from nern.training import Interrupted, RunFolder, Trainer
+from nern.stopping import Interrupted
+from nern.training.run_folder import RunFolder
+from nern.training.trainer import Trainer
 from runs import SHORT, assert_same_result, quiet, stop_after, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -132,7 +134,7 @@ def test_a_kill_at_any_moment_leaves_what_belongs_together(
     assert ahead  # the state is of an earlier step than the best checkpoint
     chosen = {folder.root: folder for folder in (saved[0], ahead[0], ahead[-1], left[-1])}
     for folder in chosen.values():
-        config, record = nern.jobs.config_of_run(folder.root), folder.record("best")
+        config, record = nern.jobs.evaluating.config_of_run(folder.root), folder.record("best")
         assert record is not None
         assert nern.evaluate(config, console=quiet(), run=folder.root)["reconstructed"] == record["test"]
         nern.resume(folder.root, quiet())
@@ -143,7 +145,7 @@ def test_run_folders_of_earlier_versions_open(tmp_path: Path, monkeypatch: pytes
     """They keep norms and steps of rounding in files beside the predictor."""
     folder = RunFolder(shutil.copytree(DATA / "earlier-run", tmp_path / "run"))
     expected = json.loads((DATA / "earlier-run.json").read_text())
-    config = nern.jobs.config_of_run(folder.root)
+    config = nern.jobs.evaluating.config_of_run(folder.root)
     found = nern.evaluate(config, console=quiet(), run=folder.root)["reconstructed"]
     assert found == pytest.approx(expected["best of the stopped run"])
     norms = load_file(folder.root / "checkpoints" / "best.kept.safetensors")

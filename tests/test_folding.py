@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn.modules.module import register_module_forward_hook
 
 from nern.compat import import_torchvision
-from nern.originals import Original, OriginalNetwork
+from nern.originals.base import Original, OriginalNetwork
 from nern.originals.folding import FoldedConvolution
 from nern.originals.taps import INPUT
 from nern.registry import ORIGINALS

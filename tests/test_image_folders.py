@@ -15,13 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 import nern
-from nern import Config, NernError
+from nern import Config, InputFormat, NernError
 from nern.cli import main
 from nern.config import TaskConfig
 from nern.errors import NernWarning
-from nern.originals.input_format import InputFormat
-from nern.tasks import Task, build_task, image_folder
-from nern.tasks.base import DataSettings
+from nern.tasks import image_folder
+from nern.tasks.base import DataSettings, Task, build_task
 from nern.tasks.image_folder import evaluation_transform, read_image
 from nern.tasks.loaders import LoaderSet, LoaderStream
 from nern.tasks.streams import MixedStream, first_images

@@ -12,7 +12,7 @@ import nern
 from nern import NernError
 from nern.config import LoggingConfig
 from nern.config.checks import check_logging
-from nern.originals import Original, as_original
+from nern.originals.base import Original, as_original
 from nern.originals.taps import Taps
 from nern.weights_file import load_weights
 from runs import same

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nern.originals import as_original
 from nern.originals import norm_fitting as module
+from nern.originals.base import as_original
 from nern.originals.cifar_resnet import CifarResNet
 from nern.originals.norm_fitting import fitted_norms
+from runs import moments
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -34,21 +35,6 @@ def resnet() -> nn.Module:
 @pytest.fixture
 def many(rng: torch.Generator) -> Tensor:
     return torch.randn(48, 1, 8, 8, generator=rng)
-
-
-def moments(network: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Mean and variance of each norm's outputs."""
-    found: list[tuple[Tensor, Tensor]] = []
-
-    def note(m: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found.append((output.mean((0, 2, 3)), output.var((0, 2, 3), correction=0)))
-
-    handles = [m.register_forward_hook(note) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    with torch.no_grad():
-        network(images)
-    for handle in handles:
-        handle.remove()
-    return found
 
 
 def test_channels_get_the_moments_that_they_have_in_the_original(

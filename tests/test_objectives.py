@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nern.config import NernConfig
 from nern.objectives import Objective
-from nern.originals import Original, as_original
+from nern.originals.base import Original, as_original
 from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, RECONSTRUCTION_LOSSES, TASK_LOSSES
 from runs import random_weights
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from nern.config import EmbeddingsConfig, NernConfig
-from nern.ordering import CrossFilterOrdering, Ordering
+from nern.ordering.order import CrossFilterOrdering, Ordering
 from nern.randomness import generator
-from nern.representation import KernelTable, build_nern, order_encoding
 from nern.representation.coordinates import TableCoordinates
-from nern.representation.nern import NeRN, build_encoding
+from nern.representation.encoding import OrderRows
+from nern.representation.kernels import KernelTable
+from nern.representation.nern import NeRN, build_encoding, build_nern
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -31,10 +32,10 @@ def embeddings(kind: str = "order") -> EmbeddingsConfig:
     return EmbeddingsConfig(type=kind, enc_levels=7, bandwidth=0.4)
 
 
-def encoded(kind: str, table: KernelTable, ordering: Ordering | None = None) -> order_encoding.OrderRows:
+def encoded(kind: str, table: KernelTable, ordering: Ordering | None = None) -> OrderRows:
     positions = None if ordering is None else ordering.positions(table.shapes)
     rows = build_encoding(embeddings(kind), table).prepare(TableCoordinates(table, positions))
-    assert isinstance(rows, order_encoding.OrderRows)
+    assert isinstance(rows, OrderRows)
     return rows
 
 

@@ -15,9 +15,8 @@ from nern.config import Config
 from nern.errors import NernError, NernWarning
 from nern.experiment import represent
 from nern.files import load_safetensors, save_safetensors
-from nern.ordering import get_ordering, load_ordering, save_ordering, solve_ordering
-from nern.ordering.cost import METRICS
-from nern.ordering.store import FILE_NAME
+from nern.ordering.order import METRICS, solve_ordering
+from nern.ordering.store import FILE_NAME, get_ordering, load_ordering, save_ordering
 from nern.originals.base import as_original
 from runs import random_weights, small_resnet
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from nern.config import NernConfig
 from nern.errors import NernError
-from nern.ordering import greedy_path, path_cost, solve_ordering
-from nern.ordering.cost import METRICS
-from nern.ordering.greedy import _greedy_path, comparable_rows
+from nern.ordering.greedy import _greedy_path, comparable_rows, greedy_path
 from nern.ordering.improve import improved_path, path_sum
+from nern.ordering.order import METRICS, path_cost, solve_ordering
 from nern.ordering.tree import tree_path
-from nern.representation import KernelTable, build_nern
+from nern.representation.kernels import KernelTable
+from nern.representation.nern import build_nern
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
@@ -107,7 +107,7 @@ def soon(seconds: float = 30) -> float:
 @given(st.sampled_from(sorted(KINDS)), st.integers(1, 1500), st.sampled_from([2, 3, 4, 9, 25]), st.integers(0, 10**6))
 def test_the_tree_finds_the_plain_path(metric: str, kind: str, n: int, d: int, seed: int) -> None:
     rows, by_distance = rows_of(kind, n, d, metric, seed), metric == "distance"
-    assert np.array_equal(tree_path(rows, by_distance), _greedy_path(rows, by_distance))
+    assert np.array_equal(tree_path(rows, None if by_distance else 1.0), _greedy_path(rows, by_distance))
 
 
 def test_a_hundred_thousand_equal_kernels_keep_their_order() -> None:

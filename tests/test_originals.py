@@ -18,10 +18,12 @@ from nern.config import Config
 from nern.errors import NernError, NernWarning
 from nern.evaluation import Evaluator
 from nern.experiment import data_settings
-from nern.originals import CifarResNet, Original, OriginalNetwork, as_original, build_original_network
+from nern.originals.base import Original, OriginalNetwork, as_original
+from nern.originals.build import build_original_network
+from nern.originals.cifar_resnet import CifarResNet
 from nern.registry import ORIGINALS
 from nern.shipped import NETWORK, shipped_names
-from nern.tasks import build_task
+from nern.tasks.base import build_task
 from runs import same, small_resnet
 
 DEPTHS = (8, 20, 32, 44, 56, 110)

@@ -13,11 +13,10 @@ import pytest
 
 import nern
 from artifact_parts import with_description
-from nern import NernError, registry
+from nern import NernError, registry, verify
 from nern.artifact import write_artifact
 from nern.cli import main
 from nern.config import TaskConfig
-from nern.jobs.artifacts import verify
 from runs import TINY, quiet
 
 BLOCKS = """
@@ -143,7 +142,7 @@ def told(folder: Path, **test: Any) -> Path:
 def right_on(count: int) -> float:
     """Of the first so many images of digits, the share that the file that ships is right on."""
     network = nern.load("pretrained:digits-resnet8.nern").network()
-    (images, labels), *_ = nern.tasks.digits({}, {})[1].batches(count)
+    (images, labels), *_ = nern.tasks.digits.digits({}, {})[1].batches(count)
     return 100 * float((network(images).argmax(1) == labels).double().mean())
 
 

@@ -19,10 +19,11 @@ from torch import Tensor
 
 import nern
 from nern import Config, NernError
-from nern.originals import CifarResNet
-from nern.training import RunFolder, Trainer
+from nern.originals.cifar_resnet import CifarResNet
 from nern.training.optimizers import clip_gradients
 from nern.training.phases import phases_of
+from nern.training.run_folder import RunFolder
+from nern.training.trainer import Trainer
 from runs import SHORT, assert_same_result, build, interrupted, resume, same, train, without_pictures
 
 PHASES: dict[str, Any] = {

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from nern.config import Config
 from nern.objectives import Objective
-from nern.originals import as_original
+from nern.originals.base import as_original
 from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES, RECONSTRUCTION_LOSSES, TASK_LOSSES
-from nern.representation import KernelTable, build_nern
+from nern.representation.kernels import KernelTable
+from nern.representation.nern import build_nern
 from nern.tasks.images import Batch, ImageTensors
-from nern.training import Member, Trainer
 from nern.training import step as step_module
+from nern.training.members import Member
+from nern.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 

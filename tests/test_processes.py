@@ -20,7 +20,7 @@ from nern.devices import select_device
 from nern.errors import NernWarning
 from nern.processes import Processes
 from nern.registry import TASKS
-from nern.training import RunFolder
+from nern.training.run_folder import RunFolder
 from runs import SHORT, quiet
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -62,7 +62,7 @@ def patchy(train_kwargs, test_kwargs, use_workers=True, **kwargs):
 """
 STOPPED = """
 import os, signal, time
-from nern.training.interrupt import StopRequest
+from nern.stopping import StopRequest
 from nern.training.trainer import Trainer
 
 train_step, note, noted = Trainer.train_step, StopRequest._note, []
@@ -212,12 +212,12 @@ def test_nothing_is_started_for_one_device_or_where_there_is_a_mistake(
 
 def test_each_process_has_a_gpu_of_its_own(four_gpus: list[Any]) -> None:
     chosen = Config.from_dict({"num_gpus": 2})
-    assert select_device(chosen, Processes(3, 4, 1, 2)) == torch.device("cuda", 1)
+    assert select_device(chosen.num_gpus, Processes(3, 4, 1, 2)) == torch.device("cuda", 1)
     assert four_gpus == [torch.device("cuda", 1)]
     with pytest.raises(NernError, match="5 processes were started on a machine with 4 GPUs"):
-        select_device(chosen, Processes(0, 5, 0, 5))
+        select_device(chosen.num_gpus, Processes(0, 5, 0, 5))
     with pytest.warns(NernWarning, match=r"num_gpus is 2, 4 of them available: the run uses one GPU \(torchrun"):
-        assert select_device(chosen) == torch.device("cuda", 0)
+        assert select_device(chosen.num_gpus) == torch.device("cuda", 0)
 
 
 def test_other_commands_want_one_process(

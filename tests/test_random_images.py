@@ -11,7 +11,7 @@ import torch
 
 from nern import Config, registry
 from nern.config import TaskConfig
-from nern.originals import Original
+from nern.originals.base import Original
 from nern.randomness import generator
 from nern.tasks.base import DataSettings, build_task
 from runs import SHORT, assert_same_result, interrupted, resume, train, without_digits

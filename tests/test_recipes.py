@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from nern import Config, NernError
 from nern.cli import main
-from nern.config import RECIPES, Config, recipe_values
-from nern.errors import NernError
+from nern.config.yaml_files import RECIPES, recipe_values
 
 FILES = [name for name in RECIPES if name != "published"]
 

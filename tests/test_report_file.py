@@ -12,10 +12,9 @@ import torch
 
 import nern
 from artifact_parts import SHAPES, make, save, with_description
-from nern import DamagedFileError, NernError
+from nern import DamagedFileError, NernError, verify
 from nern.cli import main
 from nern.config import TaskConfig
-from nern.jobs.artifacts import verify
 from nern.jobs.report_content import content_of_file, file_parts
 from nern.shipped import NERN, shipped_file
 from report_parts import SECTIONS, Page

@@ -15,7 +15,10 @@ from nern.config import EmbeddingsConfig, NernConfig
 from nern.errors import NernError
 from nern.files import save_torch
 from nern.registry import NORM_LAYERS, PREDICTORS
-from nern.representation import Heads, KernelTable, build_nern, build_predictor, sample_kernels
+from nern.representation.heads import Heads, sample_kernels
+from nern.representation.kernels import KernelTable
+from nern.representation.nern import build_nern
+from nern.representation.predictor import build_predictor
 from runs import random_weights
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")

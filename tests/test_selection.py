@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nern.errors import NernError
-from nern.originals import OriginalNetwork, as_original
+from nern.originals.base import OriginalNetwork, as_original
 from nern.originals.taps import Taps, default_taps
 
 

@@ -16,10 +16,9 @@ import nern
 from nern import Config, NernError, registry
 from nern.evaluation import accuracy, mean_metrics
 from nern.experiment import build_experiment
-from nern.jobs import config_of_run
+from nern.jobs.evaluating import config_of_run
 from nern.originals.base import Original
-from nern.training import RunFolder
-from nern.training.run_folder import attached_to
+from nern.training.run_folder import RunFolder, attached_to
 from runs import SHORT, assert_same_result, build, interrupted, quiet, resume, small_resnet, train
 
 BASE: dict[str, Any] = SHORT | {
@@ -120,7 +119,7 @@ def test_evaluating_gives_the_figures_of_the_run(finished: Finished, checkpoint:
 def test_each_network_is_loaded_with_the_accuracy_that_was_reported(finished: Finished, small: Path) -> None:
     folder, metrics = finished
     kept = load_file(folder.kept)
-    _, test = nern.tasks.digits({}, {})
+    _, test = nern.tasks.digits.digits({}, {})
     for number, name in enumerate((FIRST, SECOND)):
         network = nern.load_run(folder.root, network=number)
         assert torch.equal(network.bn1.weight, kept[f"{number}.bn1.weight"])
@@ -156,7 +155,7 @@ def test_the_norms_of_each_network_are_its_own(configure: Configure) -> None:
         assert all(torch.equal(network.state_dict()[name[2:]], tensor) for name, tensor in own.items())
     originals = [Original(network) for network in networks]
     assert sum(len(original.norms() | original.biases()) for original in originals) == len(kept)
-    config = nern.jobs.config_of_run(folder.root)
+    config = nern.jobs.evaluating.config_of_run(folder.root)
     found = nern.evaluate(config, console=quiet())["networks"]
     best = json.loads(folder.metrics.read_text())["best"]["networks"]
     assert {name: of["reconstructed"] for name, of in found.items()} == {name: of["test"] for name, of in best.items()}

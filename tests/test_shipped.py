@@ -13,7 +13,7 @@ import nern
 from nern.config import TaskConfig
 from nern.errors import NernError
 from nern.jobs.artifacts import verify
-from nern.originals import build_original_network
+from nern.originals.build import build_original_network
 from nern.shipped import SHIPPED, shipped_nerns
 
 QUIET = Console(quiet=True)

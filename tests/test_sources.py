@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import nern
 from nern import NernError
 from nern.compat import import_torchvision
-from nern.originals import InputFormat, Original, build_network, build_original, build_original_network
-from nern.originals.input_format import input_format
+from nern.originals.base import Original
+from nern.originals.build import build_network, build_original, build_original_network
+from nern.originals.input_format import InputFormat, input_format
 from runs import same
 
 torchvision = import_torchvision()

@@ -15,7 +15,7 @@ import yaml
 
 from nern import Config
 from nern.cli import main
-from nern.training import Trainer
+from nern.training.trainer import Trainer
 
 WEIGHTS = "trained_models/original_tasks/cifar10/resnet20_0_B.pt"
 RUN = Path("outputs/resnet20/cifar10/cifar10_resnet20_smoothpes_permute_crossfilter_180")

@@ -12,7 +12,7 @@ from nern import Config, NernError, train
 from nern.cli import main
 from nern.files import load_safetensors
 from nern.jobs.training import dry_run
-from nern.training import RunFolder
+from nern.training.run_folder import RunFolder
 from runs import TINY, quiet
 
 BASE = TINY | {
@@ -64,7 +64,9 @@ def test_dry_run_is_an_option_of_train(
 @pytest.mark.usefixtures("no_picture")
 def test_a_run_starts_where_another_ended(configure: Configure) -> None:
     first = RunFolder(train(configure(), quiet())["run_folder"])
-    more = {"from_run": str(first.root), "reconstruction.iterations": 0, "refinement.iterations": None}
+    more = {"nern.init": "checkpoint", "nern.checkpoint_path": str(first.root)}
+    assert configure(from_run=str(first.root)) == configure(more)
+    more |= {"reconstruction.iterations": 0, "refinement.iterations": None}
     config = configure(more, **{"distillation.iterations": 0, "refinement.images": None, "norm_images": 0})
     second = RunFolder(train(config, quiet())["run_folder"])
     before, after = (torch.load(run.checkpoint("best"), weights_only=True) for run in (first, second))
@@ -72,12 +74,14 @@ def test_a_run_starts_where_another_ended(configure: Configure) -> None:
     orderings = [load_safetensors(run.ordering, "ordering")[0] for run in (first, second)]
     assert all(torch.equal(orderings[0][name], orderings[1][name]) for name in orderings[0])
     saved = Config.load(second.config)
-    assert (saved.from_run, saved.nern.init) == (None, "checkpoint")
+    assert (saved.nern.init, saved.nern.checkpoint_path) == ("checkpoint", str(first.checkpoint("best")))
 
 
 def test_starting_from_a_run_says_what_is_wrong(configure: Configure, tmp_path: Path) -> None:
-    with pytest.raises(NernError, match="is not a run folder"):
+    with pytest.raises(NernError, match="no such file"):
         train(configure(from_run=str(tmp_path / "none")), quiet())
+    with pytest.raises(NernError, match="is not a run folder"):
+        train(configure({"nern.init": "checkpoint", "nern.checkpoint_path": str(tmp_path)}), quiet())
     with pytest.raises(NernError, match="drop one"):
         configure({"from_run": "here", "nern.init": "checkpoint", "nern.checkpoint_path": "there.pt"})
     configure().save(tmp_path / "empty" / "config.yaml")

@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 import yaml
 
+from nern import Config, NernError
 from nern.cli import main
-from nern.config import Config
-from nern.errors import NernError
 from nern.files import locked
-from nern.sweeps import COLUMNS, load_sweep, sweep
+from nern.stopping import Interrupted
+from nern.sweeps.file import load_sweep
 from nern.sweeps.processes import Job, run_side_by_side
-from nern.training.interrupt import Interrupted
+from nern.sweeps.run import sweep
+from nern.sweeps.table import COLUMNS
 from runs import TINY as TINY_RUN
 from runs import quiet
 

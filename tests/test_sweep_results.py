@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from nern.errors import NernError
-from nern.sweeps import COLUMNS
 from nern.sweeps.picture import draw
-from nern.sweeps.table import table_text
+from nern.sweeps.table import COLUMNS, table_text
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

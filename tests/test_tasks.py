@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from nern import Config, ImageTensors, InputFormat, NernError
 from nern.compat import import_torchvision
-from nern.config import Config
-from nern.errors import NernError
 from nern.experiment import data_settings
-from nern.originals import CifarResNet, InputFormat, as_original
+from nern.originals.base import as_original
+from nern.originals.cifar_resnet import CifarResNet
 from nern.registry import TASKS
-from nern.tasks import ImageTensors, Task, build_task, register_task
+from nern.tasks.base import Task, build_task, register_task
 from nern.tasks.streams import EpochOrder
 from runs import same
 

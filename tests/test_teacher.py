@@ -17,7 +17,7 @@ from nern.experiment import build_experiment, build_teachers
 from nern.objectives.objective import Objective
 from nern.originals.base import Mirrored, Original
 from nern.registry import DISTILLATION_LOSSES, FEATURE_MAP_LOSSES
-from nern.training import RunFolder
+from nern.training.run_folder import RunFolder
 from runs import SHORT, assert_same_result, interrupted, resume, small_resnet, train
 
 pytestmark = pytest.mark.usefixtures("no_picture")

@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 import nern
 from conftest import Attack
 from nern import Config, NernError, NonFiniteLossError, registry
-from nern.training import RunFolder
-from nern.training.run_folder import attached_to
+from nern.training.run_folder import RunFolder, attached_to
 from runs import SHORT, assert_same_result, interrupted, quiet, resume, same, stop_after, train
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -351,7 +350,7 @@ def test_what_is_trained_beside_the_predictor_is_saved_and_evaluated(configure: 
     assert len(beside) == 14 + 2
     assert all(not torch.equal(tensor, kept[name]) for name, tensor in beside.items())
     metrics = json.loads(folder.metrics.read_text())
-    config = nern.jobs.config_of_run(folder.root)
+    config = nern.jobs.evaluating.config_of_run(folder.root)
     assert nern.evaluate(config, console=quiet())["reconstructed"] == metrics["best"]["test"]
     state = nern.load_run(folder.root).state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in beside.items())

@@ -18,13 +18,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import nern
-from nern import Config, NernError, registry
+from nern import Config, NernError, OriginalConfig, registry
 from nern.cli import main
-from nern.config import OriginalConfig
 from nern.objectives.smoothness import mean_neighbour_cosine
-from nern.originals import CifarResNet, build_network
+from nern.originals.build import build_network
+from nern.originals.cifar_resnet import CifarResNet
+from nern.stopping import Interrupted
 from nern.tasks.base import DataSettings, build_task
-from nern.training import Interrupted, OriginalTrainer, RunFolder
+from nern.training.original_trainer import OriginalTrainer
+from nern.training.run_folder import RunFolder
 from runs import Run, assert_same_result, quiet, same, stop_after
 
 pytestmark = pytest.mark.usefixtures("no_picture")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from nern import NernError
-from nern.config import parse_yaml
-from nern.ordering.cost import PathCost
-from nern.originals import build_original_network
+from nern.config.yaml_files import parse_yaml
+from nern.ordering.order import PathCost
+from nern.originals.build import build_original_network
 from nern.training.run_folder import load_steps
 from nern.untrusted import parse_json, read_json
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from nern.config import Config, NernConfig
 from nern.errors import NernError
 from nern.registry import WEIGHT_BATCHES
-from nern.representation import KernelTable
-from nern.training import WeightBatches
+from nern.representation.kernels import KernelTable
+from nern.training.weight_batches import WeightBatches
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from nern.config import EmbeddingsConfig, NernConfig
 from nern.errors import NernError, NernWarning
-from nern.originals import build_original_network
+from nern.originals.build import build_original_network
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern
 from nern.weights_file import load_weights, state_dicts

@@ -17,7 +17,8 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from nern.config import Config, NernConfig, import_modules
+from nern.config import Config, NernConfig
+from nern.config.imports import import_modules
 from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, NernWarning, plain_errors
 from nern.evaluation import Evaluator, LayerError, layer_errors
@@ -33,10 +34,10 @@ from nern.representation.grid import Quantised
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, predictor_arguments, share_of
 from nern.representation.predictor import parameters_of
+from nern.stopping import Interrupted
 from nern.tasks.base import Task
 from nern.tasks.own import Forward, OwnData, as_batches
 from nern.terminal import share_text
-from nern.training.interrupt import Interrupted
 from nern.training.members import Member, trained_beside
 from nern.training.trainer import Trainer
 
@@ -132,12 +133,8 @@ class Fitted:
             assert test is not None
         else:
             test = own.test_set(batches, self.calling)
-        evaluator = Evaluator(self.original, own.batch_size)
         weights, beside = self.nern.reconstruct(), dict(self.beside)
-        found = {
-            "original": evaluator(test).to_dict(),
-            "reconstructed": evaluator(test, weights, beside).to_dict(),
-        }
+        found = Evaluator(self.original, own.batch_size).both(test, weights, beside)
         metric = metric or self.metric
         if metric is not None:
             networks = {"original": self.original.network, "reconstructed": self.original.rebuild(weights, beside)}

@@ -14,14 +14,15 @@ from rich.text import Text
 from torch import nn
 
 from nern import registry
-from nern.config import RECIPES
 from nern.config.checks import CHOICES, TERMS
 from nern.config.phases import KNOWN
+from nern.config.yaml_files import RECIPES
 from nern.errors import EXTRAS, NernWarning, plain_errors, unknown_name
-from nern.ordering import ordering_bits
-from nern.originals import build_original, source_names
+from nern.ordering.order import ordering_bits
 from nern.originals.base import Original, as_original
+from nern.originals.build import build_original
 from nern.originals.selection import ParameterChoice
+from nern.originals.sources import source_names
 from nern.representation.kernels import kernel_shape
 from nern.shipped import shipped_nerns, shipped_networks
 from nern.terminal import bytes_text, share_text

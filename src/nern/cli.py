@@ -24,7 +24,7 @@ COMMANDS = {
     "report": ("files", "write a page with figures about a run or a file"),
     "inspect": ("listing", "show which weights of a network are represented"),
     "list": ("listing", "list networks, tasks and other choices"),
-    "sweep": ("sweep", "train many NeRNs and compare them"),
+    "sweep": ("training", "train many NeRNs and compare them"),
     "bench": ("bench", "measure speed and memory on this machine"),
 }
 
@@ -108,7 +108,7 @@ def _run(name: str, typed: Sequence[str], may_restart: bool) -> int:
     from nern.console import PLAIN, CleanConsole
     from nern.errors import NernError, NernWarning, unknown_name
     from nern.processes import process_number
-    from nern.training.interrupt import Interrupted
+    from nern.stopping import Interrupted
 
     errors, number = CleanConsole(stderr=True), process_number()  # of several processes, the first one talks
 
@@ -135,7 +135,3 @@ def _run(name: str, typed: Sequence[str], may_restart: bool) -> int:
             say(f"{f'process {number}: ' * (number > 0)}error: {error}", "red")
             return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,7 @@ import rich.console
 from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from nern.printable import printable
+from nern.errors import printable
 
 # Options of `print` for text that may hold anything: no markup, no colours of its own, lines as they are.
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}

@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,30 +18,21 @@ from nern.processes import ALONE, Processes
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -2, -3, -4, -8  # of glibc's mallopt, malloc.h
 
 
-class Run(Protocol):
-    """What a configuration says of devices."""
-
-    num_gpus: int
-
-
-def available_gpus(config: Run) -> int:
-    """GPUs of this machine that a run may use."""
-    return 0 if config.num_gpus == 0 else torch.cuda.device_count()
+def available_gpus(num_gpus: int) -> int:
+    """GPUs of this machine that a run with this key may use."""
+    return 0 if num_gpus == 0 else torch.cuda.device_count()
 
 
-def processes_to_start(config: Run) -> int:
+def processes_to_start(num_gpus: int) -> int:
     """How many processes `num_gpus` asks for on this machine, as far as there are GPUs."""
     can_start = os.name == "posix" and torch.distributed.is_available()
-    return max(min(config.num_gpus, available_gpus(config)), 1) if can_start else 1
+    return max(min(num_gpus, available_gpus(num_gpus)), 1) if can_start else 1
 
 
-def select_device(config: Run, processes: Processes = ALONE) -> torch.device:
+def select_device(num_gpus: int, processes: Processes = ALONE) -> torch.device:
     """The first GPU (of several processes, to each its own), or the CPU; warns where `num_gpus` asks for more than is used.
-
-    Raises:
-        NernError: more processes on this machine than GPUs.
-    """
-    available = available_gpus(config)
+    Raises NernError for more processes on this machine than GPUs."""
+    available = available_gpus(num_gpus)
     if 0 < available < processes.local_count:
         raise NernError(
             f"{processes.local_count} processes were started on a machine with {available} GPUs; start {available}, or set "
@@ -52,10 +42,10 @@ def select_device(config: Run, processes: Processes = ALONE) -> torch.device:
     if processes.several and available:
         torch.cuda.set_device(device)  # NCCL's, too
     used = ("one GPU" if processes.count == 1 else f"{processes.count} GPUs") if available else "the CPU"
-    if config.num_gpus > (processes.count if available else 1) and processes.main:
+    if num_gpus > (processes.count if available else 1) and processes.main:
         there = f"{available} of them available" if available else "none available"
-        more = "" if min(available, config.num_gpus) <= processes.count else " (torchrun starts a process for each)"
-        warnings.warn(f"num_gpus is {config.num_gpus}, {there}: the run uses {used}{more}", NernWarning, stacklevel=2)
+        more = "" if min(available, num_gpus) <= processes.count else " (torchrun starts a process for each)"
+        warnings.warn(f"num_gpus is {num_gpus}, {there}: the run uses {used}{more}", NernWarning, stacklevel=2)
     return device
 
 

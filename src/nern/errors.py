@@ -6,12 +6,27 @@ import difflib
 import errno
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from nern.printable import printable
-
 ALIKE = 0.45  # names less alike than this are not suggested
+
+
+def printable(text: str) -> str:
+    """Text as it may be shown: names of files, classes and layers are other people's, and may hold codes that move a cursor.
+    Control codes, direction marks and what is no Unicode are written as escapes; line breaks stay.
+
+    >>> printable("a" + chr(27) + "[31m.png")
+    'a\\\\x1b[31m.png'
+    """
+    if text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return "".join(c if _shown(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _shown(c: str) -> bool:
+    return c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"
 
 
 class NernError(ValueError):
@@ -62,12 +77,8 @@ _HINTS = {
 
 
 def resource_error(error: BaseException, path: object = None) -> ResourceError | None:
-    """What the system refused, in one sentence and a hint; None: it is an error of another kind.
-
-    Args:
-        error: that was raised, by Python, torch or safetensors.
-        path: of the file that was written; None: what the error names.
-    """
+    """What the system refused, in one sentence and a hint, of an error that Python, torch or safetensors raised; None: it is
+    of another kind. `path`: of the file that was written; None: what the error names."""
     if isinstance(error, NernError):
         return error if isinstance(error, ResourceError) else None
     text = " ".join(str(error).split())

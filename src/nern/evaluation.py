@@ -25,24 +25,15 @@ TOP = 5
 @dataclass(frozen=True)
 class Metrics:
     """Figures of one network on one set. Shares are in percent; those that need class scores or labels are None where there
-    are none.
-
-    Attributes:
-        images: number of images.
-        agreement: images on which the prediction is the original's.
-        divergence: mean KL(original || this) of the softmaxed outputs, in nats.
-        error: norm of what outputs other than class scores are off by, over the norm of the original's, in percent.
-        top1, top5: images whose label is the prediction, or among the five largest outputs.
-        loss: mean cross entropy of the logits, in nats.
-    """
+    are none."""
 
     images: int
-    agreement: float | None = None
-    divergence: float | None = None
-    top1: float | None = None
-    top5: float | None = None
-    loss: float | None = None
-    error: float | None = None
+    agreement: float | None = None  # images on which the prediction is the original's
+    divergence: float | None = None  # mean KL(original || this) of the softmaxed outputs, in nats
+    top1: float | None = None  # images whose label is the prediction
+    top5: float | None = None  # or among the five largest outputs
+    loss: float | None = None  # mean cross entropy of the logits, in nats
+    error: float | None = None  # norm of what outputs other than class scores are off by, over that of the original's
 
     def to_dict(self) -> dict[str, float]:
         """The figures there are, by name."""
@@ -74,7 +65,6 @@ class Evaluator:
     """Evaluates weights of an original's architecture; the original's own outputs are computed once for each set.
 
     Args:
-        original: the original network.
         batch_size: images in one batch; large ones go through the network in several parts.
         processes: each evaluates a share of the batches; all call at the same time, and get the figures of all images.
         reconstructed: the network in which other weights are run; None: the original.
@@ -138,6 +128,12 @@ class Evaluator:
         if not labelled:
             return Metrics(int(count), 100 * agreement, divergence)
         return Metrics(int(count), 100 * agreement, divergence, 100 * top1, 100 * top5, loss)
+
+    def both(
+        self, data: EvalSet, weights: Sequence[Tensor], extra: dict[str, Tensor] | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Figures of the 'original' network and of the 'reconstructed' one, by name."""
+        return {"original": self(data).to_dict(), "reconstructed": self(data, weights, extra).to_dict()}
 
 
 def _in_parts(run: Callable[[Any], Tensor], images: Any) -> Tensor:

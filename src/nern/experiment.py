@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nern.config import Config, NernConfig, NetworkConfig, TaskConfig, import_modules
+from nern.config import Config, NernConfig, NetworkConfig, TaskConfig
+from nern.config.imports import import_modules
 from nern.devices import select_device
 from nern.errors import NernError, NernWarning
 from nern.naming import of_number
@@ -73,11 +74,8 @@ def build_checked_original(network: NetworkConfig, seed: int, device: torch.devi
 def build_teachers(
     config: Config, device: torch.device, originals: Sequence[Original]
 ) -> list[Original | Mirrored | None]:
-    """Of each original, whose outputs are distilled; None: its own.
-
-    Raises:
-        NernError: `teacher.mirrored`, and an original's inputs are no images; or see `build_teacher`.
-    """
+    """Of each original, whose outputs are distilled; None: its own. Raises NernError for `teacher.mirrored` where an
+    original's inputs are no images; or see `build_teacher`."""
     teacher = build_teacher(config, device, originals[0])
     found: list[Original | Mirrored | None] = []
     for network, original in zip(config.members(), originals, strict=True):
@@ -192,11 +190,8 @@ def represent(
     tell: Callable[[str], None] | None = None,
 ) -> tuple[NeRN, Ordering, str]:
     """The NeRN that `config` describes for these networks, untrained; the ordering of their kernels, solved by the main
-    process; and where that came from. `tell` is told what the ordering takes, before it is solved.
-
-    Raises:
-        NernError: a kernel larger than a shared head's; an ordering or a checkpoint that does not fit.
-    """
+    process; and where that came from. `tell` is told what the ordering takes, before it is solved. Raises NernError for a
+    kernel larger than a shared head's, and an ordering or a checkpoint that does not fit."""
     table, order = kernel_table(config.nern, originals), config.nern.embeddings.permutations
     build_heads(config.nern, table)  # fails before the ordering takes its time
     weights = [weight for original in originals for weight in original.weights]
@@ -213,16 +208,14 @@ def represent(
 
 
 def _start_from_run(config: Config) -> None:
-    """Put the best checkpoint of `from_run` in the place of the predictor's first weights. Raises NernError if there is
-    none."""
-    if config.from_run is None:
+    """Put the best checkpoint of a run in the place of its folder. Raises NernError if there is none."""
+    path = config.nern.checkpoint_path
+    if path is None or not Path(path).expanduser().is_dir():
         return
-    checkpoint = RunFolder.open(config.from_run).checkpoint("best")
+    checkpoint = RunFolder.open(path).checkpoint("best")
     if not checkpoint.is_file():
-        raise NernError(
-            f"from_run (={config.from_run}) has no checkpoint 'best' yet: let it come to an evaluation first"
-        )
-    config.nern.init, config.nern.checkpoint_path, config.from_run = "checkpoint", str(checkpoint), None
+        raise NernError(f"run {path} has no checkpoint 'best' yet: let it come to an evaluation first")
+    config.nern.checkpoint_path = str(checkpoint)
 
 
 def build_experiment(
@@ -240,7 +233,7 @@ def build_experiment(
     _start_from_run(config)
     permutations = config.nern.embeddings.permutations
     permutations.path = permutations.path or ordering_beside(config)
-    device, networks = select_device(config, processes), config.members()
+    device, networks = select_device(config.num_gpus, processes), config.members()
     with processes.first_here():
         originals = [build_checked_original(network, config.seed, device) for network in networks]
     nern, ordering, source = represent(config, originals, device, processes, tell)

@@ -227,7 +227,6 @@ def load_torch(path: str | Path, what: str, kinds: Mapping[str, Any] | None = No
     and room that go with its bytes (see `pickles`).
 
     Args:
-        path: the file.
         what: what it should hold, in words, for the error.
         kinds: further functions and classes that the file may name: what is called in place of each.
 

@@ -19,15 +19,12 @@ NUMBERS = 2**21  # of a batch; what a network makes of more takes gigabytes
 
 @dataclass(frozen=True)
 class Calling:
-    """How a network is called with a batch, and which of its outputs are compared.
+    """How a network is called with a batch, and which of its outputs are compared."""
 
-    Attributes:
-        forward: (network, batch) -> outputs: a tensor, or nested tensors.
-        scales: a factor for each tensor that is compared; None: the outputs are one tensor of class scores.
-    """
-
-    forward: Callable[[nn.Module, Any], Any]
-    scales: Sequence[float] | None = None
+    forward: Callable[[nn.Module, Any], Any]  # (network, batch) -> outputs: a tensor, or nested tensors
+    scales: Sequence[float] | None = (
+        None  # of each tensor that is compared; None: outputs are one tensor of class scores
+    )
 
     def __call__(self, network: nn.Module, batch: Any, samples: int) -> Float[Tensor, "samples numbers"]:
         """The outputs that are compared, in one tensor: class scores, or all numbers of all tensors, scaled."""
@@ -44,15 +41,9 @@ class Calling:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """A batch of nested tensors, with the way in which a network is called with them.
+    """A batch of nested tensors, with the way in which a network is called with them."""
 
-    Attributes:
-        batch: tensors in tuples, lists, mappings and dataclasses; other values in them stay as they are.
-        calling: the way.
-        samples: in the batch.
-    """
-
-    batch: Any
+    batch: Any  # tensors in tuples, lists, mappings and dataclasses; other values in them stay as they are
     calling: Calling
     samples: int
 

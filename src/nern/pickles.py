@@ -38,7 +38,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 class _Value:
     """What a value of a pickle takes.
 
-    Attributes:
+    Args:
         kind: 'plain', 'global', 'stored' (numbers in the file), a container's, or the name of what is called to make it.
         size: values within it; a tuple's written out, as hashing it goes through them.
         items: of lists and tuples; of mappings the keys.

@@ -33,17 +33,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of a run.
-
-    Attributes:
-        rank: number of this process, from 0.
-        count: of all processes.
-        local_rank, local_count: among those of its machine.
-    """
+    """This process among all of a run."""
 
     rank: int = 0
     count: int = 1
-    local_rank: int = 0
+    local_rank: int = 0  # among those of its machine
     local_count: int = 1
 
     @property

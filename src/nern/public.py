@@ -5,13 +5,15 @@ from nern.artifact import Artifact, DamagedFileError, load
 from nern.catalog import Inspection, inspect, list_networks
 from nern.config import Config, OriginalConfig
 from nern.errors import NernError, NonFiniteLossError
-from nern.jobs import evaluate, load_run, resume, resume_original, train, train_original
 from nern.jobs.artifacts import info, unpack, verify
+from nern.jobs.evaluating import evaluate, load_run
+from nern.jobs.original import resume_original, train_original
 from nern.jobs.packing import PackOptions, pack, save
 from nern.jobs.report import report
+from nern.jobs.training import resume, train
 from nern.originals.base import OriginalNetwork, register_original
 from nern.originals.input_format import InputFormat
-from nern.sweeps import sweep
+from nern.sweeps.run import sweep
 from nern.tasks.base import register_task
 from nern.tasks.images import ImageTensors
 

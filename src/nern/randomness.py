@@ -15,9 +15,9 @@ def derived_seed(seed: int, *purpose: object) -> int:
     return int.from_bytes(digest[:8], "little") >> 1  # fits int64
 
 
-def generator(seed: int, *purpose: object, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator seeded for `purpose`."""
-    return torch.Generator(device=device).manual_seed(derived_seed(seed, *purpose))
+def generator(seed: int, *purpose: object) -> torch.Generator:
+    """A generator of the CPU, seeded for `purpose`."""
+    return torch.Generator().manual_seed(derived_seed(seed, *purpose))
 
 
 @contextmanager

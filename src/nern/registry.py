@@ -29,14 +29,17 @@ from nern.typed import hints_of, typed
 
 T = TypeVar("T")
 
-# Those that register what they have.
-PACKAGES = ("objectives", "ordering", "originals", "representation", "tasks", "training")
+# Modules and packages that register what they have.
+REGISTERING = (
+    "objectives", "ordering", "originals.cifar_resnet", "originals.sources", "representation", "tasks",
+    "training.optimizers", "training.schedules", "training.tracking", "training.weight_batches",
+)  # fmt: skip
 
 
 @cache
 def _fill() -> None:
     """Import what registers itself; before anything is looked up."""
-    for name in PACKAGES:
+    for name in REGISTERING:
         importlib.import_module(f"nern.{name}")
 
 
@@ -45,18 +48,11 @@ Choice = str | dict[str, Any]  # a name, or {name: NAME} and settings
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """What is registered under a name.
-
-    Attributes:
-        component: the thing itself.
-        settings: dataclass of the settings that a config may give it, passed as the keyword argument `settings`; None: it
-            has none.
-        info: facts about it, by which others know how to use it.
-    """
+    """What is registered under a name."""
 
     component: T
-    settings: type | None
-    info: dict[str, Any]
+    settings: type | None  # dataclass of what a config may give it, as its keyword argument `settings`; None: nothing
+    info: dict[str, Any]  # facts about it, by which others know how to use it
 
 
 class Registry(Generic[T]):

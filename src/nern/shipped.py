@@ -29,16 +29,8 @@ def shipped_nerns() -> list[str]:
 
 
 def shipped_file(path: str, suffix: str, kind: str) -> Path | None:
-    """The file that 'pretrained:NAME' means; None: `path` is an ordinary one.
-
-    Args:
-        path: as it was given.
-        suffix: of the files of the kind wanted; NeRNs are named with it, networks without.
-        kind: what is wanted, in words.
-
-    Raises:
-        NernError: no such name.
-    """
+    """The file that 'pretrained:NAME' means; None: `path` is an ordinary one. `suffix`: of the files of the kind wanted;
+    NeRNs are named with it, networks without. Raises NernError where there is none of that name."""
     if not path.startswith(SHIPPED):
         return None
     choices = shipped_networks() if suffix == NETWORK else shipped_nerns()

@@ -41,9 +41,7 @@ def typed(value: Any, hint: Any, key: str, parse: Callable[[str], Any] | None = 
     text as a list of it.
 
     Args:
-        value: what was given.
         hint: the type: of plain values, lists, tuples and mappings, or a union of them.
-        key: for the message.
         parse: what makes a value of text where text is not allowed; None: nothing.
 
     Raises:

@@ -78,14 +78,9 @@ HARMLESS = _harmless()
 
 @dataclass(frozen=True)
 class StateDict:
-    """A mapping of names to tensors in a file.
+    """A mapping of names to tensors in a file."""
 
-    Attributes:
-        key: where it is in the file, dotted; empty: it is the file.
-        tensors: by name.
-    """
-
-    key: str
+    key: str  # where it is in the file, dotted; empty: it is the file
     tensors: dict[str, Tensor]
 
 
@@ -202,9 +197,7 @@ def load_weights(
     fit, the first one whose name does not speak of an average is taken, and a warning says so; FILE#KEY takes another.
 
     Args:
-        network: to fill.
-        path: of the file.
-        what: what it should hold, in words, for errors.
+        what: what the file should hold, in words, for errors.
         remedy: a sentence for the error where nothing fits.
 
     Raises:

@@ -24,8 +24,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nern.config import Config, NernConfig, OptimConfig, check_keys, known_keys
+from nern.config import Config, NernConfig, OptimConfig
 from nern.config.published import TRANSLATED
+from nern.config.settings import check_keys, known_keys
 from nern.errors import NernError
 from nern.objectives.objective import Losses, Objective
 from nern.objectives.smoothness import cosine_smoothness, l2_smoothness
@@ -43,10 +44,9 @@ from nern.registry import (
 )
 from nern.representation.coordinates import TableCoordinates
 from nern.representation.encoding import EncodedRows, FourierEncoding
-from nern.representation.heads import Heads
+from nern.representation.heads import Heads, sample_kernels
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_nern
-from nern.representation.sampling import sample_kernels
 from nern.training.members import Member
 from nern.training.schedules import Schedule
 from nern.training.trainer import Trainer

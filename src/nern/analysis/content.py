@@ -18,35 +18,25 @@ from nern.training.loop import History
 
 Kernels = Float[Tensor, "filters channels height width"]
 NO_ORIGINAL = "the original's weights were not given (--original_model_path)"  # why something is left out
-Figures = Mapping[str, Mapping[str, Mapping[str, float]]]
+Figures = Mapping[str, Mapping[str, Mapping[str, float]]]  # within, what `Metrics.to_dict` gives
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """An original network's architecture on labelled images, with its own and with other weights. These may have any shape
-    with as many elements, and be on any device.
-
-    Attributes:
-        original: the network.
-        images: labelled ones, on its device.
-        classes: their number.
-        batch_size: images in one forward pass.
-        extra: parameters besides the represented weights that go with other weights.
-        reconstructed: the network in which other weights are run; None: the original. Its buffers, too, are its own.
-    """
+    with as many elements, and be on any device."""
 
     original: Original
-    images: EvalSet
+    images: EvalSet  # labelled ones, on its device
     classes: int
     batch_size: int
-    extra: dict[str, Tensor] = field(default_factory=dict)
-    reconstructed: Original | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)  # parameters besides, that go with other weights
+    reconstructed: Original | None = None  # in which other weights are run, with its own buffers; None: the original
 
     def metrics(self, weights: Sequence[Tensor]) -> dict[str, dict[str, float]]:
         """Of 'original' and 'reconstructed', what `Metrics.to_dict` gives."""
         evaluator = Evaluator(self.original, self.batch_size, reconstructed=self.reconstructed)
-        reconstructed = evaluator(self.images, self._fitted(weights), self.extra)
-        return {"original": evaluator(self.images).to_dict(), "reconstructed": reconstructed.to_dict()}
+        return evaluator.both(self.images, self._fitted(weights), self.extra)
 
     @torch.no_grad()
     def predicted(self, weights: Sequence[Tensor] | None = None) -> Int[Tensor, " images"]:
@@ -76,26 +66,20 @@ class Evaluation:
 class NetworkContent:
     """One network and its reconstruction. All tensors are on the CPU.
 
-    Attributes:
-        name: of the network.
-        layers: names of the represented weights.
-        weights: the reconstructed ones.
-        original: the original's; None: they are not at hand, and whatever compares with them is left out.
-        ordered: of each layer, the numbers (filter * channels + channel) of the kernels in the order in which the
-            coordinates walk through them; None: there is no ordering.
-        figures: by set ('test', 'held_out') and network ('original', 'reconstructed'), what `Metrics.to_dict` gives.
-        evaluation: on test images; or why there is none: the end of a sentence.
-        class_names: None: classes have numbers only.
+    `ordered`: of each layer, the numbers (filter * channels + channel) of the kernels in the order in which the coordinates
+    walk through them; None: there is no ordering.
     """
 
     name: str
-    layers: Sequence[str]
-    weights: Sequence[Kernels] = ()
-    original: Sequence[Kernels] | None = None
+    layers: Sequence[str]  # names of the represented weights
+    weights: Sequence[Kernels] = ()  # the reconstructed ones
+    original: Sequence[Kernels] | None = None  # None: not at hand, and whatever compares with them is left out
     ordered: Sequence[Int[Tensor, " kernels"]] | None = None
-    figures: Figures = field(default_factory=dict)
-    evaluation: Evaluation | str = "there are no test images"
-    class_names: Sequence[str] | None = None
+    figures: Figures = field(
+        default_factory=dict
+    )  # by set ('test', 'held_out') and network ('original', 'reconstructed')
+    evaluation: Evaluation | str = "there are no test images"  # or why there is none: the end of a sentence
+    class_names: Sequence[str] | None = None  # None: classes have numbers only
 
 
 @dataclass(frozen=True)
@@ -110,32 +94,17 @@ class Part:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Content:
-    """What a report tells.
-
-    Attributes:
-        title: of the page.
-        networks: that one NeRN represents.
-        represented: number of the weights that it represents.
-        predictor: number of the predictor's parameters.
-        sizes: where the bytes are; they add up to all there are. None: unknown.
-        sizes_about: what these bytes are; a sentence or two.
-        ordering: in a few words; empty: there is none.
-        history: losses and evaluations over the steps; None: unknown.
-        phases: name and last step of each phase.
-        best_step: whose weights are shown; None: unknown.
-        notes: sentences to begin with.
-        seed: of what is drawn.
-    """
+    """What a report tells. None: unknown."""
 
     title: str
-    networks: Sequence[NetworkContent]
-    represented: int
-    predictor: int
-    sizes: Sequence[Part] | None = None
-    sizes_about: str = ""
-    ordering: str = ""
-    history: History | None = None
-    phases: Sequence[tuple[str, int]] = ()
-    best_step: int | None = None
-    notes: Sequence[str] = ()
-    seed: int = 0
+    networks: Sequence[NetworkContent]  # that one NeRN represents
+    represented: int  # number of the weights that it represents
+    predictor: int  # number of the predictor's parameters
+    sizes: Sequence[Part] | None = None  # where the bytes are; they add up to all there are
+    sizes_about: str = ""  # what these bytes are; a sentence or two
+    ordering: str = ""  # in a few words; empty: there is none
+    history: History | None = None  # losses and evaluations over the steps
+    phases: Sequence[tuple[str, int]] = ()  # name and last step of each
+    best_step: int | None = None  # whose weights are shown
+    notes: Sequence[str] = ()  # sentences to begin with
+    seed: int = 0  # of what is drawn

@@ -32,12 +32,7 @@ def figures_folder(page: str | Path) -> Path:
 def write_page(
     page: str | Path, content: Content, shown: Callable[[Sequence[Planned]], Iterable[Planned]] = iter
 ) -> dict[str, Any]:
-    """Write the page and its figures.
-
-    Args:
-        page: the HTML file.
-        content: what to tell.
-        shown: goes through the sections, showing how far it has come.
+    """Write the page and its figures. `shown` goes through the sections, showing how far it has come.
 
     Returns:
         The numbers behind the figures, by section. Of several networks the names of sections begin with '1-', '2-', ...

@@ -28,15 +28,7 @@ def plot_run(
     errors: Sequence[LayerError] = (),
     originals: Mapping[str, Sets] | None = None,
 ) -> None:
-    """Write the picture (PNG) of a run.
-
-    Args:
-        path: the file.
-        title: over the picture.
-        history: of the trainer.
-        errors: of each layer, of the final predictor; none of an original network.
-        originals: see `draw_training`.
-    """
+    """Write the picture (PNG) of a run: see `draw_training`."""
     figure = draw_training(history, originals or {}, errors=errors)
     figure.suptitle(title)
     style.write_png(path, figure)
@@ -56,7 +48,7 @@ def draw_training(
         originals: metrics of the original networks by name and set; drawn where they are of as many images as the curves.
         phases: name and last step of each.
         best_step: to be marked.
-        errors: of each layer, drawn beside; none: nothing is.
+        errors: of each layer of the final predictor, drawn beside; none (of an original network): nothing is.
     """
     figure = style.canvas(1400 if errors else style.WIDE, 420)
     shares, losses, *beside = figure.subplots(1, 3 if errors else 2)

@@ -38,17 +38,9 @@ _SECONDS, _SECONDS_EACH, _SECONDS_NUMBER = 2.0, 0.01, 1e-7  # of CPU; for each t
 
 
 def check_buildable(architecture: str, arguments: Mapping[str, Any], longest: int) -> None:
-    """What a file may have built: networks that are registered here, and those of torchvision and timm, with plain
-    arguments. Never a function of a module that it names, and nothing that would load another file.
-
-    Args:
-        architecture: name of the network.
-        arguments: of it.
-        longest: axis of a tensor in the file; arguments may hold such a number.
-
-    Raises:
-        NernError: anything else.
-    """
+    """Raise NernError for anything but what a file may have built: networks that are registered here, and those of
+    torchvision and timm, with plain arguments, whose numbers are no larger than the `longest` axis of a tensor in the file.
+    Never a function of a module that it names, and nothing that would load another file."""
     source = architecture.rpartition(":")[0]
     if source not in ("", "torchvision", "timm"):
         raise NernError(f"the file names the function {architecture!r}, which is not called; {GIVE_ONE}")
@@ -94,7 +86,6 @@ def build_bounded(architecture: str, build: Callable[[], T], shapes: Sequence[Se
 
     Args:
         architecture: a name that `check_buildable` has passed.
-        build: makes it.
         shapes: of the file's tensors.
 
     Raises:

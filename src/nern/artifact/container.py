@@ -52,11 +52,7 @@ def to_bytes(sections: Mapping[str, bytes]) -> bytes:
 
 
 def read_container(path: str | Path, most: int = 2**62) -> dict[str, bytes]:
-    """The sections of a file, all digests checked.
-
-    Args:
-        path: of the file, or 'pretrained:NAME.nern'.
-        most: bytes of a file that is read.
+    """The sections of a file (or of 'pretrained:NAME.nern') of at most `most` bytes, all digests checked.
 
     Raises:
         NernError: no such file, or it cannot be opened.

@@ -44,24 +44,16 @@ _EMBEDDINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class NetworkDescription:
-    """One of the networks of an artifact.
+    """One of the networks of an artifact."""
 
-    Args:
-        name: in words.
-        architecture: how it is built: a registered name ('ResNet20', 'timm:resnet18', ...); None: it is not known, and there
-            is the state dict only.
-        arguments: of the architecture.
-        represented: of each predicted weight: name, shape, dtype ('f32', ...).
-        aliases: further names of tensors, and the names under which they are held.
-        about: what else is known, such as the task and the accuracy.
-    """
-
-    name: str
-    architecture: str | None
-    arguments: dict[str, Any]
-    represented: list[tuple[str, tuple[int, ...], str]]
-    aliases: dict[str, str] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)
+    name: str  # in words
+    architecture: str | None  # a name ('ResNet20', 'timm:resnet18', ...); None: not known, there is the state dict only
+    arguments: dict[str, Any]  # of the architecture
+    represented: list[tuple[str, tuple[int, ...], str]]  # of each predicted weight: name, shape, dtype ('f32', ...)
+    aliases: dict[str, str] = field(
+        default_factory=dict
+    )  # further names of tensors, and those under which they are held
+    about: dict[str, Any] = field(default_factory=dict)  # what else is known, such as the task and the accuracy
 
     @property
     def weights(self) -> int:
@@ -71,27 +63,16 @@ class NetworkDescription:
 
 @dataclass(frozen=True)
 class Description:
-    """Everything an artifact says of itself.
+    """Everything an artifact says of itself."""
 
-    Args:
-        writer: what wrote it.
-        networks: see there.
-        nern: how the NeRN is built: keys of its config and, as 'embeddings', of its section of this name.
-        ordering: mode of the ordering.
-        predictor: how the predictor's tensors are held.
-        kept: how all tensors are held that are not predicted; of several networks named '0.NAME', '1.NAME', ...
-        outliers: how many weights are kept apart, and the largest step from the place of one to that of the next.
-        metadata: the user's, text by name.
-    """
-
-    writer: str
+    writer: str  # what wrote it
     networks: list[NetworkDescription]
-    nern: dict[str, Any]
-    ordering: str
-    predictor: list[TensorCode]
-    kept: list[TensorCode]
-    outliers: tuple[int, int] = (0, 0)
-    metadata: dict[str, str] = field(default_factory=dict)
+    nern: dict[str, Any]  # how the NeRN is built: keys of its config and, as 'embeddings', of its section of this name
+    ordering: str  # its mode
+    predictor: list[TensorCode]  # how the predictor's tensors are held
+    kept: list[TensorCode]  # and all that are not predicted; of several networks named '0.NAME', '1.NAME', ...
+    outliers: tuple[int, int] = (0, 0)  # weights kept apart: how many, and the largest step from place to place
+    metadata: dict[str, str] = field(default_factory=dict)  # the user's, text by name
 
     @property
     def table(self) -> KernelTable:

@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nern.artifact.building import GIVE_ONE, build_bounded, check_buildable
 from nern.artifact.container import CODES, DamagedFileError, codes_section, header_size, read_container
 from nern.artifact.description import Description
+from nern.artifact.entropy import Decoder
 from nern.artifact.orderings import check_ordering, decode_ordering
-from nern.artifact.outliers import decode_outliers
 from nern.artifact.tensors import decode_tensors
 from nern.errors import NernError, plain_errors
 from nern.naming import of_number
@@ -25,7 +25,7 @@ from nern.originals.base import usable
 from nern.originals.build import build_network
 from nern.originals.checked import DTYPES, copy_of
 from nern.registry import PREDICTORS
-from nern.representation.kernels import WEIGHT_IDXS, kernel_shape
+from nern.representation.kernels import WEIGHT_IDXS, KernelTable, kernel_shape
 from nern.representation.nern import CACHED_ROWS, NeRN, build_heads, build_nern, predictor_arguments
 from nern.weights_file import load_into
 
@@ -145,11 +145,8 @@ class Artifact:
         return torch.stack([weights[i].flatten()[p - starts[i]] for i, p in zip(layers, places, strict=True)]).float()
 
     def check(self, weights: list[Tensor]) -> float:
-        """The largest difference to what the writer predicted, in root mean squares of that.
-
-        Raises:
-            DamagedFileError: it is beyond what rounding in float32 explains.
-        """
+        """The largest difference to what the writer predicted, in root mean squares of that. Raises DamagedFileError where
+        it is beyond what rounding in float32 explains."""
         if not self._probes:
             raise DamagedFileError("it does not tell what its writer predicted")
         expected = torch.from_numpy(np.frombuffer(self._probes, "<f4").astype(np.float64))
@@ -274,12 +271,8 @@ def load_as(kind: type[A], path: str | Path, limit: int) -> A:
 
 
 def check_size(description: Description, limit: int) -> None:
-    """Raise NernError for what is too large, or does not fit together, before anything large is made.
-
-    Args:
-        description: of the file.
-        limit: most numbers; what lies between the file and the weights is bounded by multiples of it.
-    """
+    """Raise NernError for what is of more numbers than `limit`, or does not fit together, before anything large is made.
+    What lies between the file and the weights is bounded by multiples of `limit`."""
     check_ordering(description.ordering, [kernel_shape(s) for n in description.networks for _, s, _ in n.represented])
     _check_within(description.values, limit, "numbers")
     table, nern = description.table, description.config
@@ -288,9 +281,7 @@ def check_size(description: Description, limit: int) -> None:
         _check_predictor(description)
         return
     _check_within(len(table.shapes) * e.enc_levels, limit, "frequencies")
-    of_kernels = table.num_idxs != WEIGHT_IDXS
-    several = {"per_size": len({shape[2:] for shape in table.shapes}), "per_layer": len(table.shapes)}
-    heads = several.get(nern.kind_of_heads, 1) if of_kernels else 1
+    of_kernels, heads = table.num_idxs != WEIGHT_IDXS, len(build_heads(nern, table).sizes)
     if max(heads, nern.num_blocks) > len(description.predictor):
         raise NernError("its predictor is smaller than its description")
     if nern.kind_of_heads == "shared" and of_kernels:
@@ -320,3 +311,26 @@ def _check_predictor(description: Description) -> None:
 def _check_within(asked: int, limit: int, what: str) -> None:
     if asked > limit:
         raise NernError(f"it asks for {asked:,} {what}; more than {limit:,} are made only if `limit` allows")
+
+
+def decode_outliers(
+    described: tuple[int, int], code: bytes, raw: bytes, table: KernelTable
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]] | None:
+    """The weights kept apart: rising numbers among all weights of all layers, one layer after the other, and their values;
+    None: there are none. Raises NernError where they do not fit the weights of `table`."""
+    count, largest = described
+    if max(count, largest) > table.num_weights or (count == 0) != (largest == 0):
+        raise NernError(f"it has {count:,} outliers, {largest:,} apart, of {table.num_weights:,} weights")
+    if len(raw) != 4 * count:
+        raise NernError(f"{count:,} outliers need {4 * count:,} bytes, {len(raw):,} are there")
+    decoder = Decoder(code)
+    steps = decoder.adaptive(count, largest + 1).astype(np.int64)
+    decoder.finish()
+    if not count:
+        return None
+    positions, values = steps.cumsum() - 1, np.frombuffer(raw, "<f4").astype(np.float32)
+    if steps.min() < 1 or positions[-1] >= table.num_weights:
+        raise NernError(f"the places of its outliers must rise, within the {table.num_weights:,} represented weights")
+    if not np.isfinite(values).all():
+        raise NernError("its outliers are not all finite numbers")
+    return torch.from_numpy(positions), torch.from_numpy(values)

@@ -33,22 +33,15 @@ HALF_ERROR = 2**-10  # relative, by which a value may change where 16 bits are a
 
 @dataclass(frozen=True)
 class TensorCode:
-    """How one tensor is held.
-
-    Args:
-        name, shape, dtype: of the tensor ('f32', ...).
-        held: 'as' it is; 'f16', its values in 16 bits; 'grid' and 'codes', multiples of a step.
-        step: number of the step ('grid', 'codes').
-        low, symbols: the smallest multiple, and how many there are up to the largest ('grid').
-    """
+    """How one tensor is held."""
 
     name: str
     shape: tuple[int, ...]
-    dtype: str
-    held: str = "as"
-    step: int = 0
-    low: int = 0
-    symbols: int = 1
+    dtype: str  # 'f32', ...
+    held: str = "as"  # as it is; 'f16', its values in 16 bits; 'grid' and 'codes', multiples of a step
+    step: int = 0  # number of the step ('grid', 'codes')
+    low: int = 0  # the smallest multiple ('grid')
+    symbols: int = 1  # how many multiples there are up to the largest ('grid')
 
     @property
     def count(self) -> int:
@@ -129,7 +122,6 @@ def encode_tensors(
     """Code tensors: their descriptions, the code of those on a grid, and the bytes of the others.
 
     Args:
-        tensors: by name.
         held: of each name, the number of a step, `Coded`, 'f16', or 'as': every bit as it is, in the fewest bytes. Whole
             numbers are held so at any rate, and in more than 16 bits is held what would not be itself in these, to about
             three digits.
@@ -171,13 +163,8 @@ def encode_tensors(
 
 
 def tensor_bits(codes: Sequence[TensorCode], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
-    """Of each of the tensors that were coded, how many values it has and the bits they took: coded again, to see where in
-    the code each one ends. They add up to both strings of bytes.
-
-    Args:
-        codes: what `encode_tensors` gave.
-        tensors: by name.
-    """
+    """Of each of the tensors that `encode_tensors` coded, how many values it has and the bits they took: coded again, to see
+    where in the code each one ends. They add up to both strings of bytes."""
     encoder, ends, models = Encoder(), [0], Models()
     for c in codes:
         if c.held in HELD:
@@ -220,11 +207,7 @@ def _fits_half(tensor: Tensor) -> bool:
 
 
 def decode_tensors(codes: Sequence[TensorCode], code: bytes, raw: bytes) -> dict[str, Tensor]:
-    """What `encode_tensors` coded.
-
-    Raises:
-        NernError: the bytes are not as many as the descriptions say.
-    """
+    """What `encode_tensors` coded. Raises NernError where the bytes are not as many as the descriptions say."""
     expected = sum(c.raw_bytes for c in codes)
     if len(raw) != expected:
         raise NernError(f"{len(raw):,} bytes of tensors are there, {expected:,} are described")

@@ -50,9 +50,6 @@ def encoded(
     weights have to be predicted (`probed`).
 
     Args:
-        nern: with its trained predictor.
-        config: that it was built by.
-        ordering: of the kernels.
         networks: in the order of the NeRN's kernel table.
         predictor: how the predictor's tensors are held.
         kept: how the tensors are held that are not predicted; of several networks they are named '0.NAME', '1.NAME', ...

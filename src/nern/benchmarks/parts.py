@@ -22,13 +22,14 @@ from nern.benchmarks.measure import (
 from nern.benchmarks.step import endless, endless_trainer
 from nern.config import Config
 from nern.experiment import build_checked_original
-from nern.ordering import path_cost, solve_ordering
+from nern.ordering.order import path_cost, solve_ordering
 from nern.originals.base import Original
 from nern.randomness import forked_rng, generator
 from nern.registry import PREDICTORS
 from nern.representation.kernels import KernelTable
 from nern.representation.nern import build_nern
-from nern.training import Member, Trainer
+from nern.training.members import Member
+from nern.training.trainer import Trainer
 
 SMALL = 30_000  # weights of a network to warm up with: some hundred kernels a layer
 WIDEST, LAYERS = 512, 8  # channels, as in ResNet18; layers of the networks that are narrower

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nern.benchmarks.measure import Report, held_memory, peak_memory, process, seconds_per_call, spread
-from nern.config import Config, phase_batches, phase_optim
+from nern.config import Config
+from nern.config.schema import phase_batches, phase_optim
 from nern.devices import keep_memory, precision_of, select_device
 from nern.experiment import build_experiment
 from nern.registry import ACTIVATIONS
-from nern.training import Trainer
+from nern.training.trainer import Trainer
 
 MANY = 10**9  # steps of a run that does not end while it is measured
 ROUND = 0.5  # seconds that the steps of one round should take
@@ -119,7 +120,7 @@ def plain_mlp_steps(config: Config) -> tuple[Step, dict[str, Any]]:
 
 def _make(kind: Callable[..., tuple[Step, dict[str, Any]]], config: Config, *arguments: Any) -> None:
     """Make in this process what takes steps."""
-    device = select_device(config)
+    device = select_device(config.num_gpus)
     held = held_memory(device)
     step, facts = kind(config, *arguments)
     _made.update(step=step, device=device, held=held, facts=facts)
@@ -139,7 +140,8 @@ def _found() -> dict[str, Any]:
 def bench_step(config: Config, settings: Any, say: Callable[[str], None]) -> Report:
     """Full steps and steps of reconstruction only, with plain ones: each in a process of its own, and by turns, so that
     drift of the machine falls on all alike."""
-    kinds = _kinds(config, settings.precisions or [precision_of(config.precision, select_device(config))])
+    usual = precision_of(config.precision, select_device(config.num_gpus))
+    kinds = _kinds(config, settings.precisions or [usual])
     times: dict[str, list[float]] = {name: [] for name in kinds}
     measured: dict[str, Any] = {}
     with ExitStack() as stack:

@@ -135,8 +135,8 @@ def _run_bench(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
         write_json(given["json"], facts)
 
 
-def _default_file(argv: Sequence[str]) -> str:
-    return own_config("scaling" if "scaling" in argv else "quickstart")
-
-
-COMMANDS = {"bench": Command(_bench_parser, _run_bench, Config, _default_file)}
+COMMANDS = {
+    "bench": Command(
+        _bench_parser, _run_bench, Config, lambda argv: own_config("scaling" if "scaling" in argv else "quickstart")
+    )
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
@@ -133,10 +134,6 @@ def _run_unpack(given: dict[str, Any], argv: Sequence[str], console: Console) ->
     unpack(given["file"], out, given["network"], given["limit"], console)
 
 
-def _info_parser() -> ArgumentParser:
-    return _file_parser(INFO_HELP, "nern info FILE [--json FILE]", json_option)
-
-
 def _run_info(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
     _write(given["json"], info(given["file"], given["limit"], console))
 
@@ -187,7 +184,7 @@ def _run_report(given: dict[str, Any], argv: Sequence[str], console: Console) ->
 COMMANDS = {
     "pack": Command(_pack_parser, _run_pack),
     "unpack": Command(_unpack_parser, _run_unpack),
-    "info": Command(_info_parser, _run_info),
+    "info": Command(partial(_file_parser, INFO_HELP, "nern info FILE [--json FILE]", json_option), _run_info),
     "verify": Command(_verify_parser, _run_verify),
     "report": Command(_report_parser, _run_report),
 }

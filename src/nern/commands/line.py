@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
@@ -13,7 +14,9 @@ from jsonargparse import (  # type: ignore[attr-defined]
 )
 from rich.console import Console
 
-from nern.config import Settings, TaskConfig, import_modules
+from nern.config import TaskConfig
+from nern.config.imports import import_modules
+from nern.config.settings import Settings
 from nern.errors import NernError
 from nern.originals.build import build_network
 from nern.tasks.base import network_arguments
@@ -28,21 +31,13 @@ class MissingError(NernError):
 
 
 class Command(NamedTuple):
-    """A command of the command line.
+    """A command of the command line."""
 
-    Attributes:
-        parser: makes the parser of its options, but for keys of settings.
-        run: does it; takes what was given, the arguments, and where to print.
-        settings: whose keys are among the options.
-        default_file: the config file to take for these arguments where none is given, if any.
-        writes: options that name a file to write, of those commands that have them.
-    """
-
-    parser: Callable[[], ArgumentParser]
-    run: Callable[[dict[str, Any], Sequence[str], Console], None]
-    settings: type[Settings] | None = None
-    default_file: Callable[[Sequence[str]], str | None] | None = None
-    writes: Sequence[str] = ("json", "figure", "out")
+    parser: Callable[[], ArgumentParser]  # makes the parser of its options, but for keys of settings
+    run: Callable[[dict[str, Any], Sequence[str], Console], None]  # takes what was given, the arguments, where to print
+    settings: type[Settings] | None = None  # whose keys are among the options
+    default_file: Callable[[Sequence[str]], str | None] | None = None  # to take for these arguments where none is given
+    writes: Sequence[str] = ("json", "figure", "out")  # options that name a file to write, where it has them
 
     def help_parser(self) -> ArgumentParser:
         """The parser with the keys of `settings` among its options; `run_command` reads these by itself."""
@@ -56,11 +51,8 @@ class Command(NamedTuple):
         return parser
 
 
-class Formatter(DefaultHelpFormatter):  # type: ignore[misc, valid-type]
+class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):  # type: ignore[misc, valid-type]
     """Keeps the line breaks of the description."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(indent + line for line in text.splitlines())
 
 
 def command_parser(text: str, usage: str | None = None) -> ArgumentParser:

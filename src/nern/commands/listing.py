@@ -21,7 +21,7 @@ from nern.catalog import (
     totals,
 )
 from nern.commands.line import Command, add_option, command_parser, flag_option, imports_option
-from nern.config import import_modules
+from nern.config.imports import import_modules
 from nern.console import PLAIN
 from nern.errors import NernWarning
 from nern.terminal import ordering_warning

@@ -16,9 +16,9 @@ from nern.artifact.table import accuracy_text
 from nern.commands.line import Command, add_option, command_parser, json_option, own_config
 from nern.config import Config
 from nern.console import PLAIN, CleanConsole
-from nern.jobs import train
 from nern.jobs.packing import PackOptions, pack
 from nern.jobs.report import report
+from nern.jobs.training import train
 from nern.shipped import shipped_nerns
 from nern.terminal import bytes_text
 

@@ -11,9 +11,9 @@ from typing import Any, get_args
 from jsonargparse import ArgumentParser  # type: ignore[attr-defined]
 
 from nern.commands.line import Command, MissingError, option_names
-from nern.config import Settings, check_key, checked_keys, item_class, known_keys, nested, parse_yaml
 from nern.config.published import RETIRED, TRANSLATED
-from nern.config.yaml_files import nested_value, over, read_yaml
+from nern.config.settings import Settings, check_key, checked_keys, item_class, known_keys
+from nern.config.yaml_files import nested, nested_value, over, parse_yaml, read_yaml
 from nern.console import CleanConsole
 from nern.errors import NernError, unknown_name
 from nern.files import check_writable

@@ -1,7 +1,8 @@
-"""The commands train, train-original, evaluate."""
+"""The commands train, train-original, evaluate, sweep."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,13 +21,17 @@ from nern.commands.line import (
     typed_values,
 )
 from nern.config import Config, OriginalConfig
+from nern.config.settings import item_class, known_keys
 from nern.config.yaml_files import is_length
 from nern.console import PLAIN
 from nern.devices import processes_to_start
 from nern.errors import NernError
-from nern.jobs import config_of_run, evaluate, resume, resume_original, train, train_original
-from nern.jobs.training import dry_run
+from nern.files import write_json
+from nern.jobs.evaluating import config_of_run, evaluate
+from nern.jobs.original import resume_original, train_original
+from nern.jobs.training import dry_run, resume, train
 from nern.processes import check_alone, launched, process_number, restart
+from nern.sweeps.run import sweep
 from nern.training.run_folder import RunFolder
 
 TRAIN_HELP = """Train a NeRN: represent the convolution kernels of a pretrained network by a small predictor.
@@ -58,6 +63,15 @@ EVALUATE_HELP = """Evaluate a NeRN on the test images, beside its original netwo
   nern evaluate --run RUN_FOLDER                     the best checkpoint of a run
   nern evaluate --config_path FILE                   a config with nern.init: checkpoint and nern.checkpoint_path
   nern evaluate --config_path FILE --original   the original network alone"""
+
+
+SWEEP_HELP = """Train the runs of a sweep file and compare them: one table (results.csv) and one picture (results.png) in the
+sweep's folder. After Ctrl-C or a crash the same command goes on; finished runs are not repeated.
+
+  nern sweep experiments/sweeps/digits.yaml --jobs 2
+  nern sweep FILE --task.data_dir DIR                dotted options win over the file in all runs
+
+docs/many-runs.md describes the file."""
 
 
 def _job_parser(command: str, text: str) -> ArgumentParser:
@@ -125,7 +139,7 @@ def _run_train(given: dict[str, Any], argv: Sequence[str], console: Console) -> 
     resumes = given["resume"] is not None
     lengths = _lengths(given, argv) if resumes else {}
     config = Config.from_dict(given["settings"])  # of the run that is resumed, with its new lengths
-    count = processes_to_start(config)
+    count = processes_to_start(config.num_gpus)
     if count > 1 and given["may_restart"] and not launched():
         config.check()
         restart(count, ["train", *argv])
@@ -169,8 +183,35 @@ def _run_evaluate(given: dict[str, Any], argv: Sequence[str], console: Console) 
     evaluate(config, given["original"], given["json"], console, given["run"])
 
 
+def _sweep_parser() -> ArgumentParser:
+    usage = "nern sweep FILE [--out FOLDER] [--jobs N] [--shard I/N] [--json FILE] [--dotted.key VALUE ...]"
+    parser = command_parser(SWEEP_HELP, usage)
+    parser.add_argument("file", type=str, metavar="FILE", help="the sweep file")
+    about = "folder of the sweep; null: outputs/NAME for a file NAME.yaml"
+    add_option(parser, "out", str | None, None, "FOLDER", about)
+    about = "number of runs at a time; null: one on each GPU, or one on the CPU"
+    add_option(parser, "jobs", int | None, None, "N", about)
+    add_option(parser, "shard", str | None, None, "I/N", "train only every Nth run, beginning with run I")
+    json_option(parser)
+    return parser
+
+
+def _run_sweep(given: dict[str, Any], argv: Sequence[str], console: Console) -> None:
+    check_alone("nern sweep")
+    known = known_keys(Config) | Config.sections()
+    for key in option_names(argv):
+        if key.endswith("+") or dataclasses.is_dataclass(known.get(key)) or item_class(known.get(key)):
+            raise NernError(
+                f"--{key}: on the command line nern sweep takes single keys only; write this one under settings in the file"
+            )
+    rows = sweep(given["file"], given["out"], given["jobs"], given["options"], console, given["shard"])
+    if given["json"] is not None:
+        write_json(given["json"], rows)
+
+
 COMMANDS = {
     "train": Command(_train_parser, _run_train, Config, _resumed_config),
     "train-original": Command(_original_parser, _run_original, OriginalConfig, _resumed_config),
     "evaluate": Command(_evaluate_parser, _run_evaluate, Config),
+    "sweep": Command(_sweep_parser, _run_sweep, Config, writes=("json",)),
 }

@@ -355,8 +355,6 @@ def _check_combinations(config: Config) -> None:
                 f"{key} (={value!r}) is of an ordering, but permute_mode is 'none'; choose one ({orderings}), or set it to "
                 f"{off!r}"
             )
-    if config.from_run is not None and (n.init == "checkpoint" or n.checkpoint_path is not None):
-        raise NernError("from_run and nern.checkpoint_path both say what to start from; drop one")
     if n.init == "checkpoint" and n.checkpoint_path is None:
         raise NernError("nern.init 'checkpoint' needs nern.checkpoint_path")
     if n.init != "checkpoint" and n.checkpoint_path is not None:

@@ -38,6 +38,7 @@ TRANSLATED: dict[str, Any] = {
     "no_cuda": bool,
     "logging.disable_logging": bool,
     "logging.use_tensorboard": bool | None,
+    "from_run": str | None,
 }
 
 
@@ -58,6 +59,7 @@ def current(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
                 raise retired_key(key, given, where)
     if _taken(found, "no_cuda") is True:
         found["num_gpus"] = 0
+    _from_run(found, where)
     _tracker(found, where)
     return found
 
@@ -85,6 +87,16 @@ def _taken(values: dict[str, Any], key: str) -> Any:
         values[section] = dict(values[section])  # what was given stays as it is
         values = values[section]
     return typed(values.pop(name), TRANSLATED.get(key, Any), key, parse_yaml) if name in values else _MISSING
+
+
+def _from_run(values: dict[str, Any], where: str) -> None:
+    """`from_run` as the checkpoint to start from."""
+    run = _taken(values, "from_run")
+    if run is _MISSING or run is None:
+        return
+    if nested_value(values, "nern.init") == "checkpoint" or nested_value(values, "nern.checkpoint_path") is not None:
+        raise NernError(f"{at(where)}from_run and nern.checkpoint_path both say what to start from; drop one")
+    values["nern"] = {**values.get("nern", {}), "init": "checkpoint", "checkpoint_path": run}
 
 
 def _tracker(values: dict[str, Any], where: str) -> None:

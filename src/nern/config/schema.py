@@ -89,7 +89,8 @@ class NernConfig:
     """Initial weights of the predictor: 'default' (PyTorch's), 'fmod' (the published name for the same: the remainder by 2
     of weights that lie within 1), 'siren' (wider, for sines), 'checkpoint' (from checkpoint_path)."""
     checkpoint_path: str | None = None
-    """File of predictor weights for init 'checkpoint': a state dict of nern or of the published framework."""
+    """Predictor weights for init 'checkpoint'. A file: a state dict of nern or of the published framework. A run folder: its
+    best checkpoint. The ordering of a run, and what was trained beside the predictor, are taken with its checkpoint."""
     method: Choice = "kxk"
     """Predictor: 'kxk' (an MLP whose output is a K x K kernel), 'kxk_nerf' (the same; the encoding enters again half-way),
     'kxk_residual' (the same; the first layer's output is added half-way), 'basic' (an MLP whose output is one weight),
@@ -318,9 +319,6 @@ class Config(Settings):
     imports: list[str] = field(default_factory=list)
     """Modules (my_package.networks) or files (networks.py) of yours that are imported first. They register networks, tasks
     and components that other keys name."""
-    from_run: str | None = None
-    """Run folder to start from: the predictor of its best checkpoint, its ordering, and what was trained beside the
-    predictor. It replaces nern.init and nern.checkpoint_path. null: none."""
     original_model_path: str | None = None
     """Weights of the original network. A file: a state dict or a training checkpoint of PyTorch, a safetensors file, or the
     .index.json of a file in parts; 'FILE#KEY' names one of several state dicts in it; a .json file of the same name may

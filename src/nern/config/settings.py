@@ -96,7 +96,7 @@ class Settings:
 
 
 WEIGHT_SOURCES = ("pretrained", "torchvision", "timm")  # original_model_path: SOURCE or SOURCE:NAME
-_FILES = ("checkpoint_path", "from_run", "path", "data_dir", "imagenet_path")  # keys of what is read, in any section
+_FILES = ("checkpoint_path", "path", "data_dir", "imagenet_path")  # keys of what is read, in any section
 _WEIGHTS = ("original_model_path", "initial_weights")  # these may name a source
 
 
@@ -146,15 +146,8 @@ def known_keys(cls: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check_key(key: str, cls: Any, where: str = "", before: str = "", more: Mapping[str, Any] | None = None) -> None:
-    """Raise NernError if the dotted `key` does not exist, naming the section's keys and the nearest.
-
-    Args:
-        key: the key, as it is in `cls`.
-        cls: the dataclass.
-        where: the file, for the message.
-        before: what stands before the key, for the message.
-        more: sections beside those of `cls`.
-    """
+    """Raise NernError if the dotted `key` is none of the dataclass `cls`, nor of `more` sections beside its own, naming the
+    section's keys and the nearest. For the message: `where`, the file; and what stands `before` the key."""
     known = known_keys(cls)
     for name, section in (more or {}).items():
         known[name] = section
@@ -251,7 +244,6 @@ def built(cls: Any, values: Mapping[str, Any], prefix: str = "", default: Any = 
     """The dataclass of these values, sections within it included; keys that are not given have their defaults.
 
     Args:
-        cls: the dataclass.
         values: nested; all keys are known.
         prefix: what stands before the keys in messages.
         default: has the values of keys that are not given; None: the dataclass's own.

@@ -75,7 +75,7 @@ def evaluate(
 
 def _evaluate_originals(config: Config) -> dict[str, Any]:
     config.check()
-    device, found = select_device(config), {}
+    device, found = select_device(config.num_gpus), {}
     networks = config.members()
     for network, name in zip(networks, member_names(networks), strict=True):
         original = build_checked_original(network, config.seed, device)
@@ -111,9 +111,8 @@ def _figures(
     assert task is not None  # with test images, as is checked before
     assert task.test is not None
     evaluator = Evaluator(original, config.evaluation.batch_size)
-    found: dict[str, Any] = {"original": evaluator(task.test).to_dict()}
-    if weights is not None:
-        found["reconstructed"] = evaluator(task.test, weights, beside).to_dict()
+    alone = {"original": evaluator(task.test).to_dict()}
+    found = alone if weights is None else evaluator.both(task.test, weights, beside)
     return found | ({"skipped_images": task.skipped()} if task.skipped() else {})
 
 

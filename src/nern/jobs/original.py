@@ -95,7 +95,7 @@ def _console(given: Console | None, json_path: str | Path | None) -> Console:
 
 def _build(config: OriginalConfig) -> OriginalTrainer:
     config.check()
-    device, task = select_device(config), config.task
+    device, task = select_device(config.num_gpus), config.task
     name, kwargs, optional = task.original_model_name, task.original_model_kwargs, network_arguments(task)
     if config.initial_weights is None:
         network = build_network(name, kwargs, optional, config.seed)

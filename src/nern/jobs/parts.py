@@ -13,13 +13,8 @@ from nern.registry import ORIGINALS
 
 
 def network_parts(original: Original, name: str | None, task_name: str | None) -> NetworkParts:
-    """What an artifact holds of one network.
-
-    Args:
-        original: the network.
-        name: how it is built; None: it is not known.
-        task_name: of its images; None: it is not known.
-    """
+    """What an artifact holds of one network. `name`: how it is built; None: that is not known, or not the task of its
+    images."""
     state = tensors_of(original.network)
     first: dict[int, str] = {}
     for key, value in state.items():

@@ -69,16 +69,12 @@ def build_content(
     seed: int = 0,
     **told: Any,
 ) -> Content:
-    """What a page tells of a NeRN.
+    """What a page tells of a NeRN with these reconstructed weights.
 
     Args:
-        nern: the representation.
-        ordering: of its kernels.
-        weights: all reconstructed ones.
         networks: of each what is known of it; weights and order are added here, and accuracies where they lack and
             there are images. Originals' weights may have any shape.
         images: number of test images on which kernels are dropped and classes compared; None: all.
-        seed: of what is drawn.
         told: more of `Content`.
     """
     views = [weight.detach().cpu() for weight in nern.table.views(weights)]
@@ -109,9 +105,9 @@ def build_content(
 def class_names(task: TaskConfig) -> Sequence[str] | None:
     """Of the classes of a task whose test images are there, by their numbers; None: they have numbers only."""
     if task.task_name == "imagefolder":
-        return SplitFolders(task.data_dir, "task.data_dir").classes()
+        return SplitFolders(task.data_dir, "task.data_dir").classes
     if task.task_name == "imagenet":
-        return SplitFolders(task.imagenet_path, "task.imagenet_path").classes()
+        return SplitFolders(task.imagenet_path, "task.imagenet_path").classes
     return CIFAR10 if task.task_name == "cifar10" else None
 
 
@@ -248,17 +244,8 @@ def content_of_file(
     network: int | nn.Module | None,
     console: Console,
 ) -> Content:
-    """What a page tells of an artifact; weights are predicted after everything that was given has been checked.
-
-    Args:
-        artifact: that was read.
-        title: of the page.
-        images, original_model_path, task, network: see `nern.report`.
-        console: for progress.
-
-    Raises:
-        NernError: see `nern.report`.
-    """
+    """What a page tells of an artifact; weights are predicted after everything that was given has been checked. Arguments
+    and errors: see `nern.report`."""
     description = artifact.description
     if task is not None:
         classes_of(task)  # an unknown one is told of at once

@@ -88,12 +88,7 @@ def finish(
     originals: Sequence[dict[str, dict[str, float]]],
     skipped: dict[str, list[str]],
 ) -> dict[str, Any]:
-    """Metrics of the finished run, written as metrics.json, and the picture.
-
-    Args:
-        originals: figures of each network (`Assessment.of_originals`).
-        skipped: `skipped_images` of the trainer.
-    """
+    """Metrics of the finished run, written as metrics.json, and the picture. `originals`: `Assessment.of_originals`."""
     from nern.analysis.plots import plot_run  # matplotlib takes a second to import
 
     config, nern_ = experiment.config, experiment.nern

@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 
 import nern
-from nern.config import OriginalConfig, Settings, checked_keys, nested, parse_yaml
-from nern.config.settings import leaves
-from nern.config.yaml_files import over, read_yaml
+from nern.config import OriginalConfig
+from nern.config.settings import Settings, checked_keys, leaves
+from nern.config.yaml_files import nested, over, parse_yaml, read_yaml
 from nern.devices import keep_memory, peak_memory_bytes
 from nern.errors import NernError, ResourceError, resource_error
+from nern.stopping import Interrupted
 from nern.terminal import ProgressDisplay
-from nern.training.interrupt import Interrupted
 from nern.training.loop import Loop
 from nern.training.run_folder import RunFolder
 from nern.training.tracking import Run, build_tracker
@@ -56,16 +56,8 @@ class Saved(Generic[S]):
 
 
 def saved_run(folder: RunFolder, cls: type[S], lengths: Mapping[str, Any] | None = None) -> Saved[S]:
-    """What was saved of a run.
-
-    Args:
-        folder: of the run.
-        cls: the class of its config.
-        lengths: dotted keys of lengths, with their new values.
-
-    Raises:
-        NernError: another key was changed since.
-    """
+    """What was saved of a run with a config of this class. `lengths`: dotted keys of lengths, with their new values. Raises
+    NernError if another key was changed since."""
     check_kind(folder, cls)
     config, state = cls.load(folder.config), folder.load_state()
     if lengths:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -12,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from nern.benchmarks.measure import seconds_per_call
 from nern.config import Config
 from nern.console import PLAIN, CleanConsole
 from nern.errors import NernError, plain_errors
@@ -25,8 +24,8 @@ from nern.jobs.results import check_original, digests, finish, kept_tensors, sto
 from nern.jobs.session import Saved, changed_keys, continue_from, resumable, run_loop, saved_run
 from nern.processes import Processes, join
 from nern.registry import PREDICTORS
+from nern.stopping import Interrupted
 from nern.terminal import bytes_text, result_table, share_text
-from nern.training.interrupt import Interrupted
 from nern.training.members import Member
 from nern.training.phases import Phase, check_extension, phases_of
 from nern.training.run_folder import RunFolder
@@ -117,15 +116,8 @@ def train_in_folder(
     console: Console,
     hear: Callable[[Trainer], None],
 ) -> tuple[Experiment, Trainer, int | None]:
-    """Train in a folder of the caller's, from the first step on, or from where the run in it was.
-
-    Args:
-        config: a checked config.
-        member: the network.
-        build: makes the config into objects.
-        path: the folder.
-        console: for progress.
-        hear: is given the trainer before the first step.
+    """Train in a folder of the caller's, from the first step on, or from where the run in it was; `hear` is given the
+    trainer before the first step.
 
     Returns:
         What was trained, its trainer, and the signal that stopped it (None: it came to its end).
@@ -252,15 +244,8 @@ def announce(console: Console, experiment: Experiment, trainer: Trainer, folder:
 def dry_run(config: Config, console: Console | None = None) -> tuple[dict[str, float], float]:
     """Build what a config describes, time some steps of each phase, and print what the run would take. Nothing is written.
 
-    Args:
-        config: a checked config.
-        console: where the table goes; None: standard output.
-
     Returns:
         Seconds of a step by phase, without evaluations and what a phase measures at its start; bytes of the packed run.
-
-    Raises:
-        NernError: anything in the config that cannot work.
     """
     console = console or CleanConsole()
     experiment = build_experiment(config)
@@ -295,13 +280,4 @@ def _step_seconds(trainer: Trainer, phase: Phase) -> float:
     """Of a step of a phase; the first is not timed."""
     trainer.start_phase(phase)
     trainer.do_step()
-    began = _now(trainer.device)
-    for _ in range(TIMED):
-        trainer.do_step()
-    return (_now(trainer.device) - began) / TIMED
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return seconds_per_call(trainer.do_step, trainer.device, TIMED)

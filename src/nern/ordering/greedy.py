@@ -1,5 +1,6 @@
 """Exact greedy paths, compiled: from row 0 always to the most similar row not yet visited (NeRN, section 3.2, which
-compares by cosine), or to the nearest one.
+compares by cosine), or to the nearest one; and one walk through all kernels of a layer that leaves a filter only when all of
+its channels are visited.
 
 Here is the plain path, which looks at every row at every step; `tree` finds the same one faster where there are many
 rows. Ties go to the lowest row number. Similarities are computed in float64, so a path does not depend on the machine's
@@ -99,15 +100,8 @@ def comparable_rows(kernels: NDArray[Any], metric: str) -> NDArray[np.float64]:
 
 
 def greedy_path(kernels: NDArray[Any], metric: str = "cosine") -> NDArray[np.int64]:
-    """Greedy path over kernels.
-
-    Args:
-        kernels: (n, entries). Kernels of one entry are compared by value (the nearest is next).
-        metric: how larger kernels are compared: 'cosine' or (Euclidean) 'distance'.
-
-    Returns:
-        (n,) the row visited at each position; row 0 is first.
-    """
+    """Greedy path over kernels (n, entries): (n,) the row visited at each position; row 0 is first. `metric`: how kernels
+    are compared, by 'cosine' or (Euclidean) 'distance'; those of one entry always by value (the nearest is next)."""
     n, entries = kernels.shape
     if entries == 1:
         values, first, group = np.unique(kernels[:, 0].astype(np.float64), return_index=True, return_inverse=True)
@@ -116,7 +110,7 @@ def greedy_path(kernels: NDArray[Any], metric: str = "cosine") -> NDArray[np.int
         return np.argsort(visited[group], kind="stable")  # equal rows follow each other
     by_distance = metric == "distance"
     rows = comparable_rows(kernels, metric)
-    path = tree_path(rows, by_distance) if has_tree(n, entries) else None
+    path = tree_path(rows, None if by_distance else 1.0) if has_tree(n, entries) else None
     return _greedy_path(rows, by_distance) if path is None else path
 
 
@@ -134,3 +128,47 @@ def greedy_filter_path(filters: NDArray[Any], metric: str = "cosine") -> NDArray
     by_distance = filters.shape[2] == 1 or metric == "distance"
     rows = even_rows(filters) if by_distance else unit_rows(filters)
     return _greedy_path(rows.reshape(len(rows), -1), by_distance)
+
+
+def greedy_walk(kernels: NDArray[Any], metric: str = "cosine") -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Greedy walk: within a filter as `greedy_path` has it, then to the most similar kernel of the filters not visited.
+
+    Args:
+        kernels: (filters, channels, entries).
+        metric: see `greedy_path`.
+
+    Returns:
+        (filters,) the filter visited at each position, filter 0 first; (filters, channels) the channel of each filter
+        visited at each position, channel 0 of filter 0 first. Ties go to the lowest filter, then the lowest channel.
+    """
+    count, channels, entries = kernels.shape
+    by_distance = metric == "distance" or entries == 1
+    rows = comparable_rows(kernels, "distance" if by_distance else metric)
+    left = np.ones(count, np.bool_)
+    filters, paths = np.empty(count, np.int64), np.empty((count, channels), np.int64)
+    current, first = 0, 0
+    for position in range(count):
+        left[current] = False
+        begins = np.concatenate(([first], np.delete(np.arange(channels), first)))
+        filters[position] = current
+        paths[current] = begins[greedy_path(kernels[current, begins], metric)]
+        current, first = _next(rows, left, rows[current, paths[current, -1]], by_distance)
+    return filters, paths
+
+
+@_compiled
+def _next(rows: Any, left: Any, here: Any, by_distance: bool) -> Any:  # pragma: no cover (compiled)
+    """Filter (of those `left`) and channel of the row most similar to `here`; 0, 0 where none is left."""
+    best, filter_, channel = -np.inf, 0, 0
+    for f in range(rows.shape[0]):
+        if left[f]:
+            for c in range(rows.shape[1]):
+                similarity = 0.0
+                for j in range(rows.shape[2]):
+                    if by_distance:
+                        similarity -= (rows[f, c, j] - here[j]) ** 2
+                    else:
+                        similarity += rows[f, c, j] * here[j]
+                if similarity > best:
+                    best, filter_, channel = similarity, f, c
+    return filter_, channel

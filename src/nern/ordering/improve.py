@@ -265,10 +265,12 @@ def improved_path(
         if not t.known[t.queue[t.state[HEAD]]]:
             ahead = t.queue[(t.state[HEAD] + np.arange(min(t.state[HELD], BATCH))) % n]
             wanted = ahead[~t.known[ahead]]
-            by_distance = whole is None
-            t.near[wanted] = (
-                nearest(tree, rows, wanted, k, by_distance) if tree else _nearest_by_scan(rows, wanted, k, by_distance)
-            )
+            if tree:
+                t.near[wanted] = nearest(tree, rows, wanted, k, whole)
+            else:
+                found = np.full((len(wanted), k), -1, np.int64)
+                _scan(np.ascontiguousarray(rows.T), wanted, whole is None, found)
+                t.near[wanted] = found
             t.known[wanted] = True
         work = int(t.state[WORK]) + WORK_OF_TURN
         _descend(rows, whole, t, work)
@@ -284,14 +286,6 @@ def compile_search(whole: float | None = 1.0) -> None:
         rows = np.zeros((n, entries))
         rows[np.arange(n), np.arange(n) % entries] = 1.0
         improved_path(rows, np.arange(n), time.monotonic() + 1e6, whole)
-
-
-def _nearest_by_scan(
-    rows: NDArray[np.float64], wanted: NDArray[np.int64], k: int, by_distance: bool
-) -> NDArray[np.int64]:
-    found = np.full((len(wanted), k), -1, np.int64)
-    _scan(np.ascontiguousarray(rows.T), wanted, by_distance, found)
-    return found
 
 
 def _tour(path: NDArray[np.int64], costs: NDArray[np.float64]) -> Tour:

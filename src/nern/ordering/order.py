@@ -6,11 +6,13 @@ The weights stay where they are and the coordinates move: the kernel that the pa
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,15 +22,47 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nern.errors import NernError, unknown_name
-from nern.ordering.cost import METRICS, PathCost
-from nern.ordering.greedy import comparable_rows, greedy_filter_path, greedy_path, unit_rows
+from nern.ordering.greedy import comparable_rows, greedy_filter_path, greedy_path, greedy_walk, unit_rows
 from nern.ordering.improve import compile_search, improved_path, path_sum
-from nern.ordering.walk import greedy_walk
 from nern.registry import ORDERINGS
+from nern.untrusted import parse_json
 
 Shapes = Sequence[tuple[int, int, int, int]]
 Array = NDArray[Any]
 Layer = Mapping[str, Array]  # a layer's permutations by name
+METRICS = ("cosine", "distance")
+
+
+@dataclass(frozen=True)
+class PathCost:
+    """Cost of all paths (see `path_cost`): of the greedy ones, and of those that were kept, by the same metric."""
+
+    greedy: float
+    final: float
+    metric: str = "cosine"
+
+    def __str__(self) -> str:
+        if self.final >= self.greedy:
+            return f"path cost ({self.metric}) {self.final:,.1f}"
+        change = self.final / self.greedy - 1
+        return f"path cost ({self.metric}) {self.final:,.1f}, improved from {self.greedy:,.1f} ({change:+.1%})".replace(
+            "%", " %"
+        )
+
+    def to_json(self) -> str:
+        """As a file's metadata keep it, beside the metric."""
+        return json.dumps([self.greedy, self.final])
+
+    @staticmethod
+    def from_json(text: str, metric: str = "cosine") -> PathCost:
+        """Raises NernError for what `to_json` does not write."""
+        try:
+            greedy, final = (float(value) for value in parse_json(text))
+        except (ValueError, TypeError) as error:
+            raise NernError(f"{text[:40]!r} is not a path cost ({error})") from error
+        if not (math.isfinite(greedy) and math.isfinite(final)):
+            raise NernError(f"{text!r} is not a path cost (two finite numbers)")
+        return PathCost(greedy, final, metric)
 
 
 class Ordering:
@@ -57,12 +91,8 @@ class Ordering:
 
     @classmethod
     def from_layers(cls, layers: Sequence[Mapping[str, Tensor]], shapes: Shapes) -> Ordering:
-        """From each layer's permutations, checked against the layers' shapes.
-
-        Raises:
-            NernError: one is no permutation of its layer.
-            KeyError: a layer lacks one.
-        """
+        """From each layer's permutations, checked against the layers' shapes. Raises NernError for what is no permutation of
+        its layer, KeyError where a layer lacks one."""
         pairs = zip(layers, shapes, strict=True) if cls.mode != "none" else ()
         return cls([_checked(layer, cls.permutations(shape), index) for index, (layer, shape) in enumerate(pairs)])
 
@@ -106,7 +136,7 @@ class Ordering:
         return sum((sum(_bits(order.shape) for order in layer.values()) for layer in self.layers), 0.0)
 
 
-NoOrdering = ORDERINGS.register("none")(Ordering)
+ORDERINGS.register("none")(Ordering)
 
 
 @ORDERINGS.register("crossfilter")
@@ -193,7 +223,6 @@ class InFilterPathOrdering(InFilterOrdering):
 
     @classmethod
     def solve_layer(cls, weight: Array, metric: str = "cosine") -> Layer:
-        """See `Ordering.solve_layer` and `greedy_walk`."""
         filters, channels = greedy_walk(weight.reshape(*weight.shape[:2], -1), metric)
         return {"filter_order": filters, "channel_order": channels}
 
@@ -215,12 +244,11 @@ def solve_ordering(
     improve_seconds: float = 0.0,
     metric: str = "cosine",
 ) -> Ordering:
-    """Order the kernels of these weights, with the path's cost, `num_workers` layers side by side.
+    """Order the kernels of these weights, (filters, channels, height, width) each, with the path's cost, `num_workers`
+    layers side by side.
 
     Args:
-        weights: (filters, channels, height, width) each.
         mode: a registered ordering.
-        num_workers: threads.
         improve_seconds: time for improving the greedy paths, of all layers together.
         metric: what makes kernels neighbours, the cosine of their angle or their Euclidean 'distance'.
 

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from nern.errors import NernError, NernWarning
 from nern.files import cache_dir, existing_file, load_safetensors, load_torch, save_safetensors
-from nern.ordering.cost import PathCost
-from nern.ordering.order import Ordering, Shapes, solve_ordering
+from nern.ordering.order import Ordering, PathCost, Shapes, solve_ordering
 from nern.registry import ORDERINGS
 
 FILE_NAME = "ordering.safetensors"

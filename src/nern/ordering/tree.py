@@ -384,12 +384,6 @@ def _walk(points: Any, numbers: Any, following: Any, zeros: Any, axes: Any, whol
     return path
 
 
-def _whole(by_distance: bool) -> float | None:
-    """What compiled functions tell the two similarities by: None stands for distances, and settles it when they are
-    compiled."""
-    return None if by_distance else 1.0
-
-
 def _axes(entries: int) -> tuple[int, ...]:
     """A tuple of the width that rows are padded to: compiled functions unroll their loops over its length."""
     return (0,) * (9 if entries <= 9 else MOST_ENTRIES)
@@ -400,17 +394,17 @@ def has_tree(n: int, entries: int) -> bool:
     return n >= (TREE_FROM if entries <= 9 else WIDE_TREE_FROM) and 1 < entries <= MOST_ENTRIES
 
 
-def tree_path(rows: NDArray[np.float64], by_distance: bool = False) -> NDArray[np.int64] | None:
+def tree_path(rows: NDArray[np.float64], whole: float | None = 1.0) -> NDArray[np.int64] | None:
     """The greedy path over rows, as `greedy._greedy_path` has it, ties included.
 
     Args:
-        rows: (n, entries) with at most `MOST_ENTRIES` entries; of length 1 or 0 unless `by_distance`.
-        by_distance: the next row is the one of the least distance, instead of the largest dot product.
+        rows: (n, entries) with at most `MOST_ENTRIES` entries; compared by dot products, of length 1 or 0.
+        whole: 1: the next row is the one of the largest dot product. None: of the least distance.
 
     Returns:
         (n,) the row at each position; None if the rows are too far from length 1 for the bounds (subnormal kernels).
     """
-    n = len(rows)
+    n, by_distance = len(rows), whole is None
     zero = np.zeros(n, np.bool_) if by_distance else np.logical_not(rows.any(1))
     squares = np.square(rows).sum(1)
     if not by_distance and (np.abs(squares - 1) > MOST_DEVIATION)[~zero].any():
@@ -424,7 +418,7 @@ def tree_path(rows: NDArray[np.float64], by_distance: bool = False) -> NDArray[n
     first[order[1:][same]] = False
     numbers = np.flatnonzero(first)
     points = rows if len(numbers) == n else rows[numbers]
-    return _walk(points, numbers, following, np.flatnonzero(zero), _axes(rows.shape[1]), _whole(by_distance))
+    return _walk(points, numbers, following, np.flatnonzero(zero), _axes(rows.shape[1]), whole)
 
 
 def build_tree(rows: NDArray[np.float64]) -> Tree:
@@ -433,10 +427,10 @@ def build_tree(rows: NDArray[np.float64]) -> Tree:
 
 
 def nearest(
-    tree: Tree, rows: NDArray[np.float64], wanted: NDArray[np.int64], k: int, by_distance: bool = False
+    tree: Tree, rows: NDArray[np.float64], wanted: NDArray[np.int64], k: int, whole: float | None = 1.0
 ) -> NDArray[np.int64]:
     """Of each `wanted` row of `rows` the k rows most similar to it, most similar first; -1 where there are no more.
-    Exact, unless that takes more than `MOST_VISITS` leaves. See `tree_path` for `rows` and `by_distance`."""
+    Exact, unless that takes more than `MOST_VISITS` leaves. See `tree_path` for `rows` and `whole`."""
     found = np.empty((len(wanted), k), np.int64)
-    _nearest(tree, rows[wanted], wanted, MOST_VISITS, _axes(rows.shape[1]), _whole(by_distance), found)
+    _nearest(tree, rows[wanted], wanted, MOST_VISITS, _axes(rows.shape[1]), whole, found)
     return found

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from nern.originals.input_format import InputFormat, input_format
 from nern.originals.selection import checked_names, choose_parameters, convolution_weights, matching, names_of
 from nern.originals.taps import NORMS, FeatureMaps, Taps, default_taps, matching_taps
 from nern.registry import ORIGINALS
-from nern.weights_file import load_weights, split_key, statistic
+from nern.weights_file import load_weights, statistic
 
 SMALL_SHARE = 0.1  # representing less of a network than this deserves a word
 
@@ -285,11 +284,7 @@ def _chosen_taps(network: nn.Module, feature_maps: Sequence[str] | None) -> Taps
 
 class Mirrored:
     """A network whose outputs are the means over each image and its mirror image, left and right exchanged: data
-    distillation (Radosavovic et al. 2018) by two views.
-
-    Args:
-        network: of images (n, c, h, w).
-    """
+    distillation (Radosavovic et al. 2018) by two views of images (n, c, h, w)."""
 
     def __init__(self, network: Original) -> None:
         self.network = network
@@ -310,11 +305,7 @@ def as_original(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
 ) -> Original:
-    """A frozen copy of a network of the user's; the network itself is not touched.
-
-    Raises:
-        NernError: see `Original`.
-    """
+    """A frozen copy of a network of the user's; the network itself is not touched. Errors: see `Original`."""
     return Original(copy_of(network), feature_maps, include, exclude)
 
 
@@ -323,8 +314,3 @@ def usable(network: nn.Module) -> nn.Module:
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return network.eval()
-
-
-def kwargs_file(path: str | Path) -> Path:
-    """The JSON file with constructor arguments that may lie beside a weights file: same name, suffix `.json`."""
-    return Path(split_key(path)[0]).with_suffix(".json")

@@ -13,7 +13,7 @@ from torch import nn
 
 from nern.errors import NernError, NernWarning, unknown_name
 from nern.files import existing_file
-from nern.originals.base import Original, OriginalNetwork, kwargs_file
+from nern.originals.base import Original, OriginalNetwork
 from nern.originals.checked import check_network
 from nern.originals.sources import find_builder, load_timm, load_torchvision
 from nern.randomness import forked_rng
@@ -31,6 +31,11 @@ def resolve_weights(path: str) -> Path:
     name, key = split_key(path)
     file = existing_file(name, "original network's weights (original_model_path)")
     return file if key is None else file.with_name(f"{file.name}{KEY}{key}")
+
+
+def kwargs_file(path: Path) -> Path:
+    """The JSON file with constructor arguments that may lie beside a weights file: same name, suffix `.json`."""
+    return Path(split_key(path)[0]).with_suffix(".json")
 
 
 def builder_of(name: str) -> Any:
@@ -104,7 +109,9 @@ def build_original_network(
     if file is not None:
         build = builder_of(name)
         if hasattr(build, "infer_kwargs") and getattr(build, "load", None) in (None, OriginalNetwork.load):
-            told = _told(build, file)
+            # Of several state dicts the one that tells most, of as many the first.
+            states = plain_state_dicts(file, "original network's weights")
+            told = max((build.infer_kwargs(state.tensors) for state in states), key=len, default={})
         if kwargs_file(file).is_file():
             beside = read_json(kwargs_file(file), dict, "; it is read as the arguments of the original network")
             told |= beside
@@ -116,7 +123,7 @@ def build_original_network(
         if not beside:
             raise
         raise NernError(
-            f"{error} ({', '.join(beside)} come from {kwargs_file(file or '')}, read as the arguments of the network; "
+            f"{error} ({', '.join(beside)} come from {kwargs_file(file or Path())}, read as the arguments of the network; "
             "rename that file if it is meant for something else)"
         ) from error
     if file is None:
@@ -162,9 +169,3 @@ def build_original(
     info = ORIGINALS.info(name) if name in ORIGINALS else {}
     taps = info.get("feature_maps") if feature_maps is None else feature_maps
     return Original(network, taps, include, exclude, info.get("represents"), names)
-
-
-def _told(build: Any, file: Path) -> dict[str, Any]:
-    """The arguments that weights in a file tell: of several the most, of as many the first."""
-    states = plain_state_dicts(file, "original network's weights")
-    return max((build.infer_kwargs(state.tensors) for state in states), key=len, default={})

@@ -78,7 +78,7 @@ def fastest_way(
     Args:
         network: in eval mode.
         images: of the kind that will be run; noise in their place is compared.
-        run: (network, images) -> output and feature maps.
+        run: gives output and feature maps.
         taps: see `folded`.
     """
     if isinstance(images, Tensor) and images.is_floating_point():
@@ -118,11 +118,8 @@ def _close(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
 
 
 def folded(network: nn.Module, taps: Collection[str]) -> nn.Module | None:
-    """The twin of a network in eval mode, or None where there is nothing to fold.
-
-    Args:
-        taps: names of modules whose outputs ('NAME:input': inputs) must stay what they are.
-    """
+    """The twin of a network in eval mode, or None where there is nothing to fold. `taps`: names of modules whose outputs
+    ('NAME:input': inputs) must stay what they are."""
     tensors = [*network.parameters(), *network.buffers()]
     twin = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
     pairs = _pairs(twin, taps)  # tracing may leave traces in it

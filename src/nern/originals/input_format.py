@@ -53,11 +53,7 @@ class InputFormat:
 
 def input_format(network: nn.Module) -> InputFormat | None:
     """What the network's metadata says: an `InputFormat` of its own (`network.input_format`), or timm's
-    `pretrained_cfg` (also `default_cfg`). None where it has none.
-
-    Raises:
-        NernError: metadata that makes no sense.
-    """
+    `pretrained_cfg` (also `default_cfg`). None where it has none. Raises NernError for metadata that makes no sense."""
     own = getattr(network, "input_format", None)
     if isinstance(own, InputFormat):
         return own

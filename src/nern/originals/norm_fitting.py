@@ -41,7 +41,6 @@ def fitted_norms(
     without a weight or running statistics, or whose weight is represented itself, stay as they are and are left out.
 
     Args:
-        original: the network.
         weights: of all represented layers.
         images: batches on which channels are measured, of at most 256.
         extra: further parameters of the reconstructed network, but for those that are fitted, which begin as the original's.

@@ -91,16 +91,9 @@ def matching(network: nn.Module, patterns: Sequence[str], key: str) -> list[str]
 def choose_parameters(
     network: nn.Module, own: Sequence[str], include: Sequence[str] | None, exclude: Sequence[str]
 ) -> list[ParameterChoice]:
-    """What becomes of every parameter (tied ones appear once).
-
-    Args:
-        network: owns the parameters.
-        own: names of the network's own choice, where `include` is None.
-        include, exclude: globs on names.
-
-    Raises:
-        NernError: a glob matches nothing, `include` nothing of two or more dimensions; `own` holds a vector.
-    """
+    """What becomes of every parameter (tied ones appear once); `own`: names of the network's own choice, where `include` is
+    None. Raises NernError where a glob matches nothing, `include` nothing of two or more dimensions, or `own` holds a
+    vector."""
     parameters = dict(network.named_parameters())
     chosen = list(own) if include is None else matching(network, include, "nern.include")
     vectors = [name for name in chosen if parameters[name].dim() < 2]

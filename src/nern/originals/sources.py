@@ -1,4 +1,5 @@
-"""Networks and pretrained weights of other libraries: `torchvision:NAME`, `timm:NAME`, `package.module:function`."""
+"""Networks and pretrained weights of other libraries: `torchvision:NAME`, `timm:NAME`, `package.module:function`; and
+torchvision's networks of the published experiments under names of their own."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import difflib
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import torch
 from torch import nn
 
 from nern.compat import import_torchvision
-from nern.config import import_module
+from nern.config.imports import import_module
 from nern.errors import NernError
+from nern.originals.base import register_original
 from nern.originals.input_format import InputFormat
 from nern.weights_file import load_into
 
@@ -22,11 +25,8 @@ Builder = Callable[..., nn.Module]
 
 
 def find_builder(name: str) -> Builder:
-    """The function that builds the network `SOURCE:NAME`.
-
-    Raises:
-        NernError: the source has no such network; the nearest names are suggested.
-    """
+    """The function that builds the network `SOURCE:NAME`. Raises NernError, with the nearest names, where the source has no
+    such network."""
     source, _, what = name.rpartition(":")
     if source == "torchvision":
         return _torchvision_builder(what)
@@ -151,11 +151,8 @@ def _tags(base: str) -> str:
 
 
 def load_timm(network: nn.Module, name: str, tag: str) -> None:
-    """Load timm's pretrained weights `tag` (empty for the default, or the tag in `name`) of its network `name`.
-
-    Raises:
-        NernError: as for `load_torchvision`.
-    """
+    """Load timm's pretrained weights `tag` (empty for the default, or the tag in `name`) of its network `name`. Errors:
+    as for `load_torchvision`."""
     timm = _timm()
     base, _, own_tag = name.partition(".")
     full = f"{base}.{tag or own_tag}".rstrip(".")
@@ -172,3 +169,30 @@ def load_timm(network: nn.Module, name: str, tag: str) -> None:
         ) from error
     load_into(network, loaded.state_dict(), f"timm's weights {full}")
     network.pretrained_cfg = loaded.pretrained_cfg
+
+
+# --- registered networks, with the published choice of represented layers ---------------------------------------------
+
+
+def _build(theirs: str, num_classes: int = 1000, in_channels: int = 3, **kwargs: Any) -> nn.Module:
+    return find_builder(f"torchvision:{theirs}")(num_classes=num_classes, in_channels=in_channels, **kwargs)
+
+
+# The stem, the 1x1 shortcuts and the classifier are kept. Feature maps are what goes into every ReLU, that is after the
+# first norm, and in each block after bn1 and after the addition; and bn2.
+register_original(
+    "ResNet18",
+    torchvision="resnet18",
+    represents=["layer?.?.conv?.weight"],
+    feature_maps=["relu:input", "layer?.?.relu:input", "layer?.?.bn2"],
+    about="torchvision's; represented: the two 3x3 convolutions of each block",
+)(partial(_build, "resnet18"))
+
+for _version in ("1.0", "1.1"):
+    _theirs = f"squeezenet{_version.replace('.', '_')}"
+    register_original(
+        f"SqueezeNet{_version}",
+        torchvision=_theirs,
+        represents=["features.*.squeeze.weight", "features.*.expand*.weight"],
+        about="torchvision's; represented: the 1x1 and 3x3 convolutions of the Fire modules",
+    )(partial(_build, _theirs))

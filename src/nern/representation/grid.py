@@ -59,15 +59,10 @@ def entropy_bits(tensor: Tensor, number: int) -> float:
 
 @dataclass(frozen=True)
 class Quantised:
-    """A predictor that was trained to be rounded.
+    """A predictor that was trained to be rounded."""
 
-    Args:
-        steps: the number of each tensor's step, by name.
-        level: at which these were chosen (see `StepChooser`).
-    """
-
-    steps: dict[str, int]
-    level: float
+    steps: dict[str, int]  # the number of each tensor's step, by name
+    level: float  # at which these were chosen (see `StepChooser`)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

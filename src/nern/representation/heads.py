@@ -12,41 +12,31 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from nern.errors import NernError
+from nern.registry import SAMPLING_MODES
 from nern.representation.kernels import WEIGHT_IDXS, KernelTable
-from nern.representation.sampling import sample_kernels
 
 Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads of one kernel table.
-
-    Args:
-        table: the rows.
-        sizes: (height, width) of what each head predicts.
-        of_layer: the head of each layer.
-        sampling_mode: how a prediction is reduced to a smaller kernel.
-        names: of the heads; empty: their sizes tell them apart.
-    """
+    """The heads of one kernel table."""
 
     table: KernelTable
-    sizes: tuple[Size, ...]
-    of_layer: tuple[int, ...]
-    sampling_mode: str = "center"
-    names: tuple[str, ...] = ()
+    sizes: tuple[Size, ...]  # (height, width) of what each head predicts
+    of_layer: tuple[int, ...]  # the head of each layer
+    sampling_mode: str = "center"  # how a prediction is reduced to a smaller kernel
+    names: tuple[str, ...] = ()  # of the heads; empty: their sizes tell them apart
 
     @staticmethod
     def build(table: KernelTable, kind: str, output_size: int = 3, sampling_mode: str = "center") -> Heads:
         """'per_size', 'per_layer' or 'shared' heads; with five indices a row is a weight, and there is one head of 1 x 1.
-
-        Raises:
-            NernError: 'shared', and a kernel larger than `output_size`.
-        """
+        Raises NernError for 'shared', and a kernel larger than `output_size`."""
         sizes = [shape[2:] for shape in table.shapes]
         if table.num_idxs == WEIGHT_IDXS:
             return Heads(table, ((1, 1),), (0,) * len(sizes), sampling_mode)
@@ -110,10 +100,6 @@ class Heads:
         head, local = of_layer[layer], rows + shift[layer]
         return [(rows[head == h], local[head == h]) for h in range(len(self.sizes))]
 
-    def empty(self, like: Sequence[Float[Tensor, "r h w"]]) -> list[Tensor]:
-        """Room for the predictions of all rows, of the kind of `like`."""
-        return [p.new_empty(count, *p.shape[1:]) for p, count in zip(like, self.counts, strict=True)]
-
     def part(self, predictions: Sequence[Float[Tensor, "r h w"]], index: int) -> Float[Tensor, "rows h w"]:
         """Of predictions of all rows, one tensor a head, those of layer `index`."""
         start = self.starts[index]
@@ -128,12 +114,8 @@ class Heads:
     def by_layer(
         self, rows: Int[Tensor, " r"], predictions: Sequence[Float[Tensor, "r h w"]]
     ) -> list[tuple[int, Tensor, Tensor]]:
-        """Predictions of `rows`, which rise, sorted by layer: (layer, row numbers within it, kernels) of each that occurs.
-
-        Args:
-            rows: repeats are kept.
-            predictions: of the rows of each head, as `NeRN.forward` gives them.
-        """
+        """Predictions of `rows`, as `NeRN.forward` gives them, sorted by layer: (layer, row numbers within it, kernels) of
+        each that occurs. Rows rise; repeats are kept."""
         starts = torch.tensor(self.table.starts, device=rows.device)
         counts = torch.searchsorted(rows, starts).diff().tolist()
         used, parts, done = [0] * len(self.sizes), [], 0
@@ -146,3 +128,38 @@ class Heads:
             used[head] += count
             done += count
         return parts
+
+
+@SAMPLING_MODES.register("center")
+def center(kernels: Float[Tensor, "n k k"], size: tuple[int, int]) -> Float[Tensor, "n h w"]:
+    """The central window, which starts at `int(K / 2 - size / 2)`."""
+    top, left = (int(kernels.shape[axis + 1] / 2 - size[axis] / 2) for axis in (0, 1))
+    return kernels[:, top : top + size[0], left : left + size[1]]
+
+
+@SAMPLING_MODES.register("average")
+def average(kernels: Float[Tensor, "n k k"], size: tuple[int, int]) -> Float[Tensor, "n h w"]:
+    """Mean over sliding windows of `K - size + 1`, stride 1."""
+    return F.avg_pool2d(kernels.unsqueeze(1), _window(kernels, size), stride=1).squeeze(1)
+
+
+@SAMPLING_MODES.register("max")
+def maximum(kernels: Float[Tensor, "n k k"], size: tuple[int, int]) -> Float[Tensor, "n h w"]:
+    """Maximum over sliding windows of `K - size + 1`, stride 1."""
+    return F.max_pool2d(kernels.unsqueeze(1), _window(kernels, size), stride=1).squeeze(1)
+
+
+def sample_kernels(kernels: Float[Tensor, "n k k"], size: tuple[int, int], mode: str) -> Float[Tensor, "n h w"]:
+    """Kernels of `size` (height, width) from predicted ones; unchanged where they have it already. Raises NernError where
+    `size` exceeds the predicted size."""
+    height, width = kernels.shape[1:]
+    if size[0] > height or size[1] > width:
+        raise NernError(
+            f"a {size[0]} x {size[1]} kernel cannot be sampled from a predicted {height} x {width} one; "
+            f"set nern.output_size to at least {max(size)}"
+        )
+    return kernels if size == (height, width) else SAMPLING_MODES[mode](kernels, size)
+
+
+def _window(kernels: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+    return kernels.shape[1] - size[0] + 1, kernels.shape[2] - size[1] + 1

@@ -35,22 +35,14 @@ def kernel_shape(shape: Sequence[int]) -> Shape4:
 
 @dataclass(frozen=True)
 class KernelTable:
-    """Geometry of the learnable weights.
+    """Geometry of the learnable weights. Raises NernError for no layers, or one that is not four-dimensional."""
 
-    Args:
-        shapes: of each layer's weight: (filters, channels, height, width).
-        num_idxs: 3, a row is a kernel (layer, filter, channel); 5, a row is a weight (..., row, column).
-        tensor_shapes: of the weights themselves; empty: `shapes`.
-        networks: of each layer, the number of its network, rising; empty: all are of one, and coordinates do not tell.
-
-    Raises:
-        NernError: no layers, or one that is not four-dimensional.
-    """
-
-    shapes: tuple[Shape4, ...]
-    num_idxs: int = KERNEL_IDXS
-    tensor_shapes: tuple[tuple[int, ...], ...] = ()
-    networks: tuple[int, ...] = ()
+    shapes: tuple[Shape4, ...]  # of each layer's weight: (filters, channels, height, width)
+    num_idxs: int = KERNEL_IDXS  # 3, a row is a kernel (layer, filter, channel); 5, a weight (..., row, column)
+    tensor_shapes: tuple[tuple[int, ...], ...] = ()  # of the weights themselves; empty: `shapes`
+    networks: tuple[
+        int, ...
+    ] = ()  # of each layer, its network's number, rising; empty: of one, coordinates do not tell
 
     def __post_init__(self) -> None:
         if not self.shapes:

@@ -202,14 +202,9 @@ def build_nern(
     device: torch.device | str = "cpu",
     weights: Sequence[Tensor] | None = None,
 ) -> NeRN:
-    """The NeRN that `config` describes for the weights of `table`.
+    """The NeRN that `config` describes for the kernels of `table` in this order (None: as they are).
 
     Args:
-        config: of the NeRN.
-        table: the rows.
-        ordering: of their kernels; None: as they are.
-        seed: of the initialisation.
-        device: of predictor and coordinates.
         weights: the originals', to which output scales are set; None: scales stay as they are (a checkpoint's, or 1).
 
     Raises:

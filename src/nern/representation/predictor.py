@@ -56,11 +56,7 @@ class KxKPredictor(nn.Module):
     Args:
         input_size: length of an encoding.
         kernel_sizes: (height, width) of the kernels that each head gives.
-        hidden_layer_size: width of the hidden layers.
-        num_blocks: number of linear layers, the final one included; at least 2.
-        act_layer: name of the activation.
-        norm_layer: name of the normalisation between a hidden linear layer and its activation. 'bn' uses the statistics
-            of the rows predicted with gradient while training, running averages otherwise.
+        norm_layer: 'bn' uses the statistics of the rows predicted with gradient while training, running averages otherwise.
         head_names: of the heads, where there are several; empty: their sizes.
         output_scales: how many scales of outputs it holds; they are set, and applied, from outside. Not trained.
 
@@ -145,13 +141,11 @@ class KxKNerfPredictor(KxKPredictor):
     one hidden layer comes before it: as kxk."""
 
     def layer_input_size(self, index: int, input_size: int, hidden_layer_size: int) -> int:
-        """The middle layer also takes the encoding."""
         if index == self.middle:
             return input_size + hidden_layer_size
         return super().layer_input_size(index, input_size, hidden_layer_size)
 
     def hidden(self, encodings: Input) -> Float[Tensor, "n h"]:
-        """Everything before the final linear layer."""
         h: Any = encodings
         for index in range(len(self.layers)):
             skipped = index == self.middle
@@ -165,7 +159,6 @@ class KxKResidualPredictor(KxKPredictor):
     `num_blocks // 2` before the activation there. Of two blocks, that layer is not there: two linear maps."""
 
     def hidden(self, encodings: Input) -> Float[Tensor, "n h"]:
-        """Everything before the final linear layer."""
         first = h = self.linear(0, encodings)
         for index in range(1, len(self.layers)):
             h = self.linear(index, h)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nern.config import Config, check_key, check_keys, checked_keys, nested, parse_yaml, read_config_file
-from nern.config.settings import built
-from nern.config.yaml_files import nested_value, over
+from nern.config import Config
+from nern.config.settings import built, check_key, check_keys, checked_keys, read_config_file
+from nern.config.yaml_files import nested, nested_value, over, parse_yaml
 from nern.errors import NernError
 from nern.files import load_yaml
 
@@ -45,24 +45,17 @@ class SweepFile:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-        name: of its run folder; ends with the seed.
-        series: what it belongs to in tables and pictures, beside its ordering: runs of a series differ in size and seed.
-        config: checked; `logging` names the run folder.
-    """
-
-    name: str
-    series: str
-    config: Config
+    name: str  # of its run folder; ends with the seed
+    series: str  # in tables and pictures, beside the ordering: runs of a series differ in size and seed
+    config: Config  # checked; `logging` names the run folder
 
 
 def load_sweep(path: str | Path, folder: str | Path, options: Mapping[str, Any] | None = None) -> list[PlannedRun]:
     """The runs of a sweep file, in its order: each of `runs`, at each point of `grid`, with each of `seeds`.
 
     Args:
-        path: the file (docs/many-runs.md).
         folder: of the sweep; run folders lie in its `runs`.
         options: dotted keys and values that win over the file in all runs; `seed` takes the place of `seeds`.
 

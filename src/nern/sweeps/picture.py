@@ -23,13 +23,7 @@ def draw(
     path: str | Path, rows: Sequence[Row], published: Mapping[tuple[str, str], Sequence[Mark]] | None = None
 ) -> None:
     """Write the picture (PNG), a panel for each network and task: means over seeds joined by lines, with their standard
-    deviations and each single run.
-
-    Args:
-        path: the file.
-        rows: of tables.
-        published: results to compare with, by network and task, drawn as hollow marks.
-    """
+    deviations and each single run. `published`: results to compare with, by network and task, drawn as hollow marks."""
     panels = groups_of(rows)
     marks = {panel: (published or {}).get(panel, ()) for panel in panels}
     labels = list(dict.fromkeys(group.label for groups in panels.values() for group in groups))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nern.training.interrupt import Interrupted, StopRequest
+from nern.stopping import Interrupted, StopRequest
 
 POLL_SECONDS = 0.05
 TAIL_LINES = 4  # of a log, to tell why a command failed
@@ -19,23 +19,14 @@ TAIL_LINES = 4  # of a log, to tell why a command failed
 
 @dataclass(eq=False)
 class Job:
-    """A command to run.
-
-    Attributes:
-        name: for people.
-        command: with its arguments.
-        log: file that gets what it prints.
-        append: after what the file holds already.
-        seconds: that it took, once it has ended.
-        error: why it failed; None: it did not.
-    """
+    """A command to run."""
 
     name: str
     command: Sequence[str]
-    log: Path
-    append: bool = False
-    seconds: float = 0.0
-    error: str | None = None
+    log: Path  # file that gets what it prints
+    append: bool = False  # after what the file holds already
+    seconds: float = 0.0  # that it took, once it has ended
+    error: str | None = None  # why it failed; None: it did not
     process: subprocess.Popen[bytes] = field(init=False)
     _log_start: int = 0
 
@@ -74,11 +65,8 @@ def run_side_by_side(
     on_start: Callable[[Job], None] = lambda job: None,
     on_end: Callable[[Job], None] = lambda job: None,
 ) -> None:
-    """Run all jobs, at most one in each place at a time; one that fails does not keep others from running.
-
-    Args:
-        places: environment variables that a job in this place gets besides those of this process.
-        on_start, on_end: called in this process.
+    """Run all jobs, at most one in each place at a time; one that fails does not keep others from running. `places`:
+    environment variables that a job in this place gets besides those of this process.
 
     Raises:
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP; running jobs got SIGTERM and have ended. A second Ctrl-C kills them.

@@ -34,10 +34,10 @@ from nern.devices import available_gpus
 from nern.errors import NernError, plain_errors
 from nern.files import check_writable, locked, write_json, write_text
 from nern.jobs.session import changed_keys
+from nern.stopping import Interrupted
 from nern.sweeps.file import PlannedRun, load_sweep
 from nern.sweeps.processes import Job, run_side_by_side
 from nern.sweeps.table import Row, row_of, table_text
-from nern.training.interrupt import Interrupted
 from nern.training.run_folder import RunFolder
 from nern.untrusted import read_json
 
@@ -100,32 +100,22 @@ def command_text(path: str | Path, options: Mapping[str, Any]) -> str:
 
 @dataclass
 class _Sweep:
-    """Training of some runs of a sweep, and the table of all.
-
-    Attributes:
-        every: all runs.
-        runs: those that are trained here.
-        root: the sweep's folder.
-        command: as others would type it.
-        console: for messages.
-        machine: what the runs are trained on.
-        finished: number of those trained here that are finished.
-    """
+    """Training of some runs of a sweep, and the table of all."""
 
     every: Sequence[PlannedRun]
-    runs: Sequence[PlannedRun]
-    root: Path
-    command: str
+    runs: Sequence[PlannedRun]  # those that are trained here
+    root: Path  # the sweep's folder
+    command: str  # as others would type it
     console: Console
-    machine: dict[str, Any] = field(default_factory=dict)
-    finished: int = 0
+    machine: dict[str, Any] = field(default_factory=dict)  # what the runs are trained on
+    finished: int = 0  # of those trained here
 
     def run(self, jobs: int | None) -> list[Row]:
         states = [self._state(run) for run in self.runs]
         self._check_settings(states)
         todo = [(run, state) for run, state in zip(self.runs, states, strict=True) if state != FINISHED]
         self.finished = len(self.runs) - len(todo)
-        gpus = max(available_gpus(run.config) for run in self.runs)
+        gpus = max(available_gpus(run.config.num_gpus) for run in self.runs)
         places = _places(min(jobs or max(gpus, 1), max(len(todo), 1)), gpus)
         self._say(
             f"{len(self.runs)} runs: {self.finished} finished, {states.count(STOPPED)} to go on with, {states.count(NEW)} "

@@ -44,10 +44,8 @@ def row_of(run: PlannedRun, metrics: Mapping[str, Any], hardware: Mapping[str, A
     """The row of a finished run. Accuracies are top-1 in percent. Of several networks: the means.
 
     Args:
-        metrics: its metrics.json.
         hardware: of the machine that ran it: `cpu`, `cores`, `gpu` (or None).
         config: where its config lies.
-        command: of the sweep.
 
     Raises:
         NernError: the metrics lack what a finished run has, or hold something else in its place.

@@ -1,27 +1,6 @@
-"""Tasks: the data that original networks were trained on."""
+"""Tasks: the data that original networks were trained on. The modules below register them, in this order."""
 
-from nern.tasks.base import Task, build_task, register_task
-from nern.tasks.cifar import cifar10, cifar100
-from nern.tasks.digits import digits
-from nern.tasks.image_folder import imagefolder, imagenet
-from nern.tasks.images import ImageTensors
+from nern.tasks import cifar, digits, image_folder, random_images
 from nern.tasks.loaders import Unreadable
-from nern.tasks.random_images import leaves, uniform
-from nern.tasks.streams import EvalSet, TrainStream
 
-__all__ = [
-    "EvalSet",
-    "ImageTensors",
-    "Task",
-    "TrainStream",
-    "Unreadable",
-    "build_task",
-    "cifar10",
-    "cifar100",
-    "digits",
-    "imagefolder",
-    "imagenet",
-    "leaves",
-    "register_task",
-    "uniform",
-]
+__all__ = ["Unreadable", "cifar", "digits", "image_folder", "random_images"]

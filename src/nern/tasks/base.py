@@ -67,23 +67,14 @@ def register_task(
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """How a run uses its data.
-
-    Attributes:
-        batch_size: images in a training batch.
-        eval_batch_size: images in an evaluation batch.
-        num_workers: worker processes of a `DataLoader`.
-        seed: of the order of images, augmentation and held-out images.
-        held_out_images: training images set aside, at most a tenth; 0: none.
-        test_images: test images used; None: all; 0: none, the split is not read.
-    """
+    """How a run uses its data."""
 
     batch_size: int
     eval_batch_size: int
     num_workers: int
-    seed: int
-    held_out_images: int = 0
-    test_images: int | None = None
+    seed: int  # of the order of images, augmentation and held-out images
+    held_out_images: int = 0  # training images set aside, at most a tenth
+    test_images: int | None = None  # test images used; None: all; 0: none, the split is not read
 
 
 def classes_of(task: TaskConfig) -> int:
@@ -156,12 +147,9 @@ def build_task(
     original: Original | None = None,
     expected: InputFormat | None = None,
 ) -> Task:
-    """The task that a config's section names.
+    """The task that a config's section names, its batches on the device.
 
     Args:
-        task: a checked section.
-        settings: how the data are used.
-        device: where batches are delivered.
         train: False: the test set only.
         original: the network it is for: some made-up images are made from it, and its metadata are `expected`.
         expected: the images that the network expects, where `original` does not tell.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from nern.compat import import_torchvision
-from nern.config import TaskConfig
 from nern.errors import NernError
 from nern.files import some_names
 from nern.originals.input_format import InputFormat
@@ -38,18 +38,10 @@ Split = ImageTensors | DataLoader[Any]
 
 @dataclass(frozen=True)
 class SplitFolders:
-    """The folder of a dataset, with its splits.
+    """The folder of a dataset, with its splits. Raises NernError where there is no such folder."""
 
-    Args:
-        path: of the folder: it holds a folder for each of `SPLITS`; only those that are used need be there.
-        key: the config's key that says `path`.
-
-    Raises:
-        NernError: there is no such folder.
-    """
-
-    path: str | None
-    key: str
+    path: str | None  # it holds a folder for each of `SPLITS`; only those that are used need be there
+    key: str  # of the config, that says `path`
 
     def __post_init__(self) -> None:
         if self.path is None:
@@ -75,6 +67,7 @@ class SplitFolders:
             return folder
         raise NernError(f"{self.key} {str(self.root)!r} has no folder {_wanted(split)}; it holds: {content(self.root)}")
 
+    @cached_property
     def classes(self) -> list[str]:
         """Names of the classes: those of the training folder, sorted as text; the number of a class is its place. Where it
         has none or only some of the test folder's, as for an evaluation alone, the test folder names them.
@@ -105,7 +98,7 @@ class SplitFolders:
             NernError: the split is missing or has no images; a class has no training images.
         """
         datasets = import_torchvision().datasets.folder
-        names, folder = self.classes(), self.folder(split)
+        names, folder = self.classes, self.folder(split)
         numbers = {name: number for number, name in enumerate(names)}
         files = datasets.make_dataset(str(folder), numbers, datasets.IMG_EXTENSIONS, allow_empty=True)
         labels = np.array([label for _, label in files], dtype=np.int64)
@@ -135,11 +128,8 @@ def _class_folders(folder: Path) -> set[str]:
 
 
 def read_image(path: str, channels: int) -> Image.Image:
-    """An image file with 8 bits a channel: grey (1 channel) or RGB (3), its pixels as they are stored, not turned.
-
-    Raises:
-        Exception: whatever Pillow raises for a file that is no image or is damaged.
-    """
+    """An image file with 8 bits a channel: grey (1 channel) or RGB (3), its pixels as they are stored, not turned. Raises
+    whatever Pillow raises for a file that is no image or is damaged."""
     from PIL import Image  # Pillow need not be installed
 
     with Image.open(path) as image:
@@ -182,21 +172,13 @@ def _timm_transform(images: InputFormat, auto_augment: str | None = None, **opti
 
 @dataclass(eq=False)
 class FolderImages(Dataset[Any]):
-    """Items (image, label), or `Unreadable`, of image files.
+    """Items (image, label), or `Unreadable`, of image files."""
 
-    Args:
-        files: paths as bytes.
-        labels: class numbers.
-        transform: of a Pillow image.
-        channels: 1 or 3.
-        evaluation: the same items without augmentation, see `register_task`.
-    """
-
-    files: np.ndarray
+    files: np.ndarray  # paths as bytes
     labels: np.ndarray
-    transform: Any
+    transform: Any  # of a Pillow image
     channels: int
-    evaluation: FolderImages | None = None
+    evaluation: FolderImages | None = None  # the same items without augmentation, see `register_task`
 
     def __len__(self) -> int:
         return len(self.files)
@@ -234,18 +216,18 @@ def load_splits(
             1 or 3 channels; in memory: none can be read.
     """
     policy = None if auto_augment == "none" else auto_augment
-    of_test, of_train = evaluation_transform(input_format), training_transform(input_format, policy)
     found, skipped = dict[str, Split](), SkippedImages()
     for split in splits:
         loader_kwargs = train_kwargs if split == "train" else test_kwargs
-        data = FolderImages(*folders.images(split), of_test, input_format.shape[0])
+        data = FolderImages(*folders.images(split), evaluation_transform(input_format), input_format.shape[0])
         if len(data) * np.prod(input_format.shape) <= memory and (split == "test" or policy is None):
             whole = replace(data, transform=evaluation_transform(input_format, normalize=False))
             found[split] = _in_memory(whole, input_format, loader_kwargs["num_workers"], skipped)
         elif split == "test":
             found[split] = DataLoader(data, **loader_kwargs)
         else:
-            found[split] = DataLoader(replace(data, transform=of_train, evaluation=data), **loader_kwargs)
+            augmented = replace(data, transform=training_transform(input_format, policy), evaluation=data)
+            found[split] = DataLoader(augmented, **loader_kwargs)
     return found.get("train"), found.get("test")
 
 
@@ -260,11 +242,9 @@ def _in_memory(data: FolderImages, images: InputFormat, num_workers: int, skippe
 # --- tasks -------------------------------------------------------------------------------------------------------
 
 
-def _count_classes(task: TaskConfig) -> int:
-    return len(SplitFolders(task.data_dir, "task.data_dir").classes())
-
-
-@register_task("imagefolder", num_classes=_count_classes, mirrors=True)
+@register_task(
+    "imagefolder", num_classes=lambda task: len(SplitFolders(task.data_dir, "task.data_dir").classes), mirrors=True
+)
 def imagefolder(
     train_kwargs: Kwargs, test_kwargs: Kwargs, data_dir: str | None = None, **kwargs: Any
 ) -> tuple[Split | None, Split | None]:
@@ -291,7 +271,7 @@ def imagenet(
 ) -> tuple[Split | None, Split | None]:
     """Images of `imagenet_path`/train and /val (or validation, valid), streamed, augmented as timm does."""
     folders = SplitFolders(imagenet_path, "task.imagenet_path")
-    found = len(folders.classes())
+    found = len(folders.classes)
     if found != CLASSES:
         raise NernError(
             f"{folders.key} {str(folders.root)!r} has {found} class folders in a split; ImageNet has {CLASSES}. Other "

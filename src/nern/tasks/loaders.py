@@ -25,15 +25,10 @@ from nern.tasks.streams import EpochOrder, TrainStream
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What a dataset gives in place of an item that it cannot read.
+    """What a dataset gives in place of an item that it cannot read."""
 
-    Attributes:
-        name: of the image, its path say.
-        reason: what was wrong, in words.
-    """
-
-    name: str
-    reason: str
+    name: str  # of the image, its path say
+    reason: str  # what was wrong, in words
 
 
 class SkippedImages(dict[str, str]):
@@ -104,21 +99,13 @@ def image_and_label(batch: Any) -> Batch:
 
 @dataclass(eq=False)
 class LoaderSet:
-    """Images of a `DataLoader`, read with its collation and workers, in order; unreadable items are left out.
+    """Images of a `DataLoader`, read with its collation and workers, in order; unreadable items are left out."""
 
-    Args:
-        loader: the user's.
-        dataset: its own, or a part of it.
-        device: where batches are delivered.
-        skipped: what cannot be read is added here.
-        as_batch: what a collated batch is.
-    """
-
-    loader: DataLoader[Any]
-    dataset: Any
-    device: torch.device
-    skipped: SkippedImages
-    as_batch: Callable[[Any], Batch] = image_and_label
+    loader: DataLoader[Any]  # the user's
+    dataset: Any  # its own, or a part of it
+    device: torch.device  # where batches are delivered
+    skipped: SkippedImages  # what cannot be read is added here
+    as_batch: Callable[[Any], Batch] = image_and_label  # what a collated batch is
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -28,21 +28,13 @@ USUAL_SIZE = 3.0  # of scaled outputs, root mean square: about that of class sco
 
 @dataclass(frozen=True)
 class OwnData:
-    """Data of a Python session, for one network.
+    """Data of a Python session, for one network."""
 
-    Args:
-        network: in eval mode.
-        forward: (network, batch) -> outputs; None: see `usual_forward`.
-        device: where the network is.
-        batch_size: samples in a batch of a dataset or a tensor.
-        seed: of the order of samples.
-    """
-
-    network: nn.Module
-    forward: Forward | None
-    device: torch.device
-    batch_size: int
-    seed: int
+    network: nn.Module  # in eval mode
+    forward: Forward | None  # (network, batch) -> outputs; None: see `usual_forward`
+    device: torch.device  # where the network is
+    batch_size: int  # of a dataset or a tensor
+    seed: int  # of the order of samples
 
     def task(self, data: Any, test: Any) -> tuple[Task, Calling]:
         """The task that the data become, and how the network is called. None: there are none.
@@ -196,11 +188,8 @@ def described(batch: Any) -> str:
 
 
 def as_batches(data: Any, batch_size: int) -> Iterable[Any]:
-    """What gives batches: datasets and tensors by a data loader, anything else as it is.
-
-    Raises:
-        NernError: it cannot be iterated.
-    """
+    """What gives batches: datasets and tensors by a data loader, anything else as it is. Raises NernError for what cannot be
+    iterated."""
     if isinstance(data, Tensor):
         data = TensorDataset(data)
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
@@ -256,8 +245,7 @@ class BatchesStream(TrainStream):
     """Batches as an iterable gives them; after its last the first follows. An iterator is read once.
 
     Args:
-        data: the iterable.
-        as_batch: what makes a batch of what it gives.
+        as_batch: what makes a batch of what the iterable gives.
         seed: of what it draws from PyTorch's generator.
     """
 
@@ -290,19 +278,10 @@ class BatchesStream(TrainStream):
 
 @dataclass(eq=False)
 class BatchesSet:
-    """Batches to evaluate on, as an iterable gives them.
+    """Batches to evaluate on, as an iterable gives them. For the arguments see `BatchesStream`; `limit`: the batches end
+    with the one that has so many samples together; None: with the last."""
 
-    Args:
-        data: the iterable.
-        as_batch: what makes a batch of what it gives.
-        seed: of what it draws from PyTorch's generator.
-        limit: the batches end with the one that has so many samples together; None: with the last.
-
-    Attributes:
-        repeats: the same batches need not come again.
-    """
-
-    repeats: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False  # the same batches need not come again
     data: Iterable[Any]
     as_batch: Callable[[Any], Batch]
     seed: int = 0

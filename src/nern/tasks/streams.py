@@ -92,7 +92,6 @@ class TensorStream(TrainStream):
         self.steps_per_epoch = self.order.steps_per_epoch
 
     def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
-        """See `TrainStream`."""
         indices = self.order.indices(step)
         part = processes.share(len(indices))
         batch = self.data.batch(indices, generator(self.seed, "augment", step), part)
@@ -100,11 +99,7 @@ class TensorStream(TrainStream):
 
 
 class MadeUpStream(TrainStream):
-    """Made-up images, without labels; also a set of them to evaluate on.
-
-    Args:
-        draw: (number of images, generator) -> images on the device.
-    """
+    """Made-up images, without labels; also a set of them to evaluate on. `draw` gives images on the device."""
 
     def __init__(
         self, draw: Callable[[int, torch.Generator], Tensor], count: int, batch_size: int, seed: int, purpose: str
@@ -116,13 +111,12 @@ class MadeUpStream(TrainStream):
         return self.count
 
     def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
-        """See `TrainStream`. Every process draws all images."""
+        """Every process draws all images."""
         images = self._images(step % self.steps_per_epoch, self.batch_size, step)
         mine = images[processes.share(len(images))]
         return (mine, None), len(mine) / len(images)
 
     def batches(self, batch_size: int, share: Share | None = None) -> Iterator[Batch]:
-        """See `EvalSet`."""
         for number in shared(range(-(-self.count // batch_size)), share):
             yield self._images(number, batch_size, number), None
 
@@ -139,8 +133,6 @@ class MixedStream(TrainStream):
         stream: gives images and integer labels; kept as `unmixed`.
         mixup: alpha of the Beta distribution of shares when whole images are blended; 0: never.
         cutmix: the same when a rectangle is pasted in; 0: never. With both, each is as likely.
-        num_classes: of the labels.
-        seed: of the draws.
     """
 
     def __init__(self, stream: TrainStream, mixup: float, cutmix: float, num_classes: int, seed: int) -> None:
@@ -153,7 +145,7 @@ class MixedStream(TrainStream):
         self.mixers = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha > 0]
 
     def share(self, step: int, processes: Processes) -> tuple[Batch, float]:
-        """See `TrainStream`. An image is mixed with the one before it (the first with the last) of the same process."""
+        """An image is mixed with the one before it (the first with the last) of the same process."""
         (images, labels), fraction = self.unmixed.share(step, processes)
         if not len(images):
             return (images, labels), fraction

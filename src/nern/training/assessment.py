@@ -21,12 +21,7 @@ from nern.training.members import Member, split_by_network
 
 
 class Assessment:
-    """Evaluates the networks of a NeRN, and remembers the best evaluation.
-
-    Args:
-        config: with `evaluation` and the window of losses.
-        members: the networks.
-        processes: that share the images.
+    """Evaluates the networks of a NeRN, and remembers the best evaluation. Processes share the images.
 
     Attributes:
         best: the best record, with its `step` and `score`; None: there was none yet.
@@ -52,12 +47,8 @@ class Assessment:
     def __call__(
         self, step: int, weights: Sequence[Tensor], extra: Mapping[str, Tensor]
     ) -> tuple[dict[str, Any], bool]:
-        """Metrics on the held-out and test sets, and whether none before were better; they are remembered then.
-
-        Args:
-            step: steps done.
-            weights: of all layers.
-            extra: what was trained beside the predictor.
+        """Metrics on the held-out and test sets after `step` steps, and whether none before were better; they are
+        remembered then. `extra`: what was trained beside the predictor.
 
         Returns:
             The record: means over the networks; of several, also of each. Without a set to choose by, the latest is the
@@ -104,14 +95,8 @@ def all_curvatures(config: Config, members: Sequence[Member], images: int) -> li
 def all_fitted_norms(
     config: Config, members: Sequence[Member], weights: Sequence[Tensor], beside: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Batch norms of all networks that have images, fitted to these weights, by name (`joint_name`).
-
-    Args:
-        config: with `norm_images`.
-        members: the networks.
-        weights: reconstructed, of all layers.
-        beside: what is trained beside the predictor, as it is now.
-    """
+    """Batch norms of all networks that have images, fitted to these weights of all layers and to what is trained beside the
+    predictor, by name (`joint_name`)."""
     count, found = len(members), dict[str, Tensor]()
     for number, (member, own) in enumerate(zip(members, split_by_network(members, weights), strict=True)):
         if member.stream is not None:

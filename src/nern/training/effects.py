@@ -25,8 +25,7 @@ class Effects:
     """How much changing some tensors changes the reconstructed networks.
 
     Args:
-        nern: the representation, with the predictor's tensors in their places.
-        members: the networks it represents.
+        nern: with the predictor's tensors in their places.
         extra: what was trained beside the predictor (`joint_name`), where that is not in its place.
         images: of the training stream: the effect is the mean divergence of the outputs on them; 0, or where there are no
             images: the squared relative error of kernels, a mean over layers; of `MOST_ROWS` at most.

@@ -16,7 +16,7 @@ from nern.config import LoggingConfig, OptimConfig
 from nern.errors import NernError
 from nern.objectives.objective import Losses
 from nern.processes import ALONE, Processes
-from nern.training.interrupt import Interrupted, StopRequest
+from nern.stopping import Interrupted, StopRequest
 from nern.training.optimizers import check_gradients, clip_gradients, load_optimizer
 from nern.training.run_folder import RunFolder
 from nern.training.schedules import Schedule

@@ -20,17 +20,8 @@ EPS_NORM = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices, AdamW for the rest.
-
-    Args:
-        matrices: parameters of two axes.
-        others: all else.
-        lr: learning rate of both.
-        momentum: Nesterov momentum of the matrices.
-        betas: of AdamW.
-        weight_decay: decoupled: times `lr`.
-        eps: added to the root of AdamW's mean square.
-    """
+    """Muon, with Nesterov momentum, for matrices (parameters of two axes); AdamW, with `betas`, for the others. Weight decay
+    is decoupled: times `lr`."""
 
     def __init__(
         self,
@@ -40,10 +31,8 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
-        *,
-        eps: float = 1e-8,
     ) -> None:
-        settings = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "eps": eps}
+        settings = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay, "eps": 1e-8}
         groups = [{"params": list(matrices), "matrices": True}, {"params": list(others), "matrices": False}]
         super().__init__([group for group in groups if group["params"]], settings)
 

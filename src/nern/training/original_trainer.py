@@ -28,10 +28,8 @@ class OriginalTrainer(Loop):
     """Trains a network on its task. The state of a run is `state()`; all else follows from config, seed and step.
 
     Args:
-        config: a checked config.
         network: on its device.
         smooth: names of the weights whose smoothness counts.
-        task: images to train and evaluate on.
     """
 
     def __init__(self, config: OriginalConfig, network: nn.Module, smooth: Sequence[str], task: Task) -> None:
@@ -118,14 +116,11 @@ class OriginalTrainer(Loop):
             self.folder.save_checkpoint(name, tensors_of(self.network), {}, None, {"step": self.step})
 
     def named_parameters(self) -> dict[str, Tensor]:
-        """The network's."""
         return dict(self.network.named_parameters())
 
     def state(self) -> dict[str, Any]:
-        """See `Loop`; and the network."""
         return super().state() | {"network": self.network.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state()`."""
         self.network.load_state_dict(state["network"])
         super().load_state(state)

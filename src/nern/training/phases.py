@@ -8,38 +8,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nern.config import CURVATURE_IMAGES, ROUNDING_IMAGES, Config, OptimConfig, phase_batches, phase_optim
+from nern.config import Config, OptimConfig
+from nern.config.phases import CURVATURE_IMAGES, ROUNDING_IMAGES
+from nern.config.schema import phase_batches, phase_optim
 from nern.errors import NernError
 from nern.registry import Choice
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase.
+    """A phase, with the steps that it has in a run."""
 
-    Attributes:
-        name: as in the config; 'training' where it is the only one of a config without phases.
-        begins, steps: its first step in the run, and how many there are.
-        optim: of its optimizer and schedule.
-        images_from: first step of the run that uses images; `ends` or above: none does.
-        weights_batch_method, weights_batch_size: its weight batches.
-        losses: terms of the objective that take part; None: all.
-        curvature_images: errors of weights count as they move the outputs, measured on so many images; 0: they count alike.
-        bits: of a number of the predictor, which is rounded in every step, on average; None: nothing is rounded.
-        rounding_images: images on which what rounding does is measured.
-    """
-
-    name: str
-    begins: int
+    name: str  # as in the config; 'training' where it is the only one of a config without phases
+    begins: int  # its first step in the run
     steps: int
     optim: OptimConfig
-    images_from: int
+    images_from: int  # first step of the run that uses images; `ends` or above: none does
     weights_batch_method: Choice
     weights_batch_size: int | None
-    losses: Sequence[str] | None = None
-    curvature_images: int = 0
-    bits: float | None = None
-    rounding_images: int = ROUNDING_IMAGES
+    losses: Sequence[str] | None = None  # terms of the objective that take part; None: all
+    curvature_images: int = 0  # on which is measured how errors of weights move the outputs; 0: all errors count alike
+    bits: float | None = (
+        None  # of a number of the predictor, which is rounded in every step, on average; None: it is not
+    )
+    rounding_images: int = ROUNDING_IMAGES  # on which what rounding does is measured
 
     @property
     def ends(self) -> int:

@@ -105,7 +105,6 @@ class RunFolder:
         """Write a checkpoint, all in one file.
 
         Args:
-            name: of it.
             predictor: its state dict.
             beside: parameters trained beside it: fully connected layer, norms.
             quantised: what its numbers were rounded to, where it was trained for that.

@@ -8,74 +8,50 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from functools import partial
 
 from nern.config import OptimConfig
 from nern.errors import NernError, NernWarning
 from nern.registry import SCHEDULES
 
 RISE = 25  # onecycle begins at lr / RISE
-Rate = Callable[[int], float]  # number of advances -> rate
 
 
 @SCHEDULES.register("cosine")
-def cosine(config: OptimConfig, iterations: int, interval: int) -> Rate:
+def cosine(config: OptimConfig, iterations: int, interval: int, advances: int) -> float:
     """Half a cosine from `lr` to `min_lr` over the run."""
-
-    def rate(advances: int) -> float:
-        share = min(advances / max(iterations, 1), 1.0)
-        return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * share)) / 2
-
-    return rate
+    share = min(advances / max(iterations, 1), 1.0)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * share)) / 2
 
 
 @SCHEDULES.register("exponential")
-def exponential(config: OptimConfig, iterations: int, interval: int) -> Rate:
+def exponential(config: OptimConfig, iterations: int, interval: int, advances: int) -> float:
     """Multiplied by `gamma` at each advance; gamma 0: so that `min_lr` is reached at the end."""
-    gamma = config.gamma
-    if gamma == 0:
-        gamma = (config.min_lr / config.lr) ** (1 / max(iterations / interval, 1e-9))
-
-    def rate(advances: int) -> float:
-        return config.lr * gamma**advances
-
-    return rate
+    gamma = config.gamma or (config.min_lr / config.lr) ** (1 / max(iterations / interval, 1e-9))
+    return config.lr * gamma**advances
 
 
 @SCHEDULES.register("onecycle", rises=True)
-def onecycle(config: OptimConfig, iterations: int, interval: int) -> Rate:
+def onecycle(config: OptimConfig, iterations: int, interval: int, advances: int) -> float:
     """Half a cosine up from lr / 25 to `lr` over the first `warmup` of the run, then half a cosine down to `min_lr`
     (Smith and Topin 2018)."""
-    steps = max(iterations / interval, 1)
-
-    def rate(advances: int) -> float:
-        share = min(advances / steps, 1.0)
-        if share < config.warmup:
-            low, position = config.lr / RISE, 1 - share / config.warmup
-        else:
-            low, position = config.min_lr, (share - config.warmup) / (1 - config.warmup)
-        return low + (config.lr - low) * (1 + math.cos(math.pi * position)) / 2
-
-    return rate
+    share = min(advances / max(iterations / interval, 1), 1.0)
+    if share < config.warmup:
+        low, position = config.lr / RISE, 1 - share / config.warmup
+    else:
+        low, position = config.min_lr, (share - config.warmup) / (1 - config.warmup)
+    return low + (config.lr - low) * (1 + math.cos(math.pi * position)) / 2
 
 
 @SCHEDULES.register("constant")
-def constant(config: OptimConfig, iterations: int, interval: int) -> Rate:
+def constant(config: OptimConfig, iterations: int, interval: int, advances: int) -> float:
     """`lr` throughout."""
-    return lambda advances: config.lr
+    return config.lr
 
 
 class Schedule:
-    """The learning rate of a run.
-
-    Args:
-        config: kind, rates, interval.
-        iterations: steps of the run.
-        stretched: let `step_interval` stretch the cosine, as the published code does (ours sets it to 1).
-
-    Raises:
-        NernError: `step_interval` 0 where no interval can be computed.
-    """
+    """The learning rate of a run of so many steps. `stretched`: `step_interval` stretches the cosine, as in the published
+    code (ours sets it to 1). Raises NernError for `step_interval` 0 where no interval can be computed."""
 
     def __init__(self, config: OptimConfig, iterations: int, *, stretched: bool = False) -> None:
         interval = config.step_interval
@@ -89,14 +65,14 @@ class Schedule:
                     f"optim.step_interval 0 (a hundredth of the run) needs 100 steps; there are {iterations}"
                 )
         self.interval, self.min_lr = interval, config.min_lr
-        self._rate: Rate = SCHEDULES[config.lr_scheduler_type](config, iterations, interval)
+        self._rate = partial(SCHEDULES[config.lr_scheduler_type], config, iterations, interval)
         self._rises = SCHEDULES.info(config.lr_scheduler_type)["rises"]
         self.advances = 0
 
     @property
     def lr(self) -> float:
         """The rate of the next step."""
-        return self._rate(self.advances)
+        return float(self._rate(self.advances))
 
     def after_step(self, step: int) -> None:
         """Advance, if it is time, after training step `step` (counted from 0)."""

@@ -38,9 +38,6 @@ class Step:
     """Losses of the current predictor, and their gradients in its parameters.
 
     Args:
-        config: losses and which rows they compare.
-        nern: the representation.
-        members: the networks it represents.
         extra: further parameters of the reconstructed networks that are trained (see `trained_beside`).
         precision: 'float32', 'tf32' or 'bf16'.
         processes: that share the work; each has a share of the images and of the rows, and all end up with the gradients
@@ -101,13 +98,11 @@ class Step:
             return [self.curvatures[index](weight) for weight, index in zip(weights, layers, strict=True)]
         return list(weights)
 
-    def losses(
-        self, weights: Sequence[Tensor], batches: Sequence[Batch] | None, fractions: Sequence[float] | None = None
-    ) -> Losses:
+    def losses(self, weights: Sequence[Tensor], batches: Sequence[Batch] | None) -> Losses:
         """Mean over the networks of each one's losses with its share of all weights; of several processes, what this one
         adds to their sum."""
         own = split_by_network(self.members, weights)
-        parts = [piece(own[number]) for number, piece in self._pieces(batches, fractions or [1.0] * len(self.members))]
+        parts = [piece(own[number]) for number, piece in self._pieces(batches, [1.0] * len(self.members))]
         return reduce(Losses.__add__, parts)
 
     def _pieces(self, batches: Sequence[Batch] | None, fractions: Sequence[float]) -> Iterator[tuple[int, Piece]]:
@@ -202,7 +197,7 @@ class Step:
                 return self.nern()
             rows = torch.arange(self.nern.table.rows, device=self.device)[self.processes.share(self.nern.table.rows)]
             mine = self.nern(rows)
-            rooms = [room.zero_() for room in self.nern.heads.empty(mine)]
+            rooms = [p.new_zeros(n, *p.shape[1:]) for p, n in zip(mine, self.nern.heads.counts, strict=True)]
             for room, value, (_, local) in zip(rooms, mine, self.nern.heads.split(rows), strict=True):
                 room[local] = value
             self.processes.add_up(rooms)

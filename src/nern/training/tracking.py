@@ -6,20 +6,14 @@ import csv
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from nern.config import LoggingConfig
+from nern.config import Config, LoggingConfig, OriginalConfig
 from nern.config.settings import leaves
 from nern.errors import EXTRAS, NernError
 from nern.registry import TRACKERS
 
-
-class Run(Protocol):
-    """The configuration of a run, of whatever kind."""
-
-    logging: LoggingConfig
-
-    def to_dict(self) -> dict[str, Any]: ...
+Run = Config | OriginalConfig
 
 
 @TRACKERS.register("none")
