@@ -28,7 +28,7 @@ from nern.sweeps.picture import draw
 from nern.sweeps.table import COLUMNS, ORDERS, Group, Row, groups_of
 
 SERIES = {  # of experiments/sweeps
-    "nern": "recipe `nern`; for ResNet56 with half its rate of reconstruction and the steps of the table (see the sweep files)",
+    "nern": "recipe `nern`; for ResNet56 with half its rate of reconstruction and other steps (see the sweep files)",
     "1,500 steps": "the same with 1,500 steps of distillation",
     "one view": "recipe `nern`, but outputs are distilled for the image alone: `teacher.mirrored: false`",
     "stronger teacher": "recipe `nern`, but the outputs of a ResNet56 are distilled, by their Kullback-Leibler divergence",
@@ -174,7 +174,7 @@ def page_text(tables: Sequence[str | Path], page: str | Path, figure: str | None
         "- **Best published gap**: the best gap of a published predictor of this size (within 5 %), to the original "
         "network of its source. SBS is the method of arXiv 2509.07373.\n"
         "- **Agreement**: share of test images to which both networks give the same class, last checkpoint.\n"
-        "- **Ordering, bytes**: of its file in the run folder. In a `.nern` file an ordering takes half of them to two thirds.\n"
+        "- **Ordering, bytes**: of its file in the run folder. In a `.nern` file it takes half of them to two thirds.\n"
         "- **Relative error**: norm of the error of all weights over their norm, best checkpoint.",
     ]
     if figure is not None:

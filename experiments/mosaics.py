@@ -1,7 +1,7 @@
 """Made-up images for networks of ImageNet: mosaics of CIFAR-100's training pictures, scaled up.
 
-`imports: [experiments/mosaics.py]` in a config registers them as kind "mosaics" of `task.random_data`; `task.data_dir` is the
-folder that holds CIFAR-100.
+`imports: [experiments/mosaics.py]` in a config registers them as kind "mosaics" of `task.random_data`; `task.data_dir` is
+the folder that holds CIFAR-100.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from nern.config import TaskConfig
-from nern.originals.input_format import InputFormat
 from nern.registry import RANDOM_IMAGES
+from nern.tasks.base import format_of
 from nern.tasks.cifar import cifar100
 
 SIDES = (1, 2, 2, 2, 3, 4)  # pictures along a side of an image; one of these is drawn
@@ -25,7 +25,7 @@ def mosaics(
 ) -> Any:
     """Pictures beside and above each other, cut at a random place."""
     train, _test = cifar100({}, {}, data_dir=settings.data_dir, splits=("train",))
-    known, (_channels, height, width) = original.input_format or InputFormat(), shape
+    known, (_channels, height, width) = format_of(settings, original.input_format), shape
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (known.mean, known.std))
 
     def draw(count: int, rng: torch.Generator) -> Tensor:

@@ -38,6 +38,13 @@ TINY: dict[str, Any] = {
     "eval_epochs_interval": None,
     "save_epochs_interval": None,
 }
+LOSSES: dict[str, Any] = {  # all of the published ones, of steps at a constant rate
+    "nern.attention_loss_weight": 0.3,
+    "nern.distillation_loss_weight": 0.2,
+    "nern.reconstruction_loss_weight": 0.7,
+    "optim.lr_scheduler_type": "constant",
+    "epochs": None,
+}
 SHORT: dict[str, Any] = TINY | {
     "nern.weights_batch_size": 64,
     "optim.lr": 5e-3,

@@ -17,19 +17,11 @@ from nern.representation.nern import build_nern
 from nern.training import step as step_module
 from nern.training.members import Member
 from nern.training.trainer import Trainer
+from runs import LOSSES
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
-SETTINGS: dict[str, Any] = {
-    "nern.hidden_layer_size": 7,
-    "nern.embeddings.enc_levels": 4,
-    "nern.attention_loss_weight": 0.3,
-    "nern.distillation_loss_weight": 0.2,
-    "nern.reconstruction_loss_weight": 0.7,
-    "optim.lr_scheduler_type": "constant",
-    "epochs": None,
-    "num_iterations": 3,
-}
+SETTINGS = LOSSES | {"nern.hidden_layer_size": 7, "nern.embeddings.enc_levels": 4, "num_iterations": 3}
 HEADS: dict[str, dict[str, Any]] = {
     "per size": {"nern.heads": "per_size"},
     **{mode: {"nern.heads": "shared", "nern.output_size": 4, "nern.sampling_mode": mode} for mode in SAMPLING_MODES},

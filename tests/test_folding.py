@@ -275,13 +275,6 @@ def test_a_network_that_cannot_be_traced_stays_as_it_is(make: Make) -> None:
     assert original._ready(randoms(IMAGE))[0] is original.network
 
 
-def test_a_norm_in_train_mode_is_not_folded() -> None:
-    original = Original(seeded(two))
-    original.network[1].train()
-    original.network[1].momentum = 0.0  # its averages stay
-    assert_as_plain(original, randoms(IMAGE), pairs=1)
-
-
 class OwnConvolution(nn.Conv2d):
     """A convolution that does more."""
 

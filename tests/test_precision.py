@@ -20,19 +20,15 @@ from nern.tasks.images import Batch, ImageTensors
 from nern.training import step as step_module
 from nern.training.members import Member
 from nern.training.trainer import Trainer
+from runs import LOSSES
 
 pytestmark = pytest.mark.usefixtures("rng_untouched")
 
-SETTINGS: dict[str, Any] = {
+SETTINGS = LOSSES | {
     "nern.hidden_layer_size": 16,
     "nern.embeddings.enc_levels": 6,
-    "nern.attention_loss_weight": 0.3,
-    "nern.distillation_loss_weight": 0.2,
-    "nern.reconstruction_loss_weight": 0.7,
     "nern.task_loss_weight": 0.4,
-    "optim.lr_scheduler_type": "constant",
     "optim.lr": 1e-3,
-    "epochs": None,
     "num_iterations": 20,
 }
 KEYS = {
