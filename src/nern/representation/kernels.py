@@ -40,9 +40,7 @@ class KernelTable:
     shapes: tuple[Shape4, ...]  # of each layer's weight: (filters, channels, height, width)
     num_idxs: int = KERNEL_IDXS  # 3, a row is a kernel (layer, filter, channel); 5, a weight (..., row, column)
     tensor_shapes: tuple[tuple[int, ...], ...] = ()  # of the weights themselves; empty: `shapes`
-    networks: tuple[
-        int, ...
-    ] = ()  # of each layer, its network's number, rising; empty: of one, coordinates do not tell
+    networks: tuple[int, ...] = ()  # of each layer its network's number, rising; empty: coordinates do not tell
 
     def __post_init__(self) -> None:
         if not self.shapes:
