@@ -30,7 +30,8 @@ from nern.sweeps.table import COLUMNS, ORDERS, Group, Row, groups_of
 SERIES = {  # of experiments/sweeps
     "nern": "recipe `nern`; for ResNet56 with half its rate of reconstruction and other steps (see the sweep files)",
     "1,500 steps": "the same with 1,500 steps of distillation",
-    "one view": "recipe `nern`, but outputs are distilled for the image alone: `teacher.mirrored: false`",
+    "one view": "recipe `nern`, but outputs are distilled for the image alone: `teacher.mirrored: false`; the row of 97 "
+    "hidden units and those of ResNet56 with other rates (see the sweep files)",
     "stronger teacher": "recipe `nern`, but the outputs of a ResNet56 are distilled, by their Kullback-Leibler divergence",
     "stronger teacher, one view": "stronger teacher, with `teacher.mirrored: false`",
     "drawn filters": "refinement on drawn filters at a lower learning rate; outputs compared by divergence; one view",
