@@ -12,27 +12,19 @@ import torch
 
 from nern.cli import main
 from nern.commands.bench import BENCHMARKS
+from runs import SHORT
 
-TINY = """
-original_model_path: pretrained:digits-resnet8
-nern:
-  hidden_layer_size: 8
-  weights_batch_size: 64
-  weights_batch_method: random_batch
-  embeddings: {enc_levels: 4, permutations: {permute_mode: none}}
-evaluation: {held_out_images: 20, test_images: 50}
-epochs: null
-num_iterations: 40
-eval_epochs_interval: null
-eval_iterations_interval: 10
-batch_size: 4
-loss_warmup_iterations: 30
-"""
+TINY = SHORT | {
+    "original_model_path": "pretrained:digits-resnet8",
+    "nern.weights_batch_method": "random_batch",
+    "num_iterations": 40,
+    "loss_warmup_iterations": 30,
+}
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "tiny.yaml").write_text(json.dumps(TINY))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     return tmp_path
@@ -85,7 +77,7 @@ def test_step_is_compared_with_plain_pytorch(folder: Path) -> None:
         assert of["steps_a_round"] == 1
         assert of["device"] == "cpu"
         assert ("ratio" in of) != name.startswith("plain")
-    assert measured["plain"]["images"] == [4]
+    assert measured["plain"]["images"] == [8]
     assert measured["plain MLP"]["rows"] == measured["drawn rows, bf16"]["rows"] == 64
 
 

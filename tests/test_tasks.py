@@ -71,16 +71,14 @@ def write_cifar10(folder: Path, count: int = 20, **changes: Any) -> Path:
 
 def test_mosaics_are_made_of_pictures_and_normalised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry.RANDOM_IMAGES, "_entries", dict(registry.RANDOM_IMAGES._entries))
-    file = shutil.copy(Path(__file__).parents[1] / "experiments" / "mosaics.py", tmp_path)
-    import_modules([str(file)])
+    import_modules([str(shutil.copy(Path(__file__).parents[1] / "experiments" / "mosaics.py", tmp_path))])
     (tmp_path / "cifar-100-python").mkdir()
     data = np.full((9, 3072), 255, np.uint8) * np.arange(2, dtype=np.uint8).repeat([1, 8])[:, None]  # mostly white
     for name in ("train", "test"):
-        entry = {"fine_labels": [0] * 9, "data": data}
-        (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps(entry, protocol=2))
+        (tmp_path / "cifar-100-python" / name).write_bytes(pickle.dumps({"fine_labels": [0] * 9, "data": data}))
     section = TaskConfig(task_name="imagenet", data_dir=str(tmp_path), mean=(0.5,) * 3, std=(0.25,) * 3)
-    draw = registry.RANDOM_IMAGES["mosaics"]((3, 20, 30), section, 0, CPU, as_original(CifarResNet(8)))
-    images = draw(16, generator(0, "mosaics"))
+    kind, original = registry.RANDOM_IMAGES["mosaics"], as_original(CifarResNet(8))
+    images = kind((3, 20, 30), section, 0, CPU, original)(16, generator(0, "mosaics"))
     assert images.shape == (16, 3, 20, 30)
     assert (float(images.min()), float(images.max())) == (-2.0, 2.0)
 
