@@ -1,7 +1,7 @@
 r"""A page of results (Markdown) and its picture, from tables of `nern sweep`, beside published results (published.csv).
 
     cd docs && python ../benchmarks/results.py results-resnet20.csv results-resnet56.csv results-resnet20-cifar100.csv \
-        results-resnet56-cifar100.csv --page results.md
+        results-resnet56-cifar100.csv results-squeezenet.csv --page results.md
     cd docs && python ../benchmarks/results.py history-resnet20.csv history-resnet56.csv --page history.md \
         --title 'Results of other recipes'
 

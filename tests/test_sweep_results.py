@@ -82,7 +82,7 @@ def test_picture_of_several_networks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "names", "title"),
     [
-        ("results", ("resnet20", "resnet56", "resnet20-cifar100", "resnet56-cifar100"), "Results"),
+        ("results", ("resnet20", "resnet56", "resnet20-cifar100", "resnet56-cifar100", "squeezenet"), "Results"),
         ("history", ("resnet20", "resnet56"), "Results of other recipes"),
     ],
 )
