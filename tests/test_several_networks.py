@@ -153,8 +153,7 @@ def test_the_norms_of_each_network_are_its_own(configure: Configure) -> None:
         own = {name: tensor for name, tensor in kept.items() if name.startswith(f"{number}.")}
         assert own
         assert all(torch.equal(network.state_dict()[name[2:]], tensor) for name, tensor in own.items())
-    originals = [Original(network) for network in networks]
-    assert {f"{number}.{name}" for number in (0, 1) for name in originals[number].norms()} <= kept.keys()
+    assert {f"{number}.{name}" for number in (0, 1) for name in Original(networks[number]).norms()} <= kept.keys()
     config = nern.jobs.evaluating.config_of_run(folder.root)
     found = nern.evaluate(config, console=quiet())["networks"]
     best = json.loads(folder.metrics.read_text())["best"]["networks"]

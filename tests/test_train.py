@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import nern
 from conftest import Attack
 from nern import Config, NernError, NonFiniteLossError, registry
-from nern.training.run_folder import RunFolder, attached_to
+from nern.training.run_folder import RunFolder, attached_to, load_beside
 from runs import SHORT, assert_same_result, interrupted, quiet, resume, same, stop_after, train
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -354,6 +354,10 @@ def test_what_is_trained_beside_the_predictor_is_saved_and_evaluated(configure: 
     assert nern.evaluate(config, console=quiet())["reconstructed"] == metrics["best"]["test"]
     state = nern.load_run(folder.root).state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in beside.items())
+    new, best = beside | {"new.bias": torch.ones(2)}, folder.checkpoint("best")  # of before biases were trained
+    assert same(load_beside(best, new, ["new.bias"]), new)
+    with pytest.raises(NernError, match=r"does not hold new\.bias of shape"):
+        load_beside(best, new)
 
 
 def test_scalars_go_to_the_tracker_at_their_interval(configure: Configure) -> None:

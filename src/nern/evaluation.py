@@ -33,7 +33,8 @@ class Metrics:
     top1: float | None = None  # images whose label is the prediction
     top5: float | None = None  # or among the five largest outputs
     loss: float | None = None  # mean cross entropy of the logits, in nats
-    error: float | None = None  # norm of what outputs other than class scores are off by, over that of the original's
+    # norm of what outputs other than class scores are off by, over that of the original's, in percent
+    error: float | None = None
 
     def to_dict(self) -> dict[str, float]:
         """The figures there are, by name."""

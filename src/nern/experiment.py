@@ -27,7 +27,7 @@ from nern.representation.kernels import KernelTable
 from nern.representation.nern import NeRN, build_heads, build_nern
 from nern.tasks.base import DataSettings, build_task, classes_of, format_of, network_arguments, stated_format
 from nern.terminal import ordering_text, ordering_warning
-from nern.training.members import Member, trained_beside
+from nern.training.members import Member, biases_beside, trained_beside
 from nern.training.run_folder import RunFolder, load_beside
 from nern.training.trainer import Trainer
 
@@ -240,7 +240,7 @@ def build_experiment(
     extra = trained_beside(originals, config)
     checkpoint = config.nern.checkpoint_path if config.nern.init == "checkpoint" else None
     if extra and checkpoint is not None:
-        beside = load_beside(checkpoint, extra)
+        beside = load_beside(checkpoint, extra, biases_beside(originals))
         if beside is None and not train:
             raise NernError(
                 f"{checkpoint} holds no parameters trained beside the predictor (learn_fc_layer, learn_norms)"

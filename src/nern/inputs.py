@@ -22,9 +22,7 @@ class Calling:
     """How a network is called with a batch, and which of its outputs are compared."""
 
     forward: Callable[[nn.Module, Any], Any]  # (network, batch) -> outputs: a tensor, or nested tensors
-    scales: Sequence[float] | None = (
-        None  # of each tensor that is compared; None: outputs are one tensor of class scores
-    )
+    scales: Sequence[float] | None = None  # of each compared tensor; None: outputs are one tensor of class scores
 
     def __call__(self, network: nn.Module, batch: Any, samples: int) -> Float[Tensor, "samples numbers"]:
         """The outputs that are compared, in one tensor: class scores, or all numbers of all tensors, scaled."""

@@ -35,8 +35,8 @@ T = TypeVar("T")
 class Processes:
     """This process among all of a run."""
 
-    rank: int = 0
-    count: int = 1
+    rank: int = 0  # number of this process, from 0
+    count: int = 1  # of all processes
     local_rank: int = 0  # among those of its machine
     local_count: int = 1
 

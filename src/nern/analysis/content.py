@@ -75,9 +75,7 @@ class NetworkContent:
     weights: Sequence[Kernels] = ()  # the reconstructed ones
     original: Sequence[Kernels] | None = None  # None: not at hand, and whatever compares with them is left out
     ordered: Sequence[Int[Tensor, " kernels"]] | None = None
-    figures: Figures = field(
-        default_factory=dict
-    )  # by set ('test', 'held_out') and network ('original', 'reconstructed')
+    figures: Figures = field(default_factory=dict)  # by set ('test', 'held_out'), then 'original' or 'reconstructed'
     evaluation: Evaluation | str = "there are no test images"  # or why there is none: the end of a sentence
     class_names: Sequence[str] | None = None  # None: classes have numbers only
 

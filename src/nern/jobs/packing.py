@@ -78,8 +78,8 @@ class PackOptions:
             original.
         lossless: for a NeRN: every number as it is, in 32 bits.
         images: number of images on which the effect of rounding is measured; None: 128 for a NeRN, up to 1,024 for a
-            network. 0: no images are needed; the weights alone are looked at. Batch norms are fitted on these images to the
-            rounded weights, unless the predictor was trained to be rounded.
+            network. 0: no images are needed; the weights alone are looked at. Batch norms and biases are fitted on these
+            images to the rounded weights, unless the predictor was trained to be rounded.
         evaluate: whether to evaluate the file's network on the test images, and to keep the figures in the file.
         metadata: text by name, kept in the file.
     """
@@ -388,7 +388,7 @@ def _of_codes(packable: Packable, parts: NetworkParts, options: PackOptions, cou
 def _with_norms_fitted(
     packable: Packable, effects: Effects, steps: Mapping[str, int], parts: Sequence[NetworkParts]
 ) -> list[NetworkParts]:
-    """The parts with the batch norms that go with the predictor rounded to these steps, where there are images."""
+    """The parts with the norms and biases that go with the predictor rounded to these steps, where there are images."""
     state, members = packable.nern.predictor.state_dict(), packable.members
     if all(images is None for images in effects.images):
         return list(parts)

@@ -95,8 +95,8 @@ def all_curvatures(config: Config, members: Sequence[Member], images: int) -> li
 def all_fitted_norms(
     config: Config, members: Sequence[Member], weights: Sequence[Tensor], beside: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Batch norms of all networks that have images, fitted to these weights of all layers and to what is trained beside the
-    predictor, by name (`joint_name`)."""
+    """Batch norms and biases of all networks that have images, fitted to these weights of all layers and to what is trained
+    beside the predictor, by name (`joint_name`)."""
     count, found = len(members), dict[str, Tensor]()
     for number, (member, own) in enumerate(zip(members, split_by_network(members, weights), strict=True)):
         if member.stream is not None:

@@ -59,6 +59,11 @@ def trained_beside(originals: Sequence[Original], config: Config) -> dict[str, T
     return found
 
 
+def biases_beside(originals: Sequence[Original]) -> set[str]:
+    """Names of the biases among `trained_beside`: runs and checkpoints of before these were trained do not hold them."""
+    return {joint_name(name, n, len(originals)) for n, original in enumerate(originals) for name in original.biases()}
+
+
 def split_by_network(members: Sequence[Member], of_layers: Sequence[T]) -> list[list[T]]:
     """What there is for each layer, such as its weights, in a list for each network."""
     rest = iter(of_layers)

@@ -28,9 +28,7 @@ class Phase:
     weights_batch_size: int | None
     losses: Sequence[str] | None = None  # terms of the objective that take part; None: all
     curvature_images: int = 0  # on which is measured how errors of weights move the outputs; 0: all errors count alike
-    bits: float | None = (
-        None  # of a number of the predictor, which is rounded in every step, on average; None: it is not
-    )
+    bits: float | None = None  # of a number of the predictor, on average, if each step rounds it; None: none does
     rounding_images: int = ROUNDING_IMAGES  # on which what rounding does is measured
 
     @property

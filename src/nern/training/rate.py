@@ -69,11 +69,9 @@ class Rate:
         if self.weight is None:
             other, own = (_norm(tensors) for tensors in ([code.grad for code in self.codes.codes], slopes))
             self.weight = FIRST_SHARE * other / own if own > 0 else 0.0
-        for code, slope in zip(self.codes.codes, slopes, strict=True):
-            code.grad = slope * self.weight if code.grad is None else code.grad.add_(slope, alpha=self.weight)
-        for code, zeros in zip(self.codes.codes, self.zeros, strict=True):
-            if zeros is not None and code.grad is not None:
-                code.grad.masked_fill_(zeros, 0)
+        for code, slope, zeros in zip(self.codes.codes, slopes, self.zeros, strict=True):
+            gradient = slope * self.weight if code.grad is None else code.grad.add_(slope, alpha=self.weight)
+            code.grad = gradient if zeros is None else gradient.masked_fill_(zeros, 0)
         found = losses + Losses({"rate": rate}, rate * self.weight)
         missed = GAIN * (float(rate) - self.goal) / self.goal
         self.weight *= math.exp(max(-MOST_CHANGE, min(MOST_CHANGE, missed)))

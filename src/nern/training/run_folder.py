@@ -18,7 +18,7 @@ import itertools
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -169,9 +169,11 @@ def load_steps(checkpoint: str | Path) -> Quantised | None:
         raise NernError(f"{path if attached else former} is damaged: {error}") from error
 
 
-def load_beside(checkpoint: str | Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Parameters trained beside the predictor of `checkpoint`, and those of `expected` that it does not hold; None: it holds
-    none. Raises NernError if one has another shape."""
+def load_beside(
+    checkpoint: str | Path, expected: Mapping[str, Tensor], optional: Collection[str] = ()
+) -> dict[str, Tensor] | None:
+    """Parameters trained beside the predictor of `checkpoint`, and as expected those `optional` ones that it does not hold;
+    None: it holds none. Raises NernError if they do not fit `expected`."""
     path, attached = Path(checkpoint), attached_to(checkpoint)
     former = path.with_suffix(".kept.safetensors")
     if attached:
@@ -181,7 +183,7 @@ def load_beside(checkpoint: str | Path, expected: Mapping[str, Tensor]) -> dict[
     if not found:
         return None
     for name, value in expected.items():
-        held = found.get(name, value) if isinstance(found, dict) else None
+        held = found.get(name, value if name in optional else None) if isinstance(found, dict) else None
         if not isinstance(held, Tensor) or held.shape != value.shape:
             raise NernError(f"{path if attached else former} does not hold {name} of shape {tuple(value.shape)}")
     return {**expected, **{name: found[name] for name in expected if name in found}}

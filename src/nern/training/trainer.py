@@ -20,7 +20,7 @@ from nern.representation.nern import NeRN
 from nern.tasks.images import Batch
 from nern.training.assessment import Assessment, all_curvatures, all_fitted_norms
 from nern.training.loop import Loop, rehearsing
-from nern.training.members import Member, split_by_network, trained_beside
+from nern.training.members import Member, biases_beside, split_by_network, trained_beside
 from nern.training.optimizers import build_optimizer, set_rate
 from nern.training.phases import Phase, phases_of
 from nern.training.rounding import Rounding
@@ -124,7 +124,7 @@ class Trainer(Loop):
             self.assessment.best = None  # what was not rounded is not compared with what is
 
     def _fit_norms(self) -> None:
-        """Fit the batch norms of all networks that have images to the weights as they are now."""
+        """Fit the batch norms and biases of all networks that have images to the weights as they are now."""
         fitted = self.processes.from_main(
             lambda: all_fitted_norms(self.config, self.members, self.nern.reconstruct(), self._detached_extra())
         )
@@ -294,9 +294,11 @@ class Trainer(Loop):
         self.differentiate.precision = self.precision
         self._begin(next(p for p in self.phases if step <= p.ends))  # the next begins with the next step
         self.nern.predictor.load_state_dict(state["predictor"])
+        biases = biases_beside([member.original for member in self.members])
         with torch.no_grad():
             for name, p in self.extra.items():
-                p.copy_(state["extra"].get(name, p))  # earlier runs held no biases
+                if name in state["extra"] or name not in biases:
+                    p.copy_(state["extra"][name])
         self.rounding.load_state(state.get("quantised"))  # a run from before there was this phase has none
         self.assessment.best = state["best"]
         self.assessment.window.extend(state["window"])
